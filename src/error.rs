@@ -1,0 +1,136 @@
+//! What can go wrong. Every message says what was given and what is allowed.
+
+/// Why a clip could not be prepared or carried out, or its outcome not read.
+///
+/// Errors come before anything is written: a call that returns one of the variants about its input has left every
+/// gradient as it was. A `gradient` is an index into the list that the call was given.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A `max_norm` that is negative or NaN.
+    #[error("max_norm is {given}, but it must be a number that is not negative")]
+    MaxNorm {
+        /// The `max_norm` of the clip.
+        given: f32,
+    },
+
+    /// A `clip_value` that is negative or NaN.
+    #[error("clip_value is {given}, but it must be a number that is not negative")]
+    ClipValue {
+        /// The `clip_value` of the clip.
+        given: f32,
+    },
+
+    /// A range to clip to that is empty or has a NaN in it.
+    #[error("the range to clip to is [{low}, {high}], but neither bound may be NaN, nor low above high")]
+    ClipRange {
+        /// The lower bound of the clip.
+        low: f32,
+        /// The upper bound of the clip.
+        high: f32,
+    },
+
+    /// [`Clip::coefficient_only`](crate::Clip::coefficient_only) on a clip that has no coefficient.
+    #[error("a clip by value has no coefficient to hand over: coefficient_only needs a clip by global norm")]
+    CoefficientOnly,
+
+    /// The buffer of a gradient cannot be bound as storage.
+    #[error("gradient {gradient}: its buffer was created with the usages {given}, but it needs {needed}")]
+    Usage {
+        /// Which gradient.
+        gradient: usize,
+        /// The usages of its buffer.
+        given: String,
+        /// The usage that is missing.
+        needed: &'static str,
+    },
+
+    /// A gradient that does not begin or end at a multiple of its element's size.
+    #[error("gradient {gradient}: its {what} is {given} bytes, but it must be a multiple of {multiple}")]
+    Misaligned {
+        /// Which gradient.
+        gradient: usize,
+        /// What is misaligned: its offset or its length.
+        what: &'static str,
+        /// The offset or length, in bytes.
+        given: u64,
+        /// What it must be a multiple of, in bytes.
+        multiple: u64,
+    },
+
+    /// A gradient that reaches past the end of its buffer, or ends before it begins.
+    #[error("gradient {gradient}: it covers bytes {start}..{end}, but its buffer has {len} bytes")]
+    OutOfBounds {
+        /// Which gradient.
+        gradient: usize,
+        /// Its first byte.
+        start: u64,
+        /// The byte after its last one.
+        end: u64,
+        /// The size of its buffer, in bytes.
+        len: u64,
+    },
+
+    /// Two gradients that share bytes: they would be counted and scaled twice.
+    #[error("gradients {first} and {second} overlap in bytes {start}..{end} of one buffer, and would be scaled twice there")]
+    Overlap {
+        /// The one that begins first in the buffer.
+        first: usize,
+        /// The other one.
+        second: usize,
+        /// The first byte that they share.
+        start: u64,
+        /// The byte after the last one that they share.
+        end: u64,
+    },
+
+    /// The device allows less than is needed.
+    #[error("{what} needs {name} of at least {needed}, but the device allows {allowed}")]
+    Limit {
+        /// What needs it.
+        what: &'static str,
+        /// The name of the limit, as in `wgpu::Limits`.
+        name: &'static str,
+        /// The least that would do.
+        needed: u64,
+        /// What the device has.
+        allowed: u64,
+    },
+
+    /// wgpu refused a gradient's buffer: it belongs to another device, or has been destroyed.
+    #[error("wgpu refused the buffers; each must belong to the clipper's device and not be destroyed: {message}")]
+    Refused {
+        /// What wgpu said.
+        message: String,
+    },
+
+    /// The device has no room for what was asked.
+    #[error("out of memory for {what} ({bytes} bytes)")]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: &'static str,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+
+    /// A read-back was waited for whose command encoder had not been submitted.
+    #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
+    NotSubmitted,
+
+    /// The device was lost or destroyed before the outcome could be read.
+    #[error("the device was lost before the outcome could be read")]
+    DeviceLost,
+
+    /// A read-back of a plan that clips by value.
+    #[error("a clip by value measures no norm: there is no record to read back")]
+    NothingMeasured,
+
+    /// No device of the kind that was asked for.
+    #[error("no device {wanted}; found: {found}")]
+    NoDevice {
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        found: String,
+    },
+}
