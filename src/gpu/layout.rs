@@ -313,3 +313,6 @@ fn as_word(number: u64) -> u32 {
 fn as_index(number: u64) -> usize {
     usize::try_from(number).expect("what is addressed here fits into memory")
 }
+
+#[cfg(test)]
+mod tests;
