@@ -50,7 +50,10 @@ pub fn clip_coef(total_norm: f64, max_norm: f64) -> f64 {
 
 /// One element of a clip by norm: `x · coef`, rounded once, to the nearest f32.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is what is defined here")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "rounding to f32 is what is defined here"
+)]
 pub fn scale(x: f32, coef: f64) -> f32 {
     (f64::from(x) * coef) as f32
 }
@@ -69,6 +72,7 @@ pub fn clamp(x: f32, low: f32, high: f32) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "the numbers are chosen to be exact")]
 mod tests {
     use super::*;
 
