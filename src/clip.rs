@@ -62,10 +62,7 @@ impl Clip {
     /// everything becomes NaN. The record says so: [`ClipRecord::non_finite`](crate::ClipRecord::non_finite).
     #[must_use]
     pub const fn by_global_norm(max_norm: f32) -> Self {
-        Self {
-            method: Method::GlobalNorm { max_norm },
-            coefficient_only: false,
-        }
+        Self { method: Method::GlobalNorm { max_norm }, coefficient_only: false }
     }
 
     /// Clamp every element to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`.
@@ -74,10 +71,7 @@ impl Clip {
     /// [`Error::ClipValue`] when the clip is used.
     #[must_use]
     pub const fn by_value(clip_value: f32) -> Self {
-        Self {
-            method: Method::Value { clip_value },
-            coefficient_only: false,
-        }
+        Self { method: Method::Value { clip_value }, coefficient_only: false }
     }
 
     /// Clamp every element to `[low, high]`; otherwise as [`Clip::by_value`].
@@ -85,10 +79,7 @@ impl Clip {
     /// A NaN bound, or `low` above `high`, is an [`Error::ClipRange`] when the clip is used.
     #[must_use]
     pub const fn by_value_range(low: f32, high: f32) -> Self {
-        Self {
-            method: Method::ValueRange { low, high },
-            coefficient_only: false,
-        }
+        Self { method: Method::ValueRange { low, high }, coefficient_only: false }
     }
 
     /// Measure the norm and compute the coefficient, but leave the gradients as they are: the optimizer
@@ -99,34 +90,22 @@ impl Clip {
     /// clip is used.
     #[must_use]
     pub const fn coefficient_only(self) -> Self {
-        Self {
-            method: self.method,
-            coefficient_only: true,
-        }
+        Self { method: self.method, coefficient_only: true }
     }
 
     /// Checks the values, and says what is to be done.
     pub(crate) fn checked(self) -> Result<Operation, Error> {
-        let Self {
-            method,
-            coefficient_only,
-        } = self;
+        let Self { method, coefficient_only } = self;
         match method {
             Method::GlobalNorm { max_norm } if max_norm.is_nan() || max_norm < 0.0 => {
                 Err(Error::MaxNorm { given: max_norm })
             }
-            Method::GlobalNorm { max_norm } => Ok(Operation::GlobalNorm {
-                max_norm,
-                coefficient_only,
-            }),
+            Method::GlobalNorm { max_norm } => Ok(Operation::GlobalNorm { max_norm, coefficient_only }),
             _ if coefficient_only => Err(Error::CoefficientOnly),
             Method::Value { clip_value } if clip_value.is_nan() || clip_value < 0.0 => {
                 Err(Error::ClipValue { given: clip_value })
             }
-            Method::Value { clip_value } => Ok(Operation::Clamp {
-                low: -clip_value,
-                high: clip_value,
-            }),
+            Method::Value { clip_value } => Ok(Operation::Clamp { low: -clip_value, high: clip_value }),
             Method::ValueRange { low, high } if low.is_nan() || high.is_nan() || low > high => {
                 Err(Error::ClipRange { low, high })
             }

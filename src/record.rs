@@ -34,28 +34,14 @@ impl ClipRecord {
     const NON_FINITE: u32 = 2;
 
     /// The record before anything has been measured: a scale pass that reads it changes nothing.
-    pub(crate) const UNCLIPPED: Self = Self {
-        total_norm: 0.0,
-        clip_coef: 1.0,
-        max_magnitude: 0.0,
-        flags: 0,
-    };
+    pub(crate) const UNCLIPPED: Self = Self { total_norm: 0.0, clip_coef: 1.0, max_magnitude: 0.0, flags: 0 };
 
     /// The record of gradients with this norm and largest magnitude, clipped to `max_norm`.
     pub(crate) fn new(total_norm: f32, max_magnitude: f32, max_norm: f32) -> Self {
         let clip_coef = clip_coef(total_norm, max_norm);
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
-        let non_finite = if total_norm.is_finite() {
-            0
-        } else {
-            Self::NON_FINITE
-        };
-        Self {
-            total_norm,
-            clip_coef,
-            max_magnitude,
-            flags: clipped | non_finite,
-        }
+        let non_finite = if total_norm.is_finite() { 0 } else { Self::NON_FINITE };
+        Self { total_norm, clip_coef, max_magnitude, flags: clipped | non_finite }
     }
 
     /// Its fields and their offsets, for the test that compares them with those of the shaders.

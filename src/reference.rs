@@ -50,10 +50,7 @@ pub fn clip_coef(total_norm: f64, max_norm: f64) -> f64 {
 
 /// One element of a clip by norm: `x · coef`, rounded once, to the nearest f32.
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "rounding to f32 is what is defined here"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is what is defined here")]
 pub fn scale(x: f32, coef: f64) -> f32 {
     (f64::from(x) * coef) as f32
 }

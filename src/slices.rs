@@ -68,23 +68,11 @@ impl DeviceChoice {
     ///
     /// [`Error::NoDevice`] if an adapter must be taken and there is none.
     pub fn choose(&self, adapters: &[wgpu::Adapter]) -> Result<Option<usize>, Error> {
-        match (
-            adapters
-                .iter()
-                .position(|adapter| self.admits(&adapter.get_info())),
-            self,
-        ) {
+        match (adapters.iter().position(|adapter| self.admits(&adapter.get_info())), self) {
             (None, Self::Gpu | Self::Named(_)) => {
                 let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
-                let found = if names.is_empty() {
-                    "no adapter at all".to_owned()
-                } else {
-                    names.join(", ")
-                };
-                Err(Error::NoDevice {
-                    wanted: format!("{self:?}"),
-                    found,
-                })
+                let found = if names.is_empty() { "no adapter at all".to_owned() } else { names.join(", ") };
+                Err(Error::NoDevice { wanted: format!("{self:?}"), found })
             }
             (chosen, _) => Ok(chosen),
         }
@@ -185,9 +173,7 @@ impl SliceClipper {
     pub fn device(&self) -> SliceDevice {
         match &self.gpu {
             Some(gpu) => SliceDevice::Gpu(Box::new(gpu.info().clone())),
-            None => SliceDevice::Cpu {
-                threads: cpu::threads(),
-            },
+            None => SliceDevice::Cpu { threads: cpu::threads() },
         }
     }
 
@@ -207,11 +193,7 @@ impl SliceClipper {
         if let Some(gpu) = &self.gpu {
             match gpu.clip(gradients, clip) {
                 Ok((record, timings)) => {
-                    return Ok(Clipped {
-                        record,
-                        device: self.device(),
-                        timings,
-                    });
+                    return Ok(Clipped { record, device: self.device(), timings });
                 }
                 Err(error @ (Error::OutOfMemory { .. } | Error::Limit { .. }))
                     if self.choice == DeviceChoice::Auto =>
@@ -223,17 +205,8 @@ impl SliceClipper {
         }
         let start = Instant::now();
         let record = cpu::clip(gradients, clip)?;
-        let timings = Timings {
-            clip: start.elapsed(),
-            ..Timings::default()
-        };
-        Ok(Clipped {
-            record,
-            device: SliceDevice::Cpu {
-                threads: cpu::threads(),
-            },
-            timings,
-        })
+        let timings = Timings { clip: start.elapsed(), ..Timings::default() };
+        Ok(Clipped { record, device: SliceDevice::Cpu { threads: cpu::threads() }, timings })
     }
 }
 
@@ -255,17 +228,10 @@ impl SliceClipper {
 ///
 /// As for [`SliceClipper::clip`].
 pub fn clip_grad_norm(gradients: &mut [&mut [f32]], max_norm: f32) -> Result<Clipped<ClipRecord>, Error> {
-    let Clipped {
-        record,
-        device,
-        timings,
-    } = default_clipper().clip(gradients, Clip::by_global_norm(max_norm))?;
+    let Clipped { record, device, timings } =
+        default_clipper().clip(gradients, Clip::by_global_norm(max_norm))?;
     let record = record.ok_or(Error::NothingMeasured)?;
-    Ok(Clipped {
-        record,
-        device,
-        timings,
-    })
+    Ok(Clipped { record, device, timings })
 }
 
 /// Clamps every element of host gradients to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`: see
@@ -276,19 +242,13 @@ pub fn clip_grad_norm(gradients: &mut [&mut [f32]], max_norm: f32) -> Result<Cli
 /// As for [`SliceClipper::clip`].
 pub fn clip_grad_value(gradients: &mut [&mut [f32]], clip_value: f32) -> Result<Clipped<()>, Error> {
     let Clipped { device, timings, .. } = default_clipper().clip(gradients, Clip::by_value(clip_value))?;
-    Ok(Clipped {
-        record: (),
-        device,
-        timings,
-    })
+    Ok(Clipped { record: (), device, timings })
 }
 
 fn default_clipper() -> &'static SliceClipper {
     static DEFAULT: OnceLock<SliceClipper> = OnceLock::new();
     DEFAULT.get_or_init(|| {
-        SliceClipper::new(&DeviceChoice::Auto).unwrap_or(SliceClipper {
-            choice: DeviceChoice::Cpu,
-            gpu: None,
-        })
+        SliceClipper::new(&DeviceChoice::Auto)
+            .unwrap_or(SliceClipper { choice: DeviceChoice::Cpu, gpu: None })
     })
 }

@@ -77,10 +77,7 @@ impl Kernel for Measure<'_> {
             block.iter().enumerate().for_each(&mut add);
         }
         rest.iter().enumerate().for_each(add);
-        Measured {
-            squares: squares.iter().sum(),
-            largest: largest.into_iter().fold(0, u32::max),
-        }
+        Measured { squares: squares.iter().sum(), largest: largest.into_iter().fold(0, u32::max) }
     }
 }
 
@@ -130,9 +127,7 @@ impl Kernel for Clamp<'_> {
         };
         for block in piece.chunks_mut(BLOCK) {
             // One bit set that differs, rather than `any`: without a branch per element it is several per instruction.
-            let changes = block
-                .iter()
-                .fold(0, |changes, &x| changes | (x.to_bits() ^ clamped(x).to_bits()));
+            let changes = block.iter().fold(0, |changes, &x| changes | (x.to_bits() ^ clamped(x).to_bits()));
             if changes != 0 {
                 for x in block {
                     *x = clamped(*x);
@@ -150,9 +145,7 @@ mod tests {
 
     /// Numbers of both signs over many orders of magnitude, so that another order of addition shows in the sum.
     fn numbers(len: usize) -> Vec<f32> {
-        (0..len)
-            .map(|i| ((i * 7919 % 2003) as f32 - 1001.0) * (1_u64 << (i * 31 % 41)) as f32)
-            .collect()
+        (0..len).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) * (1_u64 << (i * 31 % 41)) as f32).collect()
     }
 
     const SPECIAL: [f32; 8] = [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, f32::INFINITY, -f32::INFINITY];
@@ -167,15 +160,8 @@ mod tests {
         for len in 0..=numbers.len() {
             let Measured { squares, largest } = measure(&numbers[..len]);
             let norm = reference::total_norm(&[&numbers[..len]]);
-            assert!(
-                (squares.sqrt() - norm).abs() <= 1e-14 * norm,
-                "{len} elements: {squares} but {norm}²"
-            );
-            assert_eq!(
-                largest,
-                reference::max_magnitude(&[&numbers[..len]]).to_bits(),
-                "{len} elements"
-            );
+            assert!((squares.sqrt() - norm).abs() <= 1e-14 * norm, "{len} elements: {squares} but {norm}²");
+            assert_eq!(largest, reference::max_magnitude(&[&numbers[..len]]).to_bits(), "{len} elements");
         }
     }
 
@@ -201,21 +187,12 @@ mod tests {
     #[test]
     fn clamps_every_length_to_the_bit() {
         for len in (0..20).chain(BLOCK - 2..BLOCK + 3).chain([3 * BLOCK + 7]) {
-            for (low, high) in [
-                (-1.0, 1.0),
-                (-0.0, 0.0),
-                (0.0, 0.0),
-                (2.0, f32::INFINITY),
-                (-1e-45, 1e30),
-            ] {
+            for (low, high) in [(-1.0, 1.0), (-0.0, 0.0), (0.0, 0.0), (2.0, f32::INFINITY), (-1e-45, 1e30)] {
                 let before: Vec<f32> = SPECIAL.into_iter().chain([f32::NAN]).cycle().take(len).collect();
                 let expected: Vec<f32> = before.iter().map(|&x| reference::clamp(x, low, high)).collect();
                 let mut after = before;
                 clamp(&mut after, low, high);
-                assert!(
-                    bits(&after).eq(bits(&expected)),
-                    "{len} elements to [{low}, {high}]"
-                );
+                assert!(bits(&after).eq(bits(&expected)), "{len} elements to [{low}, {high}]");
             }
         }
     }

@@ -39,10 +39,7 @@ use crate::{Clip, ClipRecord, Error};
 /// The values of `clip` are not valid, as its constructors describe. The gradients are then untouched.
 pub fn clip(gradients: &mut [&mut [f32]], clip: Clip) -> Result<Option<ClipRecord>, Error> {
     match clip.checked()? {
-        Operation::GlobalNorm {
-            max_norm,
-            coefficient_only,
-        } => {
+        Operation::GlobalNorm { max_norm, coefficient_only } => {
             let record = parallel::measure(gradients).record(max_norm);
             if record.clipped() && !coefficient_only {
                 parallel::for_each(gradients, &|piece| kernels::scale(piece, record.clip_coef));
@@ -90,17 +87,11 @@ struct Measured {
 }
 
 impl Measured {
-    const NOTHING: Self = Self {
-        squares: 0.0,
-        largest: 0,
-    };
+    const NOTHING: Self = Self { squares: 0.0, largest: 0 };
 
     /// Both together. In this order: an f64 sum depends on it.
     fn and(self, next: Self) -> Self {
-        Self {
-            squares: self.squares + next.squares,
-            largest: self.largest.max(next.largest),
-        }
+        Self { squares: self.squares + next.squares, largest: self.largest.max(next.largest) }
     }
 
     #[expect(
@@ -109,11 +100,7 @@ impl Measured {
     )]
     fn norm(self) -> f32 {
         let max_magnitude = self.max_magnitude();
-        if max_magnitude.is_finite() {
-            self.squares.sqrt() as f32
-        } else {
-            max_magnitude
-        }
+        if max_magnitude.is_finite() { self.squares.sqrt() as f32 } else { max_magnitude }
     }
 
     fn max_magnitude(self) -> f32 {
@@ -132,27 +119,19 @@ mod tests {
     use crate::reference;
 
     fn bits(gradients: &[impl AsRef<[f32]>]) -> Vec<u32> {
-        gradients
-            .iter()
-            .flat_map(AsRef::as_ref)
-            .map(|x| x.to_bits())
-            .collect()
+        gradients.iter().flat_map(AsRef::as_ref).map(|x| x.to_bits()).collect()
     }
 
     /// The record of a clip of one gradient by global norm to `max_norm`, and what became of the gradient.
     fn clipped<const N: usize>(mut gradient: [f32; N], max_norm: f32) -> (ClipRecord, [f32; N]) {
-        let record = clip(&mut [&mut gradient], Clip::by_global_norm(max_norm))
-            .unwrap()
-            .unwrap();
+        let record = clip(&mut [&mut gradient], Clip::by_global_norm(max_norm)).unwrap().unwrap();
         (record, gradient)
     }
 
     #[test]
     fn clips_to_the_joint_norm() {
         let (mut a, mut b, mut none) = ([3.0, 0.0], [-4.0], []);
-        let record = clip(&mut [&mut a, &mut none, &mut b], Clip::by_global_norm(2.5))
-            .unwrap()
-            .unwrap();
+        let record = clip(&mut [&mut a, &mut none, &mut b], Clip::by_global_norm(2.5)).unwrap().unwrap();
         assert_eq!((record.total_norm, record.max_magnitude), (5.0, 4.0));
         assert!(record.clipped() && !record.non_finite());
         assert_eq!((a, b), ([3.0 * record.clip_coef, 0.0], [-4.0 * record.clip_coef]));
@@ -203,10 +182,7 @@ mod tests {
     #[test]
     fn infinities_zero_the_rest_and_become_nan() {
         let (record, gradient) = clipped([1.0, f32::NEG_INFINITY, -2.0], 1.0);
-        assert_eq!(
-            (record.total_norm, record.max_magnitude),
-            (f32::INFINITY, f32::INFINITY)
-        );
+        assert_eq!((record.total_norm, record.max_magnitude), (f32::INFINITY, f32::INFINITY));
         assert!(record.clipped() && record.non_finite());
         assert!(gradient[1].is_nan());
         assert_eq!(bits(&[[gradient[0], gradient[2]]]), bits(&[[0.0, -0.0]]));
@@ -224,10 +200,7 @@ mod tests {
     fn nothing_has_norm_zero() {
         for gradients in [&mut [][..], &mut [&mut [][..], &mut []]] {
             let record = clip(gradients, Clip::by_global_norm(1.0)).unwrap().unwrap();
-            assert_eq!(
-                (record.total_norm, record.max_magnitude, record.clip_coef),
-                (0.0, 0.0, 1.0)
-            );
+            assert_eq!((record.total_norm, record.max_magnitude, record.clip_coef), (0.0, 0.0, 1.0));
             assert_eq!(clip(gradients, Clip::by_value(1.0)), Ok(None));
         }
     }
@@ -240,25 +213,16 @@ mod tests {
 
     #[test]
     fn many_small_gradients_are_one() {
-        let whole: Vec<f32> = (0..2000 * 613_u64)
-            .map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 1000.0)
-            .collect();
+        let whole: Vec<f32> =
+            (0..2000 * 613_u64).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 1000.0).collect();
         let mut parts = whole.clone();
         let mut parts: Vec<&mut [f32]> = parts.chunks_mut(613).collect();
         let record = clip(&mut parts, Clip::by_global_norm(1.0)).unwrap().unwrap();
-        assert_eq!(
-            record.total_norm,
-            reference::scale(1.0, reference::total_norm(&[&whole]))
-        );
-        assert_eq!(
-            bits(&parts),
-            bits(&[whole.iter().map(|x| x * record.clip_coef).collect::<Vec<_>>()])
-        );
+        assert_eq!(record.total_norm, reference::scale(1.0, reference::total_norm(&[&whole])));
+        assert_eq!(bits(&parts), bits(&[whole.iter().map(|x| x * record.clip_coef).collect::<Vec<_>>()]));
 
         clip(&mut parts, Clip::by_value(1e-4)).unwrap();
-        let clamped = whole
-            .iter()
-            .map(|x| reference::clamp(x * record.clip_coef, -1e-4, 1e-4));
+        let clamped = whole.iter().map(|x| reference::clamp(x * record.clip_coef, -1e-4, 1e-4));
         assert_eq!(bits(&parts), bits(&[clamped.collect::<Vec<_>>()]));
     }
 
@@ -271,15 +235,9 @@ mod tests {
     fn errors_come_before_anything_is_written() {
         let mut gradient = [9.0];
         let negative = Error::MaxNorm { given: -1.0 };
-        assert_eq!(
-            clip(&mut [&mut gradient], Clip::by_global_norm(-1.0)),
-            Err(negative.clone())
-        );
+        assert_eq!(clip(&mut [&mut gradient], Clip::by_global_norm(-1.0)), Err(negative.clone()));
         assert_eq!(measure(&[&gradient], -1.0), Err(negative));
-        assert_eq!(
-            clip(&mut [&mut gradient], Clip::by_value(-2.0)),
-            Err(Error::ClipValue { given: -2.0 })
-        );
+        assert_eq!(clip(&mut [&mut gradient], Clip::by_value(-2.0)), Err(Error::ClipValue { given: -2.0 }));
         assert_eq!(gradient, [9.0]);
     }
 }

@@ -17,10 +17,7 @@ pub(super) fn measure<G: AsRef<[f32]> + Sync>(gradients: &[G]) -> Measured {
     if let [gradient] = gradients {
         measure_one(gradient.as_ref())
     } else if len <= TASK {
-        gradients
-            .iter()
-            .map(|gradient| measure_one(gradient.as_ref()))
-            .fold(Measured::NOTHING, Measured::and)
+        gradients.iter().map(|gradient| measure_one(gradient.as_ref())).fold(Measured::NOTHING, Measured::and)
     } else {
         let (left, right) = gradients.split_at(gradients.len() / 2);
         let (left, right) = join(len, || measure(left), || measure(right));
@@ -74,11 +71,7 @@ fn join<A: Send, B: Send>(
     left: impl FnOnce() -> A + Send,
     right: impl FnOnce() -> B + Send,
 ) -> (A, B) {
-    if len > TASK {
-        rayon::join(left, right)
-    } else {
-        (left(), right())
-    }
+    if len > TASK { rayon::join(left, right) } else { (left(), right()) }
 }
 
 /// See [`cpu::threads`](super::threads).
@@ -106,9 +99,7 @@ mod tests {
 
     /// Big, small and empty gradients that are cut everywhere, and whose sum shows another order of addition.
     fn gradients() -> Vec<Vec<f32>> {
-        let lens = [0, 3 * TASK + 17, 1, TASK + 1, 0, PIECE]
-            .into_iter()
-            .chain((0..900).map(|i| i % 700));
+        let lens = [0, 3 * TASK + 17, 1, TASK + 1, 0, PIECE].into_iter().chain((0..900).map(|i| i % 700));
         let mut state = 1_u32;
         let mut number = || {
             state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
@@ -132,28 +123,19 @@ mod tests {
     fn the_bits_do_not_depend_on_the_threads() {
         let gradients = gradients();
         let with = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
                 assert_eq!(super::threads(), threads);
                 measure(&gradients)
             })
         };
         let alone = with(1);
-        assert!(
-            [2, 3, 7]
-                .into_iter()
-                .all(|threads| (0..5).all(|_| with(threads) == alone))
-        );
+        assert!([2, 3, 7].into_iter().all(|threads| (0..5).all(|_| with(threads) == alone)));
     }
 
     #[test]
     fn measures_gradients_cut_anywhere() {
-        let numbers: Vec<f32> = (0..2 * TASK + 3)
-            .map(|i| (i * 7919 % 2003) as f32 - 1001.0)
-            .collect();
+        let numbers: Vec<f32> = (0..2 * TASK + 3).map(|i| (i * 7919 % 2003) as f32 - 1001.0).collect();
         for around in [PIECE, 2 * PIECE, 3 * PIECE, TASK, TASK + PIECE, 2 * TASK] {
             for len in around - 1..=around + 1 {
                 let gradient = &numbers[..len];
@@ -161,21 +143,15 @@ mod tests {
                 // Integers this small add up exactly, in any order.
                 let squares: f64 = gradient.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
                 assert_eq!(found.squares, squares, "{len} elements");
-                assert_eq!(
-                    found.largest,
-                    reference::max_magnitude(&[gradient]).to_bits(),
-                    "{len} elements"
-                );
+                assert_eq!(found.largest, reference::max_magnitude(&[gradient]).to_bits(), "{len} elements");
             }
         }
     }
 
     #[test]
     fn visits_every_element_once() {
-        let mut gradients: Vec<Vec<f32>> = gradients()
-            .iter()
-            .map(|gradient| vec![0.0; gradient.len()])
-            .collect();
+        let mut gradients: Vec<Vec<f32>> =
+            gradients().iter().map(|gradient| vec![0.0; gradient.len()]).collect();
         let mut borrowed: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
         for_each(&mut borrowed, &|piece| piece.iter_mut().for_each(|x| *x += 1.0));
         assert!(gradients.iter().flatten().all(|&x| x == 1.0));

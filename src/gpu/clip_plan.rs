@@ -110,12 +110,7 @@ impl ClipPlan {
     /// How many dispatches [`encode`](Self::encode) records.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.norm.len()
-            + if self.coefficient_only {
-                0
-            } else {
-                self.apply.len()
-            }
+        self.norm.len() + if self.coefficient_only { 0 } else { self.apply.len() }
     }
 
     /// What the plan takes of the device's memory, in bytes: tables, partials, parameters and the record.
@@ -139,10 +134,9 @@ impl ClipPlan {
         guarded(clipper.device(), "a clip plan", bytes, || {
             let builder = Builder::new(clipper, buffers, &layout.tiles);
             match operation {
-                Operation::GlobalNorm {
-                    max_norm,
-                    coefficient_only,
-                } => builder.global_norm(&layout, max_norm, coefficient_only),
+                Operation::GlobalNorm { max_norm, coefficient_only } => {
+                    builder.global_norm(&layout, max_norm, coefficient_only)
+                }
                 Operation::Clamp { low, high } => builder.clamp(&layout, low, high),
             }
         })?
@@ -154,17 +148,10 @@ fn run<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item 
     if steps.peek().is_none() {
         return;
     }
-    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-        label: Some(label),
-        timestamp_writes: None,
-    });
+    let mut pass = encoder
+        .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None });
     let mut current = None;
-    for Step {
-        pipeline,
-        bind_group,
-        grid: [x, y],
-    } in steps
-    {
+    for Step { pipeline, bind_group, grid: [x, y] } in steps {
         if current != Some(pipeline) {
             pass.set_pipeline(pipeline);
             current = Some(pipeline);
@@ -194,12 +181,7 @@ impl<'a> Builder<'a> {
             BufferUsages::STORAGE,
             bytemuck::cast_slice(tiles),
         );
-        Self {
-            clipper,
-            buffers,
-            tiles: table,
-            bytes,
-        }
+        Self { clipper, buffers, tiles: table, bytes }
     }
 
     fn global_norm(
@@ -208,14 +190,8 @@ impl<'a> Builder<'a> {
         max_norm: f32,
         coefficient_only: bool,
     ) -> Result<ClipPlan, Error> {
-        let limit = self.holding(
-            "gradclip.limit",
-            BufferUsages::UNIFORM,
-            &Limit {
-                max_norm,
-                epsilon: EPSILON,
-            },
-        );
+        let limit =
+            self.holding("gradclip.limit", BufferUsages::UNIFORM, &Limit { max_norm, epsilon: EPSILON });
         let bytes = (layout.partials.max(1) * size_of::<Partial>()) as u64;
         self.bytes += bytes;
         // Zeroed by wgpu: where there is no tile, one partial says that there is nothing.
@@ -228,32 +204,18 @@ impl<'a> Builder<'a> {
         let usage = BufferUsages::STORAGE | BufferUsages::UNIFORM | BufferUsages::COPY_SRC;
         let record = self.holding("gradclip.record", usage, &ClipRecord::UNCLIPPED);
 
-        let mut norm = self.steps(&layout.norm, &partials, |access, slots| Kernel::Partials {
-            access,
-            slots,
-        })?;
+        let mut norm =
+            self.steps(&layout.norm, &partials, |access, slots| Kernel::Partials { access, slots })?;
         norm.push(self.finalize(&partials, &limit, &record)?);
-        let apply = self.steps(&layout.apply, &record, |access, slots| Kernel::Scale {
-            access,
-            slots,
-        })?;
+        let apply = self.steps(&layout.apply, &record, |access, slots| Kernel::Scale { access, slots })?;
         let staging = Arc::new(Staging::new(self.clipper.device()));
         let outcome = Some((record, staging));
-        Ok(ClipPlan {
-            norm,
-            apply,
-            coefficient_only,
-            outcome,
-            scratch_bytes: self.bytes,
-        })
+        Ok(ClipPlan { norm, apply, coefficient_only, outcome, scratch_bytes: self.bytes })
     }
 
     fn clamp(mut self, layout: &Layout, low: f32, high: f32) -> Result<ClipPlan, Error> {
         let bounds = self.holding("gradclip.bounds", BufferUsages::UNIFORM, &Bounds { low, high });
-        let apply = self.steps(&layout.apply, &bounds, |access, slots| Kernel::Clamp {
-            access,
-            slots,
-        })?;
+        let apply = self.steps(&layout.apply, &bounds, |access, slots| Kernel::Clamp { access, slots })?;
         Ok(ClipPlan {
             norm: Vec::new(),
             apply,
@@ -265,13 +227,7 @@ impl<'a> Builder<'a> {
 
     fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, value: &T) -> wgpu::Buffer {
         self.bytes += size_of::<T>() as u64;
-        filled(
-            self.clipper.device(),
-            label,
-            size_of::<T>() as u64,
-            usage,
-            bytemuck::bytes_of(value),
-        )
+        filled(self.clipper.device(), label, size_of::<T>() as u64, usage, bytemuck::bytes_of(value))
     }
 
     fn finalize(
@@ -302,11 +258,7 @@ impl<'a> Builder<'a> {
                 size: wgpu::BufferSize::new(window.size),
             });
             let fillers = (batch.windows.len()..slots).map(|slot| self.clipper.filler(slot));
-            Ok(self.step(
-                kernel,
-                fixed.into_iter().chain(windows).chain(fillers),
-                batch.tiles.len(),
-            ))
+            Ok(self.step(kernel, fixed.into_iter().chain(windows).chain(fillers), batch.tiles.len()))
         };
         batches.iter().map(step).collect()
     }
@@ -333,19 +285,12 @@ impl<'a> Builder<'a> {
                 resource: wgpu::BindingResource::Buffer(buffer),
             })
             .collect();
-        let bind_group = self
-            .clipper
-            .device()
-            .create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(kernel.label),
-                layout: &kernel.bind_group_layout,
-                entries: &entries,
-            });
-        Step {
-            pipeline: kernel.pipeline,
-            bind_group,
-            grid: self.clipper.limits().fold(workgroups),
-        }
+        let bind_group = self.clipper.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(kernel.label),
+            layout: &kernel.bind_group_layout,
+            entries: &entries,
+        });
+        Step { pipeline: kernel.pipeline, bind_group, grid: self.clipper.limits().fold(workgroups) }
     }
 }
 
@@ -357,12 +302,7 @@ fn filled(
     usage: BufferUsages,
     contents: &[u8],
 ) -> wgpu::Buffer {
-    let descriptor = wgpu::BufferDescriptor {
-        label: Some(label),
-        size,
-        usage,
-        mapped_at_creation: true,
-    };
+    let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true };
     let buffer = device.create_buffer(&descriptor);
     // A buffer that could not be made has no mapped range; the error scope around this knows why.
     if let Ok(mut range) = buffer.get_mapped_range_mut(..) {

@@ -53,15 +53,8 @@ impl Clipper {
                 mapped_at_creation: false,
             })
         })?;
-        let inner = Inner {
-            device: device.clone(),
-            limits,
-            filler,
-            kernels: Mutex::default(),
-        };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        let inner = Inner { device: device.clone(), limits, filler, kernels: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Plans to clip these gradients, together, in this manner: checks everything, compiles, allocates, binds.
@@ -95,11 +88,7 @@ impl Clipper {
 
     /// Whether tables and partials of so many bytes fit into a buffer and a binding.
     pub(super) fn check_scratch(&self, bytes: u64) -> Result<(), Error> {
-        let allowed = self
-            .inner
-            .limits
-            .binding_bytes
-            .min(self.inner.device.limits().max_buffer_size);
+        let allowed = self.inner.limits.binding_bytes.min(self.inner.device.limits().max_buffer_size);
         if bytes <= allowed {
             return Ok(());
         }
@@ -129,9 +118,7 @@ impl Clipper {
         if let Some(compiled) = kernels.get(&kernel) {
             return Ok(compiled.clone());
         }
-        let compiled = guarded(&self.inner.device, "a kernel", 0, || {
-            kernel.compile(&self.inner.device)
-        })?;
+        let compiled = guarded(&self.inner.device, "a kernel", 0, || kernel.compile(&self.inner.device))?;
         kernels.insert(kernel, compiled.clone());
         Ok(compiled)
     }
@@ -139,9 +126,7 @@ impl Clipper {
 
 impl fmt::Debug for Clipper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clipper")
-            .field("device", &self.inner.device)
-            .finish_non_exhaustive()
+        f.debug_struct("Clipper").field("device", &self.inner.device).finish_non_exhaustive()
     }
 }
 
@@ -150,11 +135,7 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
     let alignment = u64::from(device.min_storage_buffer_offset_alignment.max(16));
     let fixed = u64::from(FIRST_SLOT);
     let needed: [(&'static str, u64, u64); 9] = [
-        (
-            "max_compute_workgroup_size_x",
-            WORKGROUP_SIZE.into(),
-            device.max_compute_workgroup_size_x.into(),
-        ),
+        ("max_compute_workgroup_size_x", WORKGROUP_SIZE.into(), device.max_compute_workgroup_size_x.into()),
         (
             "max_compute_invocations_per_workgroup",
             WORKGROUP_SIZE.into(),
@@ -165,51 +146,28 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
             WORKGROUP_BYTES.into(),
             device.max_compute_workgroup_storage_size.into(),
         ),
-        (
-            "max_compute_workgroups_per_dimension",
-            1 << 8,
-            device.max_compute_workgroups_per_dimension.into(),
-        ),
+        ("max_compute_workgroups_per_dimension", 1 << 8, device.max_compute_workgroups_per_dimension.into()),
         (
             "max_storage_buffers_per_shader_stage",
             fixed + 1,
             device.max_storage_buffers_per_shader_stage.into(),
         ),
-        (
-            "max_uniform_buffers_per_shader_stage",
-            1,
-            device.max_uniform_buffers_per_shader_stage.into(),
-        ),
-        (
-            "max_bindings_per_bind_group",
-            fixed + 1,
-            device.max_bindings_per_bind_group.into(),
-        ),
+        ("max_uniform_buffers_per_shader_stage", 1, device.max_uniform_buffers_per_shader_stage.into()),
+        ("max_bindings_per_bind_group", fixed + 1, device.max_bindings_per_bind_group.into()),
         (
             "max_storage_buffer_binding_size",
             4 * LARGEST_TILE + alignment,
             device.max_storage_buffer_binding_size,
         ),
-        (
-            "max_buffer_size",
-            4 * LARGEST_TILE + alignment,
-            device.max_buffer_size,
-        ),
+        ("max_buffer_size", 4 * LARGEST_TILE + alignment, device.max_buffer_size),
     ];
     for (name, needed, allowed) in needed {
         if allowed < needed {
-            return Err(Error::Limit {
-                what: "clipping",
-                name,
-                needed,
-                allowed,
-            });
+            return Err(Error::Limit { what: "clipping", name, needed, allowed });
         }
     }
-    let slots = device
-        .max_storage_buffers_per_shader_stage
-        .min(device.max_bindings_per_bind_group)
-        - FIRST_SLOT;
+    let slots =
+        device.max_storage_buffers_per_shader_stage.min(device.max_bindings_per_bind_group) - FIRST_SLOT;
     Ok(Limits {
         // Windows are addressed in 32 bits, whatever a device allows.
         binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,

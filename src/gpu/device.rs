@@ -47,11 +47,8 @@ pub(crate) async fn open(adapter: &Adapter) -> Result<(wgpu::Device, wgpu::Queue
         required_limits: adapter.limits(),
         ..wgpu::DeviceDescriptor::default()
     };
-    adapter
-        .request_device(&descriptor)
-        .await
-        .map_err(|error| Error::NoDevice {
-            wanted: format!("of the adapter {}", adapter.get_info().name),
-            found: error.to_string(),
-        })
+    adapter.request_device(&descriptor).await.map_err(|error| Error::NoDevice {
+        wanted: format!("of the adapter {}", adapter.get_info().name),
+        found: error.to_string(),
+    })
 }

@@ -45,30 +45,20 @@ impl<'a> Gradient<'a> {
     /// All of a buffer.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
-        Self {
-            buffer,
-            dtype,
-            extent: Extent::Whole,
-        }
+        Self { buffer, dtype, extent: Extent::Whole }
     }
 
     /// Only these elements, counted from the start of the buffer. The range may begin at any element and may be empty.
     #[must_use]
     pub const fn elements(self, range: Range<u64>) -> Self {
-        Self {
-            extent: Extent::Elements(range),
-            ..self
-        }
+        Self { extent: Extent::Elements(range), ..self }
     }
 
     /// Only these bytes of the buffer: for pools that hand out byte offsets. Both ends must be multiples of the
     /// element's size.
     #[must_use]
     pub const fn bytes(self, range: Range<u64>) -> Self {
-        Self {
-            extent: Extent::Bytes(range),
-            ..self
-        }
+        Self { extent: Extent::Bytes(range), ..self }
     }
 
     /// The bytes it covers, if they are whole elements inside the buffer; `index` is for the error.
@@ -81,21 +71,11 @@ impl<'a> Gradient<'a> {
             Extent::Bytes(range) => range.clone(),
         };
         if start > end || end > len {
-            return Err(Error::OutOfBounds {
-                gradient: index,
-                start,
-                end,
-                len,
-            });
+            return Err(Error::OutOfBounds { gradient: index, start, end, len });
         }
         for (what, given) in [("offset", start), ("length", end - start)] {
             if given % size != 0 {
-                return Err(Error::Misaligned {
-                    gradient: index,
-                    what,
-                    given,
-                    multiple: size,
-                });
+                return Err(Error::Misaligned { gradient: index, what, given, multiple: size });
             }
         }
         Ok(start..end)
@@ -106,11 +86,7 @@ impl<'a> Gradient<'a> {
         if given.contains(wgpu::BufferUsages::STORAGE) {
             return Ok(());
         }
-        Err(Error::Usage {
-            gradient: index,
-            given: format!("{given:?}"),
-            needed: "STORAGE",
-        })
+        Err(Error::Usage { gradient: index, given: format!("{given:?}"), needed: "STORAGE" })
     }
 }
 
@@ -135,11 +111,7 @@ pub(super) fn resolve<'a>(gradients: &[Gradient<'a>]) -> Result<(Vec<&'a wgpu::B
             buffers.push(gradient.buffer);
             buffers.len() - 1
         });
-        spans.push(Span {
-            buffer,
-            start: bytes.start / 4,
-            len: (bytes.end - bytes.start) / 4,
-        });
+        spans.push(Span { buffer, start: bytes.start / 4, len: (bytes.end - bytes.start) / 4 });
     }
     Ok((buffers, spans))
 }

@@ -103,10 +103,7 @@ impl Kernel {
                 (vec![READ, Uniform], vec![WRITE; slots])
             }
         };
-        debug_assert!(
-            slots.is_empty() || bindings.len() == FIRST_SLOT as usize,
-            "slots follow the others"
-        );
+        debug_assert!(slots.is_empty() || bindings.len() == FIRST_SLOT as usize, "slots follow the others");
         bindings.extend(slots);
         bindings
     }
@@ -119,18 +116,12 @@ impl Kernel {
             .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty,
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
                 count: None,
             })
             .collect();
-        let bind_group_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label,
-            entries: &entries,
-        });
+        let bind_group_layout =
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries });
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
             bind_group_layouts: &[Some(&bind_group_layout)],
@@ -153,11 +144,7 @@ impl Kernel {
             cache: None,
         });
         log::debug!("compiled {self:?}");
-        Compiled {
-            label: self.label(),
-            pipeline,
-            bind_group_layout,
-        }
+        Compiled { label: self.label(), pipeline, bind_group_layout }
     }
 }
 

@@ -106,10 +106,7 @@ pub(super) fn lay_out(spans: &[Span], order: &[usize], limits: Limits, measures:
     let (pieces, partials) = cut(spans, order, tile_words);
     let views = views(&pieces, limits, tile_words);
 
-    let mut layout = Layout {
-        partials,
-        ..Layout::default()
-    };
+    let mut layout = Layout { partials, ..Layout::default() };
     if measures {
         layout.norm = layout.batches(&views, limits, |view| &view.norm);
     }
@@ -205,11 +202,7 @@ fn views(pieces: &[Piece], limits: Limits, tile_words: u64) -> Vec<View> {
         };
         let size = 4 * shown[count - 1].end() - offset;
         views.push(View {
-            window: Window {
-                buffer: first.buffer,
-                offset,
-                size,
-            },
+            window: Window { buffer: first.buffer, offset, size },
             ordinal,
             norm: norm_tiles(shown, offset / 4),
             apply: apply_tiles(shown, offset / 4, tile_words),
@@ -225,12 +218,7 @@ fn norm_tiles(pieces: &[Piece], base: u64) -> Tiles {
     for piece in pieces {
         let tile = tile(piece.start - base, piece.len, piece.partial);
         let aligned = tile.first % 4 == 0 && tile.count % 4 == 0;
-        if aligned {
-            &mut tiles.vectors
-        } else {
-            &mut tiles.words
-        }
-        .push(tile);
+        if aligned { &mut tiles.vectors } else { &mut tiles.words }.push(tile);
     }
     tiles
 }
@@ -249,9 +237,7 @@ fn apply_tiles(pieces: &[Piece], base: u64, tile_words: u64) -> Tiles {
             }
         }
         let body = (head..tail).step_by(as_index(tile_words));
-        tiles
-            .vectors
-            .extend(body.map(|from| tile(from, tile_words.min(tail - from), 0)));
+        tiles.vectors.extend(body.map(|from| tile(from, tile_words.min(tail - from), 0)));
     }
     tiles
 }
@@ -273,11 +259,7 @@ impl Layout {
                 batches.extend(shown.chunks(limits.slots).map(|views| {
                     let windows = views.iter().map(|view| view.window.clone()).collect();
                     let tiles = self.table(views.iter().map(|view| tiles(view).of(access)), limits.alignment);
-                    Batch {
-                        access,
-                        windows,
-                        tiles,
-                    }
+                    Batch { access, windows, tiles }
                 }));
             }
         }
@@ -297,12 +279,7 @@ impl Layout {
 }
 
 fn tile(first: u64, count: u64, partial: usize) -> Tile {
-    Tile {
-        slot: 0,
-        first: as_word(first),
-        count: as_word(count),
-        partial: as_word(partial as u64),
-    }
+    Tile { slot: 0, first: as_word(first), count: as_word(count), partial: as_word(partial as u64) }
 }
 
 /// A number of words inside a window, or of a partial: a binding has fewer than 2^32 bytes.

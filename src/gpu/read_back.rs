@@ -21,11 +21,7 @@ pub struct ReadBack(State);
 
 #[derive(Debug)]
 enum State {
-    UnderWay {
-        device: wgpu::Device,
-        sender: Arc<OneshotSender<Outcome>>,
-        receiver: OneshotReceiver<Outcome>,
-    },
+    UnderWay { device: wgpu::Device, sender: Arc<OneshotSender<Outcome>>, receiver: OneshotReceiver<Outcome> },
     Failed(Error),
 }
 
@@ -42,15 +38,9 @@ impl ReadBack {
     /// device was lost or destroyed before it got there; [`Error::NothingMeasured`] for a clip by value.
     pub fn wait(self) -> Outcome {
         match self.0 {
-            State::UnderWay {
-                device,
-                sender,
-                receiver,
-            } => {
+            State::UnderWay { device, sender, receiver } => {
                 drive(&device, &sender);
-                now_or_never(receiver.receive())
-                    .flatten()
-                    .unwrap_or(Err(Error::NotSubmitted))
+                now_or_never(receiver.receive()).flatten().unwrap_or(Err(Error::NotSubmitted))
             }
             State::Failed(error) => Err(error),
         }
@@ -65,11 +55,7 @@ impl IntoFuture for ReadBack {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             match self.0 {
-                State::UnderWay {
-                    device,
-                    sender,
-                    receiver,
-                } => {
+                State::UnderWay { device, sender, receiver } => {
                     drive_in_background(device, sender);
                     receiver.receive().await.unwrap_or(Err(Error::NotSubmitted))
                 }
@@ -117,10 +103,7 @@ pub(super) struct Staging {
 
 impl Staging {
     pub(super) fn new(device: &wgpu::Device) -> Self {
-        Self {
-            device: device.clone(),
-            free: Mutex::default(),
-        }
+        Self { device: device.clone(), free: Mutex::default() }
     }
 
     pub(super) fn read_back(
@@ -139,11 +122,7 @@ impl Staging {
         // Mapping on submit would be shorter, but where the device has been lost in between it fails inside the
         // caller's `submit`, outside of any error scope of ours, and panics there.
         encoder.on_submitted_work_done(move || staging.map(buffer, to_ticket));
-        ReadBack(State::UnderWay {
-            device: self.device.clone(),
-            sender,
-            receiver,
-        })
+        ReadBack(State::UnderWay { device: self.device.clone(), sender, receiver })
     }
 
     fn take(&self) -> Result<wgpu::Buffer, Error> {
@@ -167,9 +146,7 @@ impl Staging {
         let mapped = buffer.clone();
         let refused = guarded(&device, "a read-back", 0, || {
             buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-                let outcome = result
-                    .map_err(|_| Error::DeviceLost)
-                    .and_then(|()| self.take_record(mapped));
+                let outcome = result.map_err(|_| Error::DeviceLost).and_then(|()| self.take_record(mapped));
                 // The ticket may be gone.
                 let _ = sender.send(outcome);
             });
@@ -185,10 +162,7 @@ impl Staging {
             bytemuck::pod_read_unaligned(&range)
         };
         buffer.unmap();
-        self.free
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(buffer);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
         Ok(record)
     }
 }

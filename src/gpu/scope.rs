@@ -18,18 +18,13 @@ pub(crate) fn guarded<T>(
     let created = create();
     // All three are popped before the first is looked at. Natively they are ready at once; in a browser, where they
     // are not, an error goes to the page's console.
-    let [validation, internal, memory] = [
-        now_or_never(validation.pop()),
-        now_or_never(internal.pop()),
-        now_or_never(memory.pop()),
-    ];
+    let [validation, internal, memory] =
+        [now_or_never(validation.pop()), now_or_never(internal.pop()), now_or_never(memory.pop())];
     if memory.flatten().is_some() {
         return Err(Error::OutOfMemory { what, bytes });
     }
     match validation.flatten().or(internal.flatten()) {
-        Some(error) => Err(Error::Refused {
-            message: error.to_string(),
-        }),
+        Some(error) => Err(Error::Refused { message: error.to_string() }),
         None => Ok(created),
     }
 }

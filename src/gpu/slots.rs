@@ -45,11 +45,7 @@ pub(super) fn declare(slots: usize, access: Access, writable: bool) -> String {
     for (signature, body) in functions {
         let _ = write!(wgsl, "\n{signature} {{\n    switch slot {{\n");
         for slot in 0..slots {
-            let label = if slot + 1 == slots {
-                "default".to_owned()
-            } else {
-                format!("case {slot}u")
-            };
+            let label = if slot + 1 == slots { "default".to_owned() } else { format!("case {slot}u") };
             let body = body.replace('$', &format!("slot{slot}"));
             let _ = writeln!(wgsl, "        {label}: {{ {body} }}");
         }

@@ -41,11 +41,7 @@ struct Part {
 impl Gpu {
     pub(super) async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
         let (device, queue) = open(adapter).await?;
-        Ok(Self {
-            info: adapter.get_info(),
-            queue,
-            clipper: Clipper::new(&device)?,
-        })
+        Ok(Self { info: adapter.get_info(), queue, clipper: Clipper::new(&device)? })
     }
 
     pub(super) fn info(&self) -> &wgpu::AdapterInfo {
@@ -71,9 +67,7 @@ impl Gpu {
         let upload = start.elapsed();
 
         let start = Instant::now();
-        let mut encoder = self
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.encode(&mut encoder);
         let ticket = plan.record_buffer().map(|_| plan.read_back(&mut encoder));
         self.queue.submit([encoder.finish()]);
@@ -85,14 +79,7 @@ impl Gpu {
         if record.is_none_or(|record| record.clipped()) {
             self.download(gradients, &parts, &arenas)?;
         }
-        Ok((
-            record,
-            Timings {
-                upload,
-                clip,
-                download: start.elapsed(),
-            },
-        ))
+        Ok((record, Timings { upload, clip, download: start.elapsed() }))
     }
 
     fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
@@ -140,12 +127,7 @@ impl Gpu {
         parts: &[Part],
         arenas: &[wgpu::Buffer],
     ) -> Result<(), Error> {
-        let largest = arenas
-            .iter()
-            .map(wgpu::Buffer::size)
-            .max()
-            .unwrap_or(0)
-            .min(CHUNK_BYTES);
+        let largest = arenas.iter().map(wgpu::Buffer::size).max().unwrap_or(0).min(CHUNK_BYTES);
         let staging = guarded(self.device(), "the way back of the gradients", largest, || {
             self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.download"),
@@ -176,9 +158,8 @@ impl Gpu {
         let size = chunk.end - chunk.start;
         let (sender, receiver) = oneshot_channel();
         guarded(self.device(), "the way back of the gradients", size, || {
-            let mut encoder = self
-                .device()
-                .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut encoder =
+                self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);
             self.queue.submit([encoder.finish()]);
             staging.map_async(wgpu::MapMode::Read, ..size, move |mapped| {
@@ -246,12 +227,7 @@ fn place(lens: &[usize], arena_bytes: u64) -> (Vec<Part>, Vec<u64>) {
             };
             let arena = sizes.len() - 1;
             sizes[arena] = offset + bytes;
-            parts.push(Part {
-                slice,
-                range,
-                arena,
-                offset,
-            });
+            parts.push(Part { slice, range, arena, offset });
         }
     }
     (parts, sizes)
@@ -272,29 +248,16 @@ mod tests {
         let mut ends = vec![0; sizes.len()];
         let mut taken = vec![0; lens.len()];
         for part in &parts {
-            assert!(
-                part.offset >= ends[part.arena],
-                "{part:?} overlaps the one before"
-            );
+            assert!(part.offset >= ends[part.arena], "{part:?} overlaps the one before");
             assert_eq!(part.offset % ALIGNMENT, 0, "{part:?} is aligned");
-            assert_eq!(
-                part.range.start, taken[part.slice],
-                "{part:?} follows on the one before"
-            );
-            assert_eq!(
-                part.range.start % as_index(LARGEST_TILE),
-                0,
-                "{part:?} is cut between tiles"
-            );
+            assert_eq!(part.range.start, taken[part.slice], "{part:?} follows on the one before");
+            assert_eq!(part.range.start % as_index(LARGEST_TILE), 0, "{part:?} is cut between tiles");
             ends[part.arena] = part.bytes().end;
             taken[part.slice] = part.range.end;
         }
         assert_eq!(ends, sizes, "an arena ends with its last part");
         assert_eq!(taken, lens, "every element has a place");
-        assert!(
-            sizes.iter().all(|&size| size <= arena_bytes),
-            "{sizes:?} are within the limit"
-        );
+        assert!(sizes.iter().all(|&size| size <= arena_bytes), "{sizes:?} are within the limit");
     }
 
     #[test]

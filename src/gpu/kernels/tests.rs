@@ -42,29 +42,15 @@ fn naga_accepts_every_kernel_without_any_optional_capability() {
 
 #[test]
 fn tint_accepts_every_kernel() {
-    if Command::new("tint")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_err()
-    {
+    if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         println!("NOT RUN: there is no tint on the PATH; only naga has seen the kernels");
         return;
     }
     for kernel in all() {
         let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
         file.write_all(kernel.source().as_bytes()).unwrap();
-        let output = Command::new("tint")
-            .args(["--format", "wgsl"])
-            .arg(file.path())
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{kernel:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
+        assert!(output.status.success(), "{kernel:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
@@ -97,17 +83,9 @@ fn the_shader_binds_what_the_layout_offers() {
             .map(|(binding, ty)| match ty {
                 wgpu::BufferBindingType::Uniform => (binding, naga::AddressSpace::Uniform),
                 wgpu::BufferBindingType::Storage { read_only } => {
-                    let store = if read_only {
-                        naga::StorageAccess::empty()
-                    } else {
-                        naga::StorageAccess::STORE
-                    };
-                    (
-                        binding,
-                        naga::AddressSpace::Storage {
-                            access: naga::StorageAccess::LOAD | store,
-                        },
-                    )
+                    let store =
+                        if read_only { naga::StorageAccess::empty() } else { naga::StorageAccess::STORE };
+                    (binding, naga::AddressSpace::Storage { access: naga::StorageAccess::LOAD | store })
                 }
             })
             .collect();
@@ -118,18 +96,10 @@ fn the_shader_binds_what_the_layout_offers() {
 /// The names and offsets of a WGSL struct's members, and its size.
 fn wgsl_layout(kernel: Kernel, name: &str) -> (Vec<(String, usize)>, usize) {
     let module = parse(kernel);
-    let (_, ty) = module
-        .types
-        .iter()
-        .find(|(_, ty)| ty.name.as_deref() == Some(name))
-        .unwrap();
-    let naga::TypeInner::Struct { members, span } = &ty.inner else {
-        panic!("{name} is a struct")
-    };
-    let members = members
-        .iter()
-        .map(|member| (member.name.clone().unwrap(), member.offset as usize))
-        .collect();
+    let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
+    let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{name} is a struct") };
+    let members =
+        members.iter().map(|member| (member.name.clone().unwrap(), member.offset as usize)).collect();
     (members, *span as usize)
 }
 
@@ -144,15 +114,7 @@ macro_rules! assert_same_layout {
 fn structs_lie_in_memory_alike() {
     let access = Access::Vectors;
     let partials = Kernel::Partials { access, slots: 1 };
-    assert_same_layout!(
-        partials,
-        Tile {
-            slot,
-            first,
-            count,
-            partial
-        }
-    );
+    assert_same_layout!(partials, Tile { slot, first, count, partial });
     assert_same_layout!(partials, Partial { sum, largest });
     assert_same_layout!(Kernel::Finalize, Limit { max_norm, epsilon });
     assert_same_layout!(Kernel::Clamp { access, slots: 1 }, Bounds { low, high });

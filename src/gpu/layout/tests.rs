@@ -64,7 +64,10 @@ fn check_batch(layout: &Layout, batch: &Batch, limits: Limits) {
     assert_eq!(distinct.len(), batch.windows.len(), "{batch:?} binds no buffer twice");
     for window in &batch.windows {
         assert_eq!(window.offset % limits.alignment, 0, "{window:?} begins where a binding may");
-        assert!(window.size <= limits.binding_bytes && window.size % 4 == 0, "{window:?} is as long as one may be");
+        assert!(
+            window.size <= limits.binding_bytes && window.size % 4 == 0,
+            "{window:?} is as long as one may be"
+        );
     }
     for tile in &layout.tiles[batch.tiles.clone()] {
         let window = &batch.windows[tile.slot as usize];
@@ -189,9 +192,15 @@ fn buffers_are_walked_backwards_when_written() {
 fn tables_and_partials_stay_small() {
     for exponent in 10..34 {
         let words = 1_u64 << exponent;
-        let layout = laid_out(&[Span { buffer: 0, start: 0, len: words }], Limits { binding_bytes: 1 << 31, ..BASELINE });
+        let layout = laid_out(
+            &[Span { buffer: 0, start: 0, len: words }],
+            Limits { binding_bytes: 1 << 31, ..BASELINE },
+        );
         let scratch = 16 * layout.tiles.len() + 8 * layout.partials;
-        assert!(scratch as u64 <= 4 * words / 1000 + (64 << 10), "2^{exponent} elements take {scratch} bytes");
+        assert!(
+            scratch as u64 <= 4 * words / 1000 + (64 << 10),
+            "2^{exponent} elements take {scratch} bytes"
+        );
     }
 }
 
