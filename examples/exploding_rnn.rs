@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let (step, norm, gradients) = worst;
     gradients.save(path.as_ref(), step)?;
-    println!("kept the gradients of step {step}, norm {norm}");
+    println!("kept the gradients of step {step}, norm {norm:e}");
     Ok(())
 }
 
