@@ -19,9 +19,7 @@ const SPECTRAL_RADIUS: f32 = 2.0;
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = env::args_os()
-        .nth(1)
-        .ok_or("usage: exploding_rnn GRADS.safetensors")?;
+    let path = env::args_os().nth(1).ok_or("usage: exploding_rnn GRADS.safetensors")?;
     let mut random = Xorshift(SEED);
     let mut model = Parameters::random(&mut random);
     let mut worst = (0, 0.0, Parameters::zeros());
@@ -125,16 +123,8 @@ impl Parameters {
             for i in 0..HIDDEN {
                 let d_sum = d_state[i] * (1.0 - states[t + 1][i] * states[t + 1][i]);
                 gradients.bias_ih[i] += d_sum;
-                axpy(
-                    d_sum,
-                    &inputs[t],
-                    &mut gradients.weight_ih[i * INPUTS..][..INPUTS],
-                );
-                axpy(
-                    d_sum,
-                    &states[t],
-                    &mut gradients.weight_hh[i * HIDDEN..][..HIDDEN],
-                );
+                axpy(d_sum, &inputs[t], &mut gradients.weight_ih[i * INPUTS..][..INPUTS]);
+                axpy(d_sum, &states[t], &mut gradients.weight_hh[i * HIDDEN..][..HIDDEN]);
                 axpy(d_sum, row(&self.weight_hh, i, HIDDEN), &mut d_before);
             }
             d_state = d_before;
@@ -169,10 +159,7 @@ impl Parameters {
             tensors.push((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?));
         }
         // One entry only: the order of several would change from run to run.
-        let origin = (
-            "origin".to_owned(),
-            format!("examples/exploding_rnn.rs, step {step}"),
-        );
+        let origin = ("origin".to_owned(), format!("examples/exploding_rnn.rs, step {step}"));
         Ok(serialize_to_file(tensors, Some([origin].into()), path)?)
     }
 }

@@ -72,7 +72,9 @@ pub enum Error {
     },
 
     /// Two gradients that share bytes: they would be counted and scaled twice.
-    #[error("gradients {first} and {second} overlap in bytes {start}..{end} of one buffer, and would be scaled twice there")]
+    #[error(
+        "gradients {first} and {second} overlap in bytes {start}..{end} of one buffer, and would be scaled twice there"
+    )]
     Overlap {
         /// The one that begins first in the buffer.
         first: usize,
@@ -98,7 +100,9 @@ pub enum Error {
     },
 
     /// wgpu refused a gradient's buffer: it belongs to another device, or has been destroyed.
-    #[error("wgpu refused the buffers; each must belong to the clipper's device and not be destroyed: {message}")]
+    #[error(
+        "wgpu refused the buffers; each must belong to the clipper's device and not be destroyed: {message}"
+    )]
     Refused {
         /// What wgpu said.
         message: String,

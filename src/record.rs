@@ -33,12 +33,28 @@ impl ClipRecord {
     const CLIPPED: u32 = 1;
     const NON_FINITE: u32 = 2;
 
+    /// The record before anything has been measured: a scale pass that reads it changes nothing.
+    pub(crate) const UNCLIPPED: Self = Self { total_norm: 0.0, clip_coef: 1.0, max_magnitude: 0.0, flags: 0 };
+
     /// The record of gradients with this norm and largest magnitude, clipped to `max_norm`.
     pub(crate) fn new(total_norm: f32, max_magnitude: f32, max_norm: f32) -> Self {
         let clip_coef = clip_coef(total_norm, max_norm);
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
         let non_finite = if total_norm.is_finite() { 0 } else { Self::NON_FINITE };
         Self { total_norm, clip_coef, max_magnitude, flags: clipped | non_finite }
+    }
+
+    /// Its fields and their offsets, for the test that compares them with those of the shaders.
+    #[cfg(test)]
+    pub(crate) fn layout() -> Vec<(String, usize)> {
+        use std::mem::offset_of;
+        let offsets = [
+            ("total_norm", offset_of!(Self, total_norm)),
+            ("clip_coef", offset_of!(Self, clip_coef)),
+            ("max_magnitude", offset_of!(Self, max_magnitude)),
+            ("flags", offset_of!(Self, flags)),
+        ];
+        offsets.map(|(name, offset)| (name.to_owned(), offset)).to_vec()
     }
 
     /// Whether the coefficient differs from 1: the gradients exceed the limit, or are not finite.

@@ -1,1 +1,108 @@
-//! The reference (stub).
+//! The definition: every operation in the plainest sequential f64 that says what it means.
+//!
+//! This is the oracle that the CPU and the GPU path are tested against, and it shares no code with either. It is
+//! slow on purpose: one accumulator, one element after the other. For `n` elements its norm is within `n · 2⁻⁵⁴` of
+//! the exact one, relatively, and in practice far closer; no finite f32 overflows or vanishes when squared in f64.
+//!
+//! ```
+//! use gradclip::reference;
+//!
+//! let gradients: [&[f32]; 2] = [&[3.0, 0.0], &[4.0]];
+//! let norm = reference::total_norm(&gradients);
+//! let coef = reference::clip_coef(norm, 1.0);
+//! assert_eq!(norm, 5.0);
+//! assert_eq!(reference::scale(4.0, coef), 0.799_999_84);
+//! ```
+
+/// The L2 norm of all gradients together, `sqrt(Σ g²)`. Infinite or NaN if an element is, NaN winning; 0 if there
+/// are no elements.
+#[must_use]
+pub fn total_norm(gradients: &[&[f32]]) -> f64 {
+    let mut sum = 0.0;
+    for &x in gradients.iter().copied().flatten() {
+        sum += f64::from(x) * f64::from(x);
+    }
+    sum.sqrt()
+}
+
+/// The largest `|g|` of any element: the infinity norm. NaN if any element is NaN; 0 if there are none.
+#[must_use]
+pub fn max_magnitude(gradients: &[&[f32]]) -> f32 {
+    let mut largest = 0.0;
+    for &x in gradients.iter().copied().flatten() {
+        if x.is_nan() {
+            return f32::NAN;
+        }
+        if x.abs() > largest {
+            largest = x.abs();
+        }
+    }
+    largest
+}
+
+/// The factor that brings `total_norm` to at most `max_norm`: `min(max_norm / (total_norm + 1e-6), 1)`, the
+/// formula that `torch.nn.utils.clip_grad_norm_` documents. NaN stays NaN.
+#[must_use]
+pub fn clip_coef(total_norm: f64, max_norm: f64) -> f64 {
+    let coef = max_norm / (total_norm + 1e-6);
+    if coef > 1.0 { 1.0 } else { coef }
+}
+
+/// One element of a clip by norm: `x · coef`, rounded once, to the nearest f32.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is what is defined here")]
+pub fn scale(x: f32, coef: f64) -> f32 {
+    (f64::from(x) * coef) as f32
+}
+
+/// One element of a clip by value: the nearest number in `[low, high]`. NaN stays NaN, and -0.0 stays -0.0 in a
+/// range that holds 0, whatever the sign of the bound.
+#[must_use]
+pub fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    if x < low {
+        low
+    } else if x > high {
+        high
+    } else {
+        x
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::float_cmp, reason = "the numbers are chosen to be exact")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norm_of_the_classic_triangle() {
+        assert_eq!(total_norm(&[&[3.0], &[], &[0.0, -4.0]]), 5.0);
+        assert_eq!(total_norm(&[]), 0.0);
+        assert_eq!(max_magnitude(&[&[3.0], &[], &[0.0, -4.0]]), 4.0);
+        assert_eq!(max_magnitude(&[]), 0.0);
+    }
+
+    #[test]
+    fn nan_wins_over_infinity() {
+        for order in [[f32::NAN, f32::INFINITY], [f32::INFINITY, f32::NAN]] {
+            assert!(total_norm(&[&order]).is_nan());
+            assert!(max_magnitude(&[&order]).is_nan());
+        }
+        assert_eq!(total_norm(&[&[1.0, f32::NEG_INFINITY]]), f64::INFINITY);
+    }
+
+    #[test]
+    fn coefficient() {
+        assert_eq!(clip_coef(4.0, 2.0), 2.0 / 4.000_001);
+        assert_eq!(clip_coef(1.0, 2.0), 1.0);
+        assert_eq!(clip_coef(f64::INFINITY, 2.0), 0.0);
+        assert!(clip_coef(f64::NAN, 2.0).is_nan());
+    }
+
+    #[test]
+    fn clamp_keeps_nan_and_the_sign_of_zero() {
+        assert!(clamp(f32::NAN, -1.0, 1.0).is_nan());
+        assert_eq!(clamp(-0.0, 0.0, 1.0).to_bits(), (-0.0_f32).to_bits());
+        assert_eq!(clamp(f32::INFINITY, -1.0, 2.0), 2.0);
+        assert_eq!(clamp(f32::NEG_INFINITY, -1.0, 2.0), -1.0);
+    }
+}

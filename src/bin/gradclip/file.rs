@@ -106,7 +106,9 @@ fn parse_header(header: &[u8]) -> Result<Metadata> {
     // Before the parser of the format, which refuses dtypes of tomorrow without saying which tensor has them.
     for (name, info) in json.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__") {
         match info["dtype"].as_str() {
-            Some(dtype) if dtype != "F32" => bail!("tensor {name:?} is of dtype {dtype:?}, but only F32 is allowed"),
+            Some(dtype) if dtype != "F32" => {
+                bail!("tensor {name:?} is of dtype {dtype:?}, but only F32 is allowed")
+            }
             _ => {}
         }
     }
@@ -179,8 +181,9 @@ impl Output {
 
     fn replace(self, gradients: Gradients, progress: &Progress) -> Result<()> {
         // Not the private file that `tempfile` makes by itself: a new output obeys the umask, as any other file.
-        let mut file =
-            tempfile::Builder::new().prefix(".gradclip-").make_in(self.folder(), |path| File::create_new(path))?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".gradclip-")
+            .make_in(self.folder(), |path| File::create_new(path))?;
         gradients.write_to(file.as_file_mut(), progress)?;
         if let Some(permissions) = self.permissions {
             file.as_file().set_permissions(permissions)?;

@@ -40,10 +40,9 @@ impl Report {
     }
 
     pub(crate) fn json(&self) -> String {
-        let tensor = |(tensor, norm): &(Tensor, f32)| {
-            json!({ "name": tensor.name, "dtype": "F32", "shape": tensor.shape, "norm": json_number(*norm) })
-        };
-        let seconds = self.seconds.iter().map(|(stage, time)| ((*stage).to_owned(), json!(time.as_secs_f64())));
+        let tensor = |(tensor, norm): &(Tensor, f32)| json!({ "name": tensor.name, "dtype": "F32", "shape": tensor.shape, "norm": json_number(*norm) });
+        let seconds =
+            self.seconds.iter().map(|(stage, time)| ((*stage).to_owned(), json!(time.as_secs_f64())));
         let report = json!({
             "device": self.device,
             "total_norm": json_number(self.total_norm),
@@ -59,7 +58,11 @@ impl Report {
 
 /// All digits that tell one f32 from the next, with an exponent where zeros would fill the line.
 fn number(x: f32) -> String {
-    if x == 0.0 || !x.is_finite() || (1e-4..1e7).contains(&x.abs()) { format!("{x}") } else { format!("{x:e}") }
+    if x == 0.0 || !x.is_finite() || (1e-4..1e7).contains(&x.abs()) {
+        format!("{x}")
+    } else {
+        format!("{x:e}")
+    }
 }
 
 /// JSON knows no NaN and no infinity: they become strings.

@@ -1,0 +1,75 @@
+// Norm, stage 1: what each tile adds to the norm.
+//
+//   partials[tile.partial] = (Σ g², max |g|)    over the words g of the tile
+//
+// One workgroup a tile. The order of the sum depends on nothing but the tile's length: not on where the tile lies,
+// how it is read or how many there are. Each invocation keeps 16 sums, so that none is a chain of more than 17
+// terms for the largest tile, and a tree joins them: that is where the accuracy comes from.
+
+@group(0) @binding(1) var<storage, read_write> partials: array<Partial>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = tile_index(workgroup, grid);
+    if (index >= arrayLength(&tiles)) {
+        return;
+    }
+    let tile = tiles[index];
+
+    var total = reduce(lane, sum_of(tile, lane));
+    if (needs_rescue(total.largest)) {
+        let rescued = rescued_sum_of(tile, lane, exponent_of(total.largest));
+        total = reduce(lane, Partial(rescued, total.largest | RESCUED));
+    }
+    if (lane == 0u) {
+        partials[tile.partial] = total;
+    }
+}
+
+// What one invocation adds: four vectors at a time, their loads in flight together.
+fn sum_of(tile: Tile, lane: u32) -> Partial {
+    var sum0 = vec4<f32>();
+    var sum1 = vec4<f32>();
+    var sum2 = vec4<f32>();
+    var sum3 = vec4<f32>();
+    var largest = vec4<u32>();
+    var at = 4u * lane;
+    for (var blocks = tile.count / (4u * STRIDE); blocks > 0u; blocks -= 1u) {
+        let block = load_block(tile.slot, tile.first + at, STRIDE);
+        sum0 = accumulate(sum0, block.v0);
+        sum1 = accumulate(sum1, block.v1);
+        sum2 = accumulate(sum2, block.v2);
+        sum3 = accumulate(sum3, block.v3);
+        largest = max(largest, max(magnitudes(block.v0), magnitudes(block.v1)));
+        largest = max(largest, max(magnitudes(block.v2), magnitudes(block.v3)));
+        at += 4u * STRIDE;
+    }
+    for (; at < tile.count; at += STRIDE) {
+        let words = load_to_end(tile, at);
+        sum0 = accumulate(sum0, words);
+        largest = max(largest, magnitudes(words));
+    }
+    let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
+    return Partial(total_of((sum0 + sum1) + (sum2 + sum3)), most);
+}
+
+// The same for a tile out of the plain range; rare, so it is short instead of fast.
+fn rescued_sum_of(tile: Tile, lane: u32, exponent: i32) -> f32 {
+    var sum = vec4<f32>();
+    for (var at = 4u * lane; at < tile.count; at += STRIDE) {
+        sum = accumulate_rescued(sum, load_to_end(tile, at), exponent);
+    }
+    return total_of(sum);
+}
+
+fn magnitudes(words: vec4<u32>) -> vec4<u32> {
+    return words & vec4(MAGNITUDE);
+}
+
+fn total_of(sum: vec4<f32>) -> f32 {
+    return (sum.x + sum.y) + (sum.z + sum.w);
+}

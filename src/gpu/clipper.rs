@@ -1,0 +1,178 @@
+//! `Clipper`: the kernels of one device, and how a plan is made from them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::clip_plan::ClipPlan;
+use super::gradient::{self, Gradient};
+use super::kernels::{Compiled, Kernel, WORKGROUP_BYTES, WORKGROUP_SIZE};
+use super::layout::{LARGEST_TILE, Limits};
+use super::scope::guarded;
+use super::slots::FIRST_SLOT;
+use crate::{Clip, Error};
+
+/// More windows than this are not bound at once, whatever the device allows: each makes the shaders longer.
+const MOST_SLOTS: u32 = 32;
+
+/// Clips gradients on one [`wgpu::Device`].
+///
+/// It compiles a kernel when a plan first needs it and keeps it. Clones share everything, and may be used from any
+/// thread.
+#[derive(Clone)]
+pub struct Clipper {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: wgpu::Device,
+    limits: Limits,
+    /// Fills the slots of a kernel that a batch has no window for: an alignment's worth each, so that none overlap.
+    filler: wgpu::Buffer,
+    kernels: Mutex<HashMap<Kernel, Compiled>>,
+}
+
+impl Clipper {
+    /// A clipper for this device.
+    ///
+    /// wgpu's default limits are enough, as are WebGPU's, and no optional feature is needed. The higher
+    /// `max_storage_buffers_per_shader_stage` is (up to 34), the fewer dispatches many separate buffers take; the
+    /// higher `max_storage_buffer_binding_size`, the fewer large ones do.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] if the device allows less than the smallest kernel needs.
+    pub fn new(device: &wgpu::Device) -> Result<Self, Error> {
+        let limits = usable(&device.limits())?;
+        let bytes = limits.alignment * limits.slots as u64;
+        let filler = guarded(device, "the clipper", bytes, || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("gradclip.filler"),
+                size: bytes,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        })?;
+        let inner = Inner { device: device.clone(), limits, filler, kernels: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Plans to clip these gradients, together, in this manner: checks everything, compiles, allocates, binds.
+    ///
+    /// The plan holds on to the buffers. It can be encoded any number of times, and is good until a gradient moves to
+    /// another buffer or range. An empty list is fine: its norm is 0. Nothing is written to a gradient.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error`] that names the gradient, by its index, and the numbers, if one does not lie in its buffer as it
+    /// must, two overlap, the clip's values make no sense, or the device has not enough of something.
+    ///
+    /// wgpu cannot tell a buffer of another [`wgpu::Instance`] from one of this device; every other buffer that does
+    /// not belong here is an [`Error::Refused`].
+    pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
+        let operation = clip.checked()?;
+        let (buffers, spans) = gradient::resolve(gradients)?;
+        let order = gradient::in_address_order(&spans)?;
+        ClipPlan::new(self, operation, &buffers, &spans, &order)
+    }
+
+    /// The device it clips on.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.inner.limits
+    }
+
+    /// Whether tables and partials of so many bytes fit into a buffer and a binding.
+    pub(super) fn check_scratch(&self, bytes: u64) -> Result<(), Error> {
+        let allowed = self.inner.limits.binding_bytes.min(self.inner.device.limits().max_buffer_size);
+        if bytes <= allowed {
+            return Ok(());
+        }
+        let name = "max_storage_buffer_binding_size and max_buffer_size";
+        Err(Error::Limit {
+            what: "a plan for this many elements and gradients",
+            name,
+            needed: bytes,
+            allowed,
+        })
+    }
+
+    /// The binding that fills slot number `slot`.
+    pub(super) fn filler(&self, slot: usize) -> wgpu::BufferBinding<'_> {
+        let size = self.inner.limits.alignment;
+        wgpu::BufferBinding {
+            buffer: &self.inner.filler,
+            offset: slot as u64 * size,
+            size: wgpu::BufferSize::new(size),
+        }
+    }
+
+    /// The kernel, compiled if no plan has needed it before.
+    pub(super) fn kernel(&self, kernel: Kernel) -> Result<Compiled, Error> {
+        // A map of finished kernels is whole even if a thread panicked while it held the lock.
+        let mut kernels = self.inner.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiled) = kernels.get(&kernel) {
+            return Ok(compiled.clone());
+        }
+        let compiled = guarded(&self.inner.device, "a kernel", 0, || kernel.compile(&self.inner.device))?;
+        kernels.insert(kernel, compiled.clone());
+        Ok(compiled)
+    }
+}
+
+impl fmt::Debug for Clipper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clipper").field("device", &self.inner.device).finish_non_exhaustive()
+    }
+}
+
+/// What a plan may use of a device, if that is enough.
+fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
+    let alignment = u64::from(device.min_storage_buffer_offset_alignment.max(16));
+    let fixed = u64::from(FIRST_SLOT);
+    let needed: [(&'static str, u64, u64); 9] = [
+        ("max_compute_workgroup_size_x", WORKGROUP_SIZE.into(), device.max_compute_workgroup_size_x.into()),
+        (
+            "max_compute_invocations_per_workgroup",
+            WORKGROUP_SIZE.into(),
+            device.max_compute_invocations_per_workgroup.into(),
+        ),
+        (
+            "max_compute_workgroup_storage_size",
+            WORKGROUP_BYTES.into(),
+            device.max_compute_workgroup_storage_size.into(),
+        ),
+        ("max_compute_workgroups_per_dimension", 1 << 8, device.max_compute_workgroups_per_dimension.into()),
+        (
+            "max_storage_buffers_per_shader_stage",
+            fixed + 1,
+            device.max_storage_buffers_per_shader_stage.into(),
+        ),
+        ("max_uniform_buffers_per_shader_stage", 1, device.max_uniform_buffers_per_shader_stage.into()),
+        ("max_bindings_per_bind_group", fixed + 1, device.max_bindings_per_bind_group.into()),
+        (
+            "max_storage_buffer_binding_size",
+            4 * LARGEST_TILE + alignment,
+            device.max_storage_buffer_binding_size,
+        ),
+        ("max_buffer_size", 4 * LARGEST_TILE + alignment, device.max_buffer_size),
+    ];
+    for (name, needed, allowed) in needed {
+        if allowed < needed {
+            return Err(Error::Limit { what: "clipping", name, needed, allowed });
+        }
+    }
+    let slots =
+        device.max_storage_buffers_per_shader_stage.min(device.max_bindings_per_bind_group) - FIRST_SLOT;
+    Ok(Limits {
+        // Windows are addressed in 32 bits, whatever a device allows.
+        binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,
+        alignment,
+        slots: slots.min(MOST_SLOTS) as usize,
+        grid: device.max_compute_workgroups_per_dimension,
+    })
+}

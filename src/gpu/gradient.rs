@@ -1,0 +1,137 @@
+//! What to clip: a gradient as a range of a wgpu buffer, and the checks that nothing is clipped which should not be.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::Error;
+
+/// The type of a gradient's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DType {
+    /// IEEE 754 single precision, 4 bytes.
+    F32,
+}
+
+impl DType {
+    /// The size of an element, in bytes.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// One gradient: a whole buffer, or a range of one that holds other things too.
+///
+/// Its shape does not matter, as long as its elements lie side by side. The buffer needs the usage
+/// [`STORAGE`](wgpu::BufferUsages::STORAGE); nothing outside the range is taken into the result, or written.
+#[derive(Clone, Debug)]
+pub struct Gradient<'a> {
+    buffer: &'a wgpu::Buffer,
+    dtype: DType,
+    extent: Extent,
+}
+
+#[derive(Clone, Debug)]
+enum Extent {
+    Whole,
+    Elements(Range<u64>),
+    Bytes(Range<u64>),
+}
+
+impl<'a> Gradient<'a> {
+    /// All of a buffer.
+    #[must_use]
+    pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
+        Self { buffer, dtype, extent: Extent::Whole }
+    }
+
+    /// Only these elements, counted from the start of the buffer. The range may begin at any element and may be empty.
+    #[must_use]
+    pub const fn elements(self, range: Range<u64>) -> Self {
+        Self { extent: Extent::Elements(range), ..self }
+    }
+
+    /// Only these bytes of the buffer: for pools that hand out byte offsets. Both ends must be multiples of the
+    /// element's size.
+    #[must_use]
+    pub const fn bytes(self, range: Range<u64>) -> Self {
+        Self { extent: Extent::Bytes(range), ..self }
+    }
+
+    /// The bytes it covers, if they are whole elements inside the buffer; `index` is for the error.
+    fn byte_range(&self, index: usize) -> Result<Range<u64>, Error> {
+        let (size, len) = (self.dtype.size(), self.buffer.size());
+        let Range { start, end } = match &self.extent {
+            Extent::Whole => 0..len,
+            // Saturated, a range that no buffer has is still past the end of every buffer.
+            Extent::Elements(range) => range.start.saturating_mul(size)..range.end.saturating_mul(size),
+            Extent::Bytes(range) => range.clone(),
+        };
+        if start > end || end > len {
+            return Err(Error::OutOfBounds { gradient: index, start, end, len });
+        }
+        for (what, given) in [("offset", start), ("length", end - start)] {
+            if given % size != 0 {
+                return Err(Error::Misaligned { gradient: index, what, given, multiple: size });
+            }
+        }
+        Ok(start..end)
+    }
+
+    fn check_usage(&self, index: usize) -> Result<(), Error> {
+        let given = self.buffer.usage();
+        if given.contains(wgpu::BufferUsages::STORAGE) {
+            return Ok(());
+        }
+        Err(Error::Usage { gradient: index, given: format!("{given:?}"), needed: "STORAGE" })
+    }
+}
+
+/// Where a gradient lies, in words of 4 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    /// Index into the list of distinct buffers.
+    pub(super) buffer: usize,
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+/// The distinct buffers of some gradients in order of their first appearance, and where in them each gradient lies.
+pub(super) fn resolve<'a>(gradients: &[Gradient<'a>]) -> Result<(Vec<&'a wgpu::Buffer>, Vec<Span>), Error> {
+    let mut buffers = Vec::new();
+    let mut index_of = HashMap::new();
+    let mut spans = Vec::with_capacity(gradients.len());
+    for (index, gradient) in gradients.iter().enumerate() {
+        gradient.check_usage(index)?;
+        let bytes = gradient.byte_range(index)?;
+        let buffer = *index_of.entry(gradient.buffer).or_insert_with(|| {
+            buffers.push(gradient.buffer);
+            buffers.len() - 1
+        });
+        spans.push(Span { buffer, start: bytes.start / 4, len: (bytes.end - bytes.start) / 4 });
+    }
+    Ok((buffers, spans))
+}
+
+/// The indices of the gradients that are not empty, in the order in which they lie in the buffers. No two may overlap.
+pub(super) fn in_address_order(spans: &[Span]) -> Result<Vec<usize>, Error> {
+    let mut order: Vec<usize> = (0..spans.len()).filter(|&index| spans[index].len > 0).collect();
+    order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].start));
+    for pair in order.windows(2) {
+        let (first, second) = (spans[pair[0]], spans[pair[1]]);
+        let end = first.start + first.len;
+        if first.buffer == second.buffer && second.start < end {
+            let shared = 4 * second.start..4 * end.min(second.start + second.len);
+            return Err(Error::Overlap {
+                first: pair[0],
+                second: pair[1],
+                start: shared.start,
+                end: shared.end,
+            });
+        }
+    }
+    Ok(order)
+}

@@ -1,0 +1,129 @@
+//! Every text that can be handed to a device is one that two independent compilers accept, and the structs in it lie
+//! in memory as those on the Rust side do.
+
+use std::io::Write as _;
+use std::mem::offset_of;
+use std::process::{Command, Stdio};
+
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+use super::*;
+use crate::ClipRecord;
+use crate::gpu::clip_plan::{Bounds, Limit, Partial};
+use crate::gpu::layout::Tile;
+
+/// Every kernel, with every number of slots that some device can ask for.
+fn all() -> Vec<Kernel> {
+    let mut kernels = vec![Kernel::Finalize];
+    for access in [Access::Vectors, Access::Words] {
+        for slots in 1..=32 {
+            kernels.push(Kernel::Partials { access, slots });
+            kernels.push(Kernel::Scale { access, slots });
+            kernels.push(Kernel::Clamp { access, slots });
+        }
+    }
+    kernels
+}
+
+fn parse(kernel: Kernel) -> naga::Module {
+    let source = kernel.source();
+    naga::front::wgsl::parse_str(&source)
+        .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&source)))
+}
+
+#[test]
+fn naga_accepts_every_kernel_without_any_optional_capability() {
+    for kernel in all() {
+        Validator::new(ValidationFlags::all(), Capabilities::empty())
+            .validate(&parse(kernel))
+            .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())));
+    }
+}
+
+#[test]
+fn tint_accepts_every_kernel() {
+    if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        println!("NOT RUN: there is no tint on the PATH; only naga has seen the kernels");
+        return;
+    }
+    for kernel in all() {
+        let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
+        file.write_all(kernel.source().as_bytes()).unwrap();
+        let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
+        assert!(output.status.success(), "{kernel:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn rust_sets_every_number_that_a_shader_leaves_open() {
+    for kernel in all() {
+        let module = parse(kernel);
+        let open: Vec<_> = module
+            .overrides
+            .iter()
+            .filter(|(_, number)| number.init.is_none())
+            .map(|(_, number)| number.name.as_deref().unwrap())
+            .collect();
+        assert_eq!(open, kernel.constants().map(|(name, _)| name), "{kernel:?}");
+    }
+}
+
+#[test]
+fn the_shader_binds_what_the_layout_offers() {
+    for kernel in all() {
+        let module = parse(kernel);
+        let mut in_shader: Vec<_> = module
+            .global_variables
+            .iter()
+            .filter_map(|(_, variable)| Some((variable.binding?.binding, variable.space)))
+            .collect();
+        in_shader.sort_by_key(|(binding, _)| *binding);
+        let in_layout: Vec<_> = (0..)
+            .zip(kernel.bindings())
+            .map(|(binding, ty)| match ty {
+                wgpu::BufferBindingType::Uniform => (binding, naga::AddressSpace::Uniform),
+                wgpu::BufferBindingType::Storage { read_only } => {
+                    let store =
+                        if read_only { naga::StorageAccess::empty() } else { naga::StorageAccess::STORE };
+                    (binding, naga::AddressSpace::Storage { access: naga::StorageAccess::LOAD | store })
+                }
+            })
+            .collect();
+        assert_eq!(in_shader, in_layout, "{kernel:?}");
+    }
+}
+
+/// The names and offsets of a WGSL struct's members, and its size.
+fn wgsl_layout(kernel: Kernel, name: &str) -> (Vec<(String, usize)>, usize) {
+    let module = parse(kernel);
+    let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
+    let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{name} is a struct") };
+    let members =
+        members.iter().map(|member| (member.name.clone().unwrap(), member.offset as usize)).collect();
+    (members, *span as usize)
+}
+
+macro_rules! assert_same_layout {
+    ($kernel:expr, $name:ident { $($field:ident),+ }) => {
+        let fields = vec![$((stringify!($field).to_owned(), offset_of!($name, $field))),+];
+        assert_eq!(wgsl_layout($kernel, stringify!($name)), (fields, size_of::<$name>()));
+    };
+}
+
+#[test]
+fn structs_lie_in_memory_alike() {
+    let access = Access::Vectors;
+    let partials = Kernel::Partials { access, slots: 1 };
+    assert_same_layout!(partials, Tile { slot, first, count, partial });
+    assert_same_layout!(partials, Partial { sum, largest });
+    assert_same_layout!(Kernel::Finalize, Limit { max_norm, epsilon });
+    assert_same_layout!(Kernel::Clamp { access, slots: 1 }, Bounds { low, high });
+    let (members, size) = wgsl_layout(Kernel::Scale { access, slots: 1 }, "ClipRecord");
+    assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
+}
+
+#[test]
+fn workgroup_memory_is_what_the_device_is_asked_for() {
+    let (_, partial) = wgsl_layout(Kernel::Finalize, "Partial");
+    assert_eq!(WORKGROUP_BYTES as usize, partial * WORKGROUP_SIZE as usize);
+}

@@ -1,0 +1,212 @@
+//! What every layout must hold, for any set of gradients and any device: proved over random ones. Whatever the shaders
+//! index is in range if these hold.
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::gpu::gradient::in_address_order;
+
+/// WebGPU's baseline.
+const BASELINE: Limits = Limits { binding_bytes: 128 << 20, alignment: 256, slots: 6, grid: 65535 };
+
+/// Gradients by buffer: the gap before each and its length.
+type Gaps = Vec<Vec<(u64, u64)>>;
+
+fn spans_of(buffers: &Gaps) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for (buffer, gradients) in buffers.iter().enumerate() {
+        let mut at = 0;
+        for &(gap, len) in gradients {
+            spans.push(Span { buffer, start: at + gap, len });
+            at += gap + len;
+        }
+    }
+    spans
+}
+
+fn laid_out(spans: &[Span], limits: Limits) -> Layout {
+    let order = in_address_order(spans).expect("no two overlap");
+    lay_out(spans, &order, limits, true)
+}
+
+/// The words of buffers that a pass touches, as (buffer, first, count), by address.
+fn touched(layout: &Layout, batches: &[Batch]) -> Vec<(usize, u64, u64)> {
+    let mut runs: Vec<_> = batches
+        .iter()
+        .flat_map(|batch| layout.tiles[batch.tiles.clone()].iter().map(move |tile| (batch, tile)))
+        .map(|(batch, tile)| {
+            let window = &batch.windows[tile.slot as usize];
+            (window.buffer, window.offset / 4 + u64::from(tile.first), u64::from(tile.count))
+        })
+        .collect();
+    runs.sort_unstable();
+    runs
+}
+
+/// The same runs with neighbours joined.
+fn joined(runs: &[(usize, u64, u64)]) -> Vec<(usize, u64, u64)> {
+    let mut joined: Vec<(usize, u64, u64)> = Vec::new();
+    for &(buffer, first, count) in runs.iter().filter(|run| run.2 > 0) {
+        match joined.last_mut() {
+            Some(last) if last.0 == buffer && last.1 + last.2 == first => last.2 += count,
+            _ => joined.push((buffer, first, count)),
+        }
+    }
+    joined
+}
+
+fn check_batch(layout: &Layout, batch: &Batch, limits: Limits) {
+    assert!(!batch.tiles.is_empty() && batch.windows.len() <= limits.slots, "{batch:?} fits its bind group");
+    assert_eq!(16 * batch.tiles.start as u64 % limits.alignment, 0, "{batch:?} can be bound");
+    let distinct: HashSet<_> = batch.windows.iter().map(|window| window.buffer).collect();
+    assert_eq!(distinct.len(), batch.windows.len(), "{batch:?} binds no buffer twice");
+    for window in &batch.windows {
+        assert_eq!(window.offset % limits.alignment, 0, "{window:?} begins where a binding may");
+        assert!(
+            window.size <= limits.binding_bytes && window.size % 4 == 0,
+            "{window:?} is as long as one may be"
+        );
+    }
+    for tile in &layout.tiles[batch.tiles.clone()] {
+        let window = &batch.windows[tile.slot as usize];
+        assert!(4 * u64::from(tile.first + tile.count) <= window.size, "{tile:?} is inside {window:?}");
+        assert!(u64::from(tile.count) <= LARGEST_TILE, "{tile:?} is not too large");
+        if batch.access == Access::Vectors {
+            assert_eq!((tile.first % 4, tile.count % 4), (0, 0), "{tile:?} is made of whole vectors");
+        }
+    }
+}
+
+fn check(spans: &[Span], limits: Limits) {
+    let layout = laid_out(spans, limits);
+    for batch in layout.norm.iter().chain(&layout.apply) {
+        check_batch(&layout, batch, limits);
+    }
+
+    let mut expected: Vec<_> = spans.iter().map(|span| (span.buffer, span.start, span.len)).collect();
+    expected.sort_unstable();
+    for pass in [&layout.norm, &layout.apply] {
+        assert_eq!(joined(&touched(&layout, pass)), joined(&expected), "each word once, and no other");
+    }
+
+    let partials: HashSet<_> = layout
+        .norm
+        .iter()
+        .flat_map(|batch| &layout.tiles[batch.tiles.clone()])
+        .map(|tile| tile.partial as usize)
+        .collect();
+    assert_eq!(partials, (0..layout.partials).collect(), "each partial is written by a tile");
+}
+
+fn gaps() -> impl Strategy<Value = Gaps> {
+    let gap = prop_oneof![Just(0), 0..8_u64, 0..5000_u64];
+    let len = prop_oneof![0..9_u64, 0..300_u64, 4090..4100_u64, 0..40_000_u64];
+    prop::collection::vec(prop::collection::vec((gap, len), 0..12), 0..12)
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let binding_bytes = (4 * LARGEST_TILE + 256..3 << 20).prop_map(|bytes| bytes / 16 * 16);
+    (binding_bytes, prop_oneof![Just(16), Just(32), Just(256)], 1..40_usize)
+        .prop_map(|(binding_bytes, alignment, slots)| Limits { binding_bytes, alignment, slots, grid: 65535 })
+}
+
+proptest! {
+    #[test]
+    fn every_word_is_done_once_by_a_tile_in_range(buffers in gaps(), limits in limits()) {
+        check(&spans_of(&buffers), limits);
+    }
+
+    #[test]
+    fn tiles_and_partials_do_not_depend_on_where_gradients_lie(
+        lens in prop::collection::vec(0..30_000_u64, 0..20),
+        gap in 0..5_u64,
+        a in limits(),
+        b in limits(),
+    ) {
+        let separate: Gaps = lens.iter().map(|&len| vec![(0, len)]).collect();
+        let packed: Gaps = vec![lens.iter().map(|&len| (gap, len)).collect()];
+        let lengths = |layout: &Layout| {
+            let mut by_partial: Vec<_> = layout.norm.iter()
+                .flat_map(|batch| &layout.tiles[batch.tiles.clone()])
+                .map(|tile| (tile.partial, tile.count))
+                .collect();
+            by_partial.sort_unstable();
+            by_partial
+        };
+        let (one, other) = (laid_out(&spans_of(&separate), a), laid_out(&spans_of(&packed), b));
+        prop_assert_eq!(lengths(&one), lengths(&other));
+    }
+
+    #[test]
+    fn a_grid_covers_its_workgroups_within_the_limit(workgroups in 1..2_000_000_usize, grid in 2000..70_000_u32) {
+        let [x, y] = Limits { grid, ..BASELINE }.fold(workgroups);
+        prop_assert!(x <= grid && y <= grid);
+        let covered = x as usize * y as usize;
+        prop_assert!(covered >= workgroups && covered < workgroups + y as usize);
+    }
+}
+
+#[test]
+fn aligned_gradients_take_one_dispatch_a_pass() {
+    let one_buffer = vec![vec![(0, 4096), (0, 64), (12, 40_000)]];
+    let layout = laid_out(&spans_of(&one_buffer), BASELINE);
+    assert_eq!((layout.norm.len(), layout.apply.len()), (1, 1));
+
+    let buffers = vec![vec![(0, 4096)]; 14];
+    let layout = laid_out(&spans_of(&buffers), BASELINE);
+    assert_eq!((layout.norm.len(), layout.apply.len()), (3, 3), "six buffers a dispatch");
+    let layout = laid_out(&spans_of(&buffers), Limits { slots: 32, ..BASELINE });
+    assert_eq!((layout.norm.len(), layout.apply.len()), (1, 1));
+}
+
+#[test]
+fn neighbours_are_written_as_one_run() {
+    let neighbours = vec![vec![(0, 10); 1000]];
+    let layout = laid_out(&spans_of(&neighbours), BASELINE);
+    let written: usize = layout.apply.iter().map(|batch| batch.tiles.len()).sum();
+    assert_eq!(written, 10_000_usize.div_ceil(4096));
+}
+
+#[test]
+fn edges_are_kept_apart_from_whole_vectors() {
+    let layout = laid_out(&spans_of(&vec![vec![(3, 10)]]), BASELINE);
+    assert_eq!(touched(&layout, &layout.apply), [(0, 3, 1), (0, 4, 8), (0, 12, 1)]);
+    let access: Vec<_> = layout.apply.iter().map(|batch| batch.access).collect();
+    assert_eq!(access, [Access::Words, Access::Vectors]);
+    assert_eq!(layout.norm[0].access, Access::Words, "a sum is not cut where the alignment says");
+}
+
+#[test]
+fn buffers_are_walked_backwards_when_written() {
+    let layout = laid_out(&spans_of(&vec![vec![(0, 3 * 4096)]]), BASELINE);
+    let firsts = |batch: &Batch| -> Vec<_> {
+        layout.tiles[batch.tiles.clone()].iter().map(|tile| tile.first).collect()
+    };
+    assert_eq!(firsts(&layout.norm[0]), [0, 4096, 8192]);
+    assert_eq!(firsts(&layout.apply[0]), [8192, 4096, 0]);
+}
+
+#[test]
+fn tables_and_partials_stay_small() {
+    for exponent in 10..34 {
+        let words = 1_u64 << exponent;
+        let layout = laid_out(
+            &[Span { buffer: 0, start: 0, len: words }],
+            Limits { binding_bytes: 1 << 31, ..BASELINE },
+        );
+        let scratch = 16 * layout.tiles.len() + 8 * layout.partials;
+        assert!(
+            scratch as u64 <= 4 * words / 1000 + (64 << 10),
+            "2^{exponent} elements take {scratch} bytes"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_measured_has_no_norm_pass() {
+    let spans = spans_of(&vec![vec![(0, 100)]]);
+    let layout = lay_out(&spans, &[0], BASELINE, false);
+    assert!(layout.norm.is_empty() && layout.apply.len() == 1);
+}

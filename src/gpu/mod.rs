@@ -1,0 +1,17 @@
+//! The GPU path: gradients in wgpu buffers, clipped in the caller's command encoder.
+
+mod clip_plan;
+mod clipper;
+pub(crate) mod device;
+mod gradient;
+mod kernels;
+pub(crate) mod layout;
+mod read_back;
+pub(crate) mod scope;
+mod slots;
+
+pub use clip_plan::ClipPlan;
+pub use clipper::Clipper;
+pub use device::{adapters, adapters_async, is_software};
+pub use gradient::{DType, Gradient};
+pub use read_back::ReadBack;

@@ -1,0 +1,84 @@
+//! The one piece of WGSL that is generated: the bindings of the gradients.
+//!
+//! WGSL has no portable array of buffers, and a pointer to one cannot be handed to a function. So a shader that sees
+//! several windows declares a variable for each and chooses with a `switch`. A load takes four vectors behind one
+//! `switch`, so that the loads are in flight together.
+
+use std::fmt::Write as _;
+
+use super::layout::Access;
+
+/// The binding of the first slot; before it come the tiles and what the stage reads or writes besides.
+pub(super) const FIRST_SLOT: u32 = 2;
+
+/// How many slots a kernel is made for that is to have at least `needed` of at most `allowed`: powers of two, so that
+/// sets of buffers that vary in number share few kernels.
+pub(super) fn slots_for(needed: usize, allowed: usize) -> usize {
+    needed.next_power_of_two().min(allowed)
+}
+
+/// Declares `slots` windows and the functions that read them and, if `writable`, write them.
+///
+/// In all of them `at` counts words from the start of the window, and for [`Access::Vectors`] is a multiple of four.
+/// A store takes what was there before, and leaves out what would not change.
+pub(super) fn declare(slots: usize, access: Access, writable: bool) -> String {
+    let (mode, element) = match (writable, access) {
+        (false, Access::Vectors) => ("read", "vec4<u32>"),
+        (false, Access::Words) => ("read", "u32"),
+        (true, Access::Vectors) => ("read_write", "vec4<u32>"),
+        (true, Access::Words) => ("read_write", "u32"),
+    };
+    let mut wgsl = String::new();
+    for slot in 0..slots {
+        let binding = FIRST_SLOT as usize + slot;
+        let _ = writeln!(
+            wgsl,
+            "@group(0) @binding({binding}) var<storage, {mode}> slot{slot}: array<{element}>;"
+        );
+    }
+    let functions: &[(&str, &str)] = match (writable, access) {
+        (false, Access::Vectors) => &[LOAD_VECTOR, LOAD_BLOCK_OF_VECTORS],
+        (false, Access::Words) => &[LOAD_WORD, LOAD_BLOCK_OF_WORDS],
+        (true, Access::Vectors) => &[LOAD_VECTOR, LOAD_BLOCK_OF_VECTORS, STORE_VECTOR, STORE_BLOCK],
+        (true, Access::Words) => &[LOAD_WORD, STORE_WORD],
+    };
+    for (signature, body) in functions {
+        let _ = write!(wgsl, "\n{signature} {{\n    switch slot {{\n");
+        for slot in 0..slots {
+            let label = if slot + 1 == slots { "default".to_owned() } else { format!("case {slot}u") };
+            let body = body.replace('$', &format!("slot{slot}"));
+            let _ = writeln!(wgsl, "        {label}: {{ {body} }}");
+        }
+        wgsl.push_str("    }\n}\n");
+    }
+    wgsl
+}
+
+// A signature, and what it does in one case; `$` is the slot's variable.
+const LOAD_VECTOR: (&str, &str) = ("fn load(slot: u32, at: u32) -> vec4<u32>", "return $[at / 4u];");
+const LOAD_WORD: (&str, &str) = ("fn load_word(slot: u32, at: u32) -> u32", "return $[at];");
+const LOAD_BLOCK_OF_VECTORS: (&str, &str) = (
+    "fn load_block(slot: u32, at: u32, stride: u32) -> Block",
+    "return Block($[at / 4u], $[(at + stride) / 4u], $[(at + 2u * stride) / 4u], $[(at + 3u * stride) / 4u]);",
+);
+const LOAD_BLOCK_OF_WORDS: (&str, &str) = (
+    "fn load_block(slot: u32, at: u32, stride: u32) -> Block",
+    "let b = at + stride; let c = b + stride; let d = c + stride; return Block(\
+     vec4($[at], $[at + 1u], $[at + 2u], $[at + 3u]), vec4($[b], $[b + 1u], $[b + 2u], $[b + 3u]), \
+     vec4($[c], $[c + 1u], $[c + 2u], $[c + 3u]), vec4($[d], $[d + 1u], $[d + 2u], $[d + 3u]));",
+);
+const STORE_VECTOR: (&str, &str) = (
+    "fn store(slot: u32, at: u32, old: vec4<u32>, new_words: vec4<u32>)",
+    "if (any(new_words != old)) { $[at / 4u] = new_words; }",
+);
+const STORE_WORD: (&str, &str) = (
+    "fn store_word(slot: u32, at: u32, old: u32, new_word: u32)",
+    "if (new_word != old) { $[at] = new_word; }",
+);
+const STORE_BLOCK: (&str, &str) = (
+    "fn store_block(slot: u32, at: u32, stride: u32, old: Block, new_block: Block)",
+    "if (any(new_block.v0 != old.v0)) { $[at / 4u] = new_block.v0; } \
+     if (any(new_block.v1 != old.v1)) { $[(at + stride) / 4u] = new_block.v1; } \
+     if (any(new_block.v2 != old.v2)) { $[(at + 2u * stride) / 4u] = new_block.v2; } \
+     if (any(new_block.v3 != old.v3)) { $[(at + 3u * stride) / 4u] = new_block.v3; }",
+);
