@@ -269,11 +269,12 @@ fn damaged_files_are_refused() {
 fn impossible_arguments_are_refused() {
     let (folder, file) = folder_with(&one_tensor(&[1.0]));
     let missing = folder.path().join("missing.safetensors");
+    // The missing file shows that nobody waits for the file to hear of the rest.
     let cases: [(&Path, &[&str], &str); 7] = [
-        (&file, &["--max-norm", "-1"], "max_norm is -1"),
+        (&missing, &["--max-norm", "-1"], "max_norm is -1"),
         (&file, &["--max-norm", "NaN"], "max_norm is NaN"),
         (&file, &["--value", "-inf"], "clip_value is -inf"),
-        (&file, &["--max-norm", "1", "-o", "missing/out"], "cannot write missing/out"),
+        (&missing, &["--max-norm", "1", "-o", "missing/out"], "cannot write missing/out"),
         (&file, &["--max-norm", "1", "-o", folder.path().to_str().unwrap()], "not a regular file"),
         (&missing, &["--max-norm", "1"], "cannot read"),
         (folder.path(), &["--max-norm", "1"], "not a regular file"),
