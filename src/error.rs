@@ -129,12 +129,12 @@ pub enum Error {
     #[error("a clip by value measures no norm: there is no record to read back")]
     NothingMeasured,
 
-    /// No device of the kind that was asked for.
-    #[error("no device {wanted}; found: {found}")]
+    /// The device that was asked for does not exist, or cannot be opened.
+    #[error("there is no {wanted} to clip on: {found}")]
     NoDevice {
         /// What was asked for.
         wanted: String,
-        /// What there is.
+        /// What there is instead, or what is wrong with it.
         found: String,
     },
 }

@@ -1,5 +1,7 @@
-//! stub
+#![doc = include_str!("../README.md")]
+
 pub use wgpu;
+
 mod clip;
 pub mod cpu;
 mod error;
@@ -7,8 +9,11 @@ mod gpu;
 mod record;
 pub mod reference;
 mod slices;
+
 pub use clip::Clip;
 pub use error::Error;
-pub use gpu::*;
+pub use gpu::{ClipPlan, Clipper, DType, Gradient, ReadBack, adapters, adapters_async, is_software};
 pub use record::{ClipRecord, RECORD_WGSL};
-pub use slices::*;
+pub use slices::{
+    Clipped, DeviceChoice, SliceClipper, SliceDevice, Timings, clip_grad_norm, clip_grad_value,
+};

@@ -69,7 +69,6 @@ pub fn clamp(x: f32, low: f32, high: f32) -> f32 {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "the numbers are chosen to be exact")]
 mod tests {
     use super::*;
 

@@ -68,14 +68,19 @@ impl DeviceChoice {
     ///
     /// [`Error::NoDevice`] if an adapter must be taken and there is none.
     pub fn choose(&self, adapters: &[wgpu::Adapter]) -> Result<Option<usize>, Error> {
-        match (adapters.iter().position(|adapter| self.admits(&adapter.get_info())), self) {
-            (None, Self::Gpu | Self::Named(_)) => {
-                let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
-                let found = if names.is_empty() { "no adapter at all".to_owned() } else { names.join(", ") };
-                Err(Error::NoDevice { wanted: format!("{self:?}"), found })
-            }
-            (chosen, _) => Ok(chosen),
-        }
+        let chosen = adapters.iter().position(|adapter| self.admits(&adapter.get_info()));
+        let wanted = match self {
+            _ if chosen.is_some() => return Ok(chosen),
+            Self::Auto | Self::Cpu => return Ok(None),
+            Self::Gpu => "GPU".to_owned(),
+            Self::Named(name) => format!("adapter with {name:?} in its name"),
+        };
+        let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
+        let found = match &names[..] {
+            [] => "wgpu finds no adapter at all".to_owned(),
+            names => format!("wgpu finds {}", names.join(", ")),
+        };
+        Err(Error::NoDevice { wanted, found })
     }
 }
 

@@ -138,7 +138,6 @@ impl Kernel for Clamp<'_> {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "exact results are what is promised")]
 mod tests {
     use super::*;
     use crate::reference;

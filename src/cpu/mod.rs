@@ -113,7 +113,6 @@ impl Measured {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "exact results are what is promised")]
 mod tests {
     use super::*;
     use crate::reference;

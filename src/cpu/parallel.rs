@@ -92,7 +92,6 @@ mod rayon {
 }
 
 #[cfg(test)]
-#[expect(clippy::float_cmp, reason = "the numbers are chosen to be exact")]
 mod tests {
     use super::*;
     use crate::reference;

@@ -40,7 +40,7 @@ struct Step {
     grid: [u32; 2],
 }
 
-/// `Partial` of norm_l2.wgsl.
+/// `Partial` of `norm_l2.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Partial {
@@ -48,7 +48,7 @@ pub(super) struct Partial {
     pub(super) largest: u32,
 }
 
-/// `Limit` of finalize.wgsl.
+/// `Limit` of `finalize.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Limit {
@@ -56,7 +56,7 @@ pub(super) struct Limit {
     pub(super) epsilon: f32,
 }
 
-/// `Bounds` of clamp.wgsl.
+/// `Bounds` of `clamp.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Bounds {

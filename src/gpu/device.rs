@@ -48,7 +48,7 @@ pub(crate) async fn open(adapter: &Adapter) -> Result<(wgpu::Device, wgpu::Queue
         ..wgpu::DeviceDescriptor::default()
     };
     adapter.request_device(&descriptor).await.map_err(|error| Error::NoDevice {
-        wanted: format!("of the adapter {}", adapter.get_info().name),
+        wanted: format!("device of the adapter {:?}", adapter.get_info().name),
         found: error.to_string(),
     })
 }

@@ -102,6 +102,7 @@ pub(super) struct Span {
 /// The distinct buffers of some gradients in order of their first appearance, and where in them each gradient lies.
 pub(super) fn resolve<'a>(gradients: &[Gradient<'a>]) -> Result<(Vec<&'a wgpu::Buffer>, Vec<Span>), Error> {
     let mut buffers = Vec::new();
+    #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by its identity")]
     let mut index_of = HashMap::new();
     let mut spans = Vec::with_capacity(gradients.len());
     for (index, gradient) in gradients.iter().enumerate() {

@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::gradient::Span;
 
-/// The work of one workgroup; `Tile` of tile.wgsl.
+/// The work of one workgroup; `Tile` of `tile.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Tile {
@@ -217,7 +217,7 @@ fn norm_tiles(pieces: &[Piece], base: u64) -> Tiles {
     let mut tiles = Tiles::default();
     for piece in pieces {
         let tile = tile(piece.start - base, piece.len, piece.partial);
-        let aligned = tile.first % 4 == 0 && tile.count % 4 == 0;
+        let aligned = tile.first.is_multiple_of(4) && tile.count.is_multiple_of(4);
         if aligned { &mut tiles.vectors } else { &mut tiles.words }.push(tile);
     }
     tiles

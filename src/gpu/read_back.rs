@@ -2,7 +2,9 @@
 
 use std::future::IntoFuture;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
@@ -13,7 +15,7 @@ type Outcome = Result<ClipRecord, Error>;
 
 /// A ticket for the record of one step, from [`ClipPlan::read_back`](crate::ClipPlan::read_back).
 ///
-/// Redeem it with [`wait`](Self::wait) or `.await` once the encoder has been submitted; at once, or some steps later,
+/// Redeem it with [`wait`](Self::wait) or `.await` once the encoder has been submitted: at once, or some steps later,
 /// when the record has long arrived and nothing has to be waited for. To drop it is fine.
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
@@ -21,13 +23,25 @@ pub struct ReadBack(State);
 
 #[derive(Debug)]
 enum State {
-    UnderWay { device: wgpu::Device, sender: Arc<OneshotSender<Outcome>>, receiver: OneshotReceiver<Outcome> },
+    UnderWay { device: wgpu::Device, delivery: Arc<Delivery>, receiver: OneshotReceiver<Outcome> },
     Failed(Error),
 }
 
 impl ReadBack {
     pub(super) fn failed(error: Error) -> Self {
         Self(State::Failed(error))
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once. Does not wait.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        match &self.0 {
+            State::UnderWay { device, delivery, .. } => {
+                poll(device, wgpu::PollType::Poll);
+                delivery.is_made()
+            }
+            State::Failed(_) => true,
+        }
     }
 
     /// Waits until the GPU has got there, and gives the record.
@@ -38,8 +52,8 @@ impl ReadBack {
     /// device was lost or destroyed before it got there; [`Error::NothingMeasured`] for a clip by value.
     pub fn wait(self) -> Outcome {
         match self.0 {
-            State::UnderWay { device, sender, receiver } => {
-                drive(&device, &sender);
+            State::UnderWay { device, delivery, receiver } => {
+                drive(&device, &delivery);
                 now_or_never(receiver.receive()).flatten().unwrap_or(Err(Error::NotSubmitted))
             }
             State::Failed(error) => Err(error),
@@ -55,8 +69,8 @@ impl IntoFuture for ReadBack {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             match self.0 {
-                State::UnderWay { device, sender, receiver } => {
-                    drive_in_background(device, sender);
+                State::UnderWay { device, delivery, receiver } => {
+                    drive_in_background(device, delivery);
                     receiver.receive().await.unwrap_or(Err(Error::NotSubmitted))
                 }
                 State::Failed(error) => Err(error),
@@ -65,34 +79,73 @@ impl IntoFuture for ReadBack {
     }
 }
 
-/// Sees to it that the outcome has been sent: what has been submitted is finished, what has not never will be.
-fn drive(device: &wgpu::Device, sender: &OneshotSender<Outcome>) {
-    // The first poll ends when the copy is done, whose callback maps the staging buffer; the second maps it.
-    for _ in 0..2 {
-        if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
-            log::warn!("waiting for the device: {error}");
+/// The sending side of a ticket. What is delivered first counts.
+#[derive(Debug)]
+struct Delivery {
+    sender: OneshotSender<Outcome>,
+    made: AtomicBool,
+}
+
+impl Delivery {
+    fn make(&self, outcome: Outcome) {
+        // Refused if something has been delivered, or the ticket is gone.
+        let _ = self.sender.send(outcome);
+        self.made.store(true, Ordering::Release);
+    }
+
+    fn is_made(&self) -> bool {
+        self.made.load(Ordering::Acquire)
+    }
+}
+
+/// How long to wait for the device before looking whether this ticket's step is done; later steps may keep it busy.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+/// How many milliseconds the queue must have been empty for an undelivered ticket to count as not submitted: another
+/// thread that polls the device may have taken the delivery out of wgpu's hands, and not made it yet.
+const GRACE: u32 = 50;
+
+/// Polls the device until the delivery has been made, if only of the news that there will be none.
+fn drive(device: &wgpu::Device, delivery: &Delivery) {
+    let mut idle = 0;
+    // Two polls find what has been submitted and finished: the first the end of the copy, whose callback maps the
+    // staging buffer, the second that it is mapped.
+    for polls in 0.. {
+        let empty = poll(device, wgpu::PollType::Poll);
+        if delivery.is_made() {
+            return;
+        }
+        idle = if empty { idle + 1 } else { 0 };
+        match (empty, idle > GRACE) {
+            (true, true) => delivery.make(Err(Error::NotSubmitted)),
+            (true, false) if polls > 0 => std::thread::sleep(Duration::from_millis(1)),
+            (true, false) => {}
+            (false, _) => {
+                poll(device, wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) });
+            }
         }
     }
-    // Refused if there is an outcome already.
-    let _ = sender.send(Err(Error::NotSubmitted));
+}
+
+/// Whether the queue is empty.
+fn poll(device: &wgpu::Device, poll: wgpu::PollType) -> bool {
+    device.poll(poll).is_ok_and(|status| status.is_queue_empty())
 }
 
 /// Natively nothing happens unless somebody polls the device, and a future must not block its executor.
 #[cfg(not(target_arch = "wasm32"))]
-fn drive_in_background(device: wgpu::Device, sender: Arc<OneshotSender<Outcome>>) {
+#[expect(clippy::needless_pass_by_value, reason = "where there is no thread the delivery must be let go")]
+fn drive_in_background(device: wgpu::Device, delivery: Arc<Delivery>) {
     let thread = std::thread::Builder::new().name("gradclip.read_back".into());
-    let in_background = {
-        let (device, sender) = (device.clone(), sender.clone());
-        move || drive(&device, &sender)
-    };
-    if thread.spawn(in_background).is_err() {
-        drive(&device, &sender);
+    let (to_poll, to_make) = (device.clone(), delivery.clone());
+    if thread.spawn(move || drive(&to_poll, &to_make)).is_err() {
+        drive(&device, &delivery);
     }
 }
 
-/// In a browser the page's event loop does it.
+/// In a browser the page's event loop does it. The delivery is let go, so that the channel closes with the encoder.
 #[cfg(target_arch = "wasm32")]
-fn drive_in_background(_: wgpu::Device, _: Arc<OneshotSender<Outcome>>) {}
+fn drive_in_background(_: wgpu::Device, _: Arc<Delivery>) {}
 
 /// The staging buffers of a plan. A ticket takes one and gives it back when its record has arrived.
 #[derive(Debug)]
@@ -117,12 +170,12 @@ impl Staging {
         };
         encoder.copy_buffer_to_buffer(record, 0, &buffer, 0, buffer.size());
         let (sender, receiver) = oneshot_channel();
-        let sender = Arc::new(sender);
-        let (staging, to_ticket) = (self.clone(), sender.clone());
+        let delivery = Arc::new(Delivery { sender, made: AtomicBool::new(false) });
+        let (staging, to_make) = (self.clone(), delivery.clone());
         // Mapping on submit would be shorter, but where the device has been lost in between it fails inside the
         // caller's `submit`, outside of any error scope of ours, and panics there.
-        encoder.on_submitted_work_done(move || staging.map(buffer, to_ticket));
-        ReadBack(State::UnderWay { device: self.device.clone(), sender, receiver })
+        encoder.on_submitted_work_done(move || staging.map(&buffer, to_make));
+        ReadBack(State::UnderWay { device: self.device.clone(), delivery, receiver })
     }
 
     fn take(&self) -> Result<wgpu::Buffer, Error> {
@@ -141,14 +194,13 @@ impl Staging {
     }
 
     /// Maps a buffer that the GPU has written, and sends what is in it.
-    fn map(self: Arc<Self>, buffer: wgpu::Buffer, sender: Arc<OneshotSender<Outcome>>) {
+    fn map(self: Arc<Self>, buffer: &wgpu::Buffer, delivery: Arc<Delivery>) {
         let device = self.device.clone();
         let mapped = buffer.clone();
         let refused = guarded(&device, "a read-back", 0, || {
             buffer.map_async(wgpu::MapMode::Read, .., move |result| {
                 let outcome = result.map_err(|_| Error::DeviceLost).and_then(|()| self.take_record(mapped));
-                // The ticket may be gone.
-                let _ = sender.send(outcome);
+                delivery.make(outcome);
             });
         });
         if let Err(error) = refused {

@@ -9,7 +9,7 @@ use super::Timings;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
 use crate::gpu::scope::{guarded, now_or_never};
-use crate::{Clip, ClipRecord, Clipper, DType, Error, Gradient};
+use crate::{Clip, ClipRecord, Clipper, DType, Error, Gradient, ReadBack};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
 const ARENA_BYTES: u64 = 1 << 30;
@@ -72,7 +72,7 @@ impl Gpu {
         let ticket = plan.record_buffer().map(|_| plan.read_back(&mut encoder));
         self.queue.submit([encoder.finish()]);
         self.wait();
-        let record = ticket.map(|ticket| ticket.wait()).transpose()?;
+        let record = ticket.map(ReadBack::wait).transpose()?;
         let clip = start.elapsed();
 
         let start = Instant::now();

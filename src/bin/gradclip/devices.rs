@@ -1,0 +1,84 @@
+//! `gradclip devices`: what there is to clip on, and what `--device auto` takes.
+
+use anyhow::Result;
+use gradclip::{DeviceChoice, SliceDevice, adapters, cpu, is_software, wgpu};
+use indicatif::BinaryBytes;
+use serde_json::{Value, json};
+
+use crate::report::Table;
+
+const HEADING: [&str; 9] =
+    ["", "name", "backend", "type", "driver", "buffer", "binding", "bindings", "workgroups"];
+const LEGEND: &str = "
+*           what --device auto takes
+buffer      max_buffer_size
+binding     max_storage_buffer_binding_size
+bindings    max_storage_buffers_per_shader_stage
+workgroups  max_compute_workgroups_per_dimension
+";
+
+/// List the adapters of this machine and the CPU path
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<String> {
+    let adapters = adapters();
+    let auto = DeviceChoice::Auto.choose(&adapters)?;
+    Ok(if args.json { json(&adapters, auto) } else { table(&adapters, auto) })
+}
+
+fn table(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {
+    let mark = |taken| if taken { "*" } else { "" }.to_owned();
+    let mut table = Table::new(HEADING);
+    for (index, adapter) in adapters.iter().enumerate() {
+        let (info, limits) = (adapter.get_info(), adapter.limits());
+        table.row([
+            mark(auto == Some(index)),
+            info.name.clone(),
+            info.backend.to_string(),
+            if is_software(&info) { "software".into() } else { format!("{:?}", info.device_type) },
+            format!("{} {}", info.driver, info.driver_info),
+            BinaryBytes(limits.max_buffer_size).to_string(),
+            BinaryBytes(limits.max_storage_buffer_binding_size).to_string(),
+            limits.max_storage_buffers_per_shader_stage.to_string(),
+            limits.max_compute_workgroups_per_dimension.to_string(),
+        ]);
+    }
+    let mut cpu = [(); HEADING.len()].map(|()| "-".to_owned());
+    cpu[0] = mark(auto.is_none());
+    cpu[1] = SliceDevice::Cpu { threads: cpu::threads() }.to_string();
+    table.row(cpu);
+    table.to_string() + LEGEND
+}
+
+fn json(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {
+    let report = json!({
+        "adapters": adapters.iter().map(adapter).collect::<Vec<_>>(),
+        "cpu": { "threads": cpu::threads() },
+        // An index into `adapters`; null is the CPU path.
+        "auto": auto,
+    });
+    format!("{report}\n")
+}
+
+fn adapter(adapter: &wgpu::Adapter) -> Value {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    json!({
+        "name": info.name,
+        "backend": info.backend.to_string(),
+        "type": format!("{:?}", info.device_type),
+        "software": is_software(&info),
+        "driver": info.driver,
+        "driver_info": info.driver_info,
+        "limits": {
+            "max_buffer_size": limits.max_buffer_size,
+            "max_storage_buffer_binding_size": limits.max_storage_buffer_binding_size,
+            "max_storage_buffers_per_shader_stage": limits.max_storage_buffers_per_shader_stage,
+            "max_compute_workgroups_per_dimension": limits.max_compute_workgroups_per_dimension,
+        },
+    })
+}

@@ -1,0 +1,50 @@
+//! A progress bar for those who wait at a terminal.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+
+/// Work shorter than this needs no bar, which would only flicker.
+const PATIENCE: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(100);
+const TEMPLATE: &str = "{spinner} {msg:10} {wide_bar} {binary_bytes} of {binary_total_bytes}";
+
+/// Bytes read and written, out of all that are to be; it vanishes when dropped.
+pub(crate) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(crate) fn new(hidden: bool) -> Self {
+        let style = ProgressStyle::with_template(TEMPLATE).expect("the template is valid");
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden())
+            .with_style(style)
+            .with_finish(ProgressFinish::AndClear);
+        bar.enable_steady_tick(TICK);
+        if !hidden {
+            show_later(&bar);
+        }
+        Self(bar)
+    }
+
+    pub(crate) fn expect(&self, bytes: usize) {
+        self.0.inc_length(bytes as u64);
+    }
+
+    pub(crate) fn advance(&self, bytes: usize) {
+        self.0.inc(bytes as u64);
+    }
+
+    pub(crate) fn stage(&self, name: &'static str) {
+        self.0.set_message(name);
+    }
+}
+
+/// The target draws only on a terminal.
+fn show_later(bar: &ProgressBar) {
+    let bar = bar.downgrade();
+    std::thread::spawn(move || {
+        std::thread::sleep(PATIENCE);
+        if let Some(bar) = bar.upgrade() {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+    });
+}
