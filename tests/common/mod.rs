@@ -33,7 +33,6 @@ pub(crate) fn least_limits() -> wgpu::Limits {
 }
 
 /// Numbers in [-1, 1), the same for the same seed.
-#[expect(clippy::cast_possible_truncation, reason = "24 bits are kept, which f32 holds")]
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<f32> {
     let number = |index: u64| {
         let mut hash = (seed << 40 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15);

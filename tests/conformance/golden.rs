@@ -1,4 +1,4 @@
-//! What PyTorch did: tests/fixtures/torch_golden.json as cases.
+//! What PyTorch did: `tests/fixtures/torch_golden.json` as cases.
 
 use std::collections::HashMap;
 

@@ -23,7 +23,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let cases: Vec<_> = cases::all().into_iter().map(Arc::new).collect();
     let mut names = HashSet::new();
-    cases.iter().for_each(|case| assert!(names.insert(&case.name), "two cases are named {}", case.name));
+    for case in &cases {
+        assert!(names.insert(&case.name), "two cases are named {}", case.name);
+    }
     let trial = |path: &Arc<Path>, case: &Arc<Case>| {
         let (path, case) = (path.clone(), case.clone());
         Trial::test(format!("{}/{}", path.name, case.name), move || {
@@ -43,11 +45,14 @@ struct Path {
 
 enum Means {
     Cpu,
-    Gpu { gpu: Arc<Gpu>, layout: fn(&[usize]) -> Placement, agreement: Arc<Agreement> },
+    Gpu { gpu: Arc<Gpu>, layout: Layout, agreement: Arc<Agreement> },
 }
 
+/// Where gradients of these lengths lie.
+type Layout = fn(&[usize]) -> Placement;
+
 fn paths() -> Vec<Arc<Path>> {
-    let layouts: [(_, fn(&[usize]) -> _); 3] =
+    let layouts: [(_, Layout); 3] =
         [("separate", Placement::separate), ("arena", Placement::arena), ("packed", Placement::packed)];
     let mut paths = vec![Path { name: "cpu".into(), means: Means::Cpu }];
     for adapter in common::adapters() {
@@ -95,19 +100,19 @@ impl Path {
     }
 }
 
-/// What each case came to on one adapter: the same bits, however its device is configured and the gradients lie.
+/// What each clip came to on one adapter: the same bits, however its device is configured and the gradients lie.
 #[derive(Default)]
 struct Agreement(Mutex<HashMap<String, (String, u64)>>);
 
 impl Agreement {
-    fn check(&self, path: &Path, case: &Case, outcome: &Outcome) {
+    fn check(&self, path: &Path, clip: String, outcome: &Outcome) {
         let mut hasher = DefaultHasher::new();
         outcome.record.as_ref().map(bytemuck::bytes_of).hash(&mut hasher);
         bits(&outcome.gradients).hash(&mut hasher);
         let hash = hasher.finish();
         let (first, expected) = {
             let mut outcomes = self.0.lock().expect("no trial panics while it holds this");
-            outcomes.entry(case.name.clone()).or_insert_with(|| (path.name.clone(), hash)).clone()
+            outcomes.entry(clip).or_insert_with(|| (path.name.clone(), hash)).clone()
         };
         assert_eq!(hash, expected, "the bits differ from those of {first}: {:?}", outcome.record);
     }
@@ -126,10 +131,8 @@ fn run(path: &Path, case: &Case) {
             (Ok(outcome), expect) => {
                 path.precision().check(&gradients, *options, &outcome);
                 path.precision().compare(&gradients, expect, &outcome);
-                if let Means::Gpu { agreement, .. } = &path.means
-                    && case.clips.len() == 1
-                {
-                    agreement.check(path, case, &outcome);
+                if let Means::Gpu { agreement, .. } = &path.means {
+                    agreement.check(path, format!("{} {options:?}", case.name), &outcome);
                 }
                 gradients = outcome.gradients;
             }
