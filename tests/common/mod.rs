@@ -33,9 +33,9 @@ pub(crate) fn least_limits() -> wgpu::Limits {
 }
 
 /// Numbers in [-1, 1), the same for the same seed.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn noise(seed: u32, len: usize) -> Vec<f32> {
     let number = |index: u64| {
-        let mut hash = (seed << 40 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut hash = (u64::from(seed) << 32 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         hash = (hash ^ hash >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
         ((hash ^ hash >> 32) >> 40) as f32 / (1 << 23) as f32 - 1.0
     };

@@ -28,7 +28,8 @@ impl Noop {
             },
             ..wgpu::InstanceDescriptor::new_without_display_handle()
         });
-        let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+        let adapter =
+            pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
         Self::open(adapter, limits)
     }
 
@@ -59,6 +60,10 @@ impl Noop {
             usage,
             mapped_at_creation: false,
         })
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
     fn storage(&self, size: u64) -> wgpu::Buffer {
@@ -163,7 +168,7 @@ fn what_only_looks_wrong_is_fine() {
         for clip in [NORM, Clip::by_value(1.0)] {
             let plan =
                 clipper.prepare(&gradients, clip).unwrap_or_else(|error| panic!("{gradients:?}: {error}"));
-            let mut encoder = noop.device.create_command_encoder(&Default::default());
+            let mut encoder = noop.encoder();
             plan.encode(&mut encoder);
             plan.encode_norm(&mut encoder);
             plan.encode_scale(&mut encoder);
@@ -267,13 +272,13 @@ fn a_grid_must_hold_the_tiles() {
     let scalars = |count| (0..count).map(|at| f32s(&buffer).elements(at..at + 1)).collect::<Vec<_>>();
     let clipper = noop.clipper();
     let plan = clipper.prepare(&scalars(256 * 256), NORM).unwrap();
-    let mut encoder = noop.device.create_command_encoder(&Default::default());
+    let mut encoder = noop.encoder();
     plan.encode(&mut encoder);
     noop.queue.submit([encoder.finish()]);
     match clipper.prepare(&scalars(256 * 257), NORM) {
         Err(error) => assert!(matches!(error, Error::Limit { .. }), "{error:?}"),
         Ok(plan) => {
-            let mut encoder = noop.device.create_command_encoder(&Default::default());
+            let mut encoder = noop.encoder();
             plan.encode(&mut encoder);
             noop.queue.submit([encoder.finish()]);
         }
@@ -286,7 +291,7 @@ fn a_clip_by_value_has_nothing_to_read_back() {
     let buffer = noop.storage(64);
     let plan = noop.clipper().prepare(&[f32s(&buffer)], Clip::by_value(1.0)).unwrap();
     assert!(plan.record_buffer().is_none());
-    let mut encoder = noop.device.create_command_encoder(&Default::default());
+    let mut encoder = noop.encoder();
     let (waited, awaited) = (plan.read_back(&mut encoder), plan.read_back(&mut encoder));
     noop.queue.submit([encoder.finish()]);
     assert_eq!(waited.wait(), Err(Error::NothingMeasured));

@@ -31,33 +31,28 @@ fn clamped(gradients: &[Vec<f32>], bound: f32) -> Vec<Vec<f32>> {
     gradients.iter().map(|gradient| gradient.iter().map(clamp).collect()).collect()
 }
 
+fn assert_near(x: f32, exact: f64) {
+    assert!((f64::from(x) - exact).abs() <= 1e-6 * exact, "{x}, not {exact}");
+}
+
 #[test]
 fn both_devices_do_what_is_defined() {
+    let expected = reference::total_norm(&slices(&gradients()));
     for (choice, is_gpu) in [(DeviceChoice::Cpu, false), (DeviceChoice::Gpu, true)] {
         let clipper = SliceClipper::new(&choice).unwrap();
-        let expected = reference::total_norm(&slices(&gradients()));
-
+        assert_eq!(matches!(clipper.device(), SliceDevice::Gpu(_)), is_gpu);
         // Once clipped, once within the limit, once only measured.
-        let clip_to = Clip::by_global_norm;
-        for (options, writes) in
-            [(clip_to(1.0), true), (clip_to(1e3), true), (clip_to(1.0).coefficient_only(), false)]
-        {
+        for (max_norm, coefficient_only) in [(1.0, false), (1e3, false), (1.0, true)] {
+            let by_norm = Clip::by_global_norm(max_norm);
+            let options = if coefficient_only { by_norm.coefficient_only() } else { by_norm };
             let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, options));
             let Clipped { record, device, .. } = outcome.unwrap();
             let record = record.unwrap();
-            assert!(
-                (f64::from(record.total_norm) - expected).abs() <= 1e-6 * expected,
-                "{record:?}, not {expected}"
-            );
-            assert!(
-                (f64::from(record.clip_coef)
-                    - reference::clip_coef(expected, if record.clipped() { 1.0 } else { 1e3 }))
-                .abs()
-                    < 1e-6
-            );
-            let coef = if writes { record.clip_coef } else { 1.0 };
-            assert_eq!(bits(&after), bits(&scaled(&gradients(), coef)), "on {device}");
             assert_eq!(matches!(device, SliceDevice::Gpu(_)), is_gpu);
+            assert_near(record.total_norm, expected);
+            assert_near(record.clip_coef, reference::clip_coef(expected, max_norm.into()));
+            let coef = if coefficient_only { 1.0 } else { record.clip_coef };
+            assert_eq!(bits(&after), bits(&scaled(&gradients(), coef)), "on {device}");
         }
 
         let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, Clip::by_value(0.25)));
@@ -155,6 +150,6 @@ fn a_choice_is_read_as_it_is_written() {
     ] {
         assert_eq!(text.parse(), Ok(choice.clone()));
         assert_eq!(choice.to_string(), text);
-        assert_eq!(text.to_uppercase().parse::<DeviceChoice>() == Ok(choice), text != "Radeon");
     }
+    assert_eq!("GPU".parse(), Ok(DeviceChoice::Gpu));
 }
