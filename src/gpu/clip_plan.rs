@@ -131,6 +131,7 @@ impl ClipPlan {
         let layout = layout::lay_out(spans, order, clipper.limits(), measures);
         let bytes = (size_of_val(&layout.tiles[..]) + layout.partials * size_of::<Partial>()) as u64;
         clipper.check_scratch(bytes)?;
+        clipper.check_grid(layout.largest_batch())?;
         guarded(clipper.device(), "a clip plan", bytes, || {
             let builder = Builder::new(clipper, buffers, &layout.tiles);
             match operation {

@@ -101,6 +101,17 @@ impl Clipper {
         })
     }
 
+    /// Whether so many workgroups fit into a grid of two dimensions.
+    pub(super) fn check_grid(&self, workgroups: usize) -> Result<(), Error> {
+        let allowed = u64::from(self.inner.limits.grid);
+        let needed = (workgroups as u64).isqrt() + 1;
+        if workgroups as u64 <= allowed * allowed {
+            return Ok(());
+        }
+        let name = "max_compute_workgroups_per_dimension";
+        Err(Error::Limit { what: "a plan for this many elements and gradients", name, needed, allowed })
+    }
+
     /// The binding that fills slot number `slot`.
     pub(super) fn filler(&self, slot: usize) -> wgpu::BufferBinding<'_> {
         let size = self.inner.limits.alignment;

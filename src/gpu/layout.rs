@@ -243,6 +243,11 @@ fn apply_tiles(pieces: &[Piece], base: u64, tile_words: u64) -> Tiles {
 }
 
 impl Layout {
+    /// The tiles of the batch that has most.
+    pub(super) fn largest_batch(&self) -> usize {
+        self.norm.iter().chain(&self.apply).map(|batch| batch.tiles.len()).max().unwrap_or(0)
+    }
+
     /// One pass: for each manner of access as few batches as the slots allow.
     ///
     /// A batch never binds two windows of one buffer: where they are written, their bytes might not overlap, and
