@@ -1,19 +1,17 @@
 //! What to do: the options of a clip, as plain data. Nothing here knows a GPU; the CPU and the GPU path
 //! both read these values and mean the same by them.
 
-use crate::Error;
-
-/// The constant that the coefficient's denominator gets added, as in `torch.nn.utils.clip_grad_norm_`.
-pub(crate) const EPSILON: f32 = 1e-6;
+use crate::{Epsilon, Error, NonFinite, NormType};
 
 /// How gradients are to be clipped.
 ///
 /// ```
-/// use gradclip::Clip;
+/// use gradclip::{Clip, NonFinite, NormType};
 ///
 /// let joint = Clip::by_global_norm(1.0);
+/// let largest = Clip::by_global_norm(0.1).norm_type(NormType::Inf).non_finite(NonFinite::Skip);
 /// let elementwise = Clip::by_value(0.5);
-/// # let _ = (joint, elementwise);
+/// # let _ = (joint, largest, elementwise);
 /// ```
 ///
 /// The values are checked where they are used: by [`Clipper::prepare`](crate::Clipper::prepare) and by the
@@ -21,6 +19,10 @@ pub(crate) const EPSILON: f32 = 1e-6;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clip {
     method: Method,
+    norm_type: NormType,
+    epsilon: Epsilon,
+    non_finite: NonFinite,
+    loss_scale: Option<f32>,
     coefficient_only: bool,
 }
 
@@ -28,6 +30,8 @@ pub struct Clip {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Method {
     GlobalNorm { max_norm: f32 },
+    Norm { max_norm: f32 },
+    Rms { threshold: f32 },
     Value { clip_value: f32 },
     ValueRange { low: f32, high: f32 },
 }
@@ -35,14 +39,39 @@ enum Method {
 /// A [`Clip`] whose values have been checked: what the two paths carry out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Operation {
-    /// `max_norm` is not negative and not NaN.
-    GlobalNorm { max_norm: f32, coefficient_only: bool },
+    /// Scale by a norm.
+    Norm(Norm),
     /// Neither bound is NaN, and `low <= high`.
     Clamp { low: f32, high: f32 },
 }
 
+/// A clip by a norm, checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Norm {
+    pub(crate) norm_type: NormType,
+    pub(crate) scope: Scope,
+    /// Not negative, not NaN.
+    pub(crate) max_norm: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) non_finite: NonFinite,
+    /// What undoes the loss scale; 1 without one. Positive and finite.
+    pub(crate) inverse_scale: f32,
+    pub(crate) coefficient_only: bool,
+}
+
+/// What has a norm of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All gradients of a group together.
+    Global,
+    /// Each gradient.
+    Tensor,
+    /// Each gradient, and its limit is that for one element times the square root of how many there are.
+    TensorRms,
+}
+
 impl Clip {
-    /// Scale all gradients by one factor, so that their joint L2 norm is at most `max_norm`.
+    /// Scale all gradients by one factor, so that their joint norm is at most `max_norm`.
     ///
     /// ```text
     /// total_norm = sqrt(Σ g²)                              over every element of every gradient
@@ -52,17 +81,37 @@ impl Clip {
     ///
     /// This is `torch.nn.utils.clip_grad_norm_` with its epsilon and its order of operations, and the clipping of
     /// Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013,
-    /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written.
+    /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
+    /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
     /// `max_norm` of 0 zeroes the gradients; infinity leaves finite gradients as they are. A negative or NaN
     /// `max_norm` is an [`Error::MaxNorm`] when the clip is used.
     ///
-    /// Gradients that are not finite propagate, as in PyTorch: with an infinity among them the norm is infinite
-    /// and the coefficient 0, so that finite elements become zeros and infinite ones NaN; with a NaN among them
-    /// everything becomes NaN. The record says so: [`ClipRecord::non_finite`](crate::ClipRecord::non_finite).
+    /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).
     #[must_use]
     pub const fn by_global_norm(max_norm: f32) -> Self {
-        Self { method: Method::GlobalNorm { max_norm }, coefficient_only: false }
+        Self::by(Method::GlobalNorm { max_norm })
+    }
+
+    /// Scale each gradient by a factor of its own, so that its own norm is at most `max_norm`: `tf.clip_by_norm`, the
+    /// `clipnorm` of Keras, the `GradientClipping::Norm` of Burn. It changes the direction of the step; the clip of the
+    /// literature is [`by_global_norm`](Self::by_global_norm), with whose formula and options this one agrees.
+    #[must_use]
+    pub const fn by_norm(max_norm: f32) -> Self {
+        Self::by(Method::Norm { max_norm })
+    }
+
+    /// Scale each gradient by a factor of its own, so that the root of the mean of its squares is at most `threshold`:
+    /// `optax.clip_by_block_rms`.
+    ///
+    /// ```text
+    /// g = g · min(threshold / sqrt(mean(g²)), 1)
+    /// ```
+    ///
+    /// Without an epsilon, as in optax, unless one is set. A negative or NaN `threshold` is an [`Error::MaxNorm`].
+    #[must_use]
+    pub const fn by_rms(threshold: f32) -> Self {
+        Self { epsilon: Epsilon::None, ..Self::by(Method::Rms { threshold }) }
     }
 
     /// Clamp every element to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`.
@@ -71,7 +120,7 @@ impl Clip {
     /// [`Error::ClipValue`] when the clip is used.
     #[must_use]
     pub const fn by_value(clip_value: f32) -> Self {
-        Self { method: Method::Value { clip_value }, coefficient_only: false }
+        Self::by(Method::Value { clip_value })
     }
 
     /// Clamp every element to `[low, high]`; otherwise as [`Clip::by_value`].
@@ -79,46 +128,110 @@ impl Clip {
     /// A NaN bound, or `low` above `high`, is an [`Error::ClipRange`] when the clip is used.
     #[must_use]
     pub const fn by_value_range(low: f32, high: f32) -> Self {
-        Self { method: Method::ValueRange { low, high }, coefficient_only: false }
+        Self::by(Method::ValueRange { low, high })
     }
 
-    /// Measure the norm and compute the coefficient, but leave the gradients as they are: the optimizer
-    /// multiplies by [`ClipRecord::clip_coef`](crate::ClipRecord::clip_coef) where it reads a gradient anyway, which
+    const fn by(method: Method) -> Self {
+        Self {
+            method,
+            norm_type: NormType::L2,
+            epsilon: Epsilon::PyTorch,
+            non_finite: NonFinite::Propagate,
+            loss_scale: None,
+            coefficient_only: false,
+        }
+    }
+
+    /// Which norm is measured; [`NormType::L2`] unless this is called. [`by_rms`](Self::by_rms) has the L2 norm only.
+    #[must_use]
+    pub const fn norm_type(self, norm_type: NormType) -> Self {
+        Self { norm_type, ..self }
+    }
+
+    /// What is added to the norm before the limit is divided by it.
+    #[must_use]
+    pub const fn epsilon(self, epsilon: Epsilon) -> Self {
+        Self { epsilon, ..self }
+    }
+
+    /// What becomes of gradients whose norm is infinite or NaN, or that hold an infinity or a NaN.
+    #[must_use]
+    pub const fn non_finite(self, policy: NonFinite) -> Self {
+        Self { non_finite: policy, ..self }
+    }
+
+    /// The gradients are those of a loss that was multiplied by `scale`: undo it in the same pass.
+    ///
+    /// The norm, the limit and the record are those of the gradients without the scale, and the factor in the record
+    /// includes `1 / scale`. It is what `GradScaler.unscale_` and `clip_grad_norm_` of PyTorch do one after the other.
+    /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used.
+    #[must_use]
+    pub const fn loss_scale(self, scale: f32) -> Self {
+        Self { loss_scale: Some(scale), ..self }
+    }
+
+    /// Measure the norm and compute the factor, but leave the gradients as they are: the optimizer
+    /// multiplies by [`ClipRecord::factor`](crate::ClipRecord::factor) where it reads a gradient anyway, which
     /// saves a read and a write of them all.
     ///
-    /// Only a clip by global norm has a coefficient; for the others it is an [`Error::CoefficientOnly`] when the
-    /// clip is used.
+    /// A clip by value has no factor; for it this is an [`Error::NeedsNorm`] when the clip is used.
     #[must_use]
     pub const fn coefficient_only(self) -> Self {
-        Self { method: self.method, coefficient_only: true }
+        Self { coefficient_only: true, ..self }
     }
 
     /// Checks the values, and says what is to be done.
     pub(crate) fn checked(self) -> Result<Operation, Error> {
-        let Self { method, coefficient_only } = self;
-        match method {
-            Method::GlobalNorm { max_norm } if max_norm.is_nan() || max_norm < 0.0 => {
-                Err(Error::MaxNorm { given: max_norm })
-            }
-            Method::GlobalNorm { max_norm } => Ok(Operation::GlobalNorm { max_norm, coefficient_only }),
-            _ if coefficient_only => Err(Error::CoefficientOnly),
+        match self.method {
+            Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
+            Method::Norm { max_norm } => self.norm(Scope::Tensor, max_norm),
+            Method::Rms { .. } if self.norm_type != NormType::L2 => Err(Error::NormType { given: self.norm_type }),
+            Method::Rms { threshold } => self.norm(Scope::TensorRms, threshold),
             Method::Value { clip_value } if clip_value.is_nan() || clip_value < 0.0 => {
                 Err(Error::ClipValue { given: clip_value })
             }
-            Method::Value { clip_value } => Ok(Operation::Clamp { low: -clip_value, high: clip_value }),
+            Method::Value { clip_value } => self.clamp(-clip_value, clip_value),
             Method::ValueRange { low, high } if low.is_nan() || high.is_nan() || low > high => {
                 Err(Error::ClipRange { low, high })
             }
-            Method::ValueRange { low, high } => Ok(Operation::Clamp { low, high }),
+            Method::ValueRange { low, high } => self.clamp(low, high),
         }
     }
-}
 
-/// The factor that brings a norm to at most `max_norm`, in the order of operations of PyTorch: add epsilon, take
-/// the reciprocal, multiply, clamp to 1. (Dividing instead differs by one unit in the last place in a quarter of
-/// the cases.) NaN stays NaN.
-pub(crate) fn clip_coef(total_norm: f32, max_norm: f32) -> f32 {
-    let coef = (total_norm + EPSILON).recip() * max_norm;
-    // Not `min`, which would turn NaN into 1.
-    if coef > 1.0 { 1.0 } else { coef }
+    fn norm(self, scope: Scope, max_norm: f32) -> Result<Operation, Error> {
+        let is_limit = |value: f32| value >= 0.0;
+        if !is_limit(max_norm) {
+            return Err(Error::MaxNorm { given: max_norm });
+        }
+        let epsilon = self.epsilon.value();
+        if !is_limit(epsilon) || epsilon.is_infinite() {
+            return Err(Error::Epsilon { given: epsilon });
+        }
+        let scale = self.loss_scale.unwrap_or(1.0);
+        let inverse_scale = scale.recip();
+        if !(scale > 0.0 && scale.is_finite() && inverse_scale.is_finite()) {
+            return Err(Error::LossScale { given: scale });
+        }
+        let norm_type = self.norm_type.checked()?;
+        let Self { non_finite, coefficient_only, .. } = self;
+        Ok(Operation::Norm(Norm {
+            norm_type,
+            scope,
+            max_norm,
+            epsilon,
+            non_finite,
+            inverse_scale,
+            coefficient_only,
+        }))
+    }
+
+    fn clamp(self, low: f32, high: f32) -> Result<Operation, Error> {
+        // What speaks of a norm is not silently dropped.
+        let Self { norm_type, non_finite, loss_scale, coefficient_only, .. } = self;
+        let plain = norm_type == NormType::L2 && non_finite == NonFinite::Propagate && loss_scale.is_none();
+        if coefficient_only || !plain {
+            return Err(Error::NeedsNorm);
+        }
+        Ok(Operation::Clamp { low, high })
+    }
 }

@@ -30,9 +30,40 @@ pub enum Error {
         high: f32,
     },
 
-    /// [`Clip::coefficient_only`](crate::Clip::coefficient_only) on a clip that has no coefficient.
-    #[error("a clip by value has no coefficient to hand over: coefficient_only needs a clip by global norm")]
-    CoefficientOnly,
+    /// An epsilon that is negative, infinite or NaN.
+    #[error("epsilon is {given}, but it must be a finite number that is not negative")]
+    Epsilon {
+        /// The epsilon of the clip.
+        given: f32,
+    },
+
+    /// A loss scale that is not positive, or so large or small that it or its inverse is not finite.
+    #[error("the loss scale is {given}, but it and its inverse must be positive and finite")]
+    LossScale {
+        /// The loss scale of the clip.
+        given: f32,
+    },
+
+    /// A norm type that does not exist, or that this kind of clip does not have.
+    #[error("the norm type is {given:?}, but p must be a number, and a clip by root mean square has L2 only")]
+    NormType {
+        /// The norm type of the clip.
+        given: crate::NormType,
+    },
+
+    /// An option that speaks of a norm, on a clip by value, which has none.
+    #[error("a clip by value measures no norm: norm_type, non_finite, loss_scale and coefficient_only need a clip by norm")]
+    NeedsNorm,
+
+    /// Gradients that are not finite, under the policy [`NonFinite::Error`](crate::NonFinite::Error). They are
+    /// unchanged.
+    #[error("the total norm is {total_norm}, so the gradients were left unclipped; the first that is not finite is {}", name(*gradient))]
+    NonFinite {
+        /// The first gradient that holds an infinity or a NaN; none where the norm of finite ones exceeds `f32::MAX`.
+        gradient: Option<usize>,
+        /// The norm.
+        total_norm: f32,
+    },
 
     /// The buffer of a gradient cannot be bound as storage.
     #[error("gradient {gradient}: its buffer was created with the usages {given}, but it needs {needed}")]
@@ -137,4 +168,8 @@ pub enum Error {
         /// What there is instead, or what is wrong with it.
         found: String,
     },
+}
+
+fn name(gradient: Option<usize>) -> String {
+    gradient.map_or("none: only their norm exceeds f32".to_owned(), |index| format!("gradient {index}"))
 }

@@ -6,6 +6,7 @@ mod clip;
 pub mod cpu;
 mod error;
 mod gpu;
+mod options;
 mod record;
 pub mod reference;
 mod slices;
@@ -13,6 +14,7 @@ mod slices;
 pub use clip::Clip;
 pub use error::Error;
 pub use gpu::{ClipPlan, Clipper, DType, Gradient, ReadBack, adapters, adapters_async, is_software};
+pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{ClipRecord, RECORD_WGSL};
 pub use slices::{
     Clipped, DeviceChoice, SliceClipper, SliceDevice, Timings, clip_grad_norm, clip_grad_value,
