@@ -1,0 +1,24 @@
+//! The types that a gradient's elements can have.
+
+/// The type of a gradient's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum DType {
+    /// IEEE 754 single precision, 4 bytes.
+    F32,
+    /// IEEE 754 half precision, 2 bytes. Above 65504 it overflows to infinity.
+    F16,
+    /// The upper half of an f32, 2 bytes: its range, with 8 bits of precision.
+    BF16,
+}
+
+impl DType {
+    /// The size of an element, in bytes.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
