@@ -1,8 +1,8 @@
-// Clamp: every word to [low, high]. Compared as integers: NaN and -0.0 stay, subnormals too.
+// Clamp: every element to [low, high]. Compared as integers: NaN and -0.0 stay, subnormals too.
 //
-// Interface: `nothing_to_do`, `apply`. Needs float_bits.wgsl.
+// An operation; see scale.wgsl for the interface. Needs float_bits.wgsl.
 
-// The bounds as bits.
+// The bounds as bits of f32, though rounded to the type of the elements.
 struct Bounds {
     low: u32,
     high: u32,
@@ -10,19 +10,19 @@ struct Bounds {
 
 @group(0) @binding(1) var<uniform> bounds: Bounds;
 
-fn nothing_to_do() -> bool {
+fn nothing_to_do(target_index: u32) -> bool {
     return false;
 }
 
-fn apply(words: vec4<u32>) -> vec4<u32> {
-    let order = ordered(words);
-    let raised = select(words, vec4(bounds.low), order < ordered(vec4(bounds.low)));
+fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
+    let order = ordered(bits);
+    let raised = select(bits, vec4(bounds.low), order < ordered(vec4(bounds.low)));
     let clamped = select(raised, vec4(bounds.high), ordered(raised) > ordered(vec4(bounds.high)));
-    return select(clamped, words, (words & vec4(MAGNITUDE)) > vec4(INFINITY));
+    return select(clamped, bits, (bits & vec4(MAGNITUDE)) > vec4(INFINITY));
 }
 
 // Integers in the order of the floats, both zeros being 0.
-fn ordered(words: vec4<u32>) -> vec4<i32> {
-    let magnitude = bitcast<vec4<i32>>(words & vec4(MAGNITUDE));
-    return select(magnitude, -magnitude, (words & vec4(SIGN)) != vec4(0u));
+fn ordered(bits: vec4<u32>) -> vec4<i32> {
+    let magnitude = bitcast<vec4<i32>>(bits & vec4(MAGNITUDE));
+    return select(magnitude, -magnitude, (bits & vec4(SIGN)) != vec4(0u));
 }

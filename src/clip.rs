@@ -45,6 +45,30 @@ pub(crate) enum Operation {
     Clamp { low: f32, high: f32 },
 }
 
+impl Operation {
+    /// The limit of a clip by norm.
+    pub(crate) fn limit(&self) -> f32 {
+        match self {
+            Self::Norm(norm) => norm.max_norm,
+            Self::Clamp { .. } => f32::INFINITY,
+        }
+    }
+
+    /// What must be the same for all groups of a plan.
+    fn without_limit(self) -> Self {
+        match self {
+            Self::Norm(norm) => Self::Norm(Norm { max_norm: 0.0, ..norm }),
+            clamp @ Self::Clamp { .. } => clamp,
+        }
+    }
+}
+
+/// The limit of the L2 norm of so many elements, for a limit of the root of the mean of their squares.
+#[expect(clippy::cast_possible_truncation, reason = "a limit is an f32; too large is infinite")]
+pub(crate) fn rms_limit(threshold: f32, elements: u64) -> f32 {
+    (f64::from(threshold) * (elements as f64).sqrt()) as f32
+}
+
 /// A clip by a norm, checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Norm {
@@ -180,12 +204,24 @@ impl Clip {
         Self { coefficient_only: true, ..self }
     }
 
+    /// Checks the clips of groups: they may differ in their limits only.
+    pub(crate) fn all_checked(clips: &[Self]) -> Result<Vec<Operation>, Error> {
+        let operations = clips.iter().map(|clip| clip.checked()).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = operations.first() else { return Err(Error::NoClip) };
+        match operations.iter().position(|operation| operation.without_limit() != first.without_limit()) {
+            Some(second) => Err(Error::Groups { first: 0, second }),
+            None => Ok(operations),
+        }
+    }
+
     /// Checks the values, and says what is to be done.
     pub(crate) fn checked(self) -> Result<Operation, Error> {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
             Method::Norm { max_norm } => self.norm(Scope::Tensor, max_norm),
-            Method::Rms { .. } if self.norm_type != NormType::L2 => Err(Error::NormType { given: self.norm_type }),
+            Method::Rms { .. } if self.norm_type != NormType::L2 => {
+                Err(Error::NormType { given: self.norm_type })
+            }
             Method::Rms { threshold } => self.norm(Scope::TensorRms, threshold),
             Method::Value { clip_value } if clip_value.is_nan() || clip_value < 0.0 => {
                 Err(Error::ClipValue { given: clip_value })

@@ -1,5 +1,7 @@
 //! The types that a gradient's elements can have.
 
+use half::{bf16, f16};
+
 /// The type of a gradient's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -20,5 +22,15 @@ impl DType {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
         }
+    }
+
+    /// The nearest number of this type, ties to even; finite if the number is.
+    pub(crate) fn round(self, number: f32) -> f32 {
+        let (nearest, most) = match self {
+            Self::F32 => (number, f32::MAX),
+            Self::F16 => (f16::from_f32(number).to_f32(), f16::MAX.to_f32()),
+            Self::BF16 => (bf16::from_f32(number).to_f32(), bf16::MAX.to_f32()),
+        };
+        if number.is_finite() { nearest.clamp(-most, most) } else { nearest }
     }
 }

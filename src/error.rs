@@ -52,7 +52,9 @@ pub enum Error {
     },
 
     /// An option that speaks of a norm, on a clip by value, which has none.
-    #[error("a clip by value measures no norm: norm_type, non_finite, loss_scale and coefficient_only need a clip by norm")]
+    #[error(
+        "a clip by value measures no norm: norm_type, non_finite, loss_scale and coefficient_only need a clip by norm"
+    )]
     NeedsNorm,
 
     /// Gradients that are not finite, under the policy [`NonFinite::Error`](crate::NonFinite::Error). They are
@@ -63,6 +65,32 @@ pub enum Error {
         gradient: Option<usize>,
         /// The norm.
         total_norm: f32,
+    },
+
+    /// No clip at all for the groups of gradients.
+    #[error("there is no clip: groups of gradients need one each")]
+    NoClip,
+
+    /// A gradient in a group for which there is no clip.
+    #[error(
+        "gradient {gradient}: it belongs to group {given}, but there are {groups} clips, numbered from 0"
+    )]
+    Group {
+        /// Which gradient.
+        gradient: usize,
+        /// Its group.
+        given: usize,
+        /// How many groups there are.
+        groups: usize,
+    },
+
+    /// Clips of one plan that differ in more than their limit.
+    #[error("the clips of groups {first} and {second} differ in more than their limit")]
+    Groups {
+        /// A group.
+        first: usize,
+        /// Another one, whose clip is of another kind or has other options.
+        second: usize,
     },
 
     /// The buffer of a gradient cannot be bound as storage.

@@ -4,6 +4,7 @@ pub use wgpu;
 
 mod clip;
 pub mod cpu;
+mod dtype;
 mod error;
 mod gpu;
 mod options;
@@ -12,8 +13,9 @@ pub mod reference;
 mod slices;
 
 pub use clip::Clip;
+pub use dtype::DType;
 pub use error::Error;
-pub use gpu::{ClipPlan, Clipper, DType, Gradient, ReadBack, adapters, adapters_async, is_software};
+pub use gpu::{ClipPlan, Clipper, Gradient, ReadBack, adapters, adapters_async, is_software};
 pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{ClipRecord, RECORD_WGSL};
 pub use slices::{

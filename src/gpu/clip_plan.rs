@@ -7,13 +7,12 @@ use wgpu::{BufferUsages, CommandEncoder};
 
 use super::clipper::Clipper;
 use super::gradient::Span;
-use super::kernels::{Compiled, Kernel};
-use super::layout::{self, Access, Batch, Layout, Tile};
-use super::read_back::{ReadBack, Staging};
-use super::scope::guarded;
+use super::kernels::{Compiled, Kernel, NormKind};
+use super::layout::{self, Batch, Layout, Manner, Request, Tile};
+use super::read_back::{FromRecords, ReadBack, Staging};
 use super::slots::slots_for;
-use crate::clip::{EPSILON, Operation};
-use crate::{ClipRecord, Error};
+use crate::clip::{Norm, Operation, Scope, rms_limit};
+use crate::{ClipRecord, DType, Error, NonFinite};
 
 /// How to clip one set of gradients: made once by [`Clipper::prepare`], encoded at every step.
 ///
@@ -27,9 +26,19 @@ pub struct ClipPlan {
     /// The pass that writes the gradients.
     apply: Vec<Step>,
     coefficient_only: bool,
-    /// The record and where it is read back to; none for a clip by value.
-    outcome: Option<(wgpu::Buffer, Arc<Staging>)>,
+    /// None for a clip by value.
+    outcome: Option<Outcome>,
     scratch_bytes: u64,
+}
+
+/// The records of a plan.
+#[derive(Debug)]
+struct Outcome {
+    records: wgpu::Buffer,
+    count: usize,
+    staging: Arc<Staging>,
+    /// Whether gradients that are not finite are an error when the record is read.
+    is_error: bool,
 }
 
 /// One dispatch, bound.
@@ -40,20 +49,35 @@ struct Step {
     grid: [u32; 2],
 }
 
-/// `Partial` of `norm_l2.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
+/// `Segment` of `segment.wgsl`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Partial {
-    pub(super) sum: f32,
-    pub(super) largest: u32,
+pub(super) struct Segment {
+    pub(super) first: u32,
+    pub(super) count: u32,
+    pub(super) max_norm: f32,
 }
 
-/// `Limit` of `finalize.wgsl`.
+/// `Measure` of `segment.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-pub(super) struct Limit {
-    pub(super) max_norm: f32,
+pub(super) struct Measure {
     pub(super) epsilon: f32,
+    pub(super) policy: u32,
+    pub(super) inverse_scale: f32,
+}
+
+impl Measure {
+    fn of(norm: &Norm) -> Self {
+        // The POLICY_* of `segment.wgsl`. What is an error on the host is left alone on the device.
+        let policy = match norm.non_finite {
+            NonFinite::Propagate => 0,
+            NonFinite::Skip | NonFinite::Error => 1,
+            NonFinite::Zero => 2,
+            NonFinite::Poison => 3,
+        };
+        Self { epsilon: norm.epsilon, policy, inverse_scale: norm.inverse_scale }
+    }
 }
 
 /// `Bounds` of `clamp.wgsl`.
@@ -87,24 +111,42 @@ impl ClipPlan {
         run(encoder, "gradclip.scale", self.apply.iter());
     }
 
-    /// The buffer with the [`ClipRecord`], for a shader of yours: it can be bound as uniform or as storage, and
-    /// copied from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares its type.
+    /// The buffer with the [`ClipRecord`]s, for a shader of yours: it can be bound as storage (as uniform too, where
+    /// there is but one), and copied from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one for each
+    /// group, or one for each gradient where each is clipped by itself.
     ///
     /// It holds what the last norm pass found. None for a clip by value, which measures nothing.
     #[must_use]
     pub fn record_buffer(&self) -> Option<&wgpu::Buffer> {
-        self.outcome.as_ref().map(|(record, _)| record)
+        self.outcome.as_ref().map(|outcome| &outcome.records)
     }
 
     /// Records a copy of the record, taken at this place in the encoder; the ticket gives it to the host once the
-    /// encoder has been submitted. Any number of tickets may be under way.
+    /// encoder has been submitted. Any number of tickets may be under way. Where there are several records, it is the
+    /// first.
     ///
-    /// A staging buffer of 16 bytes is allocated where none of an earlier ticket is free.
+    /// A small staging buffer is allocated where none of an earlier ticket is free.
     pub fn read_back(&self, encoder: &mut CommandEncoder) -> ReadBack {
+        self.tickets(encoder)
+    }
+
+    /// [`read_back`](Self::read_back) of all records: one for each group, or one for each gradient where each is clipped
+    /// by itself.
+    pub fn read_back_all(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
+        self.tickets(encoder)
+    }
+
+    fn tickets<R: FromRecords>(&self, encoder: &mut CommandEncoder) -> ReadBack<R> {
         match &self.outcome {
-            Some((record, staging)) => staging.read_back(encoder, record),
+            Some(outcome) => outcome.staging.read_back(encoder, &outcome.records, outcome.is_error),
             None => ReadBack::failed(Error::NothingMeasured),
         }
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.outcome.as_ref().map_or(0, |outcome| outcome.count)
     }
 
     /// How many dispatches [`encode`](Self::encode) records.
@@ -119,27 +161,25 @@ impl ClipPlan {
         self.scratch_bytes
     }
 
-    /// Allocates and binds for gradients that have been checked; `order` lists those that are not empty by address.
+    /// Allocates and binds for gradients that have been checked; `order` lists those that are not empty by address. Of
+    /// the operations, one for each group, only the limits differ.
     pub(super) fn new(
         clipper: &Clipper,
-        operation: Operation,
+        operations: &[Operation],
         buffers: &[&wgpu::Buffer],
         spans: &[Span],
         order: &[usize],
     ) -> Result<Self, Error> {
-        let measures = matches!(operation, Operation::GlobalNorm { .. });
-        let layout = layout::lay_out(spans, order, clipper.limits(), measures);
-        let bytes = (size_of_val(&layout.tiles[..]) + layout.partials * size_of::<Partial>()) as u64;
-        clipper.check_scratch(bytes)?;
-        guarded(clipper.device(), "a clip plan", bytes, || {
-            let builder = Builder::new(clipper, buffers, &layout.tiles);
-            match operation {
-                Operation::GlobalNorm { max_norm, coefficient_only } => {
-                    builder.global_norm(&layout, max_norm, coefficient_only)
-                }
-                Operation::Clamp { low, high } => builder.clamp(&layout, low, high),
+        match operations.first() {
+            None => Err(Error::NoClip),
+            Some(Operation::Norm(norm)) => {
+                let limits = operations.iter().map(Operation::limit).collect::<Vec<_>>();
+                Builder::by_norm(clipper, norm, &limits, buffers, spans, order)
             }
-        })?
+            Some(Operation::Clamp { low, high }) => {
+                Builder::by_value(clipper, [*low, *high], buffers, spans, order)
+            }
+        }
     }
 }
 
@@ -171,87 +211,140 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(clipper: &'a Clipper, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
-        // A buffer of no bytes cannot be bound; nor is it, since no batch is without a tile.
-        let bytes = size_of_val(tiles).max(size_of::<Tile>()) as u64;
-        let table = filled(
-            clipper.device(),
-            "gradclip.tiles",
-            bytes,
-            BufferUsages::STORAGE,
-            bytemuck::cast_slice(tiles),
-        );
-        Self { clipper, buffers, tiles: table, bytes }
-    }
-
-    fn global_norm(
-        mut self,
-        layout: &Layout,
-        max_norm: f32,
-        coefficient_only: bool,
+    fn by_norm(
+        clipper: &'a Clipper,
+        norm: &Norm,
+        limits: &[f32],
+        buffers: &'a [&'a wgpu::Buffer],
+        spans: &[Span],
+        order: &[usize],
     ) -> Result<ClipPlan, Error> {
-        let limit =
-            self.holding("gradclip.limit", BufferUsages::UNIFORM, &Limit { max_norm, epsilon: EPSILON });
-        let bytes = (layout.partials.max(1) * size_of::<Partial>()) as u64;
-        self.bytes += bytes;
-        // Zeroed by wgpu: where there is no tile, one partial says that there is nothing.
-        let partials = self.clipper.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("gradclip.partials"),
-            size: bytes,
-            usage: BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
-        let usage = BufferUsages::STORAGE | BufferUsages::UNIFORM | BufferUsages::COPY_SRC;
-        let record = self.holding("gradclip.record", usage, &ClipRecord::UNCLIPPED);
+        let kind = NormKind::of(norm.norm_type);
+        let together = norm.scope == Scope::Global;
+        let segment_of: Vec<usize> =
+            spans.iter().enumerate().map(|(index, span)| if together { span.group } else { index }).collect();
+        let layout = layout::lay_out(
+            Request {
+                spans,
+                order,
+                segment_of: &segment_of,
+                segments: if together { limits.len() } else { spans.len() },
+                measures: true,
+                norm_reads_vectors: kind.reads_vectors(),
+            },
+            clipper.limits(),
+        );
+        let segments = segments(&layout, norm.scope, limits, spans);
+        let scratch = size_of_val(&layout.tiles[..]) + layout.owners.len() * kind.partial_bytes();
+        clipper.guarded(scratch as u64, || {
+            let mut builder = Self::new(clipper, buffers, &layout.tiles);
+            let partials =
+                builder.zeroed("gradclip.partials", layout.owners.len().max(1) * kind.partial_bytes());
+            let measure = builder.holding("gradclip.measure", BufferUsages::UNIFORM, &[Measure::of(norm)]);
+            let table = builder.holding("gradclip.segments", BufferUsages::STORAGE, &segments);
+            let owners =
+                builder.holding("gradclip.owners", BufferUsages::STORAGE, or_one(&layout.owners, &0));
+            let usage = BufferUsages::STORAGE | BufferUsages::UNIFORM | BufferUsages::COPY_SRC;
+            let records = vec![ClipRecord::UNCLIPPED; segments.len()];
+            let records = builder.holding("gradclip.records", usage, &records);
 
-        let mut norm =
-            self.steps(&layout.norm, &partials, |access, slots| Kernel::Partials { access, slots })?;
-        norm.push(self.finalize(&partials, &limit, &record)?);
-        let apply = self.steps(&layout.apply, &record, |access, slots| Kernel::Scale { access, slots })?;
-        let staging = Arc::new(Staging::new(self.clipper.device()));
-        let outcome = Some((record, staging));
-        Ok(ClipPlan { norm, apply, coefficient_only, outcome, scratch_bytes: self.bytes })
-    }
-
-    fn clamp(mut self, layout: &Layout, low: f32, high: f32) -> Result<ClipPlan, Error> {
-        let bounds = self.holding("gradclip.bounds", BufferUsages::UNIFORM, &Bounds { low, high });
-        let apply = self.steps(&layout.apply, &bounds, |access, slots| Kernel::Clamp { access, slots })?;
-        Ok(ClipPlan {
-            norm: Vec::new(),
-            apply,
-            coefficient_only: false,
-            outcome: None,
-            scratch_bytes: self.bytes,
+            let partials_of = |manner, slots| Kernel::Partials { norm: kind, manner, slots };
+            let mut steps = builder.steps(&layout.norm, |_| &partials, partials_of)?;
+            let bindings = [&partials, &measure, &table, &owners, &records];
+            steps.push(builder.finalize(Kernel::Finalize { norm: kind }, bindings, segments.len())?);
+            let segmented = segments.len() > 1;
+            let scale = |manner, slots| Kernel::Scale { segmented, manner, slots };
+            let apply = builder.steps(&layout.apply, |_| &records, scale)?;
+            let outcome = Outcome {
+                staging: Arc::new(Staging::new(clipper.device(), records.size())),
+                records,
+                count: segments.len(),
+                is_error: norm.non_finite == NonFinite::Error,
+            };
+            Ok(ClipPlan {
+                norm: steps,
+                apply,
+                coefficient_only: norm.coefficient_only,
+                outcome: Some(outcome),
+                scratch_bytes: builder.bytes,
+            })
         })
     }
 
-    fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, value: &T) -> wgpu::Buffer {
-        self.bytes += size_of::<T>() as u64;
-        filled(self.clipper.device(), label, size_of::<T>() as u64, usage, bytemuck::bytes_of(value))
+    fn by_value(
+        clipper: &'a Clipper,
+        bounds: [f32; 2],
+        buffers: &'a [&'a wgpu::Buffer],
+        spans: &[Span],
+        order: &[usize],
+    ) -> Result<ClipPlan, Error> {
+        let segment_of = vec![0; spans.len()];
+        let request = Request {
+            spans,
+            order,
+            segment_of: &segment_of,
+            segments: 1,
+            measures: false,
+            norm_reads_vectors: false,
+        };
+        let layout = layout::lay_out(request, clipper.limits());
+        clipper.guarded(size_of_val(&layout.tiles[..]) as u64, || {
+            let mut builder = Self::new(clipper, buffers, &layout.tiles);
+            let mut bounds_of = |dtype: DType| {
+                let [low, high] = bounds.map(|bound| dtype.round(bound));
+                builder.holding("gradclip.bounds", BufferUsages::UNIFORM, &[Bounds { low, high }])
+            };
+            let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(&mut bounds_of);
+            let bounds = |manner: Manner| match manner.dtype {
+                DType::F32 => &f32,
+                DType::F16 => &f16,
+                DType::BF16 => &bf16,
+            };
+            let apply =
+                builder.steps(&layout.apply, bounds, |manner, slots| Kernel::Clamp { manner, slots })?;
+            let scratch_bytes = builder.bytes;
+            Ok(ClipPlan { norm: Vec::new(), apply, coefficient_only: false, outcome: None, scratch_bytes })
+        })
     }
 
-    fn finalize(
-        &self,
-        partials: &wgpu::Buffer,
-        limit: &wgpu::Buffer,
-        record: &wgpu::Buffer,
-    ) -> Result<Step, Error> {
-        let kernel = self.clipper.kernel(Kernel::Finalize)?;
-        let bindings = [partials, limit, record].map(wgpu::Buffer::as_entire_buffer_binding);
-        Ok(self.step(kernel, bindings, 1))
+    fn new(clipper: &'a Clipper, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
+        // A buffer of no bytes cannot be bound; nor is it, since no batch is without a tile.
+        let tiles = or_one(tiles, &Tile { slot: 0, first: 0, count: 0, target_index: 0 });
+        let table = filled(clipper.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);
+        Self { clipper, buffers, bytes: table.size(), tiles: table }
+    }
+
+    fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
+        self.bytes += size_of_val(values) as u64;
+        filled(self.clipper.device(), label, usage, values)
+    }
+
+    fn zeroed(&mut self, label: &str, size: usize) -> wgpu::Buffer {
+        self.bytes += size as u64;
+        self.clipper.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: size as u64,
+            usage: BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        })
+    }
+
+    fn finalize(&self, kernel: Kernel, bindings: [&wgpu::Buffer; 5], segments: usize) -> Result<Step, Error> {
+        let bindings = bindings.map(wgpu::Buffer::as_entire_buffer_binding);
+        Ok(self.step(self.clipper.kernel(kernel)?, bindings, segments))
     }
 
     /// A step for each batch. `second` is what the kernel binds besides tiles and gradients.
-    fn steps(
+    fn steps<'b>(
         &self,
         batches: &[Batch],
-        second: &wgpu::Buffer,
-        kernel: impl Fn(Access, usize) -> Kernel,
+        second: impl Fn(Manner) -> &'b wgpu::Buffer,
+        kernel: impl Fn(Manner, usize) -> Kernel,
     ) -> Result<Vec<Step>, Error> {
         let step = |batch: &Batch| {
             let slots = slots_for(batch.windows.len(), self.clipper.limits().slots);
-            let kernel = self.clipper.kernel(kernel(batch.access, slots))?;
-            let fixed = [self.tiles_of(batch), second.as_entire_buffer_binding()];
+            let kernel = self.clipper.kernel(kernel(batch.manner, slots))?;
+            let fixed = [self.tiles_of(batch), second(batch.manner).as_entire_buffer_binding()];
             let windows = batch.windows.iter().map(|window| wgpu::BufferBinding {
                 buffer: self.buffers[window.buffer],
                 offset: window.offset,
@@ -294,19 +387,37 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// A buffer with these bytes in it; without a queue, which a clipper does not have.
-fn filled(
-    device: &wgpu::Device,
-    label: &str,
-    size: u64,
-    usage: BufferUsages,
-    contents: &[u8],
-) -> wgpu::Buffer {
+/// What each segment sums up, and its limit.
+fn segments(layout: &Layout, scope: Scope, limits: &[f32], spans: &[Span]) -> Vec<Segment> {
+    let limit = |index: usize| match scope {
+        Scope::Global => limits[index],
+        Scope::Tensor => limits[spans[index].group],
+        Scope::TensorRms => rms_limit(limits[spans[index].group], spans[index].len),
+    };
+    let number = |number: usize| u32::try_from(number).expect("partials are counted in 32 bits");
+    let segment = |(index, partials): (usize, &std::ops::Range<usize>)| Segment {
+        first: number(partials.start),
+        count: number(partials.len()),
+        max_norm: limit(index),
+    };
+    let segments: Vec<_> = layout.segments.iter().enumerate().map(segment).collect();
+    or_one(&segments, &Segment { first: 0, count: 0, max_norm: f32::INFINITY }).to_vec()
+}
+
+/// A buffer without any element cannot be bound.
+fn or_one<'a, T>(values: &'a [T], one: &'a T) -> &'a [T] {
+    if values.is_empty() { std::slice::from_ref(one) } else { values }
+}
+
+/// A buffer with these values in it; without a queue, which a clipper does not have.
+fn filled<T: Pod>(device: &wgpu::Device, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
+    let contents: &[u8] = bytemuck::cast_slice(values);
+    let size = contents.len() as u64;
     let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true };
     let buffer = device.create_buffer(&descriptor);
     // A buffer that could not be made has no mapped range; the error scope around this knows why.
     if let Ok(mut range) = buffer.get_mapped_range_mut(..) {
-        range.slice(..contents.len()).copy_from_slice(contents);
+        range.slice(..).copy_from_slice(contents);
     }
     buffer.unmap();
     buffer

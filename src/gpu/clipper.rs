@@ -70,10 +70,21 @@ impl Clipper {
     /// wgpu cannot tell a buffer of another [`wgpu::Instance`] from one of this device; every other buffer that does
     /// not belong here is an [`Error::Refused`].
     pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
-        let operation = clip.checked()?;
-        let (buffers, spans) = gradient::resolve(gradients)?;
+        self.prepare_groups(gradients, &[clip])
+    }
+
+    /// [`prepare`](Self::prepare) for gradients that belong to several groups, each with a limit of its own: one plan, one
+    /// pass, a record for each group. [`Gradient::group`] says which of the clips a gradient belongs to.
+    ///
+    /// # Errors
+    ///
+    /// As for [`prepare`](Self::prepare); [`Error::Group`] if there is no clip for a gradient's group, and
+    /// [`Error::Groups`] if the clips differ in more than their limit.
+    pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
+        let operations = Clip::all_checked(clips)?;
+        let (buffers, spans) = gradient::resolve(gradients, clips.len())?;
         let order = gradient::in_address_order(&spans)?;
-        ClipPlan::new(self, operation, &buffers, &spans, &order)
+        ClipPlan::new(self, &operations, &buffers, &spans, &order)
     }
 
     /// The device it clips on.
@@ -86,19 +97,19 @@ impl Clipper {
         self.inner.limits
     }
 
-    /// Whether tables and partials of so many bytes fit into a buffer and a binding.
-    pub(super) fn check_scratch(&self, bytes: u64) -> Result<(), Error> {
+    /// Makes a plan whose tables and partials take so many bytes.
+    pub(super) fn guarded(
+        &self,
+        scratch: u64,
+        make: impl FnOnce() -> Result<ClipPlan, Error>,
+    ) -> Result<ClipPlan, Error> {
         let allowed = self.inner.limits.binding_bytes.min(self.inner.device.limits().max_buffer_size);
-        if bytes <= allowed {
-            return Ok(());
+        if scratch > allowed {
+            let name = "max_storage_buffer_binding_size and max_buffer_size";
+            let what = "a plan for this many elements and gradients";
+            return Err(Error::Limit { what, name, needed: scratch, allowed });
         }
-        let name = "max_storage_buffer_binding_size and max_buffer_size";
-        Err(Error::Limit {
-            what: "a plan for this many elements and gradients",
-            name,
-            needed: bytes,
-            allowed,
-        })
+        guarded(&self.inner.device, "a clip plan", scratch, make)?
     }
 
     /// The binding that fills slot number `slot`.

@@ -13,5 +13,5 @@ mod slots;
 pub use clip_plan::ClipPlan;
 pub use clipper::Clipper;
 pub use device::{adapters, adapters_async, is_software};
-pub use gradient::{DType, Gradient};
+pub use gradient::Gradient;
 pub use read_back::ReadBack;
