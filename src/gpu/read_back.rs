@@ -147,35 +147,44 @@ impl Delivery {
 /// How long to wait for the device before looking whether this ticket's step is done; later steps may keep it busy.
 const PATIENCE: Duration = Duration::from_micros(100);
 
-/// How many milliseconds the queue must have been empty for an undelivered ticket to count as not submitted: another
-/// thread that polls the device may have taken the delivery out of wgpu's hands, and not made it yet.
+/// How often to do so, before waiting for all that has been submitted.
+const PATIENT_WAITS: u32 = 1000;
+
+/// How many milliseconds all that has been submitted must have been finished for an undelivered ticket to count as not
+/// submitted: another thread that polls the device may have taken the delivery out of wgpu's hands, and not made it yet.
 const GRACE: u32 = 50;
 
 /// Polls the device until the delivery has been made, if only of the news that there will be none.
 fn drive(device: &wgpu::Device, delivery: &Delivery) {
-    let mut idle = 0;
-    // Two polls find what has been submitted and finished: the first the end of the copy, whose callback maps the
-    // staging buffer, the second that it is mapped.
-    for polls in 0.. {
-        let empty = poll(device, wgpu::PollType::Poll);
+    // Whether all that had been submitted when this began is finished. Only then can it be told that the ticket's
+    // encoder was not; new steps may come all the time.
+    let mut settled = false;
+    let (mut waits, mut idle) = (0, 0);
+    loop {
+        // It takes two polls: one finds that the copy is done, and its callback maps the staging buffer; the next
+        // finds it mapped.
+        settled |= poll(device, wgpu::PollType::Poll);
         if delivery.is_made() {
             return;
         }
-        idle = if empty { idle + 1 } else { 0 };
-        match (empty, idle > GRACE) {
-            (true, true) => delivery.make(Err(Error::NotSubmitted)),
-            (true, false) if polls > 0 => std::thread::sleep(Duration::from_millis(1)),
-            (true, false) => {}
-            (false, _) => {
-                poll(device, wgpu::PollType::Wait { submission_index: None, timeout: Some(PATIENCE) });
+        if settled {
+            idle += 1;
+            match idle {
+                1 => {}
+                2..=GRACE => std::thread::sleep(Duration::from_millis(1)),
+                _ => delivery.make(Err(Error::NotSubmitted)),
             }
+        } else {
+            waits += 1;
+            let timeout = (waits <= PATIENT_WAITS).then_some(PATIENCE);
+            settled = poll(device, wgpu::PollType::Wait { submission_index: None, timeout });
         }
     }
 }
 
-/// Whether the queue is empty.
+/// Whether all that has been submitted is finished.
 fn poll(device: &wgpu::Device, poll: wgpu::PollType) -> bool {
-    device.poll(poll).is_ok_and(|status| status.is_queue_empty())
+    device.poll(poll).is_ok_and(|status| status.wait_finished())
 }
 
 /// Natively nothing happens unless somebody polls the device, and a future must not block its executor.

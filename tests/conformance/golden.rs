@@ -1,0 +1,89 @@
+//! What PyTorch did: `tests/fixtures/torch_golden.json` as cases.
+
+use std::collections::HashMap;
+
+use gradclip::Error;
+use serde_json::Value;
+
+use crate::cases::{Case, Expect, Options, Peer};
+
+/// Where this crate differs from PyTorch.
+#[derive(Clone, Copy)]
+enum Difference {
+    /// PyTorch sums in f32, which shows in its norm.
+    Rounded,
+    /// PyTorch's squares overflow.
+    Better,
+    /// PyTorch takes a limit that makes no sense.
+    Error,
+}
+
+const DIFFERENCES: [(&str, Difference); 11] = [
+    ("torch/torch_suite_small/0", Difference::Rounded),
+    ("torch/randn_255/0", Difference::Rounded),
+    ("torch/randn_256/0", Difference::Rounded),
+    ("torch/randn_1000/0", Difference::Rounded),
+    ("torch/nonfinite_or_extreme/3", Difference::Better),
+    ("torch/max_inf_norm_overflow/0", Difference::Better),
+    ("torch/pyth_max/2", Difference::Error),
+    ("torch/pyth_max/6", Difference::Error),
+    ("torch/zeros/2", Difference::Error),
+    ("torch/value/specials/3", Difference::Error),
+    ("torch/value/specials/5", Difference::Error),
+];
+
+/// The calls that have a counterpart here, numbered by name.
+pub(crate) fn cases() -> Vec<Case> {
+    let golden: Value =
+        serde_json::from_str(include_str!("../fixtures/torch_golden.json")).expect("well-formed JSON");
+    let by_norm = list(&golden["norm"]).iter().filter(|call| call["norm_type"] == "2.0").map(|call| {
+        let max_norm = decimal(&call["max_norm"]);
+        let total_norm = Some(number(&call["total_norm"]));
+        ("torch", call, Options::Norm(max_norm), total_norm, Error::MaxNorm { given: max_norm })
+    });
+    let by_value = list(&golden["value"]).iter().map(|call| {
+        let bound = decimal(&call["clip_value"]);
+        ("torch/value", call, Options::Value(bound), None, Error::ClipValue { given: bound })
+    });
+
+    let mut differences = HashMap::from(DIFFERENCES);
+    let mut numbers = HashMap::<_, usize>::new();
+    let mut cases = Vec::new();
+    for (suite, call, options, total_norm, error) in by_norm.chain(by_value) {
+        let name = format!("{suite}/{}", text(&call["name"]));
+        let number = numbers.entry(name.clone()).or_default();
+        let name = format!("{name}/{number}");
+        *number += 1;
+        let peer = Peer { total_norm, clipped: tensors(&call["clipped"]) };
+        let expect = match differences.remove(name.as_str()) {
+            None => Expect::Torch(peer),
+            Some(Difference::Rounded) => Expect::Rounded(peer),
+            Some(Difference::Better) => Expect::Better(peer),
+            Some(Difference::Error) => Expect::Error(error),
+        };
+        let gradients = tensors(&call["grads"]);
+        cases.push(Case::new(name, move || gradients.clone(), options, expect));
+    }
+    assert!(differences.is_empty(), "no such call: {:?}", differences.keys());
+    cases
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().expect("a list")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a string")
+}
+
+fn decimal(value: &Value) -> f32 {
+    text(value).parse().expect("a number")
+}
+
+fn number(value: &Value) -> f32 {
+    f32::from_bits(u32::from_str_radix(text(value), 16).expect("the bits of a number"))
+}
+
+fn tensors(value: &Value) -> Vec<Vec<f32>> {
+    list(value).iter().map(|tensor| list(tensor).iter().map(number).collect()).collect()
+}

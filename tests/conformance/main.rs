@@ -1,0 +1,141 @@
+//! One table of cases, and every path through it: the CPU path, and the GPU path on every adapter, with every
+//! configuration of the device, in every layout of the buffers. A trial is one case on one path.
+
+mod cases;
+#[path = "../common/mod.rs"]
+mod common;
+mod golden;
+mod verdict;
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use gradclip::{Clip, Error, wgpu};
+use libtest_mimic::{Arguments, Trial};
+
+use cases::{Case, Expect};
+use common::{Gpu, Outcome, Placement, bits};
+use verdict::Precision;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let cases: Vec<_> = cases::all().into_iter().map(Arc::new).collect();
+    let mut names = HashSet::new();
+    for case in &cases {
+        assert!(names.insert(&case.name), "two cases are named {}", case.name);
+    }
+    let trial = |path: &Arc<Path>, case: &Arc<Case>| {
+        let (path, case) = (path.clone(), case.clone());
+        Trial::test(format!("{}/{}", path.name, case.name), move || {
+            run(&path, &case);
+            Ok(())
+        })
+    };
+    let trials = paths().iter().flat_map(|path| cases.iter().map(|case| trial(path, case))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// One way to clip.
+struct Path {
+    name: String,
+    means: Means,
+}
+
+enum Means {
+    Cpu,
+    Gpu { gpu: Arc<Gpu>, layout: Layout, agreement: Arc<Agreement> },
+}
+
+/// Where gradients of these lengths lie.
+type Layout = fn(&[usize]) -> Placement;
+
+fn paths() -> Vec<Arc<Path>> {
+    let layouts: [(_, Layout); 3] =
+        [("separate", Placement::separate), ("arena", Placement::arena), ("packed", Placement::packed)];
+    let mut paths = vec![Path { name: "cpu".into(), means: Means::Cpu }];
+    for adapter in common::adapters() {
+        let agreement = Arc::<Agreement>::default();
+        let configurations = [
+            ("default", wgpu::Limits::default()),
+            ("full", adapter.limits()),
+            ("least", common::least_limits()),
+        ];
+        for (configuration, limits) in configurations {
+            let gpu = Arc::new(Gpu::open(&adapter, limits));
+            for (name, layout) in layouts {
+                paths.push(Path {
+                    name: format!("{}/{configuration}/{name}", short_name(&adapter.get_info())),
+                    means: Means::Gpu { gpu: gpu.clone(), layout, agreement: agreement.clone() },
+                });
+            }
+        }
+    }
+    paths.into_iter().map(Arc::new).collect()
+}
+
+/// `llvmpipe-vulkan` for "llvmpipe (LLVM 15.0.6, 256 bits)" on Vulkan.
+fn short_name(info: &wgpu::AdapterInfo) -> String {
+    let name = info.name.split(" (").next().unwrap_or_default().replace(' ', "-");
+    format!("{name}-{}", info.backend).to_lowercase()
+}
+
+impl Path {
+    fn precision(&self) -> &'static Precision {
+        match self.means {
+            Means::Cpu => &verdict::CPU,
+            Means::Gpu { .. } => &verdict::GPU,
+        }
+    }
+
+    fn clip(&self, gradients: &[Vec<f32>], clip: Clip) -> Result<Outcome, Error> {
+        match &self.means {
+            Means::Cpu => common::clip_on_cpu(gradients, clip),
+            Means::Gpu { gpu, layout, .. } => {
+                let lens: Vec<_> = gradients.iter().map(Vec::len).collect();
+                gpu.clip(&layout(&lens), gradients, clip)
+            }
+        }
+    }
+}
+
+/// What each clip came to on one adapter: the same bits, however its device is configured and the gradients lie.
+#[derive(Default)]
+struct Agreement(Mutex<HashMap<String, (String, u64)>>);
+
+impl Agreement {
+    fn check(&self, path: &Path, clip: String, outcome: &Outcome) {
+        let mut hasher = DefaultHasher::new();
+        outcome.record.as_ref().map(bytemuck::bytes_of).hash(&mut hasher);
+        bits(&outcome.gradients).hash(&mut hasher);
+        let hash = hasher.finish();
+        let (first, expected) = {
+            let mut outcomes = self.0.lock().expect("no trial panics while it holds this");
+            outcomes.entry(clip).or_insert_with(|| (path.name.clone(), hash)).clone()
+        };
+        assert_eq!(hash, expected, "the bits differ from those of {first}: {:?}", outcome.record);
+    }
+}
+
+fn run(path: &Path, case: &Case) {
+    let mut gradients = (case.gradients)();
+    for options in &case.clips {
+        match (path.clip(&gradients, options.clip()), &case.expect) {
+            (Err(error), Expect::Error(expected)) => {
+                // As text: NaN is not equal to itself.
+                assert_eq!(format!("{error:?}"), format!("{expected:?}"));
+            }
+            (Ok(outcome), Expect::Error(expected)) => panic!("{outcome:?}, but expected was {expected:?}"),
+            (Err(error), _) => panic!("{error}"),
+            (Ok(outcome), expect) => {
+                path.precision().check(&gradients, *options, &outcome);
+                path.precision().compare(&gradients, expect, &outcome);
+                if let Means::Gpu { agreement, .. } = &path.means {
+                    agreement.check(path, format!("{} {options:?}", case.name), &outcome);
+                }
+                gradients = outcome.gradients;
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Every error, on wgpu's noop backend, which validates all and runs nothing. It must be ours: wgpu's own validation
+//! may have nothing to say that nobody asks for.
+
+use std::sync::{Arc, Mutex};
+
+use gradclip::wgpu::{self, BufferUsages};
+use gradclip::{Clip, Clipper, DType, Error, Gradient};
+
+use crate::common::least_limits;
+
+const NORM: Clip = Clip::by_global_norm(1.0);
+
+/// A device, and what wgpu told its handler of uncaptured errors.
+struct Noop {
+    adapter: wgpu::Adapter,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    complaints: Arc<Mutex<Vec<String>>>,
+}
+
+impl Noop {
+    fn new(limits: wgpu::Limits) -> Self {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends: wgpu::Backends::NOOP,
+            backend_options: wgpu::BackendOptions {
+                noop: wgpu::NoopBackendOptions::enabled(),
+                ..Default::default()
+            },
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        });
+        let adapter =
+            pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).unwrap();
+        Self::open(adapter, limits)
+    }
+
+    fn open(adapter: wgpu::Adapter, limits: wgpu::Limits) -> Self {
+        let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+        let complaints = Arc::<Mutex<Vec<String>>>::default();
+        let told = complaints.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            told.lock().unwrap().push(error.to_string());
+        }));
+        Self { adapter, device, queue, complaints }
+    }
+
+    /// Another device of the same adapter.
+    fn sibling(&self) -> Self {
+        Self::open(self.adapter.clone(), wgpu::Limits::default())
+    }
+
+    fn clipper(&self) -> Clipper {
+        Clipper::new(&self.device).unwrap()
+    }
+
+    fn buffer(&self, size: u64, usage: BufferUsages) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    fn storage(&self, size: u64) -> wgpu::Buffer {
+        self.buffer(size, BufferUsages::STORAGE)
+    }
+}
+
+impl Drop for Noop {
+    fn drop(&mut self) {
+        let complaints = self.complaints.lock().unwrap();
+        assert!(complaints.is_empty() || std::thread::panicking(), "wgpu complains: {complaints:?}");
+    }
+}
+
+fn f32s(buffer: &wgpu::Buffer) -> Gradient<'_> {
+    Gradient::new(buffer, DType::F32)
+}
+
+#[test]
+#[expect(clippy::reversed_empty_ranges, reason = "they are what is tested")]
+fn a_gradient_must_lie_in_its_buffer() {
+    const MAX: u64 = u64::MAX;
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let (good, ragged) = (noop.storage(16), noop.storage(10));
+    let outside = |start, end| Error::OutOfBounds { gradient: 1, start, end, len: 16 };
+    let misaligned = |what, given| Error::Misaligned { gradient: 1, what, given, multiple: 4 };
+    let rows = [
+        (f32s(&good).elements(0..5), outside(0, 20)),
+        (f32s(&good).elements(4..5), outside(16, 20)),
+        (f32s(&good).elements(5..5), outside(20, 20)),
+        (f32s(&good).elements(3..1), outside(12, 4)),
+        (f32s(&good).elements(0..MAX), outside(0, MAX)),
+        (f32s(&good).elements(MAX..MAX), outside(MAX, MAX)),
+        // Times four, this is 4 in 64 bits.
+        (f32s(&good).elements(0..MAX / 4 + 2), outside(0, MAX)),
+        (f32s(&good).bytes(8..20), outside(8, 20)),
+        (f32s(&good).bytes(8..4), outside(8, 4)),
+        (f32s(&good).bytes(0..MAX), outside(0, MAX)),
+        (f32s(&good).bytes(MAX..0), outside(MAX, 0)),
+        (f32s(&good).bytes(2..8), misaligned("offset", 2)),
+        (f32s(&good).bytes(1..1), misaligned("offset", 1)),
+        (f32s(&good).bytes(4..10), misaligned("length", 6)),
+        (f32s(&ragged), misaligned("length", 10)),
+    ];
+    for (gradient, expected) in rows {
+        let described = format!("{gradient:?}");
+        for clip in [NORM, Clip::by_value(1.0)] {
+            let error = clipper.prepare(&[f32s(&good).elements(0..1), gradient.clone()], clip).unwrap_err();
+            assert_eq!(error, expected, "{described}");
+        }
+    }
+}
+
+#[test]
+fn a_buffer_must_be_storage() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let (good, bad) = (noop.storage(16), noop.buffer(16, BufferUsages::COPY_SRC | BufferUsages::UNIFORM));
+    let error = noop.clipper().prepare(&[f32s(&good), f32s(&bad)], NORM).unwrap_err();
+    let expected =
+        Error::Usage { gradient: 1, given: "BufferUsages(COPY_SRC | UNIFORM)".into(), needed: "STORAGE" };
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn gradients_must_not_overlap() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let (a, b) = (noop.storage(64), noop.storage(64));
+    let part = |range| f32s(&a).elements(range);
+    let rows = [
+        (vec![part(0..4), part(3..5)], (0, 1, 12, 16)),
+        (vec![part(3..5), part(0..4)], (1, 0, 12, 16)),
+        (vec![part(0..8), f32s(&b), part(2..4)], (0, 2, 8, 16)),
+        (vec![part(0..9), part(12..16), part(10..11), part(8..10)], (0, 3, 32, 36)),
+        (vec![part(0..2), part(1..1), part(1..3)], (0, 2, 4, 8)),
+        (vec![f32s(&a), f32s(&a)], (0, 1, 0, 64)),
+        (vec![f32s(&b), f32s(&a), part(15..16)], (1, 2, 60, 64)),
+    ];
+    for (gradients, (first, second, start, end)) in rows {
+        let error = clipper.prepare(&gradients, NORM).unwrap_err();
+        assert_eq!(error, Error::Overlap { first, second, start, end }, "{gradients:?}");
+    }
+}
+
+#[test]
+fn what_only_looks_wrong_is_fine() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let (a, b, empty) = (noop.storage(64), noop.storage(64), noop.storage(0));
+    let part = |range| f32s(&a).elements(range);
+    let rows = [
+        vec![],
+        vec![f32s(&empty), f32s(&empty)],
+        vec![part(0..0), part(16..16)],
+        vec![part(0..4), part(4..8)],
+        vec![part(4..8), part(2..2), part(6..6), part(0..4)],
+        vec![f32s(&a), f32s(&b), f32s(&empty)],
+        vec![f32s(&a).bytes(4..8), f32s(&b).bytes(4..8)],
+    ];
+    for gradients in rows {
+        for clip in [NORM, Clip::by_value(1.0)] {
+            let plan =
+                clipper.prepare(&gradients, clip).unwrap_or_else(|error| panic!("{gradients:?}: {error}"));
+            let mut encoder = noop.encoder();
+            plan.encode(&mut encoder);
+            plan.encode_norm(&mut encoder);
+            plan.encode_scale(&mut encoder);
+            noop.queue.submit([encoder.finish()]);
+        }
+    }
+}
+
+#[test]
+fn options_must_make_sense() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    for clip in [Clip::by_value(1.0), Clip::by_value_range(0.0, 1.0)] {
+        let error = clipper.prepare(&[], clip.coefficient_only()).unwrap_err();
+        assert_eq!(error, Error::CoefficientOnly);
+    }
+    // The others are rows of the conformance table.
+    let error = clipper.prepare(&[], Clip::by_global_norm(-1.0)).unwrap_err();
+    assert_eq!(error, Error::MaxNorm { given: -1.0 });
+}
+
+#[test]
+fn a_buffer_must_be_of_this_device_and_alive() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let good = noop.storage(64);
+    let foreign = noop.sibling().storage(64);
+    let dead = noop.storage(64);
+    dead.destroy();
+    for bad in [&foreign, &dead] {
+        for clip in [NORM, NORM.coefficient_only(), Clip::by_value(1.0)] {
+            let error = clipper.prepare(&[f32s(&good), f32s(bad)], clip).unwrap_err();
+            assert!(matches!(&error, Error::Refused { message } if !message.is_empty()), "{error:?}");
+        }
+    }
+    // A failure leaves nothing behind.
+    clipper.prepare(&[f32s(&good)], NORM).unwrap();
+}
+
+#[test]
+fn a_device_must_allow_the_smallest_kernel() {
+    type Lower = fn(&mut wgpu::Limits, u64);
+    fn u32(limit: u64) -> u32 {
+        limit.try_into().unwrap()
+    }
+    let rows: [(&str, u64, Lower); 9] = [
+        ("max_compute_workgroup_size_x", 256, |limits, to| limits.max_compute_workgroup_size_x = u32(to)),
+        ("max_compute_invocations_per_workgroup", 256, |limits, to| {
+            limits.max_compute_invocations_per_workgroup = u32(to);
+        }),
+        ("max_compute_workgroup_storage_size", 2048, |limits, to| {
+            limits.max_compute_workgroup_storage_size = u32(to);
+        }),
+        ("max_compute_workgroups_per_dimension", 256, |limits, to| {
+            limits.max_compute_workgroups_per_dimension = u32(to);
+        }),
+        ("max_storage_buffers_per_shader_stage", 3, |limits, to| {
+            limits.max_storage_buffers_per_shader_stage = u32(to);
+        }),
+        ("max_uniform_buffers_per_shader_stage", 1, |limits, to| {
+            limits.max_uniform_buffers_per_shader_stage = u32(to);
+        }),
+        ("max_bindings_per_bind_group", 3, |limits, to| limits.max_bindings_per_bind_group = u32(to)),
+        ("max_storage_buffer_binding_size", 4 * 65536 + 256, |limits, to| {
+            limits.max_storage_buffer_binding_size = to;
+        }),
+        ("max_buffer_size", 4 * 65536 + 256, |limits, to| limits.max_buffer_size = to),
+    ];
+    for (name, needed, lower) in rows {
+        let mut limits = wgpu::Limits::default();
+        lower(&mut limits, needed);
+        let enough = Noop::new(limits.clone());
+        let gradients = [enough.storage(4 * 65536), enough.storage(20)];
+        for clip in [NORM, Clip::by_value(1.0)] {
+            enough.clipper().prepare(&gradients.each_ref().map(f32s), clip).unwrap();
+        }
+
+        lower(&mut limits, needed - 1);
+        let error = Clipper::new(&Noop::new(limits).device).unwrap_err();
+        assert_eq!(error, Error::Limit { what: "clipping", name, needed, allowed: needed - 1 });
+    }
+}
+
+#[test]
+fn tables_must_fit_into_a_binding() {
+    let noop = Noop::new(least_limits());
+    let buffer = noop.storage(4 * 70_000);
+    let scalars: Vec<_> = (0..70_000).map(|at| f32s(&buffer).elements(at..at + 1)).collect();
+    let error = noop.clipper().prepare(&scalars, NORM).unwrap_err();
+    let Error::Limit { name, needed, allowed, .. } = error else { panic!("{error:?}") };
+    assert!(name.contains("max_storage_buffer_binding_size"));
+    assert!(needed > allowed && allowed == least_limits().max_storage_buffer_binding_size);
+}
+
+#[test]
+fn a_grid_must_hold_the_tiles() {
+    // As many tiles as two dimensions hold, and a row more; the tables are no obstacle.
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 256, ..Default::default() };
+    let noop = Noop::new(limits);
+    let buffer = noop.storage(4 * 256 * 257);
+    let scalars = |count| (0..count).map(|at| f32s(&buffer).elements(at..at + 1)).collect::<Vec<_>>();
+    let clipper = noop.clipper();
+    let plan = clipper.prepare(&scalars(256 * 256), NORM).unwrap();
+    let mut encoder = noop.encoder();
+    plan.encode(&mut encoder);
+    noop.queue.submit([encoder.finish()]);
+    match clipper.prepare(&scalars(256 * 257), NORM) {
+        Err(error) => assert!(matches!(error, Error::Limit { .. }), "{error:?}"),
+        Ok(plan) => {
+            let mut encoder = noop.encoder();
+            plan.encode(&mut encoder);
+            noop.queue.submit([encoder.finish()]);
+        }
+    }
+}
+
+#[test]
+fn a_clip_by_value_has_nothing_to_read_back() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let buffer = noop.storage(64);
+    let plan = noop.clipper().prepare(&[f32s(&buffer)], Clip::by_value(1.0)).unwrap();
+    assert!(plan.record_buffer().is_none());
+    let mut encoder = noop.encoder();
+    let (waited, awaited) = (plan.read_back(&mut encoder), plan.read_back(&mut encoder));
+    noop.queue.submit([encoder.finish()]);
+    assert_eq!(waited.wait(), Err(Error::NothingMeasured));
+    assert_eq!(pollster::block_on(async { awaited.await }), Err(Error::NothingMeasured));
+}

@@ -1,0 +1,172 @@
+//! Neighbours, windows, grids, and numbers of tensors.
+
+use gradclip::wgpu::Limits;
+use gradclip::{Clip, ClipPlan, ClipRecord, DType, Gradient, reference};
+
+use crate::common::{Gpu, Outcome, Placement, adapters, bits, clip_on_cpu, noise, slices};
+use crate::{gpu, gpu_with};
+
+const NORM: Clip = Clip::by_global_norm(1.0);
+
+/// Each gradient in one buffer, with a word to its left that belongs to nobody.
+fn spaced(lens: &[usize]) -> Placement {
+    let mut end = 0;
+    let mut place = |&len: &usize| {
+        let start = end + 1;
+        end = start + len;
+        (0, start..end)
+    };
+    let spans = lens.iter().map(&mut place).collect();
+    Placement { spans, buffers: vec![end] }
+}
+
+fn lens(gradients: &[Vec<f32>]) -> Vec<usize> {
+    gradients.iter().map(Vec::len).collect()
+}
+
+/// How many dispatches it takes to clip gradients that lie like this.
+fn dispatches(gpu: &Gpu, placement: &Placement, clip: Clip) -> usize {
+    let gradients: Vec<_> = placement.spans.iter().map(|(_, words)| vec![0.0; words.len()]).collect();
+    gpu.clipper.prepare(&gpu.place(placement, &gradients).gradients(), clip).unwrap().dispatches()
+}
+
+/// Clips to the norm 1 where gradients lie like this, checks what came of it, and gives the record.
+fn check(gpu: &Gpu, placement: &Placement, gradients: &[Vec<f32>]) -> ClipRecord {
+    let Outcome { record, gradients: after } = gpu.clip(placement, gradients, NORM).unwrap();
+    let record = record.unwrap();
+    let expected = reference::total_norm(&slices(gradients));
+    assert!((f64::from(record.total_norm) - expected).abs() <= 1e-6 * expected, "{record:?}, not {expected}");
+    for (index, (before, after)) in gradients.iter().zip(&after).enumerate() {
+        let wrong = before.iter().zip(after).position(|(before, after)| *after != before * record.clip_coef);
+        assert_eq!(wrong, None, "the wrong element of gradient {index}");
+    }
+    record
+}
+
+#[test]
+fn a_nan_next_door_neither_matters_nor_changes() {
+    // Quiet and signalling, of both signs; and an infinity.
+    let strange = [0x7fc0_1234, 0x7f80_0001, 0xffc0_0001, 0xff80_0001, 0x7f80_0000].map(f32::from_bits);
+    let gpu = gpu();
+    for len in [1, 2, 3, 4, 5, 7, 8, 4097] {
+        for before in 1..5 {
+            let own = noise(7, len);
+            let contents = [&strange[..before], &own, &strange].concat();
+            for clip in [Clip::by_global_norm(0.01), Clip::by_value(0.1)] {
+                let buffer = gpu.buffer(&contents);
+                let range = before as u64..(before + len) as u64;
+                let gradient = Gradient::new(&buffer, DType::F32).elements(range);
+                let plan = gpu.clipper.prepare(&[gradient], clip).unwrap();
+                gpu.submit(|encoder| plan.encode(encoder));
+                let after = gpu.read(&buffer);
+                let alone = gpu.clip(&Placement::separate(&[len]), std::slice::from_ref(&own), clip).unwrap();
+                let expected = [&strange[..before], &alone.gradients[0], &strange].concat();
+                assert_eq!(bits(&[after]), bits(&[expected]), "{len} elements behind {before}, {clip:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn more_workgroups_than_a_grid_is_wide() {
+    // A tile for each element, since none has a neighbour.
+    let gradients: Vec<_> = noise(1, 70_000).into_iter().map(|g| vec![g]).collect();
+    let placement = spaced(&lens(&gradients));
+    check(gpu(), &placement, &gradients);
+    let narrow = gpu_with(|limits| limits.max_compute_workgroups_per_dimension = 256);
+    check(&narrow, &spaced(&lens(&gradients[..3000])), &gradients[..3000]);
+    let clip = Clip::by_value(0.1);
+    let clamped = gpu().clip(&placement, &gradients, clip).unwrap();
+    assert_eq!(bits(&clamped.gradients), bits(&clip_on_cpu(&gradients, clip).unwrap().gradients));
+}
+
+#[test]
+fn gradients_that_cross_windows() {
+    let cramped = gpu_with(|limits| limits.max_storage_buffer_binding_size = 1 << 20);
+    let gradients: Vec<_> = [600_001, 1, 3, 262_144, 500_003, 65_537]
+        .iter()
+        .zip(0..)
+        .map(|(&len, seed)| noise(seed, len))
+        .collect();
+    for layout in [Placement::separate, Placement::arena, Placement::packed, spaced] {
+        let placement = layout(&lens(&gradients));
+        let record = check(&cramped, &placement, &gradients);
+        assert_eq!(record, check(gpu(), &placement, &gradients));
+        let clip = Clip::by_value(0.1);
+        let clamped = cramped.clip(&placement, &gradients, clip).unwrap();
+        assert_eq!(bits(&clamped.gradients), bits(&clip_on_cpu(&gradients, clip).unwrap().gradients));
+        assert!(dispatches(&cramped, &placement, NORM) > dispatches(gpu(), &placement, NORM));
+    }
+}
+
+/// 160 MiB, where a binding may have 128.
+#[test]
+fn a_buffer_above_one_binding() {
+    let gradients = [noise(1, 40 << 20)];
+    let placement = spaced(&lens(&gradients));
+    assert!(4 * placement.buffers[0] as u64 > Limits::default().max_storage_buffer_binding_size);
+    check(gpu(), &placement, &gradients);
+}
+
+#[test]
+fn thousands_of_tensors() {
+    let gradients: Vec<_> = (0..2000).map(|seed| noise(seed, 1 + seed as usize * 7919 % 613)).collect();
+    let layouts = [Placement::separate, Placement::arena, Placement::packed];
+    let records = layouts.map(|layout| check(gpu(), &layout(&lens(&gradients)), &gradients));
+    assert_eq!(records, [records[0]; 3]);
+}
+
+#[test]
+fn more_slots_take_fewer_dispatches_to_the_same_bits() {
+    let full = Gpu::open(&adapters()[0], adapters()[0].limits());
+    let gradients: Vec<_> = (0..100).map(|seed| noise(seed, 400)).collect();
+    let placement = Placement::separate(&lens(&gradients));
+    assert_eq!(check(gpu(), &placement, &gradients), check(&full, &placement, &gradients));
+    // Of the storage buffers of a stage two are the plan's own, and 32 slots are the most that a kernel has.
+    for gpu in [gpu(), &full] {
+        let slots = gpu.device.limits().max_storage_buffers_per_shader_stage.min(34) as usize - 2;
+        assert_eq!(dispatches(gpu, &placement, NORM), 2 * 100_usize.div_ceil(slots) + 1);
+        assert_eq!(dispatches(gpu, &placement, Clip::by_value(1.0)), 100_usize.div_ceil(slots));
+    }
+}
+
+#[test]
+fn neighbours_are_clipped_as_one() {
+    // Together they fill whole vectors, so no edge is left over; apart each has edges.
+    let lens = [1, 2, 3, 5, 6, 7, 4096, 4];
+    let mut end = 0;
+    let mut place = |&len: &usize| {
+        end += len;
+        (0, end - len..end)
+    };
+    let adjacent =
+        Placement { spans: lens.iter().map(&mut place).collect(), buffers: vec![lens.iter().sum()] };
+    let clamp = Clip::by_value(0.5);
+    assert_eq!(dispatches(gpu(), &adjacent, clamp), 1);
+    assert_eq!(dispatches(gpu(), &spaced(&lens), clamp), 2);
+
+    let gradients: Vec<_> = lens.iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect();
+    assert_eq!(check(gpu(), &adjacent, &gradients), check(gpu(), &spaced(&lens), &gradients));
+}
+
+#[test]
+fn fifty_repeats_are_the_same_to_the_bit() {
+    let gpu = gpu();
+    let gradients: Vec<_> =
+        [400_000, 3, 77_777].iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect();
+    let placed = gpu.place(&Placement::packed(&lens(&gradients)), &gradients);
+    let plan = gpu.clipper.prepare(&placed.gradients(), NORM.coefficient_only()).unwrap();
+    let measure = |plan: &ClipPlan| {
+        let ticket = gpu.submit(|encoder| {
+            plan.encode(encoder);
+            plan.read_back(encoder)
+        });
+        ticket.wait().unwrap()
+    };
+    let first = measure(&plan);
+    for _ in 1..50 {
+        assert_eq!(measure(&plan), first);
+    }
+    let again = gpu.clipper.prepare(&placed.gradients(), NORM.coefficient_only()).unwrap();
+    assert_eq!(measure(&again), first);
+}

@@ -1,0 +1,6 @@
+//! What is dangerous, one by one.
+
+mod accuracy;
+mod buffers;
+mod encoding;
+mod tickets;

@@ -1,0 +1,226 @@
+//! Tickets in every state, threads, and devices that go away.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use gradclip::wgpu::{self, CommandEncoderDescriptor};
+use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, ReadBack};
+
+use crate::common::{Gpu, noise};
+use crate::{gpu, gpu_with};
+
+/// A plan for the gradients 3 and 4 that halves them at each step.
+fn halving(gpu: &Gpu) -> (wgpu::Buffer, ClipPlan) {
+    let buffer = gpu.buffer(&[3.0, 4.0]);
+    let plan = gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], Clip::by_global_norm(2.5)).unwrap();
+    (buffer, plan)
+}
+
+fn plan(gpu: &Gpu, gradient: &[f32]) -> ClipPlan {
+    let buffer = gpu.buffer(gradient);
+    let clip = Clip::by_global_norm(1.0).coefficient_only();
+    gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], clip).unwrap()
+}
+
+fn step(gpu: &Gpu, plan: &ClipPlan) -> ReadBack {
+    gpu.submit(|encoder| {
+        plan.encode(encoder);
+        plan.read_back(encoder)
+    })
+}
+
+fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
+    gpu.device.create_command_encoder(&CommandEncoderDescriptor::default())
+}
+
+/// Runs what must not hang.
+fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, is_done) = mpsc::channel();
+    let thread = thread::spawn(move || done.send(run()).expect("somebody waits"));
+    match is_done.recv_timeout(Duration::from_secs(20)) {
+        Ok(outcome) => outcome,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => std::panic::resume_unwind(thread.join().unwrap_err()),
+    }
+}
+
+fn awaited(ticket: ReadBack) -> Result<ClipRecord, Error> {
+    pollster::block_on(async { ticket.await })
+}
+
+#[test]
+fn tickets_are_redeemed_in_any_order() {
+    let gpu = gpu();
+    let (_, plan) = halving(gpu);
+    let mut tickets: Vec<_> = (0..5).map(|_| step(gpu, &plan)).collect();
+    drop(tickets.remove(3));
+    let norms: Vec<_> = tickets.into_iter().rev().map(|ticket| ticket.wait().unwrap().total_norm).collect();
+    // The first step finds 5, the others the limit.
+    assert_eq!(norms[3], 5.0);
+    assert!(norms[..3].iter().all(|norm| (norm - 2.5).abs() < 1e-5), "{norms:?}");
+}
+
+#[test]
+fn a_ticket_holds_the_record_of_its_place() {
+    let gpu = gpu();
+    let (_, plan) = halving(gpu);
+    let (before, first, second) = gpu.submit(|encoder| {
+        let before = plan.read_back(encoder);
+        plan.encode(encoder);
+        let first = plan.read_back(encoder);
+        plan.encode(encoder);
+        (before, first, plan.read_back(encoder))
+    });
+    let [before, first, second] = [before, first, second].map(|ticket| ticket.wait().unwrap());
+    assert_eq!((before.total_norm, before.clip_coef), (0.0, 1.0));
+    assert_eq!(first.total_norm, 5.0);
+    assert!((second.total_norm - 2.5).abs() < 1e-5);
+}
+
+#[test]
+fn a_ticket_can_be_looked_at_and_awaited() {
+    let gpu = gpu();
+    let plan = plan(gpu, &[3.0, 4.0]);
+    for _ in 0..20 {
+        assert_eq!(awaited(step(gpu, &plan)).unwrap().total_norm, 5.0);
+        let ticket = step(gpu, &plan);
+        while !ticket.is_ready() {
+            thread::yield_now();
+        }
+        assert_eq!(ticket.wait().unwrap().total_norm, 5.0);
+    }
+}
+
+#[test]
+fn a_ticket_outlives_its_plan() {
+    let gpu = gpu();
+    let ticket = step(gpu, &plan(gpu, &[3.0, 4.0]));
+    assert_eq!(ticket.wait().unwrap().total_norm, 5.0);
+}
+
+/// Clippers and plans are shared between threads; what one thread polls must not be lost to another.
+#[test]
+fn threads_wait_at_the_same_time() {
+    const THREADS: u32 = 4;
+    let gpu = gpu_with(|_| {});
+    thread::scope(|scope| {
+        for seed in 0..THREADS {
+            let gpu = &gpu;
+            scope.spawn(move || {
+                let gradient = noise(seed, 1000);
+                let plan = plan(gpu, &gradient);
+                let expected = step(gpu, &plan).wait();
+                assert!(expected.is_ok(), "{expected:?}");
+                for round in 0..100 {
+                    let (waited, polled) = (step(gpu, &plan), step(gpu, &plan));
+                    assert_eq!(waited.wait(), expected, "round {round}");
+                    assert_eq!(awaited(polled), expected, "round {round}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn what_is_not_submitted_is_never_read_back() {
+    let gpu = gpu_with(|_| {});
+    let plan = plan(&gpu, &[3.0, 4.0]);
+    for redeem in [ReadBack::wait, awaited] {
+        let mut alive = encoder(&gpu);
+        let ticket = plan.read_back(&mut alive);
+        assert!(!ticket.is_ready());
+        assert_eq!(in_time(move || redeem(ticket)), Err(Error::NotSubmitted));
+
+        let mut dropped = encoder(&gpu);
+        let ticket = plan.read_back(&mut dropped);
+        drop(dropped);
+        assert_eq!(in_time(move || redeem(ticket)), Err(Error::NotSubmitted));
+
+        let mut finished = encoder(&gpu);
+        let ticket = plan.read_back(&mut finished);
+        let _commands = finished.finish();
+        assert_eq!(in_time(move || redeem(ticket)), Err(Error::NotSubmitted));
+
+        // Too late is no harm.
+        gpu.queue.submit([alive.finish()]);
+        assert_eq!(step(&gpu, &plan).wait().unwrap().total_norm, 5.0);
+    }
+}
+
+/// Nor does it help that another thread submits all the time.
+#[test]
+fn a_busy_device_does_not_hide_what_is_not_submitted() {
+    let gpu = gpu_with(|_| {});
+    let plan = plan(&gpu, &noise(1, 100_000));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Two steps under way at any time, so that the queue is never empty.
+            let mut under_way = step(&gpu, &plan);
+            while !is_over.load(Ordering::Relaxed) {
+                under_way = std::mem::replace(&mut under_way, step(&gpu, &plan));
+                under_way.wait().unwrap();
+            }
+        });
+        let mut encoder = encoder(&gpu);
+        let ticket = plan.read_back(&mut encoder);
+        let outcome = std::panic::catch_unwind(|| in_time(move || ticket.wait()));
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(outcome.expect("no hang"), Err(Error::NotSubmitted));
+    });
+}
+
+/// What a step consists of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Moment {
+    Preparing,
+    Recording,
+    Finishing,
+    Submitting,
+    Waiting,
+}
+
+#[test]
+fn a_lost_device_is_an_error() {
+    use Moment::{Finishing, Preparing, Recording, Submitting, Waiting};
+    for redeem in [ReadBack::wait, awaited] {
+        for moment in [Preparing, Recording, Finishing, Submitting, Waiting] {
+            let outcome = in_time(move || lose_the_device_before(moment, redeem));
+            let is_right = match (moment, &outcome) {
+                (Preparing, outcome) => outcome.is_err(),
+                // The GPU may have got there before.
+                (Waiting, Ok(record)) => record.total_norm == 5.0,
+                (_, outcome) => *outcome == Err(Error::DeviceLost),
+            };
+            assert!(is_right, "lost before {moment:?}: {outcome:?}");
+        }
+    }
+}
+
+fn lose_the_device_before(
+    moment: Moment,
+    redeem: fn(ReadBack) -> Result<ClipRecord, Error>,
+) -> Result<ClipRecord, Error> {
+    let gpu = gpu_with(|_| {});
+    let buffer = gpu.buffer(&[3.0, 4.0]);
+    let now = |now| {
+        if now == moment {
+            gpu.device.destroy();
+        }
+    };
+    now(Moment::Preparing);
+    let gradient = Gradient::new(&buffer, DType::F32);
+    let plan = gpu.clipper.prepare(&[gradient], Clip::by_global_norm(1.0))?;
+    now(Moment::Recording);
+    let mut encoder = encoder(&gpu);
+    plan.encode(&mut encoder);
+    let ticket = plan.read_back(&mut encoder);
+    now(Moment::Finishing);
+    let commands = encoder.finish();
+    now(Moment::Submitting);
+    gpu.queue.submit([commands]);
+    now(Moment::Waiting);
+    redeem(ticket)
+}

@@ -1,0 +1,155 @@
+//! Host slices, on the CPU path and through a GPU.
+
+use gradclip::wgpu::DeviceType;
+use gradclip::{
+    Clip, Clipped, DeviceChoice, Error, SliceClipper, SliceDevice, clip_grad_norm, clip_grad_value, cpu,
+    reference,
+};
+
+use crate::common::{adapters, bits, noise, slices};
+
+fn gradients() -> Vec<Vec<f32>> {
+    [1, 0, 255, 4097, 100_003, 3].iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect()
+}
+
+/// Clips through slices, and gives back what came of it and of them.
+fn clip<R>(
+    mut gradients: Vec<Vec<f32>>,
+    clip: impl FnOnce(&mut [&mut [f32]]) -> Result<Clipped<R>, Error>,
+) -> (Result<Clipped<R>, Error>, Vec<Vec<f32>>) {
+    let mut slices: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
+    let clipped = clip(&mut slices);
+    (clipped, gradients)
+}
+
+fn scaled(gradients: &[Vec<f32>], coef: f32) -> Vec<Vec<f32>> {
+    gradients.iter().map(|gradient| gradient.iter().map(|g| g * coef).collect()).collect()
+}
+
+fn clamped(gradients: &[Vec<f32>], bound: f32) -> Vec<Vec<f32>> {
+    let clamp = |g: &f32| reference::clamp(*g, -bound, bound);
+    gradients.iter().map(|gradient| gradient.iter().map(clamp).collect()).collect()
+}
+
+fn assert_near(x: f32, exact: f64) {
+    assert!((f64::from(x) - exact).abs() <= 1e-6 * exact, "{x}, not {exact}");
+}
+
+#[test]
+fn both_devices_do_what_is_defined() {
+    let expected = reference::total_norm(&slices(&gradients()));
+    for (choice, is_gpu) in [(DeviceChoice::Cpu, false), (DeviceChoice::Gpu, true)] {
+        let clipper = SliceClipper::new(&choice).unwrap();
+        assert_eq!(matches!(clipper.device(), SliceDevice::Gpu(_)), is_gpu);
+        // Once clipped, once within the limit, once only measured.
+        for (max_norm, coefficient_only) in [(1.0, false), (1e3, false), (1.0, true)] {
+            let by_norm = Clip::by_global_norm(max_norm);
+            let options = if coefficient_only { by_norm.coefficient_only() } else { by_norm };
+            let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, options));
+            let Clipped { record, device, .. } = outcome.unwrap();
+            let record = record.unwrap();
+            assert_eq!(matches!(device, SliceDevice::Gpu(_)), is_gpu);
+            assert_near(record.total_norm, expected);
+            assert_near(record.clip_coef, reference::clip_coef(expected, max_norm.into()));
+            let coef = if coefficient_only { 1.0 } else { record.clip_coef };
+            assert_eq!(bits(&after), bits(&scaled(&gradients(), coef)), "on {device}");
+        }
+
+        let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, Clip::by_value(0.25)));
+        assert_eq!(outcome.unwrap().record, None);
+        assert_eq!(bits(&after), bits(&clamped(&gradients(), 0.25)));
+    }
+}
+
+#[test]
+fn nothing_is_clipped_to_nothing() {
+    for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
+        let clipper = SliceClipper::new(&choice).unwrap();
+        for nothing in [vec![], vec![vec![], vec![]]] {
+            let (outcome, after) =
+                clip(nothing.clone(), |slices| clipper.clip(slices, Clip::by_global_norm(1.0)));
+            let record = outcome.unwrap().record.unwrap();
+            assert_eq!((record.total_norm, record.clip_coef, record.max_magnitude), (0.0, 1.0, 0.0));
+            assert_eq!(after, nothing);
+            let (outcome, _) = clip(nothing, |slices| clipper.clip(slices, Clip::by_value(1.0)));
+            assert_eq!(outcome.unwrap().record, None);
+        }
+    }
+}
+
+#[test]
+fn errors_leave_the_slices_as_they_are() {
+    for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
+        let clipper = SliceClipper::new(&choice).unwrap();
+        let rows = [
+            (Clip::by_global_norm(-1.0), Error::MaxNorm { given: -1.0 }),
+            (Clip::by_value(-1.0), Error::ClipValue { given: -1.0 }),
+            (Clip::by_value_range(1.0, -1.0), Error::ClipRange { low: 1.0, high: -1.0 }),
+            (Clip::by_value(1.0).coefficient_only(), Error::CoefficientOnly),
+        ];
+        for (options, expected) in rows {
+            let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, options));
+            assert_eq!(outcome.unwrap_err(), expected);
+            assert_eq!(bits(&after), bits(&gradients()));
+        }
+    }
+}
+
+#[test]
+fn one_call_is_enough() {
+    let (outcome, after) = clip(gradients(), |slices| clip_grad_norm(slices, 1.0));
+    let record = outcome.unwrap().record;
+    assert_eq!(bits(&after), bits(&scaled(&gradients(), record.clip_coef)));
+    assert!((reference::total_norm(&slices(&after)) - 1.0).abs() < 1e-5);
+
+    let (outcome, after) = clip(gradients(), |slices| clip_grad_value(slices, 0.5));
+    outcome.unwrap();
+    assert_eq!(bits(&after), bits(&clamped(&gradients(), 0.5)));
+
+    assert_eq!(
+        clip_grad_norm(&mut [], f32::NEG_INFINITY).unwrap_err(),
+        Error::MaxNorm { given: f32::NEG_INFINITY }
+    );
+    assert_eq!(clip_grad_value(&mut [], -1.0).unwrap_err(), Error::ClipValue { given: -1.0 });
+}
+
+#[test]
+fn auto_takes_no_software_adapter() {
+    let device = SliceClipper::new(&DeviceChoice::Auto).unwrap().device();
+    let hardware = adapters()
+        .into_iter()
+        .map(|adapter| adapter.get_info())
+        .find(|info| info.device_type != DeviceType::Cpu);
+    match (device, hardware) {
+        (SliceDevice::Cpu { threads }, None) => assert_eq!(threads, cpu::threads()),
+        (SliceDevice::Gpu(taken), Some(best)) => assert_eq!(taken.name, best.name),
+        (device, hardware) => panic!("took {device}, while the best GPU is {hardware:?}"),
+    }
+}
+
+#[test]
+fn a_device_is_found_by_a_part_of_its_name() {
+    let name = adapters()[0].get_info().name;
+    let part = name[..name.len() / 2].to_uppercase();
+    let device = SliceClipper::new(&DeviceChoice::Named(part)).unwrap().device();
+    let SliceDevice::Gpu(info) = device else { panic!("{device}") };
+    assert_eq!(info.name, name);
+
+    let error = SliceClipper::new(&DeviceChoice::Named("abacus".into())).unwrap_err();
+    let Error::NoDevice { wanted, found } = &error else { panic!("{error:?}") };
+    assert!(wanted.contains("abacus") && found.contains(&name), "{error}");
+}
+
+#[test]
+fn a_choice_is_read_as_it_is_written() {
+    for (text, choice) in [
+        ("auto", DeviceChoice::Auto),
+        ("gpu", DeviceChoice::Gpu),
+        ("cpu", DeviceChoice::Cpu),
+        ("Radeon", DeviceChoice::Named("Radeon".into())),
+    ] {
+        assert_eq!(text.parse(), Ok(choice.clone()));
+        assert_eq!(choice.to_string(), text);
+    }
+    assert_eq!("GPU".parse(), Ok(DeviceChoice::Gpu));
+}
