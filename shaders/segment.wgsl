@@ -1,6 +1,7 @@
 // Segments: gradients with a norm and a record of their own, all of a group or each by itself.
 //
-// Interface: `Segment`, `Measure`, `segments`, `owners`, `measure`, `record_norm`, NO_PARTIAL. Needs found.wgsl,
+// Interface: `Segment`, `Measure`, `segments`, `owners`, `measure`, `record_norm`,
+// `conclude`, NO_PARTIAL. Needs found.wgsl,
 // float_bits.wgsl, record.wgsl.
 
 struct Segment {
@@ -39,23 +40,28 @@ fn record_norm(index: u32, found: Found, largest: u32, first_non_finite: u32) {
         record.norm_significand = unscaled.value;
         record.norm_exponent = unscaled.exponent;
     }
-    let coef = coefficient(norm, segments[index].max_norm);
-    record.total_norm = bitcast<f32>(norm);
-    record.clip_coef = bitcast<f32>(coef);
     record.max_magnitude = bitcast<f32>(unscaled_magnitude(largest));
-    record.flags = select(CLIP_RECORD_CLIPPED, 0u, coef == ONE);
-    record.factor = bitcast<f32>(coef) * measure.inverse_scale;
-    if (coef > INFINITY) {
-        record.factor = bitcast<f32>(coef);
-    }
     record.first_non_finite = NO_GRADIENT;
     if (first_non_finite != NO_PARTIAL) {
         record.first_non_finite = owners[first_non_finite];
     }
-    if (norm >= INFINITY || first_non_finite != NO_PARTIAL) {
-        obey_policy(&record);
-    }
+    conclude(&record, norm, segments[index].max_norm);
     records[index] = record;
+}
+
+// What follows from a norm without the loss scale, and from whether there is a gradient that is not finite.
+fn conclude(record: ptr<function, ClipRecord>, norm: u32, max_norm: f32) {
+    let coef = coefficient(norm, max_norm);
+    (*record).total_norm = bitcast<f32>(norm);
+    (*record).clip_coef = bitcast<f32>(coef);
+    (*record).flags = select(CLIP_RECORD_CLIPPED, 0u, coef == ONE);
+    (*record).factor = bitcast<f32>(coef);
+    if (coef <= INFINITY) {
+        (*record).factor *= measure.inverse_scale;
+    }
+    if (norm >= INFINITY || (*record).first_non_finite != NO_GRADIENT) {
+        obey_policy(record);
+    }
 }
 
 fn obey_policy(record: ptr<function, ClipRecord>) {

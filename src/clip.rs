@@ -32,6 +32,7 @@ enum Method {
     GlobalNorm { max_norm: f32 },
     Norm { max_norm: f32 },
     Rms { threshold: f32 },
+    SuppliedNorm { max_norm: f32 },
     Value { clip_value: f32 },
     ValueRange { low: f32, high: f32 },
 }
@@ -63,10 +64,35 @@ impl Operation {
     }
 }
 
-/// The limit of the L2 norm of so many elements, for a limit of the root of the mean of their squares.
-#[expect(clippy::cast_possible_truncation, reason = "a limit is an f32; too large is infinite")]
-pub(crate) fn rms_limit(threshold: f32, elements: u64) -> f32 {
-    (f64::from(threshold) * (elements as f64).sqrt()) as f32
+/// How the limit of what has a norm of its own follows from that of its group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    pub(crate) group: usize,
+    /// How many elements there are, where the limit is one for the root of the mean of their squares.
+    pub(crate) elements: Option<u64>,
+}
+
+impl Limit {
+    #[expect(clippy::cast_possible_truncation, reason = "a limit is an f32; too large is infinite")]
+    pub(crate) fn of(&self, max_norm: f32) -> f32 {
+        let root = |elements: u64| (f64::from(max_norm) * (elements as f64).sqrt()) as f32;
+        self.elements.map_or(max_norm, root)
+    }
+
+    /// Whether the limit is that of this group and nothing else.
+    pub(crate) fn is_of_group_alone(&self, group: usize) -> bool {
+        self.group == group && self.elements.is_none()
+    }
+}
+
+/// What undoes a loss scale.
+pub(crate) fn inverse_scale(scale: f32) -> Result<f32, Error> {
+    let inverse = scale.recip();
+    if scale > 0.0 && scale.is_finite() && inverse.is_finite() {
+        Ok(inverse)
+    } else {
+        Err(Error::LossScale { given: scale })
+    }
 }
 
 /// A clip by a norm, checked.
@@ -92,6 +118,8 @@ pub(crate) enum Scope {
     Tensor,
     /// Each gradient, and its limit is that for one element times the square root of how many there are.
     TensorRms,
+    /// Nothing: the caller supplies the norm.
+    Supplied,
 }
 
 impl Clip {
@@ -136,6 +164,18 @@ impl Clip {
     #[must_use]
     pub const fn by_rms(threshold: f32) -> Self {
         Self { epsilon: Epsilon::None, ..Self::by(Method::Rms { threshold }) }
+    }
+
+    /// Scale all gradients by one factor, as [`by_global_norm`](Self::by_global_norm) does, but for a norm that you
+    /// supply: `torch.nn.utils.clip_grads_with_norm_`, the `use_norm` of `tf.clip_by_global_norm`.
+    ///
+    /// It is for gradients that are spread over several devices: measure each part by a plan of its own, join their
+    /// norms with [`join_norms`](crate::join_norms), and scale each part with the total. On the GPU,
+    /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) hands it
+    /// over; until then it is 0.
+    #[must_use]
+    pub const fn by_supplied_norm(max_norm: f32) -> Self {
+        Self::by(Method::SuppliedNorm { max_norm })
     }
 
     /// Clamp every element to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`.
@@ -219,6 +259,7 @@ impl Clip {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
             Method::Norm { max_norm } => self.norm(Scope::Tensor, max_norm),
+            Method::SuppliedNorm { max_norm } => self.norm(Scope::Supplied, max_norm),
             Method::Rms { .. } if self.norm_type != NormType::L2 => {
                 Err(Error::NormType { given: self.norm_type })
             }
@@ -243,11 +284,7 @@ impl Clip {
         if !is_limit(epsilon) || epsilon.is_infinite() {
             return Err(Error::Epsilon { given: epsilon });
         }
-        let scale = self.loss_scale.unwrap_or(1.0);
-        let inverse_scale = scale.recip();
-        if !(scale > 0.0 && scale.is_finite() && inverse_scale.is_finite()) {
-            return Err(Error::LossScale { given: scale });
-        }
+        let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
         let norm_type = self.norm_type.checked()?;
         let Self { non_finite, coefficient_only, .. } = self;
         Ok(Operation::Norm(Norm {

@@ -67,6 +67,33 @@ pub enum Error {
         total_norm: f32,
     },
 
+    /// New limits that are fewer than the groups.
+    #[error("{given} limits were given, but there are {groups} groups, and each needs one")]
+    Limits {
+        /// How many limits there are.
+        given: usize,
+        /// How many groups there are.
+        groups: usize,
+    },
+
+    /// A norm supplied to a plan that does not ask for one.
+    #[error("this plan does not take a norm: only Clip::by_supplied_norm does")]
+    MeasuresItself,
+
+    /// A buffer from which a number cannot be copied.
+    #[error(
+        "4 bytes at offset {offset} cannot be copied from a buffer of {len} bytes with the usages {usage}: it needs \
+         COPY_SRC, and the offset must be a multiple of 4"
+    )]
+    Source {
+        /// Where the number lies, in bytes.
+        offset: u64,
+        /// The size of the buffer, in bytes.
+        len: u64,
+        /// The usages of the buffer.
+        usage: String,
+    },
+
     /// No clip at all for the groups of gradients.
     #[error("there is no clip: groups of gradients need one each")]
     NoClip,

@@ -7,6 +7,7 @@ pub mod cpu;
 mod dtype;
 mod error;
 mod gpu;
+mod join;
 mod options;
 mod record;
 pub mod reference;
@@ -16,6 +17,7 @@ pub use clip::Clip;
 pub use dtype::DType;
 pub use error::Error;
 pub use gpu::{ClipPlan, Clipper, Gradient, ReadBack, adapters, adapters_async, is_software};
+pub use join::join_norms;
 pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{ClipRecord, RECORD_WGSL};
 pub use slices::{

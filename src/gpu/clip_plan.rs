@@ -1,18 +1,20 @@
 //! `ClipPlan`: the bind groups of a set of gradients, ready to be encoded step after step.
 
+mod build;
+
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
-use wgpu::{BufferUsages, CommandEncoder};
+use wgpu::{BufferUsages, CommandEncoder, Queue};
 
-use super::clipper::Clipper;
-use super::gradient::Span;
-use super::kernels::{Compiled, Kernel, NormKind};
-use super::layout::{self, Batch, Layout, Manner, Request, Tile};
 use super::read_back::{FromRecords, ReadBack, Staging};
-use super::slots::slots_for;
-use crate::clip::{Norm, Operation, Scope, rms_limit};
-use crate::{ClipRecord, DType, Error, NonFinite};
+use super::scope::guarded;
+use crate::clip::Limit;
+use crate::{ClipRecord, Error};
+
+use build::Segment;
+pub(super) use build::build;
+#[cfg(test)]
+pub(super) use build::{Bounds, Measure};
 
 /// How to clip one set of gradients: made once by [`Clipper::prepare`], encoded at every step.
 ///
@@ -31,14 +33,24 @@ pub struct ClipPlan {
     scratch_bytes: u64,
 }
 
-/// The records of a plan.
+/// What a clip by a norm works with from step to step.
 #[derive(Debug)]
 struct Outcome {
+    device: wgpu::Device,
     records: wgpu::Buffer,
-    count: usize,
     staging: Arc<Staging>,
     /// Whether gradients that are not finite are an error when the record is read.
     is_error: bool,
+    /// `Measure` of `segment.wgsl`.
+    measure: wgpu::Buffer,
+    /// `Segment`s of `segment.wgsl`, which hold the limits.
+    segments: wgpu::Buffer,
+    /// Where they are copied from when limits change.
+    table: Vec<Segment>,
+    /// How the limit of each follows from that of its group.
+    limits: Vec<Limit>,
+    /// The norm that a caller supplies, where none is measured.
+    supplied: Option<wgpu::Buffer>,
 }
 
 /// One dispatch, bound.
@@ -47,45 +59,6 @@ struct Step {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 2],
-}
-
-/// `Segment` of `segment.wgsl`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Segment {
-    pub(super) first: u32,
-    pub(super) count: u32,
-    pub(super) max_norm: f32,
-}
-
-/// `Measure` of `segment.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Measure {
-    pub(super) epsilon: f32,
-    pub(super) policy: u32,
-    pub(super) inverse_scale: f32,
-}
-
-impl Measure {
-    fn of(norm: &Norm) -> Self {
-        // The POLICY_* of `segment.wgsl`. What is an error on the host is left alone on the device.
-        let policy = match norm.non_finite {
-            NonFinite::Propagate => 0,
-            NonFinite::Skip | NonFinite::Error => 1,
-            NonFinite::Zero => 2,
-            NonFinite::Poison => 3,
-        };
-        Self { epsilon: norm.epsilon, policy, inverse_scale: norm.inverse_scale }
-    }
-}
-
-/// `Bounds` of `clamp.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Bounds {
-    pub(super) low: f32,
-    pub(super) high: f32,
 }
 
 impl ClipPlan {
@@ -146,7 +119,113 @@ impl ClipPlan {
     /// How many records there are.
     #[must_use]
     pub fn records(&self) -> usize {
-        self.outcome.as_ref().map_or(0, |outcome| outcome.count)
+        self.outcome.as_ref().map_or(0, |outcome| outcome.table.len())
+    }
+
+    /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,
+    /// whenever it was encoded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
+    /// [`Error::NeedsNorm`] for a clip by value.
+    pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        if let Some(&given) = max_norms.iter().find(|max_norm| !(**max_norm >= 0.0)) {
+            return Err(Error::MaxNorm { given });
+        }
+        let groups = outcome.limits.iter().map(|limit| limit.group + 1).max().unwrap_or(1);
+        if groups > max_norms.len() {
+            return Err(Error::Limits { given: max_norms.len(), groups });
+        }
+        let mut table = outcome.table.clone();
+        for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
+            segment.max_norm = limit.of(max_norms[limit.group]);
+        }
+        outcome.write(queue, &outcome.segments, 0, bytemuck::cast_slice(&table))
+    }
+
+    /// Copies the limit of a group from 4 bytes of a buffer of yours, an f32, at this place in the encoder. Whether it is
+    /// a limit cannot be checked there: a negative one flips signs, NaN fills NaN.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::NeedsNorm`] if the groups have no limit of their own:
+    /// for a clip by value, or of each gradient by itself.
+    pub fn copy_max_norm(
+        &self,
+        encoder: &mut CommandEncoder,
+        group: usize,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        let limit = outcome.limits.get(group).filter(|limit| limit.is_of_group_alone(group));
+        let Some(_) = limit else { return Err(Error::NeedsNorm) };
+        let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
+        copy_number(encoder, source, offset, &outcome.segments, at as u64)
+    }
+
+    /// Changes the loss scale, as [`Clip::loss_scale`](crate::Clip::loss_scale), for every command buffer that is
+    /// submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
+    pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        let inverse = crate::clip::inverse_scale(scale)?;
+        outcome.write(queue, &outcome.measure, INVERSE_SCALE, &inverse.to_le_bytes())
+    }
+
+    /// Copies the inverse of the loss scale from 4 bytes of a buffer of yours, an f32, at this place in the encoder. It
+    /// must be positive and finite, which cannot be checked there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
+    pub fn copy_inverse_loss_scale(
+        &self,
+        encoder: &mut CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        copy_number(encoder, source, offset, &self.by_norm()?.measure, INVERSE_SCALE)
+    }
+
+    /// Supplies the norm of a plan that measures none ([`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm)), for
+    /// every command buffer that is submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MeasuresItself`] if the plan measures its norm, or has none.
+    pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
+        let (outcome, supplied) = self.supplied()?;
+        outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
+    }
+
+    /// Copies the norm of such a plan from 4 bytes of a buffer of yours, an f32, at this place in the encoder: the
+    /// `total_norm` of another plan's record, or what an all-reduce left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::MeasuresItself`] if the plan measures its norm.
+    pub fn copy_norm(
+        &self,
+        encoder: &mut CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        copy_number(encoder, source, offset, self.supplied()?.1, 0)
+    }
+
+    fn by_norm(&self) -> Result<&Outcome, Error> {
+        self.outcome.as_ref().ok_or(Error::NeedsNorm)
+    }
+
+    fn supplied(&self) -> Result<(&Outcome, &wgpu::Buffer), Error> {
+        let outcome = self.outcome.as_ref().ok_or(Error::MeasuresItself)?;
+        outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::MeasuresItself)
     }
 
     /// How many dispatches [`encode`](Self::encode) records.
@@ -160,27 +239,32 @@ impl ClipPlan {
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch_bytes
     }
+}
 
-    /// Allocates and binds for gradients that have been checked; `order` lists those that are not empty by address. Of
-    /// the operations, one for each group, only the limits differ.
-    pub(super) fn new(
-        clipper: &Clipper,
-        operations: &[Operation],
-        buffers: &[&wgpu::Buffer],
-        spans: &[Span],
-        order: &[usize],
-    ) -> Result<Self, Error> {
-        match operations.first() {
-            None => Err(Error::NoClip),
-            Some(Operation::Norm(norm)) => {
-                let limits = operations.iter().map(Operation::limit).collect::<Vec<_>>();
-                Builder::by_norm(clipper, norm, &limits, buffers, spans, order)
-            }
-            Some(Operation::Clamp { low, high }) => {
-                Builder::by_value(clipper, [*low, *high], buffers, spans, order)
-            }
-        }
+/// Where the inverse of the loss scale lies in `Measure`.
+const INVERSE_SCALE: u64 = std::mem::offset_of!(build::Measure, inverse_scale) as u64;
+
+impl Outcome {
+    fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        guarded(&self.device, "new options", bytes.len() as u64, || queue.write_buffer(buffer, offset, bytes))
     }
+}
+
+/// Copies 4 bytes from a caller's buffer to one of ours, if wgpu will not mind.
+fn copy_number(
+    encoder: &mut CommandEncoder,
+    source: &wgpu::Buffer,
+    offset: u64,
+    to: &wgpu::Buffer,
+    at: u64,
+) -> Result<(), Error> {
+    let usage = source.usage();
+    let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
+    if !usage.contains(BufferUsages::COPY_SRC) || !fits {
+        return Err(Error::Source { offset, len: source.size(), usage: format!("{usage:?}") });
+    }
+    encoder.copy_buffer_to_buffer(source, offset, to, at, 4);
+    Ok(())
 }
 
 fn run<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item = &'a Step>) {
@@ -199,226 +283,4 @@ fn run<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item 
         pass.set_bind_group(0, bind_group, &[]);
         pass.dispatch_workgroups(*x, *y, 1);
     }
-}
-
-/// Makes the buffers and the steps of one plan.
-struct Builder<'a> {
-    clipper: &'a Clipper,
-    buffers: &'a [&'a wgpu::Buffer],
-    tiles: wgpu::Buffer,
-    /// Allocated so far.
-    bytes: u64,
-}
-
-impl<'a> Builder<'a> {
-    fn by_norm(
-        clipper: &'a Clipper,
-        norm: &Norm,
-        limits: &[f32],
-        buffers: &'a [&'a wgpu::Buffer],
-        spans: &[Span],
-        order: &[usize],
-    ) -> Result<ClipPlan, Error> {
-        let kind = NormKind::of(norm.norm_type);
-        let together = norm.scope == Scope::Global;
-        let segment_of: Vec<usize> =
-            spans.iter().enumerate().map(|(index, span)| if together { span.group } else { index }).collect();
-        let layout = layout::lay_out(
-            Request {
-                spans,
-                order,
-                segment_of: &segment_of,
-                segments: if together { limits.len() } else { spans.len() },
-                measures: true,
-                norm_reads_vectors: kind.reads_vectors(),
-            },
-            clipper.limits(),
-        );
-        let segments = segments(&layout, norm.scope, limits, spans);
-        let scratch = size_of_val(&layout.tiles[..]) + layout.owners.len() * kind.partial_bytes();
-        clipper.guarded(scratch as u64, || {
-            let mut builder = Self::new(clipper, buffers, &layout.tiles);
-            let partials =
-                builder.zeroed("gradclip.partials", layout.owners.len().max(1) * kind.partial_bytes());
-            let measure = builder.holding("gradclip.measure", BufferUsages::UNIFORM, &[Measure::of(norm)]);
-            let table = builder.holding("gradclip.segments", BufferUsages::STORAGE, &segments);
-            let owners =
-                builder.holding("gradclip.owners", BufferUsages::STORAGE, or_one(&layout.owners, &0));
-            let usage = BufferUsages::STORAGE | BufferUsages::UNIFORM | BufferUsages::COPY_SRC;
-            let records = vec![ClipRecord::UNCLIPPED; segments.len()];
-            let records = builder.holding("gradclip.records", usage, &records);
-
-            let partials_of = |manner, slots| Kernel::Partials { norm: kind, manner, slots };
-            let mut steps = builder.steps(&layout.norm, |_| &partials, partials_of)?;
-            let bindings = [&partials, &measure, &table, &owners, &records];
-            steps.push(builder.finalize(Kernel::Finalize { norm: kind }, bindings, segments.len())?);
-            let segmented = segments.len() > 1;
-            let scale = |manner, slots| Kernel::Scale { segmented, manner, slots };
-            let apply = builder.steps(&layout.apply, |_| &records, scale)?;
-            let outcome = Outcome {
-                staging: Arc::new(Staging::new(clipper.device(), records.size())),
-                records,
-                count: segments.len(),
-                is_error: norm.non_finite == NonFinite::Error,
-            };
-            Ok(ClipPlan {
-                norm: steps,
-                apply,
-                coefficient_only: norm.coefficient_only,
-                outcome: Some(outcome),
-                scratch_bytes: builder.bytes,
-            })
-        })
-    }
-
-    fn by_value(
-        clipper: &'a Clipper,
-        bounds: [f32; 2],
-        buffers: &'a [&'a wgpu::Buffer],
-        spans: &[Span],
-        order: &[usize],
-    ) -> Result<ClipPlan, Error> {
-        let segment_of = vec![0; spans.len()];
-        let request = Request {
-            spans,
-            order,
-            segment_of: &segment_of,
-            segments: 1,
-            measures: false,
-            norm_reads_vectors: false,
-        };
-        let layout = layout::lay_out(request, clipper.limits());
-        clipper.guarded(size_of_val(&layout.tiles[..]) as u64, || {
-            let mut builder = Self::new(clipper, buffers, &layout.tiles);
-            let mut bounds_of = |dtype: DType| {
-                let [low, high] = bounds.map(|bound| dtype.round(bound));
-                builder.holding("gradclip.bounds", BufferUsages::UNIFORM, &[Bounds { low, high }])
-            };
-            let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(&mut bounds_of);
-            let bounds = |manner: Manner| match manner.dtype {
-                DType::F32 => &f32,
-                DType::F16 => &f16,
-                DType::BF16 => &bf16,
-            };
-            let apply =
-                builder.steps(&layout.apply, bounds, |manner, slots| Kernel::Clamp { manner, slots })?;
-            let scratch_bytes = builder.bytes;
-            Ok(ClipPlan { norm: Vec::new(), apply, coefficient_only: false, outcome: None, scratch_bytes })
-        })
-    }
-
-    fn new(clipper: &'a Clipper, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
-        // A buffer of no bytes cannot be bound; nor is it, since no batch is without a tile.
-        let tiles = or_one(tiles, &Tile { slot: 0, first: 0, count: 0, target_index: 0 });
-        let table = filled(clipper.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);
-        Self { clipper, buffers, bytes: table.size(), tiles: table }
-    }
-
-    fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
-        self.bytes += size_of_val(values) as u64;
-        filled(self.clipper.device(), label, usage, values)
-    }
-
-    fn zeroed(&mut self, label: &str, size: usize) -> wgpu::Buffer {
-        self.bytes += size as u64;
-        self.clipper.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: size as u64,
-            usage: BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        })
-    }
-
-    fn finalize(&self, kernel: Kernel, bindings: [&wgpu::Buffer; 5], segments: usize) -> Result<Step, Error> {
-        let bindings = bindings.map(wgpu::Buffer::as_entire_buffer_binding);
-        Ok(self.step(self.clipper.kernel(kernel)?, bindings, segments))
-    }
-
-    /// A step for each batch. `second` is what the kernel binds besides tiles and gradients.
-    fn steps<'b>(
-        &self,
-        batches: &[Batch],
-        second: impl Fn(Manner) -> &'b wgpu::Buffer,
-        kernel: impl Fn(Manner, usize) -> Kernel,
-    ) -> Result<Vec<Step>, Error> {
-        let step = |batch: &Batch| {
-            let slots = slots_for(batch.windows.len(), self.clipper.limits().slots);
-            let kernel = self.clipper.kernel(kernel(batch.manner, slots))?;
-            let fixed = [self.tiles_of(batch), second(batch.manner).as_entire_buffer_binding()];
-            let windows = batch.windows.iter().map(|window| wgpu::BufferBinding {
-                buffer: self.buffers[window.buffer],
-                offset: window.offset,
-                size: wgpu::BufferSize::new(window.size),
-            });
-            let fillers = (batch.windows.len()..slots).map(|slot| self.clipper.filler(slot));
-            Ok(self.step(kernel, fixed.into_iter().chain(windows).chain(fillers), batch.tiles.len()))
-        };
-        batches.iter().map(step).collect()
-    }
-
-    fn tiles_of(&self, batch: &Batch) -> wgpu::BufferBinding<'_> {
-        let tile = size_of::<Tile>() as u64;
-        wgpu::BufferBinding {
-            buffer: &self.tiles,
-            offset: batch.tiles.start as u64 * tile,
-            size: wgpu::BufferSize::new(batch.tiles.len() as u64 * tile),
-        }
-    }
-
-    fn step<'b>(
-        &self,
-        kernel: Compiled,
-        bindings: impl IntoIterator<Item = wgpu::BufferBinding<'b>>,
-        workgroups: usize,
-    ) -> Step {
-        let entries: Vec<_> = (0..)
-            .zip(bindings)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(buffer),
-            })
-            .collect();
-        let bind_group = self.clipper.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.label),
-            layout: &kernel.bind_group_layout,
-            entries: &entries,
-        });
-        Step { pipeline: kernel.pipeline, bind_group, grid: self.clipper.limits().fold(workgroups) }
-    }
-}
-
-/// What each segment sums up, and its limit.
-fn segments(layout: &Layout, scope: Scope, limits: &[f32], spans: &[Span]) -> Vec<Segment> {
-    let limit = |index: usize| match scope {
-        Scope::Global => limits[index],
-        Scope::Tensor => limits[spans[index].group],
-        Scope::TensorRms => rms_limit(limits[spans[index].group], spans[index].len),
-    };
-    let number = |number: usize| u32::try_from(number).expect("partials are counted in 32 bits");
-    let segment = |(index, partials): (usize, &std::ops::Range<usize>)| Segment {
-        first: number(partials.start),
-        count: number(partials.len()),
-        max_norm: limit(index),
-    };
-    let segments: Vec<_> = layout.segments.iter().enumerate().map(segment).collect();
-    or_one(&segments, &Segment { first: 0, count: 0, max_norm: f32::INFINITY }).to_vec()
-}
-
-/// A buffer without any element cannot be bound.
-fn or_one<'a, T>(values: &'a [T], one: &'a T) -> &'a [T] {
-    if values.is_empty() { std::slice::from_ref(one) } else { values }
-}
-
-/// A buffer with these values in it; without a queue, which a clipper does not have.
-fn filled<T: Pod>(device: &wgpu::Device, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
-    let contents: &[u8] = bytemuck::cast_slice(values);
-    let size = contents.len() as u64;
-    let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true };
-    let buffer = device.create_buffer(&descriptor);
-    // A buffer that could not be made has no mapped range; the error scope around this knows why.
-    if let Ok(mut range) = buffer.get_mapped_range_mut(..) {
-        range.slice(..).copy_from_slice(contents);
-    }
-    buffer.unmap();
-    buffer
 }

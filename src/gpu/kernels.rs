@@ -50,6 +50,8 @@ pub(super) enum Kernel {
     Partials { norm: NormKind, manner: Manner, slots: usize },
     /// Partials to records.
     Finalize { norm: NormKind },
+    /// A supplied norm to records.
+    Supply,
     /// Tiles times the factor of a record; that of their segment, if there are several.
     Scale { segmented: bool, manner: Manner, slots: usize },
     /// Tiles to a range.
@@ -105,6 +107,7 @@ impl Kernel {
         match self {
             Self::Partials { .. } => "gradclip.partials",
             Self::Finalize { .. } => "gradclip.finalize",
+            Self::Supply => "gradclip.supply",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
         }
@@ -139,6 +142,7 @@ impl Kernel {
             Self::Finalize { norm } => {
                 vec![norm.file(), wgsl!("partial" "found" "record" "segment" "reduce_workgroup" "finalize")]
             }
+            Self::Supply => vec![wgsl!("found" "record" "segment" "supply")],
             Self::Scale { manner, .. } => vec![wgsl!("record" "scale"), each(manner)],
             Self::Clamp { manner, .. } => vec![wgsl!("clamp"), each(manner)],
         };
@@ -152,7 +156,7 @@ impl Kernel {
 
     fn slots(self) -> Option<(usize, Mode)> {
         match self {
-            Self::Finalize { .. } => None,
+            Self::Finalize { .. } | Self::Supply => None,
             Self::Partials { manner: Manner { access: Access::Vectors, .. }, slots, .. } => {
                 Some((slots, Mode::ReadVectors))
             }
@@ -193,7 +197,7 @@ impl Kernel {
         const WRITE: wgpu::BufferBindingType = Storage { read_only: false };
         let (mut bindings, slots) = match self {
             Self::Partials { slots, .. } => (vec![READ, WRITE], vec![READ; slots]),
-            Self::Finalize { .. } => (vec![READ, Uniform, READ, READ, WRITE], Vec::new()),
+            Self::Finalize { .. } | Self::Supply => (vec![READ, Uniform, READ, READ, WRITE], Vec::new()),
             Self::Scale { slots, .. } => (vec![READ, READ], vec![WRITE; slots]),
             Self::Clamp { slots, .. } => (vec![READ, Uniform], vec![WRITE; slots]),
         };

@@ -106,7 +106,6 @@ fn redeemed<R: FromRecords>(outcome: Outcome, is_error: bool) -> Result<R, Error
 }
 
 /// The `.await` of a ticket; errors as for [`ReadBack::wait`].
-#[expect(private_bounds, reason = "there are two, and plans make them")]
 impl<R: FromRecords + 'static> IntoFuture for ReadBack<R> {
     type Output = Result<R, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;

@@ -16,6 +16,7 @@ use crate::gpu::layout::Tile;
 fn all() -> Vec<Kernel> {
     let norms = [NormKind::L1, NormKind::L2, NormKind::Inf, NormKind::Power(3.0_f32.to_bits())];
     let mut kernels = norms.map(|norm| Kernel::Finalize { norm }).to_vec();
+    kernels.push(Kernel::Supply);
     for slots in [1, 2, 4, 6, 8, 16, 30, 32] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for access in [Access::Vectors, Access::Elements] {
