@@ -185,7 +185,9 @@ impl Clip {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
             Method::Norm { max_norm } => self.norm(Scope::Tensor, max_norm),
-            Method::Rms { .. } if self.norm_type != NormType::L2 => Err(Error::NormType { given: self.norm_type }),
+            Method::Rms { .. } if self.norm_type != NormType::L2 => {
+                Err(Error::NormType { given: self.norm_type })
+            }
             Method::Rms { threshold } => self.norm(Scope::TensorRms, threshold),
             Method::Value { clip_value } if clip_value.is_nan() || clip_value < 0.0 => {
                 Err(Error::ClipValue { given: clip_value })
@@ -196,6 +198,14 @@ impl Clip {
             }
             Method::ValueRange { low, high } => self.clamp(low, high),
         }
+    }
+
+    /// Checks the values of the clips of several groups, and that they differ in their limits only.
+    pub(crate) fn checked_groups(clips: &[Self]) -> Result<Vec<Operation>, Error> {
+        let operations = clips.iter().map(|clip| clip.checked()).collect::<Result<Vec<_>, _>>()?;
+        let other =
+            operations.iter().position(|operation| operation.unlimited() != operations[0].unlimited());
+        other.map_or(Ok(operations), |second| Err(Error::Groups { first: 0, second }))
     }
 
     fn norm(self, scope: Scope, max_norm: f32) -> Result<Operation, Error> {
@@ -233,5 +243,15 @@ impl Clip {
             return Err(Error::NeedsNorm);
         }
         Ok(Operation::Clamp { low, high })
+    }
+}
+
+impl Operation {
+    /// The same without its limit.
+    const fn unlimited(self) -> Self {
+        match self {
+            Self::Norm(norm) => Self::Norm(Norm { max_norm: f32::INFINITY, ..norm }),
+            Self::Clamp { .. } => Self::Clamp { low: f32::NEG_INFINITY, high: f32::INFINITY },
+        }
     }
 }

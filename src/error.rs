@@ -52,8 +52,32 @@ pub enum Error {
     },
 
     /// An option that speaks of a norm, on a clip by value, which has none.
-    #[error("a clip by value measures no norm: norm_type, non_finite, loss_scale and coefficient_only need a clip by norm")]
+    #[error(
+        "a clip by value measures no norm: norm_type, non_finite, loss_scale and coefficient_only need a clip by norm"
+    )]
     NeedsNorm,
+
+    /// A gradient of a group for which there is no clip.
+    #[error(
+        "gradient {gradient} belongs to group {given}, but the number of groups that have a clip is {groups}"
+    )]
+    Group {
+        /// Which gradient.
+        gradient: usize,
+        /// Its group.
+        given: usize,
+        /// How many groups there are.
+        groups: usize,
+    },
+
+    /// Two groups whose clips differ in more than their limits.
+    #[error("the clips of groups {first} and {second} differ in more than their limits")]
+    Groups {
+        /// A group.
+        first: usize,
+        /// The first group whose clip differs from that.
+        second: usize,
+    },
 
     /// Gradients that are not finite, under the policy [`NonFinite::Error`](crate::NonFinite::Error). They are
     /// unchanged.

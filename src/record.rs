@@ -70,7 +70,10 @@ impl ClipRecord {
     /// The record of gradients of which this was measured, clipped to `max_norm` in this manner.
     pub(crate) fn new(measured: Measured, norm: &Norm, max_norm: f32) -> Self {
         let unscaled = measured.norm * f64::from(norm.inverse_scale);
-        #[expect(clippy::cast_possible_truncation, reason = "the norm of f32 gradients is an f32; too large is infinite")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the norm of f32 gradients is an f32; too large is infinite"
+        )]
         let total_norm = unscaled as f32;
         let clip_coef = clip_coef(total_norm, max_norm, norm.epsilon);
         let non_finite = !total_norm.is_finite() || measured.first_non_finite.is_some();
@@ -158,7 +161,10 @@ fn clip_coef(total_norm: f32, max_norm: f32, epsilon: f32) -> f32 {
 }
 
 /// A norm as significand and exponent.
-#[expect(clippy::cast_possible_truncation, reason = "the significand is rounded to f32; the exponent is small")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the significand is rounded to f32; the exponent is small"
+)]
 fn split(norm: f64) -> (f32, i32) {
     if norm == 0.0 || !norm.is_finite() {
         return (norm as f32, 0);
