@@ -82,10 +82,6 @@ impl<'a> Gradient<'a> {
         self
     }
 
-    pub(super) const fn len(&self) -> usize {
-        self.elements.len()
-    }
-
     pub(super) const fn elements(&self) -> Elements<'_> {
         match &self.elements {
             ElementsMut::F32(elements) => Elements::F32(elements),
@@ -138,5 +134,16 @@ pub(super) fn check_groups(gradients: &[Gradient<'_>], groups: usize) -> Result<
     match gradients.iter().position(|gradient| gradient.group >= groups) {
         Some(gradient) => Err(Error::Group { gradient, given: gradients[gradient].group, groups }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_shown_without_its_elements() {
+        let shown = format!("{:?}", Gradient::bf16(&mut [bf16::ONE; 999]).group(3).unscaled());
+        assert_eq!(shown, "Gradient { elements: [bf16; 999], group: 3, measured: true, scaled: false }");
     }
 }

@@ -1,5 +1,10 @@
 //! What every clip in main memory promises.
 
+mod groups;
+mod narrow;
+mod norms;
+mod policies;
+
 use super::*;
 use crate::reference;
 
