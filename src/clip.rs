@@ -41,7 +41,7 @@ enum Method {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Operation {
     /// Scale by a norm.
-    Norm(Norm),
+    Norm(ByNorm),
     /// Neither bound is NaN, and `low <= high`.
     Clamp { low: f32, high: f32 },
 }
@@ -58,30 +58,34 @@ impl Operation {
     /// What must be the same for all groups of a plan.
     fn without_limit(self) -> Self {
         match self {
-            Self::Norm(norm) => Self::Norm(Norm { max_norm: 0.0, ..norm }),
+            Self::Norm(norm) => Self::Norm(ByNorm { max_norm: 0.0, ..norm }),
             clamp @ Self::Clamp { .. } => clamp,
         }
     }
 }
 
-/// How the limit of what has a norm of its own follows from that of its group.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
-    pub(crate) group: usize,
-    /// How many elements there are, where the limit is one for the root of the mean of their squares.
-    pub(crate) elements: Option<u64>,
+/// How the limit of what has a norm of its own follows from that of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// It is that of the group.
+    Of { group: usize },
+    /// That of the group is one for the root of the mean of so many squares.
+    Rms { group: usize, elements: u64 },
+    /// There is none: nothing is measured.
+    None,
 }
 
 impl Limit {
     #[expect(clippy::cast_possible_truncation, reason = "a limit is an f32; too large is infinite")]
-    pub(crate) fn of(&self, max_norm: f32) -> f32 {
-        let root = |elements: u64| (f64::from(max_norm) * (elements as f64).sqrt()) as f32;
-        self.elements.map_or(max_norm, root)
-    }
-
-    /// Whether the limit is that of this group and nothing else.
-    pub(crate) fn is_of_group_alone(&self, group: usize) -> bool {
-        self.group == group && self.elements.is_none()
+    pub(crate) fn among(self, max_norms: &[f32]) -> f32 {
+        match self {
+            Self::Of { group } => max_norms[group],
+            // Nothing at all has no mean, and no limit times zero may become NaN.
+            Self::Rms { group, elements } => {
+                (f64::from(max_norms[group]) * (elements.max(1) as f64).sqrt()) as f32
+            }
+            Self::None => f32::INFINITY,
+        }
     }
 }
 
@@ -97,7 +101,7 @@ pub(crate) fn inverse_scale(scale: f32) -> Result<f32, Error> {
 
 /// A clip by a norm, checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Norm {
+pub(crate) struct ByNorm {
     pub(crate) norm_type: NormType,
     pub(crate) scope: Scope,
     /// Not negative, not NaN.
@@ -107,6 +111,21 @@ pub(crate) struct Norm {
     /// What undoes the loss scale; 1 without one. Positive and finite.
     pub(crate) inverse_scale: f32,
     pub(crate) coefficient_only: bool,
+}
+
+impl ByNorm {
+    /// The plain clip by global L2 norm, to a limit that is valid.
+    pub(crate) const fn l2(max_norm: f32) -> Self {
+        Self {
+            norm_type: NormType::L2,
+            scope: Scope::Global,
+            max_norm,
+            epsilon: Epsilon::PyTorch.value(),
+            non_finite: NonFinite::Propagate,
+            inverse_scale: 1.0,
+            coefficient_only: false,
+        }
+    }
 }
 
 /// What has a norm of its own.
@@ -120,6 +139,17 @@ pub(crate) enum Scope {
     TensorRms,
     /// Nothing: the caller supplies the norm.
     Supplied,
+}
+
+impl Scope {
+    /// The limit of a gradient that has a norm of its own.
+    pub(crate) fn limit(self, group: usize, elements: u64, measured: bool) -> Limit {
+        match self {
+            _ if !measured => Limit::None,
+            Self::TensorRms => Limit::Rms { group, elements },
+            Self::Global | Self::Tensor | Self::Supplied => Limit::Of { group },
+        }
+    }
 }
 
 impl Clip {
@@ -287,7 +317,7 @@ impl Clip {
         let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
         let norm_type = self.norm_type.checked()?;
         let Self { non_finite, coefficient_only, .. } = self;
-        Ok(Operation::Norm(Norm {
+        Ok(Operation::Norm(ByNorm {
             norm_type,
             scope,
             max_norm,

@@ -57,6 +57,28 @@ pub enum Error {
     )]
     NeedsNorm,
 
+    /// A gradient of a group for which there is no clip.
+    #[error(
+        "gradient {gradient} belongs to group {given}, but the number of groups that have a clip is {groups}"
+    )]
+    Group {
+        /// Which gradient.
+        gradient: usize,
+        /// Its group.
+        given: usize,
+        /// How many groups there are.
+        groups: usize,
+    },
+
+    /// Two groups whose clips differ in more than their limits.
+    #[error("the clips of groups {first} and {second} differ in more than their limits")]
+    Groups {
+        /// A group.
+        first: usize,
+        /// The first group whose clip differs from that.
+        second: usize,
+    },
+
     /// Gradients that are not finite, under the policy [`NonFinite::Error`](crate::NonFinite::Error). They are
     /// unchanged.
     #[error("the total norm is {total_norm}, so the gradients were left unclipped; the first that is not finite is {}", name(*gradient))]
@@ -67,14 +89,18 @@ pub enum Error {
         total_norm: f32,
     },
 
-    /// New limits that are fewer than the groups.
-    #[error("{given} limits were given, but there are {groups} groups, and each needs one")]
+    /// New limits that are not as many as the groups.
+    #[error("{given} limits were given, but there are {groups} groups, and each has one")]
     Limits {
         /// How many limits there are.
         given: usize,
         /// How many groups there are.
         groups: usize,
     },
+
+    /// A clip by a supplied norm, without one.
+    #[error("Clip::by_supplied_norm needs a norm: on the CPU, cpu::clip_with_norm takes it")]
+    NormMissing,
 
     /// A norm supplied to a plan that does not ask for one.
     #[error("this plan does not take a norm: only Clip::by_supplied_norm does")]
@@ -97,28 +123,6 @@ pub enum Error {
     /// No clip at all for the groups of gradients.
     #[error("there is no clip: groups of gradients need one each")]
     NoClip,
-
-    /// A gradient in a group for which there is no clip.
-    #[error(
-        "gradient {gradient}: it belongs to group {given}, but there are {groups} clips, numbered from 0"
-    )]
-    Group {
-        /// Which gradient.
-        gradient: usize,
-        /// Its group.
-        given: usize,
-        /// How many groups there are.
-        groups: usize,
-    },
-
-    /// Clips of one plan that differ in more than their limit.
-    #[error("the clips of groups {first} and {second} differ in more than their limit")]
-    Groups {
-        /// A group.
-        first: usize,
-        /// Another one, whose clip is of another kind or has other options.
-        second: usize,
-    },
 
     /// The buffer of a gradient cannot be bound as storage.
     #[error("gradient {gradient}: its buffer was created with the usages {given}, but it needs {needed}")]

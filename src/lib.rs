@@ -12,6 +12,7 @@ mod options;
 mod record;
 pub mod reference;
 mod slices;
+mod stats;
 
 pub use clip::Clip;
 pub use dtype::DType;
@@ -23,3 +24,4 @@ pub use record::{ClipRecord, RECORD_WGSL};
 pub use slices::{
     Clipped, DeviceChoice, SliceClipper, SliceDevice, Timings, clip_grad_norm, clip_grad_value,
 };
+pub use stats::TensorStats;

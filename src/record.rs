@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::NonFinite;
-use crate::clip::Norm;
+use crate::clip::ByNorm;
 
 /// The WGSL declaration of the record: `struct ClipRecord` and its flag constants, for a shader of yours that binds
 /// [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer).
@@ -68,7 +68,7 @@ impl ClipRecord {
     };
 
     /// The record of gradients of which this was measured, clipped to `max_norm` in this manner.
-    pub(crate) fn new(measured: Measured, norm: &Norm, max_norm: f32) -> Self {
+    pub(crate) fn new(measured: Measured, norm: &ByNorm, max_norm: f32) -> Self {
         let unscaled = measured.norm * f64::from(norm.inverse_scale);
         #[expect(
             clippy::cast_possible_truncation,

@@ -11,10 +11,9 @@ use super::scope::guarded;
 use crate::clip::Limit;
 use crate::{ClipRecord, Error};
 
-use build::Segment;
-pub(super) use build::build;
 #[cfg(test)]
-pub(super) use build::{Bounds, Measure};
+pub(super) use build::Bounds;
+pub(super) use build::{Measure, Segment, build};
 
 /// How to clip one set of gradients: made once by [`Clipper::prepare`], encoded at every step.
 ///
@@ -49,6 +48,9 @@ struct Outcome {
     table: Vec<Segment>,
     /// How the limit of each follows from that of its group.
     limits: Vec<Limit>,
+    groups: usize,
+    /// Whether the segments are the groups.
+    together: bool,
     /// The norm that a caller supplies, where none is measured.
     supplied: Option<wgpu::Buffer>,
 }
@@ -131,16 +133,15 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm()?;
-        if let Some(&given) = max_norms.iter().find(|max_norm| !(**max_norm >= 0.0)) {
+        if let Some(&given) = max_norms.iter().find(|max_norm| max_norm.is_nan() || **max_norm < 0.0) {
             return Err(Error::MaxNorm { given });
         }
-        let groups = outcome.limits.iter().map(|limit| limit.group + 1).max().unwrap_or(1);
-        if groups > max_norms.len() {
-            return Err(Error::Limits { given: max_norms.len(), groups });
+        if outcome.groups != max_norms.len() {
+            return Err(Error::Limits { given: max_norms.len(), groups: outcome.groups });
         }
         let mut table = outcome.table.clone();
         for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
-            segment.max_norm = limit.of(max_norms[limit.group]);
+            segment.max_norm = limit.among(max_norms);
         }
         outcome.write(queue, &outcome.segments, 0, bytemuck::cast_slice(&table))
     }
@@ -150,8 +151,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if the bytes cannot be copied; [`Error::NeedsNorm`] if the groups have no limit of their own:
-    /// for a clip by value, or of each gradient by itself.
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::Limits`] if there is no such group; [`Error::NeedsNorm`]
+    /// if groups have no record of their own: for a clip by value, or of each gradient by itself.
     pub fn copy_max_norm(
         &self,
         encoder: &mut CommandEncoder,
@@ -160,8 +161,12 @@ impl ClipPlan {
         offset: u64,
     ) -> Result<(), Error> {
         let outcome = self.by_norm()?;
-        let limit = outcome.limits.get(group).filter(|limit| limit.is_of_group_alone(group));
-        let Some(_) = limit else { return Err(Error::NeedsNorm) };
+        if !outcome.together {
+            return Err(Error::NeedsNorm);
+        }
+        if group >= outcome.groups {
+            return Err(Error::Limits { given: group + 1, groups: outcome.groups });
+        }
         let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
         copy_number(encoder, source, offset, &outcome.segments, at as u64)
     }
@@ -242,7 +247,7 @@ impl ClipPlan {
 }
 
 /// Where the inverse of the loss scale lies in `Measure`.
-const INVERSE_SCALE: u64 = std::mem::offset_of!(build::Measure, inverse_scale) as u64;
+const INVERSE_SCALE: u64 = std::mem::offset_of!(Measure, inverse_scale) as u64;
 
 impl Outcome {
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {

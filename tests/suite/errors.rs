@@ -183,7 +183,7 @@ fn options_must_make_sense() {
     let clipper = noop.clipper();
     for clip in [Clip::by_value(1.0), Clip::by_value_range(0.0, 1.0)] {
         let error = clipper.prepare(&[], clip.coefficient_only()).unwrap_err();
-        assert_eq!(error, Error::CoefficientOnly);
+        assert_eq!(error, Error::NeedsNorm);
     }
     // The others are rows of the conformance table.
     let error = clipper.prepare(&[], Clip::by_global_norm(-1.0)).unwrap_err();

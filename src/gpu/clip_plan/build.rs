@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use wgpu::BufferUsages;
 
 use super::{ClipPlan, Outcome, Step};
-use crate::clip::{Limit, Norm, Operation, Scope};
+use crate::clip::{ByNorm, Limit, Operation, Scope};
 use crate::gpu::clipper::Clipper;
 use crate::gpu::gradient::Span;
 use crate::gpu::kernels::{Compiled, Kernel, NormKind};
@@ -40,7 +40,7 @@ pub(in crate::gpu) struct Measure {
 }
 
 impl Measure {
-    fn of(norm: &Norm) -> Self {
+    fn of(norm: &ByNorm) -> Self {
         // The POLICY_* of `segment.wgsl`. What is an error on the host is left alone on the device.
         let policy = match norm.non_finite {
             NonFinite::Propagate => 0,
@@ -103,7 +103,7 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn by_norm(
         clipper: &'a Clipper,
-        norm: &Norm,
+        norm: &ByNorm,
         limits: &[f32],
         buffers: &'a [&'a wgpu::Buffer],
         spans: &[Span],
@@ -124,7 +124,7 @@ impl<'a> Builder<'a> {
             },
             clipper.limits(),
         );
-        let (table, limits) = segments(&layout, norm.scope, limits, spans);
+        let (table, limits_of) = segments(&layout, norm.scope, limits, spans);
         let scratch = size_of_val(&layout.tiles[..]) + layout.owners.len() * kind.partial_bytes();
         clipper.guarded(scratch as u64, || {
             let mut builder = Self::new(clipper, buffers, &layout.tiles);
@@ -155,7 +155,9 @@ impl<'a> Builder<'a> {
                 measure: parts.measure,
                 segments: parts.segments,
                 table,
-                limits,
+                limits: limits_of,
+                groups: limits.len(),
+                together,
                 supplied: parts.supplied,
             };
             Ok(ClipPlan {
@@ -302,20 +304,22 @@ impl<'a> Builder<'a> {
 /// What each segment sums up, its limit, and how that follows from the limit of its group.
 fn segments(layout: &Layout, scope: Scope, limits: &[f32], spans: &[Span]) -> (Vec<Segment>, Vec<Limit>) {
     let limit_of = |index: usize| match scope {
-        Scope::Global | Scope::Supplied => Limit { group: index, elements: None },
-        Scope::Tensor => Limit { group: spans[index].group, elements: None },
-        Scope::TensorRms => Limit { group: spans[index].group, elements: Some(spans[index].len) },
+        Scope::Global | Scope::Supplied => Limit::Of { group: index },
+        Scope::Tensor | Scope::TensorRms => {
+            let Span { group, len, measured, .. } = spans[index];
+            scope.limit(group, len, measured)
+        }
     };
     let number = |number: usize| u32::try_from(number).expect("partials are counted in 32 bits");
     let segment = |(index, partials): (usize, &Range<usize>)| {
         let limit = limit_of(index);
-        let max_norm = limit.of(limits[limit.group]);
+        let max_norm = limit.among(limits);
         (Segment { first: number(partials.start), count: number(partials.len()), max_norm }, limit)
     };
     if layout.segments.is_empty() {
         // Nothing is clipped by itself where there is nothing; the record says so.
         let nothing = Segment { first: 0, count: 0, max_norm: limits[0] };
-        return (vec![nothing], vec![Limit { group: 0, elements: None }]);
+        return (vec![nothing], vec![Limit::Of { group: 0 }]);
     }
     layout.segments.iter().enumerate().map(segment).unzip()
 }
