@@ -152,7 +152,10 @@ mod tests {
         assert!((norm(3.0) - 1819.0_f64.cbrt()).abs() < 1e-14);
         assert_eq!(super::norm(&[&[], &[]], NormType::P(-1.0)), 0.0);
         assert_eq!(super::norm(&[&[5.0], &[0.0]], NormType::P(-1.0)), 0.0);
-        assert_eq!(super::norm(&[&[1e30; 4]], NormType::P(12.0)), 1e30_f32 as f64 * 4.0_f64.powf(1.0 / 12.0));
+        assert_eq!(
+            super::norm(&[&[1e30; 4]], NormType::P(12.0)),
+            f64::from(1e30_f32) * 4.0_f64.powf(1.0 / 12.0)
+        );
         assert_eq!(super::norm(&[&[0.0, f32::NAN], &[-0.0]], NormType::P(0.0)), 1.0);
         assert!(super::norm(&[&[0.0, f32::NAN]], NormType::P(-2.0)).is_nan());
         assert_eq!(super::norm(&[&[f32::INFINITY, 2.0]], NormType::P(-1.0)), 2.0);
