@@ -19,6 +19,14 @@ pub(super) trait Element: Copy + Send + Sync {
 
     fn bits(self) -> u32;
 
+    /// The nearest element in `[low, high]`, where a NaN and the sign of a zero stay.
+    #[inline(always)]
+    fn clamped(self, low: Self, high: Self) -> Self {
+        let value = self.widen();
+        let raised = if value < low.widen() { low } else { self };
+        if value > high.widen() { high } else { raised }
+    }
+
     /// The bound of a clamp. One that is finite stays finite.
     fn bound(x: f32) -> Self {
         Self::narrow(if x.is_finite() { x.clamp(-Self::MAX, Self::MAX) } else { x })
@@ -41,6 +49,13 @@ impl Element for f32 {
     #[inline(always)]
     fn bits(self) -> u32 {
         self.to_bits()
+    }
+
+    /// Each line is one instruction of the processor. Not `f32::clamp`, which may change the sign of a zero.
+    #[inline(always)]
+    fn clamped(self, low: Self, high: Self) -> Self {
+        let raised = if self < low { low } else { self };
+        if raised > high { high } else { raised }
     }
 }
 

@@ -61,18 +61,13 @@ impl<E: Element> Kernel for Clamp<'_, E> {
     #[inline(always)]
     fn run(self) {
         let Self(piece, low, high) = self;
-        // Not `f32::clamp`, which may change the sign of a zero.
-        let clamped = |x: E| {
-            let value = x.widen();
-            let raised = if value < low.widen() { low } else { x };
-            if value > high.widen() { high } else { raised }
-        };
         for block in piece.chunks_mut(BLOCK) {
             // One bit set that differs, rather than `any`: without a branch per element it is several per instruction.
-            let changes = block.iter().fold(0, |changes, &x| changes | (x.bits() ^ clamped(x).bits()));
+            let changes =
+                block.iter().fold(0, |changes, &x| changes | (x.bits() ^ x.clamped(low, high).bits()));
             if changes != 0 {
                 for x in block {
-                    *x = clamped(*x);
+                    *x = x.clamped(low, high);
                 }
             }
         }
