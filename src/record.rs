@@ -152,12 +152,13 @@ impl ClipRecord {
 
 /// The factor that brings a norm to at most `max_norm`, in the order of operations of PyTorch: add epsilon, take
 /// the reciprocal, multiply, clamp to 1. (Dividing instead differs by one unit in the last place in a quarter of
-/// the cases.) NaN stays NaN; where norm and epsilon are 0 there is nothing to bring down.
+/// the cases.) NaN stays NaN. Where norm and epsilon together are less than a normal f32 there is nothing to bring down,
+/// and no reciprocal.
 fn clip_coef(total_norm: f32, max_norm: f32, epsilon: f32) -> f32 {
     let sum = total_norm + epsilon;
     let coef = sum.recip() * max_norm;
     // Not `min`, which would turn NaN into 1.
-    if coef > 1.0 || sum == 0.0 { 1.0 } else { coef }
+    if coef > 1.0 || sum < f32::MIN_POSITIVE { 1.0 } else { coef }
 }
 
 /// A norm as significand and exponent.

@@ -1,14 +1,13 @@
 //! What the loops need of an element: its exact value as f32, the way back, and its bits.
+//!
+//! The conversions have no branches, only choices: so a loop over them takes several elements per instruction, which is
+//! worth a factor of ten over those that convert, or compare, one element after the other.
 #![expect(clippy::inline_always, reason = "it is part of a kernel; see there")]
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-/// How many elements are widened together.
-pub(super) const LANES: usize = 16;
-
-/// The type of a gradient's elements. An order of two elements is that of their values, and none where one is NaN.
-pub(super) trait Element: Copy + PartialOrd + Send + Sync {
+/// The type of a gradient's elements.
+pub(super) trait Element: Copy + Send + Sync {
     /// The largest finite element.
     const MAX: f32;
 
@@ -20,14 +19,12 @@ pub(super) trait Element: Copy + PartialOrd + Send + Sync {
 
     fn bits(self) -> u32;
 
+    /// The nearest element in `[low, high]`, where a NaN and the sign of a zero stay.
     #[inline(always)]
-    fn widen_all(block: &[Self; LANES]) -> [f32; LANES] {
-        block.map(Self::widen)
-    }
-
-    #[inline(always)]
-    fn narrow_all(block: &[f32; LANES]) -> [Self; LANES] {
-        block.map(Self::narrow)
+    fn clamped(self, low: Self, high: Self) -> Self {
+        let value = self.widen();
+        let raised = if value < low.widen() { low } else { self };
+        if value > high.widen() { high } else { raised }
     }
 
     /// The bound of a clamp. One that is finite stays finite.
@@ -53,6 +50,13 @@ impl Element for f32 {
     fn bits(self) -> u32 {
         self.to_bits()
     }
+
+    /// Each line is one instruction of the processor. Not `f32::clamp`, which may change the sign of a zero.
+    #[inline(always)]
+    fn clamped(self, low: Self, high: Self) -> Self {
+        let raised = if self < low { low } else { self };
+        if raised > high { high } else { raised }
+    }
 }
 
 impl Element for f16 {
@@ -60,32 +64,34 @@ impl Element for f16 {
 
     #[inline(always)]
     fn widen(self) -> f32 {
-        self.to_f32()
+        let bits = u32::from(self.to_bits());
+        let (sign, magnitude) = ((bits & 0x8000) << 16, bits & 0x7fff);
+        // An exponent of f16 is biased by 15, one of f32 by 127. Those of infinity and of the subnormals mean something
+        // else; the latter are multiples of 2⁻²⁴, which the last bit of 0.5 is worth.
+        let normal = (magnitude << 13) + ((127 - 15) << 23);
+        let subnormal = (f32::from_bits(0.5_f32.to_bits() + magnitude) - 0.5).to_bits();
+        let infinite = normal | 0x7f80_0000;
+        let small = choose(magnitude < 0x0400, subnormal, normal);
+        f32::from_bits(sign | choose(magnitude >= 0x7c00, infinite, small))
     }
 
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "all that is left is in the lower half")]
     fn narrow(x: f32) -> Self {
-        Self::from_f32(x)
+        let (sign, magnitude) = (x.to_bits() >> 16 & 0x8000, x.to_bits() & 0x7fff_ffff);
+        let normal = (round_off::<13>(magnitude)).wrapping_sub((127 - 15) << 10);
+        // The addition rounds to multiples of 2⁻²⁴, and what it adds to the bits is how many there are.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+        let small = choose(magnitude < 0x3880_0000, subnormal, normal);
+        // From halfway between 65504 and what would come next.
+        let finite = choose(magnitude >= 65520.0_f32.to_bits(), 0x7c00, small);
+        let nan = 0x7e00 | magnitude >> 13 & 0x03ff;
+        Self::from_bits((sign | choose(magnitude > 0x7f80_0000, nan, finite)) as u16)
     }
 
     #[inline(always)]
     fn bits(self) -> u32 {
         self.to_bits().into()
-    }
-
-    // The processor's conversions work on several at a time.
-    #[inline(always)]
-    fn widen_all(block: &[Self; LANES]) -> [f32; LANES] {
-        let mut wide = [0.0; LANES];
-        block.convert_to_f32_slice(&mut wide);
-        wide
-    }
-
-    #[inline(always)]
-    fn narrow_all(block: &[f32; LANES]) -> [Self; LANES] {
-        let mut narrow = [Self::ZERO; LANES];
-        narrow.convert_from_f32_slice(block);
-        narrow
     }
 }
 
@@ -99,14 +105,32 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "all that is left is in the lower half")]
     fn narrow(x: f32) -> Self {
-        Self::from_f32(x)
+        let bits = x.to_bits();
+        // The payload of a NaN may be in the lower half alone.
+        let nan = bits >> 16 | 0x0040;
+        Self::from_bits(choose(x.is_nan(), nan, round_off::<16>(bits)) as u16)
     }
 
     #[inline(always)]
     fn bits(self) -> u32 {
         self.to_bits().into()
     }
+}
+
+/// One of two, both of which are computed: of an `if` the compiler may make a branch.
+#[inline(always)]
+const fn choose(condition: bool, yes: u32, no: u32) -> u32 {
+    let mask = (condition as u32).wrapping_neg();
+    yes & mask | no & !mask
+}
+
+/// Without the lower bits, rounded to nearest even. A carry goes on into the exponent, where it belongs.
+#[inline(always)]
+const fn round_off<const BITS: u32>(bits: u32) -> u32 {
+    let odd = bits >> BITS & 1;
+    bits.wrapping_add((1 << (BITS - 1)) - 1 + odd) >> BITS
 }
 
 #[cfg(test)]
@@ -127,11 +151,8 @@ mod tests {
         (0..infinity).map(|bits| (value(bits), from_bits(bits))).collect()
     }
 
-    /// What `x` is, both alone and in a block.
     fn narrowed<E: Element>(x: f32) -> u32 {
-        let together = E::narrow_all(&[x; LANES]).map(E::bits);
-        assert_eq!(together, [E::narrow(x).bits(); LANES], "{x:e}");
-        together[0]
+        E::narrow(x).bits()
     }
 
     fn rounds_to_nearest_even<E: Element>(numbers: &[(f64, E)]) {
@@ -143,7 +164,6 @@ mod tests {
             )]
             let (low, middle) = (*low as f32, ((low + high) / 2.0) as f32);
             assert_eq!(left.widen(), low);
-            assert_eq!(E::widen_all(&[*left; LANES]), [low; LANES]);
             assert_eq!(narrowed::<E>(low), left.bits());
             assert_eq!(narrowed::<E>(middle), if even_is_left { left } else { right }.bits(), "{middle:e}");
             assert_eq!(narrowed::<E>(middle.next_down()), left.bits(), "below {middle:e}");
@@ -177,17 +197,31 @@ mod tests {
             // The payload of the second would be lost by cutting off the lower half.
             for nan in [f32::NAN, f32::from_bits(0x7f80_0001), -f32::NAN] {
                 assert!(E::narrow(nan).widen().is_nan());
-                assert!(E::widen_all(&E::narrow_all(&[nan; LANES])).iter().all(|x| x.is_nan()));
             }
             for infinity in [f32::INFINITY, f32::NEG_INFINITY] {
                 assert_eq!(E::narrow(infinity).widen(), infinity);
-                assert_eq!(E::widen_all(&E::narrow_all(&[infinity; LANES])), [infinity; LANES]);
             }
             assert_eq!(E::narrow(-0.0).widen().to_bits(), (-0.0_f32).to_bits());
         }
         check::<f32>();
         check::<f16>();
         check::<bf16>();
+    }
+
+    #[test]
+    fn every_element_is_what_half_says_it_is() {
+        for bits in 0..=u16::MAX {
+            let (a, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            assert_eq!((a.widen().is_nan(), b.widen().is_nan()), (a.is_nan(), b.is_nan()), "{bits:#x}");
+            if !a.is_nan() {
+                assert_eq!(a.widen().to_bits(), a.to_f32().to_bits(), "{bits:#x}");
+                assert_eq!(f16::narrow(a.widen()), a);
+            }
+            if !b.is_nan() {
+                assert_eq!(b.widen().to_bits(), b.to_f32().to_bits(), "{bits:#x}");
+                assert_eq!(bf16::narrow(b.widen()), b);
+            }
+        }
     }
 
     #[test]

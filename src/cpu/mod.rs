@@ -40,8 +40,8 @@
 //! **Cost.** Memory bandwidth: a norm reads every gradient once, and where it exceeds the limit the scaling reads and
 //! writes every gradient once; a clip by value reads every gradient once, and writes the parts that change. Only
 //! [`NormType::P`](crate::NormType::P) computes longer than it reads. With the feature `rayon` (a default) the work is
-//! spread over the threads of the current rayon pool, unless it is too small to gain from it; AVX2 and F16C are used
-//! where the machine has them. Some 100 bytes are allocated per gradient, and none per element.
+//! spread over the threads of the current rayon pool, unless it is too small to gain from it; AVX2 is used where
+//! the machine has it. Some 100 bytes are allocated per gradient, and none per element.
 
 mod element;
 mod gradient;

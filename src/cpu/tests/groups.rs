@@ -160,8 +160,9 @@ fn by_rms_limits_the_root_of_the_mean_square() {
     assert_eq!(records.iter().map(|record| record.total_norm).collect::<Vec<_>>(), [12.0, 3.0, 0.0]);
     assert_eq!(a, [1.5, -1.5, 1.5, 1.5]);
     assert_eq!(b, [1.0; 9]);
-    for threshold in [0.0, f32::INFINITY] {
-        let records = clip_all(&mut [Gradient::f32(&mut [])], Clip::by_rms(threshold)).unwrap();
+    for threshold in [1.0, f32::INFINITY] {
+        let clip = Clip::by_rms(threshold).epsilon(Epsilon::PyTorch);
+        let records = clip_all(&mut [Gradient::f32(&mut [])], clip).unwrap();
         assert_eq!(records[0].factor, 1.0, "no elements, threshold {threshold}");
     }
 }
