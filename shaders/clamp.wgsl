@@ -8,16 +8,20 @@ struct Bounds {
     high: u32,
 }
 
-@group(0) @binding(1) var<uniform> bounds: Bounds;
+@group(0) @binding(1) var<storage, read> bounds: array<Bounds>;
+
+// 1 where tiles belong to groups with different bounds; see scale.wgsl.
+override SEGMENTED: u32;
 
 fn nothing_to_do(target_index: u32) -> bool {
     return false;
 }
 
 fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
-    let order = ordered(bits);
-    let raised = select(bits, vec4(bounds.low), order < ordered(vec4(bounds.low)));
-    let clamped = select(raised, vec4(bounds.high), ordered(raised) > ordered(vec4(bounds.high)));
+    let low = vec4(bounds[target_index * SEGMENTED].low);
+    let high = vec4(bounds[target_index * SEGMENTED].high);
+    let raised = select(bits, low, ordered(bits) < ordered(low));
+    let clamped = select(raised, high, ordered(raised) > ordered(high));
     return select(clamped, bits, (bits & vec4(MAGNITUDE)) > vec4(INFINITY));
 }
 

@@ -55,11 +55,19 @@ impl Operation {
         }
     }
 
+    /// The bounds of a clip by value.
+    pub(crate) fn bounds(&self) -> Option<[f32; 2]> {
+        match *self {
+            Self::Norm(_) => None,
+            Self::Clamp { low, high } => Some([low, high]),
+        }
+    }
+
     /// What must be the same for all groups of a plan.
     fn without_limit(self) -> Self {
         match self {
             Self::Norm(norm) => Self::Norm(ByNorm { max_norm: 0.0, ..norm }),
-            clamp @ Self::Clamp { .. } => clamp,
+            Self::Clamp { .. } => Self::Clamp { low: 0.0, high: 0.0 },
         }
     }
 }

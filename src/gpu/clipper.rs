@@ -97,17 +97,23 @@ impl Clipper {
         self.inner.limits
     }
 
-    /// Makes a plan whose tables and partials take so many bytes.
+    /// Makes a plan whose tables and partials take so many bytes, and whose largest dispatch so many workgroups.
     pub(super) fn guarded(
         &self,
         scratch: u64,
+        workgroups: usize,
         make: impl FnOnce() -> Result<ClipPlan, Error>,
     ) -> Result<ClipPlan, Error> {
+        const WHAT: &str = "a plan for this many elements and gradients";
         let allowed = self.inner.limits.binding_bytes.min(self.inner.device.limits().max_buffer_size);
         if scratch > allowed {
             let name = "max_storage_buffer_binding_size and max_buffer_size";
-            let what = "a plan for this many elements and gradients";
-            return Err(Error::Limit { what, name, needed: scratch, allowed });
+            return Err(Error::Limit { what: WHAT, name, needed: scratch, allowed });
+        }
+        let (allowed, workgroups) = (u64::from(self.inner.limits.grid), workgroups as u64);
+        if workgroups > allowed * allowed {
+            let name = "max_compute_workgroups_per_dimension";
+            return Err(Error::Limit { what: WHAT, name, needed: workgroups.isqrt() + 1, allowed });
         }
         guarded(&self.inner.device, "a clip plan", scratch, make)?
     }

@@ -54,8 +54,8 @@ pub(super) enum Kernel {
     Supply,
     /// Tiles times the factor of a record; that of their segment, if there are several.
     Scale { segmented: bool, manner: Manner, slots: usize },
-    /// Tiles to a range.
-    Clamp { manner: Manner, slots: usize },
+    /// Tiles to a range; that of their group, if there are several.
+    Clamp { segmented: bool, manner: Manner, slots: usize },
 }
 
 /// A norm as far as the shaders tell one from another.
@@ -161,7 +161,7 @@ impl Kernel {
                 Some((slots, Mode::ReadVectors))
             }
             Self::Partials { slots, .. } => Some((slots, Mode::ReadWords)),
-            Self::Scale { manner, slots, .. } | Self::Clamp { manner, slots } => Some((
+            Self::Scale { manner, slots, .. } | Self::Clamp { manner, slots, .. } => Some((
                 slots,
                 match manner.access {
                     Access::Vectors => Mode::WriteVectors,
@@ -184,7 +184,9 @@ impl Kernel {
             Self::Partials { norm: NormKind::Power(p), .. } | Self::Finalize { norm: NormKind::Power(p) } => {
                 constants.push(("POWER", f64::from(f32::from_bits(p).max(f32::MIN))));
             }
-            Self::Scale { segmented, .. } => constants.push(("SEGMENTED", f64::from(u8::from(segmented)))),
+            Self::Scale { segmented, .. } | Self::Clamp { segmented, .. } => {
+                constants.push(("SEGMENTED", f64::from(u8::from(segmented))))
+            }
             _ => {}
         }
         constants
@@ -198,8 +200,7 @@ impl Kernel {
         let (mut bindings, slots) = match self {
             Self::Partials { slots, .. } => (vec![READ, WRITE], vec![READ; slots]),
             Self::Finalize { .. } | Self::Supply => (vec![READ, Uniform, READ, READ, WRITE], Vec::new()),
-            Self::Scale { slots, .. } => (vec![READ, READ], vec![WRITE; slots]),
-            Self::Clamp { slots, .. } => (vec![READ, Uniform], vec![WRITE; slots]),
+            Self::Scale { slots, .. } | Self::Clamp { slots, .. } => (vec![READ, READ], vec![WRITE; slots]),
         };
         debug_assert!(slots.is_empty() || bindings.len() == FIRST_SLOT as usize, "slots follow the others");
         bindings.extend(slots);

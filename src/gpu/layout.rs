@@ -299,6 +299,12 @@ fn apply_tiles(pieces: &[Piece], offset: u64, tile_elements: u64) -> Tiles {
 }
 
 impl Layout {
+    /// The most workgroups that a dispatch needs.
+    pub(super) fn largest_dispatch(&self) -> usize {
+        let batches = self.norm.iter().chain(&self.apply).map(|batch| batch.tiles.len());
+        batches.chain([self.segments.len()]).max().unwrap_or(0)
+    }
+
     /// One pass: for each manner as few batches as the slots allow.
     ///
     /// A batch never binds two windows of one buffer: where they are written, their bytes must not overlap, and

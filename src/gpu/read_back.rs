@@ -143,11 +143,12 @@ impl Delivery {
     }
 }
 
-/// How long to wait for the device before looking whether this ticket's step is done; later steps may keep it busy.
-const PATIENCE: Duration = Duration::from_micros(100);
+/// How long to sleep before looking again whether this ticket's step is done. To wait for the device instead is to wait
+/// for later steps too; and to wait with a timeout, in wgpu-core 30.0.1, is to panic where another thread polls.
+const PATIENCE: Duration = Duration::from_micros(50);
 
 /// How often to do so, before waiting for all that has been submitted.
-const PATIENT_WAITS: u32 = 1000;
+const PATIENT_WAITS: u32 = 2000;
 
 /// How many milliseconds all that has been submitted must have been finished for an undelivered ticket to count as not
 /// submitted: another thread that polls the device may have taken the delivery out of wgpu's hands, and not made it yet.
@@ -175,8 +176,11 @@ fn drive(device: &wgpu::Device, delivery: &Delivery) {
             }
         } else {
             waits += 1;
-            let timeout = (waits <= PATIENT_WAITS).then_some(PATIENCE);
-            settled = poll(device, wgpu::PollType::Wait { submission_index: None, timeout });
+            if waits <= PATIENT_WAITS {
+                std::thread::sleep(PATIENCE);
+            } else {
+                settled = poll(device, wgpu::PollType::wait_indefinitely());
+            }
         }
     }
 }

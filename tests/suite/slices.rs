@@ -85,7 +85,7 @@ fn errors_leave_the_slices_as_they_are() {
             (Clip::by_global_norm(-1.0), Error::MaxNorm { given: -1.0 }),
             (Clip::by_value(-1.0), Error::ClipValue { given: -1.0 }),
             (Clip::by_value_range(1.0, -1.0), Error::ClipRange { low: 1.0, high: -1.0 }),
-            (Clip::by_value(1.0).coefficient_only(), Error::CoefficientOnly),
+            (Clip::by_value(1.0).coefficient_only(), Error::NeedsNorm),
         ];
         for (options, expected) in rows {
             let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, options));

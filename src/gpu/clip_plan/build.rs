@@ -69,16 +69,12 @@ pub(in crate::gpu) fn build(
     spans: &[Span],
     order: &[usize],
 ) -> Result<ClipPlan, Error> {
-    match operations.first() {
-        None => Err(Error::NoClip),
-        Some(Operation::Norm(norm)) => {
-            let limits = operations.iter().map(Operation::limit).collect::<Vec<_>>();
-            Builder::by_norm(clipper, norm, &limits, buffers, spans, order)
-        }
-        Some(Operation::Clamp { low, high }) => {
-            Builder::by_value(clipper, [*low, *high], buffers, spans, order)
-        }
+    if let Some(Operation::Norm(norm)) = operations.first() {
+        let limits: Vec<f32> = operations.iter().map(Operation::limit).collect();
+        return Builder::by_norm(clipper, norm, &limits, buffers, spans, order);
     }
+    let bounds = operations.iter().filter_map(Operation::bounds).collect::<Vec<_>>();
+    Builder::by_value(clipper, &bounds, buffers, spans, order)
 }
 
 /// The buffers of a norm pass.
@@ -125,8 +121,10 @@ impl<'a> Builder<'a> {
             clipper.limits(),
         );
         let (table, limits_of) = segments(&layout, norm.scope, limits, spans);
-        let scratch = size_of_val(&layout.tiles[..]) + layout.owners.len() * kind.partial_bytes();
-        clipper.guarded(scratch as u64, || {
+        let scratch = size_of_val(&layout.tiles[..])
+            + layout.owners.len() * kind.partial_bytes()
+            + table.len() * size_of::<ClipRecord>();
+        clipper.guarded(scratch as u64, layout.largest_dispatch(), || {
             let mut builder = Self::new(clipper, buffers, &layout.tiles);
             let records = vec![ClipRecord::UNCLIPPED; table.len()];
             let parts = NormParts {
@@ -192,35 +190,33 @@ impl<'a> Builder<'a> {
 
     fn by_value(
         clipper: &'a Clipper,
-        bounds: [f32; 2],
+        bounds: &[[f32; 2]],
         buffers: &'a [&'a wgpu::Buffer],
         spans: &[Span],
         order: &[usize],
     ) -> Result<ClipPlan, Error> {
-        let segment_of = vec![0; spans.len()];
-        let request = Request {
-            spans,
-            order,
-            segment_of: &segment_of,
-            segments: 1,
-            measures: false,
-            norm_reads_vectors: false,
-        };
+        let segment_of: Vec<usize> = spans.iter().map(|span| span.group).collect();
+        let segments = bounds.len();
+        let (measures, norm_reads_vectors) = (false, false);
+        let request =
+            Request { spans, order, segment_of: &segment_of, segments, measures, norm_reads_vectors };
         let layout = layout::lay_out(request, clipper.limits());
-        clipper.guarded(size_of_val(&layout.tiles[..]) as u64, || {
+        clipper.guarded(size_of_val(&layout.tiles[..]) as u64, layout.largest_dispatch(), || {
             let mut builder = Self::new(clipper, buffers, &layout.tiles);
-            let mut bounds_of = |dtype: DType| {
-                let [low, high] = bounds.map(|bound| dtype.round(bound));
-                builder.holding("gradclip.bounds", UNIFORM, &[Bounds { low, high }])
-            };
-            let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(&mut bounds_of);
-            let bounds = |manner: Manner| match manner.dtype {
+            let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(|dtype| {
+                let rounded = |bounds: &[f32; 2]| bounds.map(|bound| dtype.round(bound));
+                let bounds: Vec<_> =
+                    bounds.iter().map(rounded).map(|[low, high]| Bounds { low, high }).collect();
+                builder.holding("gradclip.bounds", STORAGE, &bounds)
+            });
+            let bounds_of = |manner: Manner| match manner.dtype {
                 DType::F32 => &f32,
                 DType::F16 => &f16,
                 DType::BF16 => &bf16,
             };
-            let apply =
-                builder.steps(&layout.apply, bounds, |manner, slots| Kernel::Clamp { manner, slots })?;
+            let segmented = segments > 1;
+            let clamp = |manner, slots| Kernel::Clamp { segmented, manner, slots };
+            let apply = builder.steps(&layout.apply, bounds_of, clamp)?;
             let scratch_bytes = builder.bytes;
             Ok(ClipPlan { norm: Vec::new(), apply, coefficient_only: false, outcome: None, scratch_bytes })
         })

@@ -28,7 +28,7 @@ fn all() -> Vec<Kernel> {
                     slots,
                 }));
                 kernels.push(Kernel::Scale { segmented: true, manner, slots });
-                kernels.push(Kernel::Clamp { manner, slots });
+                kernels.push(Kernel::Clamp { segmented: true, manner, slots });
             }
         }
     }
@@ -131,7 +131,7 @@ fn structs_lie_in_memory_alike() {
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(finalize, Segment { first, count, max_norm });
     assert_same_layout!(finalize, Measure { epsilon, policy, inverse_scale });
-    assert_same_layout!(Kernel::Clamp { manner, slots: 1 }, Bounds { low, high });
+    assert_same_layout!(Kernel::Clamp { segmented: false, manner, slots: 1 }, Bounds { low, high });
     let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
 }

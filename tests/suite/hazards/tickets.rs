@@ -1,9 +1,9 @@
 //! Tickets in every state, threads, and devices that go away.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
+use std::{mem, panic, thread};
 
 use gradclip::wgpu::{self, CommandEncoderDescriptor};
 use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, ReadBack};
@@ -11,17 +11,11 @@ use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, ReadBack};
 use crate::common::{Gpu, noise};
 use crate::{gpu, gpu_with};
 
-/// A plan for the gradients 3 and 4 that halves them at each step.
-fn halving(gpu: &Gpu) -> (wgpu::Buffer, ClipPlan) {
-    let buffer = gpu.buffer(&[3.0, 4.0]);
-    let plan = gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], Clip::by_global_norm(2.5)).unwrap();
-    (buffer, plan)
-}
+const HALVE: Clip = Clip::by_global_norm(2.5);
+const MEASURE: Clip = Clip::by_global_norm(1.0).coefficient_only();
 
-fn plan(gpu: &Gpu, gradient: &[f32]) -> ClipPlan {
-    let buffer = gpu.buffer(gradient);
-    let clip = Clip::by_global_norm(1.0).coefficient_only();
-    gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], clip).unwrap()
+fn plan(gpu: &Gpu, gradient: &[f32], clip: Clip) -> ClipPlan {
+    gpu.clipper.prepare(&[Gradient::new(&gpu.buffer(gradient), DType::F32)], clip).unwrap()
 }
 
 fn step(gpu: &Gpu, plan: &ClipPlan) -> ReadBack {
@@ -35,14 +29,14 @@ fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device.create_command_encoder(&CommandEncoderDescriptor::default())
 }
 
-/// Runs what must not hang.
-fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+/// Runs what must not hang; none if it does.
+fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, is_done) = mpsc::channel();
-    let thread = thread::spawn(move || done.send(run()).expect("somebody waits"));
+    let thread = thread::spawn(move || done.send(run()));
     match is_done.recv_timeout(Duration::from_secs(20)) {
-        Ok(outcome) => outcome,
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it hangs"),
-        Err(mpsc::RecvTimeoutError::Disconnected) => std::panic::resume_unwind(thread.join().unwrap_err()),
+        Ok(outcome) => Some(outcome),
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => panic::resume_unwind(thread.join().unwrap_err()),
     }
 }
 
@@ -53,7 +47,7 @@ fn awaited(ticket: ReadBack) -> Result<ClipRecord, Error> {
 #[test]
 fn tickets_are_redeemed_in_any_order() {
     let gpu = gpu();
-    let (_, plan) = halving(gpu);
+    let plan = plan(gpu, &[3.0, 4.0], HALVE);
     let mut tickets: Vec<_> = (0..5).map(|_| step(gpu, &plan)).collect();
     drop(tickets.remove(3));
     let norms: Vec<_> = tickets.into_iter().rev().map(|ticket| ticket.wait().unwrap().total_norm).collect();
@@ -65,7 +59,7 @@ fn tickets_are_redeemed_in_any_order() {
 #[test]
 fn a_ticket_holds_the_record_of_its_place() {
     let gpu = gpu();
-    let (_, plan) = halving(gpu);
+    let plan = plan(gpu, &[3.0, 4.0], HALVE);
     let (before, first, second) = gpu.submit(|encoder| {
         let before = plan.read_back(encoder);
         plan.encode(encoder);
@@ -82,7 +76,7 @@ fn a_ticket_holds_the_record_of_its_place() {
 #[test]
 fn a_ticket_can_be_looked_at_and_awaited() {
     let gpu = gpu();
-    let plan = plan(gpu, &[3.0, 4.0]);
+    let plan = plan(gpu, &[3.0, 4.0], MEASURE);
     for _ in 0..20 {
         assert_eq!(awaited(step(gpu, &plan)).unwrap().total_norm, 5.0);
         let ticket = step(gpu, &plan);
@@ -96,7 +90,7 @@ fn a_ticket_can_be_looked_at_and_awaited() {
 #[test]
 fn a_ticket_outlives_its_plan() {
     let gpu = gpu();
-    let ticket = step(gpu, &plan(gpu, &[3.0, 4.0]));
+    let ticket = step(gpu, &plan(gpu, &[3.0, 4.0], MEASURE));
     assert_eq!(ticket.wait().unwrap().total_norm, 5.0);
 }
 
@@ -110,7 +104,7 @@ fn threads_wait_at_the_same_time() {
             let gpu = &gpu;
             scope.spawn(move || {
                 let gradient = noise(seed, 1000);
-                let plan = plan(gpu, &gradient);
+                let plan = plan(gpu, &gradient, MEASURE);
                 let expected = step(gpu, &plan).wait();
                 assert!(expected.is_ok(), "{expected:?}");
                 for round in 0..100 {
@@ -126,22 +120,22 @@ fn threads_wait_at_the_same_time() {
 #[test]
 fn what_is_not_submitted_is_never_read_back() {
     let gpu = gpu_with(|_| {});
-    let plan = plan(&gpu, &[3.0, 4.0]);
+    let plan = plan(&gpu, &[3.0, 4.0], MEASURE);
     for redeem in [ReadBack::wait, awaited] {
         let mut alive = encoder(&gpu);
         let ticket = plan.read_back(&mut alive);
         assert!(!ticket.is_ready());
-        assert_eq!(in_time(move || redeem(ticket)), Err(Error::NotSubmitted));
+        assert_eq!(in_time(move || redeem(ticket)), Some(Err(Error::NotSubmitted)));
 
         let mut dropped = encoder(&gpu);
         let ticket = plan.read_back(&mut dropped);
         drop(dropped);
-        assert_eq!(in_time(move || redeem(ticket)), Err(Error::NotSubmitted));
+        assert_eq!(in_time(move || redeem(ticket)), Some(Err(Error::NotSubmitted)));
 
         let mut finished = encoder(&gpu);
         let ticket = plan.read_back(&mut finished);
         let _commands = finished.finish();
-        assert_eq!(in_time(move || redeem(ticket)), Err(Error::NotSubmitted));
+        assert_eq!(in_time(move || redeem(ticket)), Some(Err(Error::NotSubmitted)));
 
         // Too late is no harm.
         gpu.queue.submit([alive.finish()]);
@@ -153,22 +147,21 @@ fn what_is_not_submitted_is_never_read_back() {
 #[test]
 fn a_busy_device_does_not_hide_what_is_not_submitted() {
     let gpu = gpu_with(|_| {});
-    let plan = plan(&gpu, &noise(1, 100_000));
+    let plan = plan(&gpu, &noise(1, 100_000), MEASURE);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             // Two steps under way at any time, so that the queue is never empty.
             let mut under_way = step(&gpu, &plan);
             while !is_over.load(Ordering::Relaxed) {
-                under_way = std::mem::replace(&mut under_way, step(&gpu, &plan));
-                under_way.wait().unwrap();
+                mem::replace(&mut under_way, step(&gpu, &plan)).wait().unwrap();
             }
         });
         let mut encoder = encoder(&gpu);
         let ticket = plan.read_back(&mut encoder);
-        let outcome = std::panic::catch_unwind(|| in_time(move || ticket.wait()));
+        let outcome = in_time(move || ticket.wait());
         is_over.store(true, Ordering::Relaxed);
-        assert_eq!(outcome.expect("no hang"), Err(Error::NotSubmitted));
+        assert_eq!(outcome, Some(Err(Error::NotSubmitted)));
     });
 }
 
@@ -187,7 +180,7 @@ fn a_lost_device_is_an_error() {
     use Moment::{Finishing, Preparing, Recording, Submitting, Waiting};
     for redeem in [ReadBack::wait, awaited] {
         for moment in [Preparing, Recording, Finishing, Submitting, Waiting] {
-            let outcome = in_time(move || lose_the_device_before(moment, redeem));
+            let outcome = in_time(move || lose_the_device_before(moment, redeem)).expect("no hang");
             let is_right = match (moment, &outcome) {
                 (Preparing, outcome) => outcome.is_err(),
                 // The GPU may have got there before.
