@@ -24,6 +24,7 @@ pub struct Clip {
     non_finite: NonFinite,
     loss_scale: Option<f32>,
     coefficient_only: bool,
+    tensor_norms: bool,
 }
 
 /// What the caller asked for, in the caller's words, so that an error can repeat them.
@@ -119,6 +120,8 @@ pub(crate) struct ByNorm {
     /// What undoes the loss scale; 1 without one. Positive and finite.
     pub(crate) inverse_scale: f32,
     pub(crate) coefficient_only: bool,
+    /// Whether each gradient gets a record besides.
+    pub(crate) tensor_norms: bool,
 }
 
 impl ByNorm {
@@ -132,6 +135,7 @@ impl ByNorm {
             non_finite: NonFinite::Propagate,
             inverse_scale: 1.0,
             coefficient_only: false,
+            tensor_norms: false,
         }
     }
 }
@@ -241,6 +245,7 @@ impl Clip {
             non_finite: NonFinite::Propagate,
             loss_scale: None,
             coefficient_only: false,
+            tensor_norms: false,
         }
     }
 
@@ -280,6 +285,18 @@ impl Clip {
     #[must_use]
     pub const fn coefficient_only(self) -> Self {
         Self { coefficient_only: true, ..self }
+    }
+
+    /// Besides, make a record for each gradient by itself: which layer explodes, vanishes, or holds a NaN.
+    ///
+    /// It takes no further pass over the gradients, only a small dispatch: [`encode`](crate::ClipPlan::encode) leaves the
+    /// records in [`tensor_record_buffer`](crate::ClipPlan::tensor_record_buffer), and
+    /// [`read_back_tensors`](crate::ClipPlan::read_back_tensors) reads them. On the CPU,
+    /// [`tensor_stats`](crate::cpu::tensor_stats) measures the same. A clip of each gradient by itself has such records
+    /// anyway; one by value or by a supplied norm measures nothing, and for it this is an [`Error::NeedsNorm`].
+    #[must_use]
+    pub const fn tensor_norms(self) -> Self {
+        Self { tensor_norms: true, ..self }
     }
 
     /// Checks the clips of groups: they may differ in their limits only.
@@ -324,7 +341,10 @@ impl Clip {
         }
         let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
         let norm_type = self.norm_type.checked()?;
-        let Self { non_finite, coefficient_only, .. } = self;
+        let Self { non_finite, coefficient_only, tensor_norms, .. } = self;
+        if tensor_norms && scope == Scope::Supplied {
+            return Err(Error::NeedsNorm);
+        }
         Ok(Operation::Norm(ByNorm {
             norm_type,
             scope,
@@ -333,14 +353,15 @@ impl Clip {
             non_finite,
             inverse_scale,
             coefficient_only,
+            tensor_norms,
         }))
     }
 
     fn clamp(self, low: f32, high: f32) -> Result<Operation, Error> {
         // What speaks of a norm is not silently dropped.
-        let Self { norm_type, non_finite, loss_scale, coefficient_only, .. } = self;
+        let Self { norm_type, non_finite, loss_scale, coefficient_only, tensor_norms, .. } = self;
         let plain = norm_type == NormType::L2 && non_finite == NonFinite::Propagate && loss_scale.is_none();
-        if coefficient_only || !plain {
+        if coefficient_only || tensor_norms || !plain {
             return Err(Error::NeedsNorm);
         }
         Ok(Operation::Clamp { low, high })

@@ -15,7 +15,7 @@ use crate::{ClipRecord, Error};
 pub(super) use build::Bounds;
 pub(super) use build::{Measure, Segment, build};
 
-/// How to clip one set of gradients: made once by [`Clipper::prepare`], encoded at every step.
+/// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
 /// Encoding records dispatches and does nothing else: it neither submits, nor waits, nor allocates, nor fails. The
 /// encoder must belong to the clipper's device. The dispatches run in the order of the command buffer: after the
@@ -53,6 +53,8 @@ struct Outcome {
     together: bool,
     /// The norm that a caller supplies, where none is measured.
     supplied: Option<wgpu::Buffer>,
+    /// The records of each gradient by itself, where they were asked for besides.
+    tensors: Option<(wgpu::Buffer, Arc<Staging>)>,
 }
 
 /// One dispatch, bound.
@@ -109,6 +111,29 @@ impl ClipPlan {
     /// by itself.
     pub fn read_back_all(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
         self.tickets(encoder)
+    }
+
+    /// The buffer with a [`ClipRecord`] for each gradient by itself, in the order of the list; its coefficient is 1, or
+    /// NaN. None unless the clip has [`tensor_norms`](crate::Clip::tensor_norms), or is of each gradient by itself.
+    #[must_use]
+    pub fn tensor_record_buffer(&self) -> Option<&wgpu::Buffer> {
+        let outcome = self.outcome.as_ref()?;
+        match &outcome.tensors {
+            Some((records, _)) => Some(records),
+            None => (!outcome.together).then_some(&outcome.records),
+        }
+    }
+
+    /// [`read_back`](Self::read_back) of these records. That a gradient is not finite is what they are to tell; it is no
+    /// error here.
+    pub fn read_back_tensors(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
+        match &self.outcome {
+            Some(
+                Outcome { tensors: Some((records, staging)), .. }
+                | Outcome { together: false, records, staging, .. },
+            ) => staging.read_back(encoder, records, false),
+            _ => ReadBack::failed(Error::NothingMeasured),
+        }
     }
 
     fn tickets<R: FromRecords>(&self, encoder: &mut CommandEncoder) -> ReadBack<R> {

@@ -185,7 +185,7 @@ impl Kernel {
                 constants.push(("POWER", f64::from(f32::from_bits(p).max(f32::MIN))));
             }
             Self::Scale { segmented, .. } | Self::Clamp { segmented, .. } => {
-                constants.push(("SEGMENTED", f64::from(u8::from(segmented))))
+                constants.push(("SEGMENTED", f64::from(u8::from(segmented))));
             }
             _ => {}
         }

@@ -302,7 +302,8 @@ impl Layout {
     /// The most workgroups that a dispatch needs.
     pub(super) fn largest_dispatch(&self) -> usize {
         let batches = self.norm.iter().chain(&self.apply).map(|batch| batch.tiles.len());
-        batches.chain([self.segments.len()]).max().unwrap_or(0)
+        let gradients = self.owners.iter().max().map_or(0, |&last| last as usize + 1);
+        batches.chain([self.segments.len(), gradients]).max().unwrap_or(0)
     }
 
     /// One pass: for each manner as few batches as the slots allow.

@@ -7,6 +7,7 @@ mod gradient;
 mod kernels;
 pub(crate) mod layout;
 mod read_back;
+mod recent;
 pub(crate) mod scope;
 mod slots;
 
@@ -15,3 +16,4 @@ pub use clipper::Clipper;
 pub use device::{adapters, adapters_async, is_software};
 pub use gradient::Gradient;
 pub use read_back::ReadBack;
+pub use recent::Recent;

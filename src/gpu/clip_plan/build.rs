@@ -141,7 +141,12 @@ impl<'a> Builder<'a> {
                 supplied: (norm.scope == Scope::Supplied)
                     .then(|| builder.holding("gradclip.supplied", STORAGE.union(COPY_DST), &[0.0_f32])),
             };
-            let steps = builder.norm_steps(&layout, kind, &parts, table.len())?;
+            let mut steps = builder.norm_steps(&layout, kind, &parts, table.len())?;
+            let tensors = if norm.tensor_norms && together {
+                Some(builder.tensors(&layout, kind, &parts, spans.len(), &mut steps)?)
+            } else {
+                None
+            };
             let segmented = table.len() > 1;
             let scale = |manner, slots| Kernel::Scale { segmented, manner, slots };
             let apply = builder.steps(&layout.apply, |_| &parts.records, scale)?;
@@ -157,6 +162,7 @@ impl<'a> Builder<'a> {
                 groups: limits.len(),
                 together,
                 supplied: parts.supplied,
+                tensors,
             };
             Ok(ClipPlan {
                 norm: steps,
@@ -186,6 +192,32 @@ impl<'a> Builder<'a> {
         let bindings = [source, measure, table, owners, records].map(wgpu::Buffer::as_entire_buffer_binding);
         steps.push(self.step(self.clipper.kernel(kernel)?, bindings, segments));
         Ok(steps)
+    }
+
+    /// Adds the step that leaves a record for each of so many gradients by itself.
+    fn tensors(
+        &mut self,
+        layout: &Layout,
+        kind: NormKind,
+        parts: &NormParts,
+        gradients: usize,
+        steps: &mut Vec<Step>,
+    ) -> Result<(wgpu::Buffer, Arc<Staging>), Error> {
+        let nothing = Segment { first: 0, count: 0, max_norm: f32::INFINITY };
+        let mut table = vec![nothing; gradients.max(1)];
+        for (partial, &owner) in (0..).zip(&layout.owners) {
+            let segment = &mut table[owner as usize];
+            segment.first = if segment.count == 0 { partial } else { segment.first };
+            segment.count += 1;
+        }
+        let records = vec![ClipRecord::UNCLIPPED; table.len()];
+        let records = self.holding("gradclip.tensor_records", STORAGE.union(COPY_SRC), &records);
+        let segments = self.holding("gradclip.tensor_segments", STORAGE, &table);
+        let bindings = [&parts.partials, &parts.measure, &segments, &parts.owners, &records];
+        let bindings = bindings.map(wgpu::Buffer::as_entire_buffer_binding);
+        steps.push(self.step(self.clipper.kernel(Kernel::Finalize { norm: kind })?, bindings, table.len()));
+        let staging = Staging::new(self.clipper.device(), records.size());
+        Ok((records, Arc::new(staging)))
     }
 
     fn by_value(
