@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{mem, panic, thread};
 
 use gradclip::wgpu::{self, CommandEncoderDescriptor};
@@ -29,11 +29,14 @@ fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device.create_command_encoder(&CommandEncoderDescriptor::default())
 }
 
+/// After so long nothing more is to be expected.
+const HANGING: Duration = Duration::from_secs(20);
+
 /// Runs what must not hang; none if it does.
 fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, is_done) = mpsc::channel();
     let thread = thread::spawn(move || done.send(run()));
-    match is_done.recv_timeout(Duration::from_secs(20)) {
+    match is_done.recv_timeout(HANGING) {
         Ok(outcome) => Some(outcome),
         Err(RecvTimeoutError::Timeout) => None,
         Err(RecvTimeoutError::Disconnected) => panic::resume_unwind(thread.join().unwrap_err()),
@@ -151,9 +154,9 @@ fn a_busy_device_does_not_hide_what_is_not_submitted() {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Two steps under way at any time, so that the queue is never empty.
-            let mut under_way = step(&gpu, &plan);
-            while !is_over.load(Ordering::Relaxed) {
+            // Two steps under way at any time, so that the queue is never empty; longer than a hang takes to show.
+            let (start, mut under_way) = (Instant::now(), step(&gpu, &plan));
+            while !is_over.load(Ordering::Relaxed) && start.elapsed() < 2 * HANGING {
                 mem::replace(&mut under_way, step(&gpu, &plan)).wait().unwrap();
             }
         });
