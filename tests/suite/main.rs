@@ -7,6 +7,7 @@ mod errors;
 mod hazards;
 mod properties;
 mod slices;
+mod tensors;
 
 use std::sync::LazyLock;
 
