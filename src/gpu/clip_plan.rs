@@ -1,6 +1,7 @@
 //! `ClipPlan`: the bind groups of a set of gradients, ready to be encoded step after step.
 
 mod build;
+mod builder;
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::{ClipRecord, Error};
 
 #[cfg(test)]
 pub(super) use build::Bounds;
-pub(super) use build::{Measure, Segment, build};
+pub(super) use build::{Measure, Segment, Set, build};
 
 /// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
@@ -54,7 +55,7 @@ struct Outcome {
     /// The norm that a caller supplies, where none is measured.
     supplied: Option<wgpu::Buffer>,
     /// The records of each gradient by itself, where they were asked for besides.
-    tensors: Option<(wgpu::Buffer, Arc<Staging>)>,
+    tensors: Option<(Arc<Staging>, wgpu::Buffer)>,
 }
 
 /// One dispatch, bound.
@@ -119,7 +120,7 @@ impl ClipPlan {
     pub fn tensor_record_buffer(&self) -> Option<&wgpu::Buffer> {
         let outcome = self.outcome.as_ref()?;
         match &outcome.tensors {
-            Some((records, _)) => Some(records),
+            Some((_, records)) => Some(records),
             None => (!outcome.together).then_some(&outcome.records),
         }
     }
@@ -129,7 +130,7 @@ impl ClipPlan {
     pub fn read_back_tensors(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
         match &self.outcome {
             Some(
-                Outcome { tensors: Some((records, staging)), .. }
+                Outcome { tensors: Some((staging, records)), .. }
                 | Outcome { together: false, records, staging, .. },
             ) => staging.read_back(encoder, records, false),
             _ => ReadBack::failed(Error::NothingMeasured),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::clip_plan::{ClipPlan, build};
+use super::clip_plan::{ClipPlan, Set, build};
 use super::gradient::{self, Gradient};
 use super::kernels::{Compiled, Kernel, WORKGROUP_BYTES, WORKGROUP_SIZE};
 use super::layout::{LARGEST_TILE, Limits};
@@ -84,7 +84,7 @@ impl Clipper {
         let operations = Clip::all_checked(clips)?;
         let (buffers, spans) = gradient::resolve(gradients, clips.len())?;
         let order = gradient::in_address_order(&spans)?;
-        build(self, &operations, &buffers, &spans, &order)
+        build(self, &operations, Set { buffers: &buffers, spans: &spans, order: &order })
     }
 
     /// The device it clips on.
