@@ -190,6 +190,17 @@ impl Clip {
     /// Scale each gradient by a factor of its own, so that its own norm is at most `max_norm`: `tf.clip_by_norm`, the
     /// `clipnorm` of Keras, the `GradientClipping::Norm` of Burn. It changes the direction of the step; the clip of the
     /// literature is [`by_global_norm`](Self::by_global_norm), with whose formula and options this one agrees.
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let (mut steep, mut flat) = ([30.0, 40.0], [0.3]);
+    /// let mut gradients = [Gradient::f32(&mut steep), Gradient::f32(&mut flat)];
+    /// let records = cpu::clip_all(&mut gradients, Clip::by_norm(5.0))?;
+    /// assert_eq!((records[0].total_norm, records[1].clip_coef), (50.0, 1.0));
+    /// assert!((steep[0] - 3.0).abs() < 1e-6 && flat == [0.3]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
     #[must_use]
     pub const fn by_norm(max_norm: f32) -> Self {
         Self::by(Method::Norm { max_norm })
@@ -203,6 +214,15 @@ impl Clip {
     /// ```
     ///
     /// Without an epsilon, as in optax, unless one is set. A negative or NaN `threshold` is an [`Error::MaxNorm`].
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let mut gradient = [4.0; 9];
+    /// cpu::clip_all(&mut [Gradient::f32(&mut gradient)], Clip::by_rms(1.0))?;
+    /// assert_eq!(gradient, [1.0; 9]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
     #[must_use]
     pub const fn by_rms(threshold: f32) -> Self {
         Self { epsilon: Epsilon::None, ..Self::by(Method::Rms { threshold }) }
@@ -250,6 +270,18 @@ impl Clip {
     }
 
     /// Which norm is measured; [`NormType::L2`] unless this is called. [`by_rms`](Self::by_rms) has the L2 norm only.
+    ///
+    /// ```
+    /// use gradclip::{Clip, NormType, cpu};
+    ///
+    /// let norm = |norm_type| {
+    ///     let clip = Clip::by_global_norm(1.0).norm_type(norm_type).coefficient_only();
+    ///     Ok::<_, gradclip::Error>(cpu::clip(&mut [&mut [3.0, -4.0], &mut [12.0]], clip)?.unwrap().total_norm)
+    /// };
+    /// assert_eq!([norm(NormType::L1)?, norm(NormType::L2)?, norm(NormType::Inf)?], [19.0, 13.0, 12.0]);
+    /// assert_eq!(norm(NormType::P(0.0))?, 2.0);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
     #[must_use]
     pub const fn norm_type(self, norm_type: NormType) -> Self {
         Self { norm_type, ..self }
@@ -262,6 +294,17 @@ impl Clip {
     }
 
     /// What becomes of gradients whose norm is infinite or NaN, or that hold an infinity or a NaN.
+    ///
+    /// ```
+    /// use gradclip::{Clip, NonFinite, cpu};
+    ///
+    /// let (mut good, mut bad) = ([3.0], [f32::NAN, 4.0]);
+    /// let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Skip);
+    /// let record = cpu::clip(&mut [&mut good, &mut bad], clip)?.unwrap();
+    /// assert!(record.skip() && record.first_non_finite() == Some(1));
+    /// assert_eq!((good, bad[1]), ([3.0], 4.0));
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
     #[must_use]
     pub const fn non_finite(self, policy: NonFinite) -> Self {
         Self { non_finite: policy, ..self }
@@ -271,7 +314,19 @@ impl Clip {
     ///
     /// The norm, the limit and the record are those of the gradients without the scale, and the factor in the record
     /// includes `1 / scale`. It is what `GradScaler.unscale_` and `clip_grad_norm_` of PyTorch do one after the other.
-    /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used.
+    /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] keeps one
+    /// that adapts.
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu};
+    ///
+    /// let mut scaled = [3.0 * 1024.0, 4.0 * 1024.0];
+    /// let record = cpu::clip(&mut [&mut scaled], Clip::by_global_norm(10.0).loss_scale(1024.0))?.unwrap();
+    /// assert_eq!((record.total_norm, record.factor, scaled), (5.0, 1.0 / 1024.0, [3.0, 4.0]));
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    ///
+    /// [`LossScale`]: crate::LossScale
     #[must_use]
     pub const fn loss_scale(self, scale: f32) -> Self {
         Self { loss_scale: Some(scale), ..self }

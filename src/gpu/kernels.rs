@@ -43,6 +43,12 @@ pub(super) const WORKGROUP_BYTES: u32 = 12 * WORKGROUP_SIZE;
 /// The same where a tile is the few elements of an edge.
 const EDGE_WORKGROUP_SIZE: u32 = 32;
 
+/// The bindings of the kernel that has most of those without slots: one that leaves records.
+pub(super) const MOST_BINDINGS_WITHOUT_SLOTS: u32 = 5;
+
+/// And how many of them are storage.
+pub(super) const MOST_STORAGE_WITHOUT_SLOTS: u32 = 4;
+
 /// A compute pipeline: a row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {

@@ -21,11 +21,11 @@ pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
     adapters
 }
 
-/// The least that a [`Clipper`] accepts: one slot, small windows, short grids.
+/// The least that a [`Clipper`] accepts: two slots, small windows, short grids.
 pub(crate) fn least_limits() -> wgpu::Limits {
     wgpu::Limits {
-        max_storage_buffers_per_shader_stage: 3,
-        max_bindings_per_bind_group: 3,
+        max_storage_buffers_per_shader_stage: 4,
+        max_bindings_per_bind_group: 5,
         max_storage_buffer_binding_size: 4 * 65536 + 256,
         max_compute_workgroups_per_dimension: 256,
         ..wgpu::Limits::default()

@@ -147,3 +147,14 @@ fn partials_are_as_large_as_rust_thinks() {
         }
     }
 }
+
+#[test]
+fn bindings_are_what_the_device_is_asked_for() {
+    let uniform = wgpu::BufferBindingType::Uniform;
+    for kernel in all().into_iter().filter(|kernel| kernel.slots().is_none()) {
+        let bindings = kernel.bindings();
+        assert!(bindings.len() <= MOST_BINDINGS_WITHOUT_SLOTS as usize, "{kernel:?}");
+        let storage = bindings.iter().filter(|binding| **binding != uniform).count();
+        assert!(storage <= MOST_STORAGE_WITHOUT_SLOTS as usize, "{kernel:?}");
+    }
+}
