@@ -55,8 +55,8 @@ impl ClipRecord {
     const ZERO: u32 = 8;
     const NO_GRADIENT: u32 = u32::MAX;
 
-    /// The record before anything has been measured: a scale pass that reads it changes nothing.
-    pub(crate) const UNCLIPPED: Self = Self {
+    /// The record before anything has been measured: a scale pass, or an optimizer, that reads it changes nothing.
+    pub const UNCLIPPED: Self = Self {
         total_norm: 0.0,
         clip_coef: 1.0,
         factor: 1.0,
