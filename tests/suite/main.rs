@@ -7,6 +7,7 @@ mod errors;
 mod hazards;
 mod properties;
 mod slices;
+mod words;
 
 use std::sync::LazyLock;
 
