@@ -8,6 +8,7 @@ mod hazards;
 mod properties;
 mod slices;
 mod tensors;
+mod words;
 
 use std::sync::LazyLock;
 

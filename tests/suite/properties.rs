@@ -4,7 +4,8 @@ use gradclip::{Clip, reference};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::common::{Outcome, Placement, bits, clip_on_cpu, least_limits, noise, slices};
+use crate::common::{bits, least_limits, noise};
+use crate::words::{Outcome, Placement, clip_on_cpu, slices};
 use crate::{gpu, gpu_with};
 
 type Gradients = Vec<Vec<f32>>;

@@ -6,7 +6,8 @@ use gradclip::{
     reference,
 };
 
-use crate::common::{adapters, bits, noise, slices};
+use crate::common::{adapters, bits, noise};
+use crate::words::slices;
 
 fn gradients() -> Vec<Vec<f32>> {
     [1, 0, 255, 4097, 100_003, 3].iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect()
