@@ -132,6 +132,13 @@ impl ClipRecord {
         }
     }
 
+    /// The same outcome, where the gradients were listed in another way: `index_of` says where each stands now.
+    pub(crate) fn reindexed(self, index_of: impl FnOnce(usize) -> usize) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
+        let first = self.first_non_finite().map_or(Self::NO_GRADIENT, |gradient| index_of(gradient) as u32);
+        Self { first_non_finite: first, ..self }
+    }
+
     /// Its fields and their offsets, for the test that compares them with those of the shaders.
     #[cfg(test)]
     pub(crate) fn layout() -> Vec<(String, usize)> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use crate::Error;
+use crate::{DType, Error};
 
 /// A gradient in main memory, and the part that it has in a clip.
 ///
@@ -17,9 +17,9 @@ use crate::Error;
 /// ```
 pub struct Gradient<'a> {
     pub(super) elements: ElementsMut<'a>,
-    pub(super) group: usize,
-    pub(super) measured: bool,
-    pub(super) scaled: bool,
+    pub(crate) group: usize,
+    pub(crate) measured: bool,
+    pub(crate) scaled: bool,
 }
 
 /// The elements of a gradient, to be read.
@@ -80,6 +80,30 @@ impl<'a> Gradient<'a> {
     pub const fn unscaled(mut self) -> Self {
         self.scaled = false;
         self
+    }
+
+    pub(crate) const fn dtype(&self) -> DType {
+        match self.elements {
+            ElementsMut::F32(_) => DType::F32,
+            ElementsMut::F16(_) => DType::F16,
+            ElementsMut::Bf16(_) => DType::BF16,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.elements {
+            ElementsMut::F32(elements) => bytemuck::cast_slice(elements),
+            ElementsMut::F16(elements) => bytemuck::cast_slice(elements),
+            ElementsMut::Bf16(elements) => bytemuck::cast_slice(elements),
+        }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.elements {
+            ElementsMut::F32(elements) => bytemuck::cast_slice_mut(elements),
+            ElementsMut::F16(elements) => bytemuck::cast_slice_mut(elements),
+            ElementsMut::Bf16(elements) => bytemuck::cast_slice_mut(elements),
+        }
     }
 
     pub(super) const fn elements(&self) -> Elements<'_> {
