@@ -2,8 +2,9 @@
 
 use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, ReadBack, Recent, cpu, wgpu};
 
-use crate::common::{Gpu, Placed, Placement, noise};
+use crate::common::{Gpu, noise};
 use crate::gpu;
+use crate::words::{Placed, Placement};
 
 const LENS: [usize; 6] = [5000, 0, 1, 33, 70_000, 4096];
 
