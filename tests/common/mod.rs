@@ -62,8 +62,8 @@ impl Gpu {
         Self { device, queue, clipper }
     }
 
-    /// A buffer with these numbers in it.
-    pub(crate) fn buffer<T: Pod>(&self, contents: &[T]) -> wgpu::Buffer {
+    /// A buffer with this in it.
+    pub(crate) fn buffer_of<T: Pod>(&self, contents: &[T]) -> wgpu::Buffer {
         self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
             label: None,
             contents: bytemuck::cast_slice(contents),

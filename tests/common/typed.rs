@@ -116,46 +116,9 @@ pub(crate) struct Halves {
     pub(crate) buffers: Vec<usize>,
 }
 
-/// The type and the number of elements of each gradient.
-pub(crate) type Extents<'a> = &'a [(DType, usize)];
-
-fn size(dtype: DType) -> usize {
+/// In halves.
+pub(crate) fn size(dtype: DType) -> usize {
     if dtype == DType::F32 { 2 } else { 1 }
-}
-
-impl Halves {
-    /// Every gradient in a buffer of its own.
-    pub(crate) fn separate(extents: Extents<'_>) -> Self {
-        let lens: Vec<_> = extents.iter().map(|&(dtype, len)| len * size(dtype)).collect();
-        // A buffer ends with a whole word.
-        let buffers = lens.iter().map(|len| len.next_multiple_of(2)).collect();
-        Self { spans: lens.into_iter().map(|len| 0..len).enumerate().collect(), buffers }
-    }
-
-    /// All in one buffer, each at a multiple of 16 bytes.
-    pub(crate) fn arena(extents: Extents<'_>) -> Self {
-        let mut end = 0_usize;
-        let place = |&(dtype, len): &(DType, usize)| {
-            let start = end.next_multiple_of(8);
-            end = start + len * size(dtype);
-            (0, start..end)
-        };
-        let spans = extents.iter().map(place).collect();
-        Self { spans, buffers: vec![end.next_multiple_of(2)] }
-    }
-
-    /// All in one buffer, the last one first, each at an odd element with guards around it.
-    pub(crate) fn packed(extents: Extents<'_>) -> Self {
-        let mut end = 0_usize;
-        let place = |&(dtype, len): &(DType, usize)| {
-            let start = (((end + 1).div_ceil(size(dtype))) | 1) * size(dtype);
-            end = start + len * size(dtype);
-            (0, start..end)
-        };
-        let mut spans: Vec<_> = extents.iter().rev().map(place).collect();
-        spans.reverse();
-        Self { spans, buffers: vec![(end + 5).next_multiple_of(2)] }
-    }
 }
 
 impl Gpu {
@@ -172,7 +135,7 @@ impl Gpu {
         for ((gradient, role), (buffer, span)) in gradients.iter().zip(roles).zip(&layout.spans) {
             contents[*buffer][span.clone()].copy_from_slice(&halves(role.dtype, gradient));
         }
-        let buffers: Vec<_> = contents.iter().map(|contents| self.buffer(contents)).collect();
+        let buffers: Vec<_> = contents.iter().map(|contents| self.buffer_of(contents)).collect();
         let records = self.attempt_in(&buffers, layout, roles, clips);
 
         let mut contents: Vec<Vec<u16>> = buffers.iter().map(|buffer| self.read(buffer)).collect();

@@ -5,6 +5,7 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod golden;
+mod layouts;
 mod verdict;
 mod ways;
 
@@ -17,8 +18,9 @@ use gradclip::{Clip, ClipRecord, wgpu};
 use libtest_mimic::{Arguments, Trial};
 
 use cases::{Case, Expect};
-use common::typed::{Attempt, Extents, Halves, Role, attempt_on_cpu, rounded};
+use common::typed::{Attempt, Halves, Role, attempt_on_cpu, rounded};
 use common::{Gpu, bits};
+use layouts::Extents;
 use verdict::{Precision, Step};
 
 fn main() -> ExitCode {
@@ -55,7 +57,7 @@ type Layout = fn(Extents<'_>) -> Halves;
 
 fn paths() -> Vec<Arc<Path>> {
     let layouts: [(_, Layout); 3] =
-        [("separate", Halves::separate), ("arena", Halves::arena), ("packed", Halves::packed)];
+        [("separate", layouts::separate), ("arena", layouts::arena), ("packed", layouts::packed)];
     let mut paths = vec![Path { name: "cpu".into(), means: Means::Cpu }];
     for adapter in common::adapters() {
         let agreement = Arc::<Agreement>::default();

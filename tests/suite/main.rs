@@ -5,6 +5,7 @@
 mod common;
 mod errors;
 mod hazards;
+mod neighbours;
 mod properties;
 mod slices;
 mod tensors;

@@ -75,6 +75,11 @@ impl Placement {
 }
 
 impl Gpu {
+    /// A buffer with these numbers in it.
+    pub(crate) fn buffer(&self, contents: &[f32]) -> wgpu::Buffer {
+        self.buffer_of(contents)
+    }
+
     /// Uploads gradients to where they are to lie, with guards in every other word.
     pub(crate) fn place(&self, placement: &Placement, gradients: &[Vec<f32>]) -> Placed {
         let mut contents: Vec<_> = placement.buffers.iter().map(|&words| vec![GUARD; words]).collect();
