@@ -16,7 +16,7 @@ fn bf16s(values: &[f32]) -> Vec<u8> {
 }
 
 const H: [f32; 7] = [0.3, -1.7, 5.0, 1e-4, -6e-8, 100.5, 0.0];
-const B: [f32; 5] = [3.14, -0.007, 250.0, 1e-30, -0.0];
+const B: [f32; 5] = [3.3, -0.007, 250.0, 1e-30, -0.0];
 const W: [f32; 3] = [2.0, -3.3, 1e-6];
 
 /// Odd lengths, so that what comes after them is not aligned.
