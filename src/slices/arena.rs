@@ -74,13 +74,8 @@ impl Gpu {
         let upload = start.elapsed();
 
         let start = Instant::now();
-        let mut records = self.run(&plan).map_err(in_slices)?;
-        if has_own_norms(&operation) {
-            // A plan for no gradients has a record nevertheless.
-            records.truncate(gradients.len());
-        }
-        let records: Vec<_> =
-            records.into_iter().map(|record| record.reindexed(|part| parts[part].slice)).collect();
+        let records = self.run(&plan).map_err(in_slices)?;
+        let records = records_in_slices(records, &parts, &operation);
         let clip = start.elapsed();
 
         let start = Instant::now();
@@ -184,14 +179,7 @@ impl Gpu {
             return Ok(());
         }
         let largest = arenas.iter().map(wgpu::Buffer::size).max().unwrap_or(0).min(CHUNK_BYTES);
-        let staging = guarded(self.device(), "the way back of the gradients", largest, || {
-            self.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("gradclip.download"),
-                size: largest,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        })?;
+        let staging = self.staging(largest)?;
         for (index, arena) in arenas.iter().enumerate() {
             for from in (0..arena.size()).step_by(as_index(CHUNK_BYTES)) {
                 let chunk = from..arena.size().min(from + CHUNK_BYTES);
@@ -204,6 +192,17 @@ impl Gpu {
             }
         }
         Ok(())
+    }
+
+    fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
+        guarded(self.device(), "the way back of the gradients", size, || {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("gradclip.download"),
+                size,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })
     }
 
     fn read(
@@ -286,6 +285,15 @@ fn is_changed(index: usize, gradient: &Gradient<'_>, operation: &Operation, reco
             Operation::Norm(norm) => !norm.coefficient_only && records[record].factor != 1.0,
             Operation::Clamp { .. } => true,
         }
+}
+
+/// Records about parts, as those of the slices that they belong to.
+fn records_in_slices(mut records: Vec<ClipRecord>, parts: &[Part], operation: &Operation) -> Vec<ClipRecord> {
+    if has_own_norms(operation) {
+        // A plan for no gradients has a record nevertheless.
+        records.truncate(parts.len());
+    }
+    records.into_iter().map(|record| record.reindexed(|part| parts[part].slice)).collect()
 }
 
 /// An error about parts, as one about the slices that they belong to.
