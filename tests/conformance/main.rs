@@ -127,7 +127,9 @@ fn run(path: &Path, case: &Case) {
     let mut before = (case.gradients)();
     let roles: Vec<_> = (0..before.len()).map(|gradient| case.role(gradient)).collect();
     for (gradient, role) in before.iter_mut().zip(&roles) {
-        gradient.iter_mut().for_each(|g| *g = rounded(role.dtype, *g));
+        for g in gradient {
+            *g = rounded(role.dtype, *g);
+        }
     }
     for options in &case.clips {
         let Attempt { records, gradients: after } = path.attempt(&before, &roles, &options.clips());
