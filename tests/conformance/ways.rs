@@ -127,6 +127,18 @@ fn policies() -> Vec<Case> {
             }
         }
     }
+    // The first of many, wherever the partials of the others are joined.
+    for first in [0_usize, 1, 255, 256, 300, 512, 600, 699] {
+        let gradients = move || {
+            let number = |index| if index < first { 0.5 } else { [NAN, 2.0, INF][(index - first) % 3] };
+            (0..700).map(|index| vec![number(index)]).collect()
+        };
+        for norm_type in [NormType::L2, NormType::P(3.0)] {
+            let options = options(Norm(1.0)).norm_type(norm_type).non_finite(Skip);
+            let name = format!("policy/first_of_many/{first}/{norm_type:?}");
+            cases.push(Case::new(name, gradients, options, Expect::Definition));
+        }
+    }
     // A gradient that is not measured is nobody's concern.
     for policy in [Propagate, Skip, Zero, Poison, NonFinite::Error] {
         let options = options(Norm(1.0)).non_finite(policy);
@@ -210,6 +222,14 @@ fn narrow() -> Vec<Case> {
         cases.push(row(name("bf16_huge"), huge, Norm(max_norm)).all(BF16));
         let tiny: &[&[f32]] = &[&[1e-40, -3e-39], &[2e-38, 1e-39, 9.2e-41]];
         cases.push(row(name("bf16_tiny"), tiny, Norm(max_norm * 1e-38)).all(BF16));
+    }
+    // Three quarters of all significands: a quarter of them are ties, to both sides.
+    let quarters = options(Norm(1.5)).norm_type(NormType::Inf).epsilon(Epsilon::None);
+    for (dtype, ulp) in [(F16, 1024_u16), (BF16, 128)] {
+        let numbers: Vec<f32> = (ulp..=2 * ulp).map(|n| f32::from(n) / f32::from(ulp)).collect();
+        let negative: Vec<f32> = numbers.iter().map(|g| -g).collect();
+        let name = format!("narrow/{dtype:?}/three_quarters");
+        cases.push(row(name, &[&numbers, &negative], quarters.clone()).all(dtype));
     }
     let scale = options(Norm(1e30)).loss_scale(2.0);
     cases.push(row("narrow/f16/ties", &[&subnormals, &edge, &ties], scale).all(F16));
