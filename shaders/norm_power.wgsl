@@ -34,7 +34,8 @@ fn term(magnitude: u32, reference: u32) -> f32 {
     if (big >= INFINITY || small == 0u) {
         return 0.0;
     }
-    let exponent = exponent_of(big);
-    let ratio = scaled_down(small, exponent) / scaled_down(big, exponent);
-    return select(0.0, exp2(abs(POWER) * log2(ratio)), ratio > 0.0);
+    // By exponents and significands: for a small p even a ratio that f32 does not hold has a share.
+    let exponents = vec2(exponent_of(small), exponent_of(big));
+    let ratio = scaled_down(small, exponents.x) / scaled_down(big, exponents.y);
+    return exp2(abs(POWER) * (f32(exponents.x - exponents.y) + log2(ratio)));
 }

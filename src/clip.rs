@@ -414,9 +414,7 @@ impl Clip {
 
     fn clamp(self, low: f32, high: f32) -> Result<Operation, Error> {
         // What speaks of a norm is not silently dropped.
-        let Self { norm_type, non_finite, loss_scale, coefficient_only, tensor_norms, .. } = self;
-        let plain = norm_type == NormType::L2 && non_finite == NonFinite::Propagate && loss_scale.is_none();
-        if coefficient_only || tensor_norms || !plain {
+        if self != Self::by(self.method) {
             return Err(Error::NeedsNorm);
         }
         Ok(Operation::Clamp { low, high })

@@ -53,7 +53,7 @@ pub enum Error {
 
     /// An option that speaks of a norm, on a clip by value, which has none.
     #[error(
-        "a clip by value measures no norm: norm_type, non_finite, loss_scale and coefficient_only need a clip by norm"
+        "a clip by value measures no norm: norm_type, epsilon, non_finite, loss_scale and coefficient_only need a clip by norm"
     )]
     NeedsNorm,
 

@@ -17,7 +17,7 @@ pub enum NormType {
     /// which is not zero, negative infinity is `min |g|`, and a zero makes the norm of a negative p zero. 1, 2 and
     /// infinity are the variants above. An empty gradient adds nothing to any of them. NaN is an [`Error::NormType`].
     ///
-    /// This one is measured to about 1e-5, where `pow` of the device allows no better.
+    /// This one is measured to about 1e-5 on a GPU, whose `pow` allows no better, and to less where |p| is below 0.1.
     P(f32),
 }
 
@@ -83,5 +83,8 @@ pub enum NonFinite {
     Poison,
     /// They stay as they are, and reading the outcome is an [`Error::NonFinite`](crate::Error::NonFinite) that names the
     /// first gradient which is not finite: `error_if_nonfinite` of PyTorch. The record says `skip`, too.
+    ///
+    /// Groups, and gradients that are clipped each by itself, are finite or not on their own: when the error is read, a
+    /// GPU has clipped those that are. The CPU path knows before it writes, and leaves them all.
     Error,
 }

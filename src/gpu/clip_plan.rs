@@ -147,7 +147,7 @@ impl ClipPlan {
     /// How many records there are.
     #[must_use]
     pub fn records(&self) -> usize {
-        self.outcome.as_ref().map_or(0, |outcome| outcome.table.len())
+        self.outcome.as_ref().map_or(0, |outcome| outcome.staging.count())
     }
 
     /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,

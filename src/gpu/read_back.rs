@@ -42,7 +42,7 @@ pub(super) trait FromRecords {
 
 impl FromRecords for ClipRecord {
     fn from_records(records: Vec<ClipRecord>) -> Self {
-        // A plan has at least one.
+        // There is none where each of no gradients was clipped by itself.
         records.first().copied().unwrap_or(Self::UNCLIPPED)
     }
 }
@@ -211,12 +211,18 @@ pub(super) struct Staging {
     device: wgpu::Device,
     /// Of each buffer, in bytes.
     size: u64,
+    /// How many of the records in it mean something: a plan for nothing has one that does not.
+    count: usize,
     free: Mutex<Vec<wgpu::Buffer>>,
 }
 
 impl Staging {
-    pub(super) fn new(device: &wgpu::Device, size: u64) -> Self {
-        Self { device: device.clone(), size, free: Mutex::default() }
+    pub(super) fn new(device: &wgpu::Device, size: u64, count: usize) -> Self {
+        Self { device: device.clone(), size, count, free: Mutex::default() }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     pub(super) fn read_back<R: FromRecords>(
@@ -270,10 +276,11 @@ impl Staging {
     }
 
     fn take_records(&self, buffer: wgpu::Buffer) -> Outcome {
-        let records = {
+        let mut records: Vec<_> = {
             let range = buffer.get_mapped_range(..).map_err(|_| Error::DeviceLost)?;
             bytemuck::pod_collect_to_vec(&range)
         };
+        records.truncate(self.count);
         buffer.unmap();
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
         Ok(records)

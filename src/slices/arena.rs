@@ -75,7 +75,7 @@ impl Gpu {
 
         let start = Instant::now();
         let records = self.run(&plan).map_err(in_slices)?;
-        let records = records_in_slices(records, &parts, &operation);
+        let records = records_in_slices(records, &parts);
         let clip = start.elapsed();
 
         let start = Instant::now();
@@ -288,11 +288,7 @@ fn is_changed(index: usize, gradient: &Gradient<'_>, operation: &Operation, reco
 }
 
 /// Records about parts, as those of the slices that they belong to.
-fn records_in_slices(mut records: Vec<ClipRecord>, parts: &[Part], operation: &Operation) -> Vec<ClipRecord> {
-    if has_own_norms(operation) {
-        // A plan for no gradients has a record nevertheless.
-        records.truncate(parts.len());
-    }
+fn records_in_slices(records: Vec<ClipRecord>, parts: &[Part]) -> Vec<ClipRecord> {
     records.into_iter().map(|record| record.reindexed(|part| parts[part].slice)).collect()
 }
 

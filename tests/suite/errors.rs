@@ -199,6 +199,7 @@ fn options_must_make_sense() {
         (Clip::by_value(1.0).norm_type(NormType::L1), "NeedsNorm"),
         (Clip::by_value(1.0).non_finite(NonFinite::Skip), "NeedsNorm"),
         (Clip::by_value(1.0).loss_scale(2.0), "NeedsNorm"),
+        (Clip::by_value(1.0).epsilon(Epsilon::None), "NeedsNorm"),
     ];
     for (clip, expected) in rows {
         // As text: NaN is not equal to itself.
@@ -326,7 +327,7 @@ fn a_device_must_allow_the_smallest_kernel() {
     fn u32(limit: u64) -> u32 {
         limit.try_into().unwrap()
     }
-    let rows: [(&str, u64, Lower); 7] = [
+    let rows: [(&str, u64, Lower); 9] = [
         ("max_compute_workgroup_size_x", 256, |limits, to| limits.max_compute_workgroup_size_x = u32(to)),
         ("max_compute_invocations_per_workgroup", 256, |limits, to| {
             limits.max_compute_invocations_per_workgroup = u32(to);
@@ -337,6 +338,10 @@ fn a_device_must_allow_the_smallest_kernel() {
         ("max_compute_workgroups_per_dimension", 256, |limits, to| {
             limits.max_compute_workgroups_per_dimension = u32(to);
         }),
+        ("max_storage_buffers_per_shader_stage", 4, |limits, to| {
+            limits.max_storage_buffers_per_shader_stage = u32(to);
+        }),
+        ("max_bindings_per_bind_group", 5, |limits, to| limits.max_bindings_per_bind_group = u32(to)),
         ("max_uniform_buffers_per_shader_stage", 1, |limits, to| {
             limits.max_uniform_buffers_per_shader_stage = u32(to);
         }),

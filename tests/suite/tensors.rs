@@ -1,6 +1,8 @@
 //! Records of each gradient by itself, and the newest record of many steps.
 
-use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, ReadBack, Recent, cpu, wgpu};
+use gradclip::{
+    Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, ReadBack, Recent, cpu, reference, wgpu,
+};
 
 use crate::common::{Gpu, noise};
 use crate::gpu;
@@ -139,4 +141,31 @@ fn an_error_is_told_once() {
     let error = Error::NonFinite { gradient: Some(0), total_norm: f32::INFINITY };
     assert_eq!(recent.latest(), Err(error));
     assert_eq!(recent.latest().unwrap().unwrap().1.total_norm, 3.0);
+}
+
+#[test]
+fn of_no_gradients_there_are_no_records() {
+    let gpu = gpu();
+    for (clip, expected) in [(Clip::by_norm(1.0), 0), (Clip::by_rms(1.0), 0), (Clip::by_global_norm(1.0), 1)]
+    {
+        let plan = gpu.clipper.prepare(&[], clip).unwrap();
+        let records = gpu.submit(|encoder| {
+            plan.encode(encoder);
+            plan.read_back_all(encoder)
+        });
+        assert_eq!((records.wait().unwrap().len(), plan.records()), (expected, expected), "{clip:?}");
+        assert_eq!(cpu::clip_all(&mut [], clip).unwrap().len(), expected);
+    }
+}
+
+#[test]
+fn a_small_p_sees_what_is_far_below_the_largest() {
+    let gradients = vec![vec![1e30, 2e30, 3e-30], vec![5.0, 1e-42]];
+    for p in [0.1, 0.25, -0.1] {
+        let clip = Clip::by_global_norm(1.0).norm_type(NormType::P(p)).tensor_norms();
+        let (_, record) = measured(&gradients, clip);
+        let expected = reference::norm(&[&gradients[0], &gradients[1]], NormType::P(p));
+        let found = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
+        assert!((found - expected).abs() <= 1e-5 * expected, "p = {p}: {found:e}, not {expected:e}");
+    }
 }

@@ -108,7 +108,7 @@ fn by_norm(clipper: &Clipper, norm: &ByNorm, limits: &[f32], set: Set<'_>) -> Re
         let tensors = if norm.tensor_norms && together {
             let (step, records) = parts.tensors(&mut builder, &layout, kind, set.spans.len())?;
             steps.push(step);
-            Some((Arc::new(Staging::new(clipper.device(), records.size())), records))
+            Some((Arc::new(Staging::new(clipper.device(), records.size(), set.spans.len())), records))
         } else {
             None
         };
@@ -117,7 +117,7 @@ fn by_norm(clipper: &Clipper, norm: &ByNorm, limits: &[f32], set: Set<'_>) -> Re
         let apply = builder.steps(&layout.apply, |_| &parts.records, scale)?;
         let outcome = Outcome {
             device: clipper.device().clone(),
-            staging: Arc::new(Staging::new(clipper.device(), parts.records.size())),
+            staging: Arc::new(Staging::new(clipper.device(), parts.records.size(), layout.segments.len())),
             records: parts.records,
             is_error: norm.non_finite == NonFinite::Error,
             measure: parts.measure,
