@@ -1,7 +1,7 @@
 // An elementwise operation on whole vectors, in place. Vectors that it leaves as they are are not stored.
 //
-// One workgroup a tile; its first word and its length are multiples of four. Needs `nothing_to_do` and `apply` of
-// an operation, the slots of vectors (gpu/slots.rs), tile.wgsl.
+// One workgroup a tile; it begins at a vector and is made of whole ones. Needs an operation, `each_of` for the type of the
+// elements, the slots of vectors (gpu/slots.rs), tile.wgsl.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
@@ -10,19 +10,22 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let index = tile_index(workgroup, grid);
-    if (index >= arrayLength(&tiles) || nothing_to_do()) {
+    if (index >= arrayLength(&tiles) || nothing_to_do(tiles[index].target_index)) {
         return;
     }
     let tile = tiles[index];
-    var at = 4u * lane;
+    let own = tile.target_index;
+    var at = PER_VECTOR * lane;
     for (var blocks = tile.count / (4u * STRIDE); blocks > 0u; blocks -= 1u) {
-        let old = load_block(tile.slot, tile.first + at, STRIDE);
-        let new_block = Block(apply(old.v0), apply(old.v1), apply(old.v2), apply(old.v3));
-        store_block(tile.slot, tile.first + at, STRIDE, old, new_block);
+        let word = (tile.first + at) / PER_WORD;
+        let old = load_block(tile.slot, word, STRIDE / PER_WORD);
+        let new_block = Block(each_of(old.v0, own), each_of(old.v1, own), each_of(old.v2, own), each_of(old.v3, own));
+        store_block(tile.slot, word, STRIDE / PER_WORD, old, new_block);
         at += 4u * STRIDE;
     }
     for (; at < tile.count; at += STRIDE) {
-        let old = load(tile.slot, tile.first + at);
-        store(tile.slot, tile.first + at, old, apply(old));
+        let word = (tile.first + at) / PER_WORD;
+        let old = load(tile.slot, word);
+        store(tile.slot, word, old, each_of(old, own));
     }
 }

@@ -1,7 +1,7 @@
-// An elementwise operation on single words, in place: the edges that do not fill a vector.
+// An elementwise operation on single elements of 32 bits, in place: the edges that do not fill a vector.
 //
-// One workgroup a tile of a few words. A vector store there would write, or race with, what lies beside the gradient.
-// Needs `nothing_to_do` and `apply` of an operation, the slots of words (gpu/slots.rs), tile.wgsl.
+// One workgroup a tile of a few elements. A vector store there would write, or race with, what lies beside the gradient.
+// Needs an operation, the slots of words (gpu/slots.rs), tile.wgsl.
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
@@ -10,12 +10,12 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let index = tile_index(workgroup, grid);
-    if (index >= arrayLength(&tiles) || nothing_to_do()) {
+    if (index >= arrayLength(&tiles) || nothing_to_do(tiles[index].target_index)) {
         return;
     }
     let tile = tiles[index];
     for (var at = lane; at < tile.count; at += WORKGROUP_SIZE) {
         let old = load_word(tile.slot, tile.first + at);
-        store_word(tile.slot, tile.first + at, old, apply(vec4(old)).x);
+        store_word(tile.slot, tile.first + at, old, apply(vec4(old), tile.target_index).x);
     }
 }

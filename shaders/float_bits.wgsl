@@ -6,6 +6,7 @@ const MAGNITUDE: u32 = 0x7fffffffu;
 const INFINITY: u32 = 0x7f800000u; // a magnitude above it is a NaN
 const NAN: u32 = 0x7fc00000u;
 const ONE: u32 = 0x3f800000u;
+const SMALLEST_NORMAL: u32 = 0x00800000u;
 
 // floor(log2) of a finite magnitude that is not zero.
 fn exponent_of(magnitude: u32) -> i32 {
@@ -25,6 +26,16 @@ fn scaled_down(magnitude: u32, exponent: i32) -> f32 {
     let significand = (magnitude & 0x7fffffu) | select(0u, 0x800000u, field != 0u);
     let power = max(i32(field), 1) - 150 - exponent;
     return select(0.0, f32(significand) * power_of_two(max(power, -100)), power > -100);
+}
+
+fn all_scaled_down(bits: vec4<u32>, exponent: i32) -> vec4<f32> {
+    let m = bits & vec4(MAGNITUDE);
+    return vec4(
+        scaled_down(m.x, exponent),
+        scaled_down(m.y, exponent),
+        scaled_down(m.z, exponent),
+        scaled_down(m.w, exponent),
+    );
 }
 
 // The bits of value * 2^exponent, for a normal value above zero: rounded to nearest even where the result is

@@ -1,12 +1,18 @@
 // Norm, stage 1: what each tile adds to the norm.
 //
-//   partials[tile.partial] = (Σ g², max |g|)    over the words g of the tile
+//   partials[tile.target_index] = (Σ g², max |g|)    for the L2 norm, over the elements g of the tile
 //
 // One workgroup a tile. The order of the sum depends on nothing but the tile's length: not on where the tile lies,
 // how it is read or how many there are. Each invocation keeps 16 sums, so that none is a chain of more than 17
 // terms for the largest tile, and a tree joins them: that is where the accuracy comes from.
 
 @group(0) @binding(1) var<storage, read_write> partials: array<Partial>;
+
+alias Item = Partial;
+
+fn join(a: Item, b: Item) -> Item {
+    return combine(a, b);
+}
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
@@ -26,7 +32,7 @@ fn main(
         total = reduce(lane, Partial(rescued, total.largest | RESCUED));
     }
     if (lane == 0u) {
-        partials[tile.partial] = total;
+        partials[tile.target_index] = total;
     }
 }
 
@@ -37,21 +43,21 @@ fn sum_of(tile: Tile, lane: u32) -> Partial {
     var sum2 = vec4<f32>();
     var sum3 = vec4<f32>();
     var largest = vec4<u32>();
-    var at = 4u * lane;
+    var at = PER_VECTOR * lane;
     for (var blocks = tile.count / (4u * STRIDE); blocks > 0u; blocks -= 1u) {
-        let block = load_block(tile.slot, tile.first + at, STRIDE);
-        sum0 = accumulate(sum0, block.v0);
-        sum1 = accumulate(sum1, block.v1);
-        sum2 = accumulate(sum2, block.v2);
-        sum3 = accumulate(sum3, block.v3);
-        largest = max(largest, max(magnitudes(block.v0), magnitudes(block.v1)));
-        largest = max(largest, max(magnitudes(block.v2), magnitudes(block.v3)));
+        let block = block_at(tile, at);
+        sum0 = add_words(sum0, block.v0);
+        sum1 = add_words(sum1, block.v1);
+        sum2 = add_words(sum2, block.v2);
+        sum3 = add_words(sum3, block.v3);
+        largest = max(largest, max(largest_in(block.v0), largest_in(block.v1)));
+        largest = max(largest, max(largest_in(block.v2), largest_in(block.v3)));
         at += 4u * STRIDE;
     }
     for (; at < tile.count; at += STRIDE) {
         let words = load_to_end(tile, at);
-        sum0 = accumulate(sum0, words);
-        largest = max(largest, magnitudes(words));
+        sum0 = add_words(sum0, words);
+        largest = max(largest, largest_in(words));
     }
     let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
     return Partial(total_of((sum0 + sum1) + (sum2 + sum3)), most);
@@ -60,14 +66,10 @@ fn sum_of(tile: Tile, lane: u32) -> Partial {
 // The same for a tile out of the plain range; rare, so it is short instead of fast.
 fn rescued_sum_of(tile: Tile, lane: u32, exponent: i32) -> f32 {
     var sum = vec4<f32>();
-    for (var at = 4u * lane; at < tile.count; at += STRIDE) {
-        sum = accumulate_rescued(sum, load_to_end(tile, at), exponent);
+    for (var at = PER_VECTOR * lane; at < tile.count; at += STRIDE) {
+        sum = add_rescued_words(sum, load_to_end(tile, at), exponent);
     }
     return total_of(sum);
-}
-
-fn magnitudes(words: vec4<u32>) -> vec4<u32> {
-    return words & vec4(MAGNITUDE);
 }
 
 fn total_of(sum: vec4<f32>) -> f32 {

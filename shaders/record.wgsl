@@ -1,10 +1,17 @@
-// The outcome of a clip by global norm. 16 bytes; the Rust side is `ClipRecord`.
+// The outcome of a clip by norm. 32 bytes; the Rust side is `ClipRecord`.
 struct ClipRecord {
-    total_norm: f32,    // offset  0: the L2 norm of all gradients before clipping
-    clip_coef: f32,     // offset  4: the factor that clips them; exactly 1 where nothing is to be clipped
-    max_magnitude: f32, // offset  8: the largest |g|; NaN if any element is NaN
-    flags: u32,         // offset 12: the CLIP_RECORD_* bits below
+    total_norm: f32,        // offset  0: the norm before clipping, without the loss scale
+    clip_coef: f32,         // offset  4: what clips to the limit; exactly 1 within it
+    factor: f32,            // offset  8: what every element is multiplied by: clip_coef, the inverse loss scale, the policy
+    max_magnitude: f32,     // offset 12: the largest |g|, without the loss scale; NaN if any element is NaN
+    flags: u32,             // offset 16: the CLIP_RECORD_* bits below
+    first_non_finite: u32,  // offset 20: the index of the first gradient that holds an infinity or a NaN, or NO_GRADIENT
+    norm_significand: f32,  // offset 24: the norm again, as significand * 2^exponent, where an f32 would overflow
+    norm_exponent: i32,     // offset 28
 }
 
 const CLIP_RECORD_CLIPPED: u32 = 1u;    // the coefficient is not 1
-const CLIP_RECORD_NON_FINITE: u32 = 2u; // the norm is infinite or NaN
+const CLIP_RECORD_NON_FINITE: u32 = 2u; // an element or the norm is infinite or NaN
+const CLIP_RECORD_SKIP: u32 = 4u;       // the policy for that is to leave this step out
+const CLIP_RECORD_ZERO: u32 = 8u;       // the policy for that is to make everything 0
+const NO_GRADIENT: u32 = 0xffffffffu;

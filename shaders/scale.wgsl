@@ -1,26 +1,40 @@
-// Scale: every word times the coefficient of the record.
+// Scale: every element times the factor of a record.
 //
-// Where the coefficient is 1 the workgroups return before they have read a gradient. A host that knew would not
+// Where the factor is 1 the workgroups return before they have read a gradient. A host that knew would not
 // dispatch them at all, but a host that knows has waited for the GPU.
 //
-// Interface: `nothing_to_do`, `apply`. Needs record.wgsl, float_bits.wgsl.
+// Interface of the operations: `nothing_to_do`, `apply`, on the bits of f32; `target_index` is that of the tile. Needs
+// record.wgsl, float_bits.wgsl.
 
-@group(0) @binding(1) var<uniform> record: ClipRecord;
+@group(0) @binding(1) var<storage, read> records: array<ClipRecord>;
 
-fn nothing_to_do() -> bool {
-    return bitcast<u32>(record.clip_coef) == ONE;
+// 1 where tiles obey different records; 0 where there is but one, so that nobody waits for a tile to learn which.
+override SEGMENTED: u32;
+
+fn nothing_to_do(target_index: u32) -> bool {
+    return bitcast<u32>(records[target_index * SEGMENTED].factor) == ONE;
 }
 
-fn apply(words: vec4<u32>) -> vec4<u32> {
-    if ((record.flags & CLIP_RECORD_NON_FINITE) != 0u) {
-        return times_zero_or_nan(words, bitcast<u32>(record.clip_coef));
+fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
+    let record = &records[target_index * SEGMENTED];
+    let factor = (*record).factor;
+    let product = bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * factor);
+    if (((*record).flags & CLIP_RECORD_NON_FINITE) == 0u) {
+        return product;
     }
-    return bitcast<vec4<u32>>(bitcast<vec4<f32>>(words) * record.clip_coef);
+    if (((*record).flags & CLIP_RECORD_ZERO) != 0u) {
+        return vec4<u32>();
+    }
+    return ieee_product(bits, product, bitcast<u32>(factor));
 }
 
-// IEEE multiplication by the only coefficients that a norm which is not finite can have, on bits.
-fn times_zero_or_nan(words: vec4<u32>, coef: u32) -> vec4<u32> {
-    let not_finite = (words & vec4(INFINITY)) == vec4(INFINITY);
-    let zeros = (words ^ vec4(coef)) & vec4(SIGN);
-    return select(zeros, vec4(NAN), not_finite | vec4((coef & MAGNITUDE) > INFINITY));
+// What a device that knows no NaN and no infinity may not make of the product.
+fn ieee_product(bits: vec4<u32>, product: vec4<u32>, factor: u32) -> vec4<u32> {
+    let not_finite = (bits & vec4(INFINITY)) == vec4(INFINITY);
+    let zeros = (bits ^ vec4(factor)) & vec4(SIGN);
+    let is_zero = (factor & MAGNITUDE) == 0u;
+    let is_nan = (factor & MAGNITUDE) > INFINITY;
+    let finite = select(product, zeros, vec4(is_zero));
+    let infinite = select(bits, vec4(NAN), vec4(is_zero));
+    return select(select(finite, infinite, not_finite), vec4(NAN), vec4(is_nan));
 }

@@ -1,19 +1,19 @@
 // Tiles: the work of one workgroup each.
 //
-// Interface: `Tile`, `Block`, `tiles`, `tile_index`, STRIDE. Needs workgroup.wgsl.
+// Interface: `Tile`, `Block`, `tiles`, `tile_index`, STRIDE. Needs workgroup.wgsl, elements of a type.
 
-// Words from one vector of an invocation to its next: the workgroup covers that many with one vector each.
-override STRIDE: u32 = 4u * WORKGROUP_SIZE;
+// Elements from one vector of an invocation to its next: the workgroup covers that many with one vector each.
+override STRIDE: u32 = PER_VECTOR * WORKGROUP_SIZE;
 
-// A run of consecutive words in one of the bound windows.
+// A run of consecutive elements in one of the bound windows.
 struct Tile {
-    slot: u32,    // which window
-    first: u32,   // index of the first word, from the start of the window
-    count: u32,   // how many words
-    partial: u32, // where the norm pass leaves what it found; not used by the others
+    slot: u32,   // which window
+    first: u32,  // index of the first element, from the start of the window
+    count: u32,  // how many elements
+    target_index: u32, // norm pass: which partial it makes; scale pass: which record it obeys
 }
 
-// Four vectors of one invocation, STRIDE words apart.
+// Four vectors of one invocation, STRIDE elements apart.
 struct Block {
     v0: vec4<u32>,
     v1: vec4<u32>,

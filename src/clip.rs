@@ -1,19 +1,17 @@
 //! What to do: the options of a clip, as plain data. Nothing here knows a GPU; the CPU and the GPU path
 //! both read these values and mean the same by them.
 
-use crate::Error;
-
-/// The constant that the coefficient's denominator gets added, as in `torch.nn.utils.clip_grad_norm_`.
-pub(crate) const EPSILON: f32 = 1e-6;
+use crate::{Epsilon, Error, NonFinite, NormType};
 
 /// How gradients are to be clipped.
 ///
 /// ```
-/// use gradclip::Clip;
+/// use gradclip::{Clip, NonFinite, NormType};
 ///
 /// let joint = Clip::by_global_norm(1.0);
+/// let largest = Clip::by_global_norm(0.1).norm_type(NormType::Inf).non_finite(NonFinite::Skip);
 /// let elementwise = Clip::by_value(0.5);
-/// # let _ = (joint, elementwise);
+/// # let _ = (joint, largest, elementwise);
 /// ```
 ///
 /// The values are checked where they are used: by [`Clipper::prepare`](crate::Clipper::prepare) and by the
@@ -21,13 +19,21 @@ pub(crate) const EPSILON: f32 = 1e-6;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clip {
     method: Method,
+    norm_type: NormType,
+    epsilon: Epsilon,
+    non_finite: NonFinite,
+    loss_scale: Option<f32>,
     coefficient_only: bool,
+    tensor_norms: bool,
 }
 
 /// What the caller asked for, in the caller's words, so that an error can repeat them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Method {
     GlobalNorm { max_norm: f32 },
+    Norm { max_norm: f32 },
+    Rms { threshold: f32 },
+    SuppliedNorm { max_norm: f32 },
     Value { clip_value: f32 },
     ValueRange { low: f32, high: f32 },
 }
@@ -35,14 +41,131 @@ enum Method {
 /// A [`Clip`] whose values have been checked: what the two paths carry out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Operation {
-    /// `max_norm` is not negative and not NaN.
-    GlobalNorm { max_norm: f32, coefficient_only: bool },
+    /// Scale by a norm.
+    Norm(ByNorm),
     /// Neither bound is NaN, and `low <= high`.
     Clamp { low: f32, high: f32 },
 }
 
+impl Operation {
+    /// The limit of a clip by norm.
+    pub(crate) fn limit(&self) -> f32 {
+        match self {
+            Self::Norm(norm) => norm.max_norm,
+            Self::Clamp { .. } => f32::INFINITY,
+        }
+    }
+
+    /// The bounds of a clip by value.
+    pub(crate) fn bounds(&self) -> Option<[f32; 2]> {
+        match *self {
+            Self::Norm(_) => None,
+            Self::Clamp { low, high } => Some([low, high]),
+        }
+    }
+
+    /// What must be the same for all groups of a plan.
+    fn without_limit(self) -> Self {
+        match self {
+            Self::Norm(norm) => Self::Norm(ByNorm { max_norm: 0.0, ..norm }),
+            Self::Clamp { .. } => Self::Clamp { low: 0.0, high: 0.0 },
+        }
+    }
+}
+
+/// How the limit of what has a norm of its own follows from that of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// It is that of the group.
+    Of { group: usize },
+    /// That of the group is one for the root of the mean of so many squares.
+    Rms { group: usize, elements: u64 },
+    /// There is none: nothing is measured.
+    None,
+}
+
+impl Limit {
+    #[expect(clippy::cast_possible_truncation, reason = "a limit is an f32; too large is infinite")]
+    pub(crate) fn among(self, max_norms: &[f32]) -> f32 {
+        match self {
+            Self::Of { group } => max_norms[group],
+            // Nothing at all has no mean, and no limit times zero may become NaN.
+            Self::Rms { group, elements } => {
+                (f64::from(max_norms[group]) * (elements.max(1) as f64).sqrt()) as f32
+            }
+            Self::None => f32::INFINITY,
+        }
+    }
+}
+
+/// What undoes a loss scale.
+pub(crate) fn inverse_scale(scale: f32) -> Result<f32, Error> {
+    let inverse = scale.recip();
+    if scale > 0.0 && scale.is_finite() && inverse.is_finite() {
+        Ok(inverse)
+    } else {
+        Err(Error::LossScale { given: scale })
+    }
+}
+
+/// A clip by a norm, checked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct ByNorm {
+    pub(crate) norm_type: NormType,
+    pub(crate) scope: Scope,
+    /// Not negative, not NaN.
+    pub(crate) max_norm: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) non_finite: NonFinite,
+    /// What undoes the loss scale; 1 without one. Positive and finite.
+    pub(crate) inverse_scale: f32,
+    pub(crate) coefficient_only: bool,
+    /// Whether each gradient gets a record besides.
+    pub(crate) tensor_norms: bool,
+}
+
+impl ByNorm {
+    /// The plain clip by global L2 norm, to a limit that is valid.
+    pub(crate) const fn l2(max_norm: f32) -> Self {
+        Self {
+            norm_type: NormType::L2,
+            scope: Scope::Global,
+            max_norm,
+            epsilon: Epsilon::PyTorch.value(),
+            non_finite: NonFinite::Propagate,
+            inverse_scale: 1.0,
+            coefficient_only: false,
+            tensor_norms: false,
+        }
+    }
+}
+
+/// What has a norm of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All gradients of a group together.
+    Global,
+    /// Each gradient.
+    Tensor,
+    /// Each gradient, and its limit is that for one element times the square root of how many there are.
+    TensorRms,
+    /// Nothing: the caller supplies the norm.
+    Supplied,
+}
+
+impl Scope {
+    /// The limit of a gradient that has a norm of its own.
+    pub(crate) fn limit(self, group: usize, elements: u64, measured: bool) -> Limit {
+        match self {
+            _ if !measured => Limit::None,
+            Self::TensorRms => Limit::Rms { group, elements },
+            Self::Global | Self::Tensor | Self::Supplied => Limit::Of { group },
+        }
+    }
+}
+
 impl Clip {
-    /// Scale all gradients by one factor, so that their joint L2 norm is at most `max_norm`.
+    /// Scale all gradients by one factor, so that their joint norm is at most `max_norm`.
     ///
     /// ```text
     /// total_norm = sqrt(Σ g²)                              over every element of every gradient
@@ -52,17 +175,69 @@ impl Clip {
     ///
     /// This is `torch.nn.utils.clip_grad_norm_` with its epsilon and its order of operations, and the clipping of
     /// Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013,
-    /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written.
+    /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
+    /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
     /// `max_norm` of 0 zeroes the gradients; infinity leaves finite gradients as they are. A negative or NaN
     /// `max_norm` is an [`Error::MaxNorm`] when the clip is used.
     ///
-    /// Gradients that are not finite propagate, as in PyTorch: with an infinity among them the norm is infinite
-    /// and the coefficient 0, so that finite elements become zeros and infinite ones NaN; with a NaN among them
-    /// everything becomes NaN. The record says so: [`ClipRecord::non_finite`](crate::ClipRecord::non_finite).
+    /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).
     #[must_use]
     pub const fn by_global_norm(max_norm: f32) -> Self {
-        Self { method: Method::GlobalNorm { max_norm }, coefficient_only: false }
+        Self::by(Method::GlobalNorm { max_norm })
+    }
+
+    /// Scale each gradient by a factor of its own, so that its own norm is at most `max_norm`: `tf.clip_by_norm`, the
+    /// `clipnorm` of Keras, the `GradientClipping::Norm` of Burn. It changes the direction of the step; the clip of the
+    /// literature is [`by_global_norm`](Self::by_global_norm), with whose formula and options this one agrees.
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let (mut steep, mut flat) = ([30.0, 40.0], [0.3]);
+    /// let mut gradients = [Gradient::f32(&mut steep), Gradient::f32(&mut flat)];
+    /// let records = cpu::clip_all(&mut gradients, Clip::by_norm(5.0))?;
+    /// assert_eq!((records[0].total_norm, records[1].clip_coef), (50.0, 1.0));
+    /// assert!((steep[0] - 3.0).abs() < 1e-6 && flat == [0.3]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn by_norm(max_norm: f32) -> Self {
+        Self::by(Method::Norm { max_norm })
+    }
+
+    /// Scale each gradient by a factor of its own, so that the root of the mean of its squares is at most `threshold`:
+    /// `optax.clip_by_block_rms`.
+    ///
+    /// ```text
+    /// g = g · min(threshold / sqrt(mean(g²)), 1)
+    /// ```
+    ///
+    /// Without an epsilon, as in optax, unless one is set. A negative or NaN `threshold` is an [`Error::MaxNorm`].
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let mut gradient = [4.0; 9];
+    /// cpu::clip_all(&mut [Gradient::f32(&mut gradient)], Clip::by_rms(1.0))?;
+    /// assert_eq!(gradient, [1.0; 9]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn by_rms(threshold: f32) -> Self {
+        Self { epsilon: Epsilon::None, ..Self::by(Method::Rms { threshold }) }
+    }
+
+    /// Scale all gradients by one factor, as [`by_global_norm`](Self::by_global_norm) does, but for a norm that you
+    /// supply: `torch.nn.utils.clip_grads_with_norm_`, the `use_norm` of `tf.clip_by_global_norm`.
+    ///
+    /// It is for gradients that are spread over several devices: measure each part by a plan of its own, join their
+    /// norms with [`join_norms`](crate::join_norms), and scale each part with the total. On the GPU,
+    /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) hands it
+    /// over; until then it is 0.
+    #[must_use]
+    pub const fn by_supplied_norm(max_norm: f32) -> Self {
+        Self::by(Method::SuppliedNorm { max_norm })
     }
 
     /// Clamp every element to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`.
@@ -71,7 +246,7 @@ impl Clip {
     /// [`Error::ClipValue`] when the clip is used.
     #[must_use]
     pub const fn by_value(clip_value: f32) -> Self {
-        Self { method: Method::Value { clip_value }, coefficient_only: false }
+        Self::by(Method::Value { clip_value })
     }
 
     /// Clamp every element to `[low, high]`; otherwise as [`Clip::by_value`].
@@ -79,46 +254,169 @@ impl Clip {
     /// A NaN bound, or `low` above `high`, is an [`Error::ClipRange`] when the clip is used.
     #[must_use]
     pub const fn by_value_range(low: f32, high: f32) -> Self {
-        Self { method: Method::ValueRange { low, high }, coefficient_only: false }
+        Self::by(Method::ValueRange { low, high })
     }
 
-    /// Measure the norm and compute the coefficient, but leave the gradients as they are: the optimizer
-    /// multiplies by [`ClipRecord::clip_coef`](crate::ClipRecord::clip_coef) where it reads a gradient anyway, which
+    const fn by(method: Method) -> Self {
+        Self {
+            method,
+            norm_type: NormType::L2,
+            epsilon: Epsilon::PyTorch,
+            non_finite: NonFinite::Propagate,
+            loss_scale: None,
+            coefficient_only: false,
+            tensor_norms: false,
+        }
+    }
+
+    /// Which norm is measured; [`NormType::L2`] unless this is called. [`by_rms`](Self::by_rms) has the L2 norm only.
+    ///
+    /// ```
+    /// use gradclip::{Clip, NormType, cpu};
+    ///
+    /// let norm = |norm_type| {
+    ///     let clip = Clip::by_global_norm(1.0).norm_type(norm_type).coefficient_only();
+    ///     Ok::<_, gradclip::Error>(cpu::clip(&mut [&mut [3.0, -4.0], &mut [12.0]], clip)?.unwrap().total_norm)
+    /// };
+    /// assert_eq!([norm(NormType::L1)?, norm(NormType::L2)?, norm(NormType::Inf)?], [19.0, 13.0, 12.0]);
+    /// assert_eq!(norm(NormType::P(0.0))?, 2.0);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn norm_type(self, norm_type: NormType) -> Self {
+        Self { norm_type, ..self }
+    }
+
+    /// What is added to the norm before the limit is divided by it.
+    #[must_use]
+    pub const fn epsilon(self, epsilon: Epsilon) -> Self {
+        Self { epsilon, ..self }
+    }
+
+    /// What becomes of gradients whose norm is infinite or NaN, or that hold an infinity or a NaN.
+    ///
+    /// ```
+    /// use gradclip::{Clip, NonFinite, cpu};
+    ///
+    /// let (mut good, mut bad) = ([3.0], [f32::NAN, 4.0]);
+    /// let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Skip);
+    /// let record = cpu::clip(&mut [&mut good, &mut bad], clip)?.unwrap();
+    /// assert!(record.skip() && record.first_non_finite() == Some(1));
+    /// assert_eq!((good, bad[1]), ([3.0], 4.0));
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn non_finite(self, policy: NonFinite) -> Self {
+        Self { non_finite: policy, ..self }
+    }
+
+    /// The gradients are those of a loss that was multiplied by `scale`: undo it in the same pass.
+    ///
+    /// The norm, the limit and the record are those of the gradients without the scale, and the factor in the record
+    /// includes `1 / scale`. It is what `GradScaler.unscale_` and `clip_grad_norm_` of PyTorch do one after the other.
+    /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] keeps one
+    /// that adapts.
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu};
+    ///
+    /// let mut scaled = [3.0 * 1024.0, 4.0 * 1024.0];
+    /// let record = cpu::clip(&mut [&mut scaled], Clip::by_global_norm(10.0).loss_scale(1024.0))?.unwrap();
+    /// assert_eq!((record.total_norm, record.factor, scaled), (5.0, 1.0 / 1024.0, [3.0, 4.0]));
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    ///
+    /// [`LossScale`]: crate::LossScale
+    #[must_use]
+    pub const fn loss_scale(self, scale: f32) -> Self {
+        Self { loss_scale: Some(scale), ..self }
+    }
+
+    /// Measure the norm and compute the factor, but leave the gradients as they are: the optimizer
+    /// multiplies by [`ClipRecord::factor`](crate::ClipRecord::factor) where it reads a gradient anyway, which
     /// saves a read and a write of them all.
     ///
-    /// Only a clip by global norm has a coefficient; for the others it is an [`Error::CoefficientOnly`] when the
-    /// clip is used.
+    /// A clip by value has no factor; for it this is an [`Error::NeedsNorm`] when the clip is used.
     #[must_use]
     pub const fn coefficient_only(self) -> Self {
-        Self { method: self.method, coefficient_only: true }
+        Self { coefficient_only: true, ..self }
+    }
+
+    /// Besides, make a record for each gradient by itself: which layer explodes, vanishes, or holds a NaN.
+    ///
+    /// It takes no further pass over the gradients, only a small dispatch: [`encode`](crate::ClipPlan::encode) leaves the
+    /// records in [`tensor_record_buffer`](crate::ClipPlan::tensor_record_buffer), and
+    /// [`read_back_tensors`](crate::ClipPlan::read_back_tensors) reads them. On the CPU,
+    /// [`tensor_stats`](crate::cpu::tensor_stats) measures the same. A clip of each gradient by itself has such records
+    /// anyway; one by value or by a supplied norm measures nothing, and for it this is an [`Error::NeedsNorm`].
+    #[must_use]
+    pub const fn tensor_norms(self) -> Self {
+        Self { tensor_norms: true, ..self }
+    }
+
+    /// Checks the clips of groups: they may differ in their limits only.
+    pub(crate) fn all_checked(clips: &[Self]) -> Result<Vec<Operation>, Error> {
+        let operations = clips.iter().map(|clip| clip.checked()).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = operations.first() else { return Err(Error::NoClip) };
+        match operations.iter().position(|operation| operation.without_limit() != first.without_limit()) {
+            Some(second) => Err(Error::Groups { first: 0, second }),
+            None => Ok(operations),
+        }
     }
 
     /// Checks the values, and says what is to be done.
     pub(crate) fn checked(self) -> Result<Operation, Error> {
-        let Self { method, coefficient_only } = self;
-        match method {
-            Method::GlobalNorm { max_norm } if max_norm.is_nan() || max_norm < 0.0 => {
-                Err(Error::MaxNorm { given: max_norm })
+        match self.method {
+            Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
+            Method::Norm { max_norm } => self.norm(Scope::Tensor, max_norm),
+            Method::SuppliedNorm { max_norm } => self.norm(Scope::Supplied, max_norm),
+            Method::Rms { .. } if self.norm_type != NormType::L2 => {
+                Err(Error::NormType { given: self.norm_type })
             }
-            Method::GlobalNorm { max_norm } => Ok(Operation::GlobalNorm { max_norm, coefficient_only }),
-            _ if coefficient_only => Err(Error::CoefficientOnly),
+            Method::Rms { threshold } => self.norm(Scope::TensorRms, threshold),
             Method::Value { clip_value } if clip_value.is_nan() || clip_value < 0.0 => {
                 Err(Error::ClipValue { given: clip_value })
             }
-            Method::Value { clip_value } => Ok(Operation::Clamp { low: -clip_value, high: clip_value }),
+            Method::Value { clip_value } => self.clamp(-clip_value, clip_value),
             Method::ValueRange { low, high } if low.is_nan() || high.is_nan() || low > high => {
                 Err(Error::ClipRange { low, high })
             }
-            Method::ValueRange { low, high } => Ok(Operation::Clamp { low, high }),
+            Method::ValueRange { low, high } => self.clamp(low, high),
         }
     }
-}
 
-/// The factor that brings a norm to at most `max_norm`, in the order of operations of PyTorch: add epsilon, take
-/// the reciprocal, multiply, clamp to 1. (Dividing instead differs by one unit in the last place in a quarter of
-/// the cases.) NaN stays NaN.
-pub(crate) fn clip_coef(total_norm: f32, max_norm: f32) -> f32 {
-    let coef = (total_norm + EPSILON).recip() * max_norm;
-    // Not `min`, which would turn NaN into 1.
-    if coef > 1.0 { 1.0 } else { coef }
+    fn norm(self, scope: Scope, max_norm: f32) -> Result<Operation, Error> {
+        let is_limit = |value: f32| value >= 0.0;
+        if !is_limit(max_norm) {
+            return Err(Error::MaxNorm { given: max_norm });
+        }
+        let epsilon = self.epsilon.value();
+        if !is_limit(epsilon) || epsilon.is_infinite() {
+            return Err(Error::Epsilon { given: epsilon });
+        }
+        let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
+        let norm_type = self.norm_type.checked()?;
+        let Self { non_finite, coefficient_only, tensor_norms, .. } = self;
+        if tensor_norms && scope == Scope::Supplied {
+            return Err(Error::NeedsNorm);
+        }
+        Ok(Operation::Norm(ByNorm {
+            norm_type,
+            scope,
+            max_norm,
+            epsilon,
+            non_finite,
+            inverse_scale,
+            coefficient_only,
+            tensor_norms,
+        }))
+    }
+
+    fn clamp(self, low: f32, high: f32) -> Result<Operation, Error> {
+        // What speaks of a norm is not silently dropped.
+        if self != Self::by(self.method) {
+            return Err(Error::NeedsNorm);
+        }
+        Ok(Operation::Clamp { low, high })
+    }
 }

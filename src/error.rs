@@ -30,9 +30,99 @@ pub enum Error {
         high: f32,
     },
 
-    /// [`Clip::coefficient_only`](crate::Clip::coefficient_only) on a clip that has no coefficient.
-    #[error("a clip by value has no coefficient to hand over: coefficient_only needs a clip by global norm")]
-    CoefficientOnly,
+    /// An epsilon that is negative, infinite or NaN.
+    #[error("epsilon is {given}, but it must be a finite number that is not negative")]
+    Epsilon {
+        /// The epsilon of the clip.
+        given: f32,
+    },
+
+    /// A loss scale that is not positive, or so large or small that it or its inverse is not finite.
+    #[error("the loss scale is {given}, but it and its inverse must be positive and finite")]
+    LossScale {
+        /// The loss scale of the clip.
+        given: f32,
+    },
+
+    /// A norm type that does not exist, or that this kind of clip does not have.
+    #[error("the norm type is {given:?}, but p must be a number, and a clip by root mean square has L2 only")]
+    NormType {
+        /// The norm type of the clip.
+        given: crate::NormType,
+    },
+
+    /// An option that speaks of a norm, on a clip by value, which has none.
+    #[error(
+        "a clip by value measures no norm: norm_type, epsilon, non_finite, loss_scale and coefficient_only need a clip by norm"
+    )]
+    NeedsNorm,
+
+    /// A gradient of a group for which there is no clip.
+    #[error(
+        "gradient {gradient} belongs to group {given}, but the number of groups that have a clip is {groups}"
+    )]
+    Group {
+        /// Which gradient.
+        gradient: usize,
+        /// Its group.
+        given: usize,
+        /// How many groups there are.
+        groups: usize,
+    },
+
+    /// Two groups whose clips differ in more than their limits.
+    #[error("the clips of groups {first} and {second} differ in more than their limits")]
+    Groups {
+        /// A group.
+        first: usize,
+        /// The first group whose clip differs from that.
+        second: usize,
+    },
+
+    /// Gradients that are not finite, under the policy [`NonFinite::Error`](crate::NonFinite::Error). They are
+    /// unchanged.
+    #[error("the total norm is {total_norm}, so the gradients were left unclipped; the first that is not finite is {}", name(*gradient))]
+    NonFinite {
+        /// The first gradient that holds an infinity or a NaN; none where the norm of finite ones exceeds `f32::MAX`.
+        gradient: Option<usize>,
+        /// The norm.
+        total_norm: f32,
+    },
+
+    /// New limits that are not as many as the groups.
+    #[error("{given} limits were given, but there are {groups} groups, and each has one")]
+    Limits {
+        /// How many limits there are.
+        given: usize,
+        /// How many groups there are.
+        groups: usize,
+    },
+
+    /// A clip by a supplied norm, without one.
+    #[error("Clip::by_supplied_norm needs a norm: on the CPU, cpu::clip_with_norm takes it")]
+    NormMissing,
+
+    /// A norm supplied to a plan that does not ask for one.
+    #[error("this plan does not take a norm: only Clip::by_supplied_norm does")]
+    MeasuresItself,
+
+    /// A buffer from which a number cannot be copied.
+    #[error(
+        "4 bytes at offset {offset} cannot be copied from a buffer of {len} bytes with the usages {usage}: it needs \
+         COPY_SRC, and the offset must be a multiple of 4"
+    )]
+    Source {
+        /// Where the number lies, in bytes.
+        offset: u64,
+        /// The size of the buffer, in bytes.
+        len: u64,
+        /// The usages of the buffer.
+        usage: String,
+    },
+
+    /// No clip at all for the groups of gradients.
+    #[error("there is no clip: groups of gradients need one each")]
+    NoClip,
 
     /// The buffer of a gradient cannot be bound as storage.
     #[error("gradient {gradient}: its buffer was created with the usages {given}, but it needs {needed}")]
@@ -137,4 +227,8 @@ pub enum Error {
         /// What there is instead, or what is wrong with it.
         found: String,
     },
+}
+
+fn name(gradient: Option<usize>) -> String {
+    gradient.map_or("none: only their norm exceeds f32".to_owned(), |index| format!("gradient {index}"))
 }

@@ -4,16 +4,26 @@ pub use wgpu;
 
 mod clip;
 pub mod cpu;
+mod dtype;
 mod error;
 mod gpu;
+mod join;
+mod loss_scale;
+mod options;
 mod record;
 pub mod reference;
 mod slices;
+mod stats;
 
 pub use clip::Clip;
+pub use dtype::DType;
 pub use error::Error;
-pub use gpu::{ClipPlan, Clipper, DType, Gradient, ReadBack, adapters, adapters_async, is_software};
+pub use gpu::{ClipPlan, Clipper, Gradient, ReadBack, Recent, adapters, adapters_async, is_software};
+pub use join::join_norms;
+pub use loss_scale::LossScale;
+pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{ClipRecord, RECORD_WGSL};
 pub use slices::{
     Clipped, DeviceChoice, SliceClipper, SliceDevice, Timings, clip_grad_norm, clip_grad_value,
 };
+pub use stats::TensorStats;

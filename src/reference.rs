@@ -14,6 +14,8 @@
 //! assert_eq!(reference::scale(4.0, coef), 0.799_999_84);
 //! ```
 
+use crate::NormType;
+
 /// The L2 norm of all gradients together, `sqrt(Σ g²)`. Infinite or NaN if an element is, NaN winning; 0 if there
 /// are no elements.
 #[must_use]
@@ -23,6 +25,47 @@ pub fn total_norm(gradients: &[&[f32]]) -> f64 {
         sum += f64::from(x) * f64::from(x);
     }
     sum.sqrt()
+}
+
+/// The norm of any type, by the rule of `torch.nn.utils.clip_grad_norm_`: that of each gradient, then that of the norms.
+/// NaN if an element is NaN and the type is not 0; 0 if there are no elements.
+#[must_use]
+pub fn norm(gradients: &[&[f32]], norm_type: NormType) -> f64 {
+    let p = f64::from(norm_type.p());
+    let mut norms = Vec::new();
+    for gradient in gradients {
+        // An empty gradient adds nothing, not even a norm of 0.
+        if !gradient.is_empty() {
+            let magnitudes: Vec<f64> = gradient.iter().map(|&x| f64::from(x).abs()).collect();
+            norms.push(vector_norm(&magnitudes, p));
+        }
+    }
+    vector_norm(&norms, p)
+}
+
+/// `(Σ x^p)^(1/p)`, and its limits where p is 0 or infinite, of numbers that are not negative.
+fn vector_norm(numbers: &[f64], p: f64) -> f64 {
+    let largest = numbers.iter().copied().fold(0.0, f64::max);
+    let smallest = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+    if p == 0.0 {
+        return numbers.iter().filter(|&&x| x != 0.0).count() as f64;
+    }
+    if numbers.iter().any(|x| x.is_nan()) {
+        return f64::NAN;
+    }
+    if numbers.is_empty() {
+        return 0.0;
+    }
+    // Powers may leave the range of f64; those of ratios to the number that dominates do not.
+    let unit = if p > 0.0 { largest } else { smallest };
+    if p.is_infinite() || unit == 0.0 || unit == f64::INFINITY {
+        return unit;
+    }
+    let mut sum = 0.0;
+    for x in numbers {
+        sum += (x / unit).powf(p);
+    }
+    unit * sum.powf(1.0 / p)
 }
 
 /// The largest `|g|` of any element: the infinity norm. NaN if any element is NaN; 0 if there are none.
@@ -44,7 +87,17 @@ pub fn max_magnitude(gradients: &[&[f32]]) -> f32 {
 /// formula that `torch.nn.utils.clip_grad_norm_` documents. NaN stays NaN.
 #[must_use]
 pub fn clip_coef(total_norm: f64, max_norm: f64) -> f64 {
-    let coef = max_norm / (total_norm + 1e-6);
+    clip_coef_with(total_norm, max_norm, 1e-6)
+}
+
+/// [`clip_coef`] with another `epsilon` than 1e-6. Where norm and epsilon are 0 there is nothing to bring down, and the
+/// factor is 1.
+#[must_use]
+pub fn clip_coef_with(total_norm: f64, max_norm: f64, epsilon: f64) -> f64 {
+    if total_norm + epsilon == 0.0 {
+        return 1.0;
+    }
+    let coef = max_norm / (total_norm + epsilon);
     if coef > 1.0 { 1.0 } else { coef }
 }
 
@@ -90,11 +143,33 @@ mod tests {
     }
 
     #[test]
+    fn every_norm_type() {
+        let norm = |p| norm(&[&[3.0], &[], &[-4.0, 12.0]], NormType::P(p));
+        assert_eq!([1.0, 2.0, 0.0].map(norm), [19.0, 13.0, 2.0]);
+        assert_eq!([f32::INFINITY, f32::NEG_INFINITY].map(norm), [12.0, 3.0]);
+        // 1 / (1/3 + 1/4 + 1/12), and cbrt(27 + 64 + 1728).
+        assert!((norm(-1.0) - 1.5).abs() < 1e-15);
+        assert!((norm(3.0) - 1819.0_f64.cbrt()).abs() < 1e-14);
+        assert_eq!(super::norm(&[&[], &[]], NormType::P(-1.0)), 0.0);
+        assert_eq!(super::norm(&[&[5.0], &[0.0]], NormType::P(-1.0)), 0.0);
+        assert_eq!(
+            super::norm(&[&[1e30; 4]], NormType::P(12.0)),
+            f64::from(1e30_f32) * 4.0_f64.powf(1.0 / 12.0)
+        );
+        assert_eq!(super::norm(&[&[0.0, f32::NAN], &[-0.0]], NormType::P(0.0)), 1.0);
+        assert!(super::norm(&[&[0.0, f32::NAN]], NormType::P(-2.0)).is_nan());
+        assert_eq!(super::norm(&[&[f32::INFINITY, 2.0]], NormType::P(-1.0)), 2.0);
+        assert_eq!(super::norm(&[&[f32::INFINITY], &[2.0]], NormType::P(0.5)), f64::INFINITY);
+    }
+
+    #[test]
     fn coefficient() {
         assert_eq!(clip_coef(4.0, 2.0), 2.0 / 4.000_001);
         assert_eq!(clip_coef(1.0, 2.0), 1.0);
         assert_eq!(clip_coef(f64::INFINITY, 2.0), 0.0);
         assert!(clip_coef(f64::NAN, 2.0).is_nan());
+        assert_eq!([0.0, 1.0].map(|epsilon| clip_coef_with(4.0, 2.0, epsilon)), [0.5, 0.4]);
+        assert_eq!(clip_coef_with(0.0, 0.0, 0.0), 1.0);
     }
 
     #[test]

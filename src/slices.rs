@@ -7,6 +7,8 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use crate::clip::{ByNorm, Operation, Scope};
+use crate::cpu::Gradient;
 use crate::gpu::device::{adapters_async, is_software};
 use crate::{Clip, ClipRecord, Error, cpu};
 use arena::Gpu;
@@ -107,7 +109,7 @@ impl fmt::Display for SliceDevice {
     }
 }
 
-/// What came of clipping host slices. `R` is a [`ClipRecord`] where a norm was measured.
+/// What came of clipping host slices. `R` is a [`ClipRecord`], or several, where norms were measured.
 #[derive(Clone, Debug)]
 pub struct Clipped<R> {
     /// The outcome.
@@ -182,21 +184,45 @@ impl SliceClipper {
         }
     }
 
-    /// Clips these gradients, together, in this manner. The record is that of a clip by global norm; a clip by value
-    /// measures nothing.
+    /// Clips these gradients, together, in this manner. The record is that of a clip by global norm; one by value
+    /// measures nothing, and for one of each gradient by itself [`clip_groups`](Self::clip_groups) has the records.
     ///
     /// # Errors
     ///
-    /// An [`Error`] about the clip's values, or if the GPU has not enough memory or is lost. No slice is changed
-    /// then, unless the GPU is lost while it hands the clipped gradients back.
+    /// As for [`SliceClipper::clip_groups`].
     pub fn clip(
         &self,
         gradients: &mut [&mut [f32]],
         clip: Clip,
     ) -> Result<Clipped<Option<ClipRecord>>, Error> {
-        clip.checked()?;
+        let is_global = matches!(clip.checked()?, Operation::Norm(ByNorm { scope: Scope::Global, .. }));
+        let mut gradients: Vec<_> = gradients.iter_mut().map(|elements| Gradient::f32(elements)).collect();
+        let Clipped { record, device, timings } = self.clip_groups(&mut gradients, &[clip])?;
+        let record = record.first().copied().filter(|_| is_global);
+        Ok(Clipped { record, device, timings })
+    }
+
+    /// Clips gradients of any type, each with the clip of its [group](cpu::Gradient::group).
+    ///
+    /// The records are those of [`cpu::clip_groups`]: one for each group of a clip by global norm, one for each gradient of
+    /// a [`Clip::by_norm`] or [`Clip::by_rms`], none of a clip by value.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`cpu::clip_groups`]; that the GPU has not enough memory or is lost; or [`Error::Limit`] if a gradient that
+    /// must stay in one piece is larger than the device's `max_buffer_size`: one with a norm of its own, and each where
+    /// gradients are counted (p = 0). No slice is changed then, unless the GPU is lost while it hands the clipped
+    /// gradients back.
+    pub fn clip_groups(
+        &self,
+        gradients: &mut [Gradient<'_>],
+        clips: &[Clip],
+    ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
+        if let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = Clip::all_checked(clips)?[0] {
+            return Err(Error::NormMissing);
+        }
         if let Some(gpu) = &self.gpu {
-            match gpu.clip(gradients, clip) {
+            match gpu.clip(gradients, clips) {
                 Ok((record, timings)) => {
                     return Ok(Clipped { record, device: self.device(), timings });
                 }
@@ -209,7 +235,7 @@ impl SliceClipper {
             }
         }
         let start = Instant::now();
-        let record = cpu::clip(gradients, clip)?;
+        let record = cpu::clip_groups(gradients, clips)?;
         let timings = Timings { clip: start.elapsed(), ..Timings::default() };
         Ok(Clipped { record, device: SliceDevice::Cpu { threads: cpu::threads() }, timings })
     }

@@ -24,7 +24,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (i >= arrayLength(&parameters)) {
         return;
     }
-    let g = gradients[i] * record.clip_coef;
+    let g = gradients[i] * record.factor;
 
     let m = mix(g, moments[i].x, hyper.beta1);
     let v = mix(g * g, moments[i].y, hyper.beta2);

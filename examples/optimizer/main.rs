@@ -59,11 +59,11 @@ impl Training {
         Self::new(device, clip, |plan| plan.record_buffer().cloned())
     }
 
-    /// For the same optimizer, which finds a coefficient of 1 in a record of its own.
+    /// For the same optimizer, which finds a factor of 1 in a record of its own.
     fn with_clip_before_optimizer(device: &wgpu::Device) -> Result<Self, Box<dyn Error>> {
-        let unclipped = [0.0, 1.0, 0.0, 0.0];
+        let unclipped = [ClipRecord::UNCLIPPED];
         let clip = Clip::by_global_norm(MAX_NORM);
-        Self::new(device, clip, |_| Some(storage(device, "record", &unclipped)))
+        Self::new(device, clip, |_| Some(storage(device, "record", bytemuck::cast_slice(&unclipped))))
     }
 
     fn new(

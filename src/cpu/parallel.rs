@@ -1,62 +1,110 @@
 //! Which piece goes where: gradients are halved again and again, and the halves run side by side.
 //!
 //! Where to halve follows from the lengths of the gradients alone, never from the number of threads, and the halves
-//! of a sum are added left to right: the bits are the same on any machine. Nothing is allocated.
+//! of a sum are added left to right: the bits are the same on any machine.
 
-use super::{Measured, kernels};
+use super::element::Element;
+use super::gradient::{Elements, ElementsMut};
+use super::kernels::{self, Change};
 
-/// The elements (64 KiB) that one call of a kernel gets; a gradient is cut at multiples of it.
+/// The elements (64 KiB of f32) that one call of a kernel gets; a gradient is cut at multiples of it.
 const PIECE: usize = 1 << 14;
 
-/// The elements (1 MiB) that are not worth handing to another thread.
+/// The elements (1 MiB of f32) that are not worth handing to another thread.
 const TASK: usize = 1 << 18;
 
-/// Sum of squares and largest magnitude of all gradients.
-pub(super) fn measure<G: AsRef<[f32]> + Sync>(gradients: &[G]) -> Measured {
-    let len = gradients.iter().map(|gradient| gradient.as_ref().len()).sum();
-    if let [gradient] = gradients {
-        measure_one(gradient.as_ref())
-    } else if len <= TASK {
-        gradients.iter().map(|gradient| measure_one(gradient.as_ref())).fold(Measured::NOTHING, Measured::and)
-    } else {
-        let (left, right) = gradients.split_at(gradients.len() / 2);
-        let (left, right) = join(len, || measure(left), || measure(right));
-        left.and(right)
+/// Something that is found piece by piece, and put together.
+pub(super) trait Reduction: Sync {
+    type Output: Copy + Send;
+
+    /// What is found in no elements at all.
+    const NOTHING: Self::Output;
+
+    fn piece<E: Element>(&self, piece: &[E]) -> Self::Output;
+
+    /// Both together. In this order: an f64 sum depends on it.
+    fn and(&self, one: Self::Output, next: Self::Output) -> Self::Output;
+
+    /// What was found in all pieces of a gradient, as something that was found in a gradient.
+    fn gradient(&self, whole: Self::Output) -> Self::Output {
+        whole
     }
 }
 
-fn measure_one(gradient: &[f32]) -> Measured {
+/// What is found in each gradient.
+pub(super) fn reduce<R: Reduction>(gradients: &[Elements<'_>], reduction: &R) -> Vec<R::Output> {
+    let mut found = vec![R::NOTHING; gradients.len()];
+    reduce_into(gradients, &mut found, reduction);
+    found
+}
+
+fn reduce_into<R: Reduction>(gradients: &[Elements<'_>], found: &mut [R::Output], reduction: &R) {
+    let len = gradients.iter().map(Elements::len).sum();
+    if gradients.len() == 1 || len <= TASK {
+        for (gradient, found) in gradients.iter().zip(found) {
+            *found = reduction.gradient(match gradient {
+                Elements::F32(elements) => reduce_one(elements, reduction),
+                Elements::F16(elements) => reduce_one(elements, reduction),
+                Elements::Bf16(elements) => reduce_one(elements, reduction),
+            });
+        }
+    } else {
+        let middle = gradients.len() / 2;
+        let (left, right) = gradients.split_at(middle);
+        let (left_found, right_found) = found.split_at_mut(middle);
+        let right = || reduce_into(right, right_found, reduction);
+        join(len, || reduce_into(left, left_found, reduction), right);
+    }
+}
+
+fn reduce_one<E: Element, R: Reduction>(gradient: &[E], reduction: &R) -> R::Output {
     if gradient.len() <= PIECE {
-        kernels::measure(gradient)
+        reduction.piece(gradient)
     } else {
         let (left, right) = gradient.split_at(middle(gradient.len()));
-        let (left, right) = join(gradient.len(), || measure_one(left), || measure_one(right));
-        left.and(right)
+        let (left, right) =
+            join(gradient.len(), || reduce_one(left, reduction), || reduce_one(right, reduction));
+        reduction.and(left, right)
     }
 }
 
-/// Hands every piece of every gradient to `kernel`, once.
-pub(super) fn for_each(gradients: &mut [&mut [f32]], kernel: &(impl Fn(&mut [f32]) + Sync)) {
-    let len = gradients.iter().map(|gradient| gradient.len()).sum();
-    if let [gradient] = gradients {
-        for_each_in(gradient, kernel);
-    } else if len <= TASK {
-        for gradient in gradients {
-            kernel(gradient);
+/// What is found in some gradients together, of which these are the lengths and the findings. It depends on these
+/// alone, not on what other gradients were read at the same time.
+pub(super) fn together<R: Reduction>(found: &[(usize, R::Output)], reduction: &R) -> R::Output {
+    if let [(_, only)] = found {
+        *only
+    } else if found.iter().map(|(len, _)| len).sum::<usize>() <= TASK {
+        found.iter().fold(R::NOTHING, |all, &(_, next)| reduction.and(all, next))
+    } else {
+        let (left, right) = found.split_at(found.len() / 2);
+        reduction.and(together(left, reduction), together(right, reduction))
+    }
+}
+
+/// Changes every element of every gradient, once.
+pub(super) fn change(gradients: &mut [(&mut ElementsMut<'_>, Change)]) {
+    let len = gradients.iter().map(|(elements, _)| elements.len()).sum();
+    if gradients.len() == 1 || len <= TASK {
+        for (elements, change) in gradients {
+            match elements {
+                ElementsMut::F32(elements) => change_one(elements, *change),
+                ElementsMut::F16(elements) => change_one(elements, *change),
+                ElementsMut::Bf16(elements) => change_one(elements, *change),
+            }
         }
     } else {
         let (left, right) = gradients.split_at_mut(gradients.len() / 2);
-        join(len, || for_each(left, kernel), || for_each(right, kernel));
+        join(len, || change(left), || change(right));
     }
 }
 
-fn for_each_in(gradient: &mut [f32], kernel: &(impl Fn(&mut [f32]) + Sync)) {
+fn change_one<E: Element>(gradient: &mut [E], change: Change) {
     let len = gradient.len();
     if len <= TASK {
-        kernel(gradient);
+        kernels::change(gradient, change);
     } else {
         let (left, right) = gradient.split_at_mut(middle(len));
-        join(len, || for_each_in(left, kernel), || for_each_in(right, kernel));
+        join(len, || change_one(left, change), || change_one(right, change));
     }
 }
 
@@ -94,7 +142,14 @@ mod rayon {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference;
+    use crate::cpu::measured::Measured;
+    use crate::{NormType, reference};
+
+    fn measure<G: AsRef<[f32]>>(gradients: &[G], norm_type: NormType) -> Measured {
+        let elements: Vec<_> = gradients.iter().map(|gradient| Elements::F32(gradient.as_ref())).collect();
+        let lens = elements.iter().map(Elements::len);
+        together(&lens.zip(reduce(&elements, &norm_type)).collect::<Vec<_>>(), &norm_type)
+    }
 
     /// Big, small and empty gradients that are cut everywhere, and whose sum shows another order of addition.
     fn gradients() -> Vec<Vec<f32>> {
@@ -111,25 +166,30 @@ mod tests {
     #[test]
     fn the_bits_do_not_depend_on_the_build_or_the_machine() {
         let mut gradients = gradients();
-        assert_eq!(measure(&gradients).squares.to_bits(), 4_959_021_074_054_072_397);
+        assert_eq!(measure(&gradients, NormType::L2).sum.to_bits(), 4_959_021_074_054_072_397);
         // Only if another order gives other bits does the line above say anything.
         gradients.reverse();
-        assert_ne!(measure(&gradients).squares.to_bits(), 4_959_021_074_054_072_397);
+        assert_ne!(measure(&gradients, NormType::L2).sum.to_bits(), 4_959_021_074_054_072_397);
     }
 
     #[test]
     #[cfg(feature = "rayon")]
     fn the_bits_do_not_depend_on_the_threads() {
         let gradients = gradients();
-        let with = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                assert_eq!(super::threads(), threads);
-                measure(&gradients)
-            })
-        };
-        let alone = with(1);
-        assert!([2, 3, 7].into_iter().all(|threads| (0..5).all(|_| with(threads) == alone)));
+        for norm_type in [NormType::L2, NormType::L1, NormType::P(2.5), NormType::P(0.0)] {
+            let with = |threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    assert_eq!(super::threads(), threads);
+                    measure(&gradients, norm_type)
+                })
+            };
+            let alone = with(1);
+            assert!(
+                [2, 3, 7].into_iter().all(|threads| (0..3).all(|_| with(threads) == alone)),
+                "{norm_type:?}"
+            );
+        }
     }
 
     #[test]
@@ -138,21 +198,22 @@ mod tests {
         for around in [PIECE, 2 * PIECE, 3 * PIECE, TASK, TASK + PIECE, 2 * TASK] {
             for len in around - 1..=around + 1 {
                 let gradient = &numbers[..len];
-                let found = measure(&[gradient]);
+                let found = measure(&[gradient], NormType::L2);
                 // Integers this small add up exactly, in any order.
                 let squares: f64 = gradient.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-                assert_eq!(found.squares, squares, "{len} elements");
+                assert_eq!(found.sum, squares, "{len} elements");
                 assert_eq!(found.largest, reference::max_magnitude(&[gradient]).to_bits(), "{len} elements");
             }
         }
     }
 
     #[test]
-    fn visits_every_element_once() {
+    fn changes_every_element_once() {
         let mut gradients: Vec<Vec<f32>> =
-            gradients().iter().map(|gradient| vec![0.0; gradient.len()]).collect();
-        let mut borrowed: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
-        for_each(&mut borrowed, &|piece| piece.iter_mut().for_each(|x| *x += 1.0));
-        assert!(gradients.iter().flatten().all(|&x| x == 1.0));
+            gradients().iter().map(|gradient| vec![1.0; gradient.len()]).collect();
+        let mut elements: Vec<_> = gradients.iter_mut().map(|gradient| ElementsMut::F32(gradient)).collect();
+        let change = |elements| (elements, Change::Scale(3.0));
+        super::change(&mut elements.iter_mut().map(change).collect::<Vec<_>>());
+        assert!(gradients.iter().flatten().all(|&x| x == 3.0));
     }
 }

@@ -1,21 +1,22 @@
 //! `ClipPlan`: the bind groups of a set of gradients, ready to be encoded step after step.
 
+mod build;
+mod builder;
+
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
-use wgpu::{BufferUsages, CommandEncoder};
+use wgpu::{BufferUsages, CommandEncoder, Queue};
 
-use super::clipper::Clipper;
-use super::gradient::Span;
-use super::kernels::{Compiled, Kernel};
-use super::layout::{self, Access, Batch, Layout, Tile};
-use super::read_back::{ReadBack, Staging};
+use super::read_back::{FromRecords, ReadBack, Staging};
 use super::scope::guarded;
-use super::slots::slots_for;
-use crate::clip::{EPSILON, Operation};
+use crate::clip::Limit;
 use crate::{ClipRecord, Error};
 
-/// How to clip one set of gradients: made once by [`Clipper::prepare`], encoded at every step.
+#[cfg(test)]
+pub(super) use build::Bounds;
+pub(super) use build::{Measure, Segment, Set, build};
+
+/// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
 /// Encoding records dispatches and does nothing else: it neither submits, nor waits, nor allocates, nor fails. The
 /// encoder must belong to the clipper's device. The dispatches run in the order of the command buffer: after the
@@ -27,9 +28,34 @@ pub struct ClipPlan {
     /// The pass that writes the gradients.
     apply: Vec<Step>,
     coefficient_only: bool,
-    /// The record and where it is read back to; none for a clip by value.
-    outcome: Option<(wgpu::Buffer, Arc<Staging>)>,
+    /// None for a clip by value.
+    outcome: Option<Outcome>,
     scratch_bytes: u64,
+}
+
+/// What a clip by a norm works with from step to step.
+#[derive(Debug)]
+struct Outcome {
+    device: wgpu::Device,
+    records: wgpu::Buffer,
+    staging: Arc<Staging>,
+    /// Whether gradients that are not finite are an error when the record is read.
+    is_error: bool,
+    /// `Measure` of `segment.wgsl`.
+    measure: wgpu::Buffer,
+    /// `Segment`s of `segment.wgsl`, which hold the limits.
+    segments: wgpu::Buffer,
+    /// Where they are copied from when limits change.
+    table: Vec<Segment>,
+    /// How the limit of each follows from that of its group.
+    limits: Vec<Limit>,
+    groups: usize,
+    /// Whether the segments are the groups.
+    together: bool,
+    /// The norm that a caller supplies, where none is measured.
+    supplied: Option<wgpu::Buffer>,
+    /// The records of each gradient by itself, where they were asked for besides.
+    tensors: Option<(Arc<Staging>, wgpu::Buffer)>,
 }
 
 /// One dispatch, bound.
@@ -38,30 +64,6 @@ struct Step {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 2],
-}
-
-/// `Partial` of `norm_l2.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Partial {
-    pub(super) sum: f32,
-    pub(super) largest: u32,
-}
-
-/// `Limit` of `finalize.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Limit {
-    pub(super) max_norm: f32,
-    pub(super) epsilon: f32,
-}
-
-/// `Bounds` of `clamp.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Bounds {
-    pub(super) low: f32,
-    pub(super) high: f32,
 }
 
 impl ClipPlan {
@@ -87,24 +89,174 @@ impl ClipPlan {
         run(encoder, "gradclip.scale", self.apply.iter());
     }
 
-    /// The buffer with the [`ClipRecord`], for a shader of yours: it can be bound as uniform or as storage, and
-    /// copied from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares its type.
+    /// The buffer with the [`ClipRecord`]s, for a shader of yours: it can be bound as storage (as uniform too, where
+    /// there is but one), and copied from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one for each
+    /// group, or one for each gradient where each is clipped by itself.
     ///
     /// It holds what the last norm pass found. None for a clip by value, which measures nothing.
     #[must_use]
     pub fn record_buffer(&self) -> Option<&wgpu::Buffer> {
-        self.outcome.as_ref().map(|(record, _)| record)
+        self.outcome.as_ref().map(|outcome| &outcome.records)
     }
 
     /// Records a copy of the record, taken at this place in the encoder; the ticket gives it to the host once the
-    /// encoder has been submitted. Any number of tickets may be under way.
+    /// encoder has been submitted. Any number of tickets may be under way. Where there are several records, it is the
+    /// first.
     ///
-    /// A staging buffer of 16 bytes is allocated where none of an earlier ticket is free.
+    /// A small staging buffer is allocated where none of an earlier ticket is free.
     pub fn read_back(&self, encoder: &mut CommandEncoder) -> ReadBack {
+        self.tickets(encoder)
+    }
+
+    /// [`read_back`](Self::read_back) of all records: one for each group, or one for each gradient where each is clipped
+    /// by itself.
+    pub fn read_back_all(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
+        self.tickets(encoder)
+    }
+
+    /// The buffer with a [`ClipRecord`] for each gradient by itself, in the order of the list; its coefficient is 1, or
+    /// NaN. None unless the clip has [`tensor_norms`](crate::Clip::tensor_norms), or is of each gradient by itself.
+    #[must_use]
+    pub fn tensor_record_buffer(&self) -> Option<&wgpu::Buffer> {
+        let outcome = self.outcome.as_ref()?;
+        match &outcome.tensors {
+            Some((_, records)) => Some(records),
+            None => (!outcome.together).then_some(&outcome.records),
+        }
+    }
+
+    /// [`read_back`](Self::read_back) of these records. That a gradient is not finite is what they are to tell; it is no
+    /// error here.
+    pub fn read_back_tensors(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
         match &self.outcome {
-            Some((record, staging)) => staging.read_back(encoder, record),
+            Some(
+                Outcome { tensors: Some((staging, records)), .. }
+                | Outcome { together: false, records, staging, .. },
+            ) => staging.read_back(encoder, records, false),
+            _ => ReadBack::failed(Error::NothingMeasured),
+        }
+    }
+
+    fn tickets<R: FromRecords>(&self, encoder: &mut CommandEncoder) -> ReadBack<R> {
+        match &self.outcome {
+            Some(outcome) => outcome.staging.read_back(encoder, &outcome.records, outcome.is_error),
             None => ReadBack::failed(Error::NothingMeasured),
         }
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.outcome.as_ref().map_or(0, |outcome| outcome.staging.count())
+    }
+
+    /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,
+    /// whenever it was encoded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
+    /// [`Error::NeedsNorm`] for a clip by value.
+    pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        if let Some(&given) = max_norms.iter().find(|max_norm| max_norm.is_nan() || **max_norm < 0.0) {
+            return Err(Error::MaxNorm { given });
+        }
+        if outcome.groups != max_norms.len() {
+            return Err(Error::Limits { given: max_norms.len(), groups: outcome.groups });
+        }
+        let mut table = outcome.table.clone();
+        for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
+            segment.max_norm = limit.among(max_norms);
+        }
+        outcome.write(queue, &outcome.segments, 0, bytemuck::cast_slice(&table))
+    }
+
+    /// Copies the limit of a group from 4 bytes of a buffer of yours, an f32, at this place in the encoder. Whether it is
+    /// a limit cannot be checked there: a negative one flips signs, NaN fills NaN.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::Limits`] if there is no such group; [`Error::NeedsNorm`]
+    /// if groups have no record of their own: for a clip by value, or of each gradient by itself.
+    pub fn copy_max_norm(
+        &self,
+        encoder: &mut CommandEncoder,
+        group: usize,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        if !outcome.together {
+            return Err(Error::NeedsNorm);
+        }
+        if group >= outcome.groups {
+            return Err(Error::Limits { given: group + 1, groups: outcome.groups });
+        }
+        let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
+        copy_number(encoder, source, offset, &outcome.segments, at as u64)
+    }
+
+    /// Changes the loss scale, as [`Clip::loss_scale`](crate::Clip::loss_scale), for every command buffer that is
+    /// submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
+    pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        let inverse = crate::clip::inverse_scale(scale)?;
+        outcome.write(queue, &outcome.measure, INVERSE_SCALE, &inverse.to_le_bytes())
+    }
+
+    /// Copies the inverse of the loss scale from 4 bytes of a buffer of yours, an f32, at this place in the encoder. It
+    /// must be positive and finite, which cannot be checked there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
+    pub fn copy_inverse_loss_scale(
+        &self,
+        encoder: &mut CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        copy_number(encoder, source, offset, &self.by_norm()?.measure, INVERSE_SCALE)
+    }
+
+    /// Supplies the norm of a plan that measures none ([`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm)), for
+    /// every command buffer that is submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MeasuresItself`] if the plan measures its norm, or has none.
+    pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
+        let (outcome, supplied) = self.supplied()?;
+        outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
+    }
+
+    /// Copies the norm of such a plan from 4 bytes of a buffer of yours, an f32, at this place in the encoder: the
+    /// `total_norm` of another plan's record, or what an all-reduce left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::MeasuresItself`] if the plan measures its norm.
+    pub fn copy_norm(
+        &self,
+        encoder: &mut CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        copy_number(encoder, source, offset, self.supplied()?.1, 0)
+    }
+
+    fn by_norm(&self) -> Result<&Outcome, Error> {
+        self.outcome.as_ref().ok_or(Error::NeedsNorm)
+    }
+
+    fn supplied(&self) -> Result<(&Outcome, &wgpu::Buffer), Error> {
+        let outcome = self.outcome.as_ref().ok_or(Error::MeasuresItself)?;
+        outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::MeasuresItself)
     }
 
     /// How many dispatches [`encode`](Self::encode) records.
@@ -118,30 +270,32 @@ impl ClipPlan {
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch_bytes
     }
+}
 
-    /// Allocates and binds for gradients that have been checked; `order` lists those that are not empty by address.
-    pub(super) fn new(
-        clipper: &Clipper,
-        operation: Operation,
-        buffers: &[&wgpu::Buffer],
-        spans: &[Span],
-        order: &[usize],
-    ) -> Result<Self, Error> {
-        let measures = matches!(operation, Operation::GlobalNorm { .. });
-        let layout = layout::lay_out(spans, order, clipper.limits(), measures);
-        let bytes = (size_of_val(&layout.tiles[..]) + layout.partials * size_of::<Partial>()) as u64;
-        clipper.check_scratch(bytes)?;
-        clipper.check_grid(layout.largest_batch())?;
-        guarded(clipper.device(), "a clip plan", bytes, || {
-            let builder = Builder::new(clipper, buffers, &layout.tiles);
-            match operation {
-                Operation::GlobalNorm { max_norm, coefficient_only } => {
-                    builder.global_norm(&layout, max_norm, coefficient_only)
-                }
-                Operation::Clamp { low, high } => builder.clamp(&layout, low, high),
-            }
-        })?
+/// Where the inverse of the loss scale lies in `Measure`.
+const INVERSE_SCALE: u64 = std::mem::offset_of!(Measure, inverse_scale) as u64;
+
+impl Outcome {
+    fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        guarded(&self.device, "new options", bytes.len() as u64, || queue.write_buffer(buffer, offset, bytes))
     }
+}
+
+/// Copies 4 bytes from a caller's buffer to one of ours, if wgpu will not mind.
+fn copy_number(
+    encoder: &mut CommandEncoder,
+    source: &wgpu::Buffer,
+    offset: u64,
+    to: &wgpu::Buffer,
+    at: u64,
+) -> Result<(), Error> {
+    let usage = source.usage();
+    let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
+    if !usage.contains(BufferUsages::COPY_SRC) || !fits {
+        return Err(Error::Source { offset, len: source.size(), usage: format!("{usage:?}") });
+    }
+    encoder.copy_buffer_to_buffer(source, offset, to, at, 4);
+    Ok(())
 }
 
 fn run<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item = &'a Step>) {
@@ -160,155 +314,4 @@ fn run<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item 
         pass.set_bind_group(0, bind_group, &[]);
         pass.dispatch_workgroups(*x, *y, 1);
     }
-}
-
-/// Makes the buffers and the steps of one plan.
-struct Builder<'a> {
-    clipper: &'a Clipper,
-    buffers: &'a [&'a wgpu::Buffer],
-    tiles: wgpu::Buffer,
-    /// Allocated so far.
-    bytes: u64,
-}
-
-impl<'a> Builder<'a> {
-    fn new(clipper: &'a Clipper, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
-        // A buffer of no bytes cannot be bound; nor is it, since no batch is without a tile.
-        let bytes = size_of_val(tiles).max(size_of::<Tile>()) as u64;
-        let table = filled(
-            clipper.device(),
-            "gradclip.tiles",
-            bytes,
-            BufferUsages::STORAGE,
-            bytemuck::cast_slice(tiles),
-        );
-        Self { clipper, buffers, tiles: table, bytes }
-    }
-
-    fn global_norm(
-        mut self,
-        layout: &Layout,
-        max_norm: f32,
-        coefficient_only: bool,
-    ) -> Result<ClipPlan, Error> {
-        let limit =
-            self.holding("gradclip.limit", BufferUsages::UNIFORM, &Limit { max_norm, epsilon: EPSILON });
-        let bytes = (layout.partials.max(1) * size_of::<Partial>()) as u64;
-        self.bytes += bytes;
-        // Zeroed by wgpu: where there is no tile, one partial says that there is nothing.
-        let partials = self.clipper.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("gradclip.partials"),
-            size: bytes,
-            usage: BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
-        let usage = BufferUsages::STORAGE | BufferUsages::UNIFORM | BufferUsages::COPY_SRC;
-        let record = self.holding("gradclip.record", usage, &ClipRecord::UNCLIPPED);
-
-        let mut norm =
-            self.steps(&layout.norm, &partials, |access, slots| Kernel::Partials { access, slots })?;
-        norm.push(self.finalize(&partials, &limit, &record)?);
-        let apply = self.steps(&layout.apply, &record, |access, slots| Kernel::Scale { access, slots })?;
-        let staging = Arc::new(Staging::new(self.clipper.device()));
-        let outcome = Some((record, staging));
-        Ok(ClipPlan { norm, apply, coefficient_only, outcome, scratch_bytes: self.bytes })
-    }
-
-    fn clamp(mut self, layout: &Layout, low: f32, high: f32) -> Result<ClipPlan, Error> {
-        let bounds = self.holding("gradclip.bounds", BufferUsages::UNIFORM, &Bounds { low, high });
-        let apply = self.steps(&layout.apply, &bounds, |access, slots| Kernel::Clamp { access, slots })?;
-        Ok(ClipPlan {
-            norm: Vec::new(),
-            apply,
-            coefficient_only: false,
-            outcome: None,
-            scratch_bytes: self.bytes,
-        })
-    }
-
-    fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, value: &T) -> wgpu::Buffer {
-        self.bytes += size_of::<T>() as u64;
-        filled(self.clipper.device(), label, size_of::<T>() as u64, usage, bytemuck::bytes_of(value))
-    }
-
-    fn finalize(
-        &self,
-        partials: &wgpu::Buffer,
-        limit: &wgpu::Buffer,
-        record: &wgpu::Buffer,
-    ) -> Result<Step, Error> {
-        let kernel = self.clipper.kernel(Kernel::Finalize)?;
-        let bindings = [partials, limit, record].map(wgpu::Buffer::as_entire_buffer_binding);
-        Ok(self.step(kernel, bindings, 1))
-    }
-
-    /// A step for each batch. `second` is what the kernel binds besides tiles and gradients.
-    fn steps(
-        &self,
-        batches: &[Batch],
-        second: &wgpu::Buffer,
-        kernel: impl Fn(Access, usize) -> Kernel,
-    ) -> Result<Vec<Step>, Error> {
-        let step = |batch: &Batch| {
-            let slots = slots_for(batch.windows.len(), self.clipper.limits().slots);
-            let kernel = self.clipper.kernel(kernel(batch.access, slots))?;
-            let fixed = [self.tiles_of(batch), second.as_entire_buffer_binding()];
-            let windows = batch.windows.iter().map(|window| wgpu::BufferBinding {
-                buffer: self.buffers[window.buffer],
-                offset: window.offset,
-                size: wgpu::BufferSize::new(window.size),
-            });
-            let fillers = (batch.windows.len()..slots).map(|slot| self.clipper.filler(slot));
-            Ok(self.step(kernel, fixed.into_iter().chain(windows).chain(fillers), batch.tiles.len()))
-        };
-        batches.iter().map(step).collect()
-    }
-
-    fn tiles_of(&self, batch: &Batch) -> wgpu::BufferBinding<'_> {
-        let tile = size_of::<Tile>() as u64;
-        wgpu::BufferBinding {
-            buffer: &self.tiles,
-            offset: batch.tiles.start as u64 * tile,
-            size: wgpu::BufferSize::new(batch.tiles.len() as u64 * tile),
-        }
-    }
-
-    fn step<'b>(
-        &self,
-        kernel: Compiled,
-        bindings: impl IntoIterator<Item = wgpu::BufferBinding<'b>>,
-        workgroups: usize,
-    ) -> Step {
-        let entries: Vec<_> = (0..)
-            .zip(bindings)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(buffer),
-            })
-            .collect();
-        let bind_group = self.clipper.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.label),
-            layout: &kernel.bind_group_layout,
-            entries: &entries,
-        });
-        Step { pipeline: kernel.pipeline, bind_group, grid: self.clipper.limits().fold(workgroups) }
-    }
-}
-
-/// A buffer with these bytes in it; without a queue, which a clipper does not have.
-fn filled(
-    device: &wgpu::Device,
-    label: &str,
-    size: u64,
-    usage: BufferUsages,
-    contents: &[u8],
-) -> wgpu::Buffer {
-    let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true };
-    let buffer = device.create_buffer(&descriptor);
-    // A buffer that could not be made has no mapped range; the error scope around this knows why.
-    if let Ok(mut range) = buffer.get_mapped_range_mut(..) {
-        range.slice(..contents.len()).copy_from_slice(contents);
-    }
-    buffer.unmap();
-    buffer
 }

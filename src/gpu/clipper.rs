@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::clip_plan::ClipPlan;
+use super::clip_plan::{ClipPlan, Set, build};
 use super::gradient::{self, Gradient};
-use super::kernels::{Compiled, Kernel, WORKGROUP_BYTES, WORKGROUP_SIZE};
+use super::kernels::{
+    Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WORKGROUP_BYTES,
+    WORKGROUP_SIZE,
+};
 use super::layout::{LARGEST_TILE, Limits};
 use super::scope::guarded;
 use super::slots::FIRST_SLOT;
@@ -70,10 +73,47 @@ impl Clipper {
     /// wgpu cannot tell a buffer of another [`wgpu::Instance`] from one of this device; every other buffer that does
     /// not belong here is an [`Error::Refused`].
     pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
-        let operation = clip.checked()?;
-        let (buffers, spans) = gradient::resolve(gradients)?;
+        self.prepare_groups(gradients, &[clip])
+    }
+
+    /// [`prepare`](Self::prepare) for gradients that belong to several groups, each with a limit of its own: one plan, one
+    /// pass, a record for each group. [`Gradient::group`] says which of the clips a gradient belongs to.
+    ///
+    /// ```
+    /// # let adapter = gradclip::adapters().into_iter().next().expect("an adapter: scripts/test installs a software one");
+    /// # let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))?;
+    /// # let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+    /// # let buffer = |size| {
+    /// #     device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
+    /// # };
+    /// # let (body, head, embedding) = (buffer(64), buffer(16), buffer(256));
+    /// # queue.write_buffer(&head, 0, bytemuck::cast_slice(&[3.0_f32, 4.0]));
+    /// # let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    /// # use gradclip::{Clip, Clipper, DType, Gradient};
+    /// let gradients = [
+    ///     Gradient::new(&body, DType::F32),
+    ///     Gradient::new(&head, DType::F32).group(1),
+    ///     Gradient::new(&embedding, DType::BF16).unmeasured(),
+    /// ];
+    /// let clips = [Clip::by_global_norm(1.0), Clip::by_global_norm(0.1)].map(Clip::tensor_norms);
+    /// let plan = Clipper::new(&device)?.prepare_groups(&gradients, &clips)?;
+    /// plan.encode(&mut encoder);
+    /// let (groups, tensors) = (plan.read_back_all(&mut encoder), plan.read_back_tensors(&mut encoder));
+    /// queue.submit([encoder.finish()]);
+    /// assert_eq!(groups.wait()?[1].total_norm, 5.0);
+    /// assert_eq!(tensors.wait()?.len(), 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`prepare`](Self::prepare); [`Error::Group`] if there is no clip for a gradient's group, and
+    /// [`Error::Groups`] if the clips differ in more than their limit.
+    pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
+        let operations = Clip::all_checked(clips)?;
+        let (buffers, spans) = gradient::resolve(gradients, clips.len())?;
         let order = gradient::in_address_order(&spans)?;
-        ClipPlan::new(self, operation, &buffers, &spans, &order)
+        build(self, &operations, Set { buffers: &buffers, spans: &spans, order: &order })
     }
 
     /// The device it clips on.
@@ -86,30 +126,25 @@ impl Clipper {
         self.inner.limits
     }
 
-    /// Whether tables and partials of so many bytes fit into a buffer and a binding.
-    pub(super) fn check_scratch(&self, bytes: u64) -> Result<(), Error> {
+    /// Makes a plan whose tables and partials take so many bytes, and whose largest dispatch so many workgroups.
+    pub(super) fn guarded(
+        &self,
+        scratch: u64,
+        workgroups: usize,
+        make: impl FnOnce() -> Result<ClipPlan, Error>,
+    ) -> Result<ClipPlan, Error> {
+        const WHAT: &str = "a plan for this many elements and gradients";
         let allowed = self.inner.limits.binding_bytes.min(self.inner.device.limits().max_buffer_size);
-        if bytes <= allowed {
-            return Ok(());
+        if scratch > allowed {
+            let name = "max_storage_buffer_binding_size and max_buffer_size";
+            return Err(Error::Limit { what: WHAT, name, needed: scratch, allowed });
         }
-        let name = "max_storage_buffer_binding_size and max_buffer_size";
-        Err(Error::Limit {
-            what: "a plan for this many elements and gradients",
-            name,
-            needed: bytes,
-            allowed,
-        })
-    }
-
-    /// Whether so many workgroups fit into a grid of two dimensions.
-    pub(super) fn check_grid(&self, workgroups: usize) -> Result<(), Error> {
-        let allowed = u64::from(self.inner.limits.grid);
-        let needed = (workgroups as u64).isqrt() + 1;
-        if workgroups as u64 <= allowed * allowed {
-            return Ok(());
+        let (allowed, workgroups) = (u64::from(self.inner.limits.grid), workgroups as u64);
+        if workgroups > allowed * allowed {
+            let name = "max_compute_workgroups_per_dimension";
+            return Err(Error::Limit { what: WHAT, name, needed: workgroups.isqrt() + 1, allowed });
         }
-        let name = "max_compute_workgroups_per_dimension";
-        Err(Error::Limit { what: "a plan for this many elements and gradients", name, needed, allowed })
+        guarded(&self.inner.device, "a clip plan", scratch, make)?
     }
 
     /// The binding that fills slot number `slot`.
@@ -144,7 +179,6 @@ impl fmt::Debug for Clipper {
 /// What a plan may use of a device, if that is enough.
 fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
     let alignment = u64::from(device.min_storage_buffer_offset_alignment.max(16));
-    let fixed = u64::from(FIRST_SLOT);
     let needed: [(&'static str, u64, u64); 9] = [
         ("max_compute_workgroup_size_x", WORKGROUP_SIZE.into(), device.max_compute_workgroup_size_x.into()),
         (
@@ -160,11 +194,15 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
         ("max_compute_workgroups_per_dimension", 1 << 8, device.max_compute_workgroups_per_dimension.into()),
         (
             "max_storage_buffers_per_shader_stage",
-            fixed + 1,
+            MOST_STORAGE_WITHOUT_SLOTS.into(),
             device.max_storage_buffers_per_shader_stage.into(),
         ),
         ("max_uniform_buffers_per_shader_stage", 1, device.max_uniform_buffers_per_shader_stage.into()),
-        ("max_bindings_per_bind_group", fixed + 1, device.max_bindings_per_bind_group.into()),
+        (
+            "max_bindings_per_bind_group",
+            MOST_BINDINGS_WITHOUT_SLOTS.into(),
+            device.max_bindings_per_bind_group.into(),
+        ),
         (
             "max_storage_buffer_binding_size",
             4 * LARGEST_TILE + alignment,

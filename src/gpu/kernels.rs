@@ -1,34 +1,110 @@
 //! The table of shaders: which files make which kernel, and what it binds.
 
-use std::borrow::Cow;
+use super::layout::{Access, Manner};
+use super::slots::{self, FIRST_SLOT, Mode};
+use crate::{DType, NormType};
 
-use super::layout::Access;
-use super::slots::{self, FIRST_SLOT};
+macro_rules! wgsl {
+    ($($file:literal)+) => { concat!($(include_str!(concat!("../../shaders/", $file, ".wgsl")), "\n"),+) };
+}
+
+/// The elements of a type.
+const fn elements(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => wgsl!("elements_f32"),
+        DType::F16 => wgsl!("elements_f16"),
+        DType::BF16 => wgsl!("elements_bf16"),
+    }
+}
+
+/// The first where two elements share a word, else the second.
+fn halves_or<T>(dtype: DType, halves: T, words: T) -> T {
+    if dtype.size() == 2 { halves } else { words }
+}
+
+/// How an elementwise operation goes through a tile.
+fn each(manner: Manner) -> &'static str {
+    match manner.access {
+        Access::Vectors => halves_or(
+            manner.dtype,
+            wgsl!("tile" "each_halves" "each_vector"),
+            wgsl!("tile" "each_f32" "each_vector"),
+        ),
+        Access::Elements => halves_or(manner.dtype, wgsl!("tile" "each_half"), wgsl!("tile" "each_word")),
+    }
+}
 
 /// The invocations of a workgroup where a tile is worked on: what every device allows.
 pub(super) const WORKGROUP_SIZE: u32 = 256;
 
-/// The workgroup memory of the kernel that takes most: a `Partial` for each invocation.
-pub(super) const WORKGROUP_BYTES: u32 = 8 * WORKGROUP_SIZE;
+/// The workgroup memory of the kernel that takes most: 12 bytes for each invocation.
+pub(super) const WORKGROUP_BYTES: u32 = 12 * WORKGROUP_SIZE;
 
-/// The same where a tile is the up to three words of an edge.
+/// The same where a tile is the few elements of an edge.
 const EDGE_WORKGROUP_SIZE: u32 = 32;
+
+/// The bindings of the kernel that has most of those without slots: one that leaves records.
+pub(super) const MOST_BINDINGS_WITHOUT_SLOTS: u32 = 5;
+
+/// And how many of them are storage.
+pub(super) const MOST_STORAGE_WITHOUT_SLOTS: u32 = 4;
 
 /// A compute pipeline: a row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     /// Tiles to partials.
-    Partials { access: Access, slots: usize },
-    /// Partials to the record.
-    Finalize,
-    /// Tiles times the coefficient of the record.
-    Scale { access: Access, slots: usize },
-    /// Tiles to a range.
-    Clamp { access: Access, slots: usize },
+    Partials { norm: NormKind, manner: Manner, slots: usize },
+    /// Partials to records.
+    Finalize { norm: NormKind },
+    /// A supplied norm to records.
+    Supply,
+    /// Tiles times the factor of a record; that of their segment, if there are several.
+    Scale { segmented: bool, manner: Manner, slots: usize },
+    /// Tiles to a range; that of their group, if there are several.
+    Clamp { segmented: bool, manner: Manner, slots: usize },
 }
 
-macro_rules! wgsl {
-    ($($file:literal)+) => { concat!($(include_str!(concat!("../../shaders/", $file, ".wgsl")), "\n"),+) };
+/// A norm as far as the shaders tell one from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum NormKind {
+    L1,
+    L2,
+    Inf,
+    /// The bits of p.
+    Power(u32),
+}
+
+impl NormKind {
+    pub(super) fn of(norm_type: NormType) -> Self {
+        match norm_type {
+            NormType::L1 => Self::L1,
+            NormType::L2 => Self::L2,
+            NormType::Inf => Self::Inf,
+            NormType::P(p) => Self::Power(p.to_bits()),
+        }
+    }
+
+    /// The size of its `Partial`, in bytes.
+    pub(super) const fn partial_bytes(self) -> usize {
+        match self {
+            Self::L1 | Self::L2 | Self::Inf => 8,
+            Self::Power(_) => 12,
+        }
+    }
+
+    /// Whether its first stage reads vectors.
+    pub(super) const fn reads_vectors(self) -> bool {
+        !matches!(self, Self::Power(_))
+    }
+
+    const fn file(self) -> &'static str {
+        match self {
+            Self::L1 => wgsl!("norm_l1"),
+            Self::L2 => wgsl!("norm_l2"),
+            Self::Inf => wgsl!("norm_inf"),
+            Self::Power(_) => wgsl!("norm_power"),
+        }
+    }
 }
 
 impl Kernel {
@@ -36,59 +112,90 @@ impl Kernel {
     pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Partials { .. } => "gradclip.partials",
-            Self::Finalize => "gradclip.finalize",
+            Self::Finalize { .. } => "gradclip.finalize",
+            Self::Supply => "gradclip.supply",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
         }
     }
 
-    /// The files that it is made of.
-    const fn files(self) -> &'static str {
-        use Access::{Vectors, Words};
-        match self {
-            Self::Partials { access: Vectors, .. } => {
-                wgsl!["workgroup" "tile" "float_bits" "norm_l2" "reduce_workgroup" "access_vectors" "partials"]
+    /// Its whole text: the files that it is made of, and the slots.
+    pub(super) fn source(self) -> String {
+        const COMMON: &str = wgsl!("workgroup" "float_bits");
+        let files = match self {
+            Self::Partials { norm: norm @ NormKind::Power(_), manner, .. } => {
+                vec![
+                    elements(manner.dtype),
+                    wgsl!("tile"),
+                    norm.file(),
+                    wgsl!("reduce_workgroup" "partials_power"),
+                ]
             }
-            Self::Partials { access: Words, .. } => {
-                wgsl!["workgroup" "tile" "float_bits" "norm_l2" "reduce_workgroup" "access_words" "partials"]
+            Self::Partials { norm, manner, .. } => vec![
+                elements(manner.dtype),
+                wgsl!("tile" "partial" "found"),
+                norm.file(),
+                halves_or(manner.dtype, wgsl!("sum_halves"), wgsl!("sum_f32")),
+                match manner.access {
+                    Access::Vectors => wgsl!("access_vectors"),
+                    Access::Elements => wgsl!("access_words"),
+                },
+                wgsl!("reduce_workgroup" "partials"),
+            ],
+            Self::Finalize { norm: norm @ NormKind::Power(_) } => {
+                vec![norm.file(), wgsl!("found" "record" "segment" "reduce_workgroup" "finalize_power")]
             }
-            Self::Finalize => {
-                wgsl!["workgroup" "float_bits" "norm_l2" "reduce_workgroup" "record" "finalize"]
+            Self::Finalize { norm } => {
+                vec![norm.file(), wgsl!("partial" "found" "record" "segment" "reduce_workgroup" "finalize")]
             }
-            Self::Scale { access: Vectors, .. } => {
-                wgsl!["workgroup" "tile" "float_bits" "record" "scale" "each_vector"]
-            }
-            Self::Scale { access: Words, .. } => {
-                wgsl!["workgroup" "tile" "float_bits" "record" "scale" "each_word"]
-            }
-            Self::Clamp { access: Vectors, .. } => {
-                wgsl!["workgroup" "tile" "float_bits" "clamp" "each_vector"]
-            }
-            Self::Clamp { access: Words, .. } => wgsl!["workgroup" "tile" "float_bits" "clamp" "each_word"],
-        }
+            Self::Supply => vec![wgsl!("found" "record" "segment" "supply")],
+            Self::Scale { manner, .. } => vec![wgsl!("record" "scale"), each(manner)],
+            Self::Clamp { manner, .. } => vec![wgsl!("clamp"), each(manner)],
+        };
+        let elementwise = match self {
+            Self::Scale { manner, .. } | Self::Clamp { manner, .. } => elements(manner.dtype),
+            _ => "",
+        };
+        let slots = self.slots().map_or_else(String::new, |(slots, mode)| slots::declare(slots, mode));
+        [COMMON, elementwise, &files.concat(), &slots].concat()
     }
 
-    /// Its whole text.
-    pub(super) fn source(self) -> Cow<'static, str> {
+    fn slots(self) -> Option<(usize, Mode)> {
         match self {
-            Self::Finalize => self.files().into(),
-            Self::Partials { access, slots } => {
-                (self.files().to_owned() + &slots::declare(slots, access, false)).into()
+            Self::Finalize { .. } | Self::Supply => None,
+            Self::Partials { manner: Manner { access: Access::Vectors, .. }, slots, .. } => {
+                Some((slots, Mode::ReadVectors))
             }
-            Self::Scale { access, slots } | Self::Clamp { access, slots } => {
-                (self.files().to_owned() + &slots::declare(slots, access, true)).into()
-            }
+            Self::Partials { slots, .. } => Some((slots, Mode::ReadWords)),
+            Self::Scale { manner, slots, .. } | Self::Clamp { manner, slots, .. } => Some((
+                slots,
+                match manner.access {
+                    Access::Vectors => Mode::WriteVectors,
+                    Access::Elements => halves_or(manner.dtype, Mode::Atomics, Mode::WriteWords),
+                },
+            )),
         }
     }
 
     /// The numbers that its shader leaves to Rust.
-    pub(super) const fn constants(self) -> [(&'static str, f64); 1] {
-        use Access::Words;
+    pub(super) fn constants(self) -> Vec<(&'static str, f64)> {
         let size = match self {
-            Self::Scale { access: Words, .. } | Self::Clamp { access: Words, .. } => EDGE_WORKGROUP_SIZE,
+            Self::Scale { manner, .. } | Self::Clamp { manner, .. } if manner.access == Access::Elements => {
+                EDGE_WORKGROUP_SIZE
+            }
             _ => WORKGROUP_SIZE,
         };
-        [("WORKGROUP_SIZE", size as f64)]
+        let mut constants = vec![("WORKGROUP_SIZE", f64::from(size))];
+        match self {
+            Self::Partials { norm: NormKind::Power(p), .. } | Self::Finalize { norm: NormKind::Power(p) } => {
+                constants.push(("POWER", f64::from(f32::from_bits(p).max(f32::MIN))));
+            }
+            Self::Scale { segmented, .. } | Self::Clamp { segmented, .. } => {
+                constants.push(("SEGMENTED", f64::from(u8::from(segmented))));
+            }
+            _ => {}
+        }
+        constants
     }
 
     /// What it binds, in the order of the bindings.
@@ -98,10 +205,8 @@ impl Kernel {
         const WRITE: wgpu::BufferBindingType = Storage { read_only: false };
         let (mut bindings, slots) = match self {
             Self::Partials { slots, .. } => (vec![READ, WRITE], vec![READ; slots]),
-            Self::Finalize => (vec![READ, Uniform, WRITE], Vec::new()),
-            Self::Scale { slots, .. } | Self::Clamp { slots, .. } => {
-                (vec![READ, Uniform], vec![WRITE; slots])
-            }
+            Self::Finalize { .. } | Self::Supply => (vec![READ, Uniform, READ, READ, WRITE], Vec::new()),
+            Self::Scale { slots, .. } | Self::Clamp { slots, .. } => (vec![READ, READ], vec![WRITE; slots]),
         };
         debug_assert!(slots.is_empty() || bindings.len() == FIRST_SLOT as usize, "slots follow the others");
         bindings.extend(slots);
@@ -129,7 +234,7 @@ impl Kernel {
         });
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label,
-            source: wgpu::ShaderSource::Wgsl(self.source()),
+            source: wgpu::ShaderSource::Wgsl(self.source().into()),
         });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label,

@@ -5,11 +5,13 @@
 //! it lies. A buffer is seen through windows, as large as a binding may be. A batch is one dispatch: tiles that are
 //! read in one manner, from windows that fit into one bind group.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
 use super::gradient::Span;
+use crate::DType;
 
 /// The work of one workgroup; `Tile` of `tile.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -18,7 +20,7 @@ pub(super) struct Tile {
     pub(super) slot: u32,
     pub(super) first: u32,
     pub(super) count: u32,
-    pub(super) partial: u32,
+    pub(super) target_index: u32,
 }
 
 /// How a shader sees a bound buffer.
@@ -26,11 +28,23 @@ pub(super) struct Tile {
 pub(super) enum Access {
     /// Vectors of four words, 16 bytes a load: what is aligned to them.
     Vectors,
-    /// Single words: what is not, and what must not be written together with its neighbours.
-    Words,
+    /// Single elements: what is not, and what must not be written together with its neighbours.
+    Elements,
 }
 
-/// The largest tile, in words.
+/// What tiles of one dispatch have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Manner {
+    pub(super) access: Access,
+    pub(super) dtype: DType,
+}
+
+/// The elements in a vector.
+fn per_vector(dtype: DType) -> u64 {
+    16 / dtype.size()
+}
+
+/// The largest tile, in elements.
 pub(crate) const LARGEST_TILE: u64 = 1 << 16;
 
 /// What a device allows.
@@ -68,7 +82,7 @@ pub(super) struct Window {
 /// One dispatch: its bindings, and its part of [`Layout::tiles`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
-    pub(super) access: Access,
+    pub(super) manner: Manner,
     pub(super) windows: Vec<Window>,
     pub(super) tiles: Range<usize>,
 }
@@ -82,16 +96,33 @@ pub(super) struct Layout {
     pub(super) norm: Vec<Batch>,
     /// The elementwise pass, which writes. It walks backwards: what the norm pass read last is still in the cache.
     pub(super) apply: Vec<Batch>,
-    /// How many partials the norm pass leaves.
-    pub(super) partials: usize,
+    /// Of each partial that the norm pass leaves, by segments: the gradient that it is of.
+    pub(super) owners: Vec<u32>,
+    /// The partials of each segment.
+    pub(super) segments: Vec<Range<usize>>,
 }
 
-/// The words of a tile, for gradients with this many words together.
+/// What a plan is to lay out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    pub(super) spans: &'a [Span],
+    /// The indices of the spans that are not empty, by address.
+    pub(super) order: &'a [usize],
+    /// Of each gradient: the segment that it belongs to, whose norm and record it shares.
+    pub(super) segment_of: &'a [usize],
+    pub(super) segments: usize,
+    /// Whether the plan has a norm pass.
+    pub(super) measures: bool,
+    /// Whether the norm pass can read vectors.
+    pub(super) norm_reads_vectors: bool,
+}
+
+/// The elements of a tile, for gradients with this many together.
 ///
 /// Small sets are cut finely, so that there are workgroups for all of the GPU; large ones coarsely, so that the
-/// single workgroup that joins the partials stays short. Either way tables and partials take less than 0.1 % of the
-/// gradients and 64 KiB.
-fn tile_words(total: u64) -> u64 {
+/// single workgroup that joins the partials stays short. Either way tables and partials of f32 gradients take less than
+/// 0.1 % of them and 64 KiB.
+fn tile_elements(total: u64) -> u64 {
     match total {
         0..=0x80_0000 => 1 << 12,
         0x80_0001..=0x4000_0000 => 1 << 14,
@@ -99,15 +130,14 @@ fn tile_words(total: u64) -> u64 {
     }
 }
 
-/// Lays out the dispatches for gradients, of which `order` lists those that are not empty by address; the norm pass
-/// only if the plan `measures`.
-pub(super) fn lay_out(spans: &[Span], order: &[usize], limits: Limits, measures: bool) -> Layout {
-    let tile_words = tile_words(spans.iter().map(|span| span.len).sum());
-    let (pieces, partials) = cut(spans, order, tile_words);
-    let views = views(&pieces, limits, tile_words);
+/// Lays out the dispatches of a plan.
+pub(super) fn lay_out(request: Request<'_>, limits: Limits) -> Layout {
+    let tile_elements = tile_elements(request.spans.iter().map(|span| span.len).sum());
+    let (pieces, segments, owners) = cut(request, tile_elements);
+    let views = views(&pieces, limits, tile_elements, request.norm_reads_vectors);
 
-    let mut layout = Layout { partials, ..Layout::default() };
-    if measures {
+    let mut layout = Layout { owners, segments, ..Layout::default() };
+    if request.measures {
         layout.norm = layout.batches(&views, limits, |view| &view.norm);
     }
     layout.apply = layout.batches(&views, limits, |view| &view.apply);
@@ -122,58 +152,75 @@ pub(super) fn lay_out(spans: &[Span], order: &[usize], limits: Limits, measures:
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     buffer: usize,
+    dtype: DType,
+    /// In elements from the start of the buffer.
     start: u64,
     len: u64,
-    partial: usize,
+    /// The partial that it makes, if it is measured.
+    partial: Option<usize>,
+    segment: usize,
+    scaled: bool,
 }
 
 impl Piece {
-    fn end(&self) -> u64 {
-        self.start + self.len
+    fn bytes(&self) -> Range<u64> {
+        self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
+    }
+
+    /// Whether the elementwise pass may treat the next one as more of the same.
+    fn continues(&self, next: &Self) -> bool {
+        self.bytes().end == next.bytes().start
+            && (self.dtype, self.segment, self.scaled) == (next.dtype, next.segment, next.scaled)
     }
 }
 
-/// Cuts gradients into tiles, by address. Partials are numbered in the order of the list, so that they are joined in
-/// the same order wherever the gradients lie.
-fn cut(spans: &[Span], order: &[usize], tile_words: u64) -> (Vec<Piece>, usize) {
-    let mut partials = 0;
-    let first_partial: Vec<usize> = spans
+/// Cuts gradients into tiles, by address. Partials are numbered by segment, and there in the order of the list, so that
+/// they are joined in the same order wherever the gradients lie. Returns them, the partials of each segment, and the
+/// gradient of each partial.
+fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Piece>, Vec<Range<usize>>, Vec<u32>) {
+    let Request { spans, order, segment_of, .. } = request;
+    let tiles_of = |span: &Span| if span.measured { as_index(span.len.div_ceil(tile_elements)) } else { 0 };
+    let mut counts = vec![0; request.segments];
+    for (span, &segment) in spans.iter().zip(segment_of) {
+        counts[segment] += tiles_of(span);
+    }
+    let mut end = 0;
+    let segments: Vec<_> = counts
         .iter()
-        .map(|span| {
-            let first = partials;
-            partials += as_index(span.len.div_ceil(tile_words));
-            first
+        .map(|count| {
+            end += count;
+            end - count..end
         })
         .collect();
-    let mut pieces = Vec::with_capacity(partials);
+
+    let mut owners = vec![0; end];
+    let mut next: Vec<usize> = segments.iter().map(|partials| partials.start).collect();
+    let mut first_partial = vec![0; spans.len()];
+    for (index, (span, &segment)) in spans.iter().zip(segment_of).enumerate() {
+        first_partial[index] = next[segment];
+        next[segment] += tiles_of(span);
+        owners[first_partial[index]..next[segment]].fill(as_word(index as u64));
+    }
+
+    let mut pieces = Vec::with_capacity(end);
     for &index in order {
-        let Span { buffer, start, len } = spans[index];
-        let tiles = (0..len).step_by(as_index(tile_words)).enumerate();
+        let Span { buffer, dtype, start, len, measured, scaled, .. } = spans[index];
+        let tiles = (0..len).step_by(as_index(tile_elements)).enumerate();
         pieces.extend(tiles.map(|(tile, from)| Piece {
             buffer,
+            dtype,
             start: start + from,
-            len: tile_words.min(len - from),
-            partial: first_partial[index] + tile,
+            len: tile_elements.min(len - from),
+            partial: measured.then_some(first_partial[index] + tile),
+            segment: segment_of[index],
+            scaled,
         }));
     }
-    (pieces, partials)
+    (pieces, segments, owners)
 }
 
-/// The tiles of one pass that a window shows, by how they are accessed.
-#[derive(Debug, Default)]
-struct Tiles {
-    vectors: Vec<Tile>,
-    words: Vec<Tile>,
-}
-
-impl Tiles {
-    fn of(&self, access: Access) -> &[Tile] {
-        match access {
-            Access::Vectors => &self.vectors,
-            Access::Words => &self.words,
-        }
-    }
-}
+/// The tiles of one pass that a window shows.
+type Tiles = BTreeMap<Manner, Vec<Tile>>;
 
 /// A window and what is done through it.
 #[derive(Debug)]
@@ -186,13 +233,13 @@ struct View {
 }
 
 /// Opens a window wherever a piece does not fit into the one before.
-fn views(pieces: &[Piece], limits: Limits, tile_words: u64) -> Vec<View> {
+fn views(pieces: &[Piece], limits: Limits, tile_elements: u64, norm_reads_vectors: bool) -> Vec<View> {
     let mut views: Vec<View> = Vec::new();
     let mut from = 0;
     while let Some(first) = pieces.get(from) {
-        let offset = 4 * first.start / limits.alignment * limits.alignment;
-        let fits =
-            |piece: &Piece| piece.buffer == first.buffer && 4 * piece.end() - offset <= limits.binding_bytes;
+        let offset = first.bytes().start / limits.alignment * limits.alignment;
+        let size_to = |piece: &Piece| (piece.bytes().end - offset).next_multiple_of(4);
+        let fits = |piece: &Piece| piece.buffer == first.buffer && size_to(piece) <= limits.binding_bytes;
         let count = pieces[from..].iter().take_while(|piece| fits(piece)).count();
         debug_assert!(count > 0, "a tile fits into every binding");
         let shown = &pieces[from..from + count];
@@ -200,12 +247,11 @@ fn views(pieces: &[Piece], limits: Limits, tile_words: u64) -> Vec<View> {
             Some(last) if last.window.buffer == first.buffer => last.ordinal + 1,
             _ => 0,
         };
-        let size = 4 * shown[count - 1].end() - offset;
         views.push(View {
-            window: Window { buffer: first.buffer, offset, size },
+            window: Window { buffer: first.buffer, offset, size: size_to(&shown[count - 1]) },
             ordinal,
-            norm: norm_tiles(shown, offset / 4),
-            apply: apply_tiles(shown, offset / 4, tile_words),
+            norm: norm_tiles(shown, offset, norm_reads_vectors),
+            apply: apply_tiles(shown, offset, tile_elements),
         });
         from += count;
     }
@@ -213,60 +259,71 @@ fn views(pieces: &[Piece], limits: Limits, tile_words: u64) -> Vec<View> {
 }
 
 /// The pieces as the norm pass sees them: whole, since a sum must not depend on the alignment.
-fn norm_tiles(pieces: &[Piece], base: u64) -> Tiles {
-    let mut tiles = Tiles::default();
+fn norm_tiles(pieces: &[Piece], offset: u64, reads_vectors: bool) -> Tiles {
+    let mut tiles = Tiles::new();
     for piece in pieces {
-        let tile = tile(piece.start - base, piece.len, piece.partial);
-        let aligned = tile.first.is_multiple_of(4) && tile.count.is_multiple_of(4);
-        if aligned { &mut tiles.vectors } else { &mut tiles.words }.push(tile);
+        let Some(partial) = piece.partial else { continue };
+        let first = piece.start - offset / piece.dtype.size();
+        let whole = per_vector(piece.dtype);
+        let aligned = first.is_multiple_of(whole) && piece.len.is_multiple_of(whole);
+        let access = if aligned && reads_vectors { Access::Vectors } else { Access::Elements };
+        let manner = Manner { access, dtype: piece.dtype };
+        tiles.entry(manner).or_default().push(tile(first, piece.len, partial));
     }
     tiles
 }
 
 /// The pieces as the elementwise pass sees them. What lies side by side is one run; its whole vectors are one thing,
-/// the up to three words before and after them another.
-fn apply_tiles(pieces: &[Piece], base: u64, tile_words: u64) -> Tiles {
-    let mut tiles = Tiles::default();
-    for run in pieces.chunk_by(|piece, next| piece.end() == next.start) {
-        let (start, end) = (run[0].start - base, run[run.len() - 1].end() - base);
-        let head = start.next_multiple_of(4).min(end);
-        let tail = (end / 4 * 4).max(head);
-        for (from, to) in [(start, head), (tail, end)] {
+/// the few elements before and after them another.
+fn apply_tiles(pieces: &[Piece], offset: u64, tile_elements: u64) -> Tiles {
+    let mut tiles = Tiles::new();
+    for run in pieces.chunk_by(Piece::continues).filter(|run| run[0].scaled) {
+        let Piece { dtype, segment, .. } = run[0];
+        let mut push = |access, from, to| {
             if from < to {
-                tiles.words.push(tile(from, to - from, 0));
+                tiles.entry(Manner { access, dtype }).or_default().push(tile(from, to - from, segment));
             }
+        };
+        let base = offset / dtype.size();
+        let (start, end) = (run[0].start - base, run[run.len() - 1].start + run[run.len() - 1].len - base);
+        let whole = per_vector(dtype);
+        let head = start.next_multiple_of(whole).min(end);
+        let tail = (end / whole * whole).max(head);
+        push(Access::Elements, start, head);
+        for from in (head..tail).step_by(as_index(tile_elements)) {
+            push(Access::Vectors, from, tail.min(from + tile_elements));
         }
-        let body = (head..tail).step_by(as_index(tile_words));
-        tiles.vectors.extend(body.map(|from| tile(from, tile_words.min(tail - from), 0)));
+        push(Access::Elements, tail, end);
     }
     tiles
 }
 
 impl Layout {
-    /// The tiles of the batch that has most.
-    pub(super) fn largest_batch(&self) -> usize {
-        self.norm.iter().chain(&self.apply).map(|batch| batch.tiles.len()).max().unwrap_or(0)
+    /// The most workgroups that a dispatch needs.
+    pub(super) fn largest_dispatch(&self) -> usize {
+        let batches = self.norm.iter().chain(&self.apply).map(|batch| batch.tiles.len());
+        let gradients = self.owners.iter().max().map_or(0, |&last| last as usize + 1);
+        batches.chain([self.segments.len(), gradients]).max().unwrap_or(0)
     }
 
-    /// One pass: for each manner of access as few batches as the slots allow.
+    /// One pass: for each manner as few batches as the slots allow.
     ///
-    /// A batch never binds two windows of one buffer: where they are written, their bytes might not overlap, and
+    /// A batch never binds two windows of one buffer: where they are written, their bytes must not overlap, and
     /// windows begin where the alignment says.
     fn batches(&mut self, views: &[View], limits: Limits, tiles: fn(&View) -> &Tiles) -> Vec<Batch> {
-        let mut batches = Vec::new();
-        let most = views.iter().map(|view| view.ordinal).max().unwrap_or(0);
-        for access in [Access::Vectors, Access::Words] {
-            for ordinal in 0..=most {
-                let shown: Vec<&View> = views
-                    .iter()
-                    .filter(|view| view.ordinal == ordinal && !tiles(view).of(access).is_empty())
-                    .collect();
-                batches.extend(shown.chunks(limits.slots).map(|views| {
-                    let windows = views.iter().map(|view| view.window.clone()).collect();
-                    let tiles = self.table(views.iter().map(|view| tiles(view).of(access)), limits.alignment);
-                    Batch { access, windows, tiles }
-                }));
+        let mut by_manner: BTreeMap<(Manner, usize), Vec<&View>> = BTreeMap::new();
+        for view in views {
+            for &manner in tiles(view).keys() {
+                by_manner.entry((manner, view.ordinal)).or_default().push(view);
             }
+        }
+        let mut batches = Vec::new();
+        for ((manner, _), shown) in by_manner {
+            batches.extend(shown.chunks(limits.slots).map(|views| {
+                let windows = views.iter().map(|view| view.window.clone()).collect();
+                let tiles = self.table(views.iter().map(|view| &tiles(view)[&manner][..]), limits.alignment);
+                Batch { manner, windows, tiles }
+            }));
         }
         batches
     }
@@ -283,13 +340,13 @@ impl Layout {
     }
 }
 
-fn tile(first: u64, count: u64, partial: usize) -> Tile {
-    Tile { slot: 0, first: as_word(first), count: as_word(count), partial: as_word(partial as u64) }
+fn tile(first: u64, count: u64, target_index: usize) -> Tile {
+    Tile { slot: 0, first: as_word(first), count: as_word(count), target_index: as_word(target_index as u64) }
 }
 
-/// A number of words inside a window, or of a partial: a binding has fewer than 2^32 bytes.
+/// A number of elements inside a window, of a partial or of a gradient.
 fn as_word(number: u64) -> u32 {
-    u32::try_from(number).expect("windows and partials are counted in 32 bits")
+    u32::try_from(number).expect("windows, partials and gradients are counted in 32 bits")
 }
 
 fn as_index(number: u64) -> usize {

@@ -7,11 +7,13 @@ mod gradient;
 mod kernels;
 pub(crate) mod layout;
 mod read_back;
+mod recent;
 pub(crate) mod scope;
 mod slots;
 
 pub use clip_plan::ClipPlan;
 pub use clipper::Clipper;
 pub use device::{adapters, adapters_async, is_software};
-pub use gradient::{DType, Gradient};
+pub use gradient::Gradient;
 pub use read_back::ReadBack;
+pub use recent::Recent;

@@ -1,6 +1,7 @@
 //! Reading a record back without a stall: a copy into a small staging buffer, and a ticket for it.
 
 use std::future::IntoFuture;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,15 +12,22 @@ use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot
 use super::scope::{guarded, now_or_never};
 use crate::{ClipRecord, Error};
 
-type Outcome = Result<ClipRecord, Error>;
+type Outcome = Result<Vec<ClipRecord>, Error>;
 
 /// A ticket for the record of one step, from [`ClipPlan::read_back`](crate::ClipPlan::read_back).
 ///
 /// Redeem it with [`wait`](Self::wait) or `.await` once the encoder has been submitted: at once, or some steps later,
 /// when the record has long arrived and nothing has to be waited for. To drop it is fine.
+///
+/// `R` is a [`ClipRecord`], or the `Vec` of all of a plan.
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
-pub struct ReadBack(State);
+pub struct ReadBack<R = ClipRecord> {
+    state: State,
+    /// Whether gradients that are not finite are an error.
+    is_error: bool,
+    result: PhantomData<fn() -> R>,
+}
 
 #[derive(Debug)]
 enum State {
@@ -27,15 +35,38 @@ enum State {
     Failed(Error),
 }
 
-impl ReadBack {
+/// What a ticket gives.
+pub(super) trait FromRecords {
+    fn from_records(records: Vec<ClipRecord>) -> Self;
+}
+
+impl FromRecords for ClipRecord {
+    fn from_records(records: Vec<ClipRecord>) -> Self {
+        // There is none where each of no gradients was clipped by itself.
+        records.first().copied().unwrap_or(Self::UNCLIPPED)
+    }
+}
+
+impl FromRecords for Vec<ClipRecord> {
+    fn from_records(records: Vec<ClipRecord>) -> Self {
+        records
+    }
+}
+
+#[expect(private_bounds, reason = "there are two, and plans make them")]
+impl<R: FromRecords> ReadBack<R> {
     pub(super) fn failed(error: Error) -> Self {
-        Self(State::Failed(error))
+        Self::new(State::Failed(error), false)
+    }
+
+    fn new(state: State, is_error: bool) -> Self {
+        Self { state, is_error, result: PhantomData }
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Does not wait.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        match &self.0 {
+        match &self.state {
             State::UnderWay { device, delivery, .. } => {
                 poll(device, wgpu::PollType::Poll);
                 delivery.is_made()
@@ -48,33 +79,47 @@ impl ReadBack {
     ///
     /// # Errors
     ///
-    /// [`Error::NotSubmitted`] if the encoder has not been submitted, or was dropped; [`Error::DeviceLost`] if the
-    /// device was lost or destroyed before it got there; [`Error::NothingMeasured`] for a clip by value.
-    pub fn wait(self) -> Outcome {
-        match self.0 {
+    /// [`Error::NotSubmitted`] if the encoder has not been submitted (which takes 50 ms to find out), or was dropped;
+    /// [`Error::DeviceLost`] if the device was lost or destroyed before it got there; [`Error::NothingMeasured`] for a
+    /// clip by value; [`Error::NonFinite`] if the gradients are not finite and the policy is
+    /// [`NonFinite::Error`](crate::NonFinite::Error).
+    pub fn wait(self) -> Result<R, Error> {
+        let outcome = match self.state {
             State::UnderWay { device, delivery, receiver } => {
                 drive(&device, &delivery);
                 now_or_never(receiver.receive()).flatten().unwrap_or(Err(Error::NotSubmitted))
             }
             State::Failed(error) => Err(error),
+        };
+        redeemed(outcome, self.is_error)
+    }
+}
+
+fn redeemed<R: FromRecords>(outcome: Outcome, is_error: bool) -> Result<R, Error> {
+    let records = outcome?;
+    match records.iter().find(|record| is_error && record.skip()) {
+        Some(record) => {
+            Err(Error::NonFinite { gradient: record.first_non_finite(), total_norm: record.total_norm })
         }
+        None => Ok(R::from_records(records)),
     }
 }
 
 /// The `.await` of a ticket; errors as for [`ReadBack::wait`].
-impl IntoFuture for ReadBack {
-    type Output = Outcome;
-    type IntoFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+impl<R: FromRecords + 'static> IntoFuture for ReadBack<R> {
+    type Output = Result<R, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            match self.0 {
+            let outcome = match self.state {
                 State::UnderWay { device, delivery, receiver } => {
                     drive_in_background(device, delivery);
                     receiver.receive().await.unwrap_or(Err(Error::NotSubmitted))
                 }
                 State::Failed(error) => Err(error),
-            }
+            };
+            redeemed(outcome, self.is_error)
         })
     }
 }
@@ -164,38 +209,47 @@ fn drive_in_background(_: wgpu::Device, _: Arc<Delivery>) {}
 #[derive(Debug)]
 pub(super) struct Staging {
     device: wgpu::Device,
+    /// Of each buffer, in bytes.
+    size: u64,
+    /// How many of the records in it mean something: a plan for nothing has one that does not.
+    count: usize,
     free: Mutex<Vec<wgpu::Buffer>>,
 }
 
 impl Staging {
-    pub(super) fn new(device: &wgpu::Device) -> Self {
-        Self { device: device.clone(), free: Mutex::default() }
+    pub(super) fn new(device: &wgpu::Device, size: u64, count: usize) -> Self {
+        Self { device: device.clone(), size, count, free: Mutex::default() }
     }
 
-    pub(super) fn read_back(
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn read_back<R: FromRecords>(
         self: &Arc<Self>,
         encoder: &mut wgpu::CommandEncoder,
-        record: &wgpu::Buffer,
-    ) -> ReadBack {
+        records: &wgpu::Buffer,
+        is_error: bool,
+    ) -> ReadBack<R> {
         let buffer = match self.take() {
             Ok(buffer) => buffer,
             Err(error) => return ReadBack::failed(error),
         };
-        encoder.copy_buffer_to_buffer(record, 0, &buffer, 0, buffer.size());
+        encoder.copy_buffer_to_buffer(records, 0, &buffer, 0, self.size);
         let (sender, receiver) = oneshot_channel();
         let delivery = Arc::new(Delivery { sender, made: AtomicBool::new(false) });
         let (staging, to_make) = (self.clone(), delivery.clone());
         // Mapping on submit would be shorter, but where the device has been lost in between it fails inside the
         // caller's `submit`, outside of any error scope of ours, and panics there.
         encoder.on_submitted_work_done(move || staging.map(&buffer, to_make));
-        ReadBack(State::UnderWay { device: self.device.clone(), delivery, receiver })
+        ReadBack::new(State::UnderWay { device: self.device.clone(), delivery, receiver }, is_error)
     }
 
     fn take(&self) -> Result<wgpu::Buffer, Error> {
         if let Some(buffer) = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() {
             return Ok(buffer);
         }
-        let size = size_of::<ClipRecord>() as u64;
+        let size = self.size;
         guarded(&self.device, "a read-back", size, || {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.read_back"),
@@ -212,7 +266,7 @@ impl Staging {
         let mapped = buffer.clone();
         let refused = guarded(&device, "a read-back", 0, || {
             buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-                let outcome = result.map_err(|_| Error::DeviceLost).and_then(|()| self.take_record(mapped));
+                let outcome = result.map_err(|_| Error::DeviceLost).and_then(|()| self.take_records(mapped));
                 delivery.make(outcome);
             });
         });
@@ -221,13 +275,14 @@ impl Staging {
         }
     }
 
-    fn take_record(&self, buffer: wgpu::Buffer) -> Outcome {
-        let record = {
+    fn take_records(&self, buffer: wgpu::Buffer) -> Outcome {
+        let mut records: Vec<_> = {
             let range = buffer.get_mapped_range(..).map_err(|_| Error::DeviceLost)?;
-            bytemuck::pod_read_unaligned(&range)
+            bytemuck::pod_collect_to_vec(&range)
         };
+        records.truncate(self.count);
         buffer.unmap();
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-        Ok(record)
+        Ok(records)
     }
 }

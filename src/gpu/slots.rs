@@ -6,8 +6,6 @@
 
 use std::fmt::Write as _;
 
-use super::layout::Access;
-
 /// The binding of the first slot; before it come the tiles and what the stage reads or writes besides.
 pub(super) const FIRST_SLOT: u32 = 2;
 
@@ -17,31 +15,39 @@ pub(super) fn slots_for(needed: usize, allowed: usize) -> usize {
     needed.next_power_of_two().min(allowed)
 }
 
-/// Declares `slots` windows and the functions that read them and, if `writable`, write them.
+/// How the shader of a pass sees its windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    ReadVectors,
+    ReadWords,
+    WriteVectors,
+    WriteWords,
+    /// Words that two invocations may change a half of each.
+    Atomics,
+}
+
+/// Declares `slots` windows and the functions that read them and, if the mode says so, write them.
 ///
-/// In all of them `at` counts words from the start of the window, and for [`Access::Vectors`] is a multiple of four.
-/// A store takes what was there before, and leaves out what would not change.
-pub(super) fn declare(slots: usize, access: Access, writable: bool) -> String {
-    let (mode, element) = match (writable, access) {
-        (false, Access::Vectors) => ("read", "vec4<u32>"),
-        (false, Access::Words) => ("read", "u32"),
-        (true, Access::Vectors) => ("read_write", "vec4<u32>"),
-        (true, Access::Words) => ("read_write", "u32"),
+/// In all of them `at` counts words from the start of the window, and for vectors is a multiple of four. A store takes
+/// what was there before, and leaves out what would not change.
+pub(super) fn declare(slots: usize, mode: Mode) -> String {
+    let (access, element, functions): (_, _, &[(&str, &str)]) = match mode {
+        Mode::ReadVectors => ("read", "vec4<u32>", &[LOAD_VECTOR, LOAD_BLOCK]),
+        Mode::ReadWords => ("read", "u32", &[LOAD_WORD]),
+        Mode::WriteVectors => {
+            ("read_write", "vec4<u32>", &[LOAD_VECTOR, LOAD_BLOCK, STORE_VECTOR, STORE_BLOCK])
+        }
+        Mode::WriteWords => ("read_write", "u32", &[LOAD_WORD, STORE_WORD]),
+        Mode::Atomics => ("read_write", "atomic<u32>", &[LOAD_ATOMIC, EXCHANGE]),
     };
     let mut wgsl = String::new();
     for slot in 0..slots {
         let binding = FIRST_SLOT as usize + slot;
         let _ = writeln!(
             wgsl,
-            "@group(0) @binding({binding}) var<storage, {mode}> slot{slot}: array<{element}>;"
+            "@group(0) @binding({binding}) var<storage, {access}> slot{slot}: array<{element}>;"
         );
     }
-    let functions: &[(&str, &str)] = match (writable, access) {
-        (false, Access::Vectors) => &[LOAD_VECTOR, LOAD_BLOCK_OF_VECTORS],
-        (false, Access::Words) => &[LOAD_WORD, LOAD_BLOCK_OF_WORDS],
-        (true, Access::Vectors) => &[LOAD_VECTOR, LOAD_BLOCK_OF_VECTORS, STORE_VECTOR, STORE_BLOCK],
-        (true, Access::Words) => &[LOAD_WORD, STORE_WORD],
-    };
     for (signature, body) in functions {
         let _ = write!(wgsl, "\n{signature} {{\n    switch slot {{\n");
         for slot in 0..slots {
@@ -57,15 +63,10 @@ pub(super) fn declare(slots: usize, access: Access, writable: bool) -> String {
 // A signature, and what it does in one case; `$` is the slot's variable.
 const LOAD_VECTOR: (&str, &str) = ("fn load(slot: u32, at: u32) -> vec4<u32>", "return $[at / 4u];");
 const LOAD_WORD: (&str, &str) = ("fn load_word(slot: u32, at: u32) -> u32", "return $[at];");
-const LOAD_BLOCK_OF_VECTORS: (&str, &str) = (
+const LOAD_ATOMIC: (&str, &str) = ("fn load_atomic(slot: u32, at: u32) -> u32", "return atomicLoad(&$[at]);");
+const LOAD_BLOCK: (&str, &str) = (
     "fn load_block(slot: u32, at: u32, stride: u32) -> Block",
     "return Block($[at / 4u], $[(at + stride) / 4u], $[(at + 2u * stride) / 4u], $[(at + 3u * stride) / 4u]);",
-);
-const LOAD_BLOCK_OF_WORDS: (&str, &str) = (
-    "fn load_block(slot: u32, at: u32, stride: u32) -> Block",
-    "let b = at + stride; let c = b + stride; let d = c + stride; return Block(\
-     vec4($[at], $[at + 1u], $[at + 2u], $[at + 3u]), vec4($[b], $[b + 1u], $[b + 2u], $[b + 3u]), \
-     vec4($[c], $[c + 1u], $[c + 2u], $[c + 3u]), vec4($[d], $[d + 1u], $[d + 2u], $[d + 3u]));",
 );
 const STORE_VECTOR: (&str, &str) = (
     "fn store(slot: u32, at: u32, old: vec4<u32>, new_words: vec4<u32>)",
@@ -74,6 +75,10 @@ const STORE_VECTOR: (&str, &str) = (
 const STORE_WORD: (&str, &str) = (
     "fn store_word(slot: u32, at: u32, old: u32, new_word: u32)",
     "if (new_word != old) { $[at] = new_word; }",
+);
+const EXCHANGE: (&str, &str) = (
+    "fn exchange(slot: u32, at: u32, old: u32, new_word: u32) -> bool",
+    "return atomicCompareExchangeWeak(&$[at], old, new_word).exchanged;",
 );
 const STORE_BLOCK: (&str, &str) = (
     "fn store_block(slot: u32, at: u32, stride: u32, old: Block, new_block: Block)",

@@ -6,10 +6,12 @@ use std::time::Instant;
 use futures_intrusive::channel::shared::oneshot_channel;
 
 use super::Timings;
+use crate::clip::{ByNorm, Operation, Scope};
+use crate::cpu::Gradient;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
 use crate::gpu::scope::{guarded, now_or_never};
-use crate::{Clip, ClipRecord, Clipper, DType, Error, Gradient, ReadBack};
+use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
 const ARENA_BYTES: u64 = 1 << 30;
@@ -17,8 +19,11 @@ const ARENA_BYTES: u64 = 1 << 30;
 /// How much is copied at once: what is in flight takes host memory a second time.
 const CHUNK_BYTES: u64 = 1 << 26;
 
-/// Where a slice begins in its arena, so that its vectors are aligned.
+/// What a slice begins at a multiple of in its arena, so that its vectors are aligned.
 const ALIGNMENT: u64 = 16;
+
+/// What wgpu copies, in bytes.
+const WORD: usize = 4;
 
 /// An open adapter.
 #[derive(Debug)]
@@ -32,6 +37,7 @@ pub(super) struct Gpu {
 #[derive(Debug)]
 struct Part {
     slice: usize,
+    /// Of the slice, in bytes.
     range: Range<usize>,
     arena: usize,
     /// In bytes.
@@ -54,32 +60,57 @@ impl Gpu {
 
     pub(super) fn clip(
         &self,
-        gradients: &mut [&mut [f32]],
-        clip: Clip,
-    ) -> Result<(Option<ClipRecord>, Timings), Error> {
+        gradients: &mut [Gradient<'_>],
+        clips: &[Clip],
+    ) -> Result<(Vec<ClipRecord>, Timings), Error> {
         let start = Instant::now();
-        let lens: Vec<usize> = gradients.iter().map(|gradient| gradient.len()).collect();
-        let (parts, sizes) = place(&lens, ARENA_BYTES.min(self.device().limits().max_buffer_size));
+        let operation = Clip::all_checked(clips)?[0];
+        let (parts, sizes) = self.place(gradients, &operation)?;
+        let in_slices = |error| in_slices(error, &parts);
         let arenas = self.allocate(&sizes)?;
-        let on_device: Vec<_> = parts.iter().map(|part| part.on(&arenas)).collect();
-        let plan = self.clipper.prepare(&on_device, clip)?;
+        let on_device: Vec<_> = parts.iter().map(|part| part.on(&arenas, &gradients[part.slice])).collect();
+        let plan = self.clipper.prepare_groups(&on_device, clips).map_err(in_slices)?;
         self.upload(gradients, &parts, &arenas)?;
         let upload = start.elapsed();
 
         let start = Instant::now();
-        let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        plan.encode(&mut encoder);
-        let ticket = plan.record_buffer().map(|_| plan.read_back(&mut encoder));
-        self.queue.submit([encoder.finish()]);
-        self.wait();
-        let record = ticket.map(ReadBack::wait).transpose()?;
+        let records = self.run(&plan).map_err(in_slices)?;
+        let records = records_in_slices(records, &parts);
         let clip = start.elapsed();
 
         let start = Instant::now();
-        if record.is_none_or(|record| record.clipped()) {
-            self.download(gradients, &parts, &arenas)?;
+        let is_changed = |part: &&Part| is_changed(part.slice, &gradients[part.slice], &operation, &records);
+        let changed: Vec<&Part> = parts.iter().filter(is_changed).collect();
+        self.download(gradients, &changed, &arenas)?;
+        Ok((records, Timings { upload, clip, download: start.elapsed() }))
+    }
+
+    /// Places the gradients, if those that must not be cut can do without.
+    fn place(
+        &self,
+        gradients: &[Gradient<'_>],
+        operation: &Operation,
+    ) -> Result<(Vec<Part>, Vec<u64>), Error> {
+        let allowed = self.device().limits().max_buffer_size / ALIGNMENT * ALIGNMENT;
+        let whole = is_whole(operation);
+        let lens: Vec<_> =
+            gradients.iter().map(|gradient| (gradient.bytes().len(), gradient.dtype())).collect();
+        let needed = lens.iter().map(|(bytes, _)| *bytes as u64).max().unwrap_or(0);
+        if whole && needed > allowed {
+            let what = "a gradient that must not be cut, to be clipped by this norm,";
+            return Err(Error::Limit { what, name: "max_buffer_size", needed, allowed });
         }
-        Ok((record, Timings { upload, clip, download: start.elapsed() }))
+        Ok(place(&lens, ARENA_BYTES.min(allowed), whole))
+    }
+
+    /// Clips what lies on the device.
+    fn run(&self, plan: &ClipPlan) -> Result<Vec<ClipRecord>, Error> {
+        let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.encode(&mut encoder);
+        let ticket = plan.record_buffer().map(|_| plan.read_back_all(&mut encoder));
+        self.queue.submit([encoder.finish()]);
+        self.wait();
+        ticket.map_or(Ok(Vec::new()), ReadBack::wait)
     }
 
     fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
@@ -98,14 +129,19 @@ impl Gpu {
         })
     }
 
-    fn upload(&self, gradients: &[&mut [f32]], parts: &[Part], arenas: &[wgpu::Buffer]) -> Result<(), Error> {
+    fn upload(
+        &self,
+        gradients: &[Gradient<'_>],
+        parts: &[Part],
+        arenas: &[wgpu::Buffer],
+    ) -> Result<(), Error> {
         guarded(self.device(), "the upload of the gradients", CHUNK_BYTES, || {
             let mut in_flight = 0;
             for part in parts {
-                let bytes: &[u8] = bytemuck::cast_slice(&gradients[part.slice][part.range.clone()]);
+                let bytes = &gradients[part.slice].bytes()[part.range.clone()];
                 let mut offset = part.offset;
                 for chunk in bytes.chunks(as_index(CHUNK_BYTES)) {
-                    self.queue.write_buffer(&arenas[part.arena], offset, chunk);
+                    self.write(&arenas[part.arena], offset, chunk);
                     offset += chunk.len() as u64;
                     in_flight += chunk.len() as u64;
                     if in_flight >= CHUNK_BYTES {
@@ -120,32 +156,53 @@ impl Gpu {
         })
     }
 
-    /// Copies the arenas back, chunk by chunk, and each chunk to the slices whose parts lie in it.
+    /// Writes words; a half of one at the end is filled up, for which the alignment of the parts leaves room.
+    fn write(&self, arena: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<WORD>();
+        self.queue.write_buffer(arena, offset, words.as_flattened());
+        if !rest.is_empty() {
+            let mut word = [0; WORD];
+            word[..rest.len()].copy_from_slice(rest);
+            self.queue.write_buffer(arena, offset + (bytes.len() - rest.len()) as u64, &word);
+        }
+    }
+
+    /// Copies the arenas back, chunk by chunk, and each chunk to the slices whose parts lie in it. Chunks in which
+    /// nothing has changed stay where they are.
     fn download(
         &self,
-        gradients: &mut [&mut [f32]],
-        parts: &[Part],
+        gradients: &mut [Gradient<'_>],
+        changed: &[&Part],
         arenas: &[wgpu::Buffer],
     ) -> Result<(), Error> {
+        if changed.is_empty() {
+            return Ok(());
+        }
         let largest = arenas.iter().map(wgpu::Buffer::size).max().unwrap_or(0).min(CHUNK_BYTES);
-        let staging = guarded(self.device(), "the way back of the gradients", largest, || {
-            self.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("gradclip.download"),
-                size: largest,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        })?;
+        let staging = self.staging(largest)?;
         for (index, arena) in arenas.iter().enumerate() {
             for from in (0..arena.size()).step_by(as_index(CHUNK_BYTES)) {
                 let chunk = from..arena.size().min(from + CHUNK_BYTES);
-                let in_arena = parts.iter().filter(|part| part.arena == index);
-                self.read(arena, chunk.clone(), &staging, |bytes| {
-                    in_arena.for_each(|part| part.take(&chunk, bytes, gradients));
-                })?;
+                let mut shown = changed.iter().filter(|part| part.shows_in(index, &chunk)).peekable();
+                if shown.peek().is_some() {
+                    self.read(arena, chunk.clone(), &staging, |bytes| {
+                        shown.for_each(|part| part.take(&chunk, bytes, &mut gradients[part.slice]));
+                    })?;
+                }
             }
         }
         Ok(())
+    }
+
+    fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
+        guarded(self.device(), "the way back of the gradients", size, || {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("gradclip.download"),
+                size,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })
     }
 
     fn read(
@@ -185,41 +242,83 @@ impl Gpu {
 
 impl Part {
     fn bytes(&self) -> Range<u64> {
-        self.offset..self.offset + 4 * self.range.len() as u64
+        self.offset..self.offset + self.range.len() as u64
     }
 
-    fn on<'a>(&self, arenas: &'a [wgpu::Buffer]) -> Gradient<'a> {
-        Gradient::new(&arenas[self.arena], DType::F32).bytes(self.bytes())
+    fn on<'a>(&self, arenas: &'a [wgpu::Buffer], gradient: &Gradient<'_>) -> gpu::Gradient<'a> {
+        let part = gpu::Gradient::new(&arenas[self.arena], gradient.dtype()).bytes(self.bytes());
+        let part = part.group(gradient.group);
+        let part = if gradient.measured { part } else { part.unmeasured() };
+        if gradient.scaled { part } else { part.unscaled() }
+    }
+
+    fn shows_in(&self, arena: usize, chunk: &Range<u64>) -> bool {
+        let own = self.bytes();
+        self.arena == arena && own.start.max(chunk.start) < own.end.min(chunk.end)
     }
 
     /// Copies what it has in a chunk of its arena to its slice.
-    fn take(&self, chunk: &Range<u64>, bytes: &[u8], gradients: &mut [&mut [f32]]) {
+    fn take(&self, chunk: &Range<u64>, bytes: &[u8], gradient: &mut Gradient<'_>) {
         let own = self.bytes();
         let (start, end) = (own.start.max(chunk.start), own.end.min(chunk.end));
-        if start >= end {
-            return;
-        }
         let from = as_index(start - chunk.start)..as_index(end - chunk.start);
         let to = as_index(start - own.start)..as_index(end - own.start);
-        let slice: &mut [u8] = bytemuck::cast_slice_mut(&mut gradients[self.slice][self.range.clone()]);
-        slice[to].copy_from_slice(&bytes[from]);
+        gradient.bytes_mut()[self.range.clone()][to].copy_from_slice(&bytes[from]);
     }
 }
 
-/// Places slices of these lengths into as few arenas as possible, in order, and says how large each is. A slice too
-/// large for an arena is cut between two tiles, so that it makes no difference to the sum.
-fn place(lens: &[usize], arena_bytes: u64) -> (Vec<Part>, Vec<u64>) {
-    let most = as_index(arena_bytes / 4 / LARGEST_TILE * LARGEST_TILE);
-    let mut parts = Vec::with_capacity(lens.len());
+fn has_own_norms(operation: &Operation) -> bool {
+    matches!(operation, Operation::Norm(ByNorm { scope: Scope::Tensor | Scope::TensorRms, .. }))
+}
+
+/// Whether a part of a gradient would not be clipped as the whole: where each has a norm of its own, or counts as one.
+fn is_whole(operation: &Operation) -> bool {
+    let counts = matches!(operation, Operation::Norm(norm) if norm.norm_type.p() == 0.0);
+    counts || has_own_norms(operation)
+}
+
+/// Whether the clip has written to a gradient.
+fn is_changed(index: usize, gradient: &Gradient<'_>, operation: &Operation, records: &[ClipRecord]) -> bool {
+    let record = if has_own_norms(operation) { index } else { gradient.group };
+    gradient.scaled
+        && match operation {
+            Operation::Norm(norm) => !norm.coefficient_only && records[record].factor != 1.0,
+            Operation::Clamp { .. } => true,
+        }
+}
+
+/// Records about parts, as those of the slices that they belong to.
+fn records_in_slices(records: Vec<ClipRecord>, parts: &[Part]) -> Vec<ClipRecord> {
+    records.into_iter().map(|record| record.reindexed(|part| parts[part].slice)).collect()
+}
+
+/// An error about parts, as one about the slices that they belong to.
+fn in_slices(error: Error, parts: &[Part]) -> Error {
+    let slice = |part: usize| parts[part].slice;
+    match error {
+        Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
+        Error::NonFinite { gradient, total_norm } => {
+            Error::NonFinite { gradient: gradient.map(slice), total_norm }
+        }
+        other => other,
+    }
+}
+
+/// Places slices of so many bytes into as few arenas as possible, in order, and says how large each is. A slice too
+/// large for an arena is cut between two tiles, so that it makes no difference to the sum; if it must stay whole, it has a
+/// larger arena for itself.
+fn place(slices: &[(usize, DType)], arena_bytes: u64, whole: bool) -> (Vec<Part>, Vec<u64>) {
+    let mut parts = Vec::with_capacity(slices.len());
     let mut sizes: Vec<u64> = Vec::new();
-    for (slice, &len) in lens.iter().enumerate() {
-        for from in (0..len).step_by(most) {
+    for (slice, &(len, dtype)) in slices.iter().enumerate() {
+        let tile = dtype.size() * LARGEST_TILE;
+        let most = if whole { len.max(1) } else { as_index(arena_bytes / tile * tile) };
+        // An empty one has an empty part, so that it has a record.
+        for from in (0..len.max(1)).step_by(most) {
             let range = from..len.min(from + most);
-            let bytes = 4 * range.len() as u64;
+            let bytes = (range.len() as u64).next_multiple_of(ALIGNMENT);
             let offset = match sizes.last() {
-                Some(size) if size.next_multiple_of(ALIGNMENT) + bytes <= 4 * most as u64 => {
-                    size.next_multiple_of(ALIGNMENT)
-                }
+                Some(&size) if size + bytes <= arena_bytes => size,
                 _ => {
                     sizes.push(0);
                     0
@@ -230,7 +329,8 @@ fn place(lens: &[usize], arena_bytes: u64) -> (Vec<Part>, Vec<u64>) {
             parts.push(Part { slice, range, arena, offset });
         }
     }
-    (parts, sizes)
+    // Nothing at all is nowhere, but a buffer must be somewhere.
+    (parts, sizes.into_iter().map(|size| size.max(ALIGNMENT)).collect())
 }
 
 fn as_index(bytes: u64) -> usize {
@@ -241,32 +341,116 @@ fn as_index(bytes: u64) -> usize {
 mod tests {
     use super::*;
 
-    /// What `place` promises, for an arena of two tiles.
-    fn check(lens: &[usize]) {
-        let arena_bytes = 8 * LARGEST_TILE + 12;
-        let (parts, sizes) = place(lens, arena_bytes);
+    /// What `place` promises, for arenas of two tiles of f32.
+    fn check(lens: &[usize], dtypes: &[DType], whole: bool) {
+        let arena_bytes = 8 * LARGEST_TILE;
+        let slices: Vec<_> = lens
+            .iter()
+            .zip(dtypes.iter().cycle())
+            .map(|(len, dtype)| (len * as_index(dtype.size()), *dtype))
+            .collect();
+        let (parts, sizes) = place(&slices, arena_bytes, whole);
         let mut ends = vec![0; sizes.len()];
-        let mut taken = vec![0; lens.len()];
+        let mut taken = vec![None; lens.len()];
         for part in &parts {
+            let dtype = slices[part.slice].1;
             assert!(part.offset >= ends[part.arena], "{part:?} overlaps the one before");
             assert_eq!(part.offset % ALIGNMENT, 0, "{part:?} is aligned");
-            assert_eq!(part.range.start, taken[part.slice], "{part:?} follows on the one before");
-            assert_eq!(part.range.start % as_index(LARGEST_TILE), 0, "{part:?} is cut between tiles");
-            ends[part.arena] = part.bytes().end;
-            taken[part.slice] = part.range.end;
+            assert_eq!(
+                part.range.start,
+                taken[part.slice].unwrap_or(0),
+                "{part:?} follows on the one before"
+            );
+            let tile = as_index(dtype.size() * LARGEST_TILE);
+            assert_eq!(part.range.start % tile, 0, "{part:?} is cut between tiles");
+            assert!(!whole || part.range.len() == slices[part.slice].0, "{part:?} is whole");
+            ends[part.arena] = part.bytes().end.next_multiple_of(ALIGNMENT);
+            taken[part.slice] = Some(part.range.end);
         }
-        assert_eq!(ends, sizes, "an arena ends with its last part");
-        assert_eq!(taken, lens, "every element has a place");
-        assert!(sizes.iter().all(|&size| size <= arena_bytes), "{sizes:?} are within the limit");
+        let whole_slices: Vec<_> = slices.iter().map(|(bytes, _)| Some(*bytes)).collect();
+        assert_eq!(taken, whole_slices, "every element has a place, and nothing has one, too");
+        for (arena, (&size, end)) in sizes.iter().zip(ends).enumerate() {
+            assert_eq!(size, end.max(ALIGNMENT), "an arena ends with its last part");
+            let shared = parts.iter().filter(|part| part.arena == arena && !part.range.is_empty()).count();
+            assert!(
+                size <= arena_bytes || whole && shared == 1,
+                "arena {arena} of {size} bytes is too large"
+            );
+        }
     }
 
     #[test]
     fn slices_are_placed_without_loss() {
         let tile = as_index(LARGEST_TILE);
-        check(&[]);
-        check(&[0, 0]);
-        check(&[1, 2, 3, 0, 5]);
-        check(&[tile, tile, 1]);
-        check(&[2 * tile, 2 * tile + 1, 5 * tile - 1, 7, tile]);
+        let sets: [&[usize]; 5] = [
+            &[],
+            &[0, 0],
+            &[1, 2, 3, 0, 5],
+            &[tile, tile, 1],
+            &[2 * tile, 2 * tile + 1, 5 * tile - 1, 7, tile, 0, 9 * tile],
+        ];
+        for lens in sets {
+            for dtypes in [&[DType::F32][..], &[DType::F16], &[DType::BF16, DType::F32]] {
+                check(lens, dtypes, false);
+                check(lens, dtypes, true);
+            }
+        }
+    }
+
+    /// An adapter that allows no buffer above so many bytes, so that few elements are many.
+    fn small_gpu(max_buffer_size: u64) -> Gpu {
+        let adapter = crate::adapters().remove(0);
+        let required_limits = wgpu::Limits {
+            max_buffer_size,
+            max_storage_buffer_binding_size: max_buffer_size,
+            ..wgpu::Limits::default()
+        };
+        let descriptor = wgpu::DeviceDescriptor { required_limits, ..wgpu::DeviceDescriptor::default() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+        Gpu { info: adapter.get_info(), queue, clipper: Clipper::new(&device).unwrap() }
+    }
+
+    #[test]
+    fn what_is_cut_is_clipped_as_one() {
+        let gpu = small_gpu(4 * LARGEST_TILE + 256);
+        let make = || {
+            let numbers = (0_u16..).map(|i| f32::from(i % 1001) - 500.0);
+            let body: Vec<f32> = numbers.clone().take(60_000).cycle().take(200_001).collect();
+            let head: Vec<half::bf16> = numbers.map(half::bf16::from_f32).take(7).collect();
+            (body, head)
+        };
+        let clip = Clip::by_global_norm(1.0).loss_scale(4.0);
+        let ((mut body, mut head), (mut expected, mut head_expected)) = (make(), make());
+        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip]);
+        let mut gradients = [Gradient::f32(&mut expected), Gradient::bf16(&mut head_expected)];
+        let record = crate::cpu::clip_groups(&mut gradients, &[clip]).unwrap()[0];
+        let found = outcome.unwrap().0[0];
+        assert!((found.total_norm - record.total_norm).abs() <= 1e-6 * record.total_norm, "{found:?}");
+        let mut pairs = body.iter().zip(&expected);
+        assert!(pairs.all(|(x, y)| (x - y).abs() <= 1e-6 * y.abs()), "the parts are in their places");
+        assert_eq!(head, head_expected);
+
+        // In the third part of the second gradient.
+        expected[150_000] = f32::NAN;
+        let mut gradients = [Gradient::bf16(&mut head), Gradient::f32(&mut expected)];
+        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()]).unwrap();
+        assert_eq!(records[0].first_non_finite(), Some(1));
+        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)]);
+        assert!(matches!(error, Err(Error::NonFinite { gradient: Some(1), .. })), "{error:?}");
+        let error = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip]);
+        assert!(matches!(error, Err(Error::Group { gradient: 1, given: 1, groups: 1 })), "{error:?}");
+    }
+
+    #[test]
+    fn what_must_not_be_cut_is_refused() {
+        let gpu = small_gpu(4 * LARGEST_TILE + 256);
+        let (mut large, mut small) = (vec![1.0; as_index(LARGEST_TILE) + 100], [2.0; 3]);
+        let count = Clip::by_global_norm(1.0).norm_type(crate::NormType::P(0.0));
+        for clip in [Clip::by_norm(1.0), Clip::by_rms(0.5), count] {
+            let mut gradients = [Gradient::f32(&mut small), Gradient::f32(&mut large)];
+            let error = gpu.clip(&mut gradients, &[clip]).unwrap_err();
+            assert!(matches!(error, Error::Limit { name: "max_buffer_size", .. }), "{error}");
+            assert!(gpu.clip(&mut gradients[..1], &[clip]).is_ok());
+        }
     }
 }

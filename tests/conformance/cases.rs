@@ -2,24 +2,41 @@
 
 use std::iter::repeat_n;
 
-use gradclip::{Clip, Error};
+use gradclip::{Clip, DType, Epsilon, Error, NonFinite, NormType};
 
 use crate::common::noise;
-use crate::golden;
+use crate::common::typed::Role;
+use crate::{golden, ways};
 
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) gradients: Box<dyn Fn() -> Vec<Vec<f32>> + Send + Sync>,
+    /// Of the gradients in turn, over and over.
+    roles: Vec<Role>,
     /// One after the other, on what the one before has left.
     pub(crate) clips: Vec<Options>,
     pub(crate) expect: Expect,
 }
 
-/// The options of a clip, for [`Clip`] keeps them to itself.
+/// The options of the clips of one plan, for [`Clip`] keeps them to itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// One for each group.
+    pub(crate) methods: Vec<Method>,
+    pub(crate) norm_type: NormType,
+    pub(crate) epsilon: Option<Epsilon>,
+    pub(crate) non_finite: NonFinite,
+    pub(crate) loss_scale: Option<f32>,
+    pub(crate) coefficient_only: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Options {
+pub(crate) enum Method {
     Norm(f32),
-    CoefficientOnly(f32),
+    /// Each gradient by its own norm.
+    Own(f32),
+    /// Each gradient by the root of the mean of its squares.
+    Rms(f32),
     Value(f32),
     Range(f32, f32),
 }
@@ -43,33 +60,109 @@ pub(crate) struct Peer {
     pub(crate) clipped: Vec<Vec<f32>>,
 }
 
-use Options::{CoefficientOnly, Norm, Range, Value};
+use Method::{Norm, Range, Value};
 
 impl Options {
-    pub(crate) fn clip(self) -> Clip {
-        match self {
-            Norm(max_norm) => Clip::by_global_norm(max_norm),
-            CoefficientOnly(max_norm) => Clip::by_global_norm(max_norm).coefficient_only(),
-            Value(clip_value) => Clip::by_value(clip_value),
-            Range(low, high) => Clip::by_value_range(low, high),
+    /// For groups with these methods.
+    pub(crate) fn groups(methods: &[Method]) -> Self {
+        Self {
+            methods: methods.to_vec(),
+            norm_type: NormType::L2,
+            epsilon: None,
+            non_finite: NonFinite::Propagate,
+            loss_scale: None,
+            coefficient_only: false,
         }
     }
+
+    pub(crate) fn norm_type(self, norm_type: NormType) -> Self {
+        Self { norm_type, ..self }
+    }
+
+    pub(crate) fn epsilon(self, epsilon: Epsilon) -> Self {
+        Self { epsilon: Some(epsilon), ..self }
+    }
+
+    pub(crate) fn non_finite(self, non_finite: NonFinite) -> Self {
+        Self { non_finite, ..self }
+    }
+
+    pub(crate) fn loss_scale(self, scale: f32) -> Self {
+        Self { loss_scale: Some(scale), ..self }
+    }
+
+    pub(crate) fn coefficient_only(self) -> Self {
+        Self { coefficient_only: true, ..self }
+    }
+
+    pub(crate) fn clips(&self) -> Vec<Clip> {
+        self.methods.iter().map(|method| self.clip(*method)).collect()
+    }
+
+    fn clip(&self, method: Method) -> Clip {
+        let clip = match method {
+            Norm(max_norm) => Clip::by_global_norm(max_norm),
+            Method::Own(max_norm) => Clip::by_norm(max_norm),
+            Method::Rms(threshold) => Clip::by_rms(threshold),
+            Value(clip_value) => Clip::by_value(clip_value),
+            Range(low, high) => Clip::by_value_range(low, high),
+        };
+        let clip = clip.norm_type(self.norm_type).non_finite(self.non_finite);
+        let clip = self.epsilon.map_or(clip, |epsilon| clip.epsilon(epsilon));
+        let clip = self.loss_scale.map_or(clip, |scale| clip.loss_scale(scale));
+        if self.coefficient_only { clip.coefficient_only() } else { clip }
+    }
+}
+
+impl From<Method> for Options {
+    fn from(method: Method) -> Self {
+        Self::groups(&[method])
+    }
+}
+
+fn coefficient_only(max_norm: f32) -> Options {
+    Options::from(Norm(max_norm)).coefficient_only()
 }
 
 impl Case {
     pub(crate) fn new(
         name: impl Into<String>,
         gradients: impl Fn() -> Vec<Vec<f32>> + Send + Sync + 'static,
-        options: Options,
+        options: impl Into<Options>,
         expect: Expect,
     ) -> Self {
-        Self { name: name.into(), gradients: Box::new(gradients), clips: vec![options], expect }
+        Self {
+            name: name.into(),
+            gradients: Box::new(gradients),
+            roles: vec![Role::of(DType::F32)],
+            clips: vec![options.into()],
+            expect,
+        }
     }
 
     /// Of gradients that fit into a line.
-    fn of(name: impl Into<String>, gradients: &[&[f32]], options: Options, expect: Expect) -> Self {
+    pub(crate) fn of(
+        name: impl Into<String>,
+        gradients: &[&[f32]],
+        options: impl Into<Options>,
+        expect: Expect,
+    ) -> Self {
         let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.to_vec()).collect();
         Self::new(name, move || gradients.clone(), options, expect)
+    }
+
+    /// With gradients in these roles, in turn.
+    pub(crate) fn roles(self, roles: &[Role]) -> Self {
+        Self { roles: roles.to_vec(), ..self }
+    }
+
+    /// With gradients of this type.
+    pub(crate) fn all(self, dtype: DType) -> Self {
+        self.roles(&[Role::of(dtype)])
+    }
+
+    pub(crate) fn role(&self, gradient: usize) -> Role {
+        self.roles[gradient % self.roles.len()]
     }
 }
 
@@ -85,6 +178,7 @@ pub(crate) fn all() -> Vec<Case> {
         limits(),
         ranges(),
         errors(),
+        ways::cases(),
     ];
     suites.into_iter().flatten().collect()
 }
@@ -119,7 +213,7 @@ fn pytorch() -> Vec<Case> {
 /// Clipped again and again, to one half, one third, ...
 fn optax() -> Vec<Case> {
     let mut case = Case::of("optax/repeated", &[&[500.0, 5.0], &[300.0, 3.0]], Norm(1.0), Expect::Definition);
-    case.clips = (1..=50_u8).map(|i| Norm(1.0 / f32::from(i))).collect();
+    case.clips = (1..=50_u8).map(|i| Norm(1.0 / f32::from(i)).into()).collect();
     vec![case]
 }
 
@@ -144,7 +238,7 @@ fn apex() -> Vec<Case> {
                     repeat_n(pair, times).flatten().collect()
                 };
                 let name = format!("apex/{a},{b}/{times}");
-                cases.push(Case::new(name, gradients, CoefficientOnly(1.0), Expect::Definition));
+                cases.push(Case::new(name, gradients, coefficient_only(1.0), Expect::Definition));
             }
         }
     }
@@ -262,7 +356,8 @@ fn limits() -> Vec<Case> {
     }
     let clip_to = |max_norm: f32| {
         let name = format!("limit/{max_norm:e}");
-        [("", Norm(max_norm)), ("/coefficient_only", CoefficientOnly(max_norm))].map(|(suffix, options)| {
+        let options = [("", Norm(max_norm).into()), ("/coefficient_only", coefficient_only(max_norm))];
+        options.map(|(suffix, options)| {
             Case::of(name.clone() + suffix, &[&[3.0, -4.0], &[12.0]], options, Expect::Definition)
         })
     };
@@ -318,8 +413,8 @@ fn ranges() -> Vec<Case> {
     ];
     // TensorFlow's, and twice a number of elements that fills no vector.
     let tensorflow = Case::of("tensorflow/value", &[&[f32::NAN, INF, -INF]], Value(4.0), Expect::Definition);
-    let clamp = |options: Options| {
-        Case::of(format!("range/{options:?}"), &[&numbers, &numbers], options, Expect::Definition)
+    let clamp = |method: Method| {
+        Case::of(format!("range/{method:?}"), &[&numbers, &numbers], method, Expect::Definition)
     };
     ranges.into_iter().map(clamp).chain([tensorflow]).collect()
 }
@@ -328,8 +423,10 @@ fn ranges() -> Vec<Case> {
 fn errors() -> Vec<Case> {
     const INF: f32 = f32::INFINITY;
     const NAN: f32 = f32::NAN;
-    let norm =
-        |given| [Norm(given), CoefficientOnly(given)].map(|options| (options, Error::MaxNorm { given }));
+    let norm = |given| {
+        [Norm(given), Method::Own(given), Method::Rms(given)]
+            .map(|options| (options, Error::MaxNorm { given }))
+    };
     let value = |given| [(Value(given), Error::ClipValue { given })];
     let range = |low, high| [(Range(low, high), Error::ClipRange { low, high })];
     let rows = [-1.0, -1e-45, -INF, NAN].into_iter().flat_map(norm);

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use gradclip::Error;
+use gradclip::{Error, NormType};
 use serde_json::Value;
 
-use crate::cases::{Case, Expect, Options, Peer};
+use crate::cases::{Case, Expect, Method, Options, Peer};
 
 /// Where this crate differs from PyTorch.
 #[derive(Clone, Copy)]
 enum Difference {
-    /// PyTorch sums in f32, which shows in its norm.
+    /// PyTorch sums, and takes powers, in f32, which shows in its norm.
     Rounded,
     /// PyTorch's squares overflow.
     Better,
@@ -18,11 +18,18 @@ enum Difference {
     Error,
 }
 
-const DIFFERENCES: [(&str, Difference); 11] = [
+const DIFFERENCES: [(&str, Difference); 18] = [
     ("torch/torch_suite_small/0", Difference::Rounded),
     ("torch/randn_255/0", Difference::Rounded),
     ("torch/randn_256/0", Difference::Rounded),
     ("torch/randn_1000/0", Difference::Rounded),
+    ("torch/0.5/torch_suite_large/0", Difference::Rounded),
+    ("torch/1.5/torch_suite_large/0", Difference::Rounded),
+    ("torch/3/torch_suite_large/0", Difference::Rounded),
+    ("torch/-1/torch_suite_large/0", Difference::Rounded),
+    ("torch/0.5/torch_suite_small/0", Difference::Rounded),
+    ("torch/1.5/torch_suite_small/0", Difference::Rounded),
+    ("torch/3/pyth_3_4_12/0", Difference::Rounded),
     ("torch/nonfinite_or_extreme/3", Difference::Better),
     ("torch/max_inf_norm_overflow/0", Difference::Better),
     ("torch/pyth_max/2", Difference::Error),
@@ -36,14 +43,16 @@ const DIFFERENCES: [(&str, Difference); 11] = [
 pub(crate) fn cases() -> Vec<Case> {
     let golden: Value =
         serde_json::from_str(include_str!("../fixtures/torch_golden.json")).expect("well-formed JSON");
-    let by_norm = list(&golden["norm"]).iter().filter(|call| call["norm_type"] == "2.0").map(|call| {
+    let by_norm = list(&golden["norm"]).iter().map(|call| {
         let max_norm = decimal(&call["max_norm"]);
-        let total_norm = Some(number(&call["total_norm"]));
-        ("torch", call, Options::Norm(max_norm), total_norm, Error::MaxNorm { given: max_norm })
+        let p = decimal(&call["norm_type"]);
+        let suite = if p == 2.0 { "torch".to_owned() } else { format!("torch/{p}") };
+        let options = Options::from(Method::Norm(max_norm)).norm_type(NormType::P(p));
+        (suite, call, options, Some(number(&call["total_norm"])), Error::MaxNorm { given: max_norm })
     });
     let by_value = list(&golden["value"]).iter().map(|call| {
         let bound = decimal(&call["clip_value"]);
-        ("torch/value", call, Options::Value(bound), None, Error::ClipValue { given: bound })
+        ("torch/value".to_owned(), call, Method::Value(bound).into(), None, Error::ClipValue { given: bound })
     });
 
     let mut differences = HashMap::from(DIFFERENCES);

@@ -5,19 +5,23 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod golden;
+mod layouts;
 mod verdict;
+mod ways;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use gradclip::{Clip, Error, wgpu};
+use gradclip::{Clip, ClipRecord, wgpu};
 use libtest_mimic::{Arguments, Trial};
 
 use cases::{Case, Expect};
-use common::{Gpu, Outcome, Placement, bits};
-use verdict::Precision;
+use common::typed::{Attempt, Halves, Role, attempt_on_cpu, rounded};
+use common::{Gpu, bits};
+use layouts::Extents;
+use verdict::{Precision, Step};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -48,12 +52,12 @@ enum Means {
     Gpu { gpu: Arc<Gpu>, layout: Layout, agreement: Arc<Agreement> },
 }
 
-/// Where gradients of these lengths lie.
-type Layout = fn(&[usize]) -> Placement;
+/// Where gradients of these types and lengths lie.
+type Layout = fn(Extents<'_>) -> Halves;
 
 fn paths() -> Vec<Arc<Path>> {
     let layouts: [(_, Layout); 3] =
-        [("separate", Placement::separate), ("arena", Placement::arena), ("packed", Placement::packed)];
+        [("separate", layouts::separate), ("arena", layouts::arena), ("packed", layouts::packed)];
     let mut paths = vec![Path { name: "cpu".into(), means: Means::Cpu }];
     for adapter in common::adapters() {
         let agreement = Arc::<Agreement>::default();
@@ -89,12 +93,13 @@ impl Path {
         }
     }
 
-    fn clip(&self, gradients: &[Vec<f32>], clip: Clip) -> Result<Outcome, Error> {
+    fn attempt(&self, gradients: &[Vec<f32>], roles: &[Role], clips: &[Clip]) -> Attempt {
         match &self.means {
-            Means::Cpu => common::clip_on_cpu(gradients, clip),
+            Means::Cpu => attempt_on_cpu(gradients, roles, clips),
             Means::Gpu { gpu, layout, .. } => {
-                let lens: Vec<_> = gradients.iter().map(Vec::len).collect();
-                gpu.clip(&layout(&lens), gradients, clip)
+                let extents =
+                    roles.iter().zip(gradients).map(|(role, gradient)| (role.dtype, gradient.len()));
+                gpu.attempt(&layout(&extents.collect::<Vec<_>>()), gradients, roles, clips)
             }
         }
     }
@@ -105,36 +110,47 @@ impl Path {
 struct Agreement(Mutex<HashMap<String, (String, u64)>>);
 
 impl Agreement {
-    fn check(&self, path: &Path, clip: String, outcome: &Outcome) {
+    fn check(&self, path: &Path, clip: String, records: &[ClipRecord], after: &[Vec<f32>]) {
         let mut hasher = DefaultHasher::new();
-        outcome.record.as_ref().map(bytemuck::bytes_of).hash(&mut hasher);
-        bits(&outcome.gradients).hash(&mut hasher);
+        bytemuck::cast_slice::<_, u8>(records).hash(&mut hasher);
+        bits(after).hash(&mut hasher);
         let hash = hasher.finish();
         let (first, expected) = {
             let mut outcomes = self.0.lock().expect("no trial panics while it holds this");
             outcomes.entry(clip).or_insert_with(|| (path.name.clone(), hash)).clone()
         };
-        assert_eq!(hash, expected, "the bits differ from those of {first}: {:?}", outcome.record);
+        assert_eq!(hash, expected, "the bits differ from those of {first}: {records:?}");
     }
 }
 
 fn run(path: &Path, case: &Case) {
-    let mut gradients = (case.gradients)();
+    let mut before = (case.gradients)();
+    let roles: Vec<_> = (0..before.len()).map(|gradient| case.role(gradient)).collect();
+    for (gradient, role) in before.iter_mut().zip(&roles) {
+        for g in gradient {
+            *g = rounded(role.dtype, *g);
+        }
+    }
     for options in &case.clips {
-        match (path.clip(&gradients, options.clip()), &case.expect) {
+        let Attempt { records, gradients: after } = path.attempt(&before, &roles, &options.clips());
+        match (records, &case.expect) {
             (Err(error), Expect::Error(expected)) => {
                 // As text: NaN is not equal to itself.
                 assert_eq!(format!("{error:?}"), format!("{expected:?}"));
+                assert_eq!(bits(&after), bits(&before));
             }
-            (Ok(outcome), Expect::Error(expected)) => panic!("{outcome:?}, but expected was {expected:?}"),
+            (Ok(records), Expect::Error(expected)) => {
+                panic!("{records:?}, but expected was {expected:?}")
+            }
             (Err(error), _) => panic!("{error}"),
-            (Ok(outcome), expect) => {
-                path.precision().check(&gradients, *options, &outcome);
-                path.precision().compare(&gradients, expect, &outcome);
+            (Ok(records), expect) => {
+                let step = Step { before: &before, roles: &roles, options, records: &records, after: &after };
+                path.precision().check(&step);
+                path.precision().compare(&step, expect);
                 if let Means::Gpu { agreement, .. } = &path.means {
-                    agreement.check(path, format!("{} {options:?}", case.name), &outcome);
+                    agreement.check(path, format!("{} {options:?}", case.name), &records, &after);
                 }
-                gradients = outcome.gradients;
+                before = after;
             }
         }
     }

@@ -1,18 +1,27 @@
 //! What is right: the definition in `gradclip::reference`, to within what a path promises.
 
-use gradclip::{ClipRecord, reference};
+use gradclip::{ClipRecord, DType, Epsilon, NonFinite, NormType, reference};
 
-use crate::cases::{Expect, Options, Peer};
-use crate::common::{Outcome, slices};
+use crate::cases::{Expect, Method, Options, Peer};
+use crate::common::typed::{Role, rounded};
 
 /// How exact a path is.
 pub(crate) struct Precision {
     /// The relative error of the norm of so many elements.
-    norm: fn(usize) -> f64,
+    norm: fn(NormType, usize) -> f64,
     /// The relative error of the coefficient of a given norm.
     coefficient: f64,
     /// Whether subnormal numbers may become zeros where they are multiplied.
     flushes: bool,
+}
+
+/// One clip, and what came of it.
+pub(crate) struct Step<'a> {
+    pub(crate) before: &'a [Vec<f32>],
+    pub(crate) roles: &'a [Role],
+    pub(crate) options: &'a Options,
+    pub(crate) records: &'a [ClipRecord],
+    pub(crate) after: &'a [Vec<f32>],
 }
 
 /// Half a unit in the last place.
@@ -20,13 +29,19 @@ const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
 
 /// The norm is the exact one rounded once, but for the f64 in which it is summed; the coefficient is PyTorch's.
 pub(crate) const CPU: Precision =
-    Precision { norm: |_| ROUNDING * (1.0 + 1e-6), coefficient: 0.0, flushes: false };
+    Precision { norm: |_, _| ROUNDING * (1.0 + 1e-6), coefficient: 0.0, flushes: false };
 
 /// No element is rounded in a sum more than some 75 times, however many there are (17 in the chain of an invocation,
-/// 12 up the tree of a workgroup, the rest where partials are joined), of which the root halves the effect. Vulkan
-/// allows 3 units in the last place for a root, 2.5 for a division, and correct rounding otherwise.
+/// 12 up the tree of a workgroup, the rest where partials are joined), of which the root of L2 halves the effect. Vulkan
+/// allows 3 units in the last place for a root, 2.5 for a division, and correct rounding otherwise; but for a power only
+/// what its exponent and logarithm are good for. A largest or smallest magnitude is rounded at most once, by a loss scale.
 pub(crate) const GPU: Precision = Precision {
-    norm: |elements| ROUNDING * (elements.min(75) as f64 / 2.0 + 6.0),
+    norm: |norm_type, elements| match norm_type {
+        NormType::L1 | NormType::P(1.0) => ROUNDING * (elements.min(75) as f64 + 6.0),
+        NormType::L2 | NormType::P(2.0) => ROUNDING * (elements.min(75) as f64 / 2.0 + 6.0),
+        NormType::P(p) if p.is_finite() => 3e-6,
+        _ => ROUNDING * (1.0 + 1e-6),
+    },
     coefficient: ROUNDING * 8.0,
     flushes: true,
 };
@@ -34,66 +49,172 @@ pub(crate) const GPU: Precision = Precision {
 /// PyTorch sums in f32, along chains that grow with the tensor: this is its error for a thousand elements.
 const PYTORCH: f64 = 1e-6;
 
-impl Precision {
-    /// Whether one clip of `before` did what it means.
-    pub(crate) fn check(&self, before: &[Vec<f32>], options: Options, outcome: &Outcome) {
-        match (options, outcome.record) {
-            (Options::Norm(max_norm), Some(record)) => {
-                self.check_record(before, max_norm, record);
-                check_elements(before, outcome, |g| self.scaled(g, record.clip_coef));
+impl Step<'_> {
+    fn inverse_scale(&self) -> f32 {
+        self.options.loss_scale.unwrap_or(1.0).recip()
+    }
+
+    /// Of the record that rules a gradient: its index, the gradients whose norm it has, and its limit.
+    fn segment(&self, gradient: usize) -> (usize, Vec<usize>, f32) {
+        let group = self.roles[gradient].group;
+        let own = || if self.roles[gradient].measured { vec![gradient] } else { Vec::new() };
+        let limit = |limit| if self.roles[gradient].measured { limit } else { f32::INFINITY };
+        match self.options.methods[group] {
+            Method::Norm(max_norm) => (group, self.members(group), max_norm),
+            Method::Own(max_norm) => (gradient, own(), limit(max_norm)),
+            #[expect(clippy::cast_possible_truncation, reason = "too large a limit is infinite")]
+            Method::Rms(threshold) => {
+                let elements = self.before[gradient].len().max(1) as f64;
+                (gradient, own(), limit((f64::from(threshold) * elements.sqrt()) as f32))
             }
-            (Options::CoefficientOnly(max_norm), Some(record)) => {
-                self.check_record(before, max_norm, record);
-                check_elements(before, outcome, exactly);
-            }
-            (Options::Value(bound), None) => {
-                check_elements(before, outcome, |g| exactly(reference::clamp(g, -bound, bound)));
-            }
-            (Options::Range(low, high), None) => {
-                check_elements(before, outcome, |g| exactly(reference::clamp(g, low, high)));
-            }
-            (_, record) => panic!("{record:?} does not belong to a clip by {options:?}"),
+            Method::Value(_) | Method::Range(..) => panic!("a clip by value has no records"),
         }
     }
 
-    fn check_record(&self, before: &[Vec<f32>], max_norm: f32, record: ClipRecord) {
-        let gradients = slices(before);
+    /// The gradients that are measured with a group.
+    fn members(&self, group: usize) -> Vec<usize> {
+        let is_member = |index: &usize| self.roles[*index].group == group && self.roles[*index].measured;
+        (0..self.before.len()).filter(is_member).collect()
+    }
+
+    fn epsilon(&self) -> f32 {
+        match (self.options.epsilon, &self.options.methods[0]) {
+            (Some(Epsilon::None), _) | (None, Method::Rms(_)) => 0.0,
+            (Some(Epsilon::Value(value)), _) => value,
+            _ => 1e-6,
+        }
+    }
+
+    /// The bounds of a clip by value, rounded to a type, in which they are finite if they were.
+    fn bounds(&self, role: &Role) -> Option<[f32; 2]> {
+        let [low, high] = match self.options.methods[role.group] {
+            Method::Value(bound) => [-bound, bound],
+            Method::Range(low, high) => [low, high],
+            _ => return None,
+        };
+        let most = match role.dtype {
+            DType::F16 => 65504.0,
+            _ => rounded(role.dtype, f32::from_bits(0x7f7f_0000)),
+        };
+        let nearest = |bound: f32| {
+            let nearest = rounded(role.dtype, bound);
+            if nearest == bound || bound.is_infinite() { nearest } else { nearest.clamp(-most, most) }
+        };
+        Some([nearest(low), nearest(high)])
+    }
+}
+
+impl Precision {
+    /// Whether one clip did what it means.
+    pub(crate) fn check(&self, step: &Step<'_>) {
+        let by_value = matches!(step.options.methods[0], Method::Value(_) | Method::Range(..));
+        let each = matches!(step.options.methods[0], Method::Own(_) | Method::Rms(_));
+        let records = if each { step.before.len() } else { step.options.methods.len() };
+        assert_eq!(step.records.len(), if by_value { 0 } else { records }, "records");
+        if !each && !by_value {
+            // A group may have no gradients, and a record all the same.
+            for (group, (record, method)) in step.records.iter().zip(&step.options.methods).enumerate() {
+                let Method::Norm(max_norm) = *method else { panic!("{method:?} among others") };
+                self.check_record(step, record, &step.members(group), max_norm);
+            }
+        }
+        for (index, role) in step.roles.iter().enumerate() {
+            let check = |expected: &dyn Fn(f32) -> [f32; 2]| check_elements(step, index, expected);
+            if let Some([low, high]) = step.bounds(role).filter(|_| role.scaled) {
+                check(&|g| exactly(reference::clamp(g, low, high)));
+                continue;
+            }
+            if by_value {
+                check(&exactly);
+                continue;
+            }
+            let (record, members, limit) = step.segment(index);
+            let record = &step.records[record];
+            if each {
+                self.check_record(step, record, &members, limit);
+            }
+            if step.options.coefficient_only || !role.scaled || record.skip() {
+                check(&exactly);
+            } else if record.zeroed() {
+                check(&|_| exactly(0.0));
+            } else {
+                check(&|g| self.scaled(g, record.factor).map(|product| rounded(role.dtype, product)));
+            }
+        }
+    }
+
+    /// Whether this is the record of these gradients, clipped to this limit.
+    fn check_record(&self, step: &Step<'_>, record: &ClipRecord, members: &[usize], max_norm: f32) {
+        let gradients: Vec<&[f32]> = members.iter().map(|&index| &step.before[index][..]).collect();
         let elements = gradients.iter().map(|gradient| gradient.len()).sum();
-        let (norm, expected) = (record.total_norm, reference::total_norm(&gradients));
+        let inverse = step.inverse_scale();
+
+        let tolerance = (self.norm)(step.options.norm_type, elements)
+            + if inverse == 1.0 || self.coefficient == 0.0 { 0.0 } else { 2.0 * ROUNDING };
+        let exact = reference::norm(&gradients, step.options.norm_type) * f64::from(inverse);
+        let norm = record.total_norm;
+        assert!(is_near(norm, exact, tolerance), "the norm is {norm:e}, but expected was {exact:e}");
+        let unbounded = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
+        let is_exact = (unbounded - exact).abs() <= (tolerance + ROUNDING) * exact.abs();
         assert!(
-            is_near(norm, expected, (self.norm)(elements)),
-            "the norm is {norm:e}, but expected was {expected:e}"
+            is_exact || unbounded.to_bits() == exact.to_bits() || (unbounded.is_nan() && exact.is_nan()),
+            "the norm without bounds is {unbounded:e}, but expected was {exact:e}"
         );
-        let (largest, expected) = (record.max_magnitude, reference::max_magnitude(&gradients));
+
+        let (largest, expected) = (record.max_magnitude, reference::max_magnitude(&gradients) * inverse);
+        let tolerance = if inverse == 1.0 { 0.0 } else { self.coefficient };
         assert!(
-            is_same(largest, expected),
+            self.is_product(largest, expected.into(), tolerance),
             "the largest magnitude is {largest:e}, but expected was {expected:e}"
         );
-        let (coef, expected) = (record.clip_coef, coefficient(norm, max_norm));
+
+        let (coef, expected) = (record.clip_coef, coefficient(norm, max_norm, step.epsilon()));
         assert!(
             self.is_product(coef, expected.into(), self.coefficient) && (coef <= 1.0 || coef.is_nan()),
             "the coefficient is {coef:e}, but expected was {expected:e}"
         );
         assert_eq!(record.clipped(), coef != 1.0, "clipped, with the coefficient {coef:e}");
-        assert_eq!(record.non_finite(), !norm.is_finite(), "non-finite, with the norm {norm:e}");
+
+        let is_bad = |index: &usize| step.before[*index].iter().any(|g| !g.is_finite());
+        let first = members.iter().copied().find(is_bad);
+        assert_eq!(record.first_non_finite(), first, "the first gradient that is not finite");
+        let non_finite = !norm.is_finite() || first.is_some();
+        assert_eq!(record.non_finite(), non_finite, "non-finite, with the norm {norm:e}");
+        let policy = if non_finite { step.options.non_finite } else { NonFinite::Propagate };
+        assert_eq!(record.skip(), matches!(policy, NonFinite::Skip | NonFinite::Error), "skip");
+        assert_eq!(record.zeroed(), policy == NonFinite::Zero, "zeroed");
+        let expected = match policy {
+            NonFinite::Propagate => coef * inverse,
+            NonFinite::Skip | NonFinite::Error => 1.0,
+            NonFinite::Zero => 0.0,
+            NonFinite::Poison => f32::NAN,
+        };
+        let factor = record.factor;
+        assert!(
+            self.is_product(factor, expected.into(), 0.0),
+            "the factor is {factor:e}, but expected was {expected:e}"
+        );
     }
 
     /// What may become of an element.
-    fn scaled(&self, g: f32, coef: f32) -> [f32; 2] {
-        if coef == 1.0 {
+    fn scaled(&self, g: f32, factor: f32) -> [f32; 2] {
+        if factor == 1.0 {
             return exactly(g);
         }
-        let product = g * coef;
-        let may_vanish = self.flushes && [g, coef, product].iter().any(|x| x.is_subnormal());
+        let product = g * factor;
+        let may_vanish = self.flushes && [g, factor, product].iter().any(|x| x.is_subnormal());
         [product, if may_vanish { 0.0_f32.copysign(product) } else { product }]
     }
 
     /// How the outcome stands to what PyTorch does.
-    pub(crate) fn compare(&self, before: &[Vec<f32>], expect: &Expect, outcome: &Outcome) {
-        let elements = before.iter().map(Vec::len).sum();
+    pub(crate) fn compare(&self, step: &Step<'_>, expect: &Expect) {
+        let elements = step.before.iter().map(Vec::len).sum();
         // To the bit where the path promises PyTorch's coefficient to the bit.
-        let own =
-            if self.coefficient == 0.0 { 0.0 } else { (self.norm)(elements) + self.coefficient + ROUNDING };
+        let own = if self.coefficient == 0.0 {
+            0.0
+        } else {
+            (self.norm)(step.options.norm_type, elements) + self.coefficient + ROUNDING
+        };
         let (peer, tolerance, agreed) = match expect {
             Expect::Definition | Expect::Error(_) => return,
             Expect::Torch(peer) => (peer, own, true),
@@ -101,16 +222,17 @@ impl Precision {
             Expect::Better(peer) => (peer, 1e-3, false),
         };
         assert_eq!(
-            self.agrees(peer, outcome, tolerance),
+            self.agrees(peer, step, tolerance),
             agreed,
-            "agreement with PyTorch, which says {peer:?}, on {outcome:?}"
+            "agreement with a peer, which says {peer:?}, on {:?} and {:?}",
+            step.records,
+            step.after
         );
     }
 
-    fn agrees(&self, peer: &Peer, outcome: &Outcome, tolerance: f64) -> bool {
-        let norms = outcome.record.map(|record| record.total_norm).into_iter().zip(peer.total_norm);
-        let elements =
-            outcome.gradients.iter().flatten().copied().zip(peer.clipped.iter().flatten().copied());
+    fn agrees(&self, peer: &Peer, step: &Step<'_>, tolerance: f64) -> bool {
+        let norms = step.records.first().map(|record| record.total_norm).into_iter().zip(peer.total_norm);
+        let elements = step.after.iter().flatten().copied().zip(peer.clipped.iter().flatten().copied());
         norms.chain(elements).all(|(ours, theirs)| self.is_product(ours, theirs.into(), tolerance))
     }
 
@@ -122,23 +244,21 @@ impl Precision {
     }
 }
 
-/// Every element must be one of the two that are allowed.
-fn check_elements(before: &[Vec<f32>], outcome: &Outcome, expected: impl Fn(f32) -> [f32; 2]) {
-    for (index, (before, after)) in before.iter().zip(&outcome.gradients).enumerate() {
-        for (element, (&before, &after)) in before.iter().zip(after).enumerate() {
-            let allowed = expected(before);
-            assert!(
-                allowed.into_iter().any(|allowed| is_same(after, allowed)),
-                "element {element} of gradient {index} was {before:e} and became {after:e}; allowed: {allowed:?}"
-            );
-        }
+/// Every element of a gradient must be one of the two that are allowed.
+fn check_elements(step: &Step<'_>, index: usize, expected: impl Fn(f32) -> [f32; 2]) {
+    for (element, (&before, &after)) in step.before[index].iter().zip(&step.after[index]).enumerate() {
+        let allowed = expected(before);
+        assert!(
+            allowed.into_iter().any(|allowed| is_same(after, allowed)),
+            "element {element} of gradient {index} was {before:e} and became {after:e}; allowed: {allowed:?}"
+        );
     }
 }
 
-/// PyTorch's coefficient, with its order of operations.
-fn coefficient(norm: f32, max_norm: f32) -> f32 {
-    let coef = (norm + 1e-6).recip() * max_norm;
-    if coef > 1.0 { 1.0 } else { coef }
+/// PyTorch's coefficient, with its order of operations. Without a normal number to divide by it is 1.
+fn coefficient(norm: f32, max_norm: f32, epsilon: f32) -> f32 {
+    let coef = (norm + epsilon).recip() * max_norm;
+    if coef > 1.0 || norm + epsilon < f32::MIN_POSITIVE { 1.0 } else { coef }
 }
 
 fn exactly(g: f32) -> [f32; 2] {

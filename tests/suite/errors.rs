@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use gradclip::wgpu::{self, BufferUsages};
-use gradclip::{Clip, Clipper, DType, Error, Gradient};
+use gradclip::{Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, cpu};
 
 use crate::common::least_limits;
 
@@ -181,13 +181,126 @@ fn what_only_looks_wrong_is_fine() {
 fn options_must_make_sense() {
     let noop = Noop::new(wgpu::Limits::default());
     let clipper = noop.clipper();
-    for clip in [Clip::by_value(1.0), Clip::by_value_range(0.0, 1.0)] {
-        let error = clipper.prepare(&[], clip.coefficient_only()).unwrap_err();
-        assert_eq!(error, Error::CoefficientOnly);
+    let given = NormType::P(f32::NAN);
+    let rows = [
+        (Clip::by_global_norm(-1.0), "MaxNorm { given: -1.0 }"),
+        (Clip::by_norm(-1.0), "MaxNorm { given: -1.0 }"),
+        (Clip::by_rms(f32::NAN), "MaxNorm { given: NaN }"),
+        (Clip::by_supplied_norm(-1.0), "MaxNorm { given: -1.0 }"),
+        (NORM.norm_type(given), "NormType { given: P(NaN) }"),
+        (Clip::by_rms(1.0).norm_type(NormType::Inf), "NormType { given: Inf }"),
+        (NORM.loss_scale(0.0), "LossScale { given: 0.0 }"),
+        (NORM.loss_scale(1e-40), "LossScale { given: 1e-40 }"),
+        (NORM.loss_scale(-2.0), "LossScale { given: -2.0 }"),
+        (NORM.epsilon(Epsilon::Value(-1e-6)), "Epsilon { given: -1e-6 }"),
+        (NORM.epsilon(Epsilon::Value(f32::INFINITY)), "Epsilon { given: inf }"),
+        (Clip::by_value(1.0).coefficient_only(), "NeedsNorm"),
+        (Clip::by_value_range(0.0, 1.0).coefficient_only(), "NeedsNorm"),
+        (Clip::by_value(1.0).norm_type(NormType::L1), "NeedsNorm"),
+        (Clip::by_value(1.0).non_finite(NonFinite::Skip), "NeedsNorm"),
+        (Clip::by_value(1.0).loss_scale(2.0), "NeedsNorm"),
+        (Clip::by_value(1.0).epsilon(Epsilon::None), "NeedsNorm"),
+    ];
+    for (clip, expected) in rows {
+        // As text: NaN is not equal to itself.
+        assert_eq!(format!("{:?}", clipper.prepare(&[], clip).unwrap_err()), expected);
+        assert_eq!(format!("{:?}", cpu::clip_all(&mut [], clip).unwrap_err()), expected);
     }
-    // The others are rows of the conformance table.
-    let error = clipper.prepare(&[], Clip::by_global_norm(-1.0)).unwrap_err();
-    assert_eq!(error, Error::MaxNorm { given: -1.0 });
+}
+
+#[test]
+fn groups_must_have_clips_of_one_kind() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let buffer = noop.storage(16);
+    let in_group = |group| [f32s(&buffer).elements(0..1), f32s(&buffer).elements(1..2).group(group)];
+    let group = |given, groups| Error::Group { gradient: 1, given, groups };
+    assert_eq!(clipper.prepare(&in_group(1), NORM).unwrap_err(), group(1, 1));
+    assert_eq!(clipper.prepare_groups(&in_group(9), &[NORM; 3]).unwrap_err(), group(9, 3));
+    assert_eq!(clipper.prepare_groups(&[], &[]).unwrap_err(), Error::NoClip);
+    let other = Clip::by_global_norm(2.0);
+    for odd in [
+        other.norm_type(NormType::L1),
+        other.non_finite(NonFinite::Zero),
+        other.loss_scale(2.0),
+        other.epsilon(Epsilon::None),
+        other.coefficient_only(),
+        Clip::by_norm(1.0),
+        Clip::by_supplied_norm(1.0),
+        Clip::by_value(1.0),
+    ] {
+        let error = clipper.prepare_groups(&in_group(2), &[NORM, other, odd]).unwrap_err();
+        assert_eq!(error, Error::Groups { first: 0, second: 2 }, "{odd:?}");
+    }
+    // The same p by two names.
+    clipper.prepare_groups(&in_group(1), &[NORM, other.norm_type(NormType::P(2.0))]).unwrap();
+}
+
+#[test]
+fn changes_must_make_sense() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let (buffer, numbers) = (noop.storage(16), noop.buffer(16, BufferUsages::COPY_SRC));
+    let plan = |clips: &[Clip]| {
+        let gradients = [f32s(&buffer).elements(0..1), f32s(&buffer).elements(1..2).group(clips.len() - 1)];
+        clipper.prepare_groups(&gradients, clips).unwrap()
+    };
+    let (norms, each, clamp) = (plan(&[NORM; 2]), plan(&[Clip::by_norm(1.0)]), plan(&[Clip::by_value(1.0)]));
+    let supplied = plan(&[Clip::by_supplied_norm(1.0)]);
+    let (queue, mut encoder) = (&noop.queue, noop.encoder());
+
+    let limits = |given| Err(Error::Limits { given, groups: 2 });
+    assert_eq!(norms.set_max_norms(queue, &[]), limits(0));
+    assert_eq!(norms.set_max_norms(queue, &[1.0; 3]), limits(3));
+    assert_eq!(norms.copy_max_norm(&mut encoder, 2, &numbers, 0), limits(3));
+    assert_eq!(each.set_max_norms(queue, &[1.0; 2]), Err(Error::Limits { given: 2, groups: 1 }));
+    for given in [-1.0, -1e-45] {
+        assert_eq!(norms.set_max_norms(queue, &[1.0, given]), Err(Error::MaxNorm { given }));
+    }
+    assert!(matches!(norms.set_max_norms(queue, &[f32::NAN, 1.0]), Err(Error::MaxNorm { .. })));
+    for given in [0.0, -1.0, f32::INFINITY, 1e-45] {
+        assert_eq!(norms.set_loss_scale(queue, given), Err(Error::LossScale { given }));
+    }
+
+    assert_eq!(clamp.set_max_norms(queue, &[1.0]), Err(Error::NeedsNorm));
+    assert_eq!(clamp.set_loss_scale(queue, 2.0), Err(Error::NeedsNorm));
+    assert_eq!(clamp.copy_max_norm(&mut encoder, 0, &numbers, 0), Err(Error::NeedsNorm));
+    assert_eq!(clamp.copy_inverse_loss_scale(&mut encoder, &numbers, 0), Err(Error::NeedsNorm));
+    assert_eq!(each.copy_max_norm(&mut encoder, 0, &numbers, 0), Err(Error::NeedsNorm));
+    for measures in [&norms, &each, &clamp] {
+        assert_eq!(measures.supply_norm(queue, 1.0), Err(Error::MeasuresItself));
+        assert_eq!(measures.copy_norm(&mut encoder, &numbers, 0), Err(Error::MeasuresItself));
+    }
+
+    let storage = noop.storage(16);
+    for (source, usage, offset) in [
+        (&numbers, "BufferUsages(COPY_SRC)", 2),
+        (&numbers, "BufferUsages(COPY_SRC)", 16),
+        (&numbers, "BufferUsages(COPY_SRC)", u64::MAX - 3),
+        (&storage, "BufferUsages(STORAGE)", 0),
+    ] {
+        let expected = Err(Error::Source { offset, len: 16, usage: usage.into() });
+        assert_eq!(norms.copy_max_norm(&mut encoder, 1, source, offset), expected);
+        assert_eq!(norms.copy_inverse_loss_scale(&mut encoder, source, offset), expected);
+        assert_eq!(supplied.copy_norm(&mut encoder, source, offset), expected);
+    }
+    // What makes sense is fine to the end of the buffer, and of the groups.
+    norms.copy_max_norm(&mut encoder, 1, &numbers, 12).unwrap();
+    norms.copy_inverse_loss_scale(&mut encoder, &numbers, 12).unwrap();
+    supplied.copy_norm(&mut encoder, &numbers, 12).unwrap();
+    noop.queue.submit([encoder.finish()]);
+}
+
+#[test]
+fn a_norm_is_supplied_to_those_who_need_it() {
+    let supplied = Clip::by_supplied_norm(1.0);
+    assert_eq!(cpu::clip_all(&mut [], supplied), Err(Error::NormMissing));
+    for measures in [NORM, Clip::by_norm(1.0), Clip::by_rms(1.0), Clip::by_value(1.0)] {
+        assert_eq!(cpu::clip_with_norm(&mut [], measures, 1.0), Err(Error::MeasuresItself));
+    }
+    let error = Error::NonFinite { gradient: None, total_norm: f32::INFINITY };
+    let clip = supplied.non_finite(NonFinite::Error);
+    assert_eq!(cpu::clip_with_norm(&mut [], clip, f32::INFINITY), Err(error));
 }
 
 #[test]
@@ -219,19 +332,19 @@ fn a_device_must_allow_the_smallest_kernel() {
         ("max_compute_invocations_per_workgroup", 256, |limits, to| {
             limits.max_compute_invocations_per_workgroup = u32(to);
         }),
-        ("max_compute_workgroup_storage_size", 2048, |limits, to| {
+        ("max_compute_workgroup_storage_size", 3072, |limits, to| {
             limits.max_compute_workgroup_storage_size = u32(to);
         }),
         ("max_compute_workgroups_per_dimension", 256, |limits, to| {
             limits.max_compute_workgroups_per_dimension = u32(to);
         }),
-        ("max_storage_buffers_per_shader_stage", 3, |limits, to| {
+        ("max_storage_buffers_per_shader_stage", 4, |limits, to| {
             limits.max_storage_buffers_per_shader_stage = u32(to);
         }),
+        ("max_bindings_per_bind_group", 5, |limits, to| limits.max_bindings_per_bind_group = u32(to)),
         ("max_uniform_buffers_per_shader_stage", 1, |limits, to| {
             limits.max_uniform_buffers_per_shader_stage = u32(to);
         }),
-        ("max_bindings_per_bind_group", 3, |limits, to| limits.max_bindings_per_bind_group = u32(to)),
         ("max_storage_buffer_binding_size", 4 * 65536 + 256, |limits, to| {
             limits.max_storage_buffer_binding_size = to;
         }),

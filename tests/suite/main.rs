@@ -5,8 +5,11 @@
 mod common;
 mod errors;
 mod hazards;
+mod neighbours;
 mod properties;
 mod slices;
+mod tensors;
+mod words;
 
 use std::sync::LazyLock;
 

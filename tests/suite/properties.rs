@@ -1,10 +1,11 @@
 //! What holds for any gradients, on both paths.
 
-use gradclip::{Clip, reference};
+use gradclip::{Clip, NormType, reference};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::common::{Outcome, Placement, bits, clip_on_cpu, least_limits, noise, slices};
+use crate::common::{bits, least_limits, noise};
+use crate::words::{Outcome, Placement, clip_on_cpu, slices};
 use crate::{gpu, gpu_with};
 
 type Gradients = Vec<Vec<f32>>;
@@ -140,10 +141,11 @@ proptest! {
         len in 0..5000_usize,
         magnitude in prop::sample::select(vec![0, 64, -80]),
         exponent in -15..15,
+        norm_type in prop::sample::select(vec![NormType::L1, NormType::L2, NormType::Inf]),
     ) {
         let scaled = |power: i32| vec![noise(seed, len).iter().map(|g| g * 2.0_f32.powi(power)).collect()];
         let norms = |power| {
-            let outcomes = on_both_paths(&scaled(power), Clip::by_global_norm(1.0));
+            let outcomes = on_both_paths(&scaled(power), Clip::by_global_norm(1.0).norm_type(norm_type));
             outcomes.map(|outcome| outcome.record.unwrap().total_norm)
         };
         let expected = norms(magnitude).map(|norm| norm * 2.0_f32.powi(exponent));
@@ -158,6 +160,72 @@ proptest! {
             let (norm, largest) = (f64::from(record.total_norm), f64::from(record.max_magnitude));
             prop_assert!(largest <= norm * (1.0 + ROUNDING), "{record:?}");
             prop_assert!(norm <= elements.sqrt() * largest * (1.0 + ROUNDING), "{record:?}");
+        }
+    }
+
+    #[test]
+    fn norms_are_in_order(gradients in gradients()) {
+        let norms = [NormType::Inf, NormType::L2, NormType::L1].map(|norm_type| {
+            let outcomes = on_both_paths(&gradients, Clip::by_global_norm(1.0).norm_type(norm_type));
+            outcomes.map(|outcome| f64::from(outcome.record.unwrap().total_norm))
+        });
+        for (smaller, larger) in norms.iter().zip(&norms[1..]) {
+            for (smaller, larger) in smaller.iter().zip(larger) {
+                prop_assert!(*smaller <= larger * (1.0 + ROUNDING), "{norms:?}");
+            }
+        }
+    }
+
+    /// Of a negative p, or 0, the norm of tensors depends on what is a tensor.
+    #[test]
+    fn no_norm_of_positive_p_depends_on_cuts(
+        seed in any::<u32>(),
+        len in 1..9000_usize,
+        cuts in vec(0..9000_usize, 0..4),
+        p in prop::sample::select(vec![0.5, 1.0, 1.5, 2.0, 3.0, 7.0, f32::INFINITY]),
+    ) {
+        let whole = noise(seed, len);
+        let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(len)).chain([0, len]).collect();
+        cuts.sort_unstable();
+        let parts: Vec<_> = cuts.windows(2).map(|cut| whole[cut[0]..cut[1]].to_vec()).collect();
+        let expected = reference::norm(&[&whole], NormType::P(p));
+        for outcome in on_both_paths(&parts, Clip::by_global_norm(1.0).norm_type(NormType::P(p))) {
+            let norm = f64::from(outcome.record.unwrap().total_norm);
+            // What `pow` of a device allows.
+            prop_assert!((norm - expected).abs() <= 3e-6 * expected, "{norm}, not {expected}, for p = {p}");
+        }
+    }
+
+    #[test]
+    fn the_factor_alone_is_all_of_a_clip(
+        gradients in gradients(),
+        max_norm in limit(),
+        scale in prop::sample::select(vec![1024.0, 3.0, 0.1]),
+    ) {
+        let clip = Clip::by_global_norm(max_norm).loss_scale(scale);
+        let alone = on_both_paths(&gradients, clip.coefficient_only());
+        for (alone, whole) in alone.into_iter().zip(on_both_paths(&gradients, clip)) {
+            prop_assert_eq!(alone.record, whole.record);
+            prop_assert_eq!(bits(&alone.gradients), bits(&gradients));
+            let factor = alone.record.unwrap().factor;
+            for (&before, &after) in gradients.iter().flatten().zip(whole.gradients.iter().flatten()) {
+                // An adapter may flush subnormals.
+                let is_subnormal = before.is_subnormal() || (before * factor).is_subnormal();
+                prop_assert!(is_subnormal || after == before * factor, "{before} times {factor} became {after}");
+            }
+        }
+    }
+
+    /// A power of two is undone exactly: what a clip of the gradients without it leaves.
+    #[test]
+    fn a_loss_scale_is_undone(gradients in vec(vec(-8.0_f32..8.0, 0..50), 0..5), max_norm in 0.01_f32..20.0) {
+        let scaled: Gradients = gradients.iter().map(|some| some.iter().map(|g| g * 1024.0).collect()).collect();
+        let clip = Clip::by_global_norm(max_norm);
+        let plain = on_both_paths(&gradients, clip);
+        for (plain, unscaled) in plain.into_iter().zip(on_both_paths(&scaled, clip.loss_scale(1024.0))) {
+            prop_assert_eq!(plain.record.unwrap().total_norm, unscaled.record.unwrap().total_norm);
+            prop_assert_eq!(plain.record.unwrap().clip_coef, unscaled.record.unwrap().clip_coef);
+            prop_assert_eq!(bits(&plain.gradients), bits(&unscaled.gradients));
         }
     }
 

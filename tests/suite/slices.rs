@@ -1,12 +1,15 @@
 //! Host slices, on the CPU path and through a GPU.
 
+use gradclip::cpu::Gradient;
 use gradclip::wgpu::DeviceType;
 use gradclip::{
-    Clip, Clipped, DeviceChoice, Error, SliceClipper, SliceDevice, clip_grad_norm, clip_grad_value, cpu,
-    reference,
+    Clip, Clipped, DeviceChoice, Epsilon, Error, NonFinite, NormType, SliceClipper, SliceDevice,
+    clip_grad_norm, clip_grad_value, cpu, reference,
 };
+use half::{bf16, f16};
 
-use crate::common::{adapters, bits, noise, slices};
+use crate::common::{adapters, bits, noise};
+use crate::words::slices;
 
 fn gradients() -> Vec<Vec<f32>> {
     [1, 0, 255, 4097, 100_003, 3].iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect()
@@ -85,13 +88,93 @@ fn errors_leave_the_slices_as_they_are() {
             (Clip::by_global_norm(-1.0), Error::MaxNorm { given: -1.0 }),
             (Clip::by_value(-1.0), Error::ClipValue { given: -1.0 }),
             (Clip::by_value_range(1.0, -1.0), Error::ClipRange { low: 1.0, high: -1.0 }),
-            (Clip::by_value(1.0).coefficient_only(), Error::CoefficientOnly),
+            (Clip::by_value(1.0).coefficient_only(), Error::NeedsNorm),
         ];
         for (options, expected) in rows {
             let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, options));
             assert_eq!(outcome.unwrap_err(), expected);
             assert_eq!(bits(&after), bits(&gradients()));
         }
+    }
+}
+
+/// Gradients of every type and part, whose lengths are odd where they can be.
+fn with_parts(clip: impl FnOnce(&mut [Gradient<'_>])) -> (Vec<f32>, Vec<f16>, Vec<bf16>, Vec<f32>) {
+    let mut f32s = noise(1, 4099);
+    let mut f16s: Vec<_> = noise(2, 1001).into_iter().map(f16::from_f32).collect();
+    let mut bf16s: Vec<_> = noise(3, 33).into_iter().map(bf16::from_f32).collect();
+    let mut unscaled = noise(4, 77);
+    clip(&mut [
+        Gradient::f16(&mut f16s),
+        Gradient::f32(&mut []),
+        Gradient::bf16(&mut bf16s).unmeasured().group(1),
+        Gradient::f32(&mut f32s).group(1),
+        Gradient::f32(&mut unscaled).unscaled().group(1),
+    ]);
+    (f32s, f16s, bf16s, unscaled)
+}
+
+#[test]
+fn groups_of_every_type_are_clipped_alike_on_both_devices() {
+    let gpu = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
+    let inf = |max_norm| Clip::by_global_norm(max_norm).norm_type(NormType::Inf);
+    let rows: [fn(f32) -> Clip; 5] = [
+        |max_norm| Clip::by_global_norm(max_norm).loss_scale(2.0),
+        |max_norm| Clip::by_norm(max_norm).epsilon(Epsilon::None),
+        |threshold| Clip::by_rms(threshold / 100.0),
+        |max_norm| Clip::by_global_norm(max_norm).coefficient_only(),
+        |value| Clip::by_value(value / 10.0),
+    ];
+    for clip in rows.into_iter().chain([inf as fn(f32) -> Clip]) {
+        let clips = [clip(0.5), clip(2.0)];
+        let mut records = [vec![], vec![]];
+        let expected = with_parts(|gradients| records[0] = cpu::clip_groups(gradients, &clips).unwrap());
+        let after = with_parts(|gradients| records[1] = gpu.clip_groups(gradients, &clips).unwrap().record);
+        assert_eq!(records[0].len(), records[1].len(), "{clips:?}");
+        for (cpu, gpu) in records[0].iter().zip(&records[1]) {
+            assert!((cpu.total_norm - gpu.total_norm).abs() <= 1e-6 * cpu.total_norm, "{cpu:?}, {gpu:?}");
+            assert!((cpu.factor - gpu.factor).abs() <= 1e-6 * cpu.factor, "{cpu:?}, {gpu:?}");
+        }
+        let near = |x: f32, y: f32, ulp: f32| (x - y).abs() <= ulp * y.abs() + f32::MIN_POSITIVE;
+        assert!(after.0.iter().zip(&expected.0).all(|(x, y)| near(*x, *y, 1e-6)), "{clips:?}: f32");
+        // A factor that differs in its last bit can round an element the other way.
+        let mut pairs = after.1.iter().zip(&expected.1);
+        assert!(pairs.all(|(x, y)| near(x.to_f32(), y.to_f32(), 1e-3)), "{clips:?}: f16");
+        let mut pairs = after.2.iter().zip(&expected.2);
+        assert!(pairs.all(|(x, y)| near(x.to_f32(), y.to_f32(), 8e-3)), "{clips:?}: bf16");
+        assert_eq!(after.3, noise(4, 77), "{clips:?}: what is not to be scaled");
+        assert_eq!(after.3, expected.3);
+    }
+}
+
+#[test]
+fn without_gradients_there_are_records_of_groups_only() {
+    for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
+        let clipper = SliceClipper::new(&choice).unwrap();
+        let records = |clip| clipper.clip_groups(&mut [], &[clip, clip]).unwrap().record.len();
+        let numbers = [Clip::by_global_norm(1.0), Clip::by_norm(1.0), Clip::by_value(1.0)].map(records);
+        assert_eq!(numbers, [2, 0, 0]);
+        let supplied = clipper.clip_groups(&mut [], &[Clip::by_supplied_norm(1.0)]);
+        assert_eq!(supplied.unwrap_err(), Error::NormMissing);
+    }
+}
+
+#[test]
+fn only_what_is_not_finite_is_left_out() {
+    for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
+        let clipper = SliceClipper::new(&choice).unwrap();
+        let clip = |policy| [Clip::by_norm(1.0).non_finite(policy)];
+        let (mut a, mut b) = ([3.0, 4.0], [bf16::INFINITY, bf16::ONE, bf16::ONE]);
+        let mut gradients = [Gradient::f32(&mut a), Gradient::f32(&mut []), Gradient::bf16(&mut b)];
+        let error = clipper.clip_groups(&mut gradients, &clip(NonFinite::Error)).unwrap_err();
+        assert_eq!(error, Error::NonFinite { gradient: Some(2), total_norm: f32::INFINITY });
+
+        let records = clipper.clip_groups(&mut gradients, &clip(NonFinite::Skip)).unwrap().record;
+        assert_eq!([0, 1, 2].map(|index: usize| records[index].skip()), [false, false, true]);
+        assert_eq!(records[2].first_non_finite(), Some(2));
+        let coef = records[0].factor;
+        assert_eq!((a, b), ([3.0 * coef, 4.0 * coef], [bf16::INFINITY, bf16::ONE, bf16::ONE]));
+        assert!(coef < 0.21);
     }
 }
 

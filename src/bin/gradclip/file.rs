@@ -3,36 +3,50 @@
 //! The format: eight bytes with the length of the header, little-endian; the header, a JSON object from names to dtypes,
 //! shapes and offsets; the tensors, without gaps.
 
+use std::collections::TryReserveError;
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use safetensors::tensor::Metadata;
+use bytemuck::Zeroable;
+use gradclip::DType;
+use gradclip::cpu::Gradient;
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 
 use crate::progress::Progress;
 
 /// The limit of the format, so that a damaged length cannot ask for all memory.
 const MAX_HEADER: u64 = 100_000_000;
-const ELEMENT: usize = size_of::<f32>();
-/// Elements between two steps of the progress bar.
-const CHUNK: usize = 1 << 20;
+/// Bytes between two steps of the progress bar.
+const CHUNK: usize = 1 << 22;
 
 /// A file of gradients in memory.
 pub(crate) struct Gradients {
     /// The header as it was read: written back unchanged, it keeps names, shapes, order and metadata.
     header: Vec<u8>,
     tensors: Vec<Tensor>,
-    values: Vec<f32>,
+    values: Vec<Values>,
 }
 
 #[derive(Clone)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
+    pub(crate) dtype: DType,
     pub(crate) shape: Vec<usize>,
-    elements: Range<usize>,
+    /// In bytes from the start of the data.
+    extent: Range<usize>,
+}
+
+/// The elements of one tensor. Each has memory of its own: in the file they need not be aligned.
+enum Values {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
 }
 
 impl Gradients {
@@ -54,35 +68,83 @@ impl Gradients {
             "its header describes {} bytes of tensors, but {data} bytes follow",
             layout.data_len()
         );
-        let values = read_values(&mut file, layout.data_len() / ELEMENT, progress)?;
-        Ok(Self { header, tensors: tensors(&layout), values })
+        progress.expect(layout.data_len());
+        let tensors = tensors(&layout)?;
+        let read = |tensor| Values::read(tensor, &mut file, progress);
+        let values = tensors.iter().map(read).collect::<Result<_>>()?;
+        Ok(Self { header, tensors, values })
     }
 
     pub(crate) fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    pub(crate) fn slices(&self) -> Vec<&[f32]> {
-        self.tensors.iter().map(|tensor| &self.values[tensor.elements.clone()]).collect()
-    }
-
-    pub(crate) fn slices_mut(&mut self) -> Vec<&mut [f32]> {
-        let mut rest = &mut self.values[..];
-        let mut take = |n| rest.split_off_mut(..n).expect("the tensors lie one after the other");
-        self.tensors.iter().map(|tensor| take(tensor.elements.len())).collect()
+    /// What is to be clipped, each tensor in the group that the list says.
+    pub(crate) fn list(&mut self, group_of: &[usize]) -> Vec<Gradient<'_>> {
+        let gradients = self.values.iter_mut().map(Values::gradient);
+        gradients.zip(group_of).map(|(gradient, &group)| gradient.group(group)).collect()
     }
 
     fn write_to(mut self, file: &mut impl Write, progress: &Progress) -> Result<()> {
-        progress.expect(self.values.len() * ELEMENT);
+        progress.expect(self.tensors.iter().map(|tensor| tensor.extent.len()).sum());
         file.write_all(&(self.header.len() as u64).to_le_bytes())?;
         file.write_all(&self.header)?;
-        for chunk in self.values.chunks_mut(CHUNK) {
-            swap_little_endian(chunk);
-            file.write_all(bytemuck::cast_slice(chunk))?;
-            progress.advance(size_of_val(chunk));
+        for (tensor, values) in self.tensors.iter().zip(&mut self.values) {
+            for chunk in values.bytes_mut().chunks_mut(CHUNK) {
+                swap_little_endian(chunk, tensor.dtype);
+                file.write_all(chunk)?;
+                progress.advance(chunk.len());
+            }
         }
         Ok(())
     }
+}
+
+impl Values {
+    /// The elements of the tensor that comes next in the file.
+    fn read(tensor: &Tensor, file: &mut File, progress: &Progress) -> Result<Self> {
+        let mut values = Self::zeros(tensor)?;
+        for chunk in values.bytes_mut().chunks_mut(CHUNK) {
+            file.read_exact(chunk)?;
+            swap_little_endian(chunk, tensor.dtype);
+            progress.advance(chunk.len());
+        }
+        Ok(values)
+    }
+
+    fn zeros(tensor: &Tensor) -> Result<Self> {
+        let bytes = tensor.extent.len();
+        Ok(match tensor.dtype {
+            DType::F32 => Self::F32(zeros(bytes / 4)?),
+            DType::F16 => Self::F16(zeros(bytes / 2)?),
+            DType::BF16 => Self::BF16(zeros(bytes / 2)?),
+            other => bail!("tensor {:?} is of dtype {other:?}, which this command cannot read", tensor.name),
+        })
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(values) => bytemuck::cast_slice_mut(values),
+            Self::F16(values) => bytemuck::cast_slice_mut(values),
+            Self::BF16(values) => bytemuck::cast_slice_mut(values),
+        }
+    }
+
+    fn gradient(&mut self) -> Gradient<'_> {
+        match self {
+            Self::F32(values) => Gradient::f32(values),
+            Self::F16(values) => Gradient::f16(values),
+            Self::BF16(values) => Gradient::bf16(values),
+        }
+    }
+}
+
+/// Not more than there is memory for.
+fn zeros<T: Zeroable + Clone>(len: usize) -> Result<Vec<T>, TryReserveError> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len)?;
+    values.resize(len, T::zeroed());
+    Ok(values)
 }
 
 fn read_header(file: &mut File, file_len: u64) -> Result<Vec<u8>> {
@@ -106,10 +168,10 @@ fn parse_header(header: &[u8]) -> Result<Metadata> {
     // Before the parser of the format, which refuses dtypes of tomorrow without saying which tensor has them.
     for (name, info) in json.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__") {
         match info["dtype"].as_str() {
-            Some(dtype) if dtype != "F32" => {
-                bail!("tensor {name:?} is of dtype {dtype:?}, but only F32 is allowed")
+            None | Some("F32" | "F16" | "BF16") => {}
+            Some(dtype) => {
+                bail!("tensor {name:?} is of dtype {dtype:?}, but only F32, F16 and BF16 are allowed")
             }
-            _ => {}
         }
     }
     let layout: Metadata = serde_json::from_value(json).context("its header is damaged")?;
@@ -118,34 +180,30 @@ fn parse_header(header: &[u8]) -> Result<Metadata> {
 }
 
 /// In the order of the data; tensors without elements may share a place there.
-fn tensors(layout: &Metadata) -> Vec<Tensor> {
+fn tensors(layout: &Metadata) -> Result<Vec<Tensor>> {
     let mut tensors: Vec<_> = layout.tensors().into_iter().collect();
     tensors.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
-    let tensor = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+    let tensor = |(name, info): (String, &TensorInfo)| {
         let (start, end) = info.data_offsets;
-        Tensor { name, shape: info.shape.clone(), elements: start / ELEMENT..end / ELEMENT }
+        Ok(Tensor { name, dtype: dtype(info.dtype)?, shape: info.shape.clone(), extent: start..end })
     };
     tensors.into_iter().map(tensor).collect()
 }
 
-/// Straight into floats: the tensors need not be aligned in the file, and memory holds them once.
-fn read_values(file: &mut File, len: usize, progress: &Progress) -> Result<Vec<f32>> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(len)?;
-    values.resize(len, 0.0);
-    progress.expect(len * ELEMENT);
-    for chunk in values.chunks_mut(CHUNK) {
-        file.read_exact(bytemuck::cast_slice_mut(chunk))?;
-        swap_little_endian(chunk);
-        progress.advance(size_of_val(chunk));
-    }
-    Ok(values)
+fn dtype(dtype: Dtype) -> Result<DType> {
+    Ok(match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => bail!("dtype {other:?} is not allowed"),
+    })
 }
 
 /// From the order of the file to that of the machine, or back; on most machines they are the same.
-fn swap_little_endian(values: &mut [f32]) {
-    for bits in bytemuck::cast_slice_mut::<f32, u32>(values) {
-        *bits = bits.to_le();
+fn swap_little_endian(bytes: &mut [u8], dtype: DType) {
+    let size = if dtype == DType::F32 { 4 } else { 2 };
+    if cfg!(target_endian = "big") {
+        bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
     }
 }
 

@@ -5,6 +5,7 @@
 mod clip;
 mod devices;
 mod file;
+mod manner;
 mod progress;
 mod report;
 
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-/// Clips gradients, by global norm or by value, on the GPU or the CPU.
+/// Clips gradients, by norm or by value, on the GPU or the CPU.
 ///
 /// `RUST_LOG` sets what is logged on stderr, as in `RUST_LOG=gradclip=debug`.
 #[derive(Parser)]

@@ -3,56 +3,170 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
+use gradclip::{ClipRecord, TensorStats};
 use serde_json::{Map, Value, json};
 
 use crate::file::Tensor;
+use crate::manner::Scope;
 
 /// The outcome of `gradclip clip`.
 pub(crate) struct Report {
-    /// Each tensor with its norm before clipping.
-    pub(crate) tensors: Vec<(Tensor, f32)>,
-    pub(crate) total_norm: f32,
-    pub(crate) total_norm_after: f32,
-    pub(crate) clip_coef: Option<f32>,
+    pub(crate) scope: Scope,
+    pub(crate) tensors: Vec<Row>,
+    /// The tensors that match no pattern first.
+    pub(crate) groups: Vec<Group>,
     pub(crate) device: String,
     pub(crate) seconds: Vec<(&'static str, Duration)>,
 }
 
+pub(crate) struct Row {
+    pub(crate) tensor: Tensor,
+    /// Before clipping.
+    pub(crate) stats: TensorStats,
+    /// If it was clipped by itself.
+    pub(crate) record: Option<ClipRecord>,
+    pub(crate) group: usize,
+}
+
+/// Tensors that share a limit.
+pub(crate) struct Group {
+    /// None for those that match no pattern.
+    pub(crate) pattern: Option<String>,
+    pub(crate) limit: f32,
+    pub(crate) total_norm: f32,
+    pub(crate) total_norm_after: f32,
+    /// If they were clipped together.
+    pub(crate) record: Option<ClipRecord>,
+}
+
 impl Report {
     pub(crate) fn table(&self) -> String {
-        let mut tensors = Table::new(["tensor", "shape", "norm"]);
-        for (tensor, norm) in &self.tensors {
-            // Escaped, so that no name can break the lines or talk to the terminal.
-            let name = tensor.name.escape_debug().to_string();
-            tensors.row([name, format!("{:?}", tensor.shape), number(*norm)]);
-        }
-        let times = self.seconds.iter().filter(|(_, time)| !time.is_zero());
-        let times: Vec<_> = times.map(|(stage, time)| format!("{stage} {time:.1?}")).collect();
-
-        // Its empty heading parts the two.
+        // Its empty heading parts it from what comes before.
         let mut outcome = Table::new(["", ""]);
-        outcome.row(["total norm".into(), number(self.total_norm)]);
-        outcome.row(["after clipping".into(), number(self.total_norm_after)]);
-        outcome.row(["coefficient".into(), self.clip_coef.map_or("none: by value".into(), number)]);
+        let groups = match &self.groups[..] {
+            [group] => {
+                outcome.row(["total norm".into(), number(group.total_norm)]);
+                outcome.row(["after clipping".into(), number(group.total_norm_after)]);
+                outcome.row(["coefficient".into(), self.coefficient(group)]);
+                outcome.row(["limit".into(), number(group.limit)]);
+                String::new()
+            }
+            _ => format!("\n{}", self.group_table()),
+        };
         outcome.row(["device".into(), self.device.clone()]);
-        outcome.row(["time".into(), times.join(", ")]);
-        tensors.to_string() + &outcome.to_string()
+        outcome.row(["time".into(), self.times()]);
+        format!("{}{groups}{outcome}", self.tensor_table())
+    }
+
+    fn tensor_table(&self) -> Table {
+        let own = (self.scope == Scope::Tensor).then_some("coefficient");
+        let counts = self.tensors.iter().any(|row| row.stats.non_finite > 0).then_some("non-finite");
+        let several = (self.groups.len() > 1).then_some("group");
+        let heading = ["tensor", "dtype", "shape", "norm"];
+        let mut table = Table::new(heading.into_iter().chain(own).chain(counts).chain(several));
+        for Row { tensor, stats, record, group } in &self.tensors {
+            let dtype = format!("{:?}", tensor.dtype);
+            let cells = [escaped(&tensor.name), dtype, format!("{:?}", tensor.shape), number(stats.norm)];
+            let own = own.map(|_| record.as_ref().map_or_else(String::new, coefficient));
+            let count =
+                counts.map(|_| if stats.non_finite > 0 { stats.non_finite.to_string() } else { "-".into() });
+            let group = several.map(|_| self.groups[*group].name());
+            table.row(cells.into_iter().chain(own).chain(count).chain(group));
+        }
+        table
+    }
+
+    fn group_table(&self) -> Table {
+        let mut table = Table::new(["group", "total norm", "after clipping", "coefficient", "limit"]);
+        for group in &self.groups {
+            let [before, after, limit] = [group.total_norm, group.total_norm_after, group.limit].map(number);
+            table.row([group.name(), before, after, self.coefficient(group), limit]);
+        }
+        table
+    }
+
+    fn coefficient(&self, group: &Group) -> String {
+        match (&group.record, self.scope) {
+            (Some(record), _) => coefficient(record),
+            (None, Scope::Tensor) => "one per tensor".into(),
+            (None, _) => "none: by value".into(),
+        }
+    }
+
+    fn times(&self) -> String {
+        let times = self.seconds.iter().filter(|(_, time)| !time.is_zero());
+        times.map(|(stage, time)| format!("{stage} {time:.1?}")).collect::<Vec<_>>().join(", ")
     }
 
     pub(crate) fn json(&self) -> String {
-        let tensor = |(tensor, norm): &(Tensor, f32)| json!({ "name": tensor.name, "dtype": "F32", "shape": tensor.shape, "norm": json_number(*norm) });
         let seconds =
             self.seconds.iter().map(|(stage, time)| ((*stage).to_owned(), json!(time.as_secs_f64())));
-        let report = json!({
-            "device": self.device,
-            "total_norm": json_number(self.total_norm),
-            "total_norm_after": json_number(self.total_norm_after),
-            "clip_coef": self.clip_coef.map(json_number),
-            "non_finite": !self.total_norm.is_finite(),
-            "seconds": seconds.collect::<Map<_, _>>(),
-            "tensors": self.tensors.iter().map(tensor).collect::<Vec<_>>(),
-        });
-        format!("{report}\n")
+        let (others, groups) = self.groups.split_first().expect("there is a group for what matches none");
+        let mut report = others.json();
+        report.extend([
+            ("device".into(), json!(self.device)),
+            ("non_finite".into(), json!(self.non_finite())),
+            ("seconds".into(), seconds.collect::<Map<_, _>>().into()),
+            ("tensors".into(), self.tensors.iter().map(Row::json).collect()),
+        ]);
+        if !groups.is_empty() {
+            report.insert("groups".into(), groups.iter().map(Group::json_with_limit).collect());
+        }
+        format!("{}\n", Value::from(report))
+    }
+
+    fn non_finite(&self) -> bool {
+        self.tensors.iter().any(|row| row.stats.non_finite > 0)
+            || self.groups.iter().any(|group| !group.total_norm.is_finite())
+    }
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        let Self { tensor, stats, record, .. } = self;
+        let dtype = format!("{:?}", tensor.dtype);
+        let mut row = json!({ "name": tensor.name, "dtype": dtype, "shape": tensor.shape, "norm": json_number(stats.norm) });
+        if let Some(record) = record {
+            row["clip_coef"] = json_number(record.clip_coef);
+        }
+        row
+    }
+}
+
+impl Group {
+    fn name(&self) -> String {
+        self.pattern.as_deref().map_or_else(|| "(others)".into(), escaped)
+    }
+
+    fn json(&self) -> Map<String, Value> {
+        let coef = self.record.map(|record| json_number(record.clip_coef));
+        Map::from_iter([
+            ("total_norm".into(), json_number(self.total_norm)),
+            ("total_norm_after".into(), json_number(self.total_norm_after)),
+            ("clip_coef".into(), coef.into()),
+        ])
+    }
+
+    fn json_with_limit(&self) -> Value {
+        let mut group = self.json();
+        group.insert("pattern".into(), json!(self.pattern));
+        group.insert("limit".into(), json_number(self.limit));
+        group.into()
+    }
+}
+
+/// So that no name can break the lines or talk to the terminal.
+fn escaped(name: &str) -> String {
+    name.escape_debug().to_string()
+}
+
+/// The coefficient, and what became of it where gradients are not finite.
+fn coefficient(record: &ClipRecord) -> String {
+    let coef = number(record.clip_coef);
+    match record {
+        _ if record.skip() => format!("{coef}, but skipped: not finite"),
+        _ if record.zeroed() => format!("{coef}, but zeroed: not finite"),
+        _ => coef,
     }
 }
 
@@ -77,25 +191,25 @@ fn json_number(x: f32) -> Value {
 }
 
 /// Columns as wide as what they hold, below a heading.
-pub(crate) struct Table<const N: usize>(Vec<[String; N]>);
+pub(crate) struct Table(Vec<Vec<String>>);
 
-impl<const N: usize> Table<N> {
-    pub(crate) fn new(heading: [&str; N]) -> Self {
-        Self(vec![heading.map(str::to_owned)])
+impl Table {
+    pub(crate) fn new<'a>(heading: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(vec![heading.into_iter().map(str::to_owned).collect()])
     }
 
-    pub(crate) fn row(&mut self, cells: [String; N]) {
-        self.0.push(cells);
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.push(cells.into_iter().collect());
     }
 }
 
-impl<const N: usize> fmt::Display for Table<N> {
+impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |column: usize| self.0.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: [usize; N] = std::array::from_fn(width);
+        let widths: Vec<usize> = (0..self.0[0].len()).map(width).collect();
         for row in &self.0 {
             let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
+            for (cell, width) in row.iter().zip(&widths) {
                 write!(line, "{cell:width$}  ")?;
             }
             writeln!(f, "{}", line.trim_end())?;

@@ -9,17 +9,27 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use super::*;
 use crate::ClipRecord;
-use crate::gpu::clip_plan::{Bounds, Limit, Partial};
+use crate::gpu::clip_plan::{Bounds, Measure, Segment};
 use crate::gpu::layout::Tile;
 
-/// Every kernel, with every number of slots that some device can ask for.
+/// Every kernel, with numbers of slots that cover the generator: the edges, powers of two, what devices allow.
 fn all() -> Vec<Kernel> {
-    let mut kernels = vec![Kernel::Finalize];
-    for access in [Access::Vectors, Access::Words] {
-        for slots in 1..=32 {
-            kernels.push(Kernel::Partials { access, slots });
-            kernels.push(Kernel::Scale { access, slots });
-            kernels.push(Kernel::Clamp { access, slots });
+    let norms = [NormKind::L1, NormKind::L2, NormKind::Inf, NormKind::Power(3.0_f32.to_bits())];
+    let mut kernels = norms.map(|norm| Kernel::Finalize { norm }).to_vec();
+    kernels.push(Kernel::Supply);
+    for slots in [1, 2, 4, 6, 8, 16, 30, 32] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for access in [Access::Vectors, Access::Elements] {
+                let manner = Manner { access, dtype };
+                let reads = |norm: &NormKind| access == Access::Elements || norm.reads_vectors();
+                kernels.extend(norms.into_iter().filter(reads).map(|norm| Kernel::Partials {
+                    norm,
+                    manner,
+                    slots,
+                }));
+                kernels.push(Kernel::Scale { segmented: true, manner, slots });
+                kernels.push(Kernel::Clamp { segmented: true, manner, slots });
+            }
         }
     }
     kernels
@@ -58,13 +68,16 @@ fn tint_accepts_every_kernel() {
 fn rust_sets_every_number_that_a_shader_leaves_open() {
     for kernel in all() {
         let module = parse(kernel);
-        let open: Vec<_> = module
+        let mut open: Vec<_> = module
             .overrides
             .iter()
             .filter(|(_, number)| number.init.is_none())
             .map(|(_, number)| number.name.as_deref().unwrap())
             .collect();
-        assert_eq!(open, kernel.constants().map(|(name, _)| name), "{kernel:?}");
+        let mut set: Vec<_> = kernel.constants().into_iter().map(|(name, _)| name).collect();
+        open.sort_unstable();
+        set.sort_unstable();
+        assert_eq!(open, set, "{kernel:?}");
     }
 }
 
@@ -112,18 +125,36 @@ macro_rules! assert_same_layout {
 
 #[test]
 fn structs_lie_in_memory_alike() {
-    let access = Access::Vectors;
-    let partials = Kernel::Partials { access, slots: 1 };
-    assert_same_layout!(partials, Tile { slot, first, count, partial });
-    assert_same_layout!(partials, Partial { sum, largest });
-    assert_same_layout!(Kernel::Finalize, Limit { max_norm, epsilon });
-    assert_same_layout!(Kernel::Clamp { access, slots: 1 }, Bounds { low, high });
-    let (members, size) = wgsl_layout(Kernel::Scale { access, slots: 1 }, "ClipRecord");
+    let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
+    let scale = Kernel::Scale { segmented: false, manner, slots: 1 };
+    let finalize = Kernel::Finalize { norm: NormKind::L2 };
+    assert_same_layout!(scale, Tile { slot, first, count, target_index });
+    assert_same_layout!(finalize, Segment { first, count, max_norm });
+    assert_same_layout!(finalize, Measure { epsilon, policy, inverse_scale });
+    assert_same_layout!(Kernel::Clamp { segmented: false, manner, slots: 1 }, Bounds { low, high });
+    let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
 }
 
 #[test]
-fn workgroup_memory_is_what_the_device_is_asked_for() {
-    let (_, partial) = wgsl_layout(Kernel::Finalize, "Partial");
-    assert_eq!(WORKGROUP_BYTES as usize, partial * WORKGROUP_SIZE as usize);
+fn partials_are_as_large_as_rust_thinks() {
+    for kernel in all() {
+        if let Kernel::Finalize { norm } = kernel {
+            let (_, partial) = wgsl_layout(kernel, "Partial");
+            assert_eq!(norm.partial_bytes(), partial, "{norm:?}");
+            let item = if partial == 8 { wgsl_layout(kernel, "Item").1 } else { partial };
+            assert!(item * WORKGROUP_SIZE as usize <= WORKGROUP_BYTES as usize, "{norm:?}");
+        }
+    }
+}
+
+#[test]
+fn bindings_are_what_the_device_is_asked_for() {
+    let uniform = wgpu::BufferBindingType::Uniform;
+    for kernel in all().into_iter().filter(|kernel| kernel.slots().is_none()) {
+        let bindings = kernel.bindings();
+        assert!(bindings.len() <= MOST_BINDINGS_WITHOUT_SLOTS as usize, "{kernel:?}");
+        let storage = bindings.iter().filter(|binding| **binding != uniform).count();
+        assert!(storage <= MOST_STORAGE_WITHOUT_SLOTS as usize, "{kernel:?}");
+    }
 }

@@ -19,26 +19,36 @@ fn spans_of(buffers: &Gaps) -> Vec<Span> {
     for (buffer, gradients) in buffers.iter().enumerate() {
         let mut at = 0;
         for &(gap, len) in gradients {
-            spans.push(Span { buffer, start: at + gap, len });
+            spans.push(span(buffer, DType::F32, at + gap, len));
             at += gap + len;
         }
     }
     spans
 }
 
-fn laid_out(spans: &[Span], limits: Limits) -> Layout {
-    let order = in_address_order(spans).expect("no two overlap");
-    lay_out(spans, &order, limits, true)
+fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
+    Span { buffer, dtype, start, len, group: 0, measured: true, scaled: true }
 }
 
-/// The words of buffers that a pass touches, as (buffer, first, count), by address.
+fn request<'a>(spans: &'a [Span], order: &'a [usize], segment_of: &'a [usize]) -> Request<'a> {
+    let segments = segment_of.iter().max().map_or(1, |most| most + 1);
+    Request { spans, order, segment_of, segments, measures: true, norm_reads_vectors: true }
+}
+
+fn laid_out(spans: &[Span], limits: Limits) -> Layout {
+    let order = in_address_order(spans).expect("no two overlap");
+    lay_out(request(spans, &order, &vec![0; spans.len()]), limits)
+}
+
+/// The bytes of buffers that a pass touches, as (buffer, first, count), by address.
 fn touched(layout: &Layout, batches: &[Batch]) -> Vec<(usize, u64, u64)> {
     let mut runs: Vec<_> = batches
         .iter()
         .flat_map(|batch| layout.tiles[batch.tiles.clone()].iter().map(move |tile| (batch, tile)))
         .map(|(batch, tile)| {
             let window = &batch.windows[tile.slot as usize];
-            (window.buffer, window.offset / 4 + u64::from(tile.first), u64::from(tile.count))
+            let size = batch.manner.dtype.size();
+            (window.buffer, window.offset + size * u64::from(tile.first), size * u64::from(tile.count))
         })
         .collect();
     runs.sort_unstable();
@@ -71,10 +81,12 @@ fn check_batch(layout: &Layout, batch: &Batch, limits: Limits) {
     }
     for tile in &layout.tiles[batch.tiles.clone()] {
         let window = &batch.windows[tile.slot as usize];
-        assert!(4 * u64::from(tile.first + tile.count) <= window.size, "{tile:?} is inside {window:?}");
+        let size = batch.manner.dtype.size();
+        let (first, count) = (size * u64::from(tile.first), size * u64::from(tile.count));
+        assert!(first + count <= window.size, "{tile:?} is inside {window:?}");
         assert!(u64::from(tile.count) <= LARGEST_TILE, "{tile:?} is not too large");
-        if batch.access == Access::Vectors {
-            assert_eq!((tile.first % 4, tile.count % 4), (0, 0), "{tile:?} is made of whole vectors");
+        if batch.manner.access == Access::Vectors {
+            assert_eq!((first % 16, count % 16), (0, 0), "{tile:?} is made of whole vectors");
         }
     }
 }
@@ -85,19 +97,26 @@ fn check(spans: &[Span], limits: Limits) {
         check_batch(&layout, batch, limits);
     }
 
-    let mut expected: Vec<_> = spans.iter().map(|span| (span.buffer, span.start, span.len)).collect();
-    expected.sort_unstable();
-    for pass in [&layout.norm, &layout.apply] {
-        assert_eq!(joined(&touched(&layout, pass)), joined(&expected), "each word once, and no other");
-    }
+    let expected = |done: fn(&Span) -> bool| {
+        let spans = spans.iter().filter(|span| done(span));
+        let mut bytes: Vec<_> = spans
+            .map(|Span { buffer, dtype, start, len, .. }| (*buffer, start * dtype.size(), len * dtype.size()))
+            .collect();
+        bytes.sort_unstable();
+        joined(&bytes)
+    };
+    let measured = joined(&touched(&layout, &layout.norm));
+    let written = joined(&touched(&layout, &layout.apply));
+    assert_eq!(measured, expected(|span| span.measured), "each byte is measured once, and no other");
+    assert_eq!(written, expected(|span| span.scaled), "each byte is written once, and no other");
 
     let partials: HashSet<_> = layout
         .norm
         .iter()
         .flat_map(|batch| &layout.tiles[batch.tiles.clone()])
-        .map(|tile| tile.partial as usize)
+        .map(|tile| tile.target_index as usize)
         .collect();
-    assert_eq!(partials, (0..layout.partials).collect(), "each partial is written by a tile");
+    assert_eq!(partials, (0..layout.owners.len()).collect(), "each partial is written by a tile");
 }
 
 fn gaps() -> impl Strategy<Value = Gaps> {
@@ -119,6 +138,42 @@ proptest! {
     }
 
     #[test]
+    fn every_kind_of_gradient_is_done_as_it_asks(
+        kinds in prop::collection::vec((0..3_u8, 0..3_usize, any::<bool>(), any::<bool>(), 0..9_u64, 0..9000_u64), 0..20),
+        limits in limits(),
+    ) {
+        let mut at = 0;
+        let spans: Vec<_> = kinds.iter().map(|&(dtype, group, measured, scaled, gap, len)| {
+            let dtype = [DType::F32, DType::F16, DType::BF16][usize::from(dtype)];
+            let start = (at + gap).div_ceil(dtype.size());
+            at = (start + len) * dtype.size();
+            Span { group, measured, scaled, ..span(0, dtype, start, len) }
+        }).collect();
+        check(&spans, limits);
+
+        let order = in_address_order(&spans).expect("no two overlap");
+        let segment_of: Vec<_> = spans.iter().map(|span| span.group).collect();
+        let layout = lay_out(Request { segments: 3, ..request(&spans, &order, &segment_of) }, limits);
+        for (segment, partials) in layout.segments.iter().enumerate() {
+            let owners = &layout.owners[partials.clone()];
+            prop_assert!(owners.is_sorted(), "partials are in the order of the list");
+            for &owner in owners {
+                prop_assert_eq!(segment_of[owner as usize], segment);
+                prop_assert!(spans[owner as usize].measured);
+            }
+        }
+        for batch in &layout.apply {
+            for tile in &layout.tiles[batch.tiles.clone()] {
+                let first = batch.windows[tile.slot as usize].offset / batch.manner.dtype.size() + u64::from(tile.first);
+                let own = spans.iter().position(|span| {
+                    span.dtype == batch.manner.dtype && (span.start..span.start + span.len).contains(&first)
+                });
+                prop_assert_eq!(own.map(|own| segment_of[own]), Some(tile.target_index as usize));
+            }
+        }
+    }
+
+    #[test]
     fn tiles_and_partials_do_not_depend_on_where_gradients_lie(
         lens in prop::collection::vec(0..30_000_u64, 0..20),
         gap in 0..5_u64,
@@ -130,7 +185,7 @@ proptest! {
         let lengths = |layout: &Layout| {
             let mut by_partial: Vec<_> = layout.norm.iter()
                 .flat_map(|batch| &layout.tiles[batch.tiles.clone()])
-                .map(|tile| (tile.partial, tile.count))
+                .map(|tile| (tile.target_index, tile.count))
                 .collect();
             by_partial.sort_unstable();
             by_partial
@@ -172,10 +227,10 @@ fn neighbours_are_written_as_one_run() {
 #[test]
 fn edges_are_kept_apart_from_whole_vectors() {
     let layout = laid_out(&spans_of(&vec![vec![(3, 10)]]), BASELINE);
-    assert_eq!(touched(&layout, &layout.apply), [(0, 3, 1), (0, 4, 8), (0, 12, 1)]);
-    let access: Vec<_> = layout.apply.iter().map(|batch| batch.access).collect();
-    assert_eq!(access, [Access::Words, Access::Vectors]);
-    assert_eq!(layout.norm[0].access, Access::Words, "a sum is not cut where the alignment says");
+    assert_eq!(touched(&layout, &layout.apply), [(0, 12, 4), (0, 16, 32), (0, 48, 4)]);
+    let access: Vec<_> = layout.apply.iter().map(|batch| batch.manner.access).collect();
+    assert_eq!(access, [Access::Elements, Access::Vectors]);
+    assert_eq!(layout.norm[0].manner.access, Access::Elements, "a sum is not cut where the alignment says");
 }
 
 #[test]
@@ -192,11 +247,9 @@ fn buffers_are_walked_backwards_when_written() {
 fn tables_and_partials_stay_small() {
     for exponent in 10..34 {
         let words = 1_u64 << exponent;
-        let layout = laid_out(
-            &[Span { buffer: 0, start: 0, len: words }],
-            Limits { binding_bytes: 1 << 31, ..BASELINE },
-        );
-        let scratch = 16 * layout.tiles.len() + 8 * layout.partials;
+        let layout =
+            laid_out(&[span(0, DType::F32, 0, words)], Limits { binding_bytes: 1 << 31, ..BASELINE });
+        let scratch = 16 * layout.tiles.len() + 12 * layout.owners.len();
         assert!(
             scratch as u64 <= 4 * words / 1000 + (64 << 10),
             "2^{exponent} elements take {scratch} bytes"
@@ -207,6 +260,6 @@ fn tables_and_partials_stay_small() {
 #[test]
 fn what_is_not_measured_has_no_norm_pass() {
     let spans = spans_of(&vec![vec![(0, 100)]]);
-    let layout = lay_out(&spans, &[0], BASELINE, false);
+    let layout = lay_out(Request { measures: false, ..request(&spans, &[0], &[0]) }, BASELINE);
     assert!(layout.norm.is_empty() && layout.apply.len() == 1);
 }

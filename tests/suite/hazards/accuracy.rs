@@ -2,8 +2,9 @@
 
 use gradclip::{Clip, reference};
 
-use crate::common::{Placement, noise, slices};
+use crate::common::noise;
 use crate::gpu;
+use crate::words::{Placement, slices};
 
 /// The relative error of the norm on the GPU path.
 fn error_of(gradient: Vec<f32>, expected: f64) -> f64 {

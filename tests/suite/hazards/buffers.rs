@@ -3,7 +3,8 @@
 use gradclip::wgpu::Limits;
 use gradclip::{Clip, ClipPlan, ClipRecord, DType, Gradient, reference};
 
-use crate::common::{Gpu, Outcome, Placement, adapters, bits, clip_on_cpu, noise, slices};
+use crate::common::{Gpu, adapters, bits, noise};
+use crate::words::{Outcome, Placement, clip_on_cpu, slices};
 use crate::{gpu, gpu_with};
 
 const NORM: Clip = Clip::by_global_norm(1.0);

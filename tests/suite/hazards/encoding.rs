@@ -2,8 +2,9 @@
 
 use gradclip::{Clip, Clipper, DType, Gradient, RECORD_WGSL, ReadBack, cpu, wgpu};
 
-use crate::common::{Gpu, Placed, Placement, bits, noise, slices};
+use crate::common::{Gpu, bits, noise};
 use crate::gpu;
+use crate::words::{Placed, Placement, slices};
 
 fn place(gpu: &Gpu, gradients: &[Vec<f32>]) -> Placed {
     let lens: Vec<_> = gradients.iter().map(Vec::len).collect();
@@ -155,7 +156,7 @@ fn a_shader_reads_the_record() {
             pass.set_bind_group(0, &bind_group, &[]);
             pass.dispatch_workgroups(1, 1, 1);
         });
-        for (seen, expected) in gpu.read(&seen).into_iter().zip(expected) {
+        for (seen, expected) in gpu.read::<f32>(&seen).into_iter().zip(expected) {
             assert!(seen == expected || (seen - expected).abs() < 1e-6, "{seen}, not {expected}");
         }
     }

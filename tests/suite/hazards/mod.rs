@@ -2,5 +2,6 @@
 
 mod accuracy;
 mod buffers;
+mod changing;
 mod encoding;
 mod tickets;

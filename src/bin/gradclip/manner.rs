@@ -1,0 +1,211 @@
+//! How to clip, in the words of the command line.
+
+use std::num::ParseFloatError;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use gradclip::{Clip, NonFinite, NormType};
+
+#[derive(clap::Args)]
+pub(crate) struct Manner {
+    #[command(flatten)]
+    limit: Limit,
+
+    /// Which norm is limited: the P of (Σ |g|^P)^(1/P), as 2, 1, inf, -inf or 0
+    #[arg(
+        long,
+        value_name = "P",
+        default_value = "2",
+        value_parser = norm_type,
+        conflicts_with = "value",
+        allow_hyphen_values = true
+    )]
+    norm_type: NormType,
+
+    /// Scale each tensor by a factor of its own, so that its own norm is within the limit
+    #[arg(long, conflicts_with = "value")]
+    per_tensor: bool,
+
+    /// What becomes of gradients that are not finite
+    #[arg(long, value_enum, default_value_t, value_name = "POLICY", conflicts_with = "value")]
+    nonfinite: Policy,
+
+    /// The gradients are those of a loss that was multiplied by S: undo it
+    #[arg(long, value_name = "S", conflicts_with = "value", allow_hyphen_values = true)]
+    loss_scale: Option<f32>,
+
+    /// Clip the tensors whose names match a pattern together, to a limit of their own
+    ///
+    /// In the pattern, * stands for any characters and ? for any one. It may be given several times: a tensor belongs to
+    /// the first group that it matches, and to that of --max-norm if it matches none.
+    #[arg(long, value_name = "PATTERN=LIMIT", conflicts_with = "value")]
+    groups: Vec<Group>,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Limit {
+    /// Scale all tensors by one factor, so that their joint norm is at most this
+    #[arg(long, value_name = "NORM", allow_hyphen_values = true)]
+    max_norm: Option<f32>,
+
+    /// Clamp every element to [-VALUE, VALUE]
+    #[arg(long, allow_hyphen_values = true)]
+    value: Option<f32>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Policy {
+    /// Multiply them all the same, as PyTorch does
+    #[default]
+    Propagate,
+    /// Leave them as they are
+    Skip,
+    /// Make them all 0
+    Zero,
+    /// Make them all NaN
+    Poison,
+    /// Fail, name the tensor, and write nothing
+    Error,
+}
+
+/// Tensors with a limit of their own.
+#[derive(Clone)]
+struct Group {
+    pattern: String,
+    limit: f32,
+}
+
+impl Manner {
+    /// The pattern of each group: of those that match none first, which have none.
+    pub(crate) fn patterns(&self) -> impl Iterator<Item = Option<String>> {
+        [None].into_iter().chain(self.groups.iter().map(|group| Some(group.pattern.clone())))
+    }
+
+    pub(crate) fn group_of(&self, tensor: &str) -> usize {
+        let first = self.groups.iter().position(|group| matches(&group.pattern, tensor));
+        first.map_or(0, |index| index + 1)
+    }
+
+    /// The limit of each group.
+    pub(crate) fn limits(&self) -> Vec<f32> {
+        let Limit { max_norm, value } = self.limit;
+        let first = max_norm.or(value).expect("clap requires one of the two");
+        [first].into_iter().chain(self.groups.iter().map(|group| group.limit)).collect()
+    }
+
+    /// The clip of each group.
+    pub(crate) fn clips(&self) -> Vec<Clip> {
+        self.limits().into_iter().map(|limit| self.clip(limit)).collect()
+    }
+
+    fn clip(&self, limit: f32) -> Clip {
+        let clip = match self.limit.value {
+            Some(_) => return Clip::by_value(limit),
+            None if self.per_tensor => Clip::by_norm(limit),
+            None => Clip::by_global_norm(limit),
+        };
+        let clip = clip.norm_type(self.norm_type).non_finite(self.nonfinite.into());
+        self.loss_scale.map_or(clip, |scale| clip.loss_scale(scale))
+    }
+
+    /// What finds the norms of gradients before this clip, and after it.
+    pub(crate) fn measures(&self) -> [Clip; 2] {
+        let after = Clip::by_global_norm(f32::INFINITY).norm_type(self.norm_type).coefficient_only();
+        [self.loss_scale.map_or(after, |scale| after.loss_scale(scale)), after]
+    }
+
+    pub(crate) fn scope(&self) -> Scope {
+        match self.limit.value {
+            Some(_) => Scope::Element,
+            None if self.per_tensor => Scope::Tensor,
+            None => Scope::Group,
+        }
+    }
+}
+
+/// What is clipped by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Element,
+    Tensor,
+    Group,
+}
+
+impl From<Policy> for NonFinite {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Propagate => Self::Propagate,
+            Policy::Skip => Self::Skip,
+            Policy::Zero => Self::Zero,
+            Policy::Poison => Self::Poison,
+            Policy::Error => Self::Error,
+        }
+    }
+}
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, limit) = text.rsplit_once('=').ok_or("it must be a pattern, =, and a limit")?;
+        let limit = limit.parse().map_err(|error| format!("its limit {limit:?} is no number: {error}"))?;
+        Ok(Self { pattern: pattern.to_owned(), limit })
+    }
+}
+
+fn norm_type(text: &str) -> Result<NormType, ParseFloatError> {
+    text.parse().map(NormType::P)
+}
+
+/// Whether a name is what a pattern says, in which `*` stands for any characters and `?` for any one.
+fn matches(pattern: &str, name: &str) -> bool {
+    let name: Vec<char> = name.chars().collect();
+    // Whether the pattern up to here matches the first so many characters.
+    let mut matched = vec![false; name.len() + 1];
+    matched[0] = true;
+    for wanted in pattern.chars() {
+        if wanted == '*' {
+            let shortest = matched.iter().position(|&is| is).unwrap_or(matched.len());
+            matched[shortest..].fill(true);
+        } else {
+            for (end, &found) in name.iter().enumerate().rev() {
+                matched[end + 1] = matched[end] && (wanted == '?' || wanted == found);
+            }
+            matched[0] = false;
+        }
+    }
+    matched[name.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name) in [
+            ("", ""),
+            ("*", ""),
+            ("**", "head"),
+            ("head", "head"),
+            ("h*d", "hd"),
+            ("*.w*", "a.b.weight"),
+            ("?.b", "ä.b"),
+            ("*ab", "aab"),
+        ] {
+            assert!(matches(pattern, name), "{pattern:?} matches {name:?}");
+        }
+        for (pattern, name) in [
+            ("", "a"),
+            ("?", ""),
+            ("head", "heads"),
+            ("ead", "head"),
+            ("h*d", "head2"),
+            ("a?", "a"),
+            ("A", "a"),
+        ] {
+            assert!(!matches(pattern, name), "{pattern:?} does not match {name:?}");
+        }
+    }
+}

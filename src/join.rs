@@ -1,0 +1,52 @@
+//! Joining norms that were measured apart: on several devices, of several shards, by several plans.
+
+use crate::{ClipRecord, NormType};
+
+/// The norm of all gradients together, from the records of their parts; the order does not matter but for rounding.
+///
+/// ```text
+/// total_norm = (Σ norm^p)^(1/p)        the largest for p = ∞, the sum for p = 0, the smallest for p = -∞
+/// ```
+///
+/// It is computed in f64 from [`norm_significand`](ClipRecord::norm_significand) and
+/// [`norm_exponent`](ClipRecord::norm_exponent), so that a part whose norm exceeds f32 is no loss. No parts have the norm
+/// 0. A part that is not finite makes the total so: NaN if one is NaN. Every part must have been measured with the same
+/// norm type. Hand the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
+///
+/// A part without any element joins as one of norm 0, which for a negative p is not the same as leaving it out.
+///
+/// ```
+/// use gradclip::{NormType, cpu, join_norms};
+///
+/// let parts = [cpu::measure(&[&[3.0]], 1.0)?, cpu::measure(&[&[0.0, -4.0]], 1.0)?];
+/// assert_eq!(join_norms(&parts, NormType::L2), 5.0);
+/// # Ok::<(), gradclip::Error>(())
+/// ```
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the norm of f32 gradients is an f32; too large is infinite"
+)]
+pub fn join_norms<'a>(parts: impl IntoIterator<Item = &'a ClipRecord>, norm_type: NormType) -> f32 {
+    let norms: Vec<f64> = parts
+        .into_iter()
+        .map(|part| f64::from(part.norm_significand) * f64::from(part.norm_exponent).exp2())
+        .collect();
+    if norms.iter().any(|norm| norm.is_nan()) {
+        return f32::NAN;
+    }
+    let largest = norms.iter().copied().fold(0.0, f64::max);
+    let smallest = norms.iter().copied().fold(f64::INFINITY, f64::min);
+    if largest == 0.0 {
+        return 0.0;
+    }
+    let p = f64::from(norm_type.p());
+    // Relative to one of them, so that no power leaves f64.
+    let reference = if p > 0.0 { largest } else { smallest };
+    let total = match p {
+        0.0 => norms.iter().sum(),
+        _ if p.is_infinite() || reference == 0.0 || reference.is_infinite() => reference,
+        _ => reference * norms.iter().map(|norm| (norm / reference).powf(p)).sum::<f64>().powf(1.0 / p),
+    };
+    total as f32
+}
