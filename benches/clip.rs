@@ -34,6 +34,7 @@ const MOST_ELEMENTS_IN_SOFTWARE: usize = 1 << 20;
 const TOLERANCE: f64 = 1e-6;
 
 fn main() {
+    env_logger::init();
     let gpu = Gpu::open();
     println!("CPU path: {} threads", cpu::threads());
     let mut criterion = Criterion::default()

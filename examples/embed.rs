@@ -18,6 +18,7 @@ const LOOK_EVERY: usize = 2;
 const MAX_NORM: f32 = 10.0;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    env_logger::init();
     let (device, queue) = pollster::block_on(open()).unwrap_or_else(|error| {
         eprintln!("no GPU to train on: {error}");
         process::exit(1);

@@ -8,8 +8,10 @@ use std::sync::mpsc;
 use wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wgpu::{BufferUsages, PollType};
 
-/// The best adapter of this machine, opened. Without one there is nothing to show: exit code 1.
+/// The best adapter of this machine, opened. Without one there is nothing to show: exit code 1. What gradclip and wgpu
+/// log is shown as `RUST_LOG` says.
 pub(crate) fn open() -> (wgpu::Device, wgpu::Queue) {
+    env_logger::init();
     let Some(adapter) = gradclip::adapters().into_iter().next() else {
         eprintln!("this example needs a GPU, and wgpu finds no adapter, not even a software one");
         process::exit(1);
