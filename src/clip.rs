@@ -178,7 +178,7 @@ impl Clip {
     /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
     /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
-    /// `max_norm` of 0 zeroes the gradients; infinity leaves finite gradients as they are. A negative or NaN
+    /// `max_norm` of 0 zeroes the gradients; infinity leaves gradients of a finite norm as they are. A negative or NaN
     /// `max_norm` is an [`Error::MaxNorm`] when the clip is used.
     ///
     /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).

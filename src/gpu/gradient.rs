@@ -149,7 +149,7 @@ pub(super) fn resolve<'a>(
 /// The indices of the gradients that are not empty, in the order in which they lie in the buffers. No two may overlap.
 pub(super) fn in_address_order(spans: &[Span]) -> Result<Vec<usize>, Error> {
     let mut order: Vec<usize> = (0..spans.len()).filter(|&index| spans[index].len > 0).collect();
-    order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].bytes().start));
+    order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].bytes().start, index));
     for pair in order.windows(2) {
         let (first, second) = (&spans[pair[0]], &spans[pair[1]]);
         let (one, other) = (first.bytes(), second.bytes());

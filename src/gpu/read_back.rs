@@ -79,7 +79,7 @@ impl<R: FromRecords> ReadBack<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotSubmitted`] if the encoder has not been submitted (which takes 50 ms to find out), or was dropped;
+    /// [`Error::NotSubmitted`] if the encoder has not been submitted (which takes a second to find out), or was dropped;
     /// [`Error::DeviceLost`] if the device was lost or destroyed before it got there; [`Error::NothingMeasured`] for a
     /// clip by value; [`Error::NonFinite`] if the gradients are not finite and the policy is
     /// [`NonFinite::Error`](crate::NonFinite::Error).
@@ -151,8 +151,9 @@ const PATIENCE: Duration = Duration::from_micros(50);
 const PATIENT_WAITS: u32 = 2000;
 
 /// How many milliseconds all that has been submitted must have been finished for an undelivered ticket to count as not
-/// submitted: another thread that polls the device may have taken the delivery out of wgpu's hands, and not made it yet.
-const GRACE: u32 = 50;
+/// submitted: another thread that polls the device may have taken the delivery out of wgpu's hands, and not made it yet,
+/// since callbacks of others come before it.
+const GRACE: u32 = 1000;
 
 /// Polls the device until the delivery has been made, if only of the news that there will be none.
 fn drive(device: &wgpu::Device, delivery: &Delivery) {

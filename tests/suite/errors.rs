@@ -142,6 +142,8 @@ fn gradients_must_not_overlap() {
         (vec![part(0..2), part(1..1), part(1..3)], (0, 2, 4, 8)),
         (vec![f32s(&a), f32s(&a)], (0, 1, 0, 64)),
         (vec![f32s(&b), f32s(&a), part(15..16)], (1, 2, 60, 64)),
+        // Too many for a sort that keeps equals in their order by chance.
+        ((0..60).map(|at| f32s(&b).elements(at % 15..at % 15 + 1)).collect(), (0, 15, 0, 4)),
     ];
     for (gradients, (first, second, start, end)) in rows {
         let error = clipper.prepare(&gradients, NORM).unwrap_err();
@@ -153,7 +155,7 @@ fn gradients_must_not_overlap() {
 fn what_only_looks_wrong_is_fine() {
     let noop = Noop::new(wgpu::Limits::default());
     let clipper = noop.clipper();
-    let (a, b, empty) = (noop.storage(64), noop.storage(64), noop.storage(0));
+    let (a, b, empty, ragged) = (noop.storage(64), noop.storage(64), noop.storage(0), noop.storage(10));
     let part = |range| f32s(&a).elements(range);
     let rows = [
         vec![],
@@ -163,6 +165,7 @@ fn what_only_looks_wrong_is_fine() {
         vec![part(4..8), part(2..2), part(6..6), part(0..4)],
         vec![f32s(&a), f32s(&b), f32s(&empty)],
         vec![f32s(&a).bytes(4..8), f32s(&b).bytes(4..8)],
+        vec![f32s(&ragged).elements(0..2)],
     ];
     for gradients in rows {
         for clip in [NORM, Clip::by_value(1.0)] {

@@ -74,6 +74,9 @@ fn more_workgroups_than_a_grid_is_wide() {
     let gradients: Vec<_> = noise(1, 70_000).into_iter().map(|g| vec![g]).collect();
     let placement = spaced(&lens(&gradients));
     check(gpu(), &placement, &gradients);
+    // Tiles that are summed again, scaled, are joined in another way.
+    let tiny: Vec<_> = gradients.iter().map(|gradient| vec![gradient[0] * 1e-20]).collect();
+    check(gpu(), &placement, &tiny);
     let narrow = gpu_with(|limits| limits.max_compute_workgroups_per_dimension = 256);
     check(&narrow, &spaced(&lens(&gradients[..3000])), &gradients[..3000]);
     let clip = Clip::by_value(0.1);

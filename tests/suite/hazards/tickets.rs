@@ -120,6 +120,29 @@ fn threads_wait_at_the_same_time() {
     });
 }
 
+/// Callbacks run one after the other on the thread that polls: that of a ticket may come late, but it comes.
+#[test]
+fn a_slow_callback_on_another_thread_delays_a_ticket() {
+    let gpu = gpu_with(|_| {});
+    let plan = plan(&gpu, &[3.0, 4.0], MEASURE);
+    for redeem in [ReadBack::wait, awaited] {
+        let (started, is_started) = mpsc::channel();
+        let ticket = gpu.submit(|encoder| {
+            plan.encode(encoder);
+            encoder.on_submitted_work_done(move || {
+                started.send(()).unwrap();
+                thread::sleep(Duration::from_millis(300));
+            });
+            plan.read_back(encoder)
+        });
+        thread::scope(|scope| {
+            scope.spawn(|| gpu.device.poll(wgpu::PollType::wait_indefinitely()));
+            is_started.recv().unwrap();
+            assert_eq!(redeem(ticket).map(|record| record.total_norm), Ok(5.0));
+        });
+    }
+}
+
 #[test]
 fn what_is_not_submitted_is_never_read_back() {
     let gpu = gpu_with(|_| {});
