@@ -1,6 +1,6 @@
-// Norm, stage 2: the partials of each segment joined to its norm, and the record of that.
+// Norm, stage 2: the partials of each segment joined to its norm, and what is to be left of that.
 //
-// One workgroup a segment.
+// One workgroup a segment. Needs a norm, partials, `leave` of a record or of statistics.
 
 @group(0) @binding(0) var<storage, read> partials: array<Partial>;
 
@@ -32,11 +32,12 @@ fn main(
     var sum = total.partial.sum;
     // Uniform: `reduce` gives every invocation the same.
     if (rescue) {
-        let rescued = Partial(rescued_total(segment, lane, exponent), 0u);
-        sum = reduce(lane, Item(rescued, NO_PARTIAL)).partial.sum;
+        var rescued = Item(Partial(), NO_PARTIAL);
+        rescued.partial.sum = rescued_total(segment, lane, exponent);
+        sum = reduce(lane, rescued).partial.sum;
     }
     if (lane == 0u) {
-        record_norm(index, found(sum, exponent, largest), largest, total.first_non_finite);
+        leave(index, found(sum, exponent, largest), largest, total.first_non_finite, counts_of(total.partial));
     }
 }
 
@@ -78,7 +79,7 @@ fn total_of(cascade: Cascade) -> f32 {
 // at a time, their loads in flight together: this stage does nothing but wait for them.
 fn plain_total(segment: Segment, lane: u32) -> Item {
     var cascade = Cascade();
-    var largest = 0u;
+    var all = Partial();
     var first_non_finite = NO_PARTIAL;
     var index = 0u;
     for (var at = lane; at < segment.count; at += 4u * WORKGROUP_SIZE) {
@@ -91,10 +92,11 @@ fn plain_total(segment: Segment, lane: u32) -> Item {
             first_non_finite = segment.first + first_of(at, a.largest, b.largest, c.largest);
         }
         add(&cascade, index, (plain_sum(a) + plain_sum(b)) + (plain_sum(c) + plain_sum(d)));
-        largest = combine(Partial(0.0, largest), four).largest;
+        all = combine(all, four);
         index += 1u;
     }
-    return Item(Partial(total_of(cascade), largest), first_non_finite);
+    all.sum = total_of(cascade);
+    return Item(all, first_non_finite);
 }
 
 // Which of four partials from `at` is the first that is not finite, if one is.

@@ -1,6 +1,6 @@
-// Norm, stage 2, for a plain p: the partials of each segment joined to its norm, and the record of that.
+// Norm, stage 2, for a plain p: the partials of each segment joined to its norm, and what is to be left of that.
 //
-// One workgroup a segment.
+// One workgroup a segment. Needs norm_power.wgsl, `leave` of a record or of statistics.
 
 @group(0) @binding(0) var<storage, read> partials: array<Partial>;
 
@@ -15,10 +15,9 @@ fn main(
         return;
     }
     let segment = segments[index];
-    var own = Partial(0.0, MAGNITUDE, 0u);
+    var own = NOTHING;
     for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
-        let partial = partials[segment.first + at];
-        own = join(own, Partial(0.0, partial.smallest, partial.largest));
+        own = join(own, partials[segment.first + at]);
     }
     let all = reduce(lane, own);
     var sum = 0.0;
@@ -31,9 +30,9 @@ fn main(
         }
     }
     // The place of a magnitude carries the index, whose smallest is looked for.
-    let total = reduce(lane, Partial(sum, first_non_finite, 0u));
+    let total = reduce(lane, Partial(sum, first_non_finite, 0u, Counts()));
     if (lane == 0u) {
-        record_norm(index, found(total.sum, all, segment.count), all.largest, total.smallest);
+        leave(index, found(total.sum, all, segment.count), all.largest, total.smallest, all.counts);
     }
 }
 

@@ -4,7 +4,7 @@
 // Powers leave the range of f32 soon, so magnitudes enter as ratios to a reference: the largest for p > 0, the smallest
 // for p < 0. Either way each term is a number of [0, 1] to the power of |p|.
 //
-// Interface: POWER, `Partial`, `Item`, `join`, `term`, `reference_of`. Needs float_bits.wgsl.
+// Interface: POWER, `Partial`, NOTHING, `Item`, `join`, `term`, `reference_of`. Needs float_bits.wgsl, counts.wgsl.
 
 override POWER: f32; // -∞, which a constant cannot be, is the lowest number
 
@@ -12,12 +12,20 @@ struct Partial {
     sum: f32,      // of the terms; for p = 0, 1 if an element is not zero
     smallest: u32, // magnitudes, as bits
     largest: u32,
+    counts: Counts,
 }
+
+const NOTHING: Partial = Partial(0.0, MAGNITUDE, 0u, Counts());
 
 alias Item = Partial;
 
 fn join(a: Item, b: Item) -> Item {
-    return Item(a.sum + b.sum, min(a.smallest, b.smallest), max(a.largest, b.largest));
+    return Item(
+        a.sum + b.sum,
+        min(a.smallest, b.smallest),
+        max(a.largest, b.largest),
+        together(a.counts, b.counts),
+    );
 }
 
 fn reference_of(all: Partial) -> u32 {

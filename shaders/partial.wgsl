@@ -1,6 +1,7 @@
-// What a norm knows of some elements.
+// What a norm knows of some elements: a sum, and the largest magnitude.
 //
-// Interface: `Partial`, `combine`, RESCUED. Needs float_bits.wgsl.
+// Interface of the partials: `Partial`, `combine`, `counts_of`, `without_zeros`, RESCUED; and `Tally`, `tallied`, `partial_of`, for what
+// an invocation knows besides a sum while it reads. Needs float_bits.wgsl, counts.wgsl.
 
 struct Partial {
     sum: f32,     // of what the norm sums up; of the scaled elements where RESCUED is set
@@ -12,4 +13,27 @@ const RESCUED: u32 = SIGN;
 fn combine(a: Partial, b: Partial) -> Partial {
     let largest = max(a.largest & MAGNITUDE, b.largest & MAGNITUDE);
     return Partial(a.sum + b.sum, largest | ((a.largest | b.largest) & RESCUED));
+}
+
+// Nobody has counted.
+fn counts_of(partial: Partial) -> Counts {
+    return Counts();
+}
+
+fn without_zeros(partial: Partial, zeros: u32) -> Partial {
+    return partial;
+}
+
+// Four lanes of it.
+struct Tally {
+    largest: vec4<u32>,
+}
+
+fn tallied(tally: Tally, bits: vec4<u32>) -> Tally {
+    return Tally(max(tally.largest, bits & vec4(MAGNITUDE)));
+}
+
+fn partial_of(sum: f32, tally: Tally) -> Partial {
+    let most = tally.largest;
+    return Partial(sum, max(max(most.x, most.y), max(most.z, most.w)));
 }

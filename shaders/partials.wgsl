@@ -28,11 +28,15 @@ fn main(
 
     var total = reduce(lane, sum_of(tile, lane));
     if (needs_rescue(total.largest)) {
-        let rescued = rescued_sum_of(tile, lane, exponent_of(total.largest));
-        total = reduce(lane, Partial(rescued, total.largest | RESCUED));
+        var rescued: Partial;
+        rescued.sum = rescued_sum_of(tile, lane, exponent_of(total.largest));
+        total.sum = reduce(lane, rescued).sum;
+        total.largest |= RESCUED;
     }
     if (lane == 0u) {
-        partials[tile.target_index] = total;
+        // Where it ends within a vector, the rest of that was read as zeros.
+        let padding = (PER_VECTOR - tile.count % PER_VECTOR) % PER_VECTOR;
+        partials[tile.target_index] = without_zeros(total, padding);
     }
 }
 
@@ -42,7 +46,7 @@ fn sum_of(tile: Tile, lane: u32) -> Partial {
     var sum1 = vec4<f32>();
     var sum2 = vec4<f32>();
     var sum3 = vec4<f32>();
-    var largest = vec4<u32>();
+    var tally = Tally();
     var at = PER_VECTOR * lane;
     for (var blocks = tile.count / (4u * STRIDE); blocks > 0u; blocks -= 1u) {
         let block = block_at(tile, at);
@@ -50,17 +54,16 @@ fn sum_of(tile: Tile, lane: u32) -> Partial {
         sum1 = add_words(sum1, block.v1);
         sum2 = add_words(sum2, block.v2);
         sum3 = add_words(sum3, block.v3);
-        largest = max(largest, max(largest_in(block.v0), largest_in(block.v1)));
-        largest = max(largest, max(largest_in(block.v2), largest_in(block.v3)));
+        tally = tally_words(tally_words(tally, block.v0), block.v1);
+        tally = tally_words(tally_words(tally, block.v2), block.v3);
         at += 4u * STRIDE;
     }
     for (; at < tile.count; at += STRIDE) {
         let words = load_to_end(tile, at);
         sum0 = add_words(sum0, words);
-        largest = max(largest, largest_in(words));
+        tally = tally_words(tally, words);
     }
-    let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
-    return Partial(total_of((sum0 + sum1) + (sum2 + sum3)), most);
+    return partial_of(total_of((sum0 + sum1) + (sum2 + sum3)), tally);
 }
 
 // The same for a tile out of the plain range; rare, so it is short instead of fast.

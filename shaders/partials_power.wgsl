@@ -15,10 +15,11 @@ fn main(
         return;
     }
     let tile = tiles[index];
-    var own = Partial(0.0, MAGNITUDE, 0u);
+    var own = NOTHING;
     for (var at = lane; at < tile.count; at += WORKGROUP_SIZE) {
         let magnitude = magnitude_at(tile, at);
-        own = join(own, Partial(0.0, magnitude, magnitude));
+        let counts = Counts(select(0u, 1u, magnitude == 0u), select(0u, 1u, magnitude >= INFINITY));
+        own = join(own, Partial(0.0, magnitude, magnitude, counts));
     }
     var total = reduce(lane, own);
     if (POWER == 0.0) {
@@ -29,7 +30,7 @@ fn main(
         for (var at = lane; at < tile.count; at += WORKGROUP_SIZE) {
             sum += term(magnitude_at(tile, at), reference);
         }
-        total = reduce(lane, Partial(sum, total.smallest, total.largest));
+        total.sum = reduce(lane, Partial(sum, 0u, 0u, Counts())).sum;
     }
     if (lane == 0u) {
         partials[tile.target_index] = total;

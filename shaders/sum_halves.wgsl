@@ -1,6 +1,7 @@
 // What a vector of words adds to a norm, where a word holds two elements.
 //
-// Interface: `add_words`, `add_rescued_words`, `largest_in`. Needs a norm, elements of a 16-bit type.
+// Interface: `add_words`, `add_rescued_words`, `tally_words`. Needs a norm, partials, elements of a 16-bit
+// type.
 
 fn add_words(sum: vec4<f32>, words: vec4<u32>) -> vec4<f32> {
     return accumulate(accumulate(sum, low_halves(words)), high_halves(words));
@@ -11,6 +12,6 @@ fn add_rescued_words(sum: vec4<f32>, words: vec4<u32>, exponent: i32) -> vec4<f3
     return accumulate_rescued(low, high_halves(words), exponent);
 }
 
-fn largest_in(words: vec4<u32>) -> vec4<u32> {
-    return max(low_halves(words) & vec4(MAGNITUDE), high_halves(words) & vec4(MAGNITUDE));
+fn tally_words(tally: Tally, words: vec4<u32>) -> Tally {
+    return tallied(tallied(tally, low_halves(words)), high_halves(words));
 }

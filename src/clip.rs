@@ -1,7 +1,7 @@
 //! What to do: the options of a clip, as plain data. Nothing here knows a GPU; the CPU and the GPU path
 //! both read these values and mean the same by them.
 
-use crate::{Epsilon, Error, NonFinite, NormType};
+use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// How gradients are to be clipped.
 ///
@@ -24,7 +24,9 @@ pub struct Clip {
     non_finite: NonFinite,
     loss_scale: Option<f32>,
     coefficient_only: bool,
-    tensor_norms: bool,
+    tensor_stats: bool,
+    count_steps: bool,
+    past_norms: Option<ZClip>,
 }
 
 /// What the caller asked for, in the caller's words, so that an error can repeat them.
@@ -33,6 +35,7 @@ enum Method {
     GlobalNorm { max_norm: f32 },
     Norm { max_norm: f32 },
     Rms { threshold: f32 },
+    ParameterNorm { clipping: f32, floor: f32 },
     SuppliedNorm { max_norm: f32 },
     Value { clip_value: f32 },
     ValueRange { low: f32, high: f32 },
@@ -62,6 +65,11 @@ impl Operation {
             Self::Norm(_) => None,
             Self::Clamp { low, high } => Some([low, high]),
         }
+    }
+
+    /// Whether it needs the parameters of the gradients.
+    pub(crate) const fn is_relative(&self) -> bool {
+        matches!(self, Self::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
     }
 
     /// What must be the same for all groups of a plan.
@@ -120,8 +128,12 @@ pub(crate) struct ByNorm {
     /// What undoes the loss scale; 1 without one. Positive and finite.
     pub(crate) inverse_scale: f32,
     pub(crate) coefficient_only: bool,
-    /// Whether each gradient gets a record besides.
-    pub(crate) tensor_norms: bool,
+    /// Whether each gradient gets statistics besides.
+    pub(crate) tensor_stats: bool,
+    /// Whether what the records say is counted over the steps.
+    pub(crate) count_steps: bool,
+    /// What else limits, if it is to adapt to past norms.
+    pub(crate) z_clip: Option<ZClip>,
 }
 
 impl ByNorm {
@@ -135,33 +147,49 @@ impl ByNorm {
             non_finite: NonFinite::Propagate,
             inverse_scale: 1.0,
             coefficient_only: false,
-            tensor_norms: false,
+            tensor_stats: false,
+            count_steps: false,
+            z_clip: None,
         }
     }
 }
 
 /// What has a norm of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scope {
     /// All gradients of a group together.
     Global,
-    /// Each gradient.
+    /// Each gradient, or each of its rows.
     Tensor,
-    /// Each gradient, and its limit is that for one element times the square root of how many there are.
+    /// The same, and its limit is that for one element times the square root of how many there are.
     TensorRms,
+    /// The same, and its limit is relative to the norm of its parameter, or to this if that is less.
+    Parameter { floor: f32 },
     /// Nothing: the caller supplies the norm.
     Supplied,
 }
 
 impl Scope {
-    /// The limit of a gradient that has a norm of its own.
+    /// Whether the gradients of a group share a record.
+    pub(crate) const fn is_together(self) -> bool {
+        matches!(self, Self::Global | Self::Supplied)
+    }
+
+    /// The limit of what has a norm of its own.
     pub(crate) fn limit(self, group: usize, elements: u64, measured: bool) -> Limit {
         match self {
             _ if !measured => Limit::None,
             Self::TensorRms => Limit::Rms { group, elements },
-            Self::Global | Self::Tensor | Self::Supplied => Limit::Of { group },
+            _ => Limit::Of { group },
         }
     }
+}
+
+/// The limit of a clip by the norm of a parameter: how large a share of that is allowed.
+pub(crate) fn relative_limit(clipping: f32, parameter_norm: f32, floor: f32) -> f32 {
+    // Not `f32::max`, which would lose a NaN.
+    let norm = if parameter_norm < floor { floor } else { parameter_norm };
+    if clipping == f32::INFINITY { clipping } else { clipping * norm }
 }
 
 impl Clip {
@@ -228,6 +256,43 @@ impl Clip {
         Self { epsilon: Epsilon::None, ..Self::by(Method::Rms { threshold }) }
     }
 
+    /// Scale each gradient by a factor of its own, so that its norm is at most the share `clipping` of the norm of its
+    /// parameter: adaptive gradient clipping (AGC) of Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image
+    /// Recognition Without Normalization" (2021, arXiv:2102.06171), `optax.adaptive_grad_clip`.
+    ///
+    /// ```text
+    /// limit = clipping · max(‖parameter‖, floor)
+    /// g     = g · min(limit / ‖g‖, 1)
+    /// ```
+    ///
+    /// Each measured gradient needs its parameter: [`Gradient::parameter`](crate::Gradient::parameter),
+    /// [`cpu::Gradient::parameter`](crate::cpu::Gradient::parameter). It is read, and never written. Where a gradient says
+    /// how many [`rows`](crate::Gradient::rows) it has, each row has a limit of its own, relative to that row of the
+    /// parameter: the paper clips unit by unit, a unit being all that leads to one output (a row of a weight
+    /// `[out, in]`, a filter of a convolution `[out, in, height, width]`). NFNets use 0.01 and a floor of 1e-3, so that
+    /// parameters which begin at 0 are not clipped to 0.
+    ///
+    /// Without an epsilon, as in optax, unless one is set. A negative or NaN `clipping` is an [`Error::MaxNorm`], a floor
+    /// that is negative or not finite an [`Error::ParameterFloor`]. A parameter that is NaN makes the coefficient NaN, and
+    /// [`non_finite`](Self::non_finite) says what becomes of the gradient.
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::{Gradient, Parameter}};
+    ///
+    /// let weight = [3.0, 4.0, 0.0, 0.0];
+    /// let mut gradient = [0.3, 0.4, 0.3, 0.4];
+    /// let mut gradients = [Gradient::f32(&mut gradient).rows(2).parameter(Parameter::f32(&weight))];
+    /// let records = cpu::clip_all(&mut gradients, Clip::by_parameter_norm(0.01, 1e-3))?;
+    /// // Within 1 % of 5, and within 1 % of the floor.
+    /// assert!((gradient[1] - 0.04).abs() < 1e-6 && (gradient[3] - 8e-6).abs() < 1e-9);
+    /// assert_eq!(records.len(), 2);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn by_parameter_norm(clipping: f32, floor: f32) -> Self {
+        Self { epsilon: Epsilon::None, ..Self::by(Method::ParameterNorm { clipping, floor }) }
+    }
+
     /// Scale all gradients by one factor, as [`by_global_norm`](Self::by_global_norm) does, but for a norm that you
     /// supply: `torch.nn.utils.clip_grads_with_norm_`, the `use_norm` of `tf.clip_by_global_norm`.
     ///
@@ -265,7 +330,9 @@ impl Clip {
             non_finite: NonFinite::Propagate,
             loss_scale: None,
             coefficient_only: false,
-            tensor_norms: false,
+            tensor_stats: false,
+            count_steps: false,
+            past_norms: None,
         }
     }
 
@@ -342,16 +409,51 @@ impl Clip {
         Self { coefficient_only: true, ..self }
     }
 
-    /// Besides, make a record for each gradient by itself: which layer explodes, vanishes, or holds a NaN.
+    /// Besides, find what each gradient is by itself: its norm, its largest magnitude, how many of its elements are zero or
+    /// not finite. It tells which layer explodes, vanishes, or holds a NaN.
     ///
     /// It takes no further pass over the gradients, only a small dispatch: [`encode`](crate::ClipPlan::encode) leaves the
-    /// records in [`tensor_record_buffer`](crate::ClipPlan::tensor_record_buffer), and
-    /// [`read_back_tensors`](crate::ClipPlan::read_back_tensors) reads them. On the CPU,
-    /// [`tensor_stats`](crate::cpu::tensor_stats) measures the same. A clip of each gradient by itself has such records
-    /// anyway; one by value or by a supplied norm measures nothing, and for it this is an [`Error::NeedsNorm`].
+    /// [`TensorStats`](crate::TensorStats) in [`tensor_stats_buffer`](crate::ClipPlan::tensor_stats_buffer), and
+    /// [`read_back_tensor_stats`](crate::ClipPlan::read_back_tensor_stats) reads them. On the CPU,
+    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) has them, and [`cpu::tensor_stats`](crate::cpu::tensor_stats) measures
+    /// nothing else. For a clip by value or by a supplied norm, which measures nothing, this is an [`Error::NeedsNorm`].
     #[must_use]
-    pub const fn tensor_norms(self) -> Self {
-        Self { tensor_norms: true, ..self }
+    pub const fn tensor_stats(self) -> Self {
+        Self { tensor_stats: true, ..self }
+    }
+
+    /// Besides, count over the steps what the records say: how many there were, how often they were clipped and not
+    /// finite, and the largest norm. It takes a small dispatch; the [`StepCounts`](crate::StepCounts) stay on the device
+    /// until [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) asks for them. A
+    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) counts without being asked.
+    #[must_use]
+    pub const fn count_steps(self) -> Self {
+        Self { count_steps: true, ..self }
+    }
+
+    /// Besides, let a limit follow the norms of past steps. The smaller of the two limits holds; for this one alone,
+    /// `Clip::by_global_norm(f32::INFINITY)`.
+    ///
+    /// Each record has a [`NormHistory`](crate::NormHistory) of its own, in the plan. A [`ZClip`] that makes no sense is an
+    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::TwoLimits`].
+    ///
+    /// ```
+    /// use gradclip::{Clip, ZClip, cpu};
+    ///
+    /// let clip = Clip::by_global_norm(f32::INFINITY).z_clip(ZClip { warm_up: 4, ..ZClip::default() });
+    /// let mut plan = cpu::ClipPlan::new(&[clip])?;
+    /// let mut norms_after = Vec::new();
+    /// for norm in [1.0, 1.1, 0.9, 1.0, 1.1, 50.0, 1.0] {
+    ///     let mut gradient = [norm];
+    ///     plan.clip(&mut [cpu::Gradient::f32(&mut gradient)])?;
+    ///     norms_after.push(gradient[0]);
+    /// }
+    /// assert!(norms_after[5] < 1.1 && norms_after[6] == 1.0);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn z_clip(self, z_clip: ZClip) -> Self {
+        Self { past_norms: Some(z_clip), ..self }
     }
 
     /// Checks the clips of groups: they may differ in their limits only.
@@ -370,6 +472,10 @@ impl Clip {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
             Method::Norm { max_norm } => self.norm(Scope::Tensor, max_norm),
             Method::SuppliedNorm { max_norm } => self.norm(Scope::Supplied, max_norm),
+            Method::ParameterNorm { floor, .. } if floor < 0.0 || !floor.is_finite() => {
+                Err(Error::ParameterFloor { given: floor })
+            }
+            Method::ParameterNorm { clipping, floor } => self.norm(Scope::Parameter { floor }, clipping),
             Method::Rms { .. } if self.norm_type != NormType::L2 => {
                 Err(Error::NormType { given: self.norm_type })
             }
@@ -396,9 +502,13 @@ impl Clip {
         }
         let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
         let norm_type = self.norm_type.checked()?;
-        let Self { non_finite, coefficient_only, tensor_norms, .. } = self;
-        if tensor_norms && scope == Scope::Supplied {
+        let z_clip = self.past_norms.map(ZClip::checked).transpose()?;
+        let Self { non_finite, coefficient_only, tensor_stats, count_steps, .. } = self;
+        if tensor_stats && scope == Scope::Supplied {
             return Err(Error::NeedsNorm);
+        }
+        if z_clip.is_some() && matches!(scope, Scope::Parameter { .. }) {
+            return Err(Error::TwoLimits);
         }
         Ok(Operation::Norm(ByNorm {
             norm_type,
@@ -408,7 +518,9 @@ impl Clip {
             non_finite,
             inverse_scale,
             coefficient_only,
-            tensor_norms,
+            tensor_stats,
+            count_steps,
+            z_clip,
         }))
     }
 

@@ -44,6 +44,106 @@ pub enum Error {
         given: f32,
     },
 
+    /// A [`ZClip`](crate::ZClip) that makes no sense.
+    #[error(
+        "{given:?} is no ZClip: alpha must be from 0 to less than 1, z_threshold positive and finite, warm_up at least 1"
+    )]
+    ZClip {
+        /// The one of the clip.
+        given: crate::ZClip,
+    },
+
+    /// A history of norms that cannot have come about.
+    #[error(
+        "history {record} is {given:?}, but mean and deviation must be finite numbers that are not negative"
+    )]
+    History {
+        /// Of which record.
+        record: usize,
+        /// The history.
+        given: crate::NormHistory,
+    },
+
+    /// Counts or histories that are not as many as the records of a plan.
+    #[error("{given} {what} were given, but the plan has {records}: one for each record")]
+    Records {
+        /// What was given.
+        what: &'static str,
+        /// How many.
+        given: usize,
+        /// How many there are.
+        records: usize,
+    },
+
+    /// Something of a plan that its clip did not ask for.
+    #[error("the plan has no {what}: its clip must ask for them with {with}")]
+    NotAskedFor {
+        /// What the plan does not have.
+        what: &'static str,
+        /// The method of `Clip` that asks for it.
+        with: &'static str,
+    },
+
+    /// A clip whose limit follows past norms, where nothing is remembered from one call to the next.
+    #[error(
+        "Clip::z_clip needs the norms of past steps, so a plan: cpu::ClipPlan, or Clipper::prepare on a GPU"
+    )]
+    NeedsPlan,
+
+    /// A floor for the norms of parameters that is negative, infinite or NaN.
+    #[error(
+        "the floor for the norms of parameters is {given}, but it must be a finite number that is not negative"
+    )]
+    ParameterFloor {
+        /// The floor of the clip.
+        given: f32,
+    },
+
+    /// A clip whose limit is to follow both the norms of parameters and those of past steps.
+    #[error("a clip by_parameter_norm has its limits from the parameters, so z_clip cannot set them too")]
+    TwoLimits,
+
+    /// A gradient without a parameter, in a clip by the norms of parameters.
+    #[error(
+        "gradient {gradient} has no parameter, but Clip::by_parameter_norm needs the one of each gradient that it measures"
+    )]
+    NoParameter {
+        /// Which gradient.
+        gradient: usize,
+    },
+
+    /// A parameter that has not as many elements as its gradient.
+    #[error("the parameter of gradient {gradient} has {given} elements, but the gradient has {needed}")]
+    ParameterLength {
+        /// Which gradient.
+        gradient: usize,
+        /// How many elements the parameter has.
+        given: u64,
+        /// How many elements the gradient has.
+        needed: u64,
+    },
+
+    /// Something is wrong with where a parameter lies.
+    #[error("the parameter of {error}")]
+    Parameter {
+        /// What is wrong, as it would be said of the gradient.
+        #[source]
+        error: Box<Self>,
+    },
+
+    /// A gradient that cannot be cut into so many rows of the same length.
+    #[error(
+        "gradient {gradient} has {elements} elements, which cannot be cut into {rows} rows of the same length"
+    )]
+    Rows {
+        /// Which gradient.
+        gradient: usize,
+        /// How many rows it was to have.
+        rows: u64,
+        /// How many elements it has.
+        elements: u64,
+    },
+
     /// A norm type that does not exist, or that this kind of clip does not have.
     #[error("the norm type is {given:?}, but p must be a number, and a clip by root mean square has L2 only")]
     NormType {
@@ -53,7 +153,8 @@ pub enum Error {
 
     /// An option that speaks of a norm, on a clip by value, which has none.
     #[error(
-        "a clip by value measures no norm: norm_type, epsilon, non_finite, loss_scale and coefficient_only need a clip by norm"
+        "a clip by value measures no norm: norm_type, epsilon, non_finite, loss_scale, coefficient_only, tensor_stats, count_steps and \
+         z_clip need a clip by norm"
     )]
     NeedsNorm,
 

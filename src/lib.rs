@@ -14,11 +14,15 @@ mod record;
 pub mod reference;
 mod slices;
 mod stats;
+mod step_counts;
+mod z_clip;
 
 pub use clip::Clip;
 pub use dtype::DType;
 pub use error::Error;
-pub use gpu::{ClipPlan, Clipper, Gradient, ReadBack, Recent, adapters, adapters_async, is_software};
+pub use gpu::{
+    ClipPlan, Clipper, Gradient, Parameter, ReadBack, Recent, adapters, adapters_async, is_software,
+};
 pub use join::join_norms;
 pub use loss_scale::LossScale;
 pub use options::{Epsilon, NonFinite, NormType};
@@ -26,4 +30,6 @@ pub use record::{ClipRecord, RECORD_WGSL};
 pub use slices::{
     Clipped, DeviceChoice, SliceClipper, SliceDevice, Timings, clip_grad_norm, clip_grad_value,
 };
-pub use stats::TensorStats;
+pub use stats::{TENSOR_STATS_WGSL, TensorStats};
+pub use step_counts::StepCounts;
+pub use z_clip::{NormHistory, ZClip};

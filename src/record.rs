@@ -76,7 +76,8 @@ impl ClipRecord {
         )]
         let total_norm = unscaled as f32;
         let clip_coef = clip_coef(total_norm, max_norm, norm.epsilon);
-        let non_finite = !total_norm.is_finite() || measured.first_non_finite.is_some();
+        // A coefficient is NaN without a norm or without a limit.
+        let non_finite = !total_norm.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
         let (factor, policy) = match norm.non_finite {
             NonFinite::Skip | NonFinite::Error if non_finite => (1.0, Self::SKIP),
             NonFinite::Zero if non_finite => (0.0, Self::ZERO),
@@ -103,8 +104,8 @@ impl ClipRecord {
         self.flags & Self::CLIPPED != 0
     }
 
-    /// Whether a gradient holds an infinity or a NaN, or (where [`first_non_finite`](Self::first_non_finite) is none) the
-    /// norm of finite gradients exceeds `f32::MAX`.
+    /// Whether a gradient holds an infinity or a NaN; or, where [`first_non_finite`](Self::first_non_finite) is none, the norm
+    /// of finite gradients exceeds `f32::MAX`, or the limit is NaN.
     #[must_use]
     pub const fn non_finite(&self) -> bool {
         self.flags & Self::NON_FINITE != 0
@@ -165,7 +166,7 @@ fn clip_coef(total_norm: f32, max_norm: f32, epsilon: f32) -> f32 {
     let sum = total_norm + epsilon;
     let coef = sum.recip() * max_norm;
     // Not `min`, which would turn NaN into 1.
-    if coef > 1.0 || sum < f32::MIN_POSITIVE { 1.0 } else { coef }
+    if coef > 1.0 || (sum < f32::MIN_POSITIVE && !max_norm.is_nan()) { 1.0 } else { coef }
 }
 
 /// A norm as significand and exponent.

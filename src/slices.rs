@@ -204,12 +204,12 @@ impl SliceClipper {
 
     /// Clips gradients of any type, each with the clip of its [group](cpu::Gradient::group).
     ///
-    /// The records are those of [`cpu::clip_groups`]: one for each group of a clip by global norm, one for each gradient of
-    /// a [`Clip::by_norm`] or [`Clip::by_rms`], none of a clip by value.
+    /// The records are those of [`cpu::clip_groups`]: one for each group of a clip by global norm, one for each gradient, or
+    /// each of its rows, where each is clipped by itself, none of a clip by value.
     ///
     /// # Errors
     ///
-    /// Those of [`cpu::clip_groups`]; that the GPU has not enough memory or is lost; or [`Error::Limit`] if a gradient that
+    /// Those of [`cpu::clip_groups`], [`Error::NeedsPlan`] among them; that the GPU has not enough memory or is lost; or [`Error::Limit`] if a gradient that
     /// must stay in one piece is larger than the device's `max_buffer_size`: one with a norm of its own, and each where
     /// gradients are counted (p = 0). No slice is changed then, unless the GPU is lost while it hands the clipped
     /// gradients back.
@@ -218,8 +218,10 @@ impl SliceClipper {
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        if let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = Clip::all_checked(clips)?[0] {
-            return Err(Error::NormMissing);
+        match Clip::all_checked(clips)?[0] {
+            Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) => return Err(Error::NormMissing),
+            Operation::Norm(ByNorm { z_clip: Some(_), .. }) => return Err(Error::NeedsPlan),
+            _ => {}
         }
         if let Some(gpu) = &self.gpu {
             match gpu.clip(gradients, clips) {

@@ -20,6 +20,15 @@ pub struct Gradient<'a> {
     pub(crate) group: usize,
     pub(crate) measured: bool,
     pub(crate) scaled: bool,
+    pub(crate) rows: usize,
+    pub(super) parameter: Option<Elements<'a>>,
+}
+
+/// The parameter that a gradient is of. It is only read, and only by a
+/// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm).
+#[derive(Clone, Copy)]
+pub struct Parameter<'a> {
+    elements: Elements<'a>,
 }
 
 /// The elements of a gradient, to be read.
@@ -57,7 +66,7 @@ impl<'a> Gradient<'a> {
     }
 
     const fn new(elements: ElementsMut<'a>) -> Self {
-        Self { elements, group: 0, measured: true, scaled: true }
+        Self { elements, group: 0, measured: true, scaled: true, rows: 1, parameter: None }
     }
 
     /// Which of the clips it belongs to, as an index; 0 unless this is called.
@@ -82,20 +91,42 @@ impl<'a> Gradient<'a> {
         self
     }
 
+    /// Of how many rows it is made, one after the other and each as long as the others: the first number of its shape. A
+    /// clip of each gradient by itself clips each row by itself then, and leaves a record for each; all others do not
+    /// care. A weight of the shape `[out, in]` has `out` rows.
+    #[must_use]
+    pub const fn rows(mut self, rows: usize) -> Self {
+        self.rows = rows;
+        self
+    }
+
+    /// The parameter that it is the gradient of, of the same shape; its type may differ.
+    #[must_use]
+    pub const fn parameter(mut self, parameter: Parameter<'a>) -> Self {
+        self.parameter = Some(parameter.elements);
+        self
+    }
+
+    /// All of it, if it may be written.
+    pub(super) fn scaled_elements(&mut self) -> Option<ElementsMut<'_>> {
+        self.scaled.then_some(match &mut self.elements {
+            ElementsMut::F32(elements) => ElementsMut::F32(elements),
+            ElementsMut::F16(elements) => ElementsMut::F16(elements),
+            ElementsMut::Bf16(elements) => ElementsMut::Bf16(elements),
+        })
+    }
+
     pub(crate) const fn dtype(&self) -> DType {
-        match self.elements {
-            ElementsMut::F32(_) => DType::F32,
-            ElementsMut::F16(_) => DType::F16,
-            ElementsMut::Bf16(_) => DType::BF16,
-        }
+        self.elements().dtype()
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        match &self.elements {
-            ElementsMut::F32(elements) => bytemuck::cast_slice(elements),
-            ElementsMut::F16(elements) => bytemuck::cast_slice(elements),
-            ElementsMut::Bf16(elements) => bytemuck::cast_slice(elements),
-        }
+        self.elements().bytes()
+    }
+
+    /// The bytes of its parameter, and their type.
+    pub(crate) fn parameter_bytes(&self) -> Option<(&[u8], DType)> {
+        self.parameter.map(|parameter| (parameter.bytes(), parameter.dtype()))
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
@@ -118,27 +149,83 @@ impl<'a> Gradient<'a> {
 /// Without its elements, of which there may be millions.
 impl fmt::Debug for Gradient<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { elements, group, measured, scaled } = self;
-        let dtype = match elements {
-            ElementsMut::F32(_) => "f32",
-            ElementsMut::F16(_) => "f16",
-            ElementsMut::Bf16(_) => "bf16",
-        };
+        let Self { group, measured, scaled, rows, parameter, .. } = self;
         f.debug_struct("Gradient")
-            .field("elements", &format_args!("[{dtype}; {}]", elements.len()))
+            .field("elements", &self.elements())
             .field("group", group)
             .field("measured", measured)
             .field("scaled", scaled)
+            .field("rows", rows)
+            .field("parameter", parameter)
             .finish()
     }
 }
 
-impl Elements<'_> {
+impl<'a> Parameter<'a> {
+    /// A parameter in single precision.
+    #[must_use]
+    pub const fn f32(elements: &'a [f32]) -> Self {
+        Self { elements: Elements::F32(elements) }
+    }
+
+    /// A parameter in half precision.
+    #[must_use]
+    pub const fn f16(elements: &'a [f16]) -> Self {
+        Self { elements: Elements::F16(elements) }
+    }
+
+    /// A parameter in bfloat16.
+    #[must_use]
+    pub const fn bf16(elements: &'a [bf16]) -> Self {
+        Self { elements: Elements::Bf16(elements) }
+    }
+}
+
+impl fmt::Debug for Parameter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parameter").field("elements", &self.elements).finish()
+    }
+}
+
+impl fmt::Debug for Elements<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{:?}; {}]", self.dtype(), self.len())
+    }
+}
+
+impl<'a> Elements<'a> {
     pub(super) const fn len(&self) -> usize {
         match self {
             Self::F32(elements) => elements.len(),
             Self::F16(elements) => elements.len(),
             Self::Bf16(elements) => elements.len(),
+        }
+    }
+
+    const fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F16(_) => DType::F16,
+            Self::Bf16(_) => DType::BF16,
+        }
+    }
+
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::F32(elements) => bytemuck::cast_slice(elements),
+            Self::F16(elements) => bytemuck::cast_slice(elements),
+            Self::Bf16(elements) => bytemuck::cast_slice(elements),
+        }
+    }
+
+    /// One of so many rows.
+    pub(super) fn row(self, row: usize, rows: usize) -> Self {
+        let len = self.len() / rows;
+        let own = row * len..(row + 1) * len;
+        match self {
+            Self::F32(elements) => Self::F32(&elements[own]),
+            Self::F16(elements) => Self::F16(&elements[own]),
+            Self::Bf16(elements) => Self::Bf16(&elements[own]),
         }
     }
 }
@@ -151,14 +238,43 @@ impl ElementsMut<'_> {
             Self::Bf16(elements) => elements.len(),
         }
     }
+
+    /// All of so many rows.
+    pub(super) fn rows(self, rows: usize) -> Vec<Self> {
+        // Empty rows are nothing to change.
+        let len = (self.len() / rows).max(1);
+        match self {
+            Self::F32(elements) => elements.chunks_mut(len).map(Self::F32).collect(),
+            Self::F16(elements) => elements.chunks_mut(len).map(Self::F16).collect(),
+            Self::Bf16(elements) => elements.chunks_mut(len).map(Self::Bf16).collect(),
+        }
+    }
 }
 
-/// That every gradient belongs to one of so many groups.
-pub(super) fn check_groups(gradients: &[Gradient<'_>], groups: usize) -> Result<(), Error> {
-    match gradients.iter().position(|gradient| gradient.group >= groups) {
-        Some(gradient) => Err(Error::Group { gradient, given: gradients[gradient].group, groups }),
-        None => Ok(()),
+/// That every gradient belongs to one of so many groups, has rows of the same length, and its parameter if it needs one.
+pub(super) fn check(gradients: &[Gradient<'_>], groups: usize, with_parameters: bool) -> Result<(), Error> {
+    for (index, gradient) in gradients.iter().enumerate() {
+        let Gradient { group, measured, rows, parameter, .. } = *gradient;
+        let elements = gradient.elements.len();
+        if group >= groups {
+            return Err(Error::Group { gradient: index, given: group, groups });
+        }
+        if rows == 0 || !elements.is_multiple_of(rows) {
+            return Err(Error::Rows { gradient: index, rows: rows as u64, elements: elements as u64 });
+        }
+        if !with_parameters {
+            continue;
+        }
+        match parameter.map(|parameter| parameter.len()) {
+            None if measured => return Err(Error::NoParameter { gradient: index }),
+            Some(len) if len != elements => {
+                let (given, needed) = (len as u64, elements as u64);
+                return Err(Error::ParameterLength { gradient: index, given, needed });
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -168,6 +284,9 @@ mod tests {
     #[test]
     fn is_shown_without_its_elements() {
         let shown = format!("{:?}", Gradient::bf16(&mut [bf16::ONE; 999]).group(3).unscaled());
-        assert_eq!(shown, "Gradient { elements: [bf16; 999], group: 3, measured: true, scaled: false }");
+        assert_eq!(
+            shown,
+            "Gradient { elements: [BF16; 999], group: 3, measured: true, scaled: false, rows: 1, parameter: None }"
+        );
     }
 }

@@ -48,19 +48,18 @@ mod gradient;
 mod kernels;
 mod measured;
 mod parallel;
+mod plan;
 mod records;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use gradient::Gradient;
+pub use gradient::{Gradient, Parameter};
+pub use plan::ClipPlan;
 pub use stats::tensor_stats;
 
 use crate::clip::{ByNorm, Operation, Scope};
 use crate::{Clip, ClipRecord, Error};
-use gradient::Elements;
-use kernels::Change;
-use records::Member;
 
 /// Clips gradients in single precision in place. A clip by global norm returns its record; the others, for which there
 /// is none or one per gradient, return `None`. See [`clip_all`].
@@ -78,14 +77,15 @@ pub fn clip(gradients: &mut [&mut [f32]], clip: Clip) -> Result<Option<ClipRecor
 
 /// Clips gradients in place, all of which belong to group 0.
 ///
-/// A clip by global norm returns one record; [`Clip::by_norm`] and [`Clip::by_rms`] return one per gradient, in the order
-/// of the gradients, and a clip by value none. Where the factor is 1, or only the coefficient was asked for, nothing is
+/// A clip by global norm returns one record; [`Clip::by_norm`], [`Clip::by_rms`] and [`Clip::by_parameter_norm`] return one
+/// per gradient, or per [row](Gradient::rows), in the order of the gradients, and a clip by value none. Where the factor is 1, or only the coefficient was asked for, nothing is
 /// written.
 ///
 /// # Errors
 ///
 /// The values of `clip` are not valid, as its constructors describe; [`Error::Group`] if a gradient belongs to another
-/// group; or [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
+/// group; what [`Gradient`] says of rows and parameters; [`Error::NeedsPlan`] if the limit is to follow past norms; or
+/// [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
 pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRecord>, Error> {
     clip_groups(gradients, &[clip])
 }
@@ -99,27 +99,11 @@ pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRe
 /// Those of [`clip_all`] for any of the clips, and [`Error::Groups`] if they differ in more than their limits. All
 /// gradients are then untouched.
 pub fn clip_groups(gradients: &mut [Gradient<'_>], clips: &[Clip]) -> Result<Vec<ClipRecord>, Error> {
-    let operations = Clip::all_checked(clips)?;
-    gradient::check_groups(gradients, clips.len())?;
-    let records = match operations[..] {
-        [Operation::Norm(norm), ..] => {
-            records::records(&records::members(gradients), gradients.len(), &norm, &limits(&operations))?
-        }
-        _ => Vec::new(),
-    };
-    let change = |index: usize, gradient: &Gradient<'_>| match operations[gradient.group] {
-        _ if !gradient.scaled => None,
-        Operation::Clamp { low, high } => Some(Change::Clamp { low, high }),
-        Operation::Norm(ByNorm { coefficient_only: true, .. }) => None,
-        Operation::Norm(ByNorm { scope: Scope::Global, .. }) => Change::of(&records[gradient.group]),
-        Operation::Norm(_) => Change::of(&records[index]),
-    };
-    let changes = gradients.iter_mut().enumerate();
-    let changes = changes.filter_map(|(index, gradient)| Some((change(index, gradient)?, gradient)));
-    parallel::change(
-        &mut changes.map(|(change, gradient)| (&mut gradient.elements, change)).collect::<Vec<_>>(),
-    );
-    Ok(records)
+    let mut plan = ClipPlan::new(clips)?;
+    if let Operation::Norm(ByNorm { z_clip: Some(_), .. }) = clips[0].checked()? {
+        return Err(Error::NeedsPlan);
+    }
+    plan.clip(gradients)
 }
 
 /// Clips gradients in place by a norm that was measured elsewhere, for a [`Clip::by_supplied_norm`]. Returns the record.
@@ -132,25 +116,8 @@ pub fn clip_with_norm(
     clip: Clip,
     total_norm: f32,
 ) -> Result<ClipRecord, Error> {
-    let Operation::Norm(norm @ ByNorm { scope: Scope::Supplied, .. }) = clip.checked()? else {
-        return Err(Error::MeasuresItself);
-    };
-    gradient::check_groups(gradients, 1)?;
-    let record = records::of_norm(total_norm, &norm)?;
-    if let Some(change) = Change::of(&record).filter(|_| !norm.coefficient_only) {
-        let scaled = gradients.iter_mut().filter(|gradient| gradient.scaled);
-        parallel::change(&mut scaled.map(|gradient| (&mut gradient.elements, change)).collect::<Vec<_>>());
-    }
-    Ok(record)
-}
-
-/// The limit of every group.
-fn limits(operations: &[Operation]) -> Vec<f32> {
-    let limit = |operation: &Operation| match operation {
-        Operation::Norm(norm) => Some(norm.max_norm),
-        Operation::Clamp { .. } => None,
-    };
-    operations.iter().filter_map(limit).collect()
+    let records = ClipPlan::new(&[clip])?.clip_with_norm(gradients, total_norm)?;
+    Ok(records[0])
 }
 
 /// The record that a clip by global norm to `max_norm` would return. Writes nothing.
@@ -160,23 +127,14 @@ fn limits(operations: &[Operation]) -> Vec<f32> {
 /// [`Error::MaxNorm`] if `max_norm` is negative or NaN.
 pub fn measure(gradients: &[&[f32]], max_norm: f32) -> Result<ClipRecord, Error> {
     Clip::by_global_norm(max_norm).checked()?;
-    Ok(record_of(gradients, max_norm))
-}
-
-/// The record of a plain clip to a valid limit.
-fn record_of(gradients: &[&[f32]], max_norm: f32) -> ClipRecord {
-    let norm = ByNorm::l2(max_norm);
-    let elements = gradients.iter().map(|elements| Elements::F32(elements)).enumerate();
-    let members: Vec<Member<'_>> =
-        elements.map(|(gradient, elements)| Member { gradient, group: 0, elements }).collect();
-    records::together(&records::found(&members, &norm), &norm, max_norm)
+    Ok(records::of_slices(gradients, max_norm))
 }
 
 /// The L2 norm of all gradients together, `sqrt(Σ g²)`; 0 if there are none. Infinite where it exceeds `f32::MAX` or
 /// an element is infinite, NaN where an element is NaN.
 #[must_use]
 pub fn total_norm(gradients: &[&[f32]]) -> f32 {
-    record_of(gradients, f32::INFINITY).total_norm
+    records::of_slices(gradients, f32::INFINITY).total_norm
 }
 
 /// How many threads the functions of this module use at most: those of the current rayon pool, or 1 without the

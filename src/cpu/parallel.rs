@@ -82,7 +82,7 @@ pub(super) fn together<R: Reduction>(found: &[(usize, R::Output)], reduction: &R
 }
 
 /// Changes every element of every gradient, once.
-pub(super) fn change(gradients: &mut [(&mut ElementsMut<'_>, Change)]) {
+pub(super) fn change(gradients: &mut [(ElementsMut<'_>, Change)]) {
     let len = gradients.iter().map(|(elements, _)| elements.len()).sum();
     if gradients.len() == 1 || len <= TASK {
         for (elements, change) in gradients {
@@ -211,9 +211,8 @@ mod tests {
     fn changes_every_element_once() {
         let mut gradients: Vec<Vec<f32>> =
             gradients().iter().map(|gradient| vec![1.0; gradient.len()]).collect();
-        let mut elements: Vec<_> = gradients.iter_mut().map(|gradient| ElementsMut::F32(gradient)).collect();
-        let change = |elements| (elements, Change::Scale(3.0));
-        super::change(&mut elements.iter_mut().map(change).collect::<Vec<_>>());
+        let elements = gradients.iter_mut().map(|gradient| (ElementsMut::F32(gradient), Change::Scale(3.0)));
+        change(&mut elements.collect::<Vec<_>>());
         assert!(gradients.iter().flatten().all(|&x| x == 3.0));
     }
 }

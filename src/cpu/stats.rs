@@ -1,15 +1,16 @@
 //! What is found in each gradient alone.
 
 use super::element::Element;
-use super::gradient::{Elements, Gradient};
+use super::gradient::Gradient;
 use super::kernels::{self, Counts};
 use super::measured::Measured;
 use super::parallel::{self, Reduction};
-use crate::clip::Operation;
+use crate::clip::{ByNorm, Operation};
 use crate::{Clip, Error, NormType, TensorStats};
 
-/// What each gradient is by itself, in the norm type and without the loss scale of `clip`; whether it is measured and
-/// scaled with others makes no difference. Writes nothing.
+/// What each gradient is by itself, in the norm type and without the loss scale of `clip`. Writes nothing. Where the
+/// gradients are clipped besides, a [`ClipPlan`](super::ClipPlan) of a clip with
+/// [`tensor_stats`](Clip::tensor_stats) finds the same without reading them twice.
 ///
 /// # Errors
 ///
@@ -18,22 +19,34 @@ pub fn tensor_stats(gradients: &[Gradient<'_>], clip: Clip) -> Result<Vec<Tensor
     let Operation::Norm(norm) = clip.checked()? else {
         return Err(Error::NothingMeasured);
     };
-    let elements: Vec<Elements<'_>> = gradients.iter().map(Gradient::elements).collect();
+    let measured = gradients.iter().enumerate().filter(|(_, gradient)| gradient.measured);
+    let (indices, elements): (Vec<_>, Vec<_>) =
+        measured.map(|(index, gradient)| (index, gradient.elements())).unzip();
+    let mut stats = vec![TensorStats::default(); gradients.len()];
+    for (index, found) in indices.into_iter().zip(parallel::reduce(&elements, &Stats(norm.norm_type))) {
+        stats[index] = Stats::of(found, &norm);
+    }
+    Ok(stats)
+}
+
+/// What a norm needs, and the counts.
+pub(super) struct Stats(pub(super) NormType);
+
+impl Stats {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the norm of f32 gradients is an f32; too large is infinite"
     )]
-    let stats = |(measured, Counts { non_finite, zeros }): (Measured, Counts)| TensorStats {
-        norm: (measured.norm(norm.norm_type) * f64::from(norm.inverse_scale)) as f32,
-        max_magnitude: measured.max_magnitude() * norm.inverse_scale,
-        non_finite,
-        zeros,
-    };
-    Ok(parallel::reduce(&elements, &Stats(norm.norm_type)).into_iter().map(stats).collect())
+    pub(super) fn of((measured, counts): (Measured, Counts), norm: &ByNorm) -> TensorStats {
+        let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        TensorStats {
+            norm: (measured.norm(norm.norm_type) * f64::from(norm.inverse_scale)) as f32,
+            max_magnitude: measured.max_magnitude() * norm.inverse_scale,
+            non_finite: count(counts.non_finite),
+            zeros: count(counts.zeros),
+        }
+    }
 }
-
-/// What a norm needs, and the counts.
-struct Stats(NormType);
 
 impl Reduction for Stats {
     type Output = (Measured, Counts);
@@ -61,12 +74,13 @@ mod tests {
     #[test]
     fn every_gradient_by_itself() {
         let (mut a, mut b) = ([3.0, -0.0, 4.0], [f32::NAN, f32::INFINITY, 0.0, 1.0]);
-        let mut c = [half::bf16::from_f32(-8.0); 2];
+        let (mut c, mut d) = ([half::bf16::from_f32(-8.0); 2], [f32::NAN]);
         let gradients = [
-            Gradient::f32(&mut a).unmeasured(),
+            Gradient::f32(&mut a),
             Gradient::f32(&mut b).group(7),
             Gradient::bf16(&mut c).unscaled(),
             Gradient::f32(&mut []),
+            Gradient::f32(&mut d).unmeasured(),
         ];
         let clip = Clip::by_norm(1.0).norm_type(NormType::L1).loss_scale(2.0);
         let stats = tensor_stats(&gradients, clip).unwrap();
@@ -74,7 +88,7 @@ mod tests {
         assert!(stats[1].norm.is_nan() && stats[1].max_magnitude.is_nan());
         assert_eq!((stats[1].non_finite, stats[1].zeros), (2, 1));
         assert_eq!(stats[2], TensorStats { norm: 8.0, max_magnitude: 4.0, non_finite: 0, zeros: 0 });
-        assert_eq!(stats[3], TensorStats { norm: 0.0, max_magnitude: 0.0, non_finite: 0, zeros: 0 });
+        assert_eq!(stats[3..], [TensorStats::default(); 2], "empty, and not read");
     }
 
     #[test]

@@ -2,19 +2,20 @@
 
 mod build;
 mod builder;
+mod norm;
 
-use std::sync::Arc;
-
+use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
-use super::read_back::{FromRecords, ReadBack, Staging};
+use super::read_back::{self, ReadBack, Results};
 use super::scope::guarded;
 use crate::clip::Limit;
-use crate::{ClipRecord, Error};
+use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
 
 #[cfg(test)]
 pub(super) use build::Bounds;
-pub(super) use build::{Measure, Segment, Set, build};
+pub(super) use build::build;
+pub(super) use norm::{Measure, Segment};
 
 /// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
@@ -37,8 +38,9 @@ pub struct ClipPlan {
 #[derive(Debug)]
 struct Outcome {
     device: wgpu::Device,
-    records: wgpu::Buffer,
-    staging: Arc<Staging>,
+    records: Results,
+    /// How many there are.
+    count: usize,
     /// Whether gradients that are not finite are an error when the record is read.
     is_error: bool,
     /// `Measure` of `segment.wgsl`.
@@ -54,8 +56,10 @@ struct Outcome {
     together: bool,
     /// The norm that a caller supplies, where none is measured.
     supplied: Option<wgpu::Buffer>,
-    /// The records of each gradient by itself, where they were asked for besides.
-    tensors: Option<(Arc<Staging>, wgpu::Buffer)>,
+    /// What the clip asks for besides.
+    histories: Option<Results>,
+    step_counts: Option<Results>,
+    tensor_stats: Option<Results>,
 }
 
 /// One dispatch, bound.
@@ -91,12 +95,12 @@ impl ClipPlan {
 
     /// The buffer with the [`ClipRecord`]s, for a shader of yours: it can be bound as storage (as uniform too, where
     /// there is but one), and copied from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one for each
-    /// group, or one for each gradient where each is clipped by itself.
+    /// group; or one for each gradient, or each of its [`rows`](crate::Gradient::rows), where each is clipped by itself.
     ///
     /// It holds what the last norm pass found. None for a clip by value, which measures nothing.
     #[must_use]
     pub fn record_buffer(&self) -> Option<&wgpu::Buffer> {
-        self.outcome.as_ref().map(|outcome| &outcome.records)
+        self.outcome.as_ref().map(|outcome| &outcome.records.buffer)
     }
 
     /// Records a copy of the record, taken at this place in the encoder; the ticket gives it to the host once the
@@ -105,41 +109,23 @@ impl ClipPlan {
     ///
     /// A small staging buffer is allocated where none of an earlier ticket is free.
     pub fn read_back(&self, encoder: &mut CommandEncoder) -> ReadBack {
-        self.tickets(encoder)
+        match &self.outcome {
+            Some(Outcome { is_error: true, records, .. }) => {
+                records.read_back(encoder, read_back::first_finite)
+            }
+            Some(Outcome { records, .. }) => records.read_back(encoder, |bytes| Ok(read_back::first(bytes))),
+            None => ReadBack::failed(Error::NothingMeasured),
+        }
     }
 
-    /// [`read_back`](Self::read_back) of all records: one for each group, or one for each gradient where each is clipped
-    /// by itself.
+    /// [`read_back`](Self::read_back) of all records: one for each group; or one for each gradient, or each of its rows,
+    /// where each is clipped by itself.
     pub fn read_back_all(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
-        self.tickets(encoder)
-    }
-
-    /// The buffer with a [`ClipRecord`] for each gradient by itself, in the order of the list; its coefficient is 1, or
-    /// NaN. None unless the clip has [`tensor_norms`](crate::Clip::tensor_norms), or is of each gradient by itself.
-    #[must_use]
-    pub fn tensor_record_buffer(&self) -> Option<&wgpu::Buffer> {
-        let outcome = self.outcome.as_ref()?;
-        match &outcome.tensors {
-            Some((_, records)) => Some(records),
-            None => (!outcome.together).then_some(&outcome.records),
-        }
-    }
-
-    /// [`read_back`](Self::read_back) of these records. That a gradient is not finite is what they are to tell; it is no
-    /// error here.
-    pub fn read_back_tensors(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
         match &self.outcome {
-            Some(
-                Outcome { tensors: Some((staging, records)), .. }
-                | Outcome { together: false, records, staging, .. },
-            ) => staging.read_back(encoder, records, false),
-            _ => ReadBack::failed(Error::NothingMeasured),
-        }
-    }
-
-    fn tickets<R: FromRecords>(&self, encoder: &mut CommandEncoder) -> ReadBack<R> {
-        match &self.outcome {
-            Some(outcome) => outcome.staging.read_back(encoder, &outcome.records, outcome.is_error),
+            Some(Outcome { is_error: true, records, .. }) => {
+                records.read_back(encoder, read_back::all_finite)
+            }
+            Some(Outcome { records, .. }) => records.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -147,7 +133,83 @@ impl ClipPlan {
     /// How many records there are.
     #[must_use]
     pub fn records(&self) -> usize {
-        self.outcome.as_ref().map_or(0, |outcome| outcome.staging.count())
+        self.outcome.as_ref().map_or(0, |outcome| outcome.count)
+    }
+
+    /// The buffer with the [`TensorStats`] of each gradient, in the order of the list, for a shader of yours: storage, and
+    /// to copy from. [`TENSOR_STATS_WGSL`](crate::TENSOR_STATS_WGSL) declares the type. None unless the clip asks for
+    /// [`tensor_stats`](crate::Clip::tensor_stats).
+    #[must_use]
+    pub fn tensor_stats_buffer(&self) -> Option<&wgpu::Buffer> {
+        self.outcome.as_ref()?.tensor_stats.as_ref().map(|stats| &stats.buffer)
+    }
+
+    /// [`read_back`](Self::read_back) of these. That a gradient is not finite is what they are to tell; it is no error
+    /// here. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket fails with [`Error::NotAskedFor`].
+    pub fn read_back_tensor_stats(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<TensorStats>> {
+        match self.tensor_stats() {
+            Ok(stats) => stats.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
+            Err(error) => ReadBack::failed(error),
+        }
+    }
+
+    /// [`read_back`](Self::read_back) of what was counted since the plan was made: the counts of each record. Without
+    /// [`count_steps`](crate::Clip::count_steps) the ticket fails with [`Error::NotAskedFor`].
+    pub fn read_back_step_counts(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<StepCounts>> {
+        match self.step_counts() {
+            Ok((_, counts)) => counts.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
+            Err(error) => ReadBack::failed(error),
+        }
+    }
+
+    /// Sets the counts: to begin again, or to go on where another plan has ended. It holds for every command buffer that
+    /// is submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAskedFor`] if the plan does not count; [`Error::Records`] if they are not as many as the records.
+    pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
+        let (outcome, kept) = self.step_counts()?;
+        outcome.restore(queue, kept, "counts", counts)
+    }
+
+    /// [`read_back`](Self::read_back) of the state of a [`z_clip`](crate::Clip::z_clip), for each record: what to save with
+    /// a checkpoint. Without one the ticket fails with [`Error::NotAskedFor`].
+    pub fn read_back_histories(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<NormHistory>> {
+        match self.histories() {
+            Ok((_, histories)) => histories.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
+            Err(error) => ReadBack::failed(error),
+        }
+    }
+
+    /// Restores that state: in this plan, or in one that was made anew, since buffers have moved. It holds for every
+    /// command buffer that is submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAskedFor`] if the limit does not follow past norms; [`Error::Records`] if they are not as many as the
+    /// records; [`Error::History`] if one cannot have come about.
+    pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
+        let (outcome, kept) = self.histories()?;
+        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        outcome.restore(queue, kept, "histories", histories)
+    }
+
+    fn tensor_stats(&self) -> Result<&Results, Error> {
+        let stats = self.outcome.as_ref().and_then(|outcome| outcome.tensor_stats.as_ref());
+        stats.ok_or(Error::NotAskedFor { what: "statistics of each gradient", with: "tensor_stats" })
+    }
+
+    fn step_counts(&self) -> Result<(&Outcome, &Results), Error> {
+        let error = Error::NotAskedFor { what: "counts over the steps", with: "count_steps" };
+        let outcome = self.outcome.as_ref();
+        outcome.and_then(|outcome| Some((outcome, outcome.step_counts.as_ref()?))).ok_or(error)
+    }
+
+    fn histories(&self) -> Result<(&Outcome, &Results), Error> {
+        let error = Error::NotAskedFor { what: "histories of norms", with: "z_clip" };
+        let outcome = self.outcome.as_ref();
+        outcome.and_then(|outcome| Some((outcome, outcome.histories.as_ref()?))).ok_or(error)
     }
 
     /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,
@@ -276,6 +338,20 @@ impl ClipPlan {
 const INVERSE_SCALE: u64 = std::mem::offset_of!(Measure, inverse_scale) as u64;
 
 impl Outcome {
+    /// Writes what is kept for each record.
+    fn restore<T: Pod>(
+        &self,
+        queue: &Queue,
+        kept: &Results,
+        what: &'static str,
+        values: &[T],
+    ) -> Result<(), Error> {
+        if values.len() != self.count {
+            return Err(Error::Records { what, given: values.len(), records: self.count });
+        }
+        self.write(queue, &kept.buffer, 0, bytemuck::cast_slice(values))
+    }
+
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         guarded(&self.device, "new options", bytes.len() as u64, || queue.write_buffer(buffer, offset, bytes))
     }

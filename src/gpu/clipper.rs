@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::clip_plan::{ClipPlan, Set, build};
-use super::gradient::{self, Gradient};
+use super::clip_plan::{ClipPlan, build};
+use super::gradient::{Gradient, Set};
 use super::kernels::{
     Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WORKGROUP_BYTES,
     WORKGROUP_SIZE,
@@ -95,10 +95,10 @@ impl Clipper {
     ///     Gradient::new(&head, DType::F32).group(1),
     ///     Gradient::new(&embedding, DType::BF16).unmeasured(),
     /// ];
-    /// let clips = [Clip::by_global_norm(1.0), Clip::by_global_norm(0.1)].map(Clip::tensor_norms);
+    /// let clips = [Clip::by_global_norm(1.0), Clip::by_global_norm(0.1)].map(Clip::tensor_stats);
     /// let plan = Clipper::new(&device)?.prepare_groups(&gradients, &clips)?;
     /// plan.encode(&mut encoder);
-    /// let (groups, tensors) = (plan.read_back_all(&mut encoder), plan.read_back_tensors(&mut encoder));
+    /// let (groups, tensors) = (plan.read_back_all(&mut encoder), plan.read_back_tensor_stats(&mut encoder));
     /// queue.submit([encoder.finish()]);
     /// assert_eq!(groups.wait()?[1].total_norm, 5.0);
     /// assert_eq!(tensors.wait()?.len(), 3);
@@ -111,9 +111,8 @@ impl Clipper {
     /// [`Error::Groups`] if the clips differ in more than their limit.
     pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
         let operations = Clip::all_checked(clips)?;
-        let (buffers, spans) = gradient::resolve(gradients, clips.len())?;
-        let order = gradient::in_address_order(&spans)?;
-        build(self, &operations, Set { buffers: &buffers, spans: &spans, order: &order })
+        let with_parameters = operations[0].is_relative();
+        build(self, &operations, &Set::resolve(gradients, clips.len(), with_parameters)?)
     }
 
     /// The device it clips on.

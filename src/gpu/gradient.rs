@@ -1,8 +1,9 @@
-//! What to clip: a gradient as a range of a wgpu buffer, and the checks that nothing is clipped which should not be.
+//! What to clip: gradients and their parameters, and the checks that nothing is clipped which should not be.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::region::{Extent, Region};
 use crate::{DType, Error};
 
 /// One gradient: a whole buffer, or a range of one that holds other things too.
@@ -11,39 +12,40 @@ use crate::{DType, Error};
 /// [`STORAGE`](wgpu::BufferUsages::STORAGE); nothing outside the range is taken into the result, or written.
 #[derive(Clone, Debug)]
 pub struct Gradient<'a> {
-    buffer: &'a wgpu::Buffer,
-    dtype: DType,
-    extent: Extent,
+    region: Region<'a>,
     group: usize,
     measured: bool,
     scaled: bool,
+    rows: u64,
+    parameter: Option<Parameter<'a>>,
 }
 
+/// The parameter that a gradient is of: a whole buffer, or a range of one. It is only read, and only by a
+/// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm).
 #[derive(Clone, Debug)]
-enum Extent {
-    Whole,
-    Elements(Range<u64>),
-    Bytes(Range<u64>),
+pub struct Parameter<'a> {
+    region: Region<'a>,
 }
 
 impl<'a> Gradient<'a> {
     /// All of a buffer.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
-        Self { buffer, dtype, extent: Extent::Whole, group: 0, measured: true, scaled: true }
+        let region = Region::new(buffer, dtype);
+        Self { region, group: 0, measured: true, scaled: true, rows: 1, parameter: None }
     }
 
     /// Only these elements, counted from the start of the buffer. The range may begin at any element and may be empty.
     #[must_use]
     pub const fn elements(self, range: Range<u64>) -> Self {
-        Self { extent: Extent::Elements(range), ..self }
+        Self { region: self.region.with(Extent::Elements(range)), ..self }
     }
 
     /// Only these bytes of the buffer: for pools that hand out byte offsets. Both ends must be multiples of the
     /// element's size.
     #[must_use]
     pub const fn bytes(self, range: Range<u64>) -> Self {
-        Self { extent: Extent::Bytes(range), ..self }
+        Self { region: self.region.with(Extent::Bytes(range)), ..self }
     }
 
     /// Which of the clips of [`Clipper::prepare_groups`](crate::Clipper::prepare_groups) it belongs to; the first, unless
@@ -65,40 +67,42 @@ impl<'a> Gradient<'a> {
         Self { scaled: false, ..self }
     }
 
-    /// The bytes it covers, if they are whole elements inside the buffer; `index` is for the error.
-    fn byte_range(&self, index: usize) -> Result<Range<u64>, Error> {
-        let (size, len) = (self.dtype.size(), self.buffer.size());
-        let Range { start, end } = match &self.extent {
-            Extent::Whole => 0..len,
-            // Saturated, a range that no buffer has is still past the end of every buffer.
-            Extent::Elements(range) => range.start.saturating_mul(size)..range.end.saturating_mul(size),
-            Extent::Bytes(range) => range.clone(),
-        };
-        if start > end || end > len {
-            return Err(Error::OutOfBounds { gradient: index, start, end, len });
-        }
-        for (what, given, multiple) in
-            [("offset", start, size), ("length", end - start, size), ("buffer", len, 4)]
-        {
-            // A shader sees words of 4 bytes: a buffer may end within one only if the gradient does not reach there.
-            let matters = what != "buffer" || end.next_multiple_of(4) > len;
-            if matters && !given.is_multiple_of(multiple) {
-                return Err(Error::Misaligned { gradient: index, what, given, multiple });
-            }
-        }
-        Ok(start..end)
+    /// Of how many rows it is made, one after the other and each as long as the others: the first number of its shape. A
+    /// clip of each gradient by itself clips each row by itself then, and leaves a record for each; all others do not
+    /// care. A weight of the shape `[out, in]` has `out` rows.
+    #[must_use]
+    pub const fn rows(self, rows: u64) -> Self {
+        Self { rows, ..self }
     }
 
-    fn check_usage(&self, index: usize) -> Result<(), Error> {
-        let given = self.buffer.usage();
-        if given.contains(wgpu::BufferUsages::STORAGE) {
-            return Ok(());
-        }
-        Err(Error::Usage { gradient: index, given: format!("{given:?}"), needed: "STORAGE" })
+    /// The parameter that it is the gradient of, of the same shape; its type may differ. Several gradients may have the same.
+    #[must_use]
+    pub const fn parameter(self, parameter: Parameter<'a>) -> Self {
+        Self { parameter: Some(parameter), ..self }
     }
 }
 
-/// Where a gradient lies, and what is to be done with it.
+impl<'a> Parameter<'a> {
+    /// All of a buffer.
+    #[must_use]
+    pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
+        Self { region: Region::new(buffer, dtype) }
+    }
+
+    /// Only these elements; see [`Gradient::elements`].
+    #[must_use]
+    pub const fn elements(self, range: Range<u64>) -> Self {
+        Self { region: self.region.with(Extent::Elements(range)) }
+    }
+
+    /// Only these bytes; see [`Gradient::bytes`].
+    #[must_use]
+    pub const fn bytes(self, range: Range<u64>) -> Self {
+        Self { region: self.region.with(Extent::Bytes(range)) }
+    }
+}
+
+/// What has a norm by itself or shares one: a gradient, a row of one, or the same of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     /// Index into the list of distinct buffers.
@@ -108,6 +112,8 @@ pub(super) struct Span {
     pub(super) start: u64,
     /// In elements.
     pub(super) len: u64,
+    /// The gradient that it is, or is of.
+    pub(super) gradient: usize,
     pub(super) group: usize,
     pub(super) measured: bool,
     pub(super) scaled: bool,
@@ -117,40 +123,102 @@ impl Span {
     fn bytes(&self) -> Range<u64> {
         self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
     }
-}
 
-/// The distinct buffers of some gradients in order of their first appearance, and where in them each gradient lies.
-/// Each belongs to one of so many groups.
-pub(super) fn resolve<'a>(
-    gradients: &[Gradient<'a>],
-    groups: usize,
-) -> Result<(Vec<&'a wgpu::Buffer>, Vec<Span>), Error> {
-    let mut buffers = Vec::new();
-    #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by its identity")]
-    let mut index_of = HashMap::new();
-    let mut spans = Vec::with_capacity(gradients.len());
-    for (index, gradient) in gradients.iter().enumerate() {
-        gradient.check_usage(index)?;
-        let &Gradient { dtype, group, measured, scaled, .. } = gradient;
-        if group >= groups {
-            return Err(Error::Group { gradient: index, given: group, groups });
-        }
-        let bytes = gradient.byte_range(index)?;
-        let buffer = *index_of.entry(gradient.buffer).or_insert_with(|| {
-            buffers.push(gradient.buffer);
-            buffers.len() - 1
-        });
-        let (start, len) = (bytes.start / dtype.size(), (bytes.end - bytes.start) / dtype.size());
-        spans.push(Span { buffer, dtype, start, len, group, measured, scaled });
+    /// Its rows, of which there are so many.
+    pub(super) fn rows(self, rows: u64) -> impl Iterator<Item = Self> {
+        let len = self.len / rows.max(1);
+        (0..rows).map(move |row| Self { start: self.start + row * len, len, ..self })
     }
-    Ok((buffers, spans))
 }
 
-/// The indices of the gradients that are not empty, in the order in which they lie in the buffers. No two may overlap.
-pub(super) fn in_address_order(spans: &[Span]) -> Result<Vec<usize>, Error> {
+/// Gradients that have been checked.
+#[derive(Debug)]
+pub(super) struct Set<'a> {
+    /// The distinct buffers, in order of their first appearance.
+    pub(super) buffers: Vec<&'a wgpu::Buffer>,
+    /// The gradients.
+    pub(super) spans: Vec<Span>,
+    /// The rows of each.
+    pub(super) rows: Vec<u64>,
+    /// The parameter of each, if it is needed.
+    pub(super) parameters: Vec<Option<Span>>,
+}
+
+impl<'a> Set<'a> {
+    /// Where gradients lie, each of which belongs to one of so many groups. No two may overlap.
+    pub(super) fn resolve(
+        gradients: &[Gradient<'a>],
+        groups: usize,
+        with_parameters: bool,
+    ) -> Result<Self, Error> {
+        #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by its identity")]
+        let mut index_of = HashMap::new();
+        let mut buffers = Vec::new();
+        let mut index_of = |buffer| {
+            *index_of.entry(buffer).or_insert_with(|| {
+                buffers.push(buffer);
+                buffers.len() - 1
+            })
+        };
+        let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
+        let mut parameters = Vec::new();
+        for (index, gradient) in gradients.iter().enumerate() {
+            let &Gradient { ref region, group, measured, scaled, rows, ref parameter } = gradient;
+            if group >= groups {
+                return Err(Error::Group { gradient: index, given: group, groups });
+            }
+            let elements = region.elements(index)?;
+            let len = elements.end - elements.start;
+            let buffer = index_of(region.buffer);
+            let dtype = region.dtype;
+            let span =
+                Span { buffer, dtype, start: elements.start, len, gradient: index, group, measured, scaled };
+            if rows == 0 || !len.is_multiple_of(rows) {
+                return Err(Error::Rows { gradient: index, rows, elements: len });
+            }
+            spans.push(span);
+            rows_of.push(rows);
+            if with_parameters {
+                parameters.push(match parameter {
+                    Some(parameter) => Some(parameter.of(&span, &mut index_of)?),
+                    None if measured => return Err(Error::NoParameter { gradient: index }),
+                    None => None,
+                });
+            }
+        }
+        check_overlaps(&spans)?;
+        Ok(Self { buffers, spans, rows: rows_of, parameters })
+    }
+}
+
+impl<'a> Parameter<'a> {
+    /// Where the parameter of a gradient lies.
+    fn of(
+        &self,
+        gradient: &Span,
+        index_of: &mut impl FnMut(&'a wgpu::Buffer) -> usize,
+    ) -> Result<Span, Error> {
+        let index = gradient.gradient;
+        let elements =
+            self.region.elements(index).map_err(|error| Error::Parameter { error: Box::new(error) })?;
+        let len = elements.end - elements.start;
+        if len != gradient.len {
+            return Err(Error::ParameterLength { gradient: index, given: len, needed: gradient.len });
+        }
+        let (buffer, dtype) = (index_of(self.region.buffer), self.region.dtype);
+        Ok(Span { buffer, dtype, start: elements.start, scaled: false, ..*gradient })
+    }
+}
+
+/// The indices of the spans that are not empty, in the order in which they lie in the buffers.
+pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..spans.len()).filter(|&index| spans[index].len > 0).collect();
     order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].bytes().start, index));
-    for pair in order.windows(2) {
+    order
+}
+
+fn check_overlaps(spans: &[Span]) -> Result<(), Error> {
+    for pair in in_address_order(spans).windows(2) {
         let (first, second) = (&spans[pair[0]], &spans[pair[1]]);
         let (one, other) = (first.bytes(), second.bytes());
         if first.buffer == second.buffer && other.start < one.end {
@@ -158,5 +226,5 @@ pub(super) fn in_address_order(spans: &[Span]) -> Result<Vec<usize>, Error> {
             return Err(Error::Overlap { first: pair[0], second: pair[1], start, end });
         }
     }
-    Ok(order)
+    Ok(())
 }

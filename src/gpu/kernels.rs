@@ -37,8 +37,8 @@ fn each(manner: Manner) -> &'static str {
 /// The invocations of a workgroup where a tile is worked on: what every device allows.
 pub(super) const WORKGROUP_SIZE: u32 = 256;
 
-/// The workgroup memory of the kernel that takes most: 12 bytes for each invocation.
-pub(super) const WORKGROUP_BYTES: u32 = 12 * WORKGROUP_SIZE;
+/// The workgroup memory of the kernel that takes most: 20 bytes for each invocation.
+pub(super) const WORKGROUP_BYTES: u32 = 20 * WORKGROUP_SIZE;
 
 /// The same where a tile is the few elements of an edge.
 const EDGE_WORKGROUP_SIZE: u32 = 32;
@@ -53,15 +53,84 @@ pub(super) const MOST_STORAGE_WITHOUT_SLOTS: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     /// Tiles to partials.
-    Partials { norm: NormKind, manner: Manner, slots: usize },
-    /// Partials to records.
-    Finalize { norm: NormKind },
+    Partials { finding: Finding, manner: Manner, slots: usize },
+    /// The partials of each segment to what is left of it.
+    Finalize { finding: Finding, leaves: Leaves },
     /// A supplied norm to records.
     Supply,
+    /// Records to such with limits relative to other norms.
+    Relative,
+    /// Records to such with limits that follow the norms of past steps.
+    Adapt,
+    /// Records to counts over the steps.
+    Count,
     /// Tiles times the factor of a record; that of their segment, if there are several.
     Scale { segmented: bool, manner: Manner, slots: usize },
     /// Tiles to a range; that of their group, if there are several.
     Clamp { segmented: bool, manner: Manner, slots: usize },
+}
+
+/// What is left of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Leaves {
+    Record,
+    /// Of a segment that is one gradient.
+    Stats,
+}
+
+/// What the norm pass finds in each tile: its `Partial`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Finding {
+    norm: NormKind,
+    /// Whether elements are counted besides.
+    counted: bool,
+}
+
+impl Finding {
+    pub(super) fn of(norm_type: NormType, counted: bool) -> Self {
+        let norm = NormKind::of(norm_type);
+        // The plain kernels always count.
+        Self { norm, counted: counted || matches!(norm, NormKind::Power(_)) }
+    }
+
+    /// The size of a `Partial`, in bytes.
+    pub(super) const fn partial_bytes(self) -> usize {
+        match self {
+            Self { norm: NormKind::Power(_), .. } => 20,
+            Self { counted: true, .. } => 16,
+            Self { counted: false, .. } => 8,
+        }
+    }
+
+    /// Whether the norm pass reads vectors.
+    pub(super) fn reads_vectors(self) -> bool {
+        self.power().is_none()
+    }
+
+    /// The snippets of its partials and of the norm.
+    const fn files(self) -> [&'static str; 2] {
+        let partials = match self {
+            Self { norm: NormKind::Power(_), .. } => wgsl!("counts"),
+            Self { counted: true, .. } => wgsl!("counts" "partial_counted"),
+            Self { counted: false, .. } => wgsl!("counts" "partial"),
+        };
+        let norm = match self.norm {
+            NormKind::L1 => wgsl!("norm_l1"),
+            NormKind::L2 => wgsl!("norm_l2"),
+            NormKind::Inf => wgsl!("norm_inf"),
+            NormKind::Power(_) => wgsl!("norm_power"),
+        };
+        [partials, norm]
+    }
+
+    /// The p that its kernels are told, if they are the plain ones.
+    fn power(self) -> Option<f64> {
+        match self.norm {
+            // -∞ is no constant.
+            NormKind::Power(p) => Some(f64::from(f32::from_bits(p).max(f32::MIN))),
+            NormKind::L1 | NormKind::L2 | NormKind::Inf => None,
+        }
+    }
 }
 
 /// A norm as far as the shaders tell one from another.
@@ -75,34 +144,12 @@ pub(super) enum NormKind {
 }
 
 impl NormKind {
-    pub(super) fn of(norm_type: NormType) -> Self {
+    fn of(norm_type: NormType) -> Self {
         match norm_type {
             NormType::L1 => Self::L1,
             NormType::L2 => Self::L2,
             NormType::Inf => Self::Inf,
             NormType::P(p) => Self::Power(p.to_bits()),
-        }
-    }
-
-    /// The size of its `Partial`, in bytes.
-    pub(super) const fn partial_bytes(self) -> usize {
-        match self {
-            Self::L1 | Self::L2 | Self::Inf => 8,
-            Self::Power(_) => 12,
-        }
-    }
-
-    /// Whether its first stage reads vectors.
-    pub(super) const fn reads_vectors(self) -> bool {
-        !matches!(self, Self::Power(_))
-    }
-
-    const fn file(self) -> &'static str {
-        match self {
-            Self::L1 => wgsl!("norm_l1"),
-            Self::L2 => wgsl!("norm_l2"),
-            Self::Inf => wgsl!("norm_inf"),
-            Self::Power(_) => wgsl!("norm_power"),
         }
     }
 }
@@ -114,6 +161,9 @@ impl Kernel {
             Self::Partials { .. } => "gradclip.partials",
             Self::Finalize { .. } => "gradclip.finalize",
             Self::Supply => "gradclip.supply",
+            Self::Relative => "gradclip.relative",
+            Self::Adapt => "gradclip.adapt",
+            Self::Count => "gradclip.count",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
         }
@@ -123,32 +173,42 @@ impl Kernel {
     pub(super) fn source(self) -> String {
         const COMMON: &str = wgsl!("workgroup" "float_bits");
         let files = match self {
-            Self::Partials { norm: norm @ NormKind::Power(_), manner, .. } => {
+            Self::Partials { finding, manner, .. } => {
+                let [partials, norm] = finding.files();
+                let first = [elements(manner.dtype), wgsl!("tile" "found"), partials, norm];
+                let then = if finding.reads_vectors() {
+                    [
+                        halves_or(manner.dtype, wgsl!("sum_halves"), wgsl!("sum_f32")),
+                        match manner.access {
+                            Access::Vectors => wgsl!("access_vectors"),
+                            Access::Elements => wgsl!("access_words"),
+                        },
+                        wgsl!("reduce_workgroup" "partials"),
+                    ]
+                } else {
+                    ["", "", wgsl!("reduce_workgroup" "partials_power")]
+                };
+                first.into_iter().chain(then).collect()
+            }
+            Self::Finalize { finding, leaves } => {
+                let [partials, norm] = finding.files();
                 vec![
-                    elements(manner.dtype),
-                    wgsl!("tile"),
-                    norm.file(),
-                    wgsl!("reduce_workgroup" "partials_power"),
+                    partials,
+                    wgsl!("found"),
+                    norm,
+                    wgsl!("segment"),
+                    match leaves {
+                        Leaves::Record => wgsl!("record" "conclude" "leave_record"),
+                        Leaves::Stats => wgsl!("tensor_stats" "leave_stats"),
+                    },
+                    wgsl!("reduce_workgroup"),
+                    if finding.reads_vectors() { wgsl!("finalize") } else { wgsl!("finalize_power") },
                 ]
             }
-            Self::Partials { norm, manner, .. } => vec![
-                elements(manner.dtype),
-                wgsl!("tile" "partial" "found"),
-                norm.file(),
-                halves_or(manner.dtype, wgsl!("sum_halves"), wgsl!("sum_f32")),
-                match manner.access {
-                    Access::Vectors => wgsl!("access_vectors"),
-                    Access::Elements => wgsl!("access_words"),
-                },
-                wgsl!("reduce_workgroup" "partials"),
-            ],
-            Self::Finalize { norm: norm @ NormKind::Power(_) } => {
-                vec![norm.file(), wgsl!("found" "record" "segment" "reduce_workgroup" "finalize_power")]
-            }
-            Self::Finalize { norm } => {
-                vec![norm.file(), wgsl!("partial" "found" "record" "segment" "reduce_workgroup" "finalize")]
-            }
-            Self::Supply => vec![wgsl!("found" "record" "segment" "supply")],
+            Self::Supply => vec![wgsl!("found" "segment" "record" "conclude" "supply")],
+            Self::Relative => vec![wgsl!("found" "segment" "record" "conclude" "relative")],
+            Self::Adapt => vec![wgsl!("found" "segment" "record" "conclude" "adapt")],
+            Self::Count => vec![wgsl!("record" "count")],
             Self::Scale { manner, .. } => vec![wgsl!("record" "scale"), each(manner)],
             Self::Clamp { manner, .. } => vec![wgsl!("clamp"), each(manner)],
         };
@@ -162,7 +222,7 @@ impl Kernel {
 
     fn slots(self) -> Option<(usize, Mode)> {
         match self {
-            Self::Finalize { .. } | Self::Supply => None,
+            Self::Finalize { .. } | Self::Supply | Self::Relative | Self::Adapt | Self::Count => None,
             Self::Partials { manner: Manner { access: Access::Vectors, .. }, slots, .. } => {
                 Some((slots, Mode::ReadVectors))
             }
@@ -187,8 +247,8 @@ impl Kernel {
         };
         let mut constants = vec![("WORKGROUP_SIZE", f64::from(size))];
         match self {
-            Self::Partials { norm: NormKind::Power(p), .. } | Self::Finalize { norm: NormKind::Power(p) } => {
-                constants.push(("POWER", f64::from(f32::from_bits(p).max(f32::MIN))));
+            Self::Partials { finding, .. } | Self::Finalize { finding, .. } => {
+                constants.extend(finding.power().map(|p| ("POWER", p)));
             }
             Self::Scale { segmented, .. } | Self::Clamp { segmented, .. } => {
                 constants.push(("SEGMENTED", f64::from(u8::from(segmented))));
@@ -205,7 +265,11 @@ impl Kernel {
         const WRITE: wgpu::BufferBindingType = Storage { read_only: false };
         let (mut bindings, slots) = match self {
             Self::Partials { slots, .. } => (vec![READ, WRITE], vec![READ; slots]),
-            Self::Finalize { .. } | Self::Supply => (vec![READ, Uniform, READ, READ, WRITE], Vec::new()),
+            Self::Finalize { .. } | Self::Supply | Self::Relative => {
+                (vec![READ, Uniform, READ, READ, WRITE], Vec::new())
+            }
+            Self::Adapt => (vec![WRITE, Uniform, READ, READ, WRITE], Vec::new()),
+            Self::Count => (vec![READ, WRITE], Vec::new()),
             Self::Scale { slots, .. } | Self::Clamp { slots, .. } => (vec![READ, READ], vec![WRITE; slots]),
         };
         debug_assert!(slots.is_empty() || bindings.len() == FIRST_SLOT as usize, "slots follow the others");

@@ -96,7 +96,7 @@ pub(super) struct Layout {
     pub(super) norm: Vec<Batch>,
     /// The elementwise pass, which writes. It walks backwards: what the norm pass read last is still in the cache.
     pub(super) apply: Vec<Batch>,
-    /// Of each partial that the norm pass leaves, by segments: the gradient that it is of.
+    /// Of each partial that the norm pass leaves, by segments: the gradient that it is of, or whose parameter.
     pub(super) owners: Vec<u32>,
     /// The partials of each segment.
     pub(super) segments: Vec<Range<usize>>,
@@ -108,7 +108,7 @@ pub(super) struct Request<'a> {
     pub(super) spans: &'a [Span],
     /// The indices of the spans that are not empty, by address.
     pub(super) order: &'a [usize],
-    /// Of each gradient: the segment that it belongs to, whose norm and record it shares.
+    /// Of each span: the segment that it belongs to, whose norm it shares.
     pub(super) segment_of: &'a [usize],
     pub(super) segments: usize,
     /// Whether the plan has a norm pass.
@@ -199,7 +199,7 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Piece>, Vec<Range<usize
     for (index, (span, &segment)) in spans.iter().zip(segment_of).enumerate() {
         first_partial[index] = next[segment];
         next[segment] += tiles_of(span);
-        owners[first_partial[index]..next[segment]].fill(as_word(index as u64));
+        owners[first_partial[index]..next[segment]].fill(as_word(span.gradient as u64));
     }
 
     let mut pieces = Vec::with_capacity(end);
@@ -216,6 +216,8 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Piece>, Vec<Range<usize
             scaled,
         }));
     }
+    // They are, but for parameters that several gradients share.
+    pieces.sort_by_key(|piece| (piece.buffer, piece.bytes().start));
     (pieces, segments, owners)
 }
 
@@ -248,7 +250,11 @@ fn views(pieces: &[Piece], limits: Limits, tile_elements: u64, norm_reads_vector
             _ => 0,
         };
         views.push(View {
-            window: Window { buffer: first.buffer, offset, size: size_to(&shown[count - 1]) },
+            window: Window {
+                buffer: first.buffer,
+                offset,
+                size: shown.iter().map(size_to).max().unwrap_or(0),
+            },
             ordinal,
             norm: norm_tiles(shown, offset, norm_reads_vectors),
             apply: apply_tiles(shown, offset, tile_elements),

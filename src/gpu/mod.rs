@@ -8,12 +8,13 @@ mod kernels;
 pub(crate) mod layout;
 mod read_back;
 mod recent;
+mod region;
 pub(crate) mod scope;
 mod slots;
 
 pub use clip_plan::ClipPlan;
 pub use clipper::Clipper;
 pub use device::{adapters, adapters_async, is_software};
-pub use gradient::Gradient;
+pub use gradient::{Gradient, Parameter};
 pub use read_back::ReadBack;
 pub use recent::Recent;

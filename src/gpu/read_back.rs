@@ -1,32 +1,34 @@
 //! Reading a record back without a stall: a copy into a small staging buffer, and a ticket for it.
 
 use std::future::IntoFuture;
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytemuck::Pod;
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
 use super::scope::{guarded, now_or_never};
 use crate::{ClipRecord, Error};
 
-type Outcome = Result<Vec<ClipRecord>, Error>;
+/// What a buffer held.
+type Outcome = Result<Vec<u8>, Error>;
+
+/// What is in a buffer, or what is wrong with it.
+type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 
 /// A ticket for the record of one step, from [`ClipPlan::read_back`](crate::ClipPlan::read_back).
 ///
 /// Redeem it with [`wait`](Self::wait) or `.await` once the encoder has been submitted: at once, or some steps later,
 /// when the record has long arrived and nothing has to be waited for. To drop it is fine.
 ///
-/// `R` is a [`ClipRecord`], or the `Vec` of all of a plan.
+/// `R` is a [`ClipRecord`], or the `Vec` of all of a plan, or of what else it keeps.
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
 pub struct ReadBack<R = ClipRecord> {
     state: State,
-    /// Whether gradients that are not finite are an error.
-    is_error: bool,
-    result: PhantomData<fn() -> R>,
+    reading: Reading<R>,
 }
 
 #[derive(Debug)]
@@ -35,32 +37,36 @@ enum State {
     Failed(Error),
 }
 
-/// What a ticket gives.
-pub(super) trait FromRecords {
-    fn from_records(records: Vec<ClipRecord>) -> Self;
+/// All that a buffer holds.
+pub(super) fn all<T: Pod>(bytes: &[u8]) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(bytes)
 }
 
-impl FromRecords for ClipRecord {
-    fn from_records(records: Vec<ClipRecord>) -> Self {
-        // There is none where each of no gradients was clipped by itself.
-        records.first().copied().unwrap_or(Self::UNCLIPPED)
+/// The first record.
+pub(super) fn first(bytes: &[u8]) -> ClipRecord {
+    // There is none where each of no gradients was clipped by itself.
+    all(bytes).first().copied().unwrap_or(ClipRecord::UNCLIPPED)
+}
+
+/// [`all`] records, where gradients that are not finite are an error.
+pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
+    let records: Vec<ClipRecord> = all(bytes);
+    match records.iter().find(|record| record.skip()) {
+        Some(record) => {
+            Err(Error::NonFinite { gradient: record.first_non_finite(), total_norm: record.total_norm })
+        }
+        None => Ok(records),
     }
 }
 
-impl FromRecords for Vec<ClipRecord> {
-    fn from_records(records: Vec<ClipRecord>) -> Self {
-        records
-    }
+/// The [`first`] record, where gradients that are not finite are an error.
+pub(super) fn first_finite(bytes: &[u8]) -> Result<ClipRecord, Error> {
+    all_finite(bytes).map(|_| first(bytes))
 }
 
-#[expect(private_bounds, reason = "there are two, and plans make them")]
-impl<R: FromRecords> ReadBack<R> {
+impl<R> ReadBack<R> {
     pub(super) fn failed(error: Error) -> Self {
-        Self::new(State::Failed(error), false)
-    }
-
-    fn new(state: State, is_error: bool) -> Self {
-        Self { state, is_error, result: PhantomData }
+        Self { state: State::Failed(error), reading: |_| Err(Error::NothingMeasured) }
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Does not wait.
@@ -91,22 +97,12 @@ impl<R: FromRecords> ReadBack<R> {
             }
             State::Failed(error) => Err(error),
         };
-        redeemed(outcome, self.is_error)
-    }
-}
-
-fn redeemed<R: FromRecords>(outcome: Outcome, is_error: bool) -> Result<R, Error> {
-    let records = outcome?;
-    match records.iter().find(|record| is_error && record.skip()) {
-        Some(record) => {
-            Err(Error::NonFinite { gradient: record.first_non_finite(), total_norm: record.total_norm })
-        }
-        None => Ok(R::from_records(records)),
+        (self.reading)(&outcome?)
     }
 }
 
 /// The `.await` of a ticket; errors as for [`ReadBack::wait`].
-impl<R: FromRecords + 'static> IntoFuture for ReadBack<R> {
+impl<R: 'static> IntoFuture for ReadBack<R> {
     type Output = Result<R, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
@@ -119,7 +115,7 @@ impl<R: FromRecords + 'static> IntoFuture for ReadBack<R> {
                 }
                 State::Failed(error) => Err(error),
             };
-            redeemed(outcome, self.is_error)
+            (self.reading)(&outcome?)
         })
     }
 }
@@ -206,46 +202,54 @@ fn drive_in_background(device: wgpu::Device, delivery: Arc<Delivery>) {
 #[cfg(target_arch = "wasm32")]
 fn drive_in_background(_: wgpu::Device, _: Arc<Delivery>) {}
 
-/// The staging buffers of a plan. A ticket takes one and gives it back when its record has arrived.
+/// A buffer that a plan leaves something in, and the staging buffers through which that comes back.
 #[derive(Debug)]
-pub(super) struct Staging {
+pub(super) struct Results {
+    pub(super) buffer: wgpu::Buffer,
+    staging: Arc<Staging>,
+}
+
+impl Results {
+    /// Of which so many bytes mean something: a plan for nothing has a record that does not.
+    pub(super) fn new(device: &wgpu::Device, buffer: wgpu::Buffer, bytes: usize) -> Self {
+        let (device, size) = (device.clone(), buffer.size());
+        Self { buffer, staging: Arc::new(Staging { device, size, bytes, free: Mutex::default() }) }
+    }
+
+    pub(super) fn read_back<R>(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        reading: Reading<R>,
+    ) -> ReadBack<R> {
+        let Self { buffer: results, staging } = self;
+        let buffer = match staging.take() {
+            Ok(buffer) => buffer,
+            Err(error) => return ReadBack::failed(error),
+        };
+        encoder.copy_buffer_to_buffer(results, 0, &buffer, 0, staging.size);
+        let (sender, receiver) = oneshot_channel();
+        let delivery = Arc::new(Delivery { sender, made: AtomicBool::new(false) });
+        let device = staging.device.clone();
+        let (staging, to_make) = (staging.clone(), delivery.clone());
+        // Mapping on submit would be shorter, but where the device has been lost in between it fails inside the
+        // caller's `submit`, outside of any error scope of ours, and panics there.
+        encoder.on_submitted_work_done(move || staging.map(&buffer, to_make));
+        ReadBack { state: State::UnderWay { device, delivery, receiver }, reading }
+    }
+}
+
+/// Buffers that the host can read. A ticket takes one and gives it back when what is in it has arrived.
+#[derive(Debug)]
+struct Staging {
     device: wgpu::Device,
     /// Of each buffer, in bytes.
     size: u64,
-    /// How many of the records in it mean something: a plan for nothing has one that does not.
-    count: usize,
+    /// How many of them mean something.
+    bytes: usize,
     free: Mutex<Vec<wgpu::Buffer>>,
 }
 
 impl Staging {
-    pub(super) fn new(device: &wgpu::Device, size: u64, count: usize) -> Self {
-        Self { device: device.clone(), size, count, free: Mutex::default() }
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
-    pub(super) fn read_back<R: FromRecords>(
-        self: &Arc<Self>,
-        encoder: &mut wgpu::CommandEncoder,
-        records: &wgpu::Buffer,
-        is_error: bool,
-    ) -> ReadBack<R> {
-        let buffer = match self.take() {
-            Ok(buffer) => buffer,
-            Err(error) => return ReadBack::failed(error),
-        };
-        encoder.copy_buffer_to_buffer(records, 0, &buffer, 0, self.size);
-        let (sender, receiver) = oneshot_channel();
-        let delivery = Arc::new(Delivery { sender, made: AtomicBool::new(false) });
-        let (staging, to_make) = (self.clone(), delivery.clone());
-        // Mapping on submit would be shorter, but where the device has been lost in between it fails inside the
-        // caller's `submit`, outside of any error scope of ours, and panics there.
-        encoder.on_submitted_work_done(move || staging.map(&buffer, to_make));
-        ReadBack::new(State::UnderWay { device: self.device.clone(), delivery, receiver }, is_error)
-    }
-
     fn take(&self) -> Result<wgpu::Buffer, Error> {
         if let Some(buffer) = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() {
             return Ok(buffer);
@@ -267,23 +271,22 @@ impl Staging {
         let mapped = buffer.clone();
         let refused = guarded(&device, "a read-back", 0, || {
             buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-                let outcome = result.map_err(|_| Error::DeviceLost).and_then(|()| self.take_records(mapped));
+                let outcome = result.map_err(|_| Error::DeviceLost).and_then(|()| self.contents(mapped));
                 delivery.make(outcome);
             });
         });
         if let Err(error) = refused {
-            log::debug!("mapping the record: {error}");
+            log::debug!("mapping a read-back: {error}");
         }
     }
 
-    fn take_records(&self, buffer: wgpu::Buffer) -> Outcome {
-        let mut records: Vec<_> = {
+    fn contents(&self, buffer: wgpu::Buffer) -> Outcome {
+        let bytes = {
             let range = buffer.get_mapped_range(..).map_err(|_| Error::DeviceLost)?;
-            bytemuck::pod_collect_to_vec(&range)
+            range[..self.bytes].to_vec()
         };
-        records.truncate(self.count);
         buffer.unmap();
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-        Ok(records)
+        Ok(bytes)
     }
 }

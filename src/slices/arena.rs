@@ -6,7 +6,7 @@ use std::time::Instant;
 use futures_intrusive::channel::shared::oneshot_channel;
 
 use super::Timings;
-use crate::clip::{ByNorm, Operation, Scope};
+use crate::clip::Operation;
 use crate::cpu::Gradient;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
@@ -65,12 +65,13 @@ impl Gpu {
     ) -> Result<(Vec<ClipRecord>, Timings), Error> {
         let start = Instant::now();
         let operation = Clip::all_checked(clips)?[0];
-        let (parts, sizes) = self.place(gradients, &operation)?;
+        let slices = slices(gradients, &operation);
+        let (parts, sizes) = self.place(&slices, &operation)?;
         let in_slices = |error| in_slices(error, &parts);
         let arenas = self.allocate(&sizes)?;
-        let on_device: Vec<_> = parts.iter().map(|part| part.on(&arenas, &gradients[part.slice])).collect();
+        let on_device = on_device(gradients, &parts, &arenas);
         let plan = self.clipper.prepare_groups(&on_device, clips).map_err(in_slices)?;
-        self.upload(gradients, &parts, &arenas)?;
+        self.upload(&slices, &parts, &arenas)?;
         let upload = start.elapsed();
 
         let start = Instant::now();
@@ -79,8 +80,10 @@ impl Gpu {
         let clip = start.elapsed();
 
         let start = Instant::now();
-        let is_changed = |part: &&Part| is_changed(part.slice, &gradients[part.slice], &operation, &records);
-        let changed: Vec<&Part> = parts.iter().filter(is_changed).collect();
+        let is_changed = are_changed(gradients, &operation, &records);
+        // The parameters, which come after the gradients, never are.
+        let changed: Vec<&Part> =
+            parts.iter().filter(|part| is_changed.get(part.slice) == Some(&true)).collect();
         self.download(gradients, &changed, &arenas)?;
         Ok((records, Timings { upload, clip, download: start.elapsed() }))
     }
@@ -88,13 +91,12 @@ impl Gpu {
     /// Places the gradients, if those that must not be cut can do without.
     fn place(
         &self,
-        gradients: &[Gradient<'_>],
+        slices: &[(&[u8], DType)],
         operation: &Operation,
     ) -> Result<(Vec<Part>, Vec<u64>), Error> {
         let allowed = self.device().limits().max_buffer_size / ALIGNMENT * ALIGNMENT;
         let whole = is_whole(operation);
-        let lens: Vec<_> =
-            gradients.iter().map(|gradient| (gradient.bytes().len(), gradient.dtype())).collect();
+        let lens: Vec<_> = slices.iter().map(|(bytes, dtype)| (bytes.len(), *dtype)).collect();
         let needed = lens.iter().map(|(bytes, _)| *bytes as u64).max().unwrap_or(0);
         if whole && needed > allowed {
             let what = "a gradient that must not be cut, to be clipped by this norm,";
@@ -131,14 +133,14 @@ impl Gpu {
 
     fn upload(
         &self,
-        gradients: &[Gradient<'_>],
+        slices: &[(&[u8], DType)],
         parts: &[Part],
         arenas: &[wgpu::Buffer],
     ) -> Result<(), Error> {
         guarded(self.device(), "the upload of the gradients", CHUNK_BYTES, || {
             let mut in_flight = 0;
             for part in parts {
-                let bytes = &gradients[part.slice].bytes()[part.range.clone()];
+                let bytes = &slices[part.slice].0[part.range.clone()];
                 let mut offset = part.offset;
                 for chunk in bytes.chunks(as_index(CHUNK_BYTES)) {
                     self.write(&arenas[part.arena], offset, chunk);
@@ -245,13 +247,6 @@ impl Part {
         self.offset..self.offset + self.range.len() as u64
     }
 
-    fn on<'a>(&self, arenas: &'a [wgpu::Buffer], gradient: &Gradient<'_>) -> gpu::Gradient<'a> {
-        let part = gpu::Gradient::new(&arenas[self.arena], gradient.dtype()).bytes(self.bytes());
-        let part = part.group(gradient.group);
-        let part = if gradient.measured { part } else { part.unmeasured() };
-        if gradient.scaled { part } else { part.unscaled() }
-    }
-
     fn shows_in(&self, arena: usize, chunk: &Range<u64>) -> bool {
         let own = self.bytes();
         self.arena == arena && own.start.max(chunk.start) < own.end.min(chunk.end)
@@ -267,8 +262,43 @@ impl Part {
     }
 }
 
+/// What is to be uploaded: the gradients, and after them their parameters if those are needed.
+fn slices<'a>(gradients: &'a [Gradient<'_>], operation: &Operation) -> Vec<(&'a [u8], DType)> {
+    let own = gradients.iter().map(|gradient| (gradient.bytes(), gradient.dtype()));
+    // One that has none has an empty one here, so that every index is right.
+    let none = (&[][..], DType::F32);
+    let parameters = gradients.iter().map(|gradient| gradient.parameter_bytes().unwrap_or(none));
+    own.chain(parameters.filter(|_| operation.is_relative())).collect()
+}
+
+/// The gradients as they lie on the device.
+fn on_device<'a>(
+    gradients: &[Gradient<'_>],
+    parts: &[Part],
+    arenas: &'a [wgpu::Buffer],
+) -> Vec<gpu::Gradient<'a>> {
+    let own = parts.iter().filter(|part| part.slice < gradients.len());
+    let gradient = |part: &Part| {
+        let gradient = &gradients[part.slice];
+        let on_device = gpu::Gradient::new(&arenas[part.arena], gradient.dtype()).bytes(part.bytes());
+        // What has rows or a parameter is in one part, and so are all others then.
+        let rows = if part.range.len() == gradient.bytes().len() { gradient.rows as u64 } else { 1 };
+        let on_device = on_device.group(gradient.group).rows(rows);
+        let on_device = if gradient.measured { on_device } else { on_device.unmeasured() };
+        let on_device = if gradient.scaled { on_device } else { on_device.unscaled() };
+        match (gradient.parameter_bytes(), parts.get(gradients.len() + part.slice)) {
+            (Some((_, dtype)), Some(of)) if of.slice == gradients.len() + part.slice => {
+                let parameter = gpu::Parameter::new(&arenas[of.arena], dtype).bytes(of.bytes());
+                on_device.parameter(parameter)
+            }
+            _ => on_device,
+        }
+    };
+    own.map(gradient).collect()
+}
+
 fn has_own_norms(operation: &Operation) -> bool {
-    matches!(operation, Operation::Norm(ByNorm { scope: Scope::Tensor | Scope::TensorRms, .. }))
+    matches!(operation, Operation::Norm(norm) if !norm.scope.is_together())
 }
 
 /// Whether a part of a gradient would not be clipped as the whole: where each has a norm of its own, or counts as one.
@@ -277,14 +307,25 @@ fn is_whole(operation: &Operation) -> bool {
     counts || has_own_norms(operation)
 }
 
-/// Whether the clip has written to a gradient.
-fn is_changed(index: usize, gradient: &Gradient<'_>, operation: &Operation, records: &[ClipRecord]) -> bool {
-    let record = if has_own_norms(operation) { index } else { gradient.group };
-    gradient.scaled
-        && match operation {
-            Operation::Norm(norm) => !norm.coefficient_only && records[record].factor != 1.0,
-            Operation::Clamp { .. } => true,
-        }
+/// Of each gradient, whether the clip has written to it.
+fn are_changed(gradients: &[Gradient<'_>], operation: &Operation, records: &[ClipRecord]) -> Vec<bool> {
+    let mut first = 0;
+    let mut is_changed = |gradient: &Gradient<'_>| {
+        let own = if has_own_norms(operation) {
+            first += gradient.rows;
+            first - gradient.rows..first
+        } else {
+            gradient.group..gradient.group + 1
+        };
+        gradient.scaled
+            && match operation {
+                Operation::Norm(norm) => {
+                    !norm.coefficient_only && records[own].iter().any(|record| record.factor != 1.0)
+                }
+                Operation::Clamp { .. } => true,
+            }
+    };
+    gradients.iter().map(&mut is_changed).collect()
 }
 
 /// Records about parts, as those of the slices that they belong to.
@@ -297,6 +338,7 @@ fn in_slices(error: Error, parts: &[Part]) -> Error {
     let slice = |part: usize| parts[part].slice;
     match error {
         Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
+        Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
         Error::NonFinite { gradient, total_norm } => {
             Error::NonFinite { gradient: gradient.map(slice), total_norm }
         }

@@ -41,9 +41,18 @@ fn names_order_shapes_and_metadata_are_kept() {
 
     assert_eq!(fs::read(&out).unwrap(), raw(header, &bytes(&[2.0, 0.0, 2.0])));
     let tensors = json!([
-        { "name": "z", "dtype": "F32", "shape": [2, 1], "norm": 3.0 },
-        { "name": "empty", "dtype": "F32", "shape": [0, 3], "norm": 0.0 },
-        { "name": "a", "dtype": "F32", "shape": [], "norm": 4.0 },
+        {
+            "name": "z", "dtype": "F32", "shape": [2, 1], "norm": 3.0,
+            "max_magnitude": 3.0, "non_finite": 0, "zeros": 1
+        },
+        {
+            "name": "empty", "dtype": "F32", "shape": [0, 3], "norm": 0.0,
+            "max_magnitude": 0.0, "non_finite": 0, "zeros": 0
+        },
+        {
+            "name": "a", "dtype": "F32", "shape": [], "norm": 4.0,
+            "max_magnitude": 4.0, "non_finite": 0, "zeros": 0
+        },
     ]);
     assert_eq!(report["tensors"], tensors);
 }

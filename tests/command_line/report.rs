@@ -37,7 +37,8 @@ fn json_has_exactly_these_keys() {
     let top = ["clip_coef", "device", "non_finite", "seconds", "tensors", "total_norm", "total_norm_after"];
     assert_eq!(keys(&report), top);
     assert_eq!(keys(&report["seconds"]), ["clip", "download", "measure", "open", "read", "upload", "write"]);
-    assert_eq!(keys(&report["tensors"][0]), ["dtype", "name", "norm", "shape"]);
+    let tensor = ["dtype", "max_magnitude", "name", "non_finite", "norm", "shape", "zeros"];
+    assert_eq!(keys(&report["tensors"][0]), tensor);
     assert!(report["seconds"]["read"].as_f64().unwrap() > 0.0);
     assert_eq!(report["seconds"]["write"], 0.0, "nothing was to be written");
 }

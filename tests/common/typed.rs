@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use gradclip::wgpu;
-use gradclip::{Clip, ClipRecord, DType, Error, Gradient, cpu};
+use gradclip::{Clip, ClipRecord, DType, Error, Gradient, Parameter, cpu};
 use half::{bf16, f16};
 
 use super::Gpu;
@@ -19,11 +19,14 @@ pub(crate) struct Role {
     pub(crate) group: usize,
     pub(crate) measured: bool,
     pub(crate) scaled: bool,
+    pub(crate) rows: usize,
+    /// In single precision, whatever the gradient is.
+    pub(crate) parameter: Option<&'static [f32]>,
 }
 
 impl Role {
     pub(crate) const fn of(dtype: DType) -> Self {
-        Self { dtype, group: 0, measured: true, scaled: true }
+        Self { dtype, group: 0, measured: true, scaled: true, rows: 1, parameter: None }
     }
 
     pub(crate) const fn group(self, group: usize) -> Self {
@@ -38,16 +41,47 @@ impl Role {
         Self { scaled: false, ..self }
     }
 
-    fn on_gpu(self, buffer: &wgpu::Buffer, elements: Range<u64>) -> Gradient<'_> {
+    pub(crate) const fn rows(self, rows: usize) -> Self {
+        Self { rows, ..self }
+    }
+
+    pub(crate) fn parameter(self, parameter: &[f32]) -> Self {
+        Self { parameter: Some(parameter.to_vec().leak()), ..self }
+    }
+
+    fn on_gpu<'a>(
+        self,
+        buffer: &'a wgpu::Buffer,
+        elements: Range<u64>,
+        parameter: Option<&'a wgpu::Buffer>,
+    ) -> Gradient<'a> {
         let gradient = Gradient::new(buffer, self.dtype).elements(elements).group(self.group);
+        let gradient = gradient.rows(self.rows as u64);
         let gradient = if self.measured { gradient } else { gradient.unmeasured() };
-        if self.scaled { gradient } else { gradient.unscaled() }
+        let gradient = if self.scaled { gradient } else { gradient.unscaled() };
+        match (parameter, self.parameter) {
+            (Some(buffer), Some(parameter)) => {
+                let own = 1..1 + parameter.len() as u64;
+                gradient.parameter(Parameter::new(buffer, DType::F32).elements(own))
+            }
+            _ => gradient,
+        }
+    }
+
+    /// Its parameter, at an odd offset between guards.
+    fn parameter_on_gpu(self, gpu: &Gpu) -> Option<wgpu::Buffer> {
+        let guard = [f32::from_bits(u32::from(GUARD) << 16)];
+        self.parameter.map(|own| gpu.buffer_of(&[&guard, own, &guard].concat()))
     }
 
     fn on_cpu(self, gradient: cpu::Gradient<'_>) -> cpu::Gradient<'_> {
-        let gradient = gradient.group(self.group);
+        let gradient = gradient.group(self.group).rows(self.rows);
         let gradient = if self.measured { gradient } else { gradient.unmeasured() };
-        if self.scaled { gradient } else { gradient.unscaled() }
+        let gradient = if self.scaled { gradient } else { gradient.unscaled() };
+        match self.parameter {
+            Some(parameter) => gradient.parameter(cpu::Parameter::f32(parameter)),
+            None => gradient,
+        }
     }
 }
 
@@ -159,11 +193,13 @@ impl Gpu {
         roles: &[Role],
         clips: &[Clip],
     ) -> Result<Vec<ClipRecord>, Error> {
-        let gradient = |((buffer, span), role): (&(usize, Range<usize>), &Role)| {
+        let parameters: Vec<_> = roles.iter().map(|role| role.parameter_on_gpu(self)).collect();
+        let mut gradients = Vec::new();
+        for (((buffer, span), role), parameter) in layout.spans.iter().zip(roles).zip(&parameters) {
             let size = size(role.dtype);
-            role.on_gpu(&buffers[*buffer], (span.start / size) as u64..(span.end / size) as u64)
-        };
-        let gradients: Vec<_> = layout.spans.iter().zip(roles).map(gradient).collect();
+            let elements = (span.start / size) as u64..(span.end / size) as u64;
+            gradients.push(role.on_gpu(&buffers[*buffer], elements, parameter.as_ref()));
+        }
         let plan = self.clipper.prepare_groups(&gradients, clips)?;
         let ticket = self.submit(|encoder| {
             plan.encode(encoder);

@@ -6,7 +6,7 @@ use gradclip::{Clip, DType, Epsilon, Error, NonFinite, NormType};
 
 use crate::common::noise;
 use crate::common::typed::Role;
-use crate::{golden, ways};
+use crate::{golden, peers, relative, ways};
 
 pub(crate) struct Case {
     pub(crate) name: String,
@@ -37,6 +37,8 @@ pub(crate) enum Method {
     Own(f32),
     /// Each gradient by the root of the mean of its squares.
     Rms(f32),
+    /// Each gradient by this share of the norm of its parameter, or of a floor.
+    Relative(f32, f32),
     Value(f32),
     Range(f32, f32),
 }
@@ -104,6 +106,7 @@ impl Options {
             Norm(max_norm) => Clip::by_global_norm(max_norm),
             Method::Own(max_norm) => Clip::by_norm(max_norm),
             Method::Rms(threshold) => Clip::by_rms(threshold),
+            Method::Relative(clipping, floor) => Clip::by_parameter_norm(clipping, floor),
             Value(clip_value) => Clip::by_value(clip_value),
             Range(low, high) => Clip::by_value_range(low, high),
         };
@@ -179,6 +182,8 @@ pub(crate) fn all() -> Vec<Case> {
         ranges(),
         errors(),
         ways::cases(),
+        relative::cases(),
+        peers::cases(),
     ];
     suites.into_iter().flatten().collect()
 }
@@ -318,7 +323,13 @@ fn specials() -> Vec<Case> {
         ours("zeros", &[&[0.0, -0.0], &[-0.0]], 1.0),
         ours("signed_zeros_scaled", &[&[0.0, -0.0, 2.0]], 1.0),
         ours("subnormal", &[&[1e-45]], 1.0),
-        ours("subnormals_square_to_a_ninth", &[&[1e-45; 9]], 1.0),
+        ours("nine_subnormals", &[&[1e-45; 9]], 1.0),
+        ours("subnormal_rounded_up", &[&[f32::from_bits(2); 2]], 1.0),
+        ours(
+            "subnormal_rounded_to_even",
+            &[&[f32::from_bits(3), f32::from_bits(4)], &[f32::from_bits(6)]],
+            1.0,
+        ),
         ours("subnormal_coefficient", &[&[1e10, 1e-10]], 1e-30),
         ours("subnormal_limit", &[&[3.0, 4.0]], 1e-40),
         ours("subnormal_norm_and_limit", &[&[3e-40, 4e-40]], 1e-40),
@@ -328,6 +339,7 @@ fn specials() -> Vec<Case> {
         ours("norm_beyond_f32_to_zero", &[&[MAX, -MAX], &[0.0, 1.0]], 0.0),
         ours("infinity", &[&[1.0, -INF, -2.0]], 1.0),
         ours("infinity_to_zero", &[&[1.0, INF, -2.0]], 0.0),
+        ours("infinity_to_negative_zero", &[&[1.0, INF, -2.0]], -0.0),
         ours("infinity_without_limit", &[&[1.0, INF, -2.0]], INF),
         ours("nan_without_limit", &[&[1.0, NAN, -2.0]], INF),
         ours("nan_to_zero", &[&[1.0, NAN, -2.0]], 0.0),

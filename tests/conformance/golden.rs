@@ -77,22 +77,22 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().expect("a list")
 }
 
-fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().expect("a string")
 }
 
-fn decimal(value: &Value) -> f32 {
+pub(crate) fn decimal(value: &Value) -> f32 {
     text(value).parse().expect("a number")
 }
 
-fn number(value: &Value) -> f32 {
+pub(crate) fn number(value: &Value) -> f32 {
     f32::from_bits(u32::from_str_radix(text(value), 16).expect("the bits of a number"))
 }
 
-fn tensors(value: &Value) -> Vec<Vec<f32>> {
+pub(crate) fn tensors(value: &Value) -> Vec<Vec<f32>> {
     list(value).iter().map(|tensor| list(tensor).iter().map(number).collect()).collect()
 }

@@ -6,6 +6,8 @@ mod cases;
 mod common;
 mod golden;
 mod layouts;
+mod peers;
+mod relative;
 mod verdict;
 mod ways;
 

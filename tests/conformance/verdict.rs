@@ -24,8 +24,19 @@ pub(crate) struct Step<'a> {
     pub(crate) after: &'a [Vec<f32>],
 }
 
+/// What shares a record: the gradients, and the elements of each.
+struct Segment<'a> {
+    members: Vec<(usize, &'a [f32])>,
+    limit: f32,
+    /// Whether a path has the limit as it is here, and not from a norm that it has measured.
+    limit_is_exact: bool,
+}
+
 /// Half a unit in the last place.
 const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
+
+/// What lies between two subnormals.
+const STEP: f64 = f32::from_bits(1) as f64;
 
 /// The norm is the exact one rounded once, but for the f64 in which it is summed; the coefficient is PyTorch's.
 pub(crate) const CPU: Precision =
@@ -54,21 +65,62 @@ impl Step<'_> {
         self.options.loss_scale.unwrap_or(1.0).recip()
     }
 
-    /// Of the record that rules a gradient: its index, the gradients whose norm it has, and its limit.
-    fn segment(&self, gradient: usize) -> (usize, Vec<usize>, f32) {
-        let group = self.roles[gradient].group;
-        let own = || if self.roles[gradient].measured { vec![gradient] } else { Vec::new() };
-        let limit = |limit| if self.roles[gradient].measured { limit } else { f32::INFINITY };
-        match self.options.methods[group] {
-            Method::Norm(max_norm) => (group, self.members(group), max_norm),
-            Method::Own(max_norm) => (gradient, own(), limit(max_norm)),
-            #[expect(clippy::cast_possible_truncation, reason = "too large a limit is infinite")]
-            Method::Rms(threshold) => {
-                let elements = self.before[gradient].len().max(1) as f64;
-                (gradient, own(), limit((f64::from(threshold) * elements.sqrt()) as f32))
-            }
-            Method::Value(_) | Method::Range(..) => panic!("a clip by value has no records"),
+    /// Whether each gradient, or each of its rows, is clipped by itself.
+    fn is_each(&self) -> bool {
+        matches!(self.options.methods[0], Method::Own(_) | Method::Rms(_) | Method::Relative(..))
+    }
+
+    fn is_by_value(&self) -> bool {
+        matches!(self.options.methods[0], Method::Value(_) | Method::Range(..))
+    }
+
+    /// The elements of each record, in the order of the records. A group may have no gradients, and a record all the same.
+    fn segments(&self) -> Vec<Segment<'_>> {
+        if self.is_by_value() {
+            return Vec::new();
         }
+        if !self.is_each() {
+            let group = |(group, method): (usize, &Method)| {
+                let Method::Norm(max_norm) = *method else { panic!("{method:?} among others") };
+                let members = self.members(group).into_iter();
+                let members = members.map(|index| (index, &self.before[index][..])).collect();
+                Segment { members, limit: max_norm, limit_is_exact: true }
+            };
+            return self.options.methods.iter().enumerate().map(group).collect();
+        }
+        let gradients = (0..self.before.len())
+            .flat_map(|index| (0..self.roles[index].rows).map(move |row| self.row(index, row)));
+        gradients.collect()
+    }
+
+    /// A row of a gradient, whose record is its own.
+    fn row(&self, gradient: usize, row: usize) -> Segment<'_> {
+        let role = &self.roles[gradient];
+        let elements = self.rows_of(gradient, &self.before[gradient])[row];
+        if !role.measured {
+            return Segment { members: Vec::new(), limit: f32::INFINITY, limit_is_exact: true };
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "too large a limit is infinite")]
+        let limit = match self.options.methods[role.group] {
+            Method::Own(max_norm) => max_norm,
+            Method::Rms(threshold) => (f64::from(threshold) * (elements.len().max(1) as f64).sqrt()) as f32,
+            Method::Relative(f32::INFINITY, _) => f32::INFINITY,
+            Method::Relative(clipping, floor) => {
+                let parameter = role.parameter.expect("a parameter");
+                let parameter = self.rows_of(gradient, parameter)[row];
+                let norm = reference::norm(&[parameter], self.options.norm_type) as f32;
+                clipping * if norm < floor { floor } else { norm }
+            }
+            method => panic!("{method:?} has no rows"),
+        };
+        let limit_is_exact = !matches!(self.options.methods[role.group], Method::Relative(..));
+        Segment { members: vec![(gradient, elements)], limit, limit_is_exact }
+    }
+
+    fn rows_of<'b, T>(&self, gradient: usize, elements: &'b [T]) -> Vec<&'b [T]> {
+        let rows = self.roles[gradient].rows;
+        let len = elements.len() / rows;
+        (0..rows).map(|row| &elements[row * len..(row + 1) * len]).collect()
     }
 
     /// The gradients that are measured with a group.
@@ -79,7 +131,7 @@ impl Step<'_> {
 
     fn epsilon(&self) -> f32 {
         match (self.options.epsilon, &self.options.methods[0]) {
-            (Some(Epsilon::None), _) | (None, Method::Rms(_)) => 0.0,
+            (Some(Epsilon::None), _) | (None, Method::Rms(_) | Method::Relative(..)) => 0.0,
             (Some(Epsilon::Value(value)), _) => value,
             _ => 1e-6,
         }
@@ -107,45 +159,53 @@ impl Step<'_> {
 impl Precision {
     /// Whether one clip did what it means.
     pub(crate) fn check(&self, step: &Step<'_>) {
-        let by_value = matches!(step.options.methods[0], Method::Value(_) | Method::Range(..));
-        let each = matches!(step.options.methods[0], Method::Own(_) | Method::Rms(_));
-        let records = if each { step.before.len() } else { step.options.methods.len() };
-        assert_eq!(step.records.len(), if by_value { 0 } else { records }, "records");
-        if !each && !by_value {
-            // A group may have no gradients, and a record all the same.
-            for (group, (record, method)) in step.records.iter().zip(&step.options.methods).enumerate() {
-                let Method::Norm(max_norm) = *method else { panic!("{method:?} among others") };
-                self.check_record(step, record, &step.members(group), max_norm);
-            }
+        let segments = step.segments();
+        assert_eq!(step.records.len(), segments.len(), "records");
+        for (record, segment) in step.records.iter().zip(&segments) {
+            self.check_record(step, record, segment);
         }
+        let mut own_records = step.records.iter();
         for (index, role) in step.roles.iter().enumerate() {
-            let check = |expected: &dyn Fn(f32) -> [f32; 2]| check_elements(step, index, expected);
-            if let Some([low, high]) = step.bounds(role).filter(|_| role.scaled) {
-                check(&|g| exactly(reference::clamp(g, low, high)));
-                continue;
-            }
-            if by_value {
-                check(&exactly);
-                continue;
-            }
-            let (record, members, limit) = step.segment(index);
-            let record = &step.records[record];
-            if each {
-                self.check_record(step, record, &members, limit);
-            }
-            if step.options.coefficient_only || !role.scaled || record.skip() {
-                check(&exactly);
-            } else if record.zeroed() {
-                check(&|_| exactly(0.0));
+            let rows = if step.is_each() { role.rows } else { 1 };
+            let all = (&step.before[index][..], &step.after[index][..]);
+            if step.is_by_value() {
+                let bounds = step.bounds(role).filter(|_| role.scaled);
+                check_elements(index, all, |g| {
+                    exactly(bounds.map_or(g, |[low, high]| reference::clamp(g, low, high)))
+                });
+            } else if step.is_each() {
+                let own = own_records.by_ref().take(rows);
+                let before = step.rows_of(index, all.0).into_iter();
+                let rows = before.zip(step.rows_of(index, all.1));
+                own.zip(rows).for_each(|(record, row)| self.check_scaled(step, index, row, record));
             } else {
-                check(&|g| self.scaled(g, record.factor).map(|product| rounded(role.dtype, product)));
+                self.check_scaled(step, index, all, &step.records[role.group]);
             }
         }
     }
 
-    /// Whether this is the record of these gradients, clipped to this limit.
-    fn check_record(&self, step: &Step<'_>, record: &ClipRecord, members: &[usize], max_norm: f32) {
-        let gradients: Vec<&[f32]> = members.iter().map(|&index| &step.before[index][..]).collect();
+    /// Whether elements became what their record says.
+    fn check_scaled(
+        &self,
+        step: &Step<'_>,
+        gradient: usize,
+        elements: (&[f32], &[f32]),
+        record: &ClipRecord,
+    ) {
+        let role = &step.roles[gradient];
+        if step.options.coefficient_only || !role.scaled || record.skip() {
+            check_elements(gradient, elements, exactly);
+        } else if record.zeroed() {
+            check_elements(gradient, elements, |_| exactly(0.0));
+        } else {
+            let scaled = |g| self.scaled(g, record.factor).map(|product| rounded(role.dtype, product));
+            check_elements(gradient, elements, scaled);
+        }
+    }
+
+    /// Whether this is the record of these elements, clipped to this limit.
+    fn check_record(&self, step: &Step<'_>, record: &ClipRecord, segment: &Segment<'_>) {
+        let gradients: Vec<&[f32]> = segment.members.iter().map(|(_, elements)| *elements).collect();
         let elements = gradients.iter().map(|gradient| gradient.len()).sum();
         let inverse = step.inverse_scale();
 
@@ -168,17 +228,22 @@ impl Precision {
             "the largest magnitude is {largest:e}, but expected was {expected:e}"
         );
 
-        let (coef, expected) = (record.clip_coef, coefficient(norm, max_norm, step.epsilon()));
+        let (coef, expected) = (record.clip_coef, coefficient(norm, segment.limit, step.epsilon()));
+        let tolerance = if segment.limit_is_exact {
+            self.coefficient
+        } else {
+            self.coefficient + (self.norm)(step.options.norm_type, elements) + 2.0 * ROUNDING
+        };
         assert!(
-            self.is_product(coef, expected.into(), self.coefficient) && (coef <= 1.0 || coef.is_nan()),
+            self.is_product(coef, expected.into(), tolerance) && (coef <= 1.0 || coef.is_nan()),
             "the coefficient is {coef:e}, but expected was {expected:e}"
         );
         assert_eq!(record.clipped(), coef != 1.0, "clipped, with the coefficient {coef:e}");
 
-        let is_bad = |index: &usize| step.before[*index].iter().any(|g| !g.is_finite());
-        let first = members.iter().copied().find(is_bad);
+        let is_bad = |(_, elements): &&(usize, &[f32])| elements.iter().any(|g| !g.is_finite());
+        let first = segment.members.iter().find(is_bad).map(|(gradient, _)| *gradient);
         assert_eq!(record.first_non_finite(), first, "the first gradient that is not finite");
-        let non_finite = !norm.is_finite() || first.is_some();
+        let non_finite = !norm.is_finite() || expected.is_nan() || first.is_some();
         assert_eq!(record.non_finite(), non_finite, "non-finite, with the norm {norm:e}");
         let policy = if non_finite { step.options.non_finite } else { NonFinite::Propagate };
         assert_eq!(record.skip(), matches!(policy, NonFinite::Skip | NonFinite::Error), "skip");
@@ -239,14 +304,15 @@ impl Precision {
     /// Whether `x` is this number, rounded or flushed.
     fn is_product(&self, x: f32, exact: f64, tolerance: f64) -> bool {
         let is_flushed = x == 0.0 && x.is_sign_negative() == exact.is_sign_negative();
+        let is_beside = exact != 0.0 && (f64::from(x) - exact).abs() <= STEP;
         let is_tiny = exact.abs() < f32::MIN_POSITIVE.into();
-        is_near(x, exact, tolerance) || (self.flushes && is_tiny && is_flushed)
+        is_near(x, exact, tolerance) || (self.flushes && is_tiny && (is_flushed || is_beside))
     }
 }
 
 /// Every element of a gradient must be one of the two that are allowed.
-fn check_elements(step: &Step<'_>, index: usize, expected: impl Fn(f32) -> [f32; 2]) {
-    for (element, (&before, &after)) in step.before[index].iter().zip(&step.after[index]).enumerate() {
+fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: impl Fn(f32) -> [f32; 2]) {
+    for (element, (&before, &after)) in before.iter().zip(after).enumerate() {
         let allowed = expected(before);
         assert!(
             allowed.into_iter().any(|allowed| is_same(after, allowed)),
@@ -258,7 +324,8 @@ fn check_elements(step: &Step<'_>, index: usize, expected: impl Fn(f32) -> [f32;
 /// PyTorch's coefficient, with its order of operations. Without a normal number to divide by it is 1.
 fn coefficient(norm: f32, max_norm: f32, epsilon: f32) -> f32 {
     let coef = (norm + epsilon).recip() * max_norm;
-    if coef > 1.0 || norm + epsilon < f32::MIN_POSITIVE { 1.0 } else { coef }
+    let is_nothing = norm + epsilon < f32::MIN_POSITIVE && !max_norm.is_nan();
+    if coef > 1.0 || is_nothing { 1.0 } else { coef }
 }
 
 fn exactly(g: f32) -> [f32; 2] {
@@ -277,6 +344,5 @@ fn is_near(x: f32, exact: f64, tolerance: f64) -> bool {
     if tolerance == 0.0 || rounded == 0.0 || !rounded.is_finite() {
         return is_same(x, rounded);
     }
-    // The last term: subnormals lie that far apart.
-    (f64::from(x) - exact).abs() <= tolerance * exact.abs() + f64::from(f32::from_bits(1))
+    (f64::from(x) - exact).abs() <= tolerance * exact.abs() + STEP / 2.0
 }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use gradclip::wgpu::{self, BufferUsages};
-use gradclip::{Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, cpu};
+use gradclip::{Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, cpu};
 
 use crate::common::least_limits;
 
@@ -116,6 +116,36 @@ fn a_gradient_must_lie_in_its_buffer() {
             assert_eq!(error, expected, "{described}");
         }
     }
+}
+
+#[test]
+fn a_parameter_must_lie_in_its_buffer() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let (good, long) = (noop.storage(16), noop.storage(64));
+    let unbindable = noop.buffer(16, BufferUsages::COPY_SRC);
+    let parameter = |buffer| Parameter::new(buffer, DType::F32);
+    let clip = Clip::by_parameter_norm(0.01, 1e-3);
+    let of_parameter = |error| Error::Parameter { error: Box::new(error) };
+    let usage = Error::Usage { gradient: 0, given: "BufferUsages(COPY_SRC)".into(), needed: "STORAGE" };
+    for (parameter, expected) in [
+        (parameter(&long).elements(13..17), {
+            of_parameter(Error::OutOfBounds { gradient: 0, start: 52, end: 68, len: 64 })
+        }),
+        (parameter(&long).bytes(2..18), {
+            of_parameter(Error::Misaligned { gradient: 0, what: "offset", given: 2, multiple: 4 })
+        }),
+        (parameter(&unbindable), of_parameter(usage)),
+        (parameter(&long), Error::ParameterLength { gradient: 0, given: 16, needed: 4 }),
+    ] {
+        let gradient = f32s(&good).parameter(parameter);
+        assert_eq!(noop.clipper().prepare(std::slice::from_ref(&gradient), clip).unwrap_err(), expected);
+        // Nobody looks at it where it is not needed.
+        noop.clipper().prepare(&[gradient], NORM).unwrap();
+    }
+    // One parameter of two gradients, and one in the same buffer as its gradient.
+    let shared = [f32s(&good), f32s(&long).elements(0..4)];
+    let shared = shared.map(|gradient| gradient.parameter(parameter(&long).elements(8..12)));
+    noop.clipper().prepare(&shared, clip).unwrap();
 }
 
 #[test]
@@ -335,7 +365,7 @@ fn a_device_must_allow_the_smallest_kernel() {
         ("max_compute_invocations_per_workgroup", 256, |limits, to| {
             limits.max_compute_invocations_per_workgroup = u32(to);
         }),
-        ("max_compute_workgroup_storage_size", 3072, |limits, to| {
+        ("max_compute_workgroup_storage_size", 5120, |limits, to| {
             limits.max_compute_workgroup_storage_size = u32(to);
         }),
         ("max_compute_workgroups_per_dimension", 256, |limits, to| {

@@ -8,6 +8,7 @@ mod hazards;
 mod neighbours;
 mod properties;
 mod slices;
+mod steps;
 mod tensors;
 mod words;
 

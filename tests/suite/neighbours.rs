@@ -1,11 +1,11 @@
 //! Gradients of 16 bits that share words with others: of another group, of another type, or with nobody's memory.
 
-use gradclip::{Clip, DType};
+use gradclip::{Clip, DType, reference};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::common::bits;
 use crate::common::typed::{Attempt, Halves, Role, attempt_on_cpu, rounded, size};
+use crate::common::{bits, noise};
 use crate::gpu;
 
 /// Gradients side by side in one or two buffers, and often within one word.
@@ -85,6 +85,43 @@ proptest! {
             for (&g, &after) in neighbours.gradients[index].iter().zip(&on_gpu.gradients[index]) {
                 prop_assert_eq!(after.to_bits(), rounded(role.dtype, g * factor).to_bits());
             }
+        }
+    }
+
+    #[test]
+    fn are_clipped_row_by_row_against_their_parameters(
+        neighbours in neighbours(),
+        rows in vec(1..5_usize, 14),
+        clipping in 0.001_f32..0.5,
+    ) {
+        let mut neighbours = neighbours;
+        for ((role, gradient), rows) in neighbours.roles.iter_mut().zip(&neighbours.gradients).zip(rows) {
+            let rows = if gradient.len().is_multiple_of(rows) { rows } else { 1 };
+            *role = Role { measured: true, ..*role }.rows(rows).parameter(&noise(9, gradient.len()));
+        }
+        let clips = [Clip::by_parameter_norm(clipping, 0.25); 2];
+        for attempt in on_both_paths(&neighbours, &clips) {
+            let mut records = attempt.records.unwrap().into_iter();
+            let both = neighbours.gradients.iter().zip(&attempt.gradients);
+            for (role, (before, after)) in neighbours.roles.iter().zip(both) {
+                let len = before.len() / role.rows;
+                for row in 0..role.rows {
+                    let record = records.next().unwrap();
+                    let own = row * len..(row + 1) * len;
+                    let parameter = &role.parameter.unwrap()[own.clone()];
+                    let limit = f64::from(clipping) * reference::total_norm(&[parameter]).max(0.25);
+                    // Each element may be rounded up, one that becomes subnormal by more than its share.
+                    let spacing = if role.dtype == DType::F16 { 1e-6 } else { 0.0 };
+                    let norm = reference::total_norm(&[&after[own.clone()]]);
+                    let is_within = norm <= limit * 1.01 + spacing;
+                    prop_assert!(!role.scaled || is_within, "{} against {} in {:?}", norm, limit, role);
+                    let factor = if role.scaled { record.factor } else { 1.0 };
+                    for (&g, &after) in before[own.clone()].iter().zip(&after[own]) {
+                        prop_assert_eq!(after.to_bits(), rounded(role.dtype, g * factor).to_bits());
+                    }
+                }
+            }
+            prop_assert!(records.next().is_none());
         }
     }
 }

@@ -236,3 +236,35 @@ fn a_choice_is_read_as_it_is_written() {
     }
     assert_eq!("GPU".parse(), Ok(DeviceChoice::Gpu));
 }
+
+#[test]
+fn parameters_and_rows_go_along() {
+    let weight: Vec<f32> = noise(1, 6 * 50);
+    let bias: Vec<bf16> = noise(2, 9).into_iter().map(bf16::from_f32).collect();
+    let clips = [Clip::by_parameter_norm(0.01, 1e-3), Clip::by_parameter_norm(1e3, 1e-3)];
+    let outcomes = [DeviceChoice::Cpu, DeviceChoice::Gpu].map(|choice| {
+        let (mut a, mut b, mut c) = (noise(3, 6 * 50), noise(4, 9), noise(5, 3));
+        let mut gradients = [
+            Gradient::f32(&mut a).rows(6).parameter(cpu::Parameter::f32(&weight)),
+            Gradient::f32(&mut b).group(1).parameter(cpu::Parameter::bf16(&bias)),
+            Gradient::f32(&mut c).unmeasured(),
+        ];
+        let clipper = SliceClipper::new(&choice).unwrap();
+        let records = clipper.clip_groups(&mut gradients, &clips).unwrap().record;
+        let error = clipper.clip_groups(&mut [Gradient::f32(&mut []).rows(0)], &clips);
+        assert_eq!(error.unwrap_err(), Error::Rows { gradient: 0, rows: 0, elements: 0 });
+        (records, [a, b, c])
+    });
+    let [(cpu_records, on_cpu), (gpu_records, on_gpu)] = outcomes;
+    assert_eq!((cpu_records.len(), gpu_records.len()), (8, 8));
+    assert_eq!([&on_cpu[1], &on_cpu[2]], [&on_gpu[1], &on_gpu[2]]);
+    assert_eq!((&on_cpu[1], &on_cpu[2]), (&noise(4, 9), &noise(5, 3)), "within the limit, and without one");
+    for (cpu, gpu) in on_cpu[0].iter().zip(&on_gpu[0]) {
+        assert!((cpu - gpu).abs() <= 1e-6 * cpu.abs(), "{cpu} and {gpu}");
+    }
+    for row in 0..6 {
+        let own = row * 50..(row + 1) * 50;
+        let limit = 0.01 * reference::total_norm(&[&weight[own.clone()]]);
+        assert_near(cpu::total_norm(&[&on_gpu[0][own]]), limit);
+    }
+}

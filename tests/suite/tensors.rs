@@ -1,8 +1,10 @@
 //! Records of each gradient by itself, and the newest record of many steps.
 
 use gradclip::{
-    Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, ReadBack, Recent, cpu, reference, wgpu,
+    Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, ReadBack, Recent, TensorStats, cpu,
+    reference, wgpu,
 };
+use half::f16;
 
 use crate::common::{Gpu, noise};
 use crate::gpu;
@@ -18,73 +20,152 @@ fn gradients() -> Vec<Vec<f32>> {
     LENS.iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect()
 }
 
-/// The records of each gradient that a plan of this clip leaves, and that of all of them.
-fn measured(gradients: &[Vec<f32>], clip: Clip) -> (Vec<ClipRecord>, ClipRecord) {
+/// What a plan of this clip finds of each gradient, and the record of all of them.
+fn measured(gradients: &[Vec<f32>], clip: Clip) -> (Vec<TensorStats>, ClipRecord) {
     let gpu = gpu();
     let placed = placed(gpu, gradients);
-    let plan = gpu.clipper.prepare(&placed.gradients(), clip).unwrap();
-    assert!(plan.tensor_record_buffer().is_some());
+    let plan = gpu.clipper.prepare(&placed.gradients(), clip.tensor_stats()).unwrap();
+    assert!(plan.tensor_stats_buffer().is_some());
     let tickets = gpu.submit(|encoder| {
         plan.encode(encoder);
-        (plan.read_back_tensors(encoder), plan.read_back(encoder))
+        (plan.read_back_tensor_stats(encoder), plan.read_back(encoder))
     });
     (tickets.0.wait().unwrap(), tickets.1.wait().unwrap())
 }
 
-#[test]
-fn each_gradient_has_its_norm_besides() {
-    let gradients = gradients();
-    for norm_type in [NormType::L2, NormType::L1, NormType::Inf, NormType::P(3.0), NormType::P(0.0)] {
-        let clip = Clip::by_global_norm(1.0).norm_type(norm_type);
-        let (tensors, all) = measured(&gradients, clip.tensor_norms());
-        assert_eq!(tensors.len(), gradients.len());
+/// The same, on the CPU.
+fn measured_on_cpu(gradients: &[Vec<f32>], clip: Clip) -> (Vec<TensorStats>, ClipRecord) {
+    let mut gradients = gradients.to_vec();
+    let mut gradients: Vec<_> = gradients.iter_mut().map(|g| cpu::Gradient::f32(g)).collect();
+    let apart = cpu::tensor_stats(&gradients, clip).unwrap();
+    let mut plan = cpu::ClipPlan::new(&[clip.tensor_stats()]).unwrap();
+    let records = plan.clip(&mut gradients).unwrap();
+    assert_eq!(as_bits(plan.tensor_stats()), as_bits(&apart), "measured besides, or alone");
+    (apart, records[0])
+}
 
-        let mut copies = gradients.clone();
-        let copies: Vec<_> = copies.iter_mut().map(|copy| cpu::Gradient::f32(copy)).collect();
-        let stats = cpu::tensor_stats(&copies, clip).unwrap();
-        for (index, (record, stats)) in tensors.iter().zip(&stats).enumerate() {
-            let close = (record.total_norm - stats.norm).abs() <= 3e-6 * stats.norm;
-            assert!(close, "{norm_type:?}, gradient {index}: {record:?} but {stats:?}");
-            assert_eq!(record.max_magnitude.to_bits(), stats.max_magnitude.to_bits(), "gradient {index}");
+/// So that NaN equals itself.
+fn as_bits(stats: &[TensorStats]) -> &[[u32; 4]] {
+    bytemuck::cast_slice(stats)
+}
+
+fn number_of<T>(gradient: &[T], is: fn(&&T) -> bool) -> u32 {
+    u32::try_from(gradient.iter().filter(is).count()).unwrap()
+}
+
+/// Gradients with zeros of both signs, and what is not finite, at their edges and inside.
+fn special_gradients() -> Vec<Vec<f32>> {
+    let mut gradients = gradients();
+    for (gradient, at, number) in [
+        (0, 0, 0.0),
+        (0, 4096, -0.0),
+        (0, 4999, 0.0),
+        (3, 7, f32::INFINITY),
+        (4, 69_999, f32::NAN),
+        (4, 0, f32::NEG_INFINITY),
+        (4, 16_384, -0.0),
+    ] {
+        gradients[gradient][at] = number;
+    }
+    gradients.push(vec![0.0; 4097]);
+    gradients
+}
+
+#[test]
+fn each_gradient_has_its_statistics_besides() {
+    for gradients in [gradients(), special_gradients()] {
+        for norm_type in [NormType::L2, NormType::L1, NormType::Inf, NormType::P(3.0), NormType::P(0.0)] {
+            let clip = Clip::by_global_norm(1.0).norm_type(norm_type).loss_scale(4.0);
+            let (on_gpu, all) = measured(&gradients, clip);
+            let (on_cpu, _) = measured_on_cpu(&gradients, clip);
+            assert_eq!(on_gpu.len(), gradients.len());
+            for (index, (gpu, cpu)) in on_gpu.iter().zip(&on_cpu).enumerate() {
+                let close = (gpu.norm - cpu.norm).abs() <= 3e-6 * cpu.norm || gpu.norm == cpu.norm;
+                let both_nan = gpu.norm.is_nan() && cpu.norm.is_nan();
+                assert!(close || both_nan, "{norm_type:?}, gradient {index}: {gpu:?} but {cpu:?}");
+                let same = gpu.max_magnitude == cpu.max_magnitude
+                    || gpu.max_magnitude.is_nan() && cpu.max_magnitude.is_nan();
+                assert!(same, "{norm_type:?}, gradient {index}: {gpu:?} but {cpu:?}");
+                let gradient = &gradients[index];
+                let count = |is: fn(&&f32) -> bool| number_of(gradient, is);
+                let counts = (count(|g| !g.is_finite()), count(|g| **g == 0.0));
+                assert_eq!((gpu.non_finite, gpu.zeros), counts, "{norm_type:?}, gradient {index}");
+                assert_eq!((cpu.non_finite, cpu.zeros), counts, "{norm_type:?}, gradient {index}");
+            }
+            // What all share is what it is without them, to the bit.
+            let placed = placed(gpu(), &gradients);
+            let plan = gpu().clipper.prepare(&placed.gradients(), clip).unwrap();
+            let without = gpu().submit(|encoder| {
+                plan.encode_norm(encoder);
+                plan.read_back(encoder)
+            });
+            let without = without.wait().unwrap();
+            assert_eq!(bytemuck::bytes_of(&all), bytemuck::bytes_of(&without), "{norm_type:?}");
         }
-        // What all share is what it is without them.
-        assert_eq!(all, measured(&gradients, clip.tensor_norms().coefficient_only()).1);
     }
 }
 
 #[test]
-fn they_tell_which_gradient_is_not_finite() {
-    let mut gradients = gradients();
-    gradients[3][7] = f32::INFINITY;
-    gradients[4][69_999] = f32::NAN;
-    let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Skip).loss_scale(4.0).tensor_norms();
-    let (tensors, all) = measured(&gradients, clip);
-    assert_eq!(all.first_non_finite(), Some(3));
-    let named: Vec<_> = tensors.iter().map(ClipRecord::first_non_finite).collect();
-    assert_eq!(named, [None, None, None, Some(3), Some(4), None]);
-    let finite = tensors[0].total_norm;
-    let alone = cpu::total_norm(&[&gradients[0]]) / 4.0;
-    assert!((finite - alone).abs() <= 1e-6 * alone, "{finite} without the loss scale, not {alone}");
+fn statistics_of_narrow_gradients_at_odd_offsets() {
+    let gpu = gpu();
+    let halves: Vec<f16> =
+        (0..9000).map(|i| f16::from_f32([0.0, 1.5, -0.0, f32::INFINITY, 6e-8][i % 5])).collect();
+    let buffer = gpu.buffer_of(&halves);
+    let ranges = [1..4, 5..6, 7..5008, 5009..8999];
+    let gradients: Vec<_> =
+        ranges.iter().map(|range| Gradient::new(&buffer, DType::F16).elements(range.clone())).collect();
+    let plan = gpu.clipper.prepare(&gradients, Clip::by_norm(1.0).tensor_stats()).unwrap();
+    let stats = gpu.submit(|encoder| {
+        plan.encode_norm(encoder);
+        plan.read_back_tensor_stats(encoder)
+    });
+    for (stats, range) in stats.wait().unwrap().iter().zip(ranges) {
+        let own = halves.iter().zip(0_u64..).filter(|(_, at)| range.contains(at));
+        let own: Vec<f16> = own.map(|(half, _)| *half).collect();
+        let zeros = number_of(&own, |half| half.to_f32() == 0.0);
+        let non_finite = number_of(&own, |half| !half.is_finite());
+        assert_eq!((stats.zeros, stats.non_finite), (zeros, non_finite), "{range:?}");
+    }
 }
 
 #[test]
-fn they_are_there_where_each_is_clipped_by_itself_and_nowhere_else() {
+fn what_is_not_measured_has_none() {
     let gpu = gpu();
-    let gradients = gradients();
+    let gradients = special_gradients();
     let placed = placed(gpu, &gradients);
-    let plan = gpu.clipper.prepare(&placed.gradients(), Clip::by_norm(1.0)).unwrap();
-    let (tensors, all) = gpu.submit(|encoder| {
-        plan.encode_norm(encoder);
-        (plan.read_back_tensors(encoder), plan.read_back_all(encoder))
+    let on_gpu = placed.gradients().into_iter().enumerate();
+    let on_gpu: Vec<_> = on_gpu.map(|(i, g)| if i == 4 { g.unmeasured() } else { g }).collect();
+    for clip in [Clip::by_global_norm(1.0), Clip::by_norm(1.0)] {
+        let plan = gpu.clipper.prepare(&on_gpu, clip.tensor_stats()).unwrap();
+        let stats = gpu.submit(|encoder| {
+            plan.encode_norm(encoder);
+            plan.read_back_tensor_stats(encoder)
+        });
+        let stats = stats.wait().unwrap();
+        assert_eq!(stats[4], TensorStats::default());
+        assert_eq!((stats[3].non_finite, stats[6].zeros), (1, 4097));
+    }
+    let mut copies = gradients.clone();
+    let copies = copies.iter_mut().enumerate().map(|(i, copy)| {
+        let gradient = cpu::Gradient::f32(copy);
+        if i == 4 { gradient.unmeasured() } else { gradient }
     });
-    assert_eq!(tensors.wait().unwrap(), all.wait().unwrap());
+    let stats = cpu::tensor_stats(&copies.collect::<Vec<_>>(), Clip::by_norm(1.0)).unwrap();
+    assert_eq!((stats[4], stats[6].zeros), (TensorStats::default(), 4097));
+}
 
-    let plan = gpu.clipper.prepare(&placed.gradients(), Clip::by_global_norm(1.0)).unwrap();
-    assert!(plan.tensor_record_buffer().is_none());
-    let ticket = gpu.submit(|encoder| plan.read_back_tensors(encoder));
-    assert_eq!(ticket.wait(), Err(Error::NothingMeasured));
+#[test]
+fn they_are_there_where_they_were_asked_for_and_nowhere_else() {
+    let gpu = gpu();
+    let placed = placed(gpu, &gradients());
+    for clip in [Clip::by_norm(1.0), Clip::by_global_norm(1.0), Clip::by_value(1.0)] {
+        let plan = gpu.clipper.prepare(&placed.gradients(), clip).unwrap();
+        assert!(plan.tensor_stats_buffer().is_none());
+        let ticket = gpu.submit(|encoder| plan.read_back_tensor_stats(encoder));
+        assert!(matches!(ticket.wait(), Err(Error::NotAskedFor { with: "tensor_stats", .. })));
+    }
     for clip in [Clip::by_value(1.0), Clip::by_supplied_norm(1.0)] {
-        let error = gpu.clipper.prepare(&placed.gradients(), clip.tensor_norms()).unwrap_err();
+        let error = gpu.clipper.prepare(&placed.gradients(), clip.tensor_stats()).unwrap_err();
         assert_eq!(error, Error::NeedsNorm);
     }
 }
@@ -95,7 +176,7 @@ fn they_take_one_dispatch() {
     let placed = placed(gpu, &gradients());
     let dispatches = |clip| gpu.clipper.prepare(&placed.gradients(), clip).unwrap().dispatches();
     let clip = Clip::by_global_norm(1.0);
-    assert_eq!(dispatches(clip.tensor_norms()), dispatches(clip) + 1);
+    assert_eq!(dispatches(clip.tensor_stats()), dispatches(clip) + 1);
 }
 
 /// A step of a plan whose gradient is this number.
@@ -162,7 +243,7 @@ fn of_no_gradients_there_are_no_records() {
 fn a_small_p_sees_what_is_far_below_the_largest() {
     let gradients = vec![vec![1e30, 2e30, 3e-30], vec![5.0, 1e-42]];
     for p in [0.1, 0.25, -0.1] {
-        let clip = Clip::by_global_norm(1.0).norm_type(NormType::P(p)).tensor_norms();
+        let clip = Clip::by_global_norm(1.0).norm_type(NormType::P(p));
         let (_, record) = measured(&gradients, clip);
         let expected = reference::norm(&[&gradients[0], &gradients[1]], NormType::P(p));
         let found = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();

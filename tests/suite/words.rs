@@ -80,6 +80,17 @@ impl Gpu {
         self.buffer_of(contents)
     }
 
+    /// A buffer of so many bytes that the host writes.
+    pub(crate) fn writable(&self, size: u64) -> wgpu::Buffer {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
+    }
+
     /// Uploads gradients to where they are to lie, with guards in every other word.
     pub(crate) fn place(&self, placement: &Placement, gradients: &[Vec<f32>]) -> Placed {
         let mut contents: Vec<_> = placement.buffers.iter().map(|&words| vec![GUARD; words]).collect();

@@ -125,7 +125,15 @@ impl Row {
     fn json(&self) -> Value {
         let Self { tensor, stats, record, .. } = self;
         let dtype = format!("{:?}", tensor.dtype);
-        let mut row = json!({ "name": tensor.name, "dtype": dtype, "shape": tensor.shape, "norm": json_number(stats.norm) });
+        let mut row = json!({
+            "name": tensor.name,
+            "dtype": dtype,
+            "shape": tensor.shape,
+            "norm": json_number(stats.norm),
+            "max_magnitude": json_number(stats.max_magnitude),
+            "non_finite": stats.non_finite,
+            "zeros": stats.zeros,
+        });
         if let Some(record) = record {
             row["clip_coef"] = json_number(record.clip_coef);
         }

@@ -6,8 +6,9 @@ use wgpu::BufferUsages;
 use super::Step;
 use crate::Error;
 use crate::gpu::clipper::Clipper;
-use crate::gpu::kernels::{Compiled, Kernel};
+use crate::gpu::kernels::{Compiled, Kernel, WORKGROUP_SIZE};
 use crate::gpu::layout::{Batch, Manner, Tile};
+use crate::gpu::read_back::Results;
 use crate::gpu::slots::slots_for;
 
 /// Makes the buffers and the steps of one plan. What wgpu has against them, the error scope around it learns.
@@ -27,15 +28,37 @@ impl<'a> Builder<'a> {
         Self { clipper, buffers, bytes: table.size(), tiles: table }
     }
 
-    /// A dispatch of a kernel that binds no gradients.
-    pub(super) fn dispatch(
+    /// A dispatch of a kernel that binds no gradients, with so many workgroups.
+    pub(super) fn per_workgroup(
         &self,
         kernel: Kernel,
-        bindings: [&wgpu::Buffer; 5],
+        bindings: &[&wgpu::Buffer],
         workgroups: usize,
     ) -> Result<Step, Error> {
-        let bindings = bindings.map(wgpu::Buffer::as_entire_buffer_binding);
+        let bindings = bindings.iter().map(|buffer| buffer.as_entire_buffer_binding());
         Ok(self.step(self.clipper.kernel(kernel)?, bindings, workgroups))
+    }
+
+    /// The same with so many invocations, or some more.
+    pub(super) fn per_invocation(
+        &self,
+        kernel: Kernel,
+        bindings: &[&wgpu::Buffer],
+        invocations: usize,
+    ) -> Result<Step, Error> {
+        self.per_workgroup(kernel, bindings, invocations.div_ceil(WORKGROUP_SIZE as usize))
+    }
+
+    /// Something that the host can read, at first so many times the same.
+    pub(super) fn results<T: Pod>(
+        &mut self,
+        label: &str,
+        usage: BufferUsages,
+        value: T,
+        count: usize,
+    ) -> Results {
+        let buffer = self.holding(label, usage, &vec![value; count.max(1)]);
+        Results::new(self.clipper.device(), buffer, count * size_of::<T>())
     }
 
     pub(super) fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {

@@ -8,25 +8,31 @@ use std::process::{Command, Stdio};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use super::*;
-use crate::ClipRecord;
 use crate::gpu::clip_plan::{Bounds, Measure, Segment};
 use crate::gpu::layout::Tile;
+use crate::{ClipRecord, NormHistory, StepCounts, TensorStats};
 
 /// Every kernel, with numbers of slots that cover the generator: the edges, powers of two, what devices allow.
 fn all() -> Vec<Kernel> {
-    let norms = [NormKind::L1, NormKind::L2, NormKind::Inf, NormKind::Power(3.0_f32.to_bits())];
-    let mut kernels = norms.map(|norm| Kernel::Finalize { norm }).to_vec();
-    kernels.push(Kernel::Supply);
+    let norms = [NormType::L1, NormType::L2, NormType::Inf];
+    let plain = norms.map(|norm_type| Finding::of(norm_type, false));
+    let findings = [
+        &plain[..],
+        &norms.map(|norm_type| Finding::of(norm_type, true)),
+        &[Finding::of(NormType::P(3.0), false)],
+    ]
+    .concat();
+    let mut kernels = vec![Kernel::Supply, Kernel::Relative, Kernel::Adapt, Kernel::Count];
+    for &finding in &findings {
+        kernels.extend([Leaves::Record, Leaves::Stats].map(|leaves| Kernel::Finalize { finding, leaves }));
+    }
     for slots in [1, 2, 4, 6, 8, 16, 30, 32] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for access in [Access::Vectors, Access::Elements] {
                 let manner = Manner { access, dtype };
-                let reads = |norm: &NormKind| access == Access::Elements || norm.reads_vectors();
-                kernels.extend(norms.into_iter().filter(reads).map(|norm| Kernel::Partials {
-                    norm,
-                    manner,
-                    slots,
-                }));
+                let reads = |finding: &&Finding| access == Access::Elements || finding.reads_vectors();
+                let partials = |&finding: &Finding| Kernel::Partials { finding, manner, slots };
+                kernels.extend(findings.iter().filter(reads).map(partials));
                 kernels.push(Kernel::Scale { segmented: true, manner, slots });
                 kernels.push(Kernel::Clamp { segmented: true, manner, slots });
             }
@@ -127,10 +133,18 @@ macro_rules! assert_same_layout {
 fn structs_lie_in_memory_alike() {
     let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
     let scale = Kernel::Scale { segmented: false, manner, slots: 1 };
-    let finalize = Kernel::Finalize { norm: NormKind::L2 };
+    let finding = Finding::of(NormType::L2, false);
+    let finalize = Kernel::Finalize { finding, leaves: Leaves::Record };
+    let stats = Kernel::Finalize { finding, leaves: Leaves::Stats };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(finalize, Segment { first, count, max_norm });
-    assert_same_layout!(finalize, Measure { epsilon, policy, inverse_scale });
+    assert_same_layout!(
+        finalize,
+        Measure { epsilon, policy, inverse_scale, floor, rate, threshold, warm_up }
+    );
+    assert_same_layout!(stats, TensorStats { norm, max_magnitude, non_finite, zeros });
+    assert_same_layout!(Kernel::Count, StepCounts { steps, clipped, non_finite, largest_norm });
+    assert_same_layout!(Kernel::Adapt, NormHistory { steps, mean, deviation });
     assert_same_layout!(Kernel::Clamp { segmented: false, manner, slots: 1 }, Bounds { low, high });
     let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
@@ -139,11 +153,11 @@ fn structs_lie_in_memory_alike() {
 #[test]
 fn partials_are_as_large_as_rust_thinks() {
     for kernel in all() {
-        if let Kernel::Finalize { norm } = kernel {
+        if let Kernel::Finalize { finding, .. } = kernel {
             let (_, partial) = wgsl_layout(kernel, "Partial");
-            assert_eq!(norm.partial_bytes(), partial, "{norm:?}");
-            let item = if partial == 8 { wgsl_layout(kernel, "Item").1 } else { partial };
-            assert!(item * WORKGROUP_SIZE as usize <= WORKGROUP_BYTES as usize, "{norm:?}");
+            assert_eq!(finding.partial_bytes(), partial, "{finding:?}");
+            let item = if finding.reads_vectors() { wgsl_layout(kernel, "Item").1 } else { partial };
+            assert!(item * WORKGROUP_SIZE as usize <= WORKGROUP_BYTES as usize, "{finding:?}");
         }
     }
 }

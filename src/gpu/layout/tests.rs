@@ -19,7 +19,7 @@ fn spans_of(buffers: &Gaps) -> Vec<Span> {
     for (buffer, gradients) in buffers.iter().enumerate() {
         let mut at = 0;
         for &(gap, len) in gradients {
-            spans.push(span(buffer, DType::F32, at + gap, len));
+            spans.push(Span { gradient: spans.len(), ..span(buffer, DType::F32, at + gap, len) });
             at += gap + len;
         }
     }
@@ -27,7 +27,7 @@ fn spans_of(buffers: &Gaps) -> Vec<Span> {
 }
 
 fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
-    Span { buffer, dtype, start, len, group: 0, measured: true, scaled: true }
+    Span { buffer, dtype, start, len, gradient: 0, group: 0, measured: true, scaled: true }
 }
 
 fn request<'a>(spans: &'a [Span], order: &'a [usize], segment_of: &'a [usize]) -> Request<'a> {
@@ -36,7 +36,7 @@ fn request<'a>(spans: &'a [Span], order: &'a [usize], segment_of: &'a [usize]) -
 }
 
 fn laid_out(spans: &[Span], limits: Limits) -> Layout {
-    let order = in_address_order(spans).expect("no two overlap");
+    let order = in_address_order(spans);
     lay_out(request(spans, &order, &vec![0; spans.len()]), limits)
 }
 
@@ -143,15 +143,16 @@ proptest! {
         limits in limits(),
     ) {
         let mut at = 0;
-        let spans: Vec<_> = kinds.iter().map(|&(dtype, group, measured, scaled, gap, len)| {
+        let kinds = kinds.iter().enumerate();
+        let spans: Vec<_> = kinds.map(|(gradient, &(dtype, group, measured, scaled, gap, len))| {
             let dtype = [DType::F32, DType::F16, DType::BF16][usize::from(dtype)];
             let start = (at + gap).div_ceil(dtype.size());
             at = (start + len) * dtype.size();
-            Span { group, measured, scaled, ..span(0, dtype, start, len) }
+            Span { gradient, group, measured, scaled, ..span(0, dtype, start, len) }
         }).collect();
         check(&spans, limits);
 
-        let order = in_address_order(&spans).expect("no two overlap");
+        let order = in_address_order(&spans);
         let segment_of: Vec<_> = spans.iter().map(|span| span.group).collect();
         let layout = lay_out(Request { segments: 3, ..request(&spans, &order, &segment_of) }, limits);
         for (segment, partials) in layout.segments.iter().enumerate() {
@@ -170,6 +171,45 @@ proptest! {
                 });
                 prop_assert_eq!(own.map(|own| segment_of[own]), Some(tile.target_index as usize));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_only_measured_may_be_shared(
+        gradients in prop::collection::vec((0..5000_u64, 0..40_000_u64), 0..8),
+        parameters in prop::collection::vec((0..2_usize, 0..20_000_u64, 0..90_000_u64), 0..8),
+        limits in limits(),
+    ) {
+        let mut spans = spans_of(&vec![gradients]);
+        let gradients = spans.clone();
+        spans.extend(parameters.iter().map(|&(buffer, start, len)| Span {
+            scaled: false, ..span(buffer, DType::F32, start, len)
+        }));
+        let layout = lay_out(request(&spans, &in_address_order(&spans), &(0..spans.len()).collect::<Vec<_>>()), limits);
+        for batch in layout.norm.iter().chain(&layout.apply) {
+            check_batch(&layout, batch, limits);
+        }
+        let written: u64 = touched(&layout, &layout.apply).iter().map(|(.., count)| count).sum();
+        prop_assert_eq!(written, gradients.iter().map(|span| 4 * span.len).sum::<u64>());
+        // The tiles of a segment are its span, cut.
+        let mut tiles = vec![Vec::new(); spans.len()];
+        for batch in &layout.norm {
+            for tile in &layout.tiles[batch.tiles.clone()] {
+                let window = &batch.windows[tile.slot as usize];
+                let partial = tile.target_index as usize;
+                let segment = layout.segments.iter().position(|partials| partials.contains(&partial)).unwrap();
+                let start = window.offset / 4 + u64::from(tile.first);
+                tiles[segment].push((window.buffer, start, start + u64::from(tile.count)));
+            }
+        }
+        for (span, mut tiles) in spans.iter().zip(tiles) {
+            tiles.sort_unstable();
+            let mut at = span.start;
+            for (buffer, start, end) in tiles {
+                prop_assert_eq!((buffer, start), (span.buffer, at));
+                at = end;
+            }
+            prop_assert_eq!(at, span.start + span.len);
         }
     }
 

@@ -1,0 +1,80 @@
+// Norm, after stage 2, for limits that follow the norms of past steps: the records again, concluded with those limits,
+// and the histories with this step in them.
+//
+//   z      = (norm - mean) / deviation
+//   limit  = mean + threshold^2 / z * deviation            where z exceeds the threshold
+//   norm'  = min(norm, limit)
+//   mean'  = mean + rate * (norm' - mean)
+//   deviation'^2 = (1 - rate) * (deviation^2 + rate * (1 - rate) * (norm' - mean)^2)
+//
+// The first steps do not limit; there mean and deviation are those of all norms so far. The Rust side is z_clip.rs.
+//
+// One invocation a segment. Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
+
+struct NormHistory {
+    steps: u32,     // how many norms it has seen, as far as the end of the warm-up
+    mean: f32,
+    deviation: f32,
+}
+
+@group(0) @binding(0) var<storage, read_write> histories: array<NormHistory>;
+@group(0) @binding(4) var<storage, read_write> records: array<ClipRecord>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = (workgroup.y * grid.x + workgroup.x) * WORKGROUP_SIZE + lane;
+    if (index >= arrayLength(&segments)) {
+        return;
+    }
+    var record = records[index];
+    let norm = bitcast<u32>(record.total_norm);
+    // What is not finite is no part of any history.
+    if (norm >= INFINITY || record.first_non_finite != NO_GRADIENT) {
+        return;
+    }
+    let history = histories[index];
+    var counted = record.total_norm;
+    if (exceeds(history, counted)) {
+        counted = limit_of(history, counted);
+        conclude(&record, norm, min(counted, segments[index].max_norm));
+        records[index] = record;
+    }
+    histories[index] = with_norm(history, counted);
+}
+
+fn exceeds(history: NormHistory, norm: f32) -> bool {
+    return history.steps >= measure.warm_up && norm - history.mean > measure.threshold * history.deviation;
+}
+
+// Less than the norm, and not less than the mean.
+fn limit_of(history: NormHistory, norm: f32) -> f32 {
+    let most = measure.threshold * history.deviation;
+    return history.mean + most * (most / (norm - history.mean));
+}
+
+fn with_norm(history: NormHistory, norm: f32) -> NormHistory {
+    let distance = norm - history.mean;
+    if (history.steps < measure.warm_up) {
+        let steps = history.steps + 1u;
+        let rate = 1.0 / f32(steps);
+        let spread = sqrt(1.0 - rate) * hypotenuse(history.deviation, sqrt(rate) * distance);
+        return NormHistory(steps, history.mean + rate * distance, spread);
+    }
+    let rest = 1.0 - measure.rate;
+    let spread = sqrt(rest) * hypotenuse(history.deviation, sqrt(measure.rate * rest) * distance);
+    return NormHistory(history.steps, history.mean + measure.rate * distance, spread);
+}
+
+// sqrt(a^2 + b^2), where the squares may leave f32.
+fn hypotenuse(a: f32, b: f32) -> f32 {
+    let large = max(abs(a), abs(b));
+    if (large == 0.0) {
+        return 0.0;
+    }
+    let ratio = min(abs(a), abs(b)) / large;
+    return large * sqrt(1.0 + ratio * ratio);
+}

@@ -1,0 +1,36 @@
+// Norm, last stage: what the records say is counted over the steps.
+//
+// One invocation a record. Needs record.wgsl, float_bits.wgsl.
+
+struct StepCounts {
+    steps: u32,
+    clipped: u32,
+    non_finite: u32,
+    largest_norm: f32, // of those that are finite
+}
+
+@group(0) @binding(0) var<storage, read> records: array<ClipRecord>;
+@group(0) @binding(1) var<storage, read_write> counts: array<StepCounts>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = (workgroup.y * grid.x + workgroup.x) * WORKGROUP_SIZE + lane;
+    if (index >= arrayLength(&records)) {
+        return;
+    }
+    let flags = records[index].flags;
+    let norm = bitcast<u32>(records[index].total_norm);
+    var count = counts[index];
+    count.steps += 1u;
+    count.clipped += select(0u, 1u, (flags & CLIP_RECORD_CLIPPED) != 0u);
+    count.non_finite += select(0u, 1u, (flags & CLIP_RECORD_NON_FINITE) != 0u);
+    // Magnitudes are ordered as their bits are.
+    if (norm < INFINITY) {
+        count.largest_norm = bitcast<f32>(max(bitcast<u32>(count.largest_norm), norm));
+    }
+    counts[index] = count;
+}

@@ -1,0 +1,54 @@
+// What a norm knows of some elements where they are counted besides: how many are zero, how many are not finite.
+//
+// The interface is that of partial.wgsl. Needs float_bits.wgsl, counts.wgsl.
+
+struct Partial {
+    sum: f32,     // of what the norm sums up; of the scaled elements where RESCUED is set
+    largest: u32, // the largest magnitude, as bits; RESCUED is its sign bit
+    zeros: u32,
+    non_finite: u32,
+}
+
+const RESCUED: u32 = SIGN;
+
+fn combine(a: Partial, b: Partial) -> Partial {
+    let largest = max(a.largest & MAGNITUDE, b.largest & MAGNITUDE);
+    let both = together(counts_of(a), counts_of(b));
+    return Partial(a.sum + b.sum, largest | ((a.largest | b.largest) & RESCUED), both.zeros, both.non_finite);
+}
+
+fn counts_of(partial: Partial) -> Counts {
+    return Counts(partial.zeros, partial.non_finite);
+}
+
+// Where a tile was read past its end, as zeros.
+fn without_zeros(partial: Partial, zeros: u32) -> Partial {
+    return Partial(partial.sum, partial.largest, partial.zeros - zeros, partial.non_finite);
+}
+
+struct Tally {
+    largest: vec4<u32>,
+    zeros: vec4<u32>,
+    non_finite: vec4<u32>,
+}
+
+fn tallied(tally: Tally, bits: vec4<u32>) -> Tally {
+    let magnitudes = bits & vec4(MAGNITUDE);
+    return Tally(
+        max(tally.largest, magnitudes),
+        tally.zeros + select(vec4(0u), vec4(1u), magnitudes == vec4(0u)),
+        tally.non_finite + select(vec4(0u), vec4(1u), magnitudes >= vec4(INFINITY)),
+    );
+}
+
+fn partial_of(sum: f32, tally: Tally) -> Partial {
+    let most = tally.largest;
+    let zeros = tally.zeros;
+    let bad = tally.non_finite;
+    return Partial(
+        sum,
+        max(max(most.x, most.y), max(most.z, most.w)),
+        (zeros.x + zeros.y) + (zeros.z + zeros.w),
+        (bad.x + bad.y) + (bad.z + bad.w),
+    );
+}

@@ -1,0 +1,39 @@
+// Norm, after stage 2, for limits relative to the norms of the parameters: the records again, concluded with those limits.
+//
+//   limit = max_norm * max(norm of the parameter, floor)    where max_norm is the ratio that is allowed
+//
+// One invocation a segment. Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
+
+@group(0) @binding(0) var<storage, read> parameter_records: array<ClipRecord>;
+@group(0) @binding(4) var<storage, read_write> records: array<ClipRecord>;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = (workgroup.y * grid.x + workgroup.x) * WORKGROUP_SIZE + lane;
+    if (index >= arrayLength(&segments)) {
+        return;
+    }
+    var record = records[index];
+    let norm = bitcast<u32>(parameter_records[index].total_norm);
+    conclude(&record, bitcast<u32>(record.total_norm), limit_of(norm, segments[index].max_norm));
+    records[index] = record;
+}
+
+// By bits where the product would not be one of finite numbers.
+fn limit_of(norm: u32, ratio: f32) -> f32 {
+    if (bitcast<u32>(ratio) == INFINITY) {
+        return ratio;
+    }
+    if (norm < INFINITY) {
+        return ratio * max(bitcast<f32>(norm), measure.floor);
+    }
+    var special = INFINITY; // not a constant, which may not be infinite
+    if (norm > INFINITY || ratio == 0.0) {
+        special = NAN;
+    }
+    return bitcast<f32>(special);
+}

@@ -1,0 +1,199 @@
+//! `ClipPlan`: how to clip on the CPU, step after step, and what is remembered from one to the next.
+
+use super::gradient::{self, Gradient};
+use super::kernels::Change;
+use super::parallel;
+use super::records::{self, Basis};
+use crate::clip::{ByNorm, Operation, Scope};
+use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
+
+/// How to clip, step after step, and what is remembered from one to the next: the [`ClipPlan`](crate::ClipPlan) of the CPU.
+/// Unlike that one it does not hold on to gradients.
+///
+/// A clip that remembers nothing needs no plan: [`clip_groups`](super::clip_groups) makes one for one step.
+///
+/// ```
+/// use gradclip::{Clip, cpu};
+///
+/// let mut plan = cpu::ClipPlan::new(&[Clip::by_global_norm(1.0).tensor_stats()])?;
+/// for step in 0_u8..10 {
+///     let (mut weight, mut bias) = ([0.25 * f32::from(step), 0.0], [0.5]);
+///     plan.clip(&mut [cpu::Gradient::f32(&mut weight), cpu::Gradient::f32(&mut bias)])?;
+/// }
+/// assert_eq!(plan.step_counts()[0].clipped, 6);
+/// assert_eq!((plan.tensor_stats()[0].zeros, plan.tensor_stats()[1].norm), (1, 0.5));
+/// # Ok::<(), gradclip::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClipPlan {
+    operations: Vec<Operation>,
+    /// One for each record, once there has been one.
+    histories: Vec<NormHistory>,
+    step_counts: Vec<StepCounts>,
+    tensor_stats: Vec<TensorStats>,
+}
+
+impl ClipPlan {
+    /// For groups of gradients with these clips.
+    ///
+    /// # Errors
+    ///
+    /// The values of a clip are not valid; [`Error::Groups`] if they differ in more than their limits; [`Error::NoClip`] if
+    /// there is none.
+    pub fn new(clips: &[Clip]) -> Result<Self, Error> {
+        Ok(Self {
+            operations: Clip::all_checked(clips)?,
+            histories: Vec::new(),
+            step_counts: Vec::new(),
+            tensor_stats: Vec::new(),
+        })
+    }
+
+    /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group), and returns the records
+    /// that [`clip_groups`](super::clip_groups) would.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip_groups`](super::clip_groups); [`Error::Records`] if the number of records is another than in the
+    /// step before. All gradients are then untouched.
+    pub fn clip(&mut self, gradients: &mut [Gradient<'_>]) -> Result<Vec<ClipRecord>, Error> {
+        gradient::check(gradients, self.operations.len(), self.operations[0].is_relative())?;
+        let norm = match self.operations[0] {
+            Operation::Norm(norm) if norm.scope == Scope::Supplied => return Err(Error::NormMissing),
+            Operation::Norm(norm) => norm,
+            Operation::Clamp { .. } => {
+                self.change(gradients, &[]);
+                return Ok(Vec::new());
+            }
+        };
+        self.remember(records::count(gradients, norm.scope, self.operations.len()))?;
+        let (bases, stats) = records::measure(gradients, &norm, &self.limits());
+        self.tensor_stats = stats;
+        self.conclude(gradients, &norm, &bases)
+    }
+
+    /// The same for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip`](Self::clip); [`Error::MeasuresItself`] for any other clip.
+    pub fn clip_with_norm(
+        &mut self,
+        gradients: &mut [Gradient<'_>],
+        total_norm: f32,
+    ) -> Result<Vec<ClipRecord>, Error> {
+        let Operation::Norm(norm @ ByNorm { scope: Scope::Supplied, .. }) = self.operations[0] else {
+            return Err(Error::MeasuresItself);
+        };
+        gradient::check(gradients, self.operations.len(), false)?;
+        self.remember(self.operations.len())?;
+        // `ClipRecord::new` undoes the loss scale.
+        let scaled = f64::from(total_norm) / f64::from(norm.inverse_scale);
+        let measured = record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None };
+        let bases: Vec<_> = self.limits().into_iter().map(|limit| Basis { measured, limit }).collect();
+        self.conclude(gradients, &norm, &bases)
+    }
+
+    /// What each gradient of the last step was by itself, if the clip asks for
+    /// [`tensor_stats`](crate::Clip::tensor_stats); else nothing.
+    #[must_use]
+    pub fn tensor_stats(&self) -> &[TensorStats] {
+        &self.tensor_stats
+    }
+
+    /// What was counted over the steps, for each record. Nothing before the first step.
+    #[must_use]
+    pub fn step_counts(&self) -> &[StepCounts] {
+        &self.step_counts
+    }
+
+    /// What a [`z_clip`](crate::Clip::z_clip) remembers, for each record: what to save with a checkpoint. Nothing before
+    /// the first step.
+    #[must_use]
+    pub fn histories(&self) -> &[NormHistory] {
+        &self.histories
+    }
+
+    /// Restores that, also from a plan on a GPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAskedFor`] if the limit does not follow past norms; [`Error::History`] if one cannot have come about.
+    /// Whether they are as many as the records is known when the gradients are: [`clip`](Self::clip) says so.
+    pub fn set_histories(&mut self, histories: &[NormHistory]) -> Result<(), Error> {
+        if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
+            return Err(Error::NotAskedFor { what: "histories of norms", with: "z_clip" });
+        }
+        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        self.histories = histories.to_vec();
+        Ok(())
+    }
+
+    fn limits(&self) -> Vec<f32> {
+        self.operations.iter().map(Operation::limit).collect()
+    }
+
+    /// Makes room for so many records, or finds that there is.
+    fn remember(&mut self, records: usize) -> Result<(), Error> {
+        let is_first = |len: usize| len == 0;
+        for (what, given) in [("histories", self.histories.len()), ("counts", self.step_counts.len())] {
+            if !is_first(given) && given != records {
+                return Err(Error::Records { what, given, records });
+            }
+        }
+        self.histories.resize(records, NormHistory::default());
+        self.step_counts.resize(records, StepCounts::default());
+        Ok(())
+    }
+
+    /// From what was measured, or supplied, to the records, and to what becomes of the gradients.
+    fn conclude(
+        &mut self,
+        gradients: &mut [Gradient<'_>],
+        norm: &ByNorm,
+        bases: &[Basis],
+    ) -> Result<Vec<ClipRecord>, Error> {
+        let kept = self.histories.iter_mut().zip(&mut self.step_counts);
+        let records: Vec<_> = bases
+            .iter()
+            .zip(kept)
+            .map(|(basis, (history, counts))| {
+                let record = basis.record(norm, history);
+                counts.add(&record);
+                record
+            })
+            .collect();
+        let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
+        if let Some(record) = records.iter().find(is_error) {
+            let gradient = record.first_non_finite();
+            return Err(Error::NonFinite { gradient, total_norm: record.total_norm });
+        }
+        self.change(gradients, &records);
+        Ok(records)
+    }
+
+    fn change(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {
+        let mut changes = Vec::with_capacity(gradients.len());
+        let mut own_records = records.iter();
+        for gradient in gradients {
+            let rows = gradient.rows;
+            match self.operations[gradient.group] {
+                Operation::Clamp { low, high } => {
+                    changes.extend(gradient.scaled_elements().map(|all| (all, Change::Clamp { low, high })));
+                }
+                Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
+                Operation::Norm(norm) if norm.scope.is_together() => {
+                    let change = Change::of(&records[gradient.group]);
+                    changes.extend(gradient.scaled_elements().zip(change));
+                }
+                Operation::Norm(_) => {
+                    let own = own_records.by_ref().take(rows).map(Change::of);
+                    let own: Vec<_> = own.collect();
+                    let rows = gradient.scaled_elements().into_iter().flat_map(|all| all.rows(rows));
+                    changes.extend(rows.zip(own).filter_map(|(row, change)| Some((row, change?))));
+                }
+            }
+        }
+        parallel::change(&mut changes);
+    }
+}

@@ -1,0 +1,49 @@
+//! What is counted over the steps of a training.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::ClipRecord;
+
+/// How often clipping has engaged: counts over steps, of one group, or of one gradient that is clipped by itself.
+///
+/// A plan whose clip [counts steps](crate::Clip::count_steps) keeps them on the device;
+/// [`cpu::ClipPlan`](crate::cpu::ClipPlan) keeps them always. For records that come from elsewhere, [`add`](Self::add)
+/// counts them.
+///
+/// ```
+/// use gradclip::{Clip, StepCounts, cpu};
+///
+/// let mut counts = StepCounts::default();
+/// for gradient in [0.5, 3.0, f32::NAN, 2.0] {
+///     let record = cpu::clip(&mut [&mut [gradient]], Clip::by_global_norm(1.0))?.unwrap();
+///     counts.add(&record);
+/// }
+/// assert_eq!(counts, StepCounts { steps: 4, clipped: 3, non_finite: 1, largest_norm: 3.0 });
+/// # Ok::<(), gradclip::Error>(())
+/// ```
+///
+/// On the device it is 16 bytes, four little-endian words in the order of the fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct StepCounts {
+    /// How many norms were measured, or supplied.
+    pub steps: u32,
+    /// How often the coefficient differed from 1; [`ClipRecord::clipped`].
+    pub clipped: u32,
+    /// How often the gradients were not finite; [`ClipRecord::non_finite`].
+    pub non_finite: u32,
+    /// The largest norm that was finite.
+    pub largest_norm: f32,
+}
+
+impl StepCounts {
+    /// Counts one more step.
+    pub const fn add(&mut self, record: &ClipRecord) {
+        self.steps = self.steps.wrapping_add(1);
+        self.clipped = self.clipped.wrapping_add(record.clipped() as u32);
+        self.non_finite = self.non_finite.wrapping_add(record.non_finite() as u32);
+        if record.total_norm.is_finite() {
+            self.largest_norm = self.largest_norm.max(record.total_norm);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! What lasts from step to step: counts, and limits that follow past norms.
+
+use gradclip::{
+    Clip, ClipPlan, ClipRecord, DType, DeviceChoice, Epsilon, Error, Gradient, NonFinite, NormHistory,
+    SliceClipper, StepCounts, ZClip, cpu, wgpu,
+};
+use serde_json::Value;
+
+use crate::common::Gpu;
+use crate::gpu;
+
+/// A sequence of norms, and what comes of it.
+struct Sequence {
+    name: String,
+    z_clip: ZClip,
+    norms: Vec<f32>,
+    limits: Vec<f32>,
+    histories: Vec<(f32, f32)>,
+}
+
+/// Those of `tests/fixtures/peers.json`, which Python has computed from the formulas of the paper.
+fn sequences() -> Vec<Sequence> {
+    let peers: Value = serde_json::from_str(include_str!("../fixtures/peers.json")).unwrap();
+    let decimal = |value: &Value| value.as_str().unwrap().parse().unwrap();
+    let numbers = |value: &Value| -> Vec<f32> {
+        let bits = |value: &Value| u32::from_str_radix(value.as_str().unwrap(), 16).unwrap();
+        value.as_array().unwrap().iter().map(|number| f32::from_bits(bits(number))).collect()
+    };
+    // The paper's 1e-6 beside the deviation makes a difference where norms are that small; here there is none.
+    let sequences =
+        peers["zclip"].as_array().unwrap().iter().filter(|sequence| sequence["eps_matters"] == false);
+    let sequence = |sequence: &Value| Sequence {
+        name: sequence["name"].as_str().unwrap().to_owned(),
+        z_clip: ZClip {
+            alpha: decimal(&sequence["alpha"]),
+            z_threshold: decimal(&sequence["z_thresh"]),
+            warm_up: u32::try_from(sequence["warm_up"].as_u64().unwrap()).unwrap(),
+        },
+        norms: numbers(&sequence["norms"]),
+        limits: numbers(&sequence["limits"]),
+        histories: numbers(&sequence["means"]).into_iter().zip(numbers(&sequence["stds"])).collect(),
+    };
+    let sequences: Vec<_> = sequences.map(sequence).collect();
+    assert!(sequences.len() >= 10);
+    sequences
+}
+
+fn is_near(x: f32, expected: f32, scale: f32) -> bool {
+    x == expected || (x - expected).abs() <= 1e-5 * expected.abs() + 1e-6 * scale
+}
+
+/// Something that clips a gradient of one element, step after step.
+trait Steps {
+    /// Its record, and its history after the step.
+    fn step(&mut self, gradient: f32) -> (ClipRecord, NormHistory);
+}
+
+impl Steps for cpu::ClipPlan {
+    fn step(&mut self, gradient: f32) -> (ClipRecord, NormHistory) {
+        let records = self.clip(&mut [cpu::Gradient::f32(&mut [gradient])]).unwrap();
+        (records[0], self.histories()[0])
+    }
+}
+
+struct OnGpu {
+    gpu: &'static Gpu,
+    plan: ClipPlan,
+    gradient: wgpu::Buffer,
+}
+
+impl OnGpu {
+    fn new(clip: Clip) -> Self {
+        let gpu = gpu();
+        let gradient = gpu.writable(4);
+        let plan = gpu.clipper.prepare(&[Gradient::new(&gradient, DType::F32)], clip).unwrap();
+        Self { gpu, plan, gradient }
+    }
+}
+
+impl Steps for OnGpu {
+    fn step(&mut self, gradient: f32) -> (ClipRecord, NormHistory) {
+        self.gpu.queue.write_buffer(&self.gradient, 0, bytemuck::bytes_of(&gradient));
+        let (record, histories) = self.gpu.submit(|encoder| {
+            self.plan.encode(encoder);
+            (self.plan.read_back(encoder), self.plan.read_back_histories(encoder))
+        });
+        (record.wait().unwrap(), histories.wait().unwrap()[0])
+    }
+}
+
+fn check(sequence: &Sequence, steps: &mut dyn Steps) {
+    let Sequence { name, z_clip, norms, limits, histories } = sequence;
+    for (step, &norm) in norms.iter().enumerate() {
+        let (record, history) = steps.step(norm);
+        assert_eq!(record.total_norm, norm, "{name}, step {step}");
+        let expected = if limits[step].is_finite() { limits[step] / norm } else { 1.0 };
+        let coef = record.clip_coef;
+        assert!(is_near(coef, expected, 1.0), "{name}, step {step}: {coef}, not {expected}");
+        assert_eq!(history.steps, z_clip.warm_up.min(u32::try_from(step).unwrap() + 1));
+        let (mean, deviation) = histories[step];
+        assert!(
+            is_near(history.mean, mean, 0.0) && is_near(history.deviation, deviation, mean),
+            "{name}, step {step}: {history:?}, not {mean} and {deviation}"
+        );
+    }
+}
+
+fn clip(z_clip: ZClip) -> Clip {
+    Clip::by_global_norm(f32::INFINITY).epsilon(Epsilon::None).z_clip(z_clip)
+}
+
+#[test]
+fn limits_follow_past_norms_as_the_paper_says() {
+    for sequence in sequences() {
+        check(&sequence, &mut cpu::ClipPlan::new(&[clip(sequence.z_clip)]).unwrap());
+        check(&sequence, &mut OnGpu::new(clip(sequence.z_clip)));
+    }
+}
+
+#[test]
+fn a_history_can_be_saved_and_restored_anywhere() {
+    let sequence = &sequences()[0];
+    let mut on_gpu = OnGpu::new(clip(sequence.z_clip));
+    let mut on_cpu = cpu::ClipPlan::new(&[clip(sequence.z_clip)]).unwrap();
+    let mut uninterrupted = OnGpu::new(clip(sequence.z_clip));
+    let mut history = NormHistory::default();
+    for (step, &norm) in sequence.norms.iter().enumerate() {
+        // A new plan every few steps, as when buffers have moved; and every few steps on the other path.
+        if step % 7 == 3 {
+            on_gpu = OnGpu::new(clip(sequence.z_clip));
+            on_gpu.plan.set_histories(&on_gpu.gpu.queue, &[history]).unwrap();
+            history = on_gpu.step(norm).1;
+        } else if step % 7 == 5 {
+            on_cpu.set_histories(&[history]).unwrap();
+            history = on_cpu.step(norm).1;
+        } else {
+            on_gpu.plan.set_histories(&on_gpu.gpu.queue, &[history]).unwrap();
+            history = on_gpu.step(norm).1;
+        }
+        let (_, expected) = uninterrupted.step(norm);
+        assert_eq!(history.steps, expected.steps);
+        assert!(is_near(history.mean, expected.mean, 0.0), "step {step}: {history:?}, not {expected:?}");
+        assert!(is_near(history.deviation, expected.deviation, expected.mean), "step {step}");
+    }
+}
+
+#[test]
+fn the_smaller_limit_holds_and_what_is_not_finite_is_forgotten() {
+    let z_clip = ZClip { warm_up: 3, ..ZClip::default() };
+    let clip = Clip::by_global_norm(1.5).z_clip(z_clip).non_finite(NonFinite::Skip).count_steps();
+    let (mut on_gpu, mut on_cpu) = (OnGpu::new(clip), cpu::ClipPlan::new(&[clip]).unwrap());
+    let numbers = [1.0, 1.2, 0.8, f32::NAN, 1.0, f32::INFINITY, 9.0, 1.6, 1.0];
+    let steps: [&mut dyn Steps; 2] = [&mut on_gpu, &mut on_cpu];
+    for steps in steps {
+        let mut before = NormHistory::default();
+        for number in numbers {
+            let (record, history) = steps.step(number);
+            assert_eq!(record.skip(), !number.is_finite());
+            assert_eq!(history == before, !number.is_finite(), "{number}");
+            if number == 9.0 {
+                // The mean is 1, more or less.
+                assert!(record.clip_coef < 1.2 / 9.0, "by the history, not by 1.5: {record:?}");
+            }
+            assert!(!record.clipped() || number.is_nan() || number > 1.2, "{record:?}");
+            before = history;
+        }
+    }
+    let counts = on_gpu.gpu.submit(|encoder| on_gpu.plan.read_back_step_counts(encoder));
+    let expected = StepCounts { steps: 9, clipped: 4, non_finite: 2, largest_norm: 9.0 };
+    assert_eq!((counts.wait().unwrap(), on_cpu.step_counts()), (vec![expected], &[expected][..]));
+}
+
+/// Gradients in two groups, of which each step has other numbers.
+fn grouped(step: u16) -> [f32; 3] {
+    let odd = if step % 5 == 4 { f32::NAN } else { f32::from(step) };
+    [0.25 * f32::from(step), 2.0, odd]
+}
+
+#[test]
+fn steps_are_counted_on_the_device_for_each_record() {
+    let gpu = gpu();
+    let buffer = gpu.writable(12);
+    let gradient = |at| Gradient::new(&buffer, DType::F32).elements(at..at + 1);
+    let gradients = [gradient(0), gradient(1), gradient(2).group(1)];
+    for clips in [vec![Clip::by_global_norm(2.5); 2], vec![Clip::by_norm(2.5); 2]] {
+        let counting: Vec<_> = clips.iter().map(|clip| clip.count_steps()).collect();
+        let plan = gpu.clipper.prepare_groups(&gradients, &counting).unwrap();
+        let without = gpu.clipper.prepare_groups(&gradients, &clips).unwrap();
+        assert_eq!(plan.dispatches(), without.dispatches() + 1);
+        let mut on_cpu = cpu::ClipPlan::new(&clips).unwrap();
+        let mut by_hand = vec![StepCounts::default(); plan.records()];
+        for step in 0..17 {
+            let mut numbers = grouped(step);
+            gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&numbers));
+            let records = gpu.submit(|encoder| {
+                plan.encode(encoder);
+                plan.read_back_all(encoder)
+            });
+            for (counts, record) in by_hand.iter_mut().zip(records.wait().unwrap()) {
+                counts.add(&record);
+            }
+            let [a, b, c] = numbers.each_mut().map(|number| cpu::Gradient::f32(std::slice::from_mut(number)));
+            on_cpu.clip(&mut [a, b, c.group(1)]).unwrap();
+        }
+        let counts = gpu.submit(|encoder| plan.read_back_step_counts(encoder)).wait().unwrap();
+        assert_eq!(counts, by_hand);
+        assert_eq!(counts, on_cpu.step_counts());
+        assert_eq!((counts[0].steps, counts.last().unwrap().non_finite), (17, 3));
+
+        plan.set_step_counts(&gpu.queue, &vec![StepCounts::default(); plan.records()]).unwrap();
+        let counts = gpu.submit(|encoder| {
+            plan.encode_norm(encoder);
+            plan.read_back_step_counts(encoder)
+        });
+        assert_eq!(counts.wait().unwrap()[0].steps, 1);
+    }
+}
+
+#[test]
+fn what_a_plan_does_not_keep_is_an_error() {
+    let gpu = gpu();
+    let buffer = gpu.writable(8);
+    let gradients = [Gradient::new(&buffer, DType::F32)];
+    let plan = gpu.clipper.prepare(&gradients, Clip::by_global_norm(1.0)).unwrap();
+    let (histories, counts) =
+        gpu.submit(|encoder| (plan.read_back_histories(encoder), plan.read_back_step_counts(encoder)));
+    let no_history = Error::NotAskedFor { what: "histories of norms", with: "z_clip" };
+    assert_eq!(histories.wait(), Err(no_history.clone()));
+    assert_eq!(plan.set_histories(&gpu.queue, &[]), Err(no_history.clone()));
+    assert!(matches!(counts.wait(), Err(Error::NotAskedFor { with: "count_steps", .. })));
+    assert!(matches!(plan.set_step_counts(&gpu.queue, &[]), Err(Error::NotAskedFor { .. })));
+
+    let z_clip = Clip::by_global_norm(1.0).z_clip(ZClip::default());
+    let plan = gpu.clipper.prepare(&gradients, z_clip.count_steps()).unwrap();
+    let two = [NormHistory::default(); 2];
+    let error = Error::Records { what: "histories", given: 2, records: 1 };
+    assert_eq!(plan.set_histories(&gpu.queue, &two), Err(error.clone()));
+    let given = NormHistory { mean: f32::NAN, ..NormHistory::default() };
+    assert!(matches!(plan.set_histories(&gpu.queue, &[given]), Err(Error::History { record: 0, .. })));
+    let mut on_cpu = cpu::ClipPlan::new(&[z_clip]).unwrap();
+    on_cpu.set_histories(&two).unwrap();
+    let mut element = [3.0];
+    assert_eq!(on_cpu.clip(&mut [cpu::Gradient::f32(&mut element)]), Err(error));
+    assert_eq!(element, [3.0]);
+    let mut without = cpu::ClipPlan::new(&[Clip::by_global_norm(1.0)]).unwrap();
+    assert_eq!(without.set_histories(&two), Err(no_history));
+}
+
+#[test]
+fn what_makes_no_sense_is_an_error() {
+    let good = ZClip::default();
+    for given in [
+        ZClip { alpha: 1.0, ..good },
+        ZClip { alpha: -0.1, ..good },
+        ZClip { alpha: f32::NAN, ..good },
+        ZClip { z_threshold: 0.0, ..good },
+        ZClip { z_threshold: f32::INFINITY, ..good },
+        ZClip { z_threshold: f32::NAN, ..good },
+        ZClip { warm_up: 0, ..good },
+    ] {
+        let clip = Clip::by_global_norm(1.0).z_clip(given);
+        let message = format!("{:?}", Error::ZClip { given });
+        assert_eq!(format!("{:?}", cpu::ClipPlan::new(&[clip]).unwrap_err()), message);
+        assert_eq!(format!("{:?}", gpu().clipper.prepare(&[], clip).unwrap_err()), message);
+    }
+    let relative = Clip::by_parameter_norm(0.1, 1e-3).z_clip(good);
+    assert_eq!(cpu::ClipPlan::new(&[relative]).unwrap_err(), Error::TwoLimits);
+    let by_value = Clip::by_value(1.0);
+    for clip in [by_value.z_clip(good), by_value.count_steps(), by_value.tensor_stats()] {
+        assert_eq!(cpu::ClipPlan::new(&[clip]).unwrap_err(), Error::NeedsNorm);
+    }
+    // Nothing lasts from one call to the next.
+    let clip = Clip::by_global_norm(1.0).z_clip(good);
+    assert_eq!(cpu::clip(&mut [&mut [1.0]], clip), Err(Error::NeedsPlan));
+    let clipper = SliceClipper::new(&DeviceChoice::Cpu).unwrap();
+    assert_eq!(clipper.clip(&mut [&mut [1.0]], clip).unwrap_err(), Error::NeedsPlan);
+}
