@@ -15,6 +15,9 @@ fn leave(index: u32, found: Found, largest: u32, first_non_finite: u32, counts: 
         record.norm_significand = unscaled.value;
         record.norm_exponent = unscaled.exponent;
     }
+    if (segments[index].count == 0u) {
+        record.norm_exponent = EMPTY_EXPONENT;
+    }
     record.max_magnitude = bitcast<f32>(unscaled_magnitude(largest));
     record.first_non_finite = NO_GRADIENT;
     if (first_non_finite != NO_PARTIAL) {

@@ -15,3 +15,4 @@ const CLIP_RECORD_NON_FINITE: u32 = 2u; // an element or the norm is infinite or
 const CLIP_RECORD_SKIP: u32 = 4u;       // the policy for that is to leave this step out
 const CLIP_RECORD_ZERO: u32 = 8u;       // the policy for that is to make everything 0
 const NO_GRADIENT: u32 = 0xffffffffu;
+const EMPTY_EXPONENT: i32 = -2147483647 - 1; // beside a significand of 0: there is no element at all

@@ -10,16 +10,16 @@ use crate::{ClipRecord, NormType};
 ///
 /// It is computed in f64 from [`norm_significand`](ClipRecord::norm_significand) and
 /// [`norm_exponent`](ClipRecord::norm_exponent), so that a part whose norm exceeds f32 is no loss. No parts have the norm
-/// 0. A part that is not finite makes the total so: NaN if one is NaN. Every part must have been measured with the same
-/// norm type. Hand the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
-///
-/// A part without any element joins as one of norm 0, which for a negative p is not the same as leaving it out.
+/// 0, and a part without any element ([`ClipRecord::UNCLIPPED`]) adds nothing. A part that is not finite makes the total
+/// so: NaN if one is NaN, or could not be measured ([`ClipRecord::FAILED`]). Every part must have been measured with the
+/// same norm type. Hand the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
 ///
 /// ```
-/// use gradclip::{NormType, cpu, join_norms};
+/// use gradclip::{ClipRecord, NormType, cpu, join_norms};
 ///
-/// let parts = [cpu::measure(&[&[3.0]], 1.0)?, cpu::measure(&[&[0.0, -4.0]], 1.0)?];
+/// let parts = [cpu::measure(&[&[3.0]], 1.0)?, ClipRecord::UNCLIPPED, cpu::measure(&[&[0.0, -4.0]], 1.0)?];
 /// assert_eq!(join_norms(&parts, NormType::L2), 5.0);
+/// assert!(join_norms([&parts[0], &ClipRecord::FAILED], NormType::L2).is_nan());
 /// # Ok::<(), gradclip::Error>(())
 /// ```
 #[must_use]
@@ -30,6 +30,7 @@ use crate::{ClipRecord, NormType};
 pub fn join_norms<'a>(parts: impl IntoIterator<Item = &'a ClipRecord>, norm_type: NormType) -> f32 {
     let norms: Vec<f64> = parts
         .into_iter()
+        .filter(|part| part.norm_exponent != ClipRecord::EMPTY_EXPONENT)
         .map(|part| f64::from(part.norm_significand) * f64::from(part.norm_exponent).exp2())
         .collect();
     if norms.iter().any(|norm| norm.is_nan()) {

@@ -35,7 +35,8 @@ pub struct ClipRecord {
     /// The norm once more, as `norm_significand · 2^norm_exponent`: exact where [`total_norm`](Self::total_norm) has left
     /// the range of f32. The significand is 0, infinite, NaN, or in `[1, 2)`.
     pub norm_significand: f32,
-    /// See [`norm_significand`](Self::norm_significand).
+    /// See [`norm_significand`](Self::norm_significand). [`EMPTY_EXPONENT`](Self::EMPTY_EXPONENT), beside a significand of 0,
+    /// where nothing was measured.
     pub norm_exponent: i32,
 }
 
@@ -46,6 +47,8 @@ pub(crate) struct Measured {
     pub(crate) norm: f64,
     pub(crate) max_magnitude: f32,
     pub(crate) first_non_finite: Option<u32>,
+    /// Whether there was no element at all.
+    pub(crate) empty: bool,
 }
 
 impl ClipRecord {
@@ -55,7 +58,12 @@ impl ClipRecord {
     const ZERO: u32 = 8;
     const NO_GRADIENT: u32 = u32::MAX;
 
-    /// The record before anything has been measured: a scale pass, or an optimizer, that reads it changes nothing.
+    /// The [`norm_exponent`](Self::norm_exponent) of no elements at all. Their norm is 0, but unlike another norm of 0 it is no
+    /// part of a joint norm of a negative p; [`join_norms`](crate::join_norms) looks for it.
+    pub const EMPTY_EXPONENT: i32 = i32::MIN;
+
+    /// The record before anything has been measured: a scale pass, or an optimizer, that reads it changes nothing. It is
+    /// also what a shard without a gradient contributes to a joint norm: nothing.
     pub const UNCLIPPED: Self = Self {
         total_norm: 0.0,
         clip_coef: 1.0,
@@ -64,6 +72,19 @@ impl ClipRecord {
         flags: 0,
         first_non_finite: Self::NO_GRADIENT,
         norm_significand: 0.0,
+        norm_exponent: Self::EMPTY_EXPONENT,
+    };
+
+    /// The record of a shard that could not be measured, since its device was lost, say. Joined with the others it makes
+    /// the total NaN on every device, so that all of them do what their policy says for gradients that are not finite.
+    pub const FAILED: Self = Self {
+        total_norm: f32::NAN,
+        clip_coef: f32::NAN,
+        factor: f32::NAN,
+        max_magnitude: f32::NAN,
+        flags: Self::CLIPPED | Self::NON_FINITE,
+        first_non_finite: Self::NO_GRADIENT,
+        norm_significand: f32::NAN,
         norm_exponent: 0,
     };
 
@@ -85,7 +106,8 @@ impl ClipRecord {
             _ => (clip_coef * norm.inverse_scale, 0),
         };
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
-        let (norm_significand, norm_exponent) = split(unscaled);
+        let (norm_significand, norm_exponent) =
+            if measured.empty { (0.0, Self::EMPTY_EXPONENT) } else { split(unscaled) };
         Self {
             total_norm,
             clip_coef,

@@ -89,7 +89,8 @@ impl ClipPlan {
         self.remember(self.operations.len())?;
         // `ClipRecord::new` undoes the loss scale.
         let scaled = f64::from(total_norm) / f64::from(norm.inverse_scale);
-        let measured = record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None };
+        let measured =
+            record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
         let bases: Vec<_> = self.limits().into_iter().map(|limit| Basis { measured, limit }).collect();
         self.conclude(gradients, &norm, &bases)
     }

@@ -154,6 +154,7 @@ fn together(found: &Found<'_>, norm: &ByNorm) -> record::Measured {
         norm: measured.norm(norm.norm_type),
         max_magnitude: measured.max_magnitude(),
         first_non_finite: found.iter().find(|(_, measured)| measured.non_finite()).map(index),
+        empty: parts.iter().all(|(len, _)| *len == 0),
     }
 }
 

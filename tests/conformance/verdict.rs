@@ -215,6 +215,8 @@ impl Precision {
         let norm = record.total_norm;
         assert!(is_near(norm, exact, tolerance), "the norm is {norm:e}, but expected was {exact:e}");
         let unbounded = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
+        let is_empty = record.norm_exponent == ClipRecord::EMPTY_EXPONENT;
+        assert_eq!(is_empty, elements == 0, "whether there is an element");
         let is_exact = (unbounded - exact).abs() <= (tolerance + ROUNDING) * exact.abs();
         assert!(
             is_exact || unbounded.to_bits() == exact.to_bits() || (unbounded.is_nan() && exact.is_nan()),

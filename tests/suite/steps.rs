@@ -170,6 +170,21 @@ fn the_smaller_limit_holds_and_what_is_not_finite_is_forgotten() {
     assert_eq!((counts.wait().unwrap(), on_cpu.step_counts()), (vec![expected], &[expected][..]));
 }
 
+#[test]
+fn a_fixed_limit_below_the_other_holds() {
+    let z_clip = ZClip { warm_up: 2, ..ZClip::default() };
+    let clip = Clip::by_global_norm(0.5).epsilon(Epsilon::None).z_clip(z_clip);
+    let (mut on_gpu, mut on_cpu) = (OnGpu::new(clip), cpu::ClipPlan::new(&[clip]).unwrap());
+    let steps: [&mut dyn Steps; 2] = [&mut on_gpu, &mut on_cpu];
+    for steps in steps {
+        for number in [1.0, 1.2, 8.0, 1.0] {
+            let (record, history) = steps.step(number);
+            assert_eq!(record.clip_coef, number.recip() * 0.5);
+            assert!(history.mean >= 1.0, "norms are remembered without the fixed limit: {history:?}");
+        }
+    }
+}
+
 /// Gradients in two groups, of which each step has other numbers.
 fn grouped(step: u16) -> [f32; 3] {
     let odd = if step % 5 == 4 { f32::NAN } else { f32::from(step) };

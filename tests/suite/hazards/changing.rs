@@ -193,9 +193,8 @@ fn joined_shards_are_the_whole() {
     let gpu = gpu();
     let shards = [noise(1, 5000), noise(2, 77), Vec::new(), vec![-9.5; 33]];
     let buffers = shards.each_ref().map(|shard| gpu.buffer(shard));
-    for norm_type in
-        [NormType::L1, NormType::L2, NormType::Inf, NormType::P(3.0), NormType::P(0.5), NormType::P(0.0)]
-    {
+    let powers = [3.0, 0.5, 0.0, -1.0, f32::NEG_INFINITY].map(NormType::P);
+    for norm_type in [NormType::L1, NormType::L2, NormType::Inf].into_iter().chain(powers) {
         let measure = NORM.norm_type(norm_type).coefficient_only();
         let records = buffers.each_ref().map(|buffer| {
             run(&gpu.clipper.prepare(&[Gradient::new(buffer, DType::F32)], measure).unwrap())[0]
@@ -205,6 +204,25 @@ fn joined_shards_are_the_whole() {
         let joined = join_norms(&records, norm_type);
         let error = joined / whole.total_norm - 1.0;
         assert!(error.abs() <= 3e-6, "{joined}, not {} for {norm_type:?}", whole.total_norm);
+    }
+}
+
+/// Where one shard could not be measured, none is clipped.
+#[test]
+fn a_failed_shard_is_no_norm_of_any() {
+    let gpu = gpu();
+    let buffer = gpu.buffer(&[3.0, 4.0]);
+    let gradients = [Gradient::new(&buffer, DType::F32)];
+    let own = run(&gpu.clipper.prepare(&gradients, NORM.coefficient_only()).unwrap())[0];
+    let clip = Clip::by_supplied_norm(1.0).non_finite(NonFinite::Skip);
+    let plan = gpu.clipper.prepare(&gradients, clip).unwrap();
+    for parts in [[own, ClipRecord::FAILED], [ClipRecord::FAILED, own]] {
+        let total = join_norms(&parts, NormType::L2);
+        plan.supply_norm(&gpu.queue, total).unwrap();
+        assert!(run(&plan)[0].skip());
+        assert_eq!(gpu.read::<f32>(&buffer), [3.0, 4.0]);
+        let record = cpu::clip_with_norm(&mut [cpu::Gradient::f32(&mut [3.0])], clip, total).unwrap();
+        assert!(record.skip());
     }
 }
 
