@@ -9,7 +9,7 @@
 //
 // The first steps do not limit; there mean and deviation are those of all norms so far. The Rust side is z_clip.rs.
 //
-// One invocation a segment. Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
+// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
 
 struct NormHistory {
     steps: u32,     // how many norms it has seen, as far as the end of the warm-up
@@ -20,16 +20,11 @@ struct NormHistory {
 @group(0) @binding(0) var<storage, read_write> histories: array<NormHistory>;
 @group(0) @binding(4) var<storage, read_write> records: array<ClipRecord>;
 
-@compute @workgroup_size(WORKGROUP_SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let index = (workgroup.y * grid.x + workgroup.x) * WORKGROUP_SIZE + lane;
-    if (index >= arrayLength(&segments)) {
-        return;
-    }
+fn items() -> u32 {
+    return arrayLength(&segments);
+}
+
+fn each(index: u32) {
     var record = records[index];
     let norm = bitcast<u32>(record.total_norm);
     // What is not finite is no part of any history.

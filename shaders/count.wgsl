@@ -1,6 +1,6 @@
 // Norm, last stage: what the records say is counted over the steps.
 //
-// One invocation a record. Needs record.wgsl, float_bits.wgsl.
+// An invocation a record (per_invocation.wgsl). Needs record.wgsl, float_bits.wgsl.
 
 struct StepCounts {
     steps: u32,
@@ -12,16 +12,11 @@ struct StepCounts {
 @group(0) @binding(0) var<storage, read> records: array<ClipRecord>;
 @group(0) @binding(1) var<storage, read_write> counts: array<StepCounts>;
 
-@compute @workgroup_size(WORKGROUP_SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let index = (workgroup.y * grid.x + workgroup.x) * WORKGROUP_SIZE + lane;
-    if (index >= arrayLength(&records)) {
-        return;
-    }
+fn items() -> u32 {
+    return arrayLength(&records);
+}
+
+fn each(index: u32) {
     let flags = records[index].flags;
     let norm = bitcast<u32>(records[index].total_norm);
     var count = counts[index];

@@ -2,21 +2,16 @@
 //
 //   limit = max_norm * max(norm of the parameter, floor)    where max_norm is the ratio that is allowed
 //
-// One invocation a segment. Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
+// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
 
 @group(0) @binding(0) var<storage, read> parameter_records: array<ClipRecord>;
 @group(0) @binding(4) var<storage, read_write> records: array<ClipRecord>;
 
-@compute @workgroup_size(WORKGROUP_SIZE)
-fn main(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let index = (workgroup.y * grid.x + workgroup.x) * WORKGROUP_SIZE + lane;
-    if (index >= arrayLength(&segments)) {
-        return;
-    }
+fn items() -> u32 {
+    return arrayLength(&segments);
+}
+
+fn each(index: u32) {
     var record = records[index];
     let norm = bitcast<u32>(parameter_records[index].total_norm);
     conclude(&record, bitcast<u32>(record.total_norm), limit_of(norm, segments[index].max_norm));

@@ -205,10 +205,10 @@ impl Kernel {
                     if finding.reads_vectors() { wgsl!("finalize") } else { wgsl!("finalize_power") },
                 ]
             }
-            Self::Supply => vec![wgsl!("found" "segment" "record" "conclude" "supply")],
-            Self::Relative => vec![wgsl!("found" "segment" "record" "conclude" "relative")],
-            Self::Adapt => vec![wgsl!("found" "segment" "record" "conclude" "adapt")],
-            Self::Count => vec![wgsl!("record" "count")],
+            Self::Supply => vec![wgsl!("found" "segment" "record" "conclude" "supply" "per_invocation")],
+            Self::Relative => vec![wgsl!("found" "segment" "record" "conclude" "relative" "per_invocation")],
+            Self::Adapt => vec![wgsl!("found" "segment" "record" "conclude" "adapt" "per_invocation")],
+            Self::Count => vec![wgsl!("record" "count" "per_invocation")],
             Self::Scale { manner, .. } => vec![wgsl!("record" "scale"), each(manner)],
             Self::Clamp { manner, .. } => vec![wgsl!("clamp"), each(manner)],
         };

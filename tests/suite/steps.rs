@@ -179,7 +179,7 @@ fn a_fixed_limit_below_the_other_holds() {
     for steps in steps {
         for number in [1.0, 1.2, 8.0, 1.0] {
             let (record, history) = steps.step(number);
-            assert_eq!(record.clip_coef, number.recip() * 0.5);
+            assert!(is_near(record.clip_coef, 0.5 / number, 1.0), "{record:?}");
             assert!(history.mean >= 1.0, "norms are remembered without the fixed limit: {history:?}");
         }
     }
