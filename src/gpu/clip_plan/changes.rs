@@ -1,0 +1,184 @@
+//! What of a plan changes from step to step: limits, the loss scale, a supplied norm, and what is restored.
+
+use bytemuck::Pod;
+use wgpu::{BufferUsages, CommandEncoder, Queue};
+
+use super::{ClipPlan, Measure, Outcome, Segment};
+use crate::gpu::read_back::Results;
+use crate::gpu::scope::guarded;
+use crate::{Error, NormHistory, StepCounts};
+
+impl ClipPlan {
+    /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,
+    /// whenever it was encoded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
+    /// [`Error::NeedsNorm`] for a clip by value.
+    pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        if let Some(&given) = max_norms.iter().find(|max_norm| max_norm.is_nan() || **max_norm < 0.0) {
+            return Err(Error::MaxNorm { given });
+        }
+        if outcome.groups != max_norms.len() {
+            return Err(Error::Limits { given: max_norms.len(), groups: outcome.groups });
+        }
+        let mut table = outcome.table.clone();
+        for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
+            segment.max_norm = limit.among(max_norms);
+        }
+        outcome.write(queue, &outcome.segments, 0, bytemuck::cast_slice(&table))
+    }
+
+    /// Copies the limit of a group from 4 bytes of a buffer of yours, an f32, at this place in the encoder. Whether it is
+    /// a limit cannot be checked there: a negative one flips signs, NaN fills NaN.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::Limits`] if there is no such group; [`Error::NeedsNorm`]
+    /// if groups have no record of their own: for a clip by value, or of each gradient by itself.
+    pub fn copy_max_norm(
+        &self,
+        encoder: &mut CommandEncoder,
+        group: usize,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        if !outcome.together {
+            return Err(Error::NeedsNorm);
+        }
+        if group >= outcome.groups {
+            return Err(Error::Limits { given: group + 1, groups: outcome.groups });
+        }
+        let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
+        copy_number(encoder, source, offset, &outcome.segments, at as u64)
+    }
+
+    /// Changes the loss scale, as [`Clip::loss_scale`](crate::Clip::loss_scale), for every command buffer that is
+    /// submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
+    pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
+        let outcome = self.by_norm()?;
+        let inverse = crate::clip::inverse_scale(scale)?;
+        outcome.write(queue, &outcome.measure, INVERSE_SCALE, &inverse.to_le_bytes())
+    }
+
+    /// Copies the inverse of the loss scale from 4 bytes of a buffer of yours, an f32, at this place in the encoder. It
+    /// must be positive and finite, which cannot be checked there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
+    pub fn copy_inverse_loss_scale(
+        &self,
+        encoder: &mut CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        copy_number(encoder, source, offset, &self.by_norm()?.measure, INVERSE_SCALE)
+    }
+
+    /// Supplies the norm of a plan that measures none ([`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm)), for
+    /// every command buffer that is submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MeasuresItself`] if the plan measures its norm, or has none.
+    pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
+        let (outcome, supplied) = self.supplied()?;
+        outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
+    }
+
+    /// Copies the norm of such a plan from 4 bytes of a buffer of yours, an f32, at this place in the encoder: the
+    /// `total_norm` of another plan's record, or what an all-reduce left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] if the bytes cannot be copied; [`Error::MeasuresItself`] if the plan measures its norm.
+    pub fn copy_norm(
+        &self,
+        encoder: &mut CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<(), Error> {
+        copy_number(encoder, source, offset, self.supplied()?.1, 0)
+    }
+
+    fn by_norm(&self) -> Result<&Outcome, Error> {
+        self.outcome.as_ref().ok_or(Error::NeedsNorm)
+    }
+
+    fn supplied(&self) -> Result<(&Outcome, &wgpu::Buffer), Error> {
+        let outcome = self.outcome.as_ref().ok_or(Error::MeasuresItself)?;
+        outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::MeasuresItself)
+    }
+
+    /// Sets the counts: to begin again, or to go on where another plan has ended. It holds for every command buffer that
+    /// is submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAskedFor`] if the plan does not count; [`Error::Records`] if they are not as many as the records.
+    pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
+        let (outcome, kept) = self.step_counts()?;
+        outcome.restore(queue, kept, "counts", counts)
+    }
+
+    /// Restores that state: in this plan, or in one that was made anew, since buffers have moved. It holds for every
+    /// command buffer that is submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAskedFor`] if the limit does not follow past norms; [`Error::Records`] if they are not as many as the
+    /// records; [`Error::History`] if one cannot have come about.
+    pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
+        let (outcome, kept) = self.histories()?;
+        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        outcome.restore(queue, kept, "histories", histories)
+    }
+}
+
+/// Where the inverse of the loss scale lies in `Measure`.
+const INVERSE_SCALE: u64 = std::mem::offset_of!(Measure, inverse_scale) as u64;
+
+impl Outcome {
+    /// Writes what is kept for each record.
+    fn restore<T: Pod>(
+        &self,
+        queue: &Queue,
+        kept: &Results,
+        what: &'static str,
+        values: &[T],
+    ) -> Result<(), Error> {
+        if values.len() != self.count {
+            return Err(Error::Records { what, given: values.len(), records: self.count });
+        }
+        self.write(queue, &kept.buffer, 0, bytemuck::cast_slice(values))
+    }
+
+    fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        guarded(&self.device, "new options", bytes.len() as u64, || queue.write_buffer(buffer, offset, bytes))
+    }
+}
+
+/// Copies 4 bytes from a caller's buffer to one of ours, if wgpu will not mind.
+fn copy_number(
+    encoder: &mut CommandEncoder,
+    source: &wgpu::Buffer,
+    offset: u64,
+    to: &wgpu::Buffer,
+    at: u64,
+) -> Result<(), Error> {
+    let usage = source.usage();
+    let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
+    if !usage.contains(BufferUsages::COPY_SRC) || !fits {
+        return Err(Error::Source { offset, len: source.size(), usage: format!("{usage:?}") });
+    }
+    encoder.copy_buffer_to_buffer(source, offset, to, at, 4);
+    Ok(())
+}
