@@ -2,7 +2,7 @@
 
 use gradclip::{
     Clip, ClipPlan, ClipRecord, DType, DeviceChoice, Epsilon, Error, Gradient, NonFinite, NormHistory,
-    SliceClipper, StepCounts, ZClip, cpu, wgpu,
+    NormType, SliceClipper, StepCounts, ZClip, cpu, wgpu,
 };
 use serde_json::Value;
 
@@ -168,6 +168,22 @@ fn the_smaller_limit_holds_and_what_is_not_finite_is_forgotten() {
     let counts = on_gpu.gpu.submit(|encoder| on_gpu.plan.read_back_step_counts(encoder));
     let expected = StepCounts { steps: 9, clipped: 4, non_finite: 2, largest_norm: 9.0 };
     assert_eq!((counts.wait().unwrap(), on_cpu.step_counts()), (vec![expected], &[expected][..]));
+}
+
+#[test]
+fn gradients_that_are_not_finite_are_forgotten_though_their_norm_is() {
+    let z_clip = ZClip { warm_up: 1, ..ZClip::default() };
+    let clip = Clip::by_global_norm(9.0).norm_type(NormType::P(0.0)).z_clip(z_clip);
+    let (mut on_gpu, mut on_cpu) = (OnGpu::new(clip), cpu::ClipPlan::new(&[clip]).unwrap());
+    let steps: [&mut dyn Steps; 2] = [&mut on_gpu, &mut on_cpu];
+    for steps in steps {
+        for (number, norm, mean) in [(0.0, 0.0, 0.0), (f32::INFINITY, 1.0, 0.0), (f32::NAN, 1.0, 0.0)] {
+            let (record, history) = steps.step(number);
+            assert_eq!((record.total_norm, history.mean, history.steps), (norm, mean, 1));
+        }
+        // The next one that counts is a spike.
+        assert_eq!(steps.step(5.0).0.clip_coef, 0.0);
+    }
 }
 
 #[test]

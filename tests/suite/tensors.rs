@@ -1,8 +1,8 @@
 //! Records of each gradient by itself, and the newest record of many steps.
 
 use gradclip::{
-    Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, ReadBack, Recent, TensorStats, cpu,
-    reference, wgpu,
+    Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, Parameter, ReadBack, Recent, TensorStats,
+    cpu, reference, wgpu,
 };
 use half::f16;
 
@@ -125,6 +125,43 @@ fn statistics_of_narrow_gradients_at_odd_offsets() {
         let zeros = number_of(&own, |half| half.to_f32() == 0.0);
         let non_finite = number_of(&own, |half| !half.is_finite());
         assert_eq!((stats.zeros, stats.non_finite), (zeros, non_finite), "{range:?}");
+    }
+}
+
+#[test]
+fn rows_and_parameters_are_no_part_of_them() {
+    let gpu = gpu();
+    let gradients = [noise(1, 3 * 5000), vec![0.0; 12], [vec![0.0; 6], noise(2, 6)].concat()];
+    let weights = gradients.each_ref().map(|gradient| vec![7.0; gradient.len()]);
+    let [buffers, parameters] = [&gradients, &weights].map(|all| all.each_ref().map(|one| gpu.buffer(one)));
+    for norm_type in [NormType::L2, NormType::P(0.0), NormType::P(3.0)] {
+        let clip = Clip::by_parameter_norm(0.01, 1e-3).norm_type(norm_type).tensor_stats();
+        let both = buffers.iter().zip(&parameters);
+        let on_gpu = both.map(|(buffer, parameter)| {
+            let parameter = Parameter::new(parameter, DType::F32);
+            Gradient::new(buffer, DType::F32).rows(3).parameter(parameter)
+        });
+        let plan = gpu.clipper.prepare(&on_gpu.collect::<Vec<_>>(), clip).unwrap();
+        let stats = gpu.submit(|encoder| {
+            plan.encode_norm(encoder);
+            plan.read_back_tensor_stats(encoder)
+        });
+        let on_gpu = stats.wait().unwrap();
+
+        let mut copies = gradients.clone();
+        let both = copies.iter_mut().zip(&weights);
+        let rows = both
+            .map(|(copy, weight)| cpu::Gradient::f32(copy).rows(3).parameter(cpu::Parameter::f32(weight)));
+        let mut on_cpu = cpu::ClipPlan::new(&[clip]).unwrap();
+        on_cpu.clip(&mut rows.collect::<Vec<_>>()).unwrap();
+        for (index, gradient) in gradients.iter().enumerate() {
+            let norm = reference::norm(&[gradient], norm_type);
+            for stats in [on_gpu[index], on_cpu.tensor_stats()[index]] {
+                let error = (f64::from(stats.norm) - norm).abs();
+                assert!(error <= 3e-6 * norm, "{norm_type:?}: {stats:?}, not {norm}");
+                assert_eq!(stats.zeros, number_of(gradient, |g| **g == 0.0), "{norm_type:?}");
+            }
+        }
     }
 }
 

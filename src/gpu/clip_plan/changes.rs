@@ -32,7 +32,8 @@ impl ClipPlan {
     }
 
     /// Copies the limit of a group from 4 bytes of a buffer of yours, an f32, at this place in the encoder. Whether it is
-    /// a limit cannot be checked there: a negative one flips signs, NaN fills NaN.
+    /// a limit cannot be checked there: a negative one flips signs, and for NaN the policy for gradients that are
+    /// not finite says what becomes of them.
     ///
     /// # Errors
     ///
