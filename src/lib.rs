@@ -7,6 +7,9 @@ pub mod cpu;
 mod dtype;
 mod error;
 mod gpu;
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/embedding.md")]
+pub mod guide {}
 mod join;
 mod loss_scale;
 mod options;

@@ -4,7 +4,8 @@
 //! directly: forward, back through time, clip, AdamW. It has rectified units and begins with a multiple of the identity
 //! (Le, Jaitly and Hinton 2015, arXiv:1504.00941), a little too large, so that gradients explode on their way back through
 //! time (Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063). It trains twice, from the same numbers: with clipping it
-//! learns; without, a few steps poison the moments of AdamW, and it ends up worse than one who guesses.
+//! learns; without, its first steps throw it far away, their gradients stay in the moments of AdamW, and it ends
+//! worse than one who guesses.
 //!
 //! The clip is two lines: one that plans it, one that encodes it. The optimizer reads the coefficient from the device.
 

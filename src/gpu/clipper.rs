@@ -36,11 +36,46 @@ struct Inner {
 }
 
 impl Clipper {
+    /// The limits to ask for when a device is opened: those of `base`, raised as far as this adapter allows to where clips
+    /// take the fewest dispatches. Up to 32 buffers are bound at once then, and each in as few pieces as possible.
+    ///
+    /// ```no_run
+    /// # let adapter = gradclip::adapters().remove(0);
+    /// let descriptor = wgpu::DeviceDescriptor {
+    ///     required_limits: gradclip::Clipper::recommended_limits(&adapter, wgpu::Limits::default()),
+    ///     ..wgpu::DeviceDescriptor::default()
+    /// };
+    /// ```
+    #[must_use]
+    pub fn recommended_limits(adapter: &wgpu::Adapter, base: wgpu::Limits) -> wgpu::Limits {
+        const BINDINGS: u32 = FIRST_SLOT + MOST_SLOTS;
+        let most = adapter.limits();
+        let raised = |base: u32, most: u32| base.max(BINDINGS.min(most));
+        wgpu::Limits {
+            max_storage_buffers_per_shader_stage: raised(
+                base.max_storage_buffers_per_shader_stage,
+                most.max_storage_buffers_per_shader_stage,
+            ),
+            max_buffers_and_acceleration_structures_per_shader_stage: raised(
+                base.max_buffers_and_acceleration_structures_per_shader_stage,
+                most.max_buffers_and_acceleration_structures_per_shader_stage,
+            ),
+            max_bindings_per_bind_group: raised(
+                base.max_bindings_per_bind_group,
+                most.max_bindings_per_bind_group,
+            ),
+            max_storage_buffer_binding_size: base
+                .max_storage_buffer_binding_size
+                .max(most.max_storage_buffer_binding_size),
+            max_buffer_size: base.max_buffer_size.max(most.max_buffer_size),
+            ..base
+        }
+    }
+
     /// A clipper for this device.
     ///
-    /// wgpu's default limits are enough, as are WebGPU's, and no optional feature is needed. The higher
-    /// `max_storage_buffers_per_shader_stage` is (up to 34), the fewer dispatches many separate buffers take; the
-    /// higher `max_storage_buffer_binding_size`, the fewer large ones do.
+    /// wgpu's default limits are enough, as are WebGPU's, and no optional feature is needed.
+    /// [`recommended_limits`](Self::recommended_limits) are faster where there are many buffers, or large ones.
     ///
     /// # Errors
     ///
@@ -178,7 +213,7 @@ impl fmt::Debug for Clipper {
 /// What a plan may use of a device, if that is enough.
 fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
     let alignment = u64::from(device.min_storage_buffer_offset_alignment.max(16));
-    let needed: [(&'static str, u64, u64); 9] = [
+    let needed: [(&'static str, u64, u64); 10] = [
         ("max_compute_workgroup_size_x", WORKGROUP_SIZE.into(), device.max_compute_workgroup_size_x.into()),
         (
             "max_compute_invocations_per_workgroup",
@@ -198,6 +233,11 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
         ),
         ("max_uniform_buffers_per_shader_stage", 1, device.max_uniform_buffers_per_shader_stage.into()),
         (
+            "max_buffers_and_acceleration_structures_per_shader_stage",
+            MOST_BINDINGS_WITHOUT_SLOTS.into(),
+            device.max_buffers_and_acceleration_structures_per_shader_stage.into(),
+        ),
+        (
             "max_bindings_per_bind_group",
             MOST_BINDINGS_WITHOUT_SLOTS.into(),
             device.max_bindings_per_bind_group.into(),
@@ -214,8 +254,11 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
             return Err(Error::Limit { what: "clipping", name, needed, allowed });
         }
     }
-    let slots =
-        device.max_storage_buffers_per_shader_stage.min(device.max_bindings_per_bind_group) - FIRST_SLOT;
+    let slots = device
+        .max_storage_buffers_per_shader_stage
+        .min(device.max_buffers_and_acceleration_structures_per_shader_stage)
+        .min(device.max_bindings_per_bind_group)
+        - FIRST_SLOT;
     Ok(Limits {
         // Windows are addressed in 32 bits, whatever a device allows.
         binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,

@@ -360,7 +360,7 @@ fn a_device_must_allow_the_smallest_kernel() {
     fn u32(limit: u64) -> u32 {
         limit.try_into().unwrap()
     }
-    let rows: [(&str, u64, Lower); 9] = [
+    let rows: [(&str, u64, Lower); 10] = [
         ("max_compute_workgroup_size_x", 256, |limits, to| limits.max_compute_workgroup_size_x = u32(to)),
         ("max_compute_invocations_per_workgroup", 256, |limits, to| {
             limits.max_compute_invocations_per_workgroup = u32(to);
@@ -373,6 +373,9 @@ fn a_device_must_allow_the_smallest_kernel() {
         }),
         ("max_storage_buffers_per_shader_stage", 4, |limits, to| {
             limits.max_storage_buffers_per_shader_stage = u32(to);
+        }),
+        ("max_buffers_and_acceleration_structures_per_shader_stage", 5, |limits, to| {
+            limits.max_buffers_and_acceleration_structures_per_shader_stage = u32(to);
         }),
         ("max_bindings_per_bind_group", 5, |limits, to| limits.max_bindings_per_bind_group = u32(to)),
         ("max_uniform_buffers_per_shader_stage", 1, |limits, to| {

@@ -174,3 +174,23 @@ fn fifty_repeats_are_the_same_to_the_bit() {
     let again = gpu.clipper.prepare(&placed.gradients(), NORM.coefficient_only()).unwrap();
     assert_eq!(measure(&again), first);
 }
+
+#[test]
+fn recommended_limits_bind_more_buffers_at_once() {
+    let adapter = &adapters()[0];
+    let base = Limits { max_storage_buffers_per_shader_stage: 8, ..Limits::default() };
+    let recommended = gradclip::Clipper::recommended_limits(adapter, base.clone());
+    assert!(recommended.check_limits(&adapter.limits()), "the adapter has them: {recommended:?}");
+    assert!(base.check_limits(&recommended), "they are no less than what they came from");
+    let gradients: Vec<_> = (0..60).map(|seed| noise(seed, 100)).collect();
+    let placement = Placement::separate(&lens(&gradients));
+    // wgpu limits storage buffers by themselves, and together with others; Metal has little room for the latter.
+    let narrow =
+        Limits { max_buffers_and_acceleration_structures_per_shader_stage: 12, ..recommended.clone() };
+    let [few, some, many] = [base, narrow, recommended].map(|limits| {
+        let gpu = Gpu::open(adapter, limits);
+        check(&gpu, &placement, &gradients);
+        dispatches(&gpu, &placement, NORM)
+    });
+    assert_eq!((few, some, many), (10 + 1 + 10, 6 + 1 + 6, 2 + 1 + 2));
+}
