@@ -42,12 +42,12 @@ impl Clipper {
     /// ```no_run
     /// # let adapter = gradclip::adapters().remove(0);
     /// let descriptor = wgpu::DeviceDescriptor {
-    ///     required_limits: gradclip::Clipper::recommended_limits(&adapter, wgpu::Limits::default()),
+    ///     required_limits: gradclip::Clipper::recommended_limits(&adapter, &wgpu::Limits::default()),
     ///     ..wgpu::DeviceDescriptor::default()
     /// };
     /// ```
     #[must_use]
-    pub fn recommended_limits(adapter: &wgpu::Adapter, base: wgpu::Limits) -> wgpu::Limits {
+    pub fn recommended_limits(adapter: &wgpu::Adapter, base: &wgpu::Limits) -> wgpu::Limits {
         const BINDINGS: u32 = FIRST_SLOT + MOST_SLOTS;
         let most = adapter.limits();
         let raised = |base: u32, most: u32| base.max(BINDINGS.min(most));
@@ -68,7 +68,7 @@ impl Clipper {
                 .max_storage_buffer_binding_size
                 .max(most.max_storage_buffer_binding_size),
             max_buffer_size: base.max_buffer_size.max(most.max_buffer_size),
-            ..base
+            ..base.clone()
         }
     }
 

@@ -179,7 +179,7 @@ fn fifty_repeats_are_the_same_to_the_bit() {
 fn recommended_limits_bind_more_buffers_at_once() {
     let adapter = &adapters()[0];
     let base = Limits { max_storage_buffers_per_shader_stage: 8, ..Limits::default() };
-    let recommended = gradclip::Clipper::recommended_limits(adapter, base.clone());
+    let recommended = gradclip::Clipper::recommended_limits(adapter, &base);
     assert!(recommended.check_limits(&adapter.limits()), "the adapter has them: {recommended:?}");
     assert!(base.check_limits(&recommended), "they are no less than what they came from");
     let gradients: Vec<_> = (0..60).map(|seed| noise(seed, 100)).collect();
