@@ -61,7 +61,7 @@ pub(crate) struct Args {
     max_bytes: Option<usize>,
 
     /// For about how long to repeat, all in all; a few repetitions of everything there are in any case
-    #[arg(long, value_name = "SECONDS", default_value_t = 40.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     seconds: f64,
 
     /// Only rows with this in their name, as in 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
@@ -77,6 +77,10 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
+    /// Write the JSON lines to a file, too
+    #[arg(long, value_name = "FILE.jsonl")]
+    save: Option<PathBuf>,
+
     /// Draw time and percent of the roofline against size
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -85,9 +89,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<String> {
     ensure!(args.seconds >= 0.0 && args.seconds < 1e9, "{} seconds cannot be", args.seconds);
     let seconds = Duration::from_secs_f64(args.seconds);
-    if let Some(plot) = &args.plot {
+    for path in args.plot.iter().chain(&args.save) {
         // Now, and not only after minutes.
-        tempfile::tempfile_in(folder(plot)).with_context(|| cannot_write(plot))?;
+        tempfile::tempfile_in(folder(path)).with_context(|| cannot_write(path))?;
     }
     let bench = Bench {
         gpu: Gpu::open(&args.device, args.cold_bytes)?,
@@ -112,6 +116,9 @@ pub(crate) fn run(args: &Args) -> Result<String> {
     drop(progress);
     if let Some(plot) = &args.plot {
         fs::write(plot, plot::svg(&all)?).with_context(|| cannot_write(plot))?;
+    }
+    if let Some(save) = &args.save {
+        fs::write(save, bench.json(&all)).with_context(|| cannot_write(save))?;
     }
     Ok(if args.json { bench.json(&all) } else { bench.table(&all) })
 }

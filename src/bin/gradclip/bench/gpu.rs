@@ -49,6 +49,9 @@ struct Clock {
 impl Gpu {
     /// None if the choice is the CPU path alone.
     pub(crate) fn open(choice: &DeviceChoice, cold: Option<usize>) -> Result<Option<Self>> {
+        if *choice == DeviceChoice::Cpu {
+            return Ok(None);
+        }
         let adapters = adapters();
         let Some(index) = choice.choose(&adapters)? else { return Ok(None) };
         let adapter = &adapters[index];
@@ -522,5 +525,29 @@ fn allocate_one(device: &wgpu::Device, size: usize, usage: BufferUsages) -> Resu
     match errors.into_iter().next() {
         None => Ok(buffer),
         Some(error) => Err(anyhow!("a buffer of {size} bytes: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::workloads::Set;
+    use gradclip::DType;
+
+    #[test]
+    fn an_arena_is_cut_between_tensors_where_buffers_are_small() {
+        let set = Set::new("any", DType::F32, vec![64, 65, 128, 1]);
+        let pristine = Pristine::new(&set);
+        assert_eq!(pristine.ranges, [0..256, 256..516, 768..1280, 1280..1284]);
+        for (largest, expected) in
+            [(4096, &[1536][..]), (1280, &[1280, 1536]), (768, &[768, 1536]), (512, &[256, 768, 1280, 1536])]
+        {
+            let chunks = chunks(&pristine, largest).unwrap();
+            let ends: Vec<usize> = chunks.iter().map(|chunk| chunk.end).collect();
+            let starts: Vec<usize> = chunks.iter().map(|chunk| chunk.start).collect();
+            assert_eq!(ends, expected, "{largest}");
+            assert_eq!((starts[0], &starts[1..]), (0, &ends[..ends.len() - 1]), "{largest}");
+        }
+        assert!(chunks(&pristine, 256).is_err());
     }
 }

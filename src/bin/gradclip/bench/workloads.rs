@@ -33,7 +33,7 @@ pub(crate) struct Set {
 }
 
 impl Set {
-    fn new(name: &str, dtype: DType, lens: Vec<usize>) -> Self {
+    pub(crate) fn new(name: &str, dtype: DType, lens: Vec<usize>) -> Self {
         Self { name: name.into(), dtype, of: lens.len(), lens, cached: false }
     }
 
