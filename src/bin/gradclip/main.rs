@@ -1,7 +1,9 @@
-//! The `gradclip` command: which devices there are, and clipped gradients from files of gradients.
+//! The `gradclip` command: which devices there are, clipped gradients from files of gradients, and how fast this
+//! machine clips.
 //!
 //! It uses the public API only, so that it also shows how far that reaches.
 
+mod bench;
 mod clip;
 mod devices;
 mod file;
@@ -28,6 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Clip(clip::Args),
+    Bench(bench::Args),
     Devices(devices::Args),
 }
 
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     env_logger::init();
     let report = match Cli::parse().command {
         Command::Clip(args) => clip::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match report.and_then(|text| print(&text)) {

@@ -159,7 +159,7 @@ fn norm_type(text: &str) -> Result<NormType, ParseFloatError> {
 }
 
 /// Whether a name is what a pattern says, in which `*` stands for any characters and `?` for any one.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let name: Vec<char> = name.chars().collect();
     // Whether the pattern up to here matches the first so many characters.
     let mut matched = vec![false; name.len() + 1];

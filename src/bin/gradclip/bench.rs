@@ -1,0 +1,362 @@
+//! `gradclip bench`: the GPU path beside the CPU path, and both beside what the machine can move at most.
+
+mod bytes;
+mod cpu;
+mod gpu;
+mod kernels;
+mod loops;
+mod plot;
+mod rows;
+mod statistics;
+mod timing;
+mod workloads;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use gradclip::{DeviceChoice, adapters, is_software};
+use serde_json::json;
+
+use crate::manner::matches;
+use crate::progress::Progress;
+use cpu::Cpu;
+use gpu::{Gpu, GpuSet, Layout};
+use rows::{Measured, Path, Row};
+use timing::{Roofline, Timed, Work, interleaved};
+use workloads::{Memory, Op, Pristine, Set, sets};
+
+const LEGEND: &str = "
+time      the median of repetitions, all rows of a set in turn: by the GPU's clock where it has one, else wall time
+spread    half the distance of the quartiles, of the median
+GB/s      the fewest bytes that have to move, over the time
+roofline  what kernels and loops that do nothing else take for the same passes over as many bytes, over the time
+";
+const GPU_LEGEND: &str = "\
+wall      for a host that encodes, submits and waits
+encode    of the host, until the commands are ready to be submitted
+";
+/// Of gradients, without `--max-bytes`.
+const MAX_BYTES: usize = 1 << 30;
+/// More would take a software adapter minutes.
+const MAX_BYTES_IN_SOFTWARE: usize = 4 << 20;
+/// How the CPU path takes its gradients.
+const SLICES: &str = "slices";
+
+/// Measure how fast this machine clips
+///
+/// Runs every operation on single tensors of 2^10 elements and more, on the shapes of four models, and on 1000 small
+/// tensors, on the GPU and the CPU in turn, and rooflines of its own in the same turns. Every answer is checked before it
+/// is timed.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The GPU: auto (if there is one), gpu (a software adapter too), cpu (none), or part of a GPU's name
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+
+    /// The longest set of gradients; of models as many tensors as fit [default: 1GiB, 4MiB on a software adapter]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    max_bytes: Option<usize>,
+
+    /// For about how long to repeat, all in all; a few repetitions of everything there are in any case
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    seconds: f64,
+
+    /// Only rows with this in their name, as in 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
+
+    /// Bytes that are touched between two uses of the same gradients, so that no cache holds them; 0 lets it
+    /// [default: twice the CPU's last-level cache, 256MiB on a GPU]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    cold_bytes: Option<usize>,
+
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    /// Write the JSON lines to a file, too
+    #[arg(long, value_name = "FILE.jsonl")]
+    save: Option<PathBuf>,
+
+    /// Draw time and percent of the roofline against size
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<String> {
+    ensure!(args.seconds >= 0.0 && args.seconds < 1e9, "{} seconds cannot be", args.seconds);
+    let seconds = Duration::from_secs_f64(args.seconds);
+    for path in args.plot.iter().chain(&args.save) {
+        // Now, and not only after minutes.
+        tempfile::tempfile_in(folder(path)).with_context(|| cannot_write(path))?;
+    }
+    let bench = Bench {
+        gpu: Gpu::open(&args.device, args.cold_bytes)?,
+        cold: args.cold_bytes.unwrap_or_else(cpu::cold_bytes),
+        args,
+    };
+    let sets: Vec<Set> = sets(args.max_bytes.unwrap_or(MAX_BYTES))?
+        .into_iter()
+        .filter(|set| !bench.wanted(set).is_empty())
+        .collect();
+    ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
+
+    let progress = Progress::steps(args.json, sets.len());
+    let mut pool = Memory::default();
+    let share = seconds / u32::try_from(sets.len())?;
+    let mut all = Vec::new();
+    for set in sets {
+        progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
+        all.push(bench.measure(set, &mut pool, share)?);
+        progress.advance(1);
+    }
+    drop(progress);
+    if let Some(plot) = &args.plot {
+        fs::write(plot, plot::svg(&all)?).with_context(|| cannot_write(plot))?;
+    }
+    if let Some(save) = &args.save {
+        fs::write(save, bench.json(&all)).with_context(|| cannot_write(save))?;
+    }
+    Ok(if args.json { bench.json(&all) } else { bench.table(&all) })
+}
+
+fn folder(path: &std::path::Path) -> &std::path::Path {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(std::path::Path::new("."))
+}
+
+fn cannot_write(path: &std::path::Path) -> String {
+    format!("cannot write {}", path.display())
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    gpu: Option<Gpu>,
+    /// For the CPU.
+    cold: usize,
+}
+
+/// One row to be.
+#[derive(Clone, Copy)]
+struct Task {
+    path: Path,
+    /// None on the CPU.
+    layout: Option<Layout>,
+    work: Work,
+}
+
+impl Task {
+    fn layout(self) -> &'static str {
+        self.layout.map_or(SLICES, Layout::name)
+    }
+}
+
+impl Bench<'_> {
+    /// The rows that are asked for. Rooflines come with the first row of a path.
+    fn wanted(&self, set: &Set) -> Vec<Task> {
+        let mut tasks = Vec::new();
+        let gpu = self.gpu.as_ref().filter(|gpu| {
+            self.args.max_bytes.is_some() || !gpu.software || set.bytes() <= MAX_BYTES_IN_SOFTWARE
+        });
+        // One tensor is one buffer either way.
+        let layouts =
+            if set.lens.len() == 1 { &[Layout::Arena][..] } else { &[Layout::Arena, Layout::Separate] };
+        for path in [Path::Gpu, Path::Cpu] {
+            let layouts: Vec<Option<Layout>> = match (path, gpu) {
+                (Path::Gpu, None) => continue,
+                (Path::Gpu, Some(_)) => layouts.iter().copied().map(Some).collect(),
+                (Path::Cpu, _) => vec![None],
+            };
+            let task = |layout, work| Task { path, layout, work };
+            let selected = |task: &Task| self.selects(&rows::id(path, set, task.layout(), task.work));
+            let ops = layouts.iter().flat_map(|&layout| Op::ALL.map(|op| task(layout, Work::Op(op))));
+            let ops: Vec<Task> = ops.filter(selected).collect();
+            let rooflines = Roofline::ALL.map(|roofline| task(layouts[0], Work::Roofline(roofline)));
+            tasks.extend(rooflines.into_iter().filter(|task| !ops.is_empty() || selected(task)));
+            tasks.extend(ops);
+        }
+        tasks
+    }
+
+    fn selects(&self, id: &str) -> bool {
+        let patterns = &self.args.only;
+        patterns.is_empty() || patterns.iter().any(|pattern| matches(&format!("*{pattern}*"), id))
+    }
+
+    fn measure(&self, set: Set, pool: &mut Memory, share: Duration) -> Result<Measured> {
+        let mut tasks = self.wanted(&set);
+        let mut skipped = Vec::new();
+        let mut skip = |tasks: &mut Vec<Task>, path, error: anyhow::Error| {
+            tasks.retain(|task| task.path != path);
+            skipped.push((path, format!("{error:#}")));
+        };
+        if let Err(error) = cpu::ensure_memory(set.bytes()) {
+            skip(&mut tasks, Path::Cpu, error);
+            return Ok(Measured { set, rows: Vec::new(), skipped });
+        }
+        let pristine = Pristine::new(&set);
+        let mut cpu = None;
+        if tasks.iter().any(|task| task.path == Path::Cpu) {
+            match Cpu::new(&pristine, pool, if set.cached { 0 } else { self.cold }) {
+                Ok(found) => cpu = Some(found),
+                Err(error) => skip(&mut tasks, Path::Cpu, error),
+            }
+        }
+        let mut gpu = None;
+        if let Some(device) = self.gpu.as_ref().filter(|_| tasks.iter().any(|task| task.path == Path::Gpu)) {
+            let mut layouts: Vec<Layout> = tasks.iter().filter_map(|task| task.layout).collect();
+            layouts.sort_by_key(|layout| layout.name());
+            layouts.dedup();
+            match GpuSet::new(device, &pristine, set.cached, &layouts) {
+                Ok(found) => gpu = Some(found),
+                Err(error) => skip(&mut tasks, Path::Gpu, error),
+            }
+        }
+
+        for task in &tasks {
+            let Work::Op(op) = task.work else { continue };
+            let checked = match (task.layout, &mut cpu, &gpu) {
+                (Some(layout), _, Some(gpu)) => gpu.check(layout, op),
+                (None, Some(cpu), _) => cpu.check(op),
+                _ => unreachable!("what was not opened has no tasks"),
+            };
+            checked.with_context(|| rows::id(task.path, &set, task.layout(), task.work))?;
+        }
+        let timed = interleaved(tasks.len(), share, |index| match (tasks[index], &mut cpu, &gpu) {
+            (Task { layout: Some(layout), work, .. }, _, Some(gpu)) => gpu.time(layout, work),
+            (Task { layout: None, work, .. }, Some(cpu), _) => cpu.time(work),
+            _ => unreachable!("what was not opened has no tasks"),
+        })?;
+        let rows = tasks.iter().zip(&timed).map(|(&task, &one)| Row {
+            path: task.path,
+            layout: task.layout(),
+            work: task.work,
+            timed: one,
+            roofline: roofline(task, &tasks, &timed),
+            clock: self.gpu.as_ref().filter(|_| task.path == Path::Gpu).map_or("wall", Gpu::clock),
+            cached: set.cached || self.cold_of(task.path) == 0,
+            cost: match (task, &gpu) {
+                (Task { layout: Some(layout), work: Work::Op(op), .. }, Some(gpu)) => {
+                    Some(gpu.cost(layout, op))
+                }
+                _ => None,
+            },
+        });
+        let rows = rows.collect();
+        Ok(Measured { set, rows, skipped })
+    }
+
+    fn cold_of(&self, path: Path) -> usize {
+        match (path, &self.gpu) {
+            (Path::Gpu, Some(gpu)) => gpu.cold,
+            _ => self.cold,
+        }
+    }
+
+    fn json(&self, all: &[Measured]) -> String {
+        let machine = json!({
+            "kind": "machine",
+            "library": "gradclip",
+            "version": env!("CARGO_PKG_VERSION"),
+            "optimized": !cfg!(debug_assertions),
+            "cpu": cpu::model(),
+            "threads": gradclip::cpu::threads(),
+            "cold_bytes": self.cold,
+            "gpu": self.gpu.as_ref().map(|gpu| &gpu.name),
+            "gpu_is_software": self.gpu.as_ref().map(|gpu| gpu.software),
+            "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold),
+        });
+        let lines = [machine].into_iter().chain(rows::json(all));
+        lines.fold(String::new(), |mut text, line| {
+            writeln!(text, "{line}").expect("a string takes everything");
+            text
+        })
+    }
+
+    fn table(&self, all: &[Measured]) -> String {
+        let legend = [LEGEND, if self.gpu.is_some() { GPU_LEGEND } else { "" }].concat();
+        format!("{}{}{legend}{}", self.heading(), rows::table(all), summary(all))
+    }
+
+    fn heading(&self) -> String {
+        let mut lines = vec![format!("CPU path: {}, {} threads", cpu::model(), gradclip::cpu::threads())];
+        match &self.gpu {
+            Some(gpu) => lines.push(format!("GPU path: {}, timed by the {} clock", gpu.name, gpu.clock())),
+            None if self.args.device == DeviceChoice::Auto && has_software() => lines.push(
+                "GPU path: only a software adapter is here, which says nothing about a GPU (--device gpu takes it)".into(),
+            ),
+            None => lines.push("GPU path: none".into()),
+        }
+        if self.gpu.as_ref().is_some_and(|gpu| gpu.software) {
+            lines.push("A software adapter: what it shows says nothing about GPU speed.".into());
+        }
+        if cfg!(debug_assertions) {
+            lines.push("Built without optimisation: these are not the times of a release build.".into());
+        }
+        lines.join("\n") + "\n\n"
+    }
+}
+
+fn has_software() -> bool {
+    adapters().iter().any(|adapter| is_software(&adapter.get_info()))
+}
+
+/// What the rooflines of its path take for the passes of a task.
+fn roofline(task: Task, tasks: &[Task], timed: &[Timed]) -> f64 {
+    let of = |roofline| {
+        let is =
+            |(other, _): &(&Task, &Timed)| other.path == task.path && other.work == Work::Roofline(roofline);
+        tasks.iter().zip(timed).find(is).map_or(f64::NAN, |(_, timed)| timed.seconds.median)
+    };
+    match task.work {
+        Work::Roofline(roofline) => of(roofline),
+        Work::Op(op) => match op.passes() {
+            (0, _) => of(Roofline::InPlace),
+            (_, 0) => of(Roofline::Read),
+            _ => of(Roofline::Read) + of(Roofline::InPlace),
+        },
+    }
+}
+
+/// From which size on the GPU wins, and how the cost grows.
+fn summary(all: &[Measured]) -> String {
+    let singles: Vec<&Measured> = all.iter().filter(|measured| plot::is_single(measured)).collect();
+    let mut text = String::new();
+    let exceeded = |measured: &Measured, path, layout| {
+        Some(measured.find(path, layout, Work::Op(Op::Exceeded))?.timed.wall.median)
+    };
+    let both = singles.iter().filter_map(|measured| {
+        let gpu = exceeded(measured, Path::Gpu, Layout::Arena.name())?;
+        Some((measured.set.name.clone(), gpu < exceeded(measured, Path::Cpu, SLICES)?))
+    });
+    let both: Vec<_> = both.collect();
+    if !both.is_empty() {
+        let from = both.iter().rposition(|(_, wins)| !wins).map_or(0, |last| last + 1);
+        let text_of = |(name, _): &(String, bool)| format!("the GPU wins from {name} elements on");
+        let wins = both.get(from).map_or_else(|| "the CPU wins at every size".into(), text_of);
+        let _ = writeln!(text, "\nA clip that is exceeded, waited for: {wins}.");
+    }
+    for (path, layout) in [(Path::Gpu, Layout::Arena.name()), (Path::Cpu, SLICES)] {
+        for op in [Op::Norm, Op::Exceeded] {
+            let point = |measured: &&Measured| {
+                let row = measured.find(path, layout, Work::Op(op))?;
+                Some((measured.set.bytes() as f64, row.seconds()))
+            };
+            let points: Vec<(f64, f64)> = singles.iter().filter_map(point).collect();
+            let [(_, fixed), .., (few, short), (many, long)] = points[..] else { continue };
+            let per_mib = (long - short) / (many - few) * f64::from(1 << 20);
+            let _ = writeln!(
+                text,
+                "{} of one tensor on the {}: {} for the smallest, {} for another MiB of the largest",
+                op.name(),
+                path.name(),
+                rows::duration(fixed),
+                rows::duration(per_mib)
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,553 @@
+//! The GPU's side: a device with a clock, and the GPU path on a set's buffers.
+
+use std::ops::Range;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use gradclip::{Clip, ClipPlan, Clipper, DeviceChoice, Error, Gradient, adapters, is_software, wgpu};
+use wgpu::{Buffer, BufferUsages, CommandBuffer, CommandEncoder, Features, PollType};
+
+use super::kernels::{Bound, Kernels, STEPS};
+use super::statistics::Spread;
+use super::timing::{Roofline, Sample, Work};
+use super::workloads::{Op, Pristine};
+
+/// Twice the last-level cache of any GPU that is known to us. No API tells.
+const COLD: usize = 256 << 20;
+/// What is moved between host and device at a time.
+const STAGING: usize = 64 << 20;
+/// Of more elements than this, only so many bytes are looked at, evenly spread.
+const CHECKED: usize = 256 << 20;
+/// How often a plan is made again to see what that takes.
+const PREPARATIONS: usize = 9;
+
+/// A device, and what it takes to measure on it.
+pub(crate) struct Gpu {
+    pub(crate) name: String,
+    pub(crate) software: bool,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    clipper: Clipper,
+    clock: Option<Clock>,
+    kernels: Kernels,
+    staging: Buffer,
+    /// Read between repetitions, so that caches forget the gradients. None if they may remember.
+    sweep: Option<Bound>,
+    pub(crate) cold: usize,
+}
+
+/// Timestamps of the device.
+struct Clock {
+    queries: wgpu::QuerySet,
+    resolved: Buffer,
+    staging: Buffer,
+    /// Seconds.
+    tick: f64,
+}
+
+impl Gpu {
+    /// None if the choice is the CPU path alone.
+    pub(crate) fn open(choice: &DeviceChoice, cold: Option<usize>) -> Result<Option<Self>> {
+        if *choice == DeviceChoice::Cpu {
+            return Ok(None);
+        }
+        let adapters = adapters();
+        let Some(index) = choice.choose(&adapters)? else { return Ok(None) };
+        let adapter = &adapters[index];
+        let info = adapter.get_info();
+        let software = is_software(&info);
+        let features =
+            adapter.features() & (Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            required_features: features,
+            required_limits: adapter.limits(),
+            ..Default::default()
+        });
+        let (device, queue) =
+            pollster::block_on(request).with_context(|| format!("cannot open {:?}", info.name))?;
+        let clock = features
+            .contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
+            .then(|| Clock::new(&device, queue.get_timestamp_period()));
+        let kernels = Kernels::new(&device);
+        // What a software adapter computes is no measure of any cache.
+        let cold = cold.unwrap_or(if software { 0 } else { COLD }).next_multiple_of(256);
+        let sweep = (cold > 0).then(|| allocate(&device, &pieces(&device, cold))).transpose()?;
+        Ok(Some(Self {
+            name: format!("{} ({}, {})", info.name, info.backend, info.driver_info),
+            software,
+            clipper: Clipper::new(&device)?,
+            clock,
+            sweep: sweep.map(|buffers| kernels.read(&buffers)),
+            kernels,
+            staging: allocate_one(&device, STAGING, BufferUsages::COPY_DST | BufferUsages::MAP_READ)?,
+            cold,
+            device,
+            queue,
+        }))
+    }
+
+    /// Whose clock the time of an operation comes from.
+    pub(crate) const fn clock(&self) -> &'static str {
+        if self.clock.is_some() { "gpu" } else { "wall" }
+    }
+
+    fn encoder(&self) -> CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    fn submit_and_wait(&self, commands: impl IntoIterator<Item = CommandBuffer>) -> Result<()> {
+        self.queue.submit(commands);
+        self.device.poll(PollType::wait_indefinitely())?;
+        Ok(())
+    }
+
+    fn run(&self, encode: impl FnOnce(&mut CommandEncoder)) -> Result<()> {
+        let mut encoder = self.encoder();
+        encode(&mut encoder);
+        self.submit_and_wait([encoder.finish()])
+    }
+
+    /// Times what is encoded, with caches that have forgotten it unless they may remember.
+    fn time(&self, cached: bool, encode: impl FnOnce(&mut CommandEncoder)) -> Result<Sample> {
+        if let Some(sweep) = self.sweep.as_ref().filter(|_| !cached) {
+            self.run(|encoder| self.kernels.encode(sweep, STEPS.len() / 2, encoder))?;
+        }
+        let start = Instant::now();
+        let mut encoder = self.encoder();
+        if let Some(clock) = &self.clock {
+            encoder.write_timestamp(&clock.queries, 0);
+        }
+        encode(&mut encoder);
+        if let Some(clock) = &self.clock {
+            encoder.write_timestamp(&clock.queries, 1);
+        }
+        let commands = encoder.finish();
+        let encoded = start.elapsed().as_secs_f64();
+        self.submit_and_wait([commands])?;
+        let wall = start.elapsed().as_secs_f64();
+        let seconds = match &self.clock {
+            Some(clock) => self.ticks(clock)?,
+            None => wall,
+        };
+        Ok(Sample { seconds, wall, encode: Some(encoded) })
+    }
+
+    /// The time between the two timestamps.
+    fn ticks(&self, clock: &Clock) -> Result<f64> {
+        self.run(|encoder| {
+            encoder.resolve_query_set(&clock.queries, 0..2, &clock.resolved, 0);
+            encoder.copy_buffer_to_buffer(&clock.resolved, 0, &clock.staging, 0, clock.staging.size());
+        })?;
+        self.mapped(&clock.staging, |bytes| {
+            let [start, end]: [u64; 2] = bytemuck::pod_read_unaligned(bytes);
+            Ok(end.saturating_sub(start).max(1) as f64 * clock.tick)
+        })
+    }
+
+    fn mapped<T>(&self, buffer: &Buffer, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        let (sender, receiver) = mpsc::channel();
+        buffer.map_async(wgpu::MapMode::Read, .., move |mapped| {
+            let _ = sender.send(mapped);
+        });
+        self.device.poll(PollType::wait_indefinitely())?;
+        receiver.recv()??;
+        let result = look(&buffer.get_mapped_range(..).map_err(|error| anyhow!("{error:?}"))?);
+        buffer.unmap();
+        result
+    }
+}
+
+impl Clock {
+    fn new(device: &wgpu::Device, nanoseconds: f32) -> Self {
+        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Timestamp,
+            count: 2,
+        });
+        let buffer = |usage| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: 16,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        Self {
+            queries,
+            resolved: buffer(BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC),
+            staging: buffer(BufferUsages::COPY_DST | BufferUsages::MAP_READ),
+            tick: f64::from(nanoseconds) * 1e-9,
+        }
+    }
+}
+
+/// How the gradients of a set lie on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One after the other in one buffer, or in as few as the device allows.
+    Arena,
+    /// Each in a buffer of its own.
+    Separate,
+}
+
+impl Layout {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Arena => "arena",
+            Self::Separate => "separate",
+        }
+    }
+}
+
+/// A set on the device.
+pub(crate) struct GpuSet<'a> {
+    gpu: &'a Gpu,
+    pristine: &'a Pristine,
+    cached: bool,
+    /// The arena of [`Pristine`], in as few buffers as the device allows.
+    originals: Vec<Buffer>,
+    arena: Vec<Buffer>,
+    read: (Bound, usize),
+    in_place: (Bound, usize),
+    places: Vec<Place>,
+}
+
+/// The gradients that repetitions change, and the plans to do so.
+struct Place {
+    layout: Layout,
+    /// What is copied there to restore them.
+    copies: Vec<Copy>,
+    tensors: Vec<Slot>,
+    plans: Vec<Planned>,
+}
+
+/// From an offset of a buffer of the originals to one of the place.
+struct Copy {
+    from: (Buffer, u64),
+    to: (Buffer, u64),
+    bytes: u64,
+}
+
+/// Where a tensor lies.
+struct Slot {
+    buffer: Buffer,
+    bytes: Range<u64>,
+}
+
+struct Planned {
+    op: Op,
+    plan: ClipPlan,
+    /// To make it again, with all kernels compiled.
+    prepare: Spread,
+}
+
+/// What a plan costs besides the time that it runs.
+pub(crate) struct Cost {
+    pub(crate) dispatches: usize,
+    pub(crate) scratch_bytes: u64,
+    pub(crate) prepare: Spread,
+}
+
+impl<'a> GpuSet<'a> {
+    pub(crate) fn new(
+        gpu: &'a Gpu,
+        pristine: &'a Pristine,
+        cached: bool,
+        layouts: &[Layout],
+    ) -> Result<Self> {
+        let chunks = chunks(pristine, largest_buffer(&gpu.device))?;
+        let sizes: Vec<usize> = chunks.iter().map(Range::len).collect();
+        let originals = allocate(&gpu.device, &sizes)?;
+        for (chunk, buffer) in chunks.iter().zip(&originals) {
+            for (index, piece) in pristine.bytes()[chunk.clone()].chunks(STAGING).enumerate() {
+                gpu.queue.write_buffer(buffer, (index * STAGING) as u64, piece);
+                gpu.submit_and_wait([])?;
+            }
+        }
+        let arena = allocate(&gpu.device, &sizes)?;
+        let mut set = Self {
+            read: (gpu.kernels.read(&originals), 0),
+            in_place: (gpu.kernels.in_place(&originals), 0),
+            gpu,
+            pristine,
+            cached,
+            originals,
+            arena,
+            places: Vec::new(),
+        };
+        for &layout in layouts {
+            let mut place = set.place(layout, &chunks)?;
+            set.restore(&place)?;
+            place.plans =
+                Op::ALL.into_iter().map(|op| set.plan(op, &place.tensors)).collect::<Result<_>>()?;
+            set.places.push(place);
+        }
+        set.read.1 = set.best(&set.read.0)?;
+        set.in_place.1 = set.best(&set.in_place.0)?;
+        Ok(set)
+    }
+
+    fn place(&self, layout: Layout, chunks: &[Range<usize>]) -> Result<Place> {
+        let source = |range: &Range<usize>| {
+            let index = chunks.partition_point(|chunk| chunk.end <= range.start);
+            (index, (range.start - chunks[index].start) as u64)
+        };
+        let ranges = &self.pristine.ranges;
+        let mut place = Place { layout, copies: Vec::new(), tensors: Vec::new(), plans: Vec::new() };
+        match layout {
+            Layout::Arena => {
+                let copy = |(from, to): (&Buffer, &Buffer)| Copy {
+                    from: (from.clone(), 0),
+                    to: (to.clone(), 0),
+                    bytes: from.size(),
+                };
+                place.copies = self.originals.iter().zip(&self.arena).map(copy).collect();
+                place.tensors = ranges
+                    .iter()
+                    .map(|range| {
+                        let (index, offset) = source(range);
+                        Slot { buffer: self.arena[index].clone(), bytes: offset..offset + range.len() as u64 }
+                    })
+                    .collect();
+            }
+            Layout::Separate => {
+                let sizes: Vec<usize> = ranges.iter().map(|range| range.len().next_multiple_of(4)).collect();
+                for (range, buffer) in ranges.iter().zip(allocate(&self.gpu.device, &sizes)?) {
+                    let (index, offset) = source(range);
+                    let bytes = buffer.size();
+                    place.copies.push(Copy {
+                        from: (self.originals[index].clone(), offset),
+                        to: (buffer.clone(), 0),
+                        bytes,
+                    });
+                    place.tensors.push(Slot { buffer, bytes: 0..range.len() as u64 });
+                }
+            }
+        }
+        Ok(place)
+    }
+
+    fn plan(&self, op: Op, tensors: &[Slot]) -> Result<Planned> {
+        let clip = op.clip(self.pristine.norm);
+        let plan = self.prepare(tensors, clip)?;
+        let again = || {
+            let start = Instant::now();
+            self.prepare(tensors, clip).map(|_| start.elapsed().as_secs_f64())
+        };
+        let seconds = (0..PREPARATIONS).map(|_| again()).collect::<Result<Vec<_>, _>>()?;
+        Ok(Planned { op, plan, prepare: Spread::of(seconds).expect("it was made several times") })
+    }
+
+    fn prepare<'b>(&self, tensors: &'b [Slot], clip: Clip) -> Result<ClipPlan, Error> {
+        let dtype = self.pristine.dtype;
+        let gradient = |slot: &'b Slot| Gradient::new(&slot.buffer, dtype).bytes(slot.bytes.clone());
+        let gradients: Vec<_> = tensors.iter().map(gradient).collect();
+        self.gpu.clipper.prepare(&gradients, clip)
+    }
+
+    /// The index of the number of steps that is quickest here.
+    fn best(&self, bound: &Bound) -> Result<usize> {
+        let quickest = |steps| {
+            let once = || {
+                let sample =
+                    self.gpu.time(self.cached, |encoder| self.gpu.kernels.encode(bound, steps, encoder));
+                sample.map(|sample| sample.seconds)
+            };
+            let seconds = [once()?, once()?, once()?];
+            Ok(seconds.into_iter().fold(f64::INFINITY, f64::min))
+        };
+        let seconds = (0..STEPS.len()).map(quickest).collect::<Result<Vec<_>>>()?;
+        Ok((0..STEPS.len()).min_by(|&a, &b| seconds[a].total_cmp(&seconds[b])).unwrap_or_default())
+    }
+
+    /// Does it once, and fails if the result is wrong.
+    pub(crate) fn check(&self, layout: Layout, op: Op) -> Result<()> {
+        let (place, plan) = (self.find(layout), self.find(layout).find(op));
+        let norm = self.pristine.norm;
+        let mut encoder = self.gpu.encoder();
+        encode(op, plan, &mut encoder);
+        let record = (op != Op::Clamp).then(|| plan.plan.read_back(&mut encoder));
+        self.gpu.submit_and_wait([encoder.finish()])?;
+        if let Some(record) = record {
+            op.check_record(&record.wait()?, norm)?;
+        }
+        self.check_elements(op, place)?;
+        if op.changes() {
+            self.restore(place)?;
+        }
+        Ok(())
+    }
+
+    fn check_elements(&self, op: Op, place: &Place) -> Result<()> {
+        let Pristine { dtype, norm, ranges, .. } = self.pristine;
+        // Pieces of tensors that are looked at: where they lie on the device, and where in the original.
+        let mut pieces = Vec::new();
+        for (slot, range) in place.tensors.iter().zip(ranges) {
+            for offset in (0..range.len()).step_by(STAGING / 4) {
+                let len = (range.len() - offset).min(STAGING / 4);
+                let at = range.start + offset;
+                pieces.push((&slot.buffer, slot.bytes.start + offset as u64, at..at + len));
+            }
+        }
+        let total: usize = ranges.iter().map(Range::len).sum();
+        let step = total.div_ceil(CHECKED).max(1);
+        let mut pieces = pieces.into_iter().step_by(step).peekable();
+        while pieces.peek().is_some() {
+            let (mut batch, mut end) = (Vec::new(), 0);
+            while let Some((buffer, offset, range)) =
+                pieces.next_if(|(_, _, range)| end + range.len().next_multiple_of(256) <= STAGING)
+            {
+                let len = range.len();
+                batch.push((buffer, offset, range, end));
+                end += len.next_multiple_of(256);
+            }
+            self.gpu.run(|encoder| {
+                for (buffer, offset, range, to) in &batch {
+                    let len = range.len().next_multiple_of(4) as u64;
+                    encoder.copy_buffer_to_buffer(buffer, *offset, &self.gpu.staging, *to as u64, len);
+                }
+            })?;
+            self.gpu.mapped(&self.gpu.staging, |bytes| {
+                batch.iter().try_for_each(|(_, _, range, at)| {
+                    let (before, after) =
+                        (&self.pristine.bytes()[range.clone()], &bytes[*at..][..range.len()]);
+                    op.check_elements(*dtype, before, after, *norm)
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Does it once.
+    pub(crate) fn time(&self, layout: Layout, work: Work) -> Result<Sample> {
+        let gpu = self.gpu;
+        match work {
+            Work::Roofline(roofline) => {
+                gpu.time(self.cached, |encoder| self.encode_roofline(roofline, encoder))
+            }
+            Work::Op(op) => {
+                let place = self.find(layout);
+                let plan = place.find(op);
+                let sample = gpu.time(self.cached, |encoder| encode(op, plan, encoder))?;
+                if op.changes() {
+                    self.restore(place)?;
+                }
+                Ok(sample)
+            }
+        }
+    }
+
+    fn encode_roofline(&self, roofline: Roofline, encoder: &mut CommandEncoder) {
+        let kernel = match roofline {
+            Roofline::Read => &self.read,
+            Roofline::InPlace => &self.in_place,
+            Roofline::Copy => {
+                for (from, to) in self.originals.iter().zip(&self.arena) {
+                    encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size());
+                }
+                return;
+            }
+        };
+        self.gpu.kernels.encode(&kernel.0, kernel.1, encoder);
+    }
+
+    fn restore(&self, place: &Place) -> Result<()> {
+        self.gpu.run(|encoder| {
+            for Copy { from: (source, start), to: (target, offset), bytes } in &place.copies {
+                encoder.copy_buffer_to_buffer(source, *start, target, *offset, *bytes);
+            }
+        })
+    }
+
+    pub(crate) fn cost(&self, layout: Layout, op: Op) -> Cost {
+        let Planned { plan, prepare, .. } = self.find(layout).find(op);
+        Cost { dispatches: plan.dispatches(), scratch_bytes: plan.scratch_bytes(), prepare: *prepare }
+    }
+
+    fn find(&self, layout: Layout) -> &Place {
+        self.places.iter().find(|place| place.layout == layout).expect("the layout was asked for")
+    }
+}
+
+impl Place {
+    fn find(&self, op: Op) -> &Planned {
+        self.plans.iter().find(|plan| plan.op == op).expect("there is a plan for every operation")
+    }
+}
+
+fn encode(op: Op, Planned { plan, .. }: &Planned, encoder: &mut CommandEncoder) {
+    match op {
+        Op::Norm => plan.encode_norm(encoder),
+        _ => plan.encode(encoder),
+    }
+}
+
+/// The arena of a set in pieces that begin with a tensor and are no longer than a buffer may be.
+fn chunks(pristine: &Pristine, largest: usize) -> Result<Vec<Range<usize>>> {
+    let mut starts = vec![0];
+    let ends = pristine.ranges.iter().skip(1).map(|range| range.start).chain([pristine.bytes().len()]);
+    for (range, end) in pristine.ranges.iter().zip(ends) {
+        ensure!(end - range.start <= largest, "a buffer of the device has at most {largest} bytes");
+        if end - starts.last().copied().unwrap_or_default() > largest {
+            starts.push(range.start);
+        }
+    }
+    let ends = starts.iter().skip(1).copied().chain([pristine.bytes().len()]).collect::<Vec<_>>();
+    Ok(starts.into_iter().zip(ends).map(|(start, end)| start..end).collect())
+}
+
+/// So many bytes in as few buffers as the device allows.
+fn pieces(device: &wgpu::Device, bytes: usize) -> Vec<usize> {
+    let largest = largest_buffer(device);
+    (0..bytes).step_by(largest).map(|start| largest.min(bytes - start)).collect()
+}
+
+fn largest_buffer(device: &wgpu::Device) -> usize {
+    usize::try_from(device.limits().max_buffer_size).unwrap_or(usize::MAX) / 256 * 256
+}
+
+fn allocate(device: &wgpu::Device, sizes: &[usize]) -> Result<Vec<Buffer>> {
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+    sizes.iter().map(|&size| allocate_one(device, size, usage)).collect()
+}
+
+/// A buffer, unless there is not enough memory.
+fn allocate_one(device: &wgpu::Device, size: usize, usage: BufferUsages) -> Result<Buffer> {
+    let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation]
+        .map(|filter| device.push_error_scope(filter));
+    let descriptor =
+        wgpu::BufferDescriptor { label: None, size: size as u64, usage, mapped_at_creation: false };
+    let buffer = device.create_buffer(&descriptor);
+    // In the reverse order of their making, and all of them.
+    let errors: Vec<_> =
+        scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop())).collect();
+    match errors.into_iter().next() {
+        None => Ok(buffer),
+        Some(error) => Err(anyhow!("a buffer of {size} bytes: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::workloads::Set;
+    use gradclip::DType;
+
+    #[test]
+    fn an_arena_is_cut_between_tensors_where_buffers_are_small() {
+        let set = Set::new("any", DType::F32, vec![64, 65, 128, 1]);
+        let pristine = Pristine::new(&set);
+        assert_eq!(pristine.ranges, [0..256, 256..516, 768..1280, 1280..1284]);
+        for (largest, expected) in
+            [(4096, &[1536][..]), (1280, &[1280, 1536]), (768, &[768, 1536]), (512, &[256, 768, 1280, 1536])]
+        {
+            let chunks = chunks(&pristine, largest).unwrap();
+            let ends: Vec<usize> = chunks.iter().map(|chunk| chunk.end).collect();
+            let starts: Vec<usize> = chunks.iter().map(|chunk| chunk.start).collect();
+            assert_eq!(ends, expected, "{largest}");
+            assert_eq!((starts[0], &starts[1..]), (0, &ends[..ends.len() - 1]), "{largest}");
+        }
+        assert!(chunks(&pristine, 256).is_err());
+    }
+}

@@ -1,0 +1,180 @@
+//! `gradclip bench`: that its rows are whole and its numbers agree with each other. How large they are is not tested.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::{assert_fails, command};
+
+/// Small enough for a software adapter, and quick: every row is repeated a few times only.
+const QUICK: [&str; 6] = ["bench", "--seconds", "0", "--cold-bytes", "1MiB", "--json"];
+
+fn lines(args: &[&str]) -> Vec<Value> {
+    let output = command(&[&QUICK, args].concat()).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn of_kind<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    lines.iter().filter(|line| line["kind"] == kind).collect()
+}
+
+fn number(row: &Value, key: &str) -> f64 {
+    row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row} is no number"))
+}
+
+fn names<'a>(rows: &[&'a Value], key: &str) -> BTreeSet<&'a str> {
+    rows.iter().map(|row| row[key].as_str().unwrap()).collect()
+}
+
+const OPERATIONS: [(&str, f64); 6] = [
+    ("norm", 1.0),
+    ("clip not exceeded", 1.0),
+    ("clip exceeded", 3.0),
+    ("coefficient only", 1.0),
+    ("clamp", 2.0),
+    ("loss scale", 3.0),
+];
+
+/// Both paths, every operation and layout; and every number follows from the others as the documentation says.
+#[test]
+fn rows_are_whole_and_agree() {
+    let lines =
+        lines(&["--device", "gpu", "--max-bytes", "256KiB", "--only", "2^12", "--only", "/resnet50/f32"]);
+    let (rows, rooflines) = (of_kind(&lines, "operation"), of_kind(&lines, "roofline"));
+    assert_eq!(names(&rows, "set"), BTreeSet::from(["2^12", "resnet50"]));
+    assert_eq!(names(&rows, "layout"), BTreeSet::from(["arena", "separate", "slices"]));
+    // One tensor in an arena and in slices, several separately as well.
+    assert_eq!((rows.len(), rooflines.len()), ((2 + 3) * OPERATIONS.len(), 2 * 2 * 3));
+
+    let roofline = |row: &Value, name: &str| {
+        let same = |other: &&&Value| {
+            ["path", "set"].iter().all(|key| other[key] == row[key]) && other["operation"] == name
+        };
+        number(rooflines.iter().find(same).unwrap(), "seconds")
+    };
+    for row in rows.iter().chain(&rooflines) {
+        let [seconds, low, high] = ["seconds", "seconds_low", "seconds_high"].map(|key| number(row, key));
+        assert!(low > 0.0 && low <= seconds && seconds <= high, "{row}");
+        assert!(number(row, "repetitions") >= 3.0, "{row}");
+        let rate = number(row, "bytes") / seconds / 1e9;
+        assert!((number(row, "gb_per_s") / rate - 1.0).abs() < 1e-9, "{row}");
+        let percent = 100.0 * number(row, "roofline_seconds") / seconds;
+        assert!((number(row, "percent_of_roofline") / percent - 1.0).abs() < 1e-9, "{row}");
+        assert_eq!(row["cached"], false, "{row}");
+        if row["path"] == "gpu" {
+            assert!(number(row, "encode_seconds") <= number(row, "wall_seconds"), "{row}");
+        } else {
+            assert_eq!((&row["wall_seconds"], row["clock"].as_str()), (&row["seconds"], Some("wall")));
+        }
+    }
+    for row in rows {
+        let (name, passes) = OPERATIONS.into_iter().find(|(name, _)| row["operation"] == *name).unwrap();
+        assert_eq!(number(row, "bytes"), passes * 4.0 * number(row, "elements"), "{row}");
+        let expected = match name {
+            "clamp" => roofline(row, "roofline: in place"),
+            "clip exceeded" | "loss scale" => {
+                roofline(row, "roofline: read") + roofline(row, "roofline: in place")
+            }
+            _ => roofline(row, "roofline: read"),
+        };
+        // serde_json reads numbers to the last bit but one.
+        assert!((number(row, "roofline_seconds") / expected - 1.0).abs() < 1e-12, "{row}");
+        if row["path"] == "gpu" {
+            assert!(number(row, "dispatches") >= 1.0 && number(row, "prepare_seconds") > 0.0, "{row}");
+            let bound = 0.001 * 4.0 * number(row, "elements") + 65536.0;
+            assert!(number(row, "scratch_bytes") <= bound, "{row}");
+        }
+    }
+}
+
+#[test]
+fn ratios_are_those_of_the_rows() {
+    let lines = lines(&["--device", "cpu", "--max-bytes", "64KiB", "--only", "2^14"]);
+    let seconds =
+        |name: &str| number(lines.iter().find(|line| line["operation"] == name).unwrap(), "seconds");
+    let [ratios] = of_kind(&lines, "ratios")[..] else { panic!("{lines:?}") };
+    let in_place = seconds("roofline: in place");
+    for (name, expected) in [
+        ("not exceeded / norm", seconds("clip not exceeded") / seconds("norm")),
+        ("coefficient only / norm", seconds("coefficient only") / seconds("norm")),
+        ("exceeded / (norm + in place)", seconds("clip exceeded") / (seconds("norm") + in_place)),
+        ("clamp / in place", seconds("clamp") / in_place),
+        ("loss scale / exceeded", seconds("loss scale") / seconds("clip exceeded")),
+    ] {
+        assert!((number(ratios, name) / expected - 1.0).abs() < 1e-12, "{name}");
+    }
+    assert_eq!(ratios["norm: separate / arena"], Value::Null, "the CPU path has one layout");
+}
+
+/// Models and 16-bit types, cut to what fits; the answers are checked, or the command would fail.
+#[test]
+fn sets_are_cut_to_what_fits() {
+    let lines = lines(&["--device", "cpu", "--max-bytes", "2MiB", "--only", "clip exceeded"]);
+    let rows = of_kind(&lines, "operation");
+    assert_eq!(
+        names(&rows, "set"),
+        BTreeSet::from(["2^10", "2^12", "2^14", "2^16", "2^18", "resnet50", "1000x4096"])
+    );
+    for row in rows {
+        let model = row["tensors_of_model"].as_u64().unwrap();
+        let tensors = row["tensors"].as_u64().unwrap();
+        assert!(row["elements"].as_u64().unwrap() * 4 <= 2 << 20, "{row}");
+        assert!(if model == 1 { tensors == 1 } else { tensors < model }, "{row}");
+    }
+}
+
+#[test]
+fn the_table_names_the_software_adapter_and_the_plot_is_an_svg() {
+    let folder = tempfile::tempdir().unwrap();
+    let plot = folder.path().join("plot.svg");
+    let args = ["bench", "--seconds", "0", "--cold-bytes", "1MiB", "--max-bytes", "64KiB", "--device", "gpu"];
+    let save = folder.path().join("rows.jsonl");
+    let mut command_line = command(&args);
+    command_line.args(["--only", "2^1*/clip exceeded", "--plot"]).arg(&plot).arg("--save").arg(&save);
+    let output = command_line.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    let software = table.contains("software adapter: what it shows says nothing about GPU speed");
+    let devices: Value =
+        serde_json::from_slice(&command(&["devices", "--json"]).output().unwrap().stdout).unwrap();
+    assert_eq!(devices["adapters"][0]["software"], software, "{table}");
+    for name in ["roofline: read", "clip exceeded", "encode", "scratch", "wins", "for the smallest"] {
+        assert!(table.contains(name), "{name} is not in {table}");
+    }
+    assert!(!table.contains("coefficient only  "), "it was not asked for: {table}");
+
+    let saved = fs::read_to_string(&save).unwrap();
+    let saved: Vec<Value> = saved.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let rows = of_kind(&saved, "operation");
+    assert_eq!((names(&rows, "path"), rows.len()), (BTreeSet::from(["cpu", "gpu"]), 2 * 3));
+
+    let svg = fs::read_to_string(&plot).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    for text in ["CPU, wall", "GPU, its own time", "2^10", "2^12", "%", "polyline"] {
+        assert!(svg.contains(text), "{text} is not in {svg}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_an_error() {
+    for (args, named) in [
+        (&["--only", "no such set"][..], "--only"),
+        (&["--max-bytes", "1K"], "--max-bytes"),
+        (&["--seconds", "inf"], "inf seconds"),
+        (&["--device", "no such GPU"], "no such GPU"),
+        (&["--plot", "/no/such/folder/plot.svg", "--max-bytes", "4K"], "/no/such/folder"),
+        (
+            &["--only", "cpu/*/norm", "--only", "cpu/resnet50", "--max-bytes", "1K", "--plot", "x.svg"],
+            "leave nothing",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output =
+            command(&[&["bench", "--json"], args].concat()).current_dir(folder.path()).output().unwrap();
+        let message = assert_fails(&output, &format!("{args:?}"));
+        assert!(message.contains(named), "{args:?}: {message}");
+    }
+}
