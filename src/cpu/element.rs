@@ -4,10 +4,16 @@
 //! worth a factor of ten over those that convert, or compare, one element after the other.
 #![expect(clippy::inline_always, reason = "it is part of a kernel; see there")]
 
+use std::fmt::Debug;
+use std::ops::{BitOr, BitXor};
+
 use half::{bf16, f16};
 
 /// The type of a gradient's elements.
 pub(super) trait Element: Copy + Send + Sync {
+    /// An integer as wide as an element: where a loop has nothing wider, an instruction takes as many as it can.
+    type Bits: Copy + Debug + Default + PartialEq + BitOr<Output = Self::Bits> + BitXor<Output = Self::Bits>;
+
     /// The largest finite element.
     const MAX: f32;
 
@@ -17,15 +23,10 @@ pub(super) trait Element: Copy + Send + Sync {
     /// The element nearest to `x`, ties to even. Too large is infinite, NaN stays NaN.
     fn narrow(x: f32) -> Self;
 
-    fn bits(self) -> u32;
+    fn bits(self) -> Self::Bits;
 
     /// The nearest element in `[low, high]`, where a NaN and the sign of a zero stay.
-    #[inline(always)]
-    fn clamped(self, low: Self, high: Self) -> Self {
-        let value = self.widen();
-        let raised = if value < low.widen() { low } else { self };
-        if value > high.widen() { high } else { raised }
-    }
+    fn clamped(self, low: Self, high: Self) -> Self;
 
     /// The bound of a clamp. One that is finite stays finite.
     fn bound(x: f32) -> Self {
@@ -34,6 +35,8 @@ pub(super) trait Element: Copy + Send + Sync {
 }
 
 impl Element for f32 {
+    type Bits = u32;
+
     const MAX: f32 = Self::MAX;
 
     #[inline(always)]
@@ -60,6 +63,8 @@ impl Element for f32 {
 }
 
 impl Element for f16 {
+    type Bits = u16;
+
     const MAX: f32 = 65504.0;
 
     #[inline(always)]
@@ -90,12 +95,19 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn bits(self) -> u32 {
-        self.to_bits().into()
+    fn bits(self) -> u16 {
+        self.to_bits()
+    }
+
+    #[inline(always)]
+    fn clamped(self, low: Self, high: Self) -> Self {
+        Self::from_bits(clamped_half(self.to_bits(), low.to_bits(), high.to_bits(), 0x7c00))
     }
 }
 
 impl Element for bf16 {
+    type Bits = u16;
+
     const MAX: f32 = f32::from_bits(0x7f7f_0000);
 
     /// The upper half of an f32 it is.
@@ -114,9 +126,40 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn bits(self) -> u32 {
-        self.to_bits().into()
+    fn bits(self) -> u16 {
+        self.to_bits()
     }
+
+    #[inline(always)]
+    fn clamped(self, low: Self, high: Self) -> Self {
+        Self::from_bits(clamped_half(self.to_bits(), low.to_bits(), high.to_bits(), 0x7f80))
+    }
+}
+
+/// The nearest element of 16 bits in `[low, high]`, as bits, where those of infinity are given. Compared as integers, so
+/// that an instruction holds twice as many as it does of f32.
+#[inline(always)]
+const fn clamped_half(bits: u16, low: u16, high: u16, infinity: u16) -> u16 {
+    let key = ordered_half(bits);
+    let raised = choose_half(key < ordered_half(low), low, bits);
+    let clamped = choose_half(key > ordered_half(high), high, raised);
+    choose_half(bits & 0x7fff > infinity, bits, clamped)
+}
+
+/// Integers in the order of the elements, both zeros being 0.
+#[inline(always)]
+const fn ordered_half(bits: u16) -> i16 {
+    let magnitude = (bits & 0x7fff).cast_signed();
+    // -1 for the negative ones: the complement and one more is the negative.
+    let sign = bits.cast_signed() >> 15;
+    (magnitude ^ sign) - sign
+}
+
+/// [`choose`], of 16 bits.
+#[inline(always)]
+const fn choose_half(condition: bool, yes: u16, no: u16) -> u16 {
+    let mask = (condition as u16).wrapping_neg();
+    yes & mask | no & !mask
 }
 
 /// One of two, both of which are computed: of an `if` the compiler may make a branch.
@@ -138,7 +181,11 @@ mod tests {
     use super::*;
 
     /// Every element that is a number, in order, with its value by the definition of the format.
-    fn numbers<E: Element>(from_bits: fn(u16) -> E, significand_bits: i32, bias: i32) -> Vec<(f64, E)> {
+    fn numbers<E: Element<Bits = u16>>(
+        from_bits: fn(u16) -> E,
+        significand_bits: i32,
+        bias: i32,
+    ) -> Vec<(f64, E)> {
         let value = |bits: u16| {
             let significand =
                 f64::from(bits & ((1 << significand_bits) - 1)) / f64::from(significand_bits).exp2();
@@ -147,15 +194,15 @@ mod tests {
                 exponent => (1.0 + significand) * f64::from(exponent - bias).exp2(),
             }
         };
-        let infinity = u16::try_from(E::narrow(f32::INFINITY).bits()).unwrap();
+        let infinity = E::narrow(f32::INFINITY).bits();
         (0..infinity).map(|bits| (value(bits), from_bits(bits))).collect()
     }
 
-    fn narrowed<E: Element>(x: f32) -> u32 {
+    fn narrowed<E: Element<Bits = u16>>(x: f32) -> u16 {
         E::narrow(x).bits()
     }
 
-    fn rounds_to_nearest_even<E: Element>(numbers: &[(f64, E)]) {
+    fn rounds_to_nearest_even<E: Element<Bits = u16>>(numbers: &[(f64, E)]) {
         for (pair, even_is_left) in numbers.windows(2).zip([true, false].into_iter().cycle()) {
             let [(low, left), (high, right)] = pair else { unreachable!() };
             #[expect(
@@ -191,9 +238,40 @@ mod tests {
         assert_eq!(narrowed::<bf16>(-f32::MAX), 0xff80);
     }
 
+    /// The definition, in f32.
+    fn clamped_as_f32<E: Element>(x: E, low: E, high: E) -> E {
+        let value = x.widen();
+        let raised = if value < low.widen() { low } else { x };
+        if value > high.widen() { high } else { raised }
+    }
+
+    #[test]
+    fn every_narrow_element_goes_to_its_bound() {
+        fn check<E: Element<Bits = u16>>(from_bits: fn(u16) -> E) {
+            for (low, high) in [
+                (-1.0, 1.0),
+                (-0.0, 0.0),
+                (0.0, 0.0),
+                (-6e-8, 6e-5),
+                (2.0, 3.0),
+                (-3.0, -2.0),
+                (f32::NEG_INFINITY, 0.5),
+                (-0.5, f32::INFINITY),
+                (f32::INFINITY, f32::INFINITY),
+            ] {
+                let (low, high) = (E::bound(low), E::bound(high));
+                for x in (0..=u16::MAX).map(from_bits) {
+                    assert_eq!(x.clamped(low, high).bits(), clamped_as_f32(x, low, high).bits());
+                }
+            }
+        }
+        check(f16::from_bits);
+        check(bf16::from_bits);
+    }
+
     #[test]
     fn nan_and_infinity_go_both_ways() {
-        fn check<E: Element>() {
+        fn check<E: Element<Bits = u16>>() {
             // The payload of the second would be lost by cutting off the lower half.
             for nan in [f32::NAN, f32::from_bits(0x7f80_0001), -f32::NAN] {
                 assert!(E::narrow(nan).widen().is_nan());

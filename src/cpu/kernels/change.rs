@@ -1,6 +1,6 @@
 //! The loops that write.
 
-use super::{Kernel, dispatch};
+use super::{Kernel, LANES, dispatch, prefetch_after};
 use crate::ClipRecord;
 use crate::cpu::element::Element;
 
@@ -46,9 +46,13 @@ impl<E: Element> Kernel for Scale<'_, E> {
     #[inline(always)]
     fn run(self) {
         let Self(piece, factor) = self;
-        for x in piece {
-            *x = E::narrow(x.widen() * factor);
+        let scale = |x: &mut E| *x = E::narrow(x.widen() * factor);
+        let (blocks, rest) = piece.as_chunks_mut::<LANES>();
+        for block in blocks {
+            prefetch_after(block);
+            block.iter_mut().for_each(scale);
         }
+        rest.iter_mut().for_each(scale);
     }
 }
 
@@ -62,10 +66,11 @@ impl<E: Element> Kernel for Clamp<'_, E> {
     fn run(self) {
         let Self(piece, low, high) = self;
         for block in piece.chunks_mut(BLOCK) {
+            block.chunks(LANES).for_each(prefetch_after);
             // One bit set that differs, rather than `any`: without a branch per element it is several per instruction.
-            let changes =
-                block.iter().fold(0, |changes, &x| changes | (x.bits() ^ x.clamped(low, high).bits()));
-            if changes != 0 {
+            let changed = |x: E| x.bits() ^ x.clamped(low, high).bits();
+            let changes = block.iter().fold(E::Bits::default(), |changes, &x| changes | changed(x));
+            if changes != E::Bits::default() {
                 for x in block {
                     *x = x.clamped(low, high);
                 }
@@ -85,7 +90,7 @@ mod tests {
     const RANGES: [(f32, f32); 5] =
         [(-1.0, 1.0), (-0.0, 0.0), (0.0, 0.0), (2.0, f32::INFINITY), (-1e-45, 1e30)];
 
-    fn bits<E: Element>(numbers: &[E]) -> Vec<u32> {
+    fn bits<E: Element>(numbers: &[E]) -> Vec<E::Bits> {
         numbers.iter().map(|x| x.bits()).collect()
     }
 
@@ -101,11 +106,11 @@ mod tests {
     fn agrees_with_f32<E: Element>(len: usize, how: Change, max: f32) {
         let bound = |x: f32| E::narrow(if x.is_finite() { x.clamp(-max, max) } else { x }).widen();
         let before: Vec<E> = special(len).map(E::narrow).collect();
-        let expected: Vec<u32> = before
+        let expected: Vec<E::Bits> = before
             .iter()
             .map(|x| match how {
                 Change::Scale(factor) => E::narrow(x.widen() * factor).bits(),
-                Change::Zero => 0,
+                Change::Zero => E::Bits::default(),
                 Change::Clamp { .. } if x.widen().is_nan() => x.bits(),
                 Change::Clamp { low, high } => {
                     E::narrow(reference::clamp(x.widen(), bound(low), bound(high))).bits()
@@ -145,9 +150,9 @@ mod tests {
         /// The kernel, with what it has changed as its output.
         struct Changing<E>(Vec<E>, Change);
         impl<E: Element> Kernel for Changing<E> {
-            type Output = Vec<u32>;
+            type Output = Vec<E::Bits>;
             #[inline(always)]
-            fn run(mut self) -> Vec<u32> {
+            fn run(mut self) -> Vec<E::Bits> {
                 match self.1 {
                     Change::Scale(factor) => Scale(&mut self.0, factor).run(),
                     Change::Clamp { low, high } => Clamp(&mut self.0, E::bound(low), E::bound(high)).run(),
