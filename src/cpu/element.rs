@@ -9,6 +9,8 @@ use std::ops::{BitOr, BitXor};
 
 use half::{bf16, f16};
 
+use super::kernels::{Isa, LANES};
+
 /// The type of a gradient's elements.
 pub(super) trait Element: Copy + Send + Sync {
     /// An integer as wide as an element: where a loop has nothing wider, an instruction takes as many as it can.
@@ -22,6 +24,18 @@ pub(super) trait Element: Copy + Send + Sync {
 
     /// The element nearest to `x`, ties to even. Too large is infinite, NaN stays NaN.
     fn narrow(x: f32) -> Self;
+
+    /// [`widen`](Self::widen), as an instruction set does it best.
+    #[inline(always)]
+    fn widen_block<I: Isa>(block: &[Self; LANES]) -> [f32; LANES] {
+        block.map(Self::widen)
+    }
+
+    /// [`narrow`](Self::narrow), as an instruction set does it best.
+    #[inline(always)]
+    fn narrow_block<I: Isa>(wide: [f32; LANES]) -> [Self; LANES] {
+        wide.map(Self::narrow)
+    }
 
     fn bits(self) -> Self::Bits;
 
@@ -64,6 +78,16 @@ impl Element for f32 {
 
 impl Element for f16 {
     type Bits = u16;
+
+    #[inline(always)]
+    fn widen_block<I: Isa>(block: &[Self; LANES]) -> [f32; LANES] {
+        I::widen_f16(block)
+    }
+
+    #[inline(always)]
+    fn narrow_block<I: Isa>(wide: [f32; LANES]) -> [Self; LANES] {
+        I::narrow_to_f16(wide)
+    }
 
     const MAX: f32 = 65504.0;
 

@@ -1,21 +1,26 @@
 //! The inner loops: one piece of one gradient, on one thread.
 //!
 //! Each loop is written once, over lanes that are independent of each other, and compiled once per instruction set and
-//! type of element. An instruction set decides how many lanes an instruction holds, never what happens in a lane, and
+//! type of element. An instruction set decides how many lanes an instruction holds, never what comes of a lane, and
 //! Rust fuses no multiplication with an addition unasked: the bits agree.
 #![expect(
     clippy::inline_always,
     reason = "only what is inlined is compiled for the instruction set of its caller"
 )]
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod change;
 mod measure;
 
 pub(super) use change::{Change, change};
+use half::f16;
 pub(super) use measure::{Counts, count, measure};
 
+use super::element::Element as _;
+
 /// How many elements are looked at side by side, each in a lane of its own.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// How far ahead, in bytes, memory is asked for. The processor's own prefetching ends with a page; this took a norm from 0.6
 /// to 0.97 of the speed of a plain read, and what is changed in place from 22 to 27 GB/s.
@@ -41,29 +46,45 @@ fn prefetch_after<E>(block: &[E]) {
 /// A loop that is to be compiled for several instruction sets, and therefore inlined into each of its callers.
 trait Kernel {
     type Output;
-    fn run(self) -> Self::Output;
+    fn run<I: Isa>(self) -> Self::Output;
+}
+
+/// An instruction set that loops are compiled for. It decides how many lanes an instruction holds, and how an f16 is
+/// converted; a conversion has but one right result.
+pub(super) trait Isa {
+    fn widen_f16(block: &[f16; LANES]) -> [f32; LANES];
+    fn narrow_to_f16(wide: [f32; LANES]) -> [f16; LANES];
+}
+
+/// What every machine has.
+struct Baseline;
+
+impl Isa for Baseline {
+    #[inline(always)]
+    fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
+        block.map(f16::widen)
+    }
+
+    #[inline(always)]
+    fn narrow_to_f16(wide: [f32; LANES]) -> [f16; LANES] {
+        wide.map(f16::narrow)
+    }
 }
 
 /// Runs a kernel with the widest instructions that this machine has.
 fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
+    if avx2::is_there() {
         #[expect(unsafe_code, reason = "the compiler cannot know that the machine was asked")]
-        // SAFETY: the machine has AVX2.
-        return unsafe { avx2(kernel) };
+        // SAFETY: the machine has it.
+        return unsafe { avx2::run(kernel) };
     }
-    kernel.run()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run()
+    kernel.run::<Baseline>()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Kernel;
+    use super::{Baseline, Kernel};
 
     pub(super) const SPECIAL: [f32; 8] = [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, f32::INFINITY, -f32::INFINITY];
 
@@ -74,12 +95,12 @@ mod tests {
 
     /// What a kernel gives with the instructions that every machine has, and what with AVX2 if this one has it.
     pub(super) fn on_every_instruction_set<K: Kernel>(kernel: impl Fn() -> K) -> Vec<K::Output> {
-        let baseline = kernel().run();
+        let baseline = kernel().run::<Baseline>();
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
+        if super::avx2::is_there() {
             #[expect(unsafe_code, reason = "asked just now")]
-            // SAFETY: the machine has AVX2.
-            return vec![baseline, unsafe { super::avx2(kernel()) }];
+            // SAFETY: the machine has it.
+            return vec![baseline, unsafe { super::avx2::run(kernel()) }];
         }
         vec![baseline]
     }

@@ -1,6 +1,6 @@
 //! The loops that write.
 
-use super::{Kernel, LANES, dispatch, prefetch_after};
+use super::{Isa, Kernel, LANES, dispatch, prefetch_after};
 use crate::ClipRecord;
 use crate::cpu::element::Element;
 
@@ -44,15 +44,16 @@ impl<E: Element> Kernel for Scale<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Isa>(self) {
         let Self(piece, factor) = self;
-        let scale = |x: &mut E| *x = E::narrow(x.widen() * factor);
         let (blocks, rest) = piece.as_chunks_mut::<LANES>();
         for block in blocks {
             prefetch_after(block);
-            block.iter_mut().for_each(scale);
+            *block = E::narrow_block::<I>(E::widen_block::<I>(block).map(|x| x * factor));
         }
-        rest.iter_mut().for_each(scale);
+        for x in rest {
+            *x = E::narrow(x.widen() * factor);
+        }
     }
 }
 
@@ -63,7 +64,7 @@ impl<E: Element> Kernel for Clamp<'_, E> {
 
     /// Most gradients are within their bounds, and memory that is only read costs half of memory that is written.
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Isa>(self) {
         let Self(piece, low, high) = self;
         for block in piece.chunks_mut(BLOCK) {
             block.chunks(LANES).for_each(prefetch_after);
@@ -152,10 +153,12 @@ mod tests {
         impl<E: Element> Kernel for Changing<E> {
             type Output = Vec<E::Bits>;
             #[inline(always)]
-            fn run(mut self) -> Vec<E::Bits> {
+            fn run<I: Isa>(mut self) -> Vec<E::Bits> {
                 match self.1 {
-                    Change::Scale(factor) => Scale(&mut self.0, factor).run(),
-                    Change::Clamp { low, high } => Clamp(&mut self.0, E::bound(low), E::bound(high)).run(),
+                    Change::Scale(factor) => Scale(&mut self.0, factor).run::<I>(),
+                    Change::Clamp { low, high } => {
+                        Clamp(&mut self.0, E::bound(low), E::bound(high)).run::<I>();
+                    }
                     Change::Zero => {}
                 }
                 bits(&self.0)

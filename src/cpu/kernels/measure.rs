@@ -1,6 +1,6 @@
 //! The loops that read.
 
-use super::{Kernel, LANES, dispatch, prefetch_after};
+use super::{Isa, Kernel, LANES, dispatch, prefetch_after};
 use crate::NormType;
 use crate::cpu::element::Element;
 use crate::cpu::measured::Measured;
@@ -29,12 +29,11 @@ pub(in crate::cpu) struct Counts {
 
 /// Hands every element to `visit`, with the lane that it is in.
 #[inline(always)]
-fn by_lane<E: Element>(piece: &[E], mut visit: impl FnMut(usize, f32)) {
+fn by_lane<I: Isa, E: Element>(piece: &[E], mut visit: impl FnMut(usize, f32)) {
     let (blocks, rest) = piece.as_chunks::<LANES>();
     for block in blocks {
         prefetch_after(block);
-        let mut wide = [0.0; LANES];
-        wide.iter_mut().zip(block).for_each(|(wide, x)| *wide = x.widen());
+        let wide = E::widen_block::<I>(block);
         wide.into_iter().enumerate().for_each(|(lane, x)| visit(lane, x));
     }
     rest.iter().enumerate().for_each(|(lane, x)| visit(lane, x.widen()));
@@ -54,11 +53,11 @@ impl<E: Element, F: Fn(f64) -> f64> Kernel for Sum<'_, E, F> {
     type Output = Measured;
 
     #[inline(always)]
-    fn run(self) -> Measured {
+    fn run<I: Isa>(self) -> Measured {
         let Self(piece, term) = self;
         let mut sums = [0.0; LANES];
         let mut largest = [0; LANES];
-        by_lane(piece, |lane, x| {
+        by_lane::<I, _>(piece, |lane, x| {
             sums[lane] += term(x.into());
             largest[lane] = largest[lane].max(magnitude(x));
         });
@@ -74,10 +73,10 @@ impl<E: Element> Kernel for Extremes<'_, E> {
     type Output = Measured;
 
     #[inline(always)]
-    fn run(self) -> Measured {
+    fn run<I: Isa>(self) -> Measured {
         let mut largest = [0; LANES];
         let mut smallest = [u32::MAX; LANES];
-        by_lane(self.0, |lane, x| {
+        by_lane::<I, _>(self.0, |lane, x| {
             largest[lane] = largest[lane].max(magnitude(x));
             smallest[lane] = smallest[lane].min(magnitude(x));
         });
@@ -104,9 +103,9 @@ impl<E: Element> Kernel for Count<'_, E> {
     type Output = Counts;
 
     #[inline(always)]
-    fn run(self) -> Counts {
+    fn run<I: Isa>(self) -> Counts {
         let (mut non_finite, mut zeros) = ([0_u32; LANES], [0_u32; LANES]);
-        by_lane(self.0, |lane, x| {
+        by_lane::<I, _>(self.0, |lane, x| {
             non_finite[lane] += u32::from(magnitude(x) >= f32::INFINITY.to_bits());
             zeros[lane] += u32::from(magnitude(x) == 0);
         });

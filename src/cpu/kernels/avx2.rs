@@ -1,0 +1,110 @@
+//! Kernels compiled for AVX2 and F16C, which are in every x86 processor since 2013 and 2015.
+
+use std::arch::x86_64::{
+    _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm_storeu_si128, _mm256_cvtph_ps, _mm256_cvtps_ph,
+    _mm256_loadu_ps, _mm256_storeu_ps,
+};
+
+use half::f16;
+
+use super::{Isa, Kernel, LANES};
+
+/// Whether this machine has what [`run`] needs.
+pub(super) fn is_there() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+}
+
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx2>()
+}
+
+/// Only [`run`] names it.
+struct Avx2;
+
+impl Isa for Avx2 {
+    #[inline(always)]
+    fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
+        #[expect(unsafe_code, reason = "only `run` knows what its kernels are compiled for")]
+        // SAFETY: `run` is called on machines that have it.
+        unsafe {
+            widen_f16(block)
+        }
+    }
+
+    #[inline(always)]
+    fn narrow_to_f16(wide: [f32; LANES]) -> [f16; LANES] {
+        #[expect(unsafe_code, reason = "only `run` knows what its kernels are compiled for")]
+        // SAFETY: `run` is called on machines that have it.
+        unsafe {
+            narrow_to_f16(&wide)
+        }
+    }
+}
+
+/// Exact; subnormals do not obey the modes that would flush them.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
+    let mut wide = [0.0; LANES];
+    for (half, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
+        #[expect(unsafe_code, reason = "loads and stores through pointers")]
+        // SAFETY: eight elements are read, and eight written; neither must be aligned.
+        unsafe {
+            _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(half.as_ptr().cast())));
+        }
+    }
+    wide
+}
+
+/// To nearest even, whatever the mode is.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn narrow_to_f16(wide: &[f32; LANES]) -> [f16; LANES] {
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+    let mut block = [f16::ZERO; LANES];
+    for (wide, half) in wide.chunks_exact(8).zip(block.chunks_exact_mut(8)) {
+        #[expect(unsafe_code, reason = "loads and stores through pointers")]
+        // SAFETY: eight elements are read, and eight written; neither must be aligned.
+        unsafe {
+            let narrow = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(wide.as_ptr()));
+            _mm_storeu_si128(half.as_mut_ptr().cast(), narrow);
+        }
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::kernels::Baseline;
+
+    /// Any NaN is as good as another.
+    fn bits(x: f32) -> u32 {
+        if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
+    }
+
+    #[test]
+    fn every_f16_is_widened_alike() {
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_there()) {
+            let [avx2, baseline] = [Avx2::widen_f16(block), Baseline::widen_f16(block)];
+            assert_eq!(avx2.map(bits), baseline.map(bits), "{block:?}");
+        }
+    }
+
+    /// Every exponent and sign, and significands on both sides of every tie.
+    #[test]
+    fn f32_is_narrowed_alike() {
+        let significands =
+            (0..1 << 11).flat_map(|step: u32| [0, 1, 0x7ff, 0x800, 0xfff].map(|low| step << 12 | low));
+        let all: Vec<f32> = (0..=0x1ff_u32)
+            .flat_map(|top| significands.clone().map(move |low| f32::from_bits(top << 23 | low)))
+            .collect();
+        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_there()) {
+            let [avx2, baseline] = [Avx2::narrow_to_f16(*block), Baseline::narrow_to_f16(*block)];
+            let halves = |block: [f16; LANES]| block.map(|half| bits(half.to_f32()));
+            assert_eq!(halves(avx2), halves(baseline), "{block:?}");
+        }
+    }
+}
