@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 use bytemuck::{Pod, pod_collect_to_vec};
 use gradclip::{ClipRecord, NonFinite, TensorStats};
 
@@ -82,9 +82,18 @@ impl Clipped {
     ///
     /// [`Error::Backend`], and [`Error::NonFinite`] if that is the policy.
     pub fn records(&self) -> Result<Vec<ClipRecord>, Error> {
+        pollster::block_on(self.records_async())
+    }
+
+    /// [`records`](Self::records), for callers that must not block.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`records`](Self::records).
+    pub async fn records_async(&self) -> Result<Vec<ClipRecord>, Error> {
         let records = match &self.source {
-            Source::Words(words) => pods(&words.records.try_to_data().map_err(Error::Backend)?),
-            Source::Operations { measured, group_of } => records_of(measured, group_of, self.policy)?,
+            Source::Words(words) => words_of(&words.records).await?,
+            Source::Operations { measured, group_of } => records_of(measured, group_of, self.policy).await?,
             Source::Nothing { groups, .. } => vec![ClipRecord::UNCLIPPED; *groups],
         };
         match records.iter().find(|record| self.policy == NonFinite::Error && record.non_finite()) {
@@ -103,19 +112,29 @@ impl Clipped {
     ///
     /// [`Error::Backend`].
     pub fn tensor_stats(&self) -> Result<Vec<(String, TensorStats)>, Error> {
+        pollster::block_on(self.tensor_stats_async())
+    }
+
+    /// [`tensor_stats`](Self::tensor_stats), for callers that must not block.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`tensor_stats`](Self::tensor_stats).
+    pub async fn tensor_stats_async(&self) -> Result<Vec<(String, TensorStats)>, Error> {
         let stats: Vec<TensorStats> = match &self.source {
-            Source::Words(words) => {
-                let Some(stats) = &words.stats else { return Ok(Vec::new()) };
-                pods(&stats.try_to_data().map_err(Error::Backend)?)
-            }
+            Source::Words(words) => match &words.stats {
+                Some(stats) => words_of(stats).await?,
+                None => Vec::new(),
+            },
             Source::Operations { measured, .. } => {
                 let Measured { counts: Some(counts), gradient_norms, gradient_maxima, .. } = &**measured
                 else {
                     return Ok(Vec::new());
                 };
-                let [non_finite, zeros] = counts.clone().map(|counts| counted(&counts));
-                let rows = floats(gradient_norms)?.into_iter().zip(floats(gradient_maxima)?);
-                rows.zip(non_finite?.into_iter().zip(zeros?))
+                let [non_finite, zeros] = counts;
+                let counts = counted(non_finite).await?.into_iter().zip(counted(zeros).await?);
+                let rows = floats(gradient_norms).await?.into_iter().zip(floats(gradient_maxima).await?);
+                rows.zip(counts)
                     .map(|((norm, max_magnitude), (non_finite, zeros))| TensorStats {
                         norm,
                         max_magnitude,
@@ -130,24 +149,30 @@ impl Clipped {
     }
 }
 
-/// The words of a tensor as values of a type that is made of words.
-fn pods<T: Pod>(words: &TensorData) -> Vec<T> {
-    pod_collect_to_vec(words.as_bytes())
+/// The words of a tensor, as values of a type that is made of words.
+async fn words_of<T: Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
+    let data = Box::pin(words.clone().into_data_async()).await.map_err(Error::Backend)?;
+    Ok(pod_collect_to_vec(data.as_bytes()))
 }
 
-fn floats(tensor: &Tensor<1>) -> Result<Vec<f32>, Error> {
-    Ok(pods(&tensor.try_to_data().map_err(Error::Backend)?))
+async fn floats(tensor: &Tensor<1>) -> Result<Vec<f32>, Error> {
+    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
+    Ok(pod_collect_to_vec(data.as_bytes()))
 }
 
-fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
-    let data = tensor.try_to_data().map_err(Error::Backend)?;
+async fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
+    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
     Ok(data.iter::<i64>().map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect())
 }
 
 /// The records that the kernels would have left.
-fn records_of(measured: &Measured, group_of: &[usize], policy: NonFinite) -> Result<Vec<ClipRecord>, Error> {
-    let (norms, coefs) = (floats(&measured.norms)?, floats(&measured.coefs)?);
-    let (factors, maxima) = (floats(&measured.factors)?, floats(&measured.gradient_maxima)?);
+async fn records_of(
+    measured: &Measured,
+    group_of: &[usize],
+    policy: NonFinite,
+) -> Result<Vec<ClipRecord>, Error> {
+    let (norms, coefs) = (floats(&measured.norms).await?, floats(&measured.coefs).await?);
+    let (factors, maxima) = (floats(&measured.factors).await?, floats(&measured.gradient_maxima).await?);
     let record = |group: usize| {
         let members = || (0..group_of.len()).filter(|&index| group_of[index] == group);
         let largest = members()

@@ -55,15 +55,15 @@ fn measure(gradients: &[Gradient], group_of: &[usize], norm: Norm, task: &Task, 
     let mut non_finite = Vec::new();
     let mut zeros = Vec::new();
     for gradient in gradients {
-        let flat = gradient.flat().cast(DType::F32);
+        let flat = gradient.flat().cast(wide(gradient.dtype));
         if task.tensor_stats {
             let count = |mask: Tensor<1, burn::tensor::Bool>| mask.int().sum().to_device(device);
             non_finite.push(count(flat.clone().is_finite().bool_not()));
             zeros.push(count(flat.clone().equal_scalar(0.0)));
         }
         let [own, largest] = norm_of(flat.abs(), norm);
-        norms.push(own.to_device(device));
-        maxima.push(largest.to_device(device));
+        norms.push(own.cast(DType::F32).to_device(device));
+        maxima.push(largest.cast(DType::F32).to_device(device));
     }
     let joined = (0..task.groups.len())
         .map(|group| {
@@ -113,7 +113,7 @@ fn measure(gradients: &[Gradient], group_of: &[usize], norm: Norm, task: &Task, 
 /// do not.
 fn norm_of(magnitudes: Tensor<1>, norm: Norm) -> [Tensor<1>; 2] {
     if magnitudes.shape().num_elements() == 0 {
-        let zero = Tensor::zeros([1], (&magnitudes.device(), DType::F32));
+        let zero = Tensor::zeros([1], (&magnitudes.device(), magnitudes.dtype()));
         return [zero.clone(), zero];
     }
     let nan = magnitudes.clone().is_nan().any();
@@ -128,6 +128,11 @@ fn norm_of(magnitudes: Tensor<1>, norm: Norm) -> [Tensor<1>; 2] {
     [own, largest]
 }
 
+/// The type to compute in.
+fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { dtype } else { DType::F32 }
+}
+
 fn scale(gradient: Gradient, measured: &Measured, group: usize, task: &Task) -> Gradient {
     if gradient.count == 0 {
         return gradient;
@@ -135,7 +140,8 @@ fn scale(gradient: Gradient, measured: &Measured, group: usize, task: &Task) -> 
     let flat = gradient.flat();
     let device = flat.device();
     let factor = measured.factors.clone().narrow(0, group, 1).to_device(&device);
-    let mut scaled = flat.cast(DType::F32) * factor;
+    let wide = wide(gradient.dtype);
+    let mut scaled = flat.cast(wide) * factor.cast(wide);
     if task.non_finite == NonFinite::Zero {
         // Zero times infinity is none.
         let coef = measured.coefs.clone().narrow(0, group, 1);
@@ -151,7 +157,7 @@ fn clamp(gradient: Gradient, [low, high]: [f32; 2]) -> Gradient {
     if gradient.count == 0 {
         return gradient;
     }
-    let wide = gradient.flat().cast(DType::F32);
+    let wide = gradient.flat().cast(wide(gradient.dtype));
     let nan = wide.clone().is_nan();
     let clamped = wide.clone().clamp(low, high).mask_where(nan, wide).cast(gradient.dtype);
     gradient.replaced(clamped)

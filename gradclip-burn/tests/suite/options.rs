@@ -1,6 +1,7 @@
 //! Groups, statistics, measuring alone, and what is refused.
 
 use burn::tensor::Device;
+use burn::tensor::quantization::QuantScheme;
 use gradclip_burn::{Error, GradClipper, NormType};
 
 use crate::{Model, assert_clipped, devices, noise, values, vector};
@@ -102,4 +103,18 @@ fn what_means_nothing_is_refused_and_gradients_stay() {
             assert_eq!(model.biases_of(&grads).concat(), [3.0, 4.0]);
         }
     }
+}
+
+#[test]
+fn a_gradient_that_cannot_be_clipped_is_named() {
+    let device = Device::flex();
+    let (model, mut grads) =
+        Model::with_gradients(vec![vector(&[3.0, 4.0], &device), vector(&[0.0; 32], &device)]);
+    let quantized = vector(&noise(32, 1), &device).quantize_dynamic(&QuantScheme::default());
+    grads.register(model.biases[1].id, quantized.clone());
+    let error = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap_err();
+    assert!(matches!(&error, Error::Unsupported { parameter, .. } if parameter == "biases.1"), "{error}");
+    assert_eq!(values(grads.get::<1>(model.biases[0].id).unwrap()), [3.0, 4.0]);
+    let left = grads.get::<1>(model.biases[1].id).unwrap();
+    assert_eq!(values(left.dequantize()), values(quantized.dequantize()));
 }

@@ -201,3 +201,20 @@ fn nothing_at_all_has_the_norm_zero() {
         assert!(clipped.parameters().is_empty());
     }
 }
+
+#[test]
+fn f64_stays_f64() {
+    let device = Device::flex();
+    let before = [1.0 / 3.0, 1e-9, -0.7_f64];
+    for (limit, factor) in [(1e3, 1.0), (0.07, 0.1)] {
+        let gradient = Tensor::<1>::from_data(TensorData::from(before), (&device, DType::F64));
+        let (model, mut grads) = Model::with_gradients(vec![gradient]);
+        let clipper = GradClipper::by_global_norm(limit).norm_type(NormType::Inf).epsilon(Epsilon::None);
+        let clipped = clipper.clip(&mut grads, &model).unwrap();
+        assert!(!clipped.by_kernels());
+        let coef = f64::from(clipped.records().unwrap()[0].clip_coef);
+        assert!((coef - factor).abs() < 1e-7, "{coef}");
+        let after: Vec<f64> = grads.get::<1>(model.biases[0].id).unwrap().into_data().try_to_vec().unwrap();
+        assert_eq!(after, before.map(|x| x * coef));
+    }
+}
