@@ -111,16 +111,16 @@ pub(crate) enum Kernel {
     Records { finding: Finding },
     /// The partials of each gradient to its statistics. Binds partials, measure, segments, statistics.
     Stats { finding: Finding },
-    /// Tiles times the factor of the record of their group. Binds the tiles, the records and the slots.
-    Scale { manner: Manner, slots: usize },
-    /// Tiles to the bounds of their group. Binds the tiles, the bounds and the slots.
-    Clamp { manner: Manner, slots: usize },
+    /// Tiles times the factor of a record; that of their group, if there are several. Binds the tiles, the records and the slots.
+    Scale { segmented: bool, manner: Manner, slots: usize },
+    /// Tiles to bounds; those of their group, if there are several. Binds the tiles, the bounds and the slots.
+    Clamp { segmented: bool, manner: Manner, slots: usize },
 }
 
-/// How many slots a kernel is made for that is to have `needed` of at most `allowed`: powers of two, so that models
-/// share kernels.
+/// How many slots a kernel is made for that is to have `needed` of at most `allowed`: the same where they are few and
+/// gradients large, else powers of two, so that models share kernels.
 pub(super) fn slots_for(needed: usize, allowed: usize) -> usize {
-    needed.next_power_of_two().min(allowed)
+    if needed <= 4 { needed } else { needed.next_power_of_two().min(allowed) }
 }
 
 impl Kernel {
@@ -164,16 +164,22 @@ impl Kernel {
                     "@binding(3) var<storage, read_write> stats",
                 );
             }
-            Self::Scale { manner, slots } => elementwise(&mut text, manner, slots, wgsl!("record" "scale")),
-            Self::Clamp { manner, slots } => elementwise(&mut text, manner, slots, wgsl!("clamp")),
+            Self::Scale { manner, slots, .. } => {
+                elementwise(&mut text, manner, slots, wgsl!("record" "scale"));
+            }
+            Self::Clamp { manner, slots, .. } => elementwise(&mut text, manner, slots, wgsl!("clamp")),
         }
+        let segmented = match self {
+            Self::Scale { segmented, .. } | Self::Clamp { segmented, .. } => u8::from(segmented),
+            _ => 0,
+        };
         text.replace("var<storage, read>", "var<storage, read_write>")
             .replace("var<uniform>", "var<storage, read_write>")
             .replace(
                 "override WORKGROUP_SIZE: u32;",
                 &format!("const WORKGROUP_SIZE: u32 = {WORKGROUP_SIZE}u;"),
             )
-            .replace("override SEGMENTED: u32;", "const SEGMENTED: u32 = 1u;")
+            .replace("override SEGMENTED: u32;", &format!("const SEGMENTED: u32 = {segmented}u;"))
             .replace("override STRIDE", "const STRIDE")
     }
 }

@@ -71,7 +71,7 @@ fn tile_elements(total: usize) -> usize {
 const LARGE: usize = 1 << 15;
 
 /// How many of those share a dispatch.
-const LARGE_SLOTS: usize = 4;
+const LARGE_SLOTS: usize = 3;
 
 /// Lays out the work on these gradients, with at most so many in a dispatch. The partials of a group stand together, in
 /// the order of the gradients.
@@ -140,7 +140,7 @@ mod tests {
             counts.into_iter().map(|count| Extent { count, elements: Elements::F32, group: 0 }).collect();
         // Norm, record, scale.
         let dispatches = |slots| 2 * lay_out(&extents, 1, slots).batches.len() + 1;
-        assert_eq!(dispatches(30), 35);
+        assert_eq!(dispatches(30), 43);
         // wgpu's default limits.
         assert!(dispatches(6) < 2 * extents.len());
     }

@@ -78,6 +78,7 @@ pub(crate) fn clip(gradients: Vec<CubeTensor>, extents: &[Extent], task: &Task, 
     else {
         return Launched { gradients, measured: None };
     };
+    let segmented = task.groups.len() > 1;
     let launch = Launch { client: &client, device: &device };
     let tables = cache.get(&client, &device, extents, task, slots(&client));
     // One after the other: of two gradients that are one buffer the first becomes a copy, and the second is alone.
@@ -85,23 +86,26 @@ pub(crate) fn clip(gradients: Vec<CubeTensor>, extents: &[Extent], task: &Task, 
         .into_iter()
         .map(|gradient| if task.writes { own(gradient) } else { dense(gradient) })
         .collect();
-    let measured = match task.method {
-        Method::Norm(norm) => {
-            let measured = launch.measure(&gradients, &tables, norm, task);
-            if task.writes {
-                launch.apply(&gradients, &tables, &measured.records.handle, |manner, slots| Kernel::Scale {
+    let measured =
+        match task.method {
+            Method::Norm(norm) => {
+                let measured = launch.measure(&gradients, &tables, norm, task);
+                if task.writes {
+                    launch.apply(&gradients, &tables, &measured.records.handle, |manner, slots| {
+                        Kernel::Scale { segmented, manner, slots }
+                    });
+                }
+                Some(measured)
+            }
+            Method::Clamp => {
+                launch.apply(&gradients, &tables, &tables.limits, |manner, slots| Kernel::Clamp {
+                    segmented,
                     manner,
                     slots,
                 });
+                None
             }
-            Some(measured)
-        }
-        Method::Clamp => {
-            launch
-                .apply(&gradients, &tables, &tables.limits, |manner, slots| Kernel::Clamp { manner, slots });
-            None
-        }
-    };
+        };
     Launched { gradients, measured }
 }
 

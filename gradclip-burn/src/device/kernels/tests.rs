@@ -15,9 +15,12 @@ fn kernels() -> Vec<Kernel> {
     for elements in [Elements::F32, Elements::F16, Elements::BF16] {
         for access in [Access::Vectors, Access::Elements] {
             let manner = Manner { elements, access };
-            for slots in [1, 2, 5, 32] {
+            for slots in [1, 2, 3, 5, 32] {
                 kernels.extend(findings.iter().map(|&finding| Kernel::Partials { finding, manner, slots }));
-                kernels.extend([Kernel::Scale { manner, slots }, Kernel::Clamp { manner, slots }]);
+                for segmented in [false, true] {
+                    kernels.push(Kernel::Scale { segmented, manner, slots });
+                    kernels.push(Kernel::Clamp { segmented, manner, slots });
+                }
             }
         }
     }
@@ -76,6 +79,6 @@ fn the_texts_of_the_core_still_hold_what_is_replaced_in_them() {
 }
 
 #[test]
-fn slots_are_powers_of_two_or_all_that_there_are() {
-    assert_eq!([1, 2, 3, 5, 30].map(|needed| slots_for(needed, 30)), [1, 2, 4, 8, 30]);
+fn many_slots_are_powers_of_two_or_all_that_there_are() {
+    assert_eq!([1, 2, 3, 5, 17, 30].map(|needed| slots_for(needed, 30)), [1, 2, 3, 8, 30, 30]);
 }
