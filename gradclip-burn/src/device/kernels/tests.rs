@@ -1,0 +1,84 @@
+//! Every text that can be made is WGSL that naga accepts, with the bindings that are handed to it: CubeCL's device
+//! thread is a bad place to learn otherwise.
+
+use super::*;
+
+fn kernels() -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    let mut findings = Vec::new();
+    for norm in [Norm::L1, Norm::L2, Norm::Inf] {
+        findings.extend([false, true].map(|counted| Finding { norm, counted }));
+    }
+    for &finding in &findings {
+        kernels.extend([Kernel::Records { finding }, Kernel::Stats { finding }]);
+    }
+    for elements in [Elements::F32, Elements::F16, Elements::BF16] {
+        for access in [Access::Vectors, Access::Elements] {
+            let manner = Manner { elements, access };
+            for slots in [1, 2, 3, 5, 32] {
+                kernels.extend(findings.iter().map(|&finding| Kernel::Partials { finding, manner, slots }));
+                for segmented in [false, true] {
+                    kernels.push(Kernel::Scale { segmented, manner, slots });
+                    kernels.push(Kernel::Clamp { segmented, manner, slots });
+                }
+            }
+        }
+    }
+    kernels
+}
+
+#[test]
+fn every_text_is_wgsl_and_uses_the_bindings_that_it_is_given() {
+    for kernel in kernels() {
+        let text = kernel.text();
+        let module = naga::front::wgsl::parse_str(&text)
+            .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&text)));
+        let info = naga::valid::Validator::new(
+            naga::valid::ValidationFlags::all(),
+            naga::valid::Capabilities::empty(),
+        )
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
+        assert!(module.overrides.is_empty(), "{kernel:?} leaves constants to the pipeline");
+        let [entry] = module.entry_points.as_slice() else { panic!("{kernel:?}: one entry point") };
+        assert_eq!(entry.name, "main");
+        assert_eq!(entry.workgroup_size, [WORKGROUP_SIZE, 1, 1]);
+
+        // The layout is made from what the entry point uses: all that is bound, and nothing else.
+        let mut bindings = Vec::new();
+        for (handle, variable) in module.global_variables.iter() {
+            let Some(binding) = &variable.binding else { continue };
+            assert!(
+                !info.get_entry_point(0)[handle].is_empty(),
+                "{kernel:?} has no use for {:?}",
+                variable.name
+            );
+            let writable = naga::AddressSpace::Storage {
+                access: naga::StorageAccess::LOAD | naga::StorageAccess::STORE,
+            };
+            assert_eq!(variable.space, writable, "{kernel:?}: {:?}", variable.name);
+            assert_eq!(binding.group, 0);
+            bindings.push(binding.binding);
+        }
+        bindings.sort_unstable();
+        let expected = match kernel {
+            Kernel::Partials { slots, .. } | Kernel::Scale { slots, .. } | Kernel::Clamp { slots, .. } => {
+                2 + slots
+            }
+            Kernel::Records { .. } => 6,
+            Kernel::Stats { .. } => 4,
+        };
+        assert_eq!(bindings, (0..u32::try_from(expected).unwrap()).collect::<Vec<_>>(), "{kernel:?}");
+    }
+}
+
+#[test]
+fn the_texts_of_the_core_still_hold_what_is_replaced_in_them() {
+    assert!(include_str!("../../../../shaders/leave_record.wgsl").contains(LEAVES_RECORD));
+    assert!(include_str!("../../../../shaders/segment.wgsl").contains(OWNERS));
+}
+
+#[test]
+fn many_slots_are_powers_of_two_or_all_that_there_are() {
+    assert_eq!([1, 2, 3, 5, 17, 30].map(|needed| slots_for(needed, 30)), [1, 2, 3, 8, 30, 30]);
+}

@@ -1,0 +1,181 @@
+//! What the kernels read besides gradients. It depends on the shapes of a model and on the options only, so it is uploaded
+//! once and kept: a step uploads nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::cubecl::client::Client;
+use burn::cubecl::server::Handle;
+use burn_cubecl::CubeDevice;
+use bytemuck::{Pod, Zeroable, cast_slice};
+
+use super::kernels::Manner;
+use super::layout::{Extent, lay_out};
+use crate::task::{Method, Task};
+
+/// How many sets of shapes are remembered: some models have parameters that get a gradient in some steps only.
+const REMEMBERED: usize = 8;
+
+/// The tables of past clips, shared by the clones of a clipper.
+#[derive(Clone, Default)]
+pub(crate) struct Cache(Arc<Mutex<Vec<Entry>>>);
+
+struct Entry {
+    device: CubeDevice,
+    extents: Vec<Extent>,
+    task: Task,
+    tables: Tables,
+}
+
+/// What a clip reads, on the device.
+#[derive(Clone)]
+pub(super) struct Tables {
+    layout: Arc<OnDevice>,
+    /// How to measure; `Measure` of `segment.wgsl`.
+    pub(super) measure: Handle,
+    /// Of each group its partials and its limit, or its bounds.
+    pub(super) limits: Handle,
+}
+
+impl std::ops::Deref for Tables {
+    type Target = OnDevice;
+
+    fn deref(&self) -> &OnDevice {
+        &self.layout
+    }
+}
+
+/// A layout, on the device.
+pub(super) struct OnDevice {
+    pub(super) batches: Vec<Batch>,
+    /// How many partials there are.
+    pub(super) partials: usize,
+    /// Of each partial, the gradient that it is of.
+    pub(super) owners: Handle,
+    /// Of each gradient its partials.
+    pub(super) gradients: Handle,
+    groups: Vec<std::ops::Range<usize>>,
+}
+
+/// A dispatch.
+pub(super) struct Batch {
+    pub(super) manner: Manner,
+    /// The gradient in each slot.
+    pub(super) members: Vec<usize>,
+    pub(super) tiles: usize,
+    pub(super) to_partials: Handle,
+    pub(super) of_groups: Handle,
+}
+
+/// `Segment` of `segment.wgsl`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Segment {
+    first: u32,
+    count: u32,
+    max_norm: f32,
+}
+
+impl Segment {
+    fn of(partials: &std::ops::Range<usize>, max_norm: f32) -> Self {
+        let narrow = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        Self { first: narrow(partials.start), count: narrow(partials.len()), max_norm }
+    }
+}
+
+/// `Measure` of `segment.wgsl`; what else stands there is for stages that are not used here.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Measure {
+    epsilon: f32,
+    policy: u32,
+    inverse_scale: f32,
+    unused: [u32; 4],
+}
+
+impl Cache {
+    /// The tables of a clip, from the cache if they are there.
+    pub(super) fn get(
+        &self,
+        client: &Client,
+        device: &CubeDevice,
+        extents: &[Extent],
+        task: &Task,
+        slots: usize,
+    ) -> Tables {
+        // A clip that panicked has left whole entries, or none.
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = entries.iter().position(|entry| {
+            entry.device == *device
+                && entry.extents == extents
+                && entry.task.groups.len() == task.groups.len()
+        });
+        let mut entry = if let Some(index) = found {
+            entries.remove(index)
+        } else {
+            let layout = Arc::new(OnDevice::new(client, extents, task.groups.len(), slots));
+            let tables = Tables::new(client, layout, task);
+            Entry { device: device.clone(), extents: extents.to_vec(), task: task.clone(), tables }
+        };
+        // A limit that follows a schedule replaces some bytes, not the layout.
+        if !entry.task.same_numbers(task) {
+            entry.tables = Tables::new(client, entry.tables.layout, task);
+            entry.task = task.clone();
+        }
+        let tables = entry.tables.clone();
+        entries.truncate(REMEMBERED - 1);
+        entries.insert(0, entry);
+        tables
+    }
+}
+
+impl Tables {
+    fn new(client: &Client, layout: Arc<OnDevice>, task: &Task) -> Self {
+        let limits = match task.method {
+            Method::Norm(_) => {
+                let segments: Vec<_> = layout
+                    .groups
+                    .iter()
+                    .zip(&task.groups)
+                    .map(|(of, limit)| Segment::of(of, limit[1]))
+                    .collect();
+                client.create_from_slice(cast_slice(&segments))
+            }
+            Method::Clamp => client.create_from_slice(cast_slice(&task.groups)),
+        };
+        let measure = Measure {
+            epsilon: task.epsilon,
+            policy: task.policy(),
+            inverse_scale: task.inverse_scale,
+            unused: [0; 4],
+        };
+        Self { layout, measure: client.create_from_slice(bytemuck::bytes_of(&measure)), limits }
+    }
+}
+
+impl OnDevice {
+    fn new(client: &Client, extents: &[Extent], groups: usize, slots: usize) -> Self {
+        let layout = lay_out(extents, groups, slots);
+        let batches = layout
+            .batches
+            .into_iter()
+            .map(|batch| Batch {
+                manner: batch.manner,
+                members: batch.members,
+                tiles: batch.to_partials.len(),
+                to_partials: client.create_from_slice(cast_slice(&batch.to_partials)),
+                of_groups: client.create_from_slice(cast_slice(&batch.of_groups)),
+            })
+            .collect();
+        let gradients: Vec<_> =
+            layout.gradients.iter().map(|partials| Segment::of(partials, f32::INFINITY)).collect();
+        // Nothing is not bound: where there are no partials at all, nobody reads this.
+        let owners = if layout.owners.is_empty() { &[0][..] } else { &layout.owners };
+        Self {
+            batches,
+            partials: layout.owners.len(),
+            owners: client.create_from_slice(cast_slice(owners)),
+            gradients: client.create_from_slice(cast_slice(&gradients)),
+            groups: layout.groups,
+        }
+    }
+}

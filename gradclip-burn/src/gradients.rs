@@ -1,0 +1,144 @@
+//! The gradients of a module: out of Burn's container, and back.
+
+use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor};
+
+use crate::primitive::WgpuPrimitive;
+
+/// A gradient that was taken from its container. While it is here, its container does not hold on to its memory, so that
+/// Burn can tell whether anybody else does.
+pub(crate) struct Gradient {
+    pub(crate) parameter: ParamId,
+    /// The path of its parameter.
+    pub(crate) path: String,
+    pub(crate) dtype: DType,
+    /// Its elements.
+    pub(crate) count: usize,
+    pub(crate) tensor: DispatchTensor,
+    rank: &'static dyn AnyRank,
+}
+
+/// What needs to know the rank of a tensor.
+trait AnyRank {
+    fn register(&self, gradients: &mut GradientsParams, parameter: ParamId, tensor: DispatchTensor);
+    fn flat(&self, tensor: DispatchTensor, count: usize) -> Tensor<1>;
+    fn shaped_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor;
+}
+
+struct Rank<const D: usize>;
+
+impl<const D: usize> AnyRank for Rank<D> {
+    fn register(&self, gradients: &mut GradientsParams, parameter: ParamId, tensor: DispatchTensor) {
+        gradients.register(parameter, Tensor::<D>::from_dispatch(tensor));
+    }
+
+    fn flat(&self, tensor: DispatchTensor, count: usize) -> Tensor<1> {
+        Tensor::<D>::from_dispatch(tensor).reshape([count])
+    }
+
+    fn shaped_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor {
+        let shape = Tensor::<D>::from_dispatch(like.clone()).shape();
+        flat.reshape::<D, _>(shape).into_dispatch()
+    }
+}
+
+impl Gradient {
+    /// Gives it back to the container.
+    pub(crate) fn register(self, gradients: &mut GradientsParams) {
+        self.rank.register(gradients, self.parameter, self.tensor);
+    }
+
+    /// The same elements, in one dimension.
+    pub(crate) fn flat(&self) -> Tensor<1> {
+        self.rank.flat(self.tensor.clone(), self.count)
+    }
+
+    /// The gradient with these elements instead.
+    pub(crate) fn replaced(self, flat: Tensor<1>) -> Self {
+        Self { tensor: self.rank.shaped_like(&self.tensor, flat), ..self }
+    }
+
+    /// What CubeCL or Burn's fusion knows of it, if it is a plain tensor of theirs.
+    pub(crate) fn primitive(&self) -> Option<&WgpuPrimitive> {
+        match &self.tensor {
+            DispatchTensor {
+                kind: DispatchTensorKind::Cube(BackendTensor::Float(primitive)),
+                autodiff: DispatchAutodiffContext::Disabled,
+            } => Some(primitive),
+            _ => None,
+        }
+    }
+}
+
+/// A gradient without its tensor.
+pub(crate) struct Shell {
+    parameter: ParamId,
+    path: String,
+    dtype: DType,
+    count: usize,
+    rank: &'static dyn AnyRank,
+}
+
+impl Gradient {
+    /// Its tensor apart, where [`primitive`](Self::primitive) has one.
+    pub(crate) fn split(self) -> (Shell, Option<WgpuPrimitive>) {
+        let Self { parameter, path, dtype, count, tensor, rank } = self;
+        let primitive = match tensor.kind {
+            DispatchTensorKind::Cube(BackendTensor::Float(primitive)) => Some(primitive),
+            _ => None,
+        };
+        (Shell { parameter, path, dtype, count, rank }, primitive)
+    }
+}
+
+impl Shell {
+    /// The gradient with this tensor.
+    pub(crate) fn join(self, tensor: WgpuPrimitive) -> Gradient {
+        let Self { parameter, path, dtype, count, rank } = self;
+        let tensor = DispatchTensor {
+            kind: DispatchTensorKind::Cube(BackendTensor::Float(tensor)),
+            autodiff: DispatchAutodiffContext::Disabled,
+        };
+        Gradient { parameter, path, dtype, count, tensor, rank }
+    }
+}
+
+/// Takes the gradients of a module from their container, in the order of the parameters: of tied parameters once, of those
+/// without a gradient none.
+pub(crate) fn take<M: Module>(gradients: &mut GradientsParams, module: &M) -> Vec<Gradient> {
+    let mut taker = Taker { gradients, path: Vec::new(), taken: Vec::new() };
+    module.visit(&mut taker);
+    taker.taken
+}
+
+struct Taker<'a> {
+    gradients: &'a mut GradientsParams,
+    path: Vec<String>,
+    taken: Vec<Gradient>,
+}
+
+impl ModuleVisitor for Taker<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+        // A tied parameter is met again, but its gradient is gone by then.
+        if let Some(gradient) = self.gradients.remove::<D>(parameter.id) {
+            self.taken.push(Gradient {
+                parameter: parameter.id,
+                path: self.path.join("."),
+                dtype: gradient.dtype(),
+                count: gradient.shape().num_elements(),
+                tensor: gradient.into_dispatch(),
+                rank: &Rank::<D>,
+            });
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What Burn does with memory, one hazard a test: each fails if the rule is broken that it is about.
+
+use burn::Tensor;
+use burn::module::Param;
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Slice, TensorData};
+use gradclip_burn::GradClipper;
+
+use crate::{Model, assert_clipped, devices, noise, values, vector};
+
+fn pair(device: &Device, length: usize) -> [Param<Tensor<1>>; 2] {
+    [1, 2].map(|seed| Param::from_tensor(vector(&noise(length, seed), device)))
+}
+
+fn model(biases: &[Param<Tensor<1>>]) -> Model {
+    Model { weights: Vec::new(), biases: biases.to_vec() }
+}
+
+/// The two gradients of `p + q` are one buffer: scaled naively in place it is scaled twice.
+#[test]
+fn gradients_that_share_one_buffer() {
+    for device in devices() {
+        let [p, q] = pair(&device.autodiff(), 4100);
+        let model = model(&[p.clone(), q.clone()]);
+        let loss = || (p.val() + q.val()).square().sum();
+        let before = model.biases_of(&GradientsParams::from_grads(loss().backward(), &model));
+        for _ in 0..3 {
+            let mut grads = GradientsParams::from_grads(loss().backward(), &model);
+            let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+            assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+        }
+    }
+}
+
+/// Tensors that the caller still holds, or that a lazy operation has yet to read, keep their values.
+#[test]
+fn tensors_that_somebody_else_holds() {
+    for device in devices() {
+        let before = vec![noise(5001, 1), noise(64, 2)];
+        let tensors: Vec<_> = before.iter().map(|g| vector(g, &device)).collect();
+        let (model, mut grads) = Model::with_gradients(tensors.clone());
+        let lazily = tensors[0].clone() * 2.0;
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+        let held: Vec<_> = tensors.into_iter().map(values).collect();
+        assert_eq!(held, before, "a tensor of the caller's has changed on {device:?}");
+        let doubled: Vec<_> = before[0].iter().map(|x| x * 2.0).collect();
+        assert_eq!(values(lazily), doubled);
+    }
+}
+
+/// Both gradients of `cat` are views of one allocation.
+#[test]
+fn views_of_one_allocation() {
+    for device in devices() {
+        let device = device.autodiff();
+        let [p, q] = pair(&device, 4096);
+        let model = model(&[p.clone(), q.clone()]);
+        let weights = vector(&noise(8192, 9), &device);
+        let loss = || (Tensor::cat(vec![p.val(), q.val()], 0) * weights.clone()).sum();
+        let before = model.biases_of(&GradientsParams::from_grads(loss().backward(), &model));
+        let mut grads = GradientsParams::from_grads(loss().backward(), &model);
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+    }
+}
+
+#[test]
+fn tied_parameters_count_once() {
+    for device in devices() {
+        let [p, _] = pair(&device.autodiff(), 100);
+        let model = model(&[p.clone(), p.clone()]);
+        let loss = || (p.val() * 50.0).square().sum();
+        let before = values(GradientsParams::from_grads(loss().backward(), &model).get::<1>(p.id).unwrap());
+        let mut grads = GradientsParams::from_grads(loss().backward(), &model);
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let after = values(grads.get::<1>(p.id).unwrap());
+        assert_clipped(&[before], &[after], clipped.norm(), 1.0);
+        assert_eq!(clipped.parameters(), ["biases.0"]);
+    }
+}
+
+/// Views whose elements do not lie side by side, held by nobody else and by somebody else.
+#[test]
+fn transposed_padded_and_broadcast_layouts() {
+    for device in devices() {
+        let base = |seed| Tensor::<2>::from_data(TensorData::new(noise(60 * 50, seed), [60, 50]), &device);
+        let layout = |index| match index {
+            0 => base(1).transpose(),
+            1 => base(2).slice([8..24, 0..50]),
+            2 => base(3).slice([0..60, 3..20]),
+            3 => base(4).slice([0..60, 1..7]).transpose(),
+            4 => vector(&noise(50, 5), &device).unsqueeze::<2>().expand([60, 50]),
+            _ => base(6).slice([Slice::new(0, None, 2), Slice::new(1, Some(40), 3)]),
+        };
+        for held in [false, true] {
+            for index in 0..6 {
+                let model = Model::new(&[[1, 1]], &[7], &device);
+                let before = vec![values(layout(index)), noise(7, 6)];
+                let shape = layout(index).shape();
+                let mut grads = GradientsParams::new();
+                let gradient = layout(index);
+                let holder = held.then(|| gradient.clone());
+                grads.register(model.weights[0].id, gradient);
+                grads.register(model.biases[0].id, vector(&noise(7, 6), &device));
+                let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+                println!("layout {index} on {device:?}, held: {held}");
+                assert_eq!(grads.get::<2>(model.weights[0].id).unwrap().shape(), shape);
+                assert_clipped(&before, &model.gradients(&grads), clipped.norm(), 1.0);
+                if let Some(holder) = holder {
+                    assert_eq!(values(holder), before[0]);
+                }
+            }
+        }
+    }
+}
+
+/// A transposed gradient that nobody else holds is clipped where it lies, and stays transposed.
+#[test]
+fn a_permutation_is_clipped_in_place() {
+    for device in devices() {
+        let before = noise(64 * 48, 1);
+        let model = Model::new(&[[1, 1]], &[], &device);
+        let mut grads = GradientsParams::new();
+        let gradient = Tensor::<2>::from_data(TensorData::new(before.clone(), [64, 48]), &device);
+        grads.register(model.weights[0].id, gradient.transpose());
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let after = grads.get::<2>(model.weights[0].id).unwrap();
+        assert_eq!(after.shape().dims(), [48, 64]);
+        assert_clipped(&[before], &[values(after.transpose())], clipped.norm(), 1.0);
+    }
+}
+
+/// Small tensors share pages. What lies between the gradients stays as it is.
+#[test]
+fn neighbours_in_a_page() {
+    for device in devices() {
+        let mut gradients = Vec::new();
+        let mut neighbours = Vec::new();
+        for index in 0..60 {
+            gradients.push(noise(1 + index % 13, u32::try_from(index).unwrap() + 1));
+            neighbours.push(vector(&noise(5, 1000), &device));
+            neighbours.push(vector(gradients.last().unwrap(), &device));
+        }
+        let tensors: Vec<_> = neighbours.iter().skip(1).step_by(2).cloned().collect();
+        let (model, mut grads) = Model::with_gradients(tensors.into_iter().map(|t| t * 1.0).collect());
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        assert_clipped(&gradients, &model.biases_of(&grads), clipped.norm(), 1.0);
+        for (index, neighbour) in neighbours.into_iter().enumerate() {
+            let expected = if index % 2 == 0 { noise(5, 1000) } else { gradients[index / 2].clone() };
+            assert_eq!(values(neighbour), expected);
+        }
+    }
+}
+
+/// Memory that is freed, reused and cleaned up between the steps: the clipper keeps tables on the device, and they must be
+/// found again.
+#[test]
+fn memory_that_moves_between_steps() {
+    let device = Device::default();
+    let clipper = GradClipper::by_global_norm(1.0);
+    for step in 0..12_u32 {
+        let ballast: Vec<_> = (0..6)
+            .map(|i| Tensor::<1>::ones([50_000 * (1 + (step as usize + i) % 5)], &device) * 2.0)
+            .collect();
+        let before = vec![noise(30_000, step + 1), noise(33, step + 50)];
+        let (model, mut grads) =
+            Model::with_gradients(before.iter().map(|g| vector(g, &device) * 1.0).collect());
+        drop(ballast);
+        if step % 3 == 0 {
+            device.memory_cleanup();
+        }
+        let clipped = clipper.clip(&mut grads, &model).unwrap();
+        assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+    }
+}
+
+#[test]
+fn parameters_without_a_gradient_and_empty_ones() {
+    for device in devices() {
+        let before = vec![noise(10, 1), Vec::new(), noise(20, 2)];
+        let (mut model, mut grads) =
+            Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
+        model.biases.insert(1, Param::from_tensor(Tensor::zeros([4], &device)));
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        assert_eq!(clipped.parameters(), ["biases.0", "biases.2", "biases.3"]);
+        assert_eq!(grads.len(), 3);
+        model.biases.remove(1);
+        assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+    }
+}
+
+/// Gradients of other modules in the same container are not touched.
+#[test]
+fn other_modules_stay() {
+    for device in devices() {
+        let (model, mut grads) = Model::with_gradients(vec![vector(&[3.0, 4.0], &device)]);
+        let other = Model::new(&[], &[2], &device);
+        grads.register(other.biases[0].id, vector(&[30.0, 40.0], &device));
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        assert_eq!(values(clipped.norm()), [5.0]);
+        assert_eq!(other.biases_of(&grads).concat(), [30.0, 40.0]);
+    }
+}
+
+/// Burn queues work by thread.
+#[test]
+fn gradients_that_other_threads_have_made() {
+    for device in devices() {
+        let make = |seed: u32, device: Device| move || vector(&noise(9000, seed), &device) * 3.0;
+        for round in 0..10_u32 {
+            let threads =
+                [round * 2 + 1, round * 2 + 2].map(|seed| std::thread::spawn(make(seed, device.clone())));
+            let tensors: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            let before: Vec<Vec<_>> = [round * 2 + 1, round * 2 + 2]
+                .map(|seed| noise(9000, seed).iter().map(|x| x * 3.0).collect())
+                .to_vec();
+            let (model, mut grads) = Model::with_gradients(tensors);
+            let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+            assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+        }
+    }
+}
+
+#[test]
+fn threads_that_clip_with_one_clipper() {
+    for device in devices() {
+        let clipper = GradClipper::by_global_norm(1.0);
+        let threads: Vec<_> = (0..4_u32)
+            .map(|thread| {
+                let (clipper, device) = (clipper.clone(), device.clone());
+                std::thread::spawn(move || {
+                    for step in 0..10 {
+                        // Some threads share shapes, and so tables.
+                        let before =
+                            vec![noise(5000, thread * 100 + step + 1), noise(9 + thread as usize / 2, 3)];
+                        let tensors = before.iter().map(|g| vector(g, &device) * 1.0).collect();
+                        let (model, mut grads) = Model::with_gradients(tensors);
+                        let clipped = clipper.clip(&mut grads, &model).unwrap();
+                        assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// A norm over two devices is one norm.
+#[test]
+fn gradients_on_several_devices() {
+    let [gpu, cpu] = devices();
+    let before = vec![noise(300, 1), noise(500, 2), noise(7, 3)];
+    let tensors = vec![vector(&before[0], &gpu), vector(&before[1], &cpu), vector(&before[2], &gpu)];
+    let (model, mut grads) = Model::with_gradients(tensors);
+    let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+    assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+    assert_eq!(grads.get::<1>(model.biases[1].id).unwrap().device(), cpu);
+}

@@ -1,0 +1,113 @@
+//! What the clipper promises, on Burn's wgpu runtime and on its CPU backend: the same tests, where they can be.
+
+mod hazards;
+mod optimizer;
+mod options;
+mod stress;
+mod values;
+
+use burn::Tensor;
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::Device;
+use gradclip::reference;
+
+/// The devices that everything runs on: the kernels, and the tensor operations.
+fn devices() -> [Device; 2] {
+    [Device::default(), Device::flex()]
+}
+
+/// Parameters of two ranks. Their values are of no interest.
+#[derive(Module, Debug)]
+struct Model {
+    weights: Vec<Param<Tensor<2>>>,
+    biases: Vec<Param<Tensor<1>>>,
+}
+
+impl Model {
+    fn new(weights: &[[usize; 2]], biases: &[usize], device: &Device) -> Self {
+        Self {
+            weights: weights.iter().map(|&shape| Param::from_tensor(Tensor::zeros(shape, device))).collect(),
+            biases: biases
+                .iter()
+                .map(|&length| Param::from_tensor(Tensor::zeros([length], device)))
+                .collect(),
+        }
+    }
+
+    /// A module of biases alone, whose gradients are these.
+    fn with_gradients(gradients: Vec<Tensor<1>>) -> (Self, GradientsParams) {
+        let mut grads = GradientsParams::new();
+        let biases = gradients.into_iter().map(|gradient| {
+            let parameter = Param::from_tensor(Tensor::zeros([1], &gradient.device()));
+            grads.register(parameter.id, gradient);
+            parameter
+        });
+        let biases = biases.collect();
+        (Self { weights: Vec::new(), biases }, grads)
+    }
+
+    /// The gradients of the biases, on the host.
+    fn biases_of(&self, grads: &GradientsParams) -> Vec<Vec<f32>> {
+        self.biases.iter().map(|bias| values(grads.get::<1>(bias.id).expect("a gradient"))).collect()
+    }
+
+    /// All gradients, on the host, in the order of the module.
+    fn gradients(&self, grads: &GradientsParams) -> Vec<Vec<f32>> {
+        let weights =
+            self.weights.iter().map(|weight| values(grads.get::<2>(weight.id).expect("a gradient")));
+        weights.chain(self.biases_of(grads)).collect()
+    }
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().try_to_vec().expect("f32")
+}
+
+fn vector(values: &[f32], device: &Device) -> Tensor<1> {
+    Tensor::from_data(values, device)
+}
+
+/// Numbers between -1 and 1 that look random.
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        f64::from(state) / f64::from(u32::MAX) * 2.0 - 1.0
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "any f32 will do")]
+    (0..count).map(|_| next() as f32).collect()
+}
+
+/// The joint norm, in f64.
+fn norm_of(gradients: &[Vec<f32>]) -> f64 {
+    let slices: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+    reference::total_norm(&slices)
+}
+
+/// That these are those, scaled to the limit, and that the clipper says so.
+fn assert_clipped(before: &[Vec<f32>], after: &[Vec<f32>], norm: Tensor<1>, max_norm: f64) {
+    let expected = norm_of(before);
+    let device = norm.device();
+    let found = f64::from(values(norm)[0]);
+    // Burn's CPU backend adds up in f32, one by one.
+    let tolerance = if device == Device::default() { 3e-7 } else { 1e-5 };
+    assert!(
+        (found - expected).abs() <= tolerance * expected,
+        "the norm is {expected}, not {found}, on {device:?}"
+    );
+    let coef = reference::clip_coef(expected, max_norm);
+    assert_eq!(before.len(), after.len());
+    for (index, (before, after)) in before.iter().zip(after).enumerate() {
+        assert_eq!(before.len(), after.len());
+        for (element, (&before, &after)) in before.iter().zip(after).enumerate() {
+            let expected = f64::from(before) * coef;
+            assert!(
+                (f64::from(after) - expected).abs() <= (2e-7 + tolerance) * expected.abs(),
+                "gradient {index}, element {element}: {after}, not {expected} = {before} · {coef}"
+            );
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Norms and elements, against f64 on the host.
+
+use burn::module::Param;
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use gradclip_burn::{Epsilon, GradClipper, NonFinite, NormType};
+use half::{bf16, f16};
+
+use crate::{Model, assert_clipped, devices, noise, norm_of, values, vector};
+
+#[test]
+fn gradients_of_all_sizes_are_scaled_to_the_limit() {
+    for device in devices() {
+        let lengths = [1, 3, 4, 255, 4096, 4097, 70_001, 8, 100_000];
+        let before: Vec<_> = lengths.iter().zip(1..).map(|(&length, seed)| noise(length, seed)).collect();
+        let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
+        let record = clipped.records().unwrap()[0];
+        assert!(record.clipped() && !record.non_finite());
+        assert_eq!(clipped.by_kernels(), device == Device::default());
+        assert_eq!(record.total_norm, values(clipped.norm())[0]);
+    }
+}
+
+#[test]
+fn within_the_limit_every_bit_stays() {
+    for device in devices() {
+        let before = vec![noise(1000, 1), vec![-0.0, f32::MIN_POSITIVE, 1e-3, 0.5]];
+        let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
+        let clipped = GradClipper::by_global_norm(1e3).clip(&mut grads, &model).unwrap();
+        let bits =
+            |gradients: &[Vec<f32>]| gradients.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&model.biases_of(&grads)), bits(&before));
+        assert!(!clipped.records().unwrap()[0].clipped());
+    }
+}
+
+#[test]
+fn a_real_backward_pass() {
+    use burn::nn::{Linear, LinearConfig};
+    for device in devices() {
+        let device = device.autodiff();
+        let layer: Linear = LinearConfig::new(33, 17).init(&device);
+        let input = Tensor::<2>::from_data(TensorData::new(noise(5 * 33, 3), [5, 33]), &device);
+        let loss = || (layer.forward(input.clone()) * 3.0).square().sum();
+        let before = |grads: &GradientsParams| {
+            let bias = layer.bias.as_ref().unwrap();
+            vec![values(grads.get::<2>(layer.weight.id).unwrap()), values(grads.get::<1>(bias.id).unwrap())]
+        };
+        let unclipped = before(&GradientsParams::from_grads(loss().backward(), &layer));
+        let mut grads = GradientsParams::from_grads(loss().backward(), &layer);
+        let clipped = GradClipper::by_global_norm(0.5).clip(&mut grads, &layer).unwrap();
+        assert_eq!(clipped.parameters(), ["weight", "bias"]);
+        assert_clipped(&unclipped, &before(&grads), clipped.norm(), 0.5);
+    }
+}
+
+#[test]
+fn other_norms() {
+    for device in devices() {
+        for (norm_type, expected) in
+            [(NormType::L1, 7.5), (NormType::Inf, 4.0), (NormType::P(2.0), 26.25_f32.sqrt())]
+        {
+            let (model, mut grads) = Model::with_gradients(vec![
+                vector(&[3.0, -0.5], &device),
+                vector(&[-4.0], &device),
+                vector(&[1.0], &device),
+            ]);
+            let before = model.biases_of(&grads).concat();
+            let clipper = GradClipper::by_global_norm(1.0).norm_type(norm_type).epsilon(Epsilon::None);
+            let clipped = clipper.clip(&mut grads, &model).unwrap();
+            let expected = if norm_type == NormType::L1 { expected + 1.0 } else { expected };
+            assert_eq!(values(clipped.norm()), [expected], "{norm_type:?}");
+            for (before, after) in before.iter().zip(model.biases_of(&grads).concat()) {
+                assert!((after - before / expected).abs() < 1e-6, "{norm_type:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn squares_that_would_leave_f32() {
+    for device in devices() {
+        for (size, expected) in [(1e20, 5e20), (1e-30, 5e-30)] {
+            let gradients = vec![vector(&[3.0 * size], &device), vector(&[4.0 * size, 0.0], &device)];
+            let (model, mut grads) = Model::with_gradients(gradients);
+            let clipped = GradClipper::by_global_norm(1.0).measure(&mut grads, &model).unwrap();
+            let norm = values(clipped.norm())[0];
+            assert!((norm / expected - 1.0).abs() < 1e-6, "{norm}, not {expected}");
+        }
+    }
+}
+
+#[test]
+fn not_finite_means_what_the_policy_says() {
+    for device in devices() {
+        for bad in [f32::INFINITY, f32::NAN] {
+            for policy in
+                [NonFinite::Skip, NonFinite::Zero, NonFinite::Error, NonFinite::Propagate, NonFinite::Poison]
+            {
+                let (model, mut grads) = Model::with_gradients(vec![
+                    vector(&[3.0; 5], &device),
+                    vector(&[1.0, bad, 2.0], &device),
+                ]);
+                let clipped =
+                    GradClipper::by_global_norm(1.0).non_finite(policy).clip(&mut grads, &model).unwrap();
+                let after = model.biases_of(&grads).concat();
+                let what = format!("{bad} {policy:?} on {device:?}: {after:?}");
+                match policy {
+                    NonFinite::Skip | NonFinite::Error => assert_eq!(after[..5], [3.0; 5], "{what}"),
+                    NonFinite::Zero => assert_eq!(after, [0.0; 8], "{what}"),
+                    NonFinite::Propagate if bad.is_infinite() => {
+                        assert_eq!(after[..5], [0.0; 5], "{what}");
+                        assert!(after[6].is_nan(), "{what}");
+                    }
+                    _ => assert!(after.iter().all(|x| x.is_nan()), "{what}"),
+                }
+                match clipped.records() {
+                    Err(error) => {
+                        assert_eq!(policy, NonFinite::Error);
+                        assert!(error.to_string().contains("biases.1"), "{error}");
+                    }
+                    Ok(records) => {
+                        assert!(records[0].non_finite(), "{what}");
+                        assert_eq!(records[0].first_non_finite(), Some(1), "{what}");
+                        assert_eq!(records[0].skip(), policy == NonFinite::Skip);
+                        assert_eq!(records[0].zeroed(), policy == NonFinite::Zero);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_loss_scale_is_undone() {
+    for device in devices() {
+        let (model, mut grads) = Model::with_gradients(vec![vector(&[3.0 * 1024.0, 4.0 * 1024.0], &device)]);
+        let clipper = GradClipper::by_global_norm(10.0).loss_scale(1024.0);
+        let clipped = clipper.clip(&mut grads, &model).unwrap();
+        assert_eq!(values(clipped.norm()), [5.0]);
+        assert_eq!(model.biases_of(&grads).concat(), [3.0, 4.0]);
+    }
+}
+
+#[test]
+fn by_value_clamps_and_leaves_nan() {
+    for device in devices() {
+        let gradient = vector(&[-3.0, 0.25, f32::NAN, 3.0, f32::NEG_INFINITY], &device);
+        let (model, mut grads) = Model::with_gradients(vec![gradient]);
+        GradClipper::by_value(0.5).clip(&mut grads, &model).unwrap();
+        let after = model.biases_of(&grads).concat();
+        assert_eq!([after[0], after[1], after[3], after[4]], [-0.5, 0.25, 0.5, -0.5]);
+        assert!(after[2].is_nan());
+    }
+}
+
+/// Half precision on the kernels: they need nothing of the device, so gradients are uploaded and read as they are.
+#[test]
+fn narrow_elements() {
+    let device = Device::default();
+    for length in [7, 8, 5000, 9001] {
+        let wide: Vec<_> = noise(length, 5).iter().map(|x| x * 8.0).collect();
+        let f16s: Vec<_> = wide.iter().map(|&x| f16::from_f32(x)).collect();
+        let bf16s: Vec<_> = wide.iter().map(|&x| bf16::from_f32(x)).collect();
+        let (model, mut grads) = Model::with_gradients(vec![
+            Tensor::from_data(TensorData::new(f16s.clone(), [length]), (&device, DType::F16)),
+            Tensor::from_data(TensorData::new(bf16s.clone(), [length]), (&device, DType::BF16)),
+            vector(&wide, &device),
+        ]);
+        let before = vec![
+            f16s.iter().map(|x| x.to_f32()).collect::<Vec<_>>(),
+            bf16s.iter().map(|x| x.to_f32()).collect(),
+            wide,
+        ];
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let found = f64::from(values(clipped.norm())[0]);
+        let expected = norm_of(&before);
+        assert!((found - expected).abs() <= 3e-7 * expected, "{found}, not {expected}");
+        let coef = clipped.records().unwrap()[0].clip_coef;
+        let after = |index: usize| grads.get::<1>(model.biases[index].id).unwrap().into_data();
+        let halves: Vec<f16> = after(0).try_to_vec().unwrap();
+        let brains: Vec<bf16> = after(1).try_to_vec().unwrap();
+        for index in 0..length {
+            assert_eq!(halves[index], f16::from_f32(before[0][index] * coef), "f16, element {index}");
+            assert_eq!(brains[index], bf16::from_f32(before[1][index] * coef), "bf16, element {index}");
+        }
+    }
+}
+
+#[test]
+fn nothing_at_all_has_the_norm_zero() {
+    for device in devices() {
+        let model =
+            Model { weights: Vec::new(), biases: vec![Param::from_tensor(Tensor::zeros([3], &device))] };
+        let mut grads = GradientsParams::new();
+        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        assert_eq!(values(clipped.norm()), [0.0]);
+        assert_eq!(clipped.records().unwrap()[0].clip_coef, 1.0);
+        assert!(clipped.parameters().is_empty());
+    }
+}
+
+#[test]
+fn f64_stays_f64() {
+    let device = Device::flex();
+    let before = [1.0 / 3.0, 1e-9, -0.7_f64];
+    for (limit, factor) in [(1e3, 1.0), (0.07, 0.1)] {
+        let gradient = Tensor::<1>::from_data(TensorData::from(before), (&device, DType::F64));
+        let (model, mut grads) = Model::with_gradients(vec![gradient]);
+        let clipper = GradClipper::by_global_norm(limit).norm_type(NormType::Inf).epsilon(Epsilon::None);
+        let clipped = clipper.clip(&mut grads, &model).unwrap();
+        assert!(!clipped.by_kernels());
+        let coef = f64::from(clipped.records().unwrap()[0].clip_coef);
+        assert!((coef - factor).abs() < 1e-7, "{coef}");
+        let after: Vec<f64> = grads.get::<1>(model.biases[0].id).unwrap().into_data().try_to_vec().unwrap();
+        assert_eq!(after, before.map(|x| x * coef));
+    }
+}
