@@ -28,13 +28,18 @@ pub(super) trait Element: Copy + Send + Sync {
     /// [`widen`](Self::widen), as an instruction set does it best.
     #[inline(always)]
     fn widen_block<I: Isa>(block: &[Self; LANES]) -> [f32; LANES] {
-        block.map(Self::widen)
+        // Not `map`, of which the compiler makes one element after the other.
+        let mut wide = [0.0; LANES];
+        wide.iter_mut().zip(block).for_each(|(wide, x)| *wide = x.widen());
+        wide
     }
 
     /// [`narrow`](Self::narrow), as an instruction set does it best.
     #[inline(always)]
     fn narrow_block<I: Isa>(wide: [f32; LANES]) -> [Self; LANES] {
-        wide.map(Self::narrow)
+        let mut block = [Self::narrow(0.0); LANES];
+        block.iter_mut().zip(wide).for_each(|(x, wide)| *x = Self::narrow(wide));
+        block
     }
 
     fn bits(self) -> Self::Bits;

@@ -49,7 +49,11 @@ impl<E: Element> Kernel for Scale<'_, E> {
         let (blocks, rest) = piece.as_chunks_mut::<LANES>();
         for block in blocks {
             prefetch_after(block);
-            *block = E::narrow_block::<I>(E::widen_block::<I>(block).map(|x| x * factor));
+            let mut wide = E::widen_block::<I>(block);
+            for x in &mut wide {
+                *x *= factor;
+            }
+            *block = E::narrow_block::<I>(wide);
         }
         for x in rest {
             *x = E::narrow(x.widen() * factor);
