@@ -10,8 +10,19 @@ use super::kernels::{self, Change};
 /// The elements (64 KiB of f32) that one call of a kernel gets; a gradient is cut at multiples of it.
 const PIECE: usize = 1 << 14;
 
-/// The elements (1 MiB of f32) that are not worth handing to another thread.
-const TASK: usize = 1 << 18;
+/// The elements (1 MiB of f32) that are not worth waking another thread for.
+const ALONE: usize = 1 << 18;
+
+/// The elements (256 KiB of f32) that a thread takes at a time once several are awake: few, so that all end together.
+const TASK: usize = 1 << 16;
+
+/// How many elements are one task where there are so many in all.
+const fn task(len: usize) -> usize {
+    if len > ALONE { TASK } else { ALONE }
+}
+
+/// The most elements whose findings are put together one after the other: the order of a sum follows from it.
+const IN_A_ROW: usize = 1 << 18;
 
 /// Something that is found piece by piece, and put together.
 pub(super) trait Reduction: Sync {
@@ -34,36 +45,42 @@ pub(super) trait Reduction: Sync {
 /// What is found in each gradient.
 pub(super) fn reduce<R: Reduction>(gradients: &[Elements<'_>], reduction: &R) -> Vec<R::Output> {
     let mut found = vec![R::NOTHING; gradients.len()];
-    reduce_into(gradients, &mut found, reduction);
+    let task = task(gradients.iter().map(Elements::len).sum());
+    reduce_into(gradients, &mut found, reduction, task);
     found
 }
 
-fn reduce_into<R: Reduction>(gradients: &[Elements<'_>], found: &mut [R::Output], reduction: &R) {
-    let len = gradients.iter().map(Elements::len).sum();
-    if gradients.len() == 1 || len <= TASK {
+fn reduce_into<R: Reduction>(
+    gradients: &[Elements<'_>],
+    found: &mut [R::Output],
+    reduction: &R,
+    task: usize,
+) {
+    let len: usize = gradients.iter().map(Elements::len).sum();
+    if gradients.len() == 1 || len <= task {
         for (gradient, found) in gradients.iter().zip(found) {
             *found = reduction.gradient(match gradient {
-                Elements::F32(elements) => reduce_one(elements, reduction),
-                Elements::F16(elements) => reduce_one(elements, reduction),
-                Elements::Bf16(elements) => reduce_one(elements, reduction),
+                Elements::F32(elements) => reduce_one(elements, reduction, task),
+                Elements::F16(elements) => reduce_one(elements, reduction, task),
+                Elements::Bf16(elements) => reduce_one(elements, reduction, task),
             });
         }
     } else {
         let middle = gradients.len() / 2;
         let (left, right) = gradients.split_at(middle);
         let (left_found, right_found) = found.split_at_mut(middle);
-        let right = || reduce_into(right, right_found, reduction);
-        join(len, || reduce_into(left, left_found, reduction), right);
+        let right = || reduce_into(right, right_found, reduction, task);
+        join(true, || reduce_into(left, left_found, reduction, task), right);
     }
 }
 
-fn reduce_one<E: Element, R: Reduction>(gradient: &[E], reduction: &R) -> R::Output {
+fn reduce_one<E: Element, R: Reduction>(gradient: &[E], reduction: &R, task: usize) -> R::Output {
     if gradient.len() <= PIECE {
         reduction.piece(gradient)
     } else {
         let (left, right) = gradient.split_at(middle(gradient.len()));
-        let (left, right) =
-            join(gradient.len(), || reduce_one(left, reduction), || reduce_one(right, reduction));
+        let right = || reduce_one(right, reduction, task);
+        let (left, right) = join(gradient.len() > task, || reduce_one(left, reduction, task), right);
         reduction.and(left, right)
     }
 }
@@ -73,7 +90,7 @@ fn reduce_one<E: Element, R: Reduction>(gradient: &[E], reduction: &R) -> R::Out
 pub(super) fn together<R: Reduction>(found: &[(usize, R::Output)], reduction: &R) -> R::Output {
     if let [(_, only)] = found {
         *only
-    } else if found.iter().map(|(len, _)| len).sum::<usize>() <= TASK {
+    } else if found.iter().map(|(len, _)| len).sum::<usize>() <= IN_A_ROW {
         found.iter().fold(R::NOTHING, |all, &(_, next)| reduction.and(all, next))
     } else {
         let (left, right) = found.split_at(found.len() / 2);
@@ -83,28 +100,32 @@ pub(super) fn together<R: Reduction>(found: &[(usize, R::Output)], reduction: &R
 
 /// Changes every element of every gradient, once.
 pub(super) fn change(gradients: &mut [(ElementsMut<'_>, Change)]) {
-    let len = gradients.iter().map(|(elements, _)| elements.len()).sum();
-    if gradients.len() == 1 || len <= TASK {
+    change_all(gradients, task(gradients.iter().map(|(elements, _)| elements.len()).sum()));
+}
+
+fn change_all(gradients: &mut [(ElementsMut<'_>, Change)], task: usize) {
+    let len: usize = gradients.iter().map(|(elements, _)| elements.len()).sum();
+    if gradients.len() == 1 || len <= task {
         for (elements, change) in gradients {
             match elements {
-                ElementsMut::F32(elements) => change_one(elements, *change),
-                ElementsMut::F16(elements) => change_one(elements, *change),
-                ElementsMut::Bf16(elements) => change_one(elements, *change),
+                ElementsMut::F32(elements) => change_one(elements, *change, task),
+                ElementsMut::F16(elements) => change_one(elements, *change, task),
+                ElementsMut::Bf16(elements) => change_one(elements, *change, task),
             }
         }
     } else {
         let (left, right) = gradients.split_at_mut(gradients.len() / 2);
-        join(len, || change(left), || change(right));
+        join(true, || change_all(left, task), || change_all(right, task));
     }
 }
 
-fn change_one<E: Element>(gradient: &mut [E], change: Change) {
+fn change_one<E: Element>(gradient: &mut [E], change: Change, task: usize) {
     let len = gradient.len();
-    if len <= TASK {
+    if len <= task {
         kernels::change(gradient, change);
     } else {
         let (left, right) = gradient.split_at_mut(middle(len));
-        join(len, || change_one(left, change), || change_one(right, change));
+        join(true, || change_one(left, change, task), || change_one(right, change, task));
     }
 }
 
@@ -113,13 +134,13 @@ fn middle(len: usize) -> usize {
     (len / 2).next_multiple_of(PIECE)
 }
 
-/// Both results, computed side by side if `len` elements are worth it.
+/// Both results, computed side by side if that is worth it.
 fn join<A: Send, B: Send>(
-    len: usize,
+    worth_it: bool,
     left: impl FnOnce() -> A + Send,
     right: impl FnOnce() -> B + Send,
 ) -> (A, B) {
-    if len > TASK { rayon::join(left, right) } else { (left(), right()) }
+    if worth_it { rayon::join(left, right) } else { (left(), right()) }
 }
 
 /// See [`cpu::threads`](super::threads).
@@ -153,7 +174,7 @@ mod tests {
 
     /// Big, small and empty gradients that are cut everywhere, and whose sum shows another order of addition.
     fn gradients() -> Vec<Vec<f32>> {
-        let lens = [0, 3 * TASK + 17, 1, TASK + 1, 0, PIECE].into_iter().chain((0..900).map(|i| i % 700));
+        let lens = [0, 3 * ALONE + 17, 1, ALONE + 1, 0, PIECE].into_iter().chain((0..900).map(|i| i % 700));
         let mut state = 1_u32;
         let mut number = || {
             state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
@@ -194,8 +215,8 @@ mod tests {
 
     #[test]
     fn measures_gradients_cut_anywhere() {
-        let numbers: Vec<f32> = (0..2 * TASK + 3).map(|i| (i * 7919 % 2003) as f32 - 1001.0).collect();
-        for around in [PIECE, 2 * PIECE, 3 * PIECE, TASK, TASK + PIECE, 2 * TASK] {
+        let numbers: Vec<f32> = (0..2 * ALONE + 3).map(|i| (i * 7919 % 2003) as f32 - 1001.0).collect();
+        for around in [PIECE, 2 * PIECE, 3 * PIECE, TASK, ALONE, ALONE + PIECE, 2 * ALONE] {
             for len in around - 1..=around + 1 {
                 let gradient = &numbers[..len];
                 let found = measure(&[gradient], NormType::L2);

@@ -67,8 +67,8 @@ fn members<'a>(gradients: &'a [Gradient<'_>], scope: Scope) -> Vec<Member<'a>> {
     members
 }
 
-/// What is found in each of some members.
-type Found<'a> = [(Member<'a>, Measured)];
+/// How long members or gradients are, and what was found in each.
+type Found = [(usize, Measured)];
 
 /// Measures gradients, and says what follows for each record, and for each gradient if that was asked for. There is a limit
 /// for each group.
@@ -78,7 +78,6 @@ pub(super) fn measure(
     max_norms: &[f32],
 ) -> (Vec<Basis>, Vec<TensorStats>) {
     let mut members = members(gradients, norm.scope);
-    let records = count(gradients, norm.scope, max_norms.len());
     let limits = if norm.scope.is_together() {
         max_norms.to_vec()
     } else {
@@ -88,24 +87,28 @@ pub(super) fn measure(
         members.iter().map(limit).collect()
     };
     members.retain(|member| member.measured);
+    // What shares a record side by side, in the order of the gradients.
+    members.sort_by_key(|member| member.record);
 
     // All are read side by side, whatever they belong to, and the parameters too.
     let elements = members.iter().map(|member| member.elements);
     let parameters = members.iter().filter_map(|member| member.parameter);
     let all: Vec<Elements<'_>> = elements.chain(parameters).collect();
-    let (measured, counts): (Vec<_>, Vec<_>) = if norm.tensor_stats {
+    let (measured, counts) = if norm.tensor_stats {
         parallel::reduce(&all, &Stats(norm.norm_type)).into_iter().unzip()
     } else {
-        let nobody = |measured| (measured, Counts::default());
-        parallel::reduce(&all, &norm.norm_type).into_iter().map(nobody).unzip()
+        (parallel::reduce(&all, &norm.norm_type), Vec::new())
     };
     let (own, of_parameters) = measured.split_at(members.len());
-    let found: Vec<_> = members.iter().copied().zip(own.iter().copied()).collect();
+    let found: Vec<_> = members.iter().map(|member| member.elements.len()).zip(own.iter().copied()).collect();
 
-    let mut bases: Vec<_> =
-        limits.iter().map(|&limit| Basis { measured: together(&[], norm), limit }).collect();
-    for (record, basis) in by_record(&found, records).into_iter().zip(&mut bases) {
-        basis.measured = together(&record, norm);
+    let nothing = together(&[], norm, |_| 0);
+    let mut bases: Vec<_> = limits.into_iter().map(|limit| Basis { measured: nothing, limit }).collect();
+    let mut rest = &found[..];
+    for own in members.chunk_by(|one, next| one.record == next.record) {
+        let (found, after) = rest.split_at(own.len());
+        bases[own[0].record].measured = together(found, norm, |index| own[index].gradient);
+        rest = after;
     }
     if let Scope::Parameter { floor } = norm.scope {
         for (member, parameter) in members.iter().zip(of_parameters) {
@@ -113,48 +116,41 @@ pub(super) fn measure(
             *limit = clip::relative_limit(*limit, rounded(parameter.norm(norm.norm_type)), floor);
         }
     }
-    let stats = norm.tensor_stats.then(|| stats(gradients.len(), &found, &counts, norm));
+    let stats = norm.tensor_stats.then(|| stats(gradients.len(), &members, own, &counts, norm));
     (bases, stats.unwrap_or_default())
 }
 
-/// What was found, by the record that it belongs to.
-fn by_record<'a>(found: &Found<'a>, records: usize) -> Vec<Vec<(Member<'a>, Measured)>> {
-    let mut by_record = vec![Vec::new(); records];
-    for found in found {
-        by_record[found.0.record].push(*found);
-    }
-    by_record
-}
-
-fn stats(gradients: usize, found: &Found<'_>, counts: &[Counts], norm: &ByNorm) -> Vec<TensorStats> {
+fn stats(
+    gradients: usize,
+    members: &[Member<'_>],
+    measured: &[Measured],
+    counts: &[Counts],
+    norm: &ByNorm,
+) -> Vec<TensorStats> {
     let mut stats = vec![TensorStats::default(); gradients];
-    let both: Vec<_> = found.iter().zip(counts).collect();
-    for rows in both.chunk_by(|one, next| one.0.0.gradient == next.0.0.gradient) {
-        let (member, _) = rows[0].0;
-        let parts: Vec<_> = rows
-            .iter()
-            .map(|((member, measured), counts)| (member.elements.len(), (*measured, **counts)))
-            .collect();
+    let found = measured.iter().copied().zip(counts.iter().copied());
+    let found: Vec<_> = members.iter().zip(found).collect();
+    for rows in found.chunk_by(|(one, _), (next, _)| one.gradient == next.gradient) {
+        let parts: Vec<_> = rows.iter().map(|(member, found)| (member.elements.len(), *found)).collect();
         let reduction = Stats(norm.norm_type);
         // For p = 0 a gradient counts once, however many of its rows do.
         let whole = reduction.gradient(parallel::together(&parts, &reduction));
-        stats[member.gradient] = Stats::of(whole, norm);
+        stats[rows[0].0.gradient] = Stats::of(whole, norm);
     }
     stats
 }
 
-/// What was measured of all that shares a record.
-fn together(found: &Found<'_>, norm: &ByNorm) -> record::Measured {
-    let parts: Vec<(usize, Measured)> =
-        found.iter().map(|(member, measured)| (member.elements.len(), *measured)).collect();
-    let measured = parallel::together(&parts, &norm.norm_type);
+/// What was measured of all that shares a record. Of which gradient a part is, `gradient` knows.
+fn together(found: &Found, norm: &ByNorm, gradient: impl Fn(usize) -> usize) -> record::Measured {
+    let measured = parallel::together(found, &norm.norm_type);
+    let first_non_finite = found.iter().position(|(_, measured)| measured.non_finite());
     #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
-    let index = |(member, _): &(Member<'_>, Measured)| member.gradient as u32;
+    let gradient = |index| gradient(index) as u32;
     record::Measured {
         norm: measured.norm(norm.norm_type),
         max_magnitude: measured.max_magnitude(),
-        first_non_finite: found.iter().find(|(_, measured)| measured.non_finite()).map(index),
-        empty: parts.iter().all(|(len, _)| *len == 0),
+        first_non_finite: first_non_finite.map(gradient),
+        empty: found.iter().all(|(len, _)| *len == 0),
     }
 }
 
@@ -170,11 +166,7 @@ fn rounded(norm: f64) -> f32 {
 pub(super) fn of_slices(gradients: &[&[f32]], max_norm: f32) -> ClipRecord {
     let norm = ByNorm::l2(max_norm);
     let elements: Vec<_> = gradients.iter().map(|elements| Elements::F32(elements)).collect();
-    let found = elements.iter().zip(parallel::reduce(&elements, &norm.norm_type)).enumerate();
-    let member = |(gradient, (&elements, measured))| {
-        let member = Member { gradient, group: 0, record: 0, measured: true, elements, parameter: None };
-        (member, measured)
-    };
-    let measured = together(&found.map(member).collect::<Vec<_>>(), &norm);
-    ClipRecord::new(measured, &norm, max_norm)
+    let lens = elements.iter().map(Elements::len);
+    let found: Vec<_> = lens.zip(parallel::reduce(&elements, &norm.norm_type)).collect();
+    ClipRecord::new(together(&found, &norm, |index| index), &norm, max_norm)
 }
