@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::gpu::Cost;
 use super::timing::{Roofline, Timed, Work};
 use super::workloads::{Op, Set};
-use crate::report::Table;
+use crate::table::Table;
 
 /// Where something ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
