@@ -2,6 +2,7 @@
 
 mod bytes;
 mod cpu;
+mod device;
 mod gpu;
 mod kernels;
 mod loops;
@@ -23,7 +24,8 @@ use serde_json::json;
 use crate::manner::matches;
 use crate::progress::Progress;
 use cpu::Cpu;
-use gpu::{Gpu, GpuSet, Layout};
+use device::Gpu;
+use gpu::{GpuSet, Layout};
 use rows::{Measured, Path, Row};
 use timing::{Roofline, Timed, Work, interleaved};
 use workloads::{Memory, Op, Pristine, Set, sets};

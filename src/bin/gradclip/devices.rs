@@ -5,7 +5,7 @@ use gradclip::{DeviceChoice, SliceDevice, adapters, cpu, is_software, wgpu};
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
-use crate::report::Table;
+use crate::table::Table;
 
 const HEADING: [&str; 9] =
     ["", "name", "backend", "type", "driver", "buffer", "binding", "bindings", "workgroups"];

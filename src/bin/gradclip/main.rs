@@ -10,6 +10,7 @@ mod file;
 mod manner;
 mod progress;
 mod report;
+mod table;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;

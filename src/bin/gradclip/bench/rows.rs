@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::gpu::Cost;
+use super::statistics::Spread;
 use super::timing::{Roofline, Timed, Work};
 use super::workloads::{Op, Set};
-use crate::report::Table;
+use crate::table::Table;
 
 /// Where something ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,13 @@ pub(crate) struct Row {
     pub(crate) cost: Option<Cost>,
 }
 
+/// What a plan costs besides the time that it runs.
+pub(crate) struct Cost {
+    pub(crate) dispatches: usize,
+    pub(crate) scratch_bytes: u64,
+    pub(crate) prepare: Spread,
+}
+
 /// The rows of one set.
 pub(crate) struct Measured {
     pub(crate) set: Set,
@@ -61,7 +68,7 @@ impl Row {
         self.timed.seconds.median
     }
 
-    fn gb_per_s(&self, set: &Set) -> f64 {
+    pub(crate) fn gb_per_s(&self, set: &Set) -> f64 {
         self.work.bytes(set.bytes()) as f64 / self.seconds() / 1e9
     }
 
@@ -69,7 +76,7 @@ impl Row {
         100.0 * self.roofline / self.seconds()
     }
 
-    fn json(&self, set: &Set) -> Value {
+    pub(crate) fn json(&self, set: &Set) -> Value {
         let Timed { seconds, wall, encode } = self.timed;
         let cost = self.cost.as_ref();
         json!({
@@ -290,7 +297,7 @@ pub(crate) fn duration(seconds: f64) -> String {
 }
 
 /// Three digits or more.
-fn significant(x: f64) -> String {
+pub(crate) fn significant(x: f64) -> String {
     match x {
         ..10.0 => format!("{x:.2}"),
         ..100.0 => format!("{x:.1}"),

@@ -1,0 +1,129 @@
+//! What is compared on one buffer.
+
+use anyhow::{Context as _, Result, ensure};
+use gradclip::{ClipPlan, DType, Gradient, wgpu};
+use lampshade::{Reducer, U32Reduction};
+use wgpu::{Buffer, BufferUsages, CommandEncoder};
+
+use crate::bench::device::{Gpu, allocate_one};
+use crate::bench::kernels::Bound;
+use crate::bench::timing::{Roofline, Sample, Work};
+use crate::bench::workloads::{Op, Pristine};
+
+/// What reads a buffer once, and makes one number of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The norm of its f32 elements.
+    Gradclip,
+    /// The wrapping sum of the same bits as u32.
+    Lampshade,
+    /// The roofline, which makes nothing of it.
+    Read,
+}
+
+impl Way {
+    /// In the order of their numbers.
+    pub(crate) const ALL: [Self; 3] = [Self::Gradclip, Self::Lampshade, Self::Read];
+
+    pub(crate) const fn library(self) -> &'static str {
+        match self {
+            Self::Gradclip | Self::Read => "gradclip",
+            Self::Lampshade => "lampshade",
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Gradclip | Self::Read => self.work().name(),
+            Self::Lampshade => "sum",
+        }
+    }
+
+    pub(crate) const fn dtype(self) -> &'static str {
+        match self {
+            Self::Gradclip | Self::Read => "f32",
+            Self::Lampshade => "u32",
+        }
+    }
+
+    /// As `gradclip bench` knows it: a sum reads what a norm reads.
+    pub(crate) const fn work(self) -> Work {
+        match self {
+            Self::Gradclip | Self::Lampshade => Work::Op(Op::Norm),
+            Self::Read => Work::Roofline(Roofline::Read),
+        }
+    }
+}
+
+/// A buffer, and what each way needs to read it.
+pub(crate) struct Contest<'a> {
+    gpu: &'a Gpu,
+    buffer: Buffer,
+    elements: u32,
+    plan: ClipPlan,
+    reducer: Reducer,
+    sum: Buffer,
+    read: (Bound, usize),
+}
+
+impl<'a> Contest<'a> {
+    /// Fails if one of the answers is wrong.
+    pub(crate) fn new(gpu: &'a Gpu, pristine: &Pristine) -> Result<Self> {
+        let bytes = pristine.bytes();
+        let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
+        let buffer = allocate_one(&gpu.device, bytes.len(), usage)?;
+        gpu.write(&buffer, bytes)?;
+        let gradient = Gradient::new(&buffer, DType::F32);
+        let read = gpu.kernels.read(std::slice::from_ref(&buffer));
+        let steps = gpu.best(false, &read)?;
+        let mut contest = Self {
+            plan: gpu.clipper.prepare(&[gradient], Op::Norm.clip(pristine.norm))?,
+            reducer: Reducer::new(&gpu.device, &gpu.queue),
+            sum: allocate_one(&gpu.device, size_of::<u32>(), usage)?,
+            elements: u32::try_from(bytes.len() / size_of::<u32>())?,
+            read: (read, steps),
+            buffer,
+            gpu,
+        };
+        contest.check(pristine)?;
+        Ok(contest)
+    }
+
+    fn check(&mut self, pristine: &Pristine) -> Result<()> {
+        let gpu = self.gpu;
+        let mut encoder = gpu.encoder();
+        self.record(Way::Gradclip, &mut encoder)?;
+        self.record(Way::Lampshade, &mut encoder)?;
+        let ticket = self.plan.read_back(&mut encoder);
+        encoder.copy_buffer_to_buffer(&self.sum, 0, &gpu.staging, 0, self.sum.size());
+        gpu.submit_and_wait([encoder.finish()])?;
+
+        Op::Norm.check_record(&ticket.wait()?, pristine.norm)?;
+        let words: &[u32] = bytemuck::cast_slice(pristine.bytes());
+        let expected = words.iter().fold(0_u32, |sum, &word| sum.wrapping_add(word));
+        let found = gpu.mapped(&gpu.staging, |bytes| {
+            Ok(bytemuck::pod_read_unaligned::<u32>(&bytes[..size_of::<u32>()]))
+        })?;
+        ensure!(found == expected, "lampshade: the sum is {found}, but it should be {expected}");
+        Ok(())
+    }
+
+    /// Does it once.
+    pub(crate) fn time(&mut self, way: Way) -> Result<Sample> {
+        let mut recorded = Ok(());
+        let sample = self.gpu.time(false, |encoder| recorded = self.record(way, encoder))?;
+        recorded.map(|()| sample)
+    }
+
+    fn record(&mut self, way: Way, encoder: &mut CommandEncoder) -> Result<()> {
+        match way {
+            Way::Gradclip => self.plan.encode_norm(encoder),
+            Way::Lampshade => self
+                .reducer
+                .record_reduce(encoder, &self.buffer, &self.sum, self.elements, U32Reduction::Sum)
+                .context("lampshade")?,
+            Way::Read => self.gpu.kernels.encode(&self.read.0, self.read.1, encoder),
+        }
+        Ok(())
+    }
+}
