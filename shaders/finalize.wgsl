@@ -75,35 +75,47 @@ fn total_of(cascade: Cascade) -> f32 {
     return cascade.rest + (cascade.sixteens + cascade.ones);
 }
 
-// The partials that one invocation joins, but for the sums of the rescued ones: their scale is not known yet. Four
-// at a time, their loads in flight together: this stage does nothing but wait for them.
+// The partials that one invocation joins, but for the sums of the rescued ones: their scale is not known yet. Sixteen at
+// a time, their loads in flight together: this stage does nothing but wait for them.
 fn plain_total(segment: Segment, lane: u32) -> Item {
     var cascade = Cascade();
-    var all = Partial();
-    var first_non_finite = NO_PARTIAL;
+    var all = Item(Partial(), NO_PARTIAL);
     var index = 0u;
-    for (var at = lane; at < segment.count; at += 4u * WORKGROUP_SIZE) {
-        let a = partial_at(segment, at);
-        let b = partial_at(segment, at + WORKGROUP_SIZE);
-        let c = partial_at(segment, at + 2u * WORKGROUP_SIZE);
-        let d = partial_at(segment, at + 3u * WORKGROUP_SIZE);
-        let four = combine(combine(a, b), combine(c, d));
-        if (first_non_finite == NO_PARTIAL && (four.largest & MAGNITUDE) >= INFINITY) {
-            first_non_finite = segment.first + first_of(at, a.largest, b.largest, c.largest);
-        }
-        add(&cascade, index, (plain_sum(a) + plain_sum(b)) + (plain_sum(c) + plain_sum(d)));
-        all = combine(all, four);
+    for (var at = lane; at < segment.count; at += 16u * WORKGROUP_SIZE) {
+        let a = four_from(segment, at);
+        let b = four_from(segment, at + 4u * WORKGROUP_SIZE);
+        let c = four_from(segment, at + 8u * WORKGROUP_SIZE);
+        let d = four_from(segment, at + 12u * WORKGROUP_SIZE);
+        let sixteen = join(join(a, b), join(c, d));
+        add(&cascade, index, sixteen.partial.sum);
+        all = join(all, sixteen);
         index += 1u;
     }
-    all.sum = total_of(cascade);
-    return Item(all, first_non_finite);
+    all.partial.sum = total_of(cascade);
+    return all;
 }
 
-// Which of four partials from `at` is the first that is not finite, if one is.
-fn first_of(at: u32, a: u32, b: u32, c: u32) -> u32 {
-    let not_finite = vec3((a & MAGNITUDE) >= INFINITY, (b & MAGNITUDE) >= INFINITY, (c & MAGNITUDE) >= INFINITY);
-    let steps = select(select(select(3u, 2u, not_finite.z), 1u, not_finite.y), 0u, not_finite.x);
-    return at + steps * WORKGROUP_SIZE;
+fn four_from(segment: Segment, at: u32) -> Item {
+    let a = item_at(segment, at);
+    let b = item_at(segment, at + WORKGROUP_SIZE);
+    let c = item_at(segment, at + 2u * WORKGROUP_SIZE);
+    let d = item_at(segment, at + 3u * WORKGROUP_SIZE);
+    return join(join(a, b), join(c, d));
+}
+
+// One partial; nothing past the end of the segment. It is loaded in any case, so that no branch stands between loads.
+fn item_at(segment: Segment, at: u32) -> Item {
+    let index = segment.first + min(at, segment.count - 1u);
+    let loaded = partials[index];
+    let partial = kept_if(at < segment.count, loaded);
+    let non_finite = (partial.largest & MAGNITUDE) >= INFINITY;
+    return Item(without_rescued_sum(partial), select(NO_PARTIAL, index, non_finite));
+}
+
+fn without_rescued_sum(partial: Partial) -> Partial {
+    var plain = partial;
+    plain.sum = select(partial.sum, 0.0, (partial.largest & RESCUED) != 0u);
+    return plain;
 }
 
 // All the partials of one invocation, as if the elements had been divided by 2^exponent, which is about the largest.
@@ -117,15 +129,4 @@ fn rescued_total(segment: Segment, lane: u32, exponent: i32) -> f32 {
         index += 1u;
     }
     return total_of(cascade);
-}
-
-fn partial_at(segment: Segment, at: u32) -> Partial {
-    if (at < segment.count) {
-        return partials[segment.first + at];
-    }
-    return Partial();
-}
-
-fn plain_sum(partial: Partial) -> f32 {
-    return select(partial.sum, 0.0, (partial.largest & RESCUED) != 0u);
 }

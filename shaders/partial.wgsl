@@ -1,7 +1,7 @@
 // What a norm knows of some elements: a sum, and the largest magnitude.
 //
-// Interface of the partials: `Partial`, `combine`, `counts_of`, `without_zeros`, RESCUED; and `Tally`, `tallied`, `partial_of`, for what
-// an invocation knows besides a sum while it reads. Needs float_bits.wgsl, counts.wgsl.
+// Interface of the partials: `Partial`, `combine`, `kept_if`, `counts_of`, `without_zeros`, RESCUED; and `Tally`, `tallied`,
+// `partial_of`, for what an invocation knows besides a sum while it reads. Needs float_bits.wgsl, counts.wgsl.
 
 struct Partial {
     sum: f32,     // of what the norm sums up; of the scaled elements where RESCUED is set
@@ -13,6 +13,11 @@ const RESCUED: u32 = SIGN;
 fn combine(a: Partial, b: Partial) -> Partial {
     let largest = max(a.largest & MAGNITUDE, b.largest & MAGNITUDE);
     return Partial(a.sum + b.sum, largest | ((a.largest | b.largest) & RESCUED));
+}
+
+// The partial, or nothing.
+fn kept_if(condition: bool, partial: Partial) -> Partial {
+    return Partial(select(0.0, partial.sum, condition), select(0u, partial.largest, condition));
 }
 
 // Nobody has counted.

@@ -17,6 +17,13 @@ fn combine(a: Partial, b: Partial) -> Partial {
     return Partial(a.sum + b.sum, largest | ((a.largest | b.largest) & RESCUED), both.zeros, both.non_finite);
 }
 
+// The partial, or nothing.
+fn kept_if(condition: bool, partial: Partial) -> Partial {
+    let words = vec3(partial.largest, partial.zeros, partial.non_finite);
+    let kept = select(vec3<u32>(), words, condition);
+    return Partial(select(0.0, partial.sum, condition), kept.x, kept.y, kept.z);
+}
+
 fn counts_of(partial: Partial) -> Counts {
     return Counts(partial.zeros, partial.non_finite);
 }
