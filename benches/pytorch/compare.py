@@ -114,8 +114,10 @@ def main():
                     continue
                 key = (name, row["operation"], row["library"], row.get("foreach", row["layout"]))
                 seconds.setdefault(key, []).append(row["seconds"])
-                if row["encode_seconds"] is not None:
-                    host.setdefault(key, []).append(row["encode_seconds"])
+                # Of gradclip with what its encoder takes; PyTorch has none.
+                of_host = row.get("ready_seconds") or row["encode_seconds"]
+                if of_host is not None:
+                    host.setdefault(key, []).append(of_host)
 
     def median(table, *key):
         return statistics.median(table[key]) if key in table else None

@@ -65,7 +65,8 @@ fn rows_are_whole_and_agree() {
         assert!((number(row, "percent_of_roofline") / percent - 1.0).abs() < 1e-9, "{row}");
         assert_eq!(row["cached"], false, "{row}");
         if row["path"] == "gpu" {
-            assert!(number(row, "encode_seconds") <= number(row, "wall_seconds"), "{row}");
+            let [encode, ready] = ["encode_seconds", "ready_seconds"].map(|key| number(row, key));
+            assert!(0.0 < encode && encode <= ready && ready <= number(row, "wall_seconds"), "{row}");
         } else {
             assert_eq!((&row["wall_seconds"], row["clock"].as_str()), (&row["seconds"], Some("wall")));
         }

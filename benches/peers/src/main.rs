@@ -43,7 +43,8 @@ spread    half the distance of the quartiles, of the median
 GB/s      the bytes of the buffer, over the time
 roofline  what a kernel that only reads takes for as many bytes, over the time
 wall      for a host that encodes, submits and waits
-encode    of the host, until the commands are ready to be submitted
+encode    of the host, to record the commands
+ready     of the host, until they can be submitted: with an encoder of their own, and its end
 ";
 
 /// Compare gradclip's norm with the sum of the same bytes by lampshade
@@ -126,7 +127,7 @@ fn measure(gpu: &Gpu, set: Set, share: Duration) -> Result<Measured> {
 }
 
 impl Measured {
-    const RATIOS: [&'static str; 3] = ["norm / sum", "norm / sum, wall", "norm / sum, encode"];
+    const RATIOS: [&'static str; 3] = ["norm / sum", "norm / sum, wall", "norm / sum, ready"];
 
     /// How many times as long gradclip takes as lampshade.
     fn ratios(&self) -> [Option<f64>; 3] {
@@ -137,7 +138,7 @@ impl Measured {
         [
             ratio(|timed| Some(timed.seconds.median)),
             ratio(|timed| Some(timed.wall.median)),
-            ratio(|timed| Some(timed.encode?.median)),
+            ratio(|timed| Some(timed.ready?.median)),
         ]
     }
 
@@ -177,12 +178,15 @@ fn json(gpu: &Gpu, measured: &[Measured]) -> Vec<Value> {
 }
 
 fn table(gpu: &Gpu, measured: &[Measured]) -> String {
-    let heading = ["set", "library", "operation", "time", "spread", "GB/s", "roofline", "wall", "encode"];
+    let heading =
+        ["set", "library", "operation", "time", "spread", "GB/s", "roofline", "wall", "encode", "ready"];
     let mut times = Table::new(heading).numbers_from(3);
     let mut ratios = Table::new(["set"].into_iter().chain(Measured::RATIOS)).numbers_from(1);
     for one in measured {
         for (way, row) in Way::ALL.into_iter().zip(&one.rows) {
-            let Timed { seconds, wall, encode } = row.timed;
+            let Timed { seconds, wall, encode, ready } = row.timed;
+            let [encode, ready] =
+                [encode, ready].map(|time| time.map_or("-".into(), |time| duration(time.median)));
             times.row([
                 one.set.name.clone(),
                 way.library().into(),
@@ -192,7 +196,8 @@ fn table(gpu: &Gpu, measured: &[Measured]) -> String {
                 significant(row.gb_per_s(&one.set)),
                 format!("{:.0} %", row.percent()),
                 duration(wall.median),
-                encode.map_or("-".into(), |encode| duration(encode.median)),
+                encode,
+                ready,
             ]);
         }
         let cells = one.ratios().map(|ratio| ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")));

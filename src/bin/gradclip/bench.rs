@@ -15,7 +15,7 @@ mod workloads;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use gradclip::{DeviceChoice, adapters, is_software};
@@ -38,7 +38,8 @@ roofline  what kernels and loops that do nothing else take for the same passes o
 ";
 const GPU_LEGEND: &str = "\
 wall      for a host that encodes, submits and waits
-encode    of the host, until the commands are ready to be submitted
+encode    of the host, to record the commands
+ready     of the host, until they can be submitted: with an encoder of their own, and its end
 ";
 /// Of gradients, without `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;
@@ -264,6 +265,8 @@ impl Bench<'_> {
             "library": "gradclip",
             "version": env!("CARGO_PKG_VERSION"),
             "optimized": !cfg!(debug_assertions),
+            "command": std::env::args().collect::<Vec<_>>(),
+            "unix_time": SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
             "cpu": cpu::model(),
             "threads": gradclip::cpu::threads(),
             "cold_bytes": self.cold,

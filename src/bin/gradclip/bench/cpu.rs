@@ -102,7 +102,7 @@ impl<'a> Cpu<'a> {
         if matches!(work, Work::Op(op) if op.changes()) {
             self.restore();
         }
-        Ok(Sample { seconds, wall: seconds, encode: None })
+        Ok(Sample { seconds, wall: seconds, encode: None, ready: None })
     }
 
     /// The next place, and one that is half of them away: for as long no repetition has touched it, or will.

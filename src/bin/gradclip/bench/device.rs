@@ -111,19 +111,21 @@ impl Gpu {
         if let Some(clock) = &self.clock {
             encoder.write_timestamp(&clock.queries, 0);
         }
+        let before = Instant::now();
         encode(&mut encoder);
+        let encoded = before.elapsed().as_secs_f64();
         if let Some(clock) = &self.clock {
             encoder.write_timestamp(&clock.queries, 1);
         }
         let commands = encoder.finish();
-        let encoded = start.elapsed().as_secs_f64();
+        let ready = start.elapsed().as_secs_f64();
         self.submit_and_wait([commands])?;
         let wall = start.elapsed().as_secs_f64();
         let seconds = match &self.clock {
             Some(clock) => self.ticks(clock)?,
             None => wall,
         };
-        Ok(Sample { seconds, wall, encode: Some(encoded) })
+        Ok(Sample { seconds, wall, encode: Some(encoded), ready: Some(ready) })
     }
 
     /// The time between the two timestamps.

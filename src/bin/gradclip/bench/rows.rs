@@ -77,7 +77,7 @@ impl Row {
     }
 
     pub(crate) fn json(&self, set: &Set) -> Value {
-        let Timed { seconds, wall, encode } = self.timed;
+        let Timed { seconds, wall, encode, ready } = self.timed;
         let cost = self.cost.as_ref();
         json!({
             "kind": if matches!(self.work, Work::Op(_)) { "operation" } else { "roofline" },
@@ -98,6 +98,7 @@ impl Row {
             "repetitions": seconds.count,
             "wall_seconds": wall.median,
             "encode_seconds": encode.map(|encode| encode.median),
+            "ready_seconds": ready.map(|ready| ready.median),
             "bytes": self.work.bytes(set.bytes()),
             "gb_per_s": self.gb_per_s(set),
             "roofline_seconds": self.roofline,
@@ -221,12 +222,14 @@ pub(crate) fn table(all: &[Measured]) -> String {
 
 fn times(all: &[Measured], gpu: bool) -> Table {
     let heading = ["set", "dtype", "path", "layout", "operation", "time", "spread", "GB/s", "roofline"];
-    let own = gpu.then_some(["wall", "encode"]).into_iter().flatten();
+    let own = gpu.then_some(["wall", "encode", "ready"]).into_iter().flatten();
     let mut table = Table::new(heading.into_iter().chain(own)).numbers_from(5);
     for measured in all {
         let set = &measured.set;
         for row in &measured.rows {
-            let Timed { seconds, wall, encode } = row.timed;
+            let Timed { seconds, wall, encode, ready } = row.timed;
+            let host =
+                [Some(wall), encode, ready].map(|time| time.map_or("-".into(), |time| duration(time.median)));
             table.row(
                 [
                     measured.name(),
@@ -240,8 +243,7 @@ fn times(all: &[Measured], gpu: bool) -> Table {
                     format!("{:.0} %", row.percent()),
                 ]
                 .into_iter()
-                .chain(gpu.then(|| duration(wall.median)))
-                .chain(gpu.then(|| encode.map_or("-".into(), |encode| duration(encode.median)))),
+                .chain(host.into_iter().filter(|_| gpu)),
             );
         }
     }

@@ -53,8 +53,10 @@ pub(crate) struct Sample {
     pub(crate) seconds: f64,
     /// On the host's clock, submission and waiting included.
     pub(crate) wall: f64,
-    /// Of the host, until the commands are ready to be submitted. None on the CPU.
+    /// Of the host, to record the commands. None on the CPU.
     pub(crate) encode: Option<f64>,
+    /// Of the host, until they are ready to be submitted: with an encoder and its end. None on the CPU.
+    pub(crate) ready: Option<f64>,
 }
 
 /// What the repetitions of one thing took.
@@ -63,6 +65,7 @@ pub(crate) struct Timed {
     pub(crate) seconds: Spread,
     pub(crate) wall: Spread,
     pub(crate) encode: Option<Spread>,
+    pub(crate) ready: Option<Spread>,
 }
 
 /// Fewer repetitions have no median worth the name.
@@ -107,6 +110,7 @@ impl Timed {
             seconds: spread(|sample| Some(sample.seconds)).expect("there are repetitions"),
             wall: spread(|sample| Some(sample.wall)).expect("there are repetitions"),
             encode: spread(|sample| sample.encode),
+            ready: spread(|sample| sample.ready),
         }
     }
 }
@@ -122,7 +126,7 @@ mod tests {
             order.push(thing);
             // The first turn would show.
             let seconds = if order.len() <= 3 { 1000.0 } else { thing as f64 };
-            Ok(Sample { seconds, wall: seconds + 1.0, encode: (thing == 2).then_some(0.5) })
+            Ok(Sample { seconds, wall: seconds + 1.0, encode: (thing == 2).then_some(0.5), ready: None })
         })
         .unwrap();
         assert_eq!(order, [0, 1, 2].repeat(LEAST_OF_SLOW + 1));
@@ -139,7 +143,7 @@ mod tests {
         let mut calls = 0;
         let count = |_| {
             calls += 1;
-            Ok(Sample { seconds: 1.0, wall: 1.0, encode: None })
+            Ok(Sample { seconds: 1.0, wall: 1.0, encode: None, ready: None })
         };
         assert_eq!(interleaved(1, Duration::MAX, count).unwrap()[0].seconds.count, MOST);
         assert_eq!(calls, MOST + 1);
