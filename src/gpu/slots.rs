@@ -31,7 +31,7 @@ pub(super) enum Mode {
 /// In all of them `at` counts words from the start of the window, and for vectors is a multiple of four. A store takes
 /// what was there before, and leaves out what would not change.
 pub(super) fn declare(slots: usize, mode: Mode) -> String {
-    let (access, element, functions): (_, _, &[(&str, &str)]) = match mode {
+    let (access, element, functions): (_, _, &[Function]) = match mode {
         Mode::ReadVectors => ("read", "vec4<u32>", &[LOAD_VECTOR, LOAD_BLOCK]),
         Mode::ReadWords => ("read", "u32", &[LOAD_WORD]),
         Mode::WriteVectors => {
@@ -48,42 +48,64 @@ pub(super) fn declare(slots: usize, mode: Mode) -> String {
             "@group(0) @binding({binding}) var<storage, {access}> slot{slot}: array<{element}>;"
         );
     }
-    for (signature, body) in functions {
-        let _ = write!(wgsl, "\n{signature} {{\n    switch slot {{\n");
+    for Function { signature, before, case } in functions {
+        let _ = write!(wgsl, "\n{signature} {{\n    {before}\n    switch slot {{\n");
         for slot in 0..slots {
             let label = if slot + 1 == slots { "default".to_owned() } else { format!("case {slot}u") };
-            let body = body.replace('$', &format!("slot{slot}"));
-            let _ = writeln!(wgsl, "        {label}: {{ {body} }}");
+            let case = case.replace('$', &format!("slot{slot}"));
+            let _ = writeln!(wgsl, "        {label}: {{ {case} }}");
         }
         wgsl.push_str("    }\n}\n");
     }
     wgsl
 }
 
-// A signature, and what it does in one case; `$` is the slot's variable.
-const LOAD_VECTOR: (&str, &str) = ("fn load(slot: u32, at: u32) -> vec4<u32>", "return $[at / 4u];");
-const LOAD_WORD: (&str, &str) = ("fn load_word(slot: u32, at: u32) -> u32", "return $[at];");
-const LOAD_ATOMIC: (&str, &str) = ("fn load_atomic(slot: u32, at: u32) -> u32", "return atomicLoad(&$[at]);");
-const LOAD_BLOCK: (&str, &str) = (
-    "fn load_block(slot: u32, at: u32, stride: u32) -> Block",
-    "return Block($[at / 4u], $[(at + stride) / 4u], $[(at + 2u * stride) / 4u], $[(at + 3u * stride) / 4u]);",
-);
-const STORE_VECTOR: (&str, &str) = (
-    "fn store(slot: u32, at: u32, old: vec4<u32>, new_words: vec4<u32>)",
-    "if (any(new_words != old)) { $[at / 4u] = new_words; }",
-);
-const STORE_WORD: (&str, &str) = (
-    "fn store_word(slot: u32, at: u32, old: u32, new_word: u32)",
-    "if (new_word != old) { $[at] = new_word; }",
-);
-const EXCHANGE: (&str, &str) = (
-    "fn exchange(slot: u32, at: u32, old: u32, new_word: u32) -> bool",
-    "return atomicCompareExchangeWeak(&$[at], old, new_word).exchanged;",
-);
-const STORE_BLOCK: (&str, &str) = (
-    "fn store_block(slot: u32, at: u32, stride: u32, old: Block, new_block: Block)",
-    "if (any(new_block.v0 != old.v0)) { $[at / 4u] = new_block.v0; } \
-     if (any(new_block.v1 != old.v1)) { $[(at + stride) / 4u] = new_block.v1; } \
-     if (any(new_block.v2 != old.v2)) { $[(at + 2u * stride) / 4u] = new_block.v2; } \
-     if (any(new_block.v3 != old.v3)) { $[(at + 3u * stride) / 4u] = new_block.v3; }",
-);
+/// A function that chooses among the slots.
+struct Function {
+    signature: &'static str,
+    /// What does not depend on the slot.
+    before: &'static str,
+    /// What it does in one case; `$` is the slot's variable.
+    case: &'static str,
+}
+
+const LOAD_VECTOR: Function = Function {
+    signature: "fn load(slot: u32, at: u32) -> vec4<u32>",
+    before: "let i = at / 4u;",
+    case: "return $[i];",
+};
+const LOAD_WORD: Function =
+    Function { signature: "fn load_word(slot: u32, at: u32) -> u32", before: "", case: "return $[at];" };
+const LOAD_ATOMIC: Function = Function {
+    signature: "fn load_atomic(slot: u32, at: u32) -> u32",
+    before: "",
+    case: "return atomicLoad(&$[at]);",
+};
+const LOAD_BLOCK: Function = Function {
+    signature: "fn load_block(slot: u32, at: u32, stride: u32) -> Block",
+    before: "let i = vec4(at, at + stride, at + 2u * stride, at + 3u * stride) / 4u;",
+    case: "return Block($[i.x], $[i.y], $[i.z], $[i.w]);",
+};
+const STORE_VECTOR: Function = Function {
+    signature: "fn store(slot: u32, at: u32, old: vec4<u32>, new_words: vec4<u32>)",
+    before: "let i = at / 4u;\n    let is_new = any(new_words != old);",
+    case: "if (is_new) { $[i] = new_words; }",
+};
+const STORE_WORD: Function = Function {
+    signature: "fn store_word(slot: u32, at: u32, old: u32, new_word: u32)",
+    before: "",
+    case: "if (new_word != old) { $[at] = new_word; }",
+};
+const EXCHANGE: Function = Function {
+    signature: "fn exchange(slot: u32, at: u32, old: u32, new_word: u32) -> bool",
+    before: "",
+    case: "return atomicCompareExchangeWeak(&$[at], old, new_word).exchanged;",
+};
+const STORE_BLOCK: Function = Function {
+    signature: "fn store_block(slot: u32, at: u32, stride: u32, old: Block, new_block: Block)",
+    before: "let i = vec4(at, at + stride, at + 2u * stride, at + 3u * stride) / 4u;\n    \
+             let is_new = vec4(any(new_block.v0 != old.v0), any(new_block.v1 != old.v1), \
+             any(new_block.v2 != old.v2), any(new_block.v3 != old.v3));",
+    case: "if (is_new.x) { $[i.x] = new_block.v0; } if (is_new.y) { $[i.y] = new_block.v1; } \
+           if (is_new.z) { $[i.z] = new_block.v2; } if (is_new.w) { $[i.w] = new_block.v3; }",
+};
