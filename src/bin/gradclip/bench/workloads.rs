@@ -324,14 +324,17 @@ fn fill(piece: &mut [u8], dtype: DType, first: u64) {
     }
 }
 
-/// `SplitMix64` of a counter: any part of the data can be made by itself.
 fn uniform(index: u64) -> f32 {
+    // 24 bits are exact in f32.
+    (random(index) >> 40) as f32 / 8_388_608.0 - 1.0
+}
+
+/// `SplitMix64` of a counter: any part of the data can be made by itself.
+pub(crate) fn random(index: u64) -> u64 {
     let mut z = index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^= z >> 31;
-    // 24 bits are exact in f32.
-    (z >> 40) as f32 / 8_388_608.0 - 1.0
+    z ^ (z >> 31)
 }
 
 /// From the reference's norm of each piece: in f64, and in parallel.
