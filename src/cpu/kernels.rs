@@ -49,9 +49,12 @@ trait Kernel {
     fn run<I: Isa>(self) -> Self::Output;
 }
 
-/// An instruction set that loops are compiled for. It decides how many lanes an instruction holds, and how an f16 is
-/// converted; a conversion has but one right result.
+/// An instruction set that loops are compiled for. It decides how many lanes an instruction holds, and by which
+/// instructions; of what stands here each has but one right result.
 pub(super) trait Isa {
+    /// `sum + x²` of an x that is an f32. Its square is exact in f64, so that there is one rounding either way.
+    fn add_square(sum: f64, x: f32) -> f64;
+
     fn widen_f16(block: &[f16; LANES]) -> [f32; LANES];
     fn narrow_to_f16(wide: [f32; LANES]) -> [f16; LANES];
 }
@@ -60,6 +63,11 @@ pub(super) trait Isa {
 struct Baseline;
 
 impl Isa for Baseline {
+    #[inline(always)]
+    fn add_square(sum: f64, x: f32) -> f64 {
+        sum + f64::from(x) * f64::from(x)
+    }
+
     #[inline(always)]
     fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
         block.map(f16::widen)

@@ -8,8 +8,8 @@ use crate::cpu::measured::Measured;
 /// What a norm needs to know of `piece`.
 pub(in crate::cpu) fn measure<E: Element>(piece: &[E], norm_type: NormType) -> Measured {
     match norm_type {
-        NormType::L1 => dispatch(Sum(piece, f64::abs)),
-        NormType::L2 => dispatch(Sum(piece, |x| x * x)),
+        NormType::L1 => dispatch(Sum(piece, Magnitudes)),
+        NormType::L2 => dispatch(Sum(piece, Squares)),
         NormType::P(p) if p != 0.0 && p.is_finite() => powers(piece, p),
         _ => dispatch(Extremes(piece)),
     }
@@ -47,18 +47,41 @@ fn magnitude(x: f32) -> u32 {
 
 /// A sum over functions of the elements, and the largest magnitude. With as many accumulators as there are lanes:
 /// enough to hide the latency of an addition, few enough to stay in registers.
-struct Sum<'a, E, F>(&'a [E], F);
+struct Sum<'a, E, T>(&'a [E], T);
 
-impl<E: Element, F: Fn(f64) -> f64> Kernel for Sum<'_, E, F> {
+/// What is summed up.
+trait Terms {
+    fn add<I: Isa>(sum: f64, x: f32) -> f64;
+}
+
+struct Magnitudes;
+
+impl Terms for Magnitudes {
+    #[inline(always)]
+    fn add<I: Isa>(sum: f64, x: f32) -> f64 {
+        sum + f64::from(x).abs()
+    }
+}
+
+struct Squares;
+
+impl Terms for Squares {
+    #[inline(always)]
+    fn add<I: Isa>(sum: f64, x: f32) -> f64 {
+        I::add_square(sum, x)
+    }
+}
+
+impl<E: Element, T: Terms> Kernel for Sum<'_, E, T> {
     type Output = Measured;
 
     #[inline(always)]
     fn run<I: Isa>(self) -> Measured {
-        let Self(piece, term) = self;
+        let Self(piece, _) = self;
         let mut sums = [0.0; LANES];
         let mut largest = [0; LANES];
         by_lane::<I, _>(piece, |lane, x| {
-            sums[lane] += term(x.into());
+            sums[lane] = T::add::<I>(sums[lane], x);
             largest[lane] = largest[lane].max(magnitude(x));
         });
         let largest = largest.into_iter().fold(0, u32::max);
@@ -199,8 +222,8 @@ mod tests {
         fn check<E: Element>(numbers: &[E]) {
             for len in [0, 1, LANES - 1, LANES, LANES + 1, 257, 4099, numbers.len()] {
                 let numbers = &numbers[..len];
-                assert!(agree(|| Sum(numbers, |x| x * x)), "squares {len}");
-                assert!(agree(|| Sum(numbers, f64::abs)), "magnitudes {len}");
+                assert!(agree(|| Sum(numbers, Squares)), "squares {len}");
+                assert!(agree(|| Sum(numbers, Magnitudes)), "magnitudes {len}");
                 assert!(agree(|| Extremes(numbers)), "extremes {len}");
                 assert!(agree(|| Count(numbers)), "counts {len}");
             }
