@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use bytemuck::{Pod, pod_collect_to_vec};
-use gradclip::{ClipRecord, NonFinite, TensorStats};
+use gradclip::{ClipRecord, NonFinite, NormType, TensorStats};
 
 use crate::device::RECORD_WORDS;
 use crate::tensor_ops::Measured;
@@ -17,6 +17,7 @@ pub struct Clipped {
     source: Source,
     paths: Arc<[String]>,
     policy: NonFinite,
+    norm_type: NormType,
 }
 
 #[derive(Clone, Debug)]
@@ -45,7 +46,13 @@ pub(crate) struct Words {
 
 impl Clipped {
     pub(crate) fn new(source: Source, paths: Arc<[String]>, task: &Task) -> Self {
-        Self { source, paths, policy: task.non_finite }
+        Self { source, paths, policy: task.non_finite, norm_type: task.norm_type() }
+    }
+
+    /// Which norm was measured.
+    #[must_use]
+    pub fn norm_type(&self) -> NormType {
+        self.norm_type
     }
 
     /// The norm before clipping, without the loss scale: f32, an element for each group, those that belong to no group being

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Tensor;
 use gradclip::{Epsilon, NonFinite, NormType};
 
@@ -157,6 +157,30 @@ impl GradClipper {
     pub fn measure<M: Module>(&self, gradients: &mut GradientsParams, module: &M) -> Result<Clipped, Error> {
         let measuring = Self { by_norm: true, ..self.clone() };
         measuring.run(&measuring.task(false)?, gradients, module)
+    }
+
+    /// Clips the gradients that several devices have of `module`: they are summed first, parameter by parameter, as Burn's
+    /// optimizer would do it, and their sums clipped together. The sums are left in `gradients`, each on a device of its own
+    /// choice: what `ModuleOptimizer::step_multi` takes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip`](Self::clip). The gradients are then summed.
+    pub fn clip_multi<M: Module>(
+        &self,
+        gradients: &mut MultiGradientsParams,
+        module: &M,
+    ) -> Result<Clipped, Error> {
+        let mut summed = gradients::sum(gradients, module);
+        let clipped = self.clip(&mut summed, module);
+        gradients::spread(summed, gradients, module);
+        clipped
+    }
+
+    /// What becomes of gradients that are not finite.
+    #[cfg(feature = "train")]
+    pub(crate) const fn policy(&self) -> NonFinite {
+        self.non_finite
     }
 
     fn task(&self, writes: bool) -> Result<Task, Error> {

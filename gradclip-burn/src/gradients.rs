@@ -2,7 +2,7 @@
 
 use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{DType, Tensor};
 
 use crate::primitive::WgpuPrimitive;
@@ -141,4 +141,46 @@ impl ModuleVisitor for Taker<'_> {
             });
         }
     }
+}
+
+/// The gradients of a module, summed over the devices. Each sum is on the device that Burn chooses for its parameter.
+pub(crate) fn sum<M: Module>(gradients: &mut MultiGradientsParams, module: &M) -> GradientsParams {
+    struct Summer<'a> {
+        gradients: &'a mut MultiGradientsParams,
+        summed: GradientsParams,
+    }
+
+    impl ModuleVisitor for Summer<'_> {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            if let Some((sum, _)) = self.gradients.remove::<D>(parameter.id) {
+                self.summed.register(parameter.id, sum);
+            }
+        }
+    }
+
+    let mut summer = Summer { gradients, summed: GradientsParams::new() };
+    module.visit(&mut summer);
+    summer.summed
+}
+
+/// The reverse of [`sum`], as far as possible: each gradient goes to those of its device.
+pub(crate) fn spread<M: Module>(summed: GradientsParams, gradients: &mut MultiGradientsParams, module: &M) {
+    struct Spreader<'a> {
+        gradients: &'a mut MultiGradientsParams,
+        summed: GradientsParams,
+    }
+
+    impl ModuleVisitor for Spreader<'_> {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            let Some(sum) = self.summed.remove::<D>(parameter.id) else { return };
+            let device = sum.device();
+            let of_devices = &mut self.gradients.grads;
+            let index = of_devices.iter().position(|(_, own)| *own == device).unwrap_or(0);
+            if let Some((own, _)) = of_devices.get_mut(index) {
+                own.register(parameter.id, sum);
+            }
+        }
+    }
+
+    module.visit(&mut Spreader { gradients, summed });
 }

@@ -1,6 +1,6 @@
 //! What a clip is to do: numbers, checked. Both ways of doing it read these.
 
-use gradclip::NonFinite;
+use gradclip::{NonFinite, NormType};
 
 use crate::device::Norm;
 
@@ -27,6 +27,14 @@ pub(crate) enum Method {
 }
 
 impl Task {
+    pub(crate) const fn norm_type(&self) -> NormType {
+        match self.method {
+            Method::Norm(Norm::L1) => NormType::L1,
+            Method::Norm(Norm::Inf) => NormType::Inf,
+            Method::Norm(Norm::L2) | Method::Clamp => NormType::L2,
+        }
+    }
+
     /// A `POLICY_*` of `conclude.wgsl`.
     pub(crate) const fn policy(&self) -> u32 {
         match self.non_finite {

@@ -1,6 +1,8 @@
 //! What the clipper promises, on Burn's wgpu runtime and on its CPU backend: the same tests, where they can be.
 
 mod hazards;
+#[cfg(feature = "train")]
+mod learner;
 mod optimizer;
 mod options;
 mod stress;
