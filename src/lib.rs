@@ -20,7 +20,7 @@ mod stats;
 mod step_counts;
 mod z_clip;
 
-pub use clip::Clip;
+pub use clip::{ByNorm, Clip, Operation, Scope};
 pub use dtype::DType;
 pub use error::Error;
 pub use gpu::{

@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 
-pub use gradclip::{ClipRecord, Epsilon, NonFinite, NormType, TensorStats};
+pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType, TensorStats};
 
 mod clipped;
 mod clipper;

@@ -11,6 +11,7 @@ use burn::cubecl::ir::settings::{Dim3, KernelSettings};
 use burn::cubecl::ir::{ElemType, Scope, UIntKind, metadata::Info};
 use burn::cubecl::prelude::{AddressType, KernelDefinition, KernelId, KernelMetadata};
 use burn::cubecl::{CubeKernel, ExecutionMode, PrecompiledSource};
+use gradclip::NormType;
 
 macro_rules! wgsl {
     ($($file:literal)+) => { concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl")), "\n"),+) };
@@ -52,12 +53,25 @@ impl Elements {
     }
 }
 
-/// The norms that the kernels know.
+/// A norm, as far as the shaders tell one from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Norm {
+pub(super) enum Norm {
     L1,
     L2,
     Inf,
+    /// The bits of any other p.
+    Power(u32),
+}
+
+impl Norm {
+    fn of(norm_type: NormType) -> Self {
+        match norm_type {
+            NormType::L1 => Self::L1,
+            NormType::L2 => Self::L2,
+            NormType::Inf => Self::Inf,
+            other => Self::Power(other.p().to_bits()),
+        }
+    }
 }
 
 /// How a gradient is read and written.
@@ -78,27 +92,70 @@ pub(crate) struct Manner {
 
 /// What the norm pass finds in a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Finding {
-    pub(crate) norm: Norm,
+pub(super) struct Finding {
+    norm: Norm,
     /// Whether zeros, and what is not finite, are counted besides.
-    pub(crate) counted: bool,
+    counted: bool,
 }
 
 impl Finding {
+    pub(super) fn of(norm_type: NormType, counted: bool) -> Self {
+        let norm = Norm::of(norm_type);
+        // The plain kernels always count.
+        Self { norm, counted: counted || matches!(norm, Norm::Power(_)) }
+    }
+
     /// The bytes of a partial.
-    pub(crate) const fn partial_bytes(self) -> usize {
-        if self.counted { 16 } else { 8 }
+    pub(super) const fn partial_bytes(self) -> usize {
+        match self {
+            Self { norm: Norm::Power(_), .. } => 20,
+            Self { counted: true, .. } => 16,
+            Self { counted: false, .. } => 8,
+        }
+    }
+
+    /// How the norm pass goes through gradients of this manner.
+    pub(super) const fn manner(self, manner: Manner) -> Manner {
+        match self.norm {
+            Norm::Power(_) => Manner { access: Access::Elements, ..manner },
+            Norm::L1 | Norm::L2 | Norm::Inf => manner,
+        }
+    }
+
+    /// Whether the statistics ask which gradient a partial is of, if only for p = 0.
+    pub(super) const fn stats_need_owners(self) -> bool {
+        matches!(self.norm, Norm::Power(_))
     }
 
     const fn files(self) -> [&'static str; 2] {
-        let partials =
-            if self.counted { wgsl!("counts" "partial_counted") } else { wgsl!("counts" "partial") };
+        let partials = match self {
+            Self { norm: Norm::Power(_), .. } => wgsl!("counts"),
+            Self { counted: true, .. } => wgsl!("counts" "partial_counted"),
+            Self { counted: false, .. } => wgsl!("counts" "partial"),
+        };
         let norm = match self.norm {
             Norm::L1 => wgsl!("norm_l1"),
             Norm::L2 => wgsl!("norm_l2"),
             Norm::Inf => wgsl!("norm_inf"),
+            Norm::Power(_) => wgsl!("norm_power"),
         };
         [partials, norm]
+    }
+
+    const fn finalize(self) -> &'static str {
+        match self.norm {
+            Norm::Power(_) => wgsl!("reduce_workgroup" "finalize_power"),
+            Norm::L1 | Norm::L2 | Norm::Inf => wgsl!("reduce_workgroup" "finalize"),
+        }
+    }
+
+    /// The declaration of p, where the text leaves it open.
+    fn power(self) -> String {
+        match self.norm {
+            // -∞ is no constant. As f64, so that the number is that very f32.
+            Norm::Power(p) => format!("const POWER: f32 = {:?};", f64::from(f32::from_bits(p).max(f32::MIN))),
+            Norm::L1 | Norm::L2 | Norm::Inf => String::new(),
+        }
     }
 }
 
@@ -107,13 +164,14 @@ impl Finding {
 pub(crate) enum Kernel {
     /// Tiles to partials. Binds the tiles, the partials and the slots.
     Partials { finding: Finding, manner: Manner, slots: usize },
-    /// The partials of each group to its record, and to its norm. Binds partials, measure, segments, owners, records, norms.
+    /// The partials of each segment to its record, its norm and its factor. Binds partials, measure, segments, owners, records,
+    /// norms, factors.
     Records { finding: Finding },
-    /// The partials of each gradient to its statistics. Binds partials, measure, segments, statistics.
+    /// The partials of each gradient to its statistics. Binds partials, measure, segments, owners if it needs them, statistics.
     Stats { finding: Finding },
-    /// Tiles times the factor of a record; that of their group, if there are several. Binds the tiles, the records and the slots.
+    /// Tiles times the factor of a record; that of their segment, if there are several. Binds the tiles, the records and the slots.
     Scale { segmented: bool, manner: Manner, slots: usize },
-    /// Tiles to bounds; those of their group, if there are several. Binds the tiles, the bounds and the slots.
+    /// Tiles to bounds; those of their segment, if there are several. Binds the tiles, the bounds and the slots.
     Clamp { segmented: bool, manner: Manner, slots: usize },
 }
 
@@ -132,12 +190,17 @@ impl Kernel {
                 text.push_str(manner.elements.files());
                 text.push_str(wgsl!("tile" "found"));
                 text.extend(finding.files());
-                text.push_str(if manner.elements.is_half() { wgsl!("sum_halves") } else { wgsl!("sum_f32") });
-                text.push_str(match manner.access {
-                    Access::Vectors => wgsl!("access_vectors"),
-                    Access::Elements => wgsl!("access_words"),
-                });
-                text.push_str(wgsl!("reduce_workgroup" "partials"));
+                if let Norm::Power(_) = finding.norm {
+                    text.push_str(wgsl!("reduce_workgroup" "partials_power"));
+                } else {
+                    let half = manner.elements.is_half();
+                    text.push_str(if half { wgsl!("sum_halves") } else { wgsl!("sum_f32") });
+                    text.push_str(match manner.access {
+                        Access::Vectors => wgsl!("access_vectors"),
+                        Access::Elements => wgsl!("access_words"),
+                    });
+                    text.push_str(wgsl!("reduce_workgroup" "partials"));
+                }
                 let (element, functions): (_, &[_]) = match manner.access {
                     Access::Vectors => ("vec4<u32>", &[LOAD_VECTOR, LOAD_BLOCK]),
                     Access::Elements => ("u32", &[LOAD_WORD]),
@@ -146,23 +209,24 @@ impl Kernel {
             }
             Self::Records { finding } => {
                 text.extend(finding.files());
-                text.push_str(
-                    wgsl!("found" "segment" "record" "conclude" "leave_record" "reduce_workgroup" "finalize"),
-                );
-                // Burn gets the norms as a tensor of their own.
+                text.push_str(wgsl!("found" "segment" "record" "conclude" "leave_record"));
+                text.push_str(finding.finalize());
+                // Burn gets norms and factors as tensors of their own.
                 text.push_str("@group(0) @binding(5) var<storage, read_write> norms: array<f32>;\n");
-                text = text.replace(LEAVES_RECORD, LEAVES_RECORD_AND_NORM);
+                text.push_str("@group(0) @binding(6) var<storage, read_write> factors: array<f32>;\n");
+                text = text.replace(LEAVES_RECORD, LEAVES_RECORD_AND_MORE);
             }
             Self::Stats { finding } => {
                 text.extend(finding.files());
-                text.push_str(
-                    wgsl!("found" "segment" "tensor_stats" "leave_stats" "reduce_workgroup" "finalize"),
-                );
-                // It has no use for `owners`, and a binding without use does not exist.
-                text = text.replace(OWNERS, "").replace(
-                    "@binding(4) var<storage, read_write> stats",
-                    "@binding(3) var<storage, read_write> stats",
-                );
+                text.push_str(wgsl!("found" "segment" "tensor_stats" "leave_stats"));
+                text.push_str(finding.finalize());
+                if !finding.stats_need_owners() {
+                    // A binding without use does not exist.
+                    text = text.replace(OWNERS, "").replace(
+                        "@binding(4) var<storage, read_write> stats",
+                        "@binding(3) var<storage, read_write> stats",
+                    );
+                }
             }
             Self::Scale { manner, slots, .. } => {
                 elementwise(&mut text, manner, slots, wgsl!("record" "scale"));
@@ -173,6 +237,12 @@ impl Kernel {
             Self::Scale { segmented, .. } | Self::Clamp { segmented, .. } => u8::from(segmented),
             _ => 0,
         };
+        let power = match self {
+            Self::Partials { finding, .. } | Self::Records { finding } | Self::Stats { finding } => {
+                finding.power()
+            }
+            Self::Scale { .. } | Self::Clamp { .. } => String::new(),
+        };
         text.replace("var<storage, read>", "var<storage, read_write>")
             .replace("var<uniform>", "var<storage, read_write>")
             .replace(
@@ -181,11 +251,15 @@ impl Kernel {
             )
             .replace("override SEGMENTED: u32;", &format!("const SEGMENTED: u32 = {segmented}u;"))
             .replace("override STRIDE", "const STRIDE")
+            .replace(POWER, &power)
     }
 }
 
 const LEAVES_RECORD: &str = "records[index] = record;";
-const LEAVES_RECORD_AND_NORM: &str = "records[index] = record;\n    norms[index] = record.total_norm;";
+const LEAVES_RECORD_AND_MORE: &str = "records[index] = record;
+    norms[index] = record.total_norm;
+    factors[index] = record.factor;";
+const POWER: &str = "override POWER: f32;";
 const OWNERS: &str = "@group(0) @binding(3) var<storage, read> owners: array<u32>;";
 
 fn elementwise(text: &mut String, manner: Manner, slots: usize, operation: &str) {

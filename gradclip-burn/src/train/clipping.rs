@@ -27,11 +27,11 @@ use crate::{Clipped, Error, GradClipper};
 /// # use gradclip_burn::{Clipping, GradClipper};
 /// # fn train<M: LearnerModel>(
 /// #     training: SupervisedTraining<Clipping<M>>, model: M, optimizer: ModuleOptimizer, learning_rate: f64,
-/// # ) -> M {
-/// let model = Clipping::new(model, GradClipper::by_global_norm(1.0)).with_interrupter(training.interrupter());
+/// # ) -> Result<M, gradclip_burn::Error> {
+/// let model = Clipping::new(model, GradClipper::by_global_norm(1.0)?).with_interrupter(training.interrupter());
 /// let training = training.metric_train_numeric(model.grad_norm()).metric_train_numeric(model.clipped());
 /// let result = training.launch(Learner::new(model, optimizer, learning_rate));
-/// result.model.into_inner()
+/// # Ok(result.model.into_inner())
 /// # }
 /// ```
 ///

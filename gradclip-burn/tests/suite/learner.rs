@@ -19,9 +19,9 @@ use burn::train::{
     ExecutionStrategy, InferenceStep, Learner, LearnerModel, LearningResult, MultiDeviceOptim,
     RegressionOutput, SupervisedTraining, TrainOutput, TrainStep, TrainingStrategy,
 };
-use gradclip_burn::{Clipping, GradClipper, NonFinite};
+use gradclip_burn::{Clip, Clipping, NonFinite};
 
-use crate::{Model, assert_clipped, devices, noise, values, vector};
+use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
 
 const INPUTS: usize = 3;
 const OUTPUTS: usize = 2;
@@ -217,7 +217,7 @@ fn launch(
 }
 
 fn clipping(device: &Device) -> Clipping<Regression> {
-    Clipping::new(Regression::new(device), GradClipper::by_global_norm(MAX_NORM))
+    Clipping::new(Regression::new(device), clipper(Clip::by_global_norm(MAX_NORM)))
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_learner_trains_with_clipped_gradients() {
         assert_close(&trained, &parameters, "parameter");
 
         // The same in a loop of one's own.
-        let (clipper, mut optimizer) = (GradClipper::by_global_norm(MAX_NORM), sgd());
+        let (clipper, mut optimizer) = (clipper(Clip::by_global_norm(MAX_NORM)), sgd());
         let mut model = Regression::new(&device);
         for batch in [batches(), batches()].concat().concat() {
             let mut output = TrainStep::step(&model, Rows.batch(batch, &device));
@@ -313,7 +313,7 @@ fn sums_over_different_devices_stay_where_burn_wants_them() {
         let sum = noise(length, seed).iter().zip(noise(length, seed + 99)).map(|(a, b)| a + b).collect();
         expected.push(sum);
     }
-    let clipped = GradClipper::by_global_norm(1.0).clip_multi(&mut grads, &model).unwrap();
+    let clipped = clipper(Clip::by_global_norm(1.0)).clip_multi(&mut grads, &model).unwrap();
     let mut after = Vec::new();
     let mut places = Vec::new();
     for bias in &model.biases {
@@ -359,7 +359,10 @@ fn checkpoints_of_a_model_and_of_the_same_model_that_clips_are_the_same() {
     // And back: the checkpoint of the model that clips is one of the model itself.
     let restored = Regression::new(&device).load_file(directory.join("checkpoint").join("model-2.bpk"));
     assert_eq!(restored.parameters(), result.model.inner().parameters());
-    assert_eq!(restored.to_string(), Clipping::new(restored.clone(), GradClipper::by_value(1.0)).to_string());
+    assert_eq!(
+        restored.to_string(),
+        Clipping::new(restored.clone(), clipper(Clip::by_value(1.0))).to_string()
+    );
 }
 
 /// Poisons one batch of the training.
@@ -373,7 +376,7 @@ fn poisoned(batch: usize) -> Vec<Item> {
 fn a_step_that_is_to_be_skipped_is_left_out() {
     for device in devices() {
         let log = Log::default();
-        let clipper = GradClipper::by_global_norm(MAX_NORM).non_finite(NonFinite::Skip);
+        let clipper = clipper(Clip::by_global_norm(MAX_NORM).non_finite(NonFinite::Skip));
         let model = Clipping::new(Regression::new(&device.autodiff()), clipper);
         let result = launch(training(&log, poisoned(2)), model);
         assert!(result.error.is_none());
@@ -392,7 +395,7 @@ fn an_error_stops_the_training_before_the_step() {
     for device in devices() {
         let log = Log::default();
         let training = training(&log, poisoned(3));
-        let clipper = GradClipper::by_global_norm(MAX_NORM).non_finite(NonFinite::Error);
+        let clipper = clipper(Clip::by_global_norm(MAX_NORM).non_finite(NonFinite::Error));
         let model = Clipping::new(Regression::new(&device.autodiff()), clipper)
             .with_interrupter(training.interrupter());
         let result = launch(training.num_epochs(50), model);
@@ -440,7 +443,7 @@ fn without_an_interrupter_an_error_is_a_panic_and_never_a_step() {
     };
 
     let own = training(&Log::default(), items());
-    let clipping = || Clipping::new(model.clone(), GradClipper::by_global_norm(1.0));
+    let clipping = || Clipping::new(model.clone(), clipper(Clip::by_global_norm(1.0)));
     let stoppable = clipping().with_interrupter(own.interrupter());
     let error = run(stoppable, own).error.expect("an error").to_string();
     assert!(error.contains("inner.bias"), "{error}");

@@ -6,8 +6,9 @@ use super::*;
 fn kernels() -> Vec<Kernel> {
     let mut kernels = Vec::new();
     let mut findings = Vec::new();
-    for norm in [Norm::L1, Norm::L2, Norm::Inf] {
-        findings.extend([false, true].map(|counted| Finding { norm, counted }));
+    let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY].map(NormType::P);
+    for norm in [NormType::L1, NormType::L2, NormType::Inf].into_iter().chain(powers) {
+        findings.extend([false, true].map(|counted| Finding::of(norm, counted)));
     }
     for &finding in &findings {
         kernels.extend([Kernel::Records { finding }, Kernel::Stats { finding }]);
@@ -16,7 +17,11 @@ fn kernels() -> Vec<Kernel> {
         for access in [Access::Vectors, Access::Elements] {
             let manner = Manner { elements, access };
             for slots in [1, 2, 3, 5, 32] {
-                kernels.extend(findings.iter().map(|&finding| Kernel::Partials { finding, manner, slots }));
+                kernels.extend(findings.iter().map(|finding| Kernel::Partials {
+                    finding: *finding,
+                    manner: finding.manner(manner),
+                    slots,
+                }));
                 for segmented in [false, true] {
                     kernels.push(Kernel::Scale { segmented, manner, slots });
                     kernels.push(Kernel::Clamp { segmented, manner, slots });
@@ -65,8 +70,8 @@ fn every_text_is_wgsl_and_uses_the_bindings_that_it_is_given() {
             Kernel::Partials { slots, .. } | Kernel::Scale { slots, .. } | Kernel::Clamp { slots, .. } => {
                 2 + slots
             }
-            Kernel::Records { .. } => 6,
-            Kernel::Stats { .. } => 4,
+            Kernel::Records { .. } => 7,
+            Kernel::Stats { finding } => 4 + usize::from(finding.stats_need_owners()),
         };
         assert_eq!(bindings, (0..u32::try_from(expected).unwrap()).collect::<Vec<_>>(), "{kernel:?}");
     }
@@ -76,6 +81,7 @@ fn every_text_is_wgsl_and_uses_the_bindings_that_it_is_given() {
 fn the_texts_of_the_core_still_hold_what_is_replaced_in_them() {
     assert!(include_str!("../../../../shaders/leave_record.wgsl").contains(LEAVES_RECORD));
     assert!(include_str!("../../../../shaders/segment.wgsl").contains(OWNERS));
+    assert!(include_str!("../../../../shaders/norm_power.wgsl").contains(POWER));
 }
 
 #[test]
