@@ -170,12 +170,13 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip). The gradients are then summed.
+    /// Those of [`clip`](Self::clip). Gradients may then be summed, and are not clipped.
     pub fn clip_multi<M: Module>(
         &self,
         gradients: &mut MultiGradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
+        gradients::check(gradients.grads.iter().map(|(own, _)| own), module)?;
         let mut summed = gradients::sum(gradients, module);
         let clipped = self.clip(&mut summed, module);
         gradients::spread(summed, gradients, module);
@@ -194,6 +195,7 @@ impl GradClipper {
         gradients: &mut GradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
+        gradients::check([&*gradients], module)?;
         let taken = gradients::take(gradients, module);
         if let Some(refused) = taken.iter().find(|gradient| !gradient.dtype.is_float()) {
             let error = Error::Type { parameter: refused.path.clone(), dtype: refused.dtype };

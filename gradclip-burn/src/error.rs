@@ -23,6 +23,17 @@ pub enum Error {
         /// The type of its gradient's elements.
         dtype: DType,
     },
+    /// A gradient that was registered with another rank than its parameter has.
+    ///
+    /// Burn's container knows the rank of what it holds, and panics when asked for another; it cannot be asked which. So that
+    /// panic is caught here, before anything is changed, which a panic hook sees, and which needs a build that unwinds.
+    #[error("the gradient registered for {parameter} has not the rank {rank} of the parameter")]
+    Rank {
+        /// The path of the parameter in its module.
+        parameter: String,
+        /// Its rank.
+        rank: usize,
+    },
     /// A gradient is not finite, and the policy for that is [`NonFinite::Error`](gradclip::NonFinite::Error).
     #[error("the gradients are not finite{}", .parameter.as_ref().map(|p| format!(": {p} is the first of them")).unwrap_or_default())]
     NonFinite {

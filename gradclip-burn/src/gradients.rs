@@ -1,10 +1,13 @@
 //! The gradients of a module: out of Burn's container, and back.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{DType, Tensor};
 
+use crate::Error;
 use crate::primitive::WgpuPrimitive;
 
 /// A gradient that was taken from its container. While it is here, its container does not hold on to its memory, so that
@@ -103,6 +106,43 @@ impl Shell {
         };
         Gradient { parameter, path, dtype, count, tensor, rank }
     }
+}
+
+/// Checks that what these hold for the parameters of a module has the ranks of the parameters: Burn panics later, if not.
+pub(crate) fn check<'a, M: Module>(
+    gradients: impl IntoIterator<Item = &'a GradientsParams>,
+    module: &M,
+) -> Result<(), Error> {
+    struct Checker<'a> {
+        gradients: Vec<&'a GradientsParams>,
+        path: Vec<String>,
+        outcome: Result<(), Error>,
+    }
+
+    impl ModuleVisitor for Checker<'_> {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            let fits = |gradients: &&GradientsParams| {
+                // There is no other way to learn it: all that looks at an entry unwraps its type. This only looks.
+                catch_unwind(AssertUnwindSafe(|| drop(gradients.get::<D>(parameter.id)))).is_ok()
+            };
+            if self.outcome.is_ok() && !self.gradients.iter().all(fits) {
+                self.outcome = Err(Error::Rank { parameter: self.path.join("."), rank: D });
+            }
+        }
+    }
+
+    let mut checker =
+        Checker { gradients: gradients.into_iter().collect(), path: Vec::new(), outcome: Ok(()) };
+    module.visit(&mut checker);
+    checker.outcome
 }
 
 /// Takes the gradients of a module from their container, in the order of the parameters: of tied parameters once, of those

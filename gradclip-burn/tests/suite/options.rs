@@ -1,5 +1,6 @@
 //! Groups, statistics, clips that change nothing, limits that change, and what is refused.
 
+use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
 use gradclip::ZClip;
@@ -176,4 +177,39 @@ fn a_gradient_that_cannot_be_clipped_is_named() {
     assert_eq!(values(grads.get::<1>(model.biases[0].id).unwrap()), [3.0, 4.0]);
     let left = grads.get::<1>(model.biases[1].id).unwrap();
     assert_eq!(values(left.dequantize()), values(quantized.dequantize()));
+}
+
+/// Burn's container would panic.
+#[test]
+fn a_gradient_of_another_rank_is_named_and_everything_stays() {
+    for device in devices() {
+        let model = Model::new(&[[2, 1], [3, 4]], &[2], &device);
+        let register = |grads: &mut GradientsParams| {
+            grads.register(model.weights[0].id, vector(&[3.0, 4.0], &device).reshape([2, 1]));
+            grads.register(model.weights[1].id, vector(&noise(12, 1), &device));
+            grads.register(model.biases[0].id, vector(&[5.0, 6.0], &device));
+        };
+        let untouched = |grads: &GradientsParams| {
+            assert_eq!(values(grads.get::<2>(model.weights[0].id).unwrap()), [3.0, 4.0]);
+            assert_eq!(values(grads.get::<1>(model.weights[1].id).unwrap()), noise(12, 1));
+            assert_eq!(values(grads.get::<1>(model.biases[0].id).unwrap()), [5.0, 6.0]);
+        };
+        let is_named = |error: &Error| {
+            assert!(
+                matches!(error, Error::Rank { parameter, rank: 2 } if parameter == "weights.1"),
+                "{error}"
+            );
+        };
+        let clipper = clipper(Clip::by_global_norm(1.0));
+        let mut grads = GradientsParams::new();
+        register(&mut grads);
+        is_named(&clipper.clip(&mut grads, &model).unwrap_err());
+        untouched(&grads);
+
+        let mut several = MultiGradientsParams::default();
+        several.grads.push((GradientsParams::new(), device.clone()));
+        several.grads.push((grads, device.clone()));
+        is_named(&clipper.clip_multi(&mut several, &model).unwrap_err());
+        untouched(&several.grads[1].0);
+    }
 }
