@@ -18,6 +18,7 @@ pub mod reference;
 mod slices;
 mod stats;
 mod step_counts;
+pub mod wgsl;
 mod z_clip;
 
 pub use clip::{ByNorm, Clip, Operation, Scope};

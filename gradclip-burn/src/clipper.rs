@@ -278,8 +278,8 @@ fn extents(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<Extent>> 
     }
     let each = gradients.iter().zip(segment_of).map(|(gradient, &segment)| {
         let here = Wgpu::device_of(gradient.primitive()?) == device;
-        let elements = device::elements_of(gradient.dtype).filter(|_| here)?;
-        Some(Extent { count: gradient.count, elements, segment })
+        let dtype = device::elements_of(gradient.dtype).filter(|_| here)?;
+        Some(Extent { count: gradient.count, dtype, segment })
     });
     each.collect()
 }

@@ -133,7 +133,7 @@ fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> [Tensor<1>; 2] {
         _ if p.is_infinite() => dominant.clone(),
         _ => ratios().powf_scalar(p).sum().powf_scalar(p.recip()) * unit,
     };
-    // Zero, infinite or NaN: so is the norm.
+    // Zero, infinite or NaN: so is the norm, whatever a device makes of powers of that.
     [own.mask_where(plain.bool_not(), dominant), largest]
 }
 

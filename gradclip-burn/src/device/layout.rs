@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::kernels::{Access, Elements, Manner};
+use gradclip::DType;
+use gradclip::wgsl::{Access, Manner};
 
 /// The work of one workgroup; `Tile` of `tile.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -20,17 +21,14 @@ pub(super) struct Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Extent {
     pub(crate) count: usize,
-    pub(crate) elements: Elements,
+    pub(crate) dtype: DType,
     pub(crate) segment: usize,
 }
 
 impl Extent {
     fn manner(self) -> Manner {
-        let whole_vectors = (self.count * self.elements.size()).is_multiple_of(16);
-        Manner {
-            elements: self.elements,
-            access: if whole_vectors { Access::Vectors } else { Access::Elements },
-        }
+        let whole_vectors = (self.count as u64 * self.dtype.size()).is_multiple_of(16);
+        Manner { access: if whole_vectors { Access::Vectors } else { Access::Elements }, dtype: self.dtype }
     }
 }
 
@@ -141,7 +139,7 @@ mod tests {
         }
         assert_eq!(counts.len(), 150);
         let extents: Vec<_> =
-            counts.into_iter().map(|count| Extent { count, elements: Elements::F32, segment: 0 }).collect();
+            counts.into_iter().map(|count| Extent { count, dtype: DType::F32, segment: 0 }).collect();
         // Norm, record, scale.
         let dispatches = |slots| 2 * lay_out(&extents, 1, slots).batches.len() + 1;
         assert_eq!(dispatches(30), 43);
@@ -150,12 +148,12 @@ mod tests {
     }
 
     fn extents() -> Vec<Extent> {
-        let f32s = |count, segment| Extent { count, elements: Elements::F32, segment };
+        let f32s = |count, segment| Extent { count, dtype: DType::F32, segment };
         vec![
             f32s(10_000, 0),
             f32s(0, 0),
             f32s(7, 1),
-            Extent { count: 4096, elements: Elements::F16, segment: 1 },
+            Extent { count: 4096, dtype: DType::F16, segment: 1 },
             f32s(8, 0),
             f32s(4097, 1),
             f32s(LARGE, 1),

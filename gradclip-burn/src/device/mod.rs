@@ -14,14 +14,14 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use gradclip::ByNorm;
+use gradclip::wgsl::{Finding, Kernel, Leaves, Manner};
 
-pub(crate) use kernels::Elements;
 pub(crate) use layout::Extent;
 pub(crate) use tables::Cache;
 
 use crate::primitive::{Clipped, Measured};
 use crate::task::{Method, Task};
-use kernels::{Finding, Kernel, Manner, WORKGROUP_SIZE, slots_for};
+use kernels::{Launchable, WORKGROUP_SIZE, slots_for, stats_need_owners, to_measure};
 use tables::Tables;
 
 /// The most gradients in a dispatch: more would make the shaders' `switch` long, and save few dispatches.
@@ -48,11 +48,11 @@ fn slots(client: &Client) -> usize {
 }
 
 /// The type of elements, if the kernels take it.
-pub(crate) fn elements_of(dtype: DType) -> Option<Elements> {
+pub(crate) fn elements_of(dtype: DType) -> Option<gradclip::DType> {
     match dtype {
-        DType::F32 | DType::Flex32 => Some(Elements::F32),
-        DType::F16 => Some(Elements::F16),
-        DType::BF16 => Some(Elements::BF16),
+        DType::F32 | DType::Flex32 => Some(gradclip::DType::F32),
+        DType::F16 => Some(gradclip::DType::F16),
+        DType::BF16 => Some(gradclip::DType::BF16),
         _ => None,
     }
 }
@@ -144,7 +144,7 @@ impl Launch<'_> {
         let partials = self.client.empty((tables.partials * finding.partial_bytes()).max(16));
         for batch in &tables.batches {
             let slots = slots_for(batch.members.len(), slots(self.client));
-            let kernel = Kernel::Partials { finding, manner: finding.manner(batch.manner), slots };
+            let kernel = Kernel::Partials { finding, manner: to_measure(finding, batch.manner), slots };
             let first = [(&batch.to_partials, BufferIOAttr::ReadOnly), (&partials, BufferIOAttr::ReadWrite)];
             self.over(kernel, batch.tiles, first, gradients, &batch.members, slots, BufferIOAttr::ReadOnly);
         }
@@ -155,7 +155,7 @@ impl Launch<'_> {
         let read = |handle: &Handle| (handle.clone(), BufferIOAttr::ReadOnly);
         let written = |tensor: &CubeTensor| (tensor.handle.clone(), BufferIOAttr::ReadWrite);
         self.dispatch(
-            Kernel::Records { finding },
+            Kernel::Finalize { finding, leaves: Leaves::Record },
             segments,
             [
                 read(&partials),
@@ -170,9 +170,9 @@ impl Launch<'_> {
         let stats = norm.tensor_stats.then(|| {
             let stats = self.output(gradients.len() * STATS_WORDS, DType::U32);
             let first = [read(&partials), read(&tables.measure), read(&tables.gradients)];
-            let owners = finding.stats_need_owners().then(|| read(&tables.owners));
+            let owners = stats_need_owners(finding).then(|| read(&tables.owners));
             let buffers = first.into_iter().chain(owners).chain([written(&stats)]);
-            self.dispatch(Kernel::Stats { finding }, gradients.len(), buffers);
+            self.dispatch(Kernel::Finalize { finding, leaves: Leaves::Stats }, gradients.len(), buffers);
             stats
         });
         Measured { norms, factors, records, stats }
@@ -229,7 +229,7 @@ impl Launch<'_> {
         let arguments = buffers.into_iter().fold(KernelArguments::new(), |arguments, (handle, io)| {
             arguments.with_buffer_io(handle.binding(), io)
         });
-        self.client.launch(Box::new(kernel), CubeCount::Static(x, y, 1), arguments);
+        self.client.launch(Box::new(Launchable(kernel)), CubeCount::Static(x, y, 1), arguments);
     }
 
     /// A tensor that a kernel fills.

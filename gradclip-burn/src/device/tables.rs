@@ -7,8 +7,8 @@ use burn::cubecl::client::Client;
 use burn::cubecl::server::Handle;
 use burn_cubecl::CubeDevice;
 use bytemuck::{Pod, Zeroable, cast_slice};
+use gradclip::wgsl::Manner;
 
-use super::kernels::Manner;
 use super::layout::{Extent, lay_out};
 use crate::task::{Method, Task, policy};
 
