@@ -1,5 +1,5 @@
-//! The kernels as text, for packages that launch them by other means than wgpu: `gradclip-burn` does, through CubeCL. Whoever
-//! clips buffers of wgpu has no use for it.
+//! The kernels as text, for packages that launch them by other means than wgpu: `gradclip-burn` does. Whoever clips buffers of
+//! wgpu has no use for it.
 //!
 //! What a kernel binds, and how a tile, a segment and a partial lie in memory, is declared in the text. Both may change with
 //! any minor version.
