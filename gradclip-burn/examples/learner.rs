@@ -131,7 +131,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let line =
         Clipping::new(line, GradClipper::by_global_norm(1.0)?).with_interrupter(training.interrupter());
     let training = training.metric_train_numeric(line.grad_norm()).metric_train_numeric(line.clipped());
-    let clipped = train(training, &place, line)?.model.into_inner();
+    let clipped = train(training, &place, line)?.model.into_inner()?;
 
     for (name, line) in [("not clipped", plain), ("clipped", clipped)] {
         let slope: f32 = line.linear.weight.val().into_scalar();

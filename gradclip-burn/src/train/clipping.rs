@@ -27,11 +27,12 @@ use crate::{Clipped, Error, GradClipper};
 /// # use gradclip_burn::{Clipping, GradClipper};
 /// # fn train<M: LearnerModel>(
 /// #     training: SupervisedTraining<Clipping<M>>, model: M, optimizer: ModuleOptimizer, learning_rate: f64,
-/// # ) -> Result<M, gradclip_burn::Error> {
+/// # ) -> Result<M, Box<dyn std::error::Error>> {
 /// let model = Clipping::new(model, GradClipper::by_global_norm(1.0)?).with_interrupter(training.interrupter());
 /// let training = training.metric_train_numeric(model.grad_norm()).metric_train_numeric(model.clipped());
 /// let result = training.launch(Learner::new(model, optimizer, learning_rate));
-/// # Ok(result.model.into_inner())
+/// let model = result.model.into_inner()?;
+/// # Ok(model)
 /// # }
 /// ```
 ///
@@ -45,7 +46,7 @@ use crate::{Clipped, Error, GradClipper};
 ///
 /// `optimize` returns none, so it does with one what Burn's checkpointer does: it stops the training by the
 /// [interrupter](Self::with_interrupter), or panics if it has been given none. Either way no step is made with gradients
-/// that were not clipped, nor any after that; [`error`](Self::error) is the first.
+/// that were not clipped, nor any after that, and [`into_inner`](Self::into_inner) is that error.
 #[derive(Clone)]
 pub struct Clipping<M> {
     model: M,
@@ -62,7 +63,7 @@ impl<M> Clipping<M> {
     }
 
     /// Stops a training by this if gradients cannot be clipped: `SupervisedTraining::interrupter`. The `error` of its result
-    /// then says why.
+    /// then says why, and so does [`into_inner`](Self::into_inner).
     #[must_use]
     pub fn with_interrupter(self, interrupter: Interrupter) -> Self {
         Self { interrupter: Some(interrupter), ..self }
@@ -98,10 +99,16 @@ impl<M> Clipping<M> {
         &self.model
     }
 
-    /// The model within.
-    #[must_use]
-    pub fn into_inner(self) -> M {
-        self.model
+    /// The model within, at the end of a training.
+    ///
+    /// # Errors
+    ///
+    /// The [first error](Self::error), where a step could not be made: the training has stopped there.
+    pub fn into_inner(self) -> Result<M, Arc<Error>> {
+        match self.error() {
+            None => Ok(self.model),
+            Some(error) => Err(error),
+        }
     }
 
     fn map_model(self, change: impl FnOnce(M) -> M) -> Self {
