@@ -170,7 +170,7 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip). Gradients may then be summed, and are not clipped.
+    /// Those of [`clip`](Self::clip).
     pub fn clip_multi<M: Module>(
         &self,
         gradients: &mut MultiGradientsParams,
@@ -197,11 +197,6 @@ impl GradClipper {
     ) -> Result<Clipped, Error> {
         gradients::check([&*gradients], module)?;
         let taken = gradients::take(gradients, module);
-        if let Some(refused) = taken.iter().find(|gradient| !gradient.dtype.is_float()) {
-            let error = Error::Type { parameter: refused.path.clone(), dtype: refused.dtype };
-            put_back(taken, gradients);
-            return Err(error);
-        }
         let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.path.clone()).collect();
         let members: Vec<_> = taken
             .iter()
@@ -217,7 +212,9 @@ impl GradClipper {
             let (taken, measured) = tensor_ops::clip(taken, &task);
             (taken, measured.map(|measured| Source::Operations(Box::new(measured))))
         };
-        put_back(taken, gradients);
+        for gradient in taken {
+            gradient.register(gradients);
+        }
         let source = measured.unwrap_or_else(|| Source::Nothing {
             device: module.devices().into_iter().next().unwrap_or_default(),
             by_kernels,
@@ -262,12 +259,6 @@ fn checked(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
     let operations = Clip::all_checked(clips)?;
     operations.iter().try_for_each(supported)?;
     Ok(operations)
-}
-
-fn put_back(taken: Vec<Gradient>, gradients: &mut GradientsParams) {
-    for gradient in taken {
-        gradient.register(gradients);
-    }
 }
 
 /// What the kernels need to know of the gradients, if they can take them: all on one device, which takes WGSL.

@@ -108,7 +108,8 @@ impl Shell {
     }
 }
 
-/// Checks that what these hold for the parameters of a module has the ranks of the parameters: Burn panics later, if not.
+/// Checks that what these hold for the parameters of a module can be clipped, and has the ranks of the parameters: Burn panics
+/// later, if not.
 pub(crate) fn check<'a, M: Module>(
     gradients: impl IntoIterator<Item = &'a GradientsParams>,
     module: &M,
@@ -116,7 +117,7 @@ pub(crate) fn check<'a, M: Module>(
     struct Checker<'a> {
         gradients: Vec<&'a GradientsParams>,
         path: Vec<String>,
-        outcome: Result<(), Error>,
+        first_error: Option<Error>,
     }
 
     impl ModuleVisitor for Checker<'_> {
@@ -129,20 +130,25 @@ pub(crate) fn check<'a, M: Module>(
         }
 
         fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-            let fits = |gradients: &&GradientsParams| {
-                // There is no other way to learn it: all that looks at an entry unwraps its type. This only looks.
-                catch_unwind(AssertUnwindSafe(|| drop(gradients.get::<D>(parameter.id)))).is_ok()
-            };
-            if self.outcome.is_ok() && !self.gradients.iter().all(fits) {
-                self.outcome = Err(Error::Rank { parameter: self.path.join("."), rank: D });
+            for gradients in &self.gradients {
+                // There is no other way to learn its rank: all that looks at an entry unwraps its type. This only looks.
+                let look = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
+                let error = match catch_unwind(AssertUnwindSafe(look)) {
+                    Ok(Some(dtype)) if !dtype.is_float() => {
+                        Error::Type { parameter: self.path.join("."), dtype }
+                    }
+                    Ok(_) => continue,
+                    Err(_) => Error::Rank { parameter: self.path.join("."), rank: D },
+                };
+                self.first_error.get_or_insert(error);
             }
         }
     }
 
     let mut checker =
-        Checker { gradients: gradients.into_iter().collect(), path: Vec::new(), outcome: Ok(()) };
+        Checker { gradients: gradients.into_iter().collect(), path: Vec::new(), first_error: None };
     module.visit(&mut checker);
-    checker.outcome
+    checker.first_error.map_or(Ok(()), Err)
 }
 
 /// Takes the gradients of a module from their container, in the order of the parameters: of tied parameters once, of those

@@ -115,3 +115,32 @@ pub(crate) const fn policy(norm: &ByNorm) -> u32 {
         NonFinite::Poison => 3,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gradclip::Clip;
+
+    use super::*;
+
+    /// An option that gradclip gets must be carried out or refused here too. This notices one.
+    #[test]
+    fn every_option_of_a_clip_is_known() {
+        let Operation::Norm(norm) = Clip::by_global_norm(1.0).checked().unwrap() else { panic!("by norm") };
+        let text = format!("{norm:?}");
+        let options = text.trim_start_matches("ByNorm { ").split(", ");
+        let options: Vec<_> = options.filter_map(|option| option.split(':').next()).collect();
+        let known = [
+            "norm_type",
+            "scope",
+            "max_norm",
+            "epsilon",
+            "non_finite",
+            "inverse_scale",
+            "coefficient_only",
+            "tensor_stats",
+            "count_steps",
+            "z_clip",
+        ];
+        assert_eq!(options, known);
+    }
+}

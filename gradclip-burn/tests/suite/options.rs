@@ -172,11 +172,26 @@ fn a_gradient_that_cannot_be_clipped_is_named() {
         Model::with_gradients(vec![vector(&[3.0, 4.0], &device), vector(&[0.0; 32], &device)]);
     let quantized = vector(&noise(32, 1), &device).quantize_dynamic(&QuantScheme::default());
     grads.register(model.biases[1].id, quantized.clone());
-    let error = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap_err();
-    assert!(matches!(&error, Error::Type { parameter, .. } if parameter == "biases.1"), "{error}");
-    assert_eq!(values(grads.get::<1>(model.biases[0].id).unwrap()), [3.0, 4.0]);
-    let left = grads.get::<1>(model.biases[1].id).unwrap();
-    assert_eq!(values(left.dequantize()), values(quantized.dequantize()));
+    let clipper = clipper(Clip::by_global_norm(1.0));
+    let is_named = |error: &Error| {
+        assert!(matches!(error, Error::Type { parameter, .. } if parameter == "biases.1"), "{error}");
+    };
+    let untouched = |grads: &GradientsParams| {
+        assert_eq!(values(grads.get::<1>(model.biases[0].id).unwrap()), [3.0, 4.0]);
+        let left = grads.get::<1>(model.biases[1].id).unwrap();
+        assert_eq!(values(left.dequantize()), values(quantized.clone().dequantize()));
+    };
+    is_named(&clipper.clip(&mut grads, &model).unwrap_err());
+    untouched(&grads);
+
+    // Of several devices too, before anything is summed.
+    let mut others = GradientsParams::new();
+    others.register(model.biases[0].id, vector(&[1.0, 1.0], &device));
+    let mut several = MultiGradientsParams::default();
+    several.grads.push((grads, device.clone()));
+    several.grads.push((others, device.clone()));
+    is_named(&clipper.clip_multi(&mut several, &model).unwrap_err());
+    untouched(&several.grads[0].0);
 }
 
 /// Burn's container would panic.
