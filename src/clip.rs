@@ -41,13 +41,23 @@ enum Method {
     ValueRange { low: f32, high: f32 },
 }
 
-/// A [`Clip`] whose values have been checked: what the two paths carry out.
+/// A [`Clip`] whose values have been checked, as plain data: what the GPU path and the CPU path carry out, and what a package
+/// reads that clips elsewhere. [`Clip::checked`] makes it.
+///
+/// There may be more kinds of operations, scopes and options one day. Whoever carries one out must refuse what it does not
+/// know: an option that is dropped in silence is worse than none.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Operation {
+#[non_exhaustive]
+pub enum Operation {
     /// Scale by a norm.
     Norm(ByNorm),
-    /// Neither bound is NaN, and `low <= high`.
-    Clamp { low: f32, high: f32 },
+    /// Clamp every element to `low..=high`, where a NaN stays one. Neither bound is NaN, and `low <= high`.
+    Clamp {
+        /// The lower bound.
+        low: f32,
+        /// The upper bound.
+        high: f32,
+    },
 }
 
 impl Operation {
@@ -116,24 +126,30 @@ pub(crate) fn inverse_scale(scale: f32) -> Result<f32, Error> {
     }
 }
 
-/// A clip by a norm, checked.
+/// A clip by a norm, checked: the options of [`Clip`], each with its meaning there.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct ByNorm {
-    pub(crate) norm_type: NormType,
-    pub(crate) scope: Scope,
-    /// Not negative, not NaN.
-    pub(crate) max_norm: f32,
-    pub(crate) epsilon: f32,
-    pub(crate) non_finite: NonFinite,
-    /// What undoes the loss scale; 1 without one. Positive and finite.
-    pub(crate) inverse_scale: f32,
-    pub(crate) coefficient_only: bool,
+#[non_exhaustive]
+pub struct ByNorm {
+    /// Which norm. 1, 2 and infinity are the variants of their own, never [`NormType::P`].
+    pub norm_type: NormType,
+    /// What has a norm of its own.
+    pub scope: Scope,
+    /// The limit, in the words of the scope. Not negative, not NaN; infinity is none.
+    pub max_norm: f32,
+    /// What is added to a norm before the limit is divided by it. Finite, not negative.
+    pub epsilon: f32,
+    /// What becomes of gradients that are not finite.
+    pub non_finite: NonFinite,
+    /// What undoes the loss scale, in norms and in gradients; 1 without one. Positive and finite.
+    pub inverse_scale: f32,
+    /// Whether gradients stay as they are.
+    pub coefficient_only: bool,
     /// Whether each gradient gets statistics besides.
-    pub(crate) tensor_stats: bool,
+    pub tensor_stats: bool,
     /// Whether what the records say is counted over the steps.
-    pub(crate) count_steps: bool,
+    pub count_steps: bool,
     /// What else limits, if it is to adapt to past norms.
-    pub(crate) z_clip: Option<ZClip>,
+    pub z_clip: Option<ZClip>,
 }
 
 impl ByNorm {
@@ -152,19 +168,38 @@ impl ByNorm {
             z_clip: None,
         }
     }
+
+    /// The limit on the norm of so many elements, which for [`Scope::TensorRms`] grows with their number. That of a
+    /// [`Scope::Parameter`] is still to be multiplied by the norm of the parameter.
+    ///
+    /// ```
+    /// use gradclip::{Clip, Operation};
+    ///
+    /// let Operation::Norm(rms) = Clip::by_rms(0.5).checked()? else { unreachable!() };
+    /// assert_eq!(rms.limit_for(9), 1.5);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn limit_for(&self, elements: u64) -> f32 {
+        self.scope.limit(0, elements, true).among(&[self.max_norm])
+    }
 }
 
-/// What has a norm of its own.
+/// What has a norm, a limit and a record of its own.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Scope {
+#[non_exhaustive]
+pub enum Scope {
     /// All gradients of a group together.
     Global,
     /// Each gradient, or each of its rows.
     Tensor,
     /// The same, and its limit is that for one element times the square root of how many there are.
     TensorRms,
-    /// The same, and its limit is relative to the norm of its parameter, or to this if that is less.
-    Parameter { floor: f32 },
+    /// The same, and its limit is relative to the norm of its parameter.
+    Parameter {
+        /// The least norm of a parameter: what is less counts as this.
+        floor: f32,
+    },
     /// Nothing: the caller supplies the norm.
     Supplied,
 }
@@ -456,8 +491,13 @@ impl Clip {
         Self { past_norms: Some(z_clip), ..self }
     }
 
-    /// Checks the clips of groups: they may differ in their limits only.
-    pub(crate) fn all_checked(clips: &[Self]) -> Result<Vec<Operation>, Error> {
+    /// Checks the clips of groups, as [`checked`](Self::checked) does each.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`checked`](Self::checked), [`Error::Groups`] where two differ in more than their limits, and
+    /// [`Error::NoClip`] without any.
+    pub fn all_checked(clips: &[Self]) -> Result<Vec<Operation>, Error> {
         let operations = clips.iter().map(|clip| clip.checked()).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = operations.first() else { return Err(Error::NoClip) };
         match operations.iter().position(|operation| operation.without_limit() != first.without_limit()) {
@@ -466,8 +506,25 @@ impl Clip {
         }
     }
 
-    /// Checks the values, and says what is to be done.
-    pub(crate) fn checked(self) -> Result<Operation, Error> {
+    /// Checks the values, and says what is to be done. Whoever clips by gradclip need not call it; it is for packages that carry
+    /// out a [`Clip`] by themselves, as `gradclip-burn` does.
+    ///
+    /// ```
+    /// use gradclip::{Clip, Error, Operation, Scope};
+    ///
+    /// let Operation::Norm(norm) = Clip::by_global_norm(1.0).checked()? else { unreachable!() };
+    /// assert_eq!((norm.scope, norm.max_norm, norm.epsilon), (Scope::Global, 1.0, 1e-6));
+    /// assert_eq!(Clip::by_value(0.5).checked()?, Clip::by_value_range(-0.5, 0.5).checked()?);
+    /// assert_eq!(Clip::by_global_norm(-1.0).checked(), Err(Error::MaxNorm { given: -1.0 }));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MaxNorm`], [`Error::ClipValue`], [`Error::ClipRange`], [`Error::Epsilon`], [`Error::LossScale`],
+    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::TwoLimits`] and [`Error::NeedsNorm`], each for
+    /// what it says.
+    pub fn checked(self) -> Result<Operation, Error> {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
             Method::Norm { max_norm } => self.norm(Scope::Tensor, max_norm),

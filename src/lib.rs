@@ -18,9 +18,10 @@ pub mod reference;
 mod slices;
 mod stats;
 mod step_counts;
+pub mod wgsl;
 mod z_clip;
 
-pub use clip::Clip;
+pub use clip::{ByNorm, Clip, Operation, Scope};
 pub use dtype::DType;
 pub use error::Error;
 pub use gpu::{

@@ -103,7 +103,7 @@ fn main() {
     let model = Transformer::new(&device);
     let tensors = model.matrices.len() + model.vectors.len();
     println!("{tensors} tensors, {} parameters", model.num_params());
-    let clipper = GradClipper::by_global_norm(MAX_NORM);
+    let clipper = GradClipper::by_global_norm(MAX_NORM).expect("a limit");
     let per_tensor = GradientClipping::Norm(MAX_NORM);
     let global = |grads: &mut GradientsParams| drop(clipper.clip(grads, &model).expect("a clip"));
     let cat = |grads: &mut GradientsParams| {

@@ -88,7 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ways = [
         ("no clipping", "#c0392b", Way::Not),
         ("each tensor by itself (Burn)", "#2471a3", Way::EachTensor),
-        ("global norm (gradclip)", "#1e8449", Way::Globally(GradClipper::by_global_norm(MAX_NORM))),
+        ("global norm (gradclip)", "#1e8449", Way::Globally(GradClipper::by_global_norm(MAX_NORM)?)),
     ];
     let mut runs = Vec::new();
     for (name, colour, way) in ways {

@@ -4,31 +4,28 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use bytemuck::{Pod, pod_collect_to_vec};
-use gradclip::{ClipRecord, NonFinite, TensorStats};
+use gradclip::{ClipRecord, NonFinite, NormType, TensorStats};
 
 use crate::device::RECORD_WORDS;
 use crate::tensor_ops::Measured;
 use crate::{Error, task::Task};
 
-/// What a clip by norm has measured. It is on the device, and nobody has waited for it: [`norm`](Self::norm) goes into
-/// further tensor operations as it is, and [`records`](Self::records) is for the step in which you want to log.
+/// What a clip by norm has measured. It is on the device, and nobody has waited for it: [`norm`](Self::norm) and
+/// [`factor`](Self::factor) go into further tensor operations as they are, and [`records`](Self::records) is for the step in
+/// which you want to log.
 #[derive(Clone, Debug)]
 pub struct Clipped {
     source: Source,
     paths: Arc<[String]>,
-    policy: NonFinite,
+    task: Arc<Task>,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Words(Box<Words>),
-    Operations {
-        measured: Box<Measured>,
-        group_of: Arc<[usize]>,
-    },
+    Operations(Box<Measured>),
     /// Nothing was measured: there were no gradients, or it was a clip by value.
     Nothing {
-        groups: usize,
         device: Device,
         by_kernels: bool,
     },
@@ -38,25 +35,45 @@ pub(crate) enum Source {
 #[derive(Clone, Debug)]
 pub(crate) struct Words {
     pub(crate) norms: Tensor<1>,
+    pub(crate) factors: Tensor<1>,
     /// The records, and the statistics if they are wanted.
     pub(crate) records: Tensor<1, Int>,
     pub(crate) stats: Option<Tensor<1, Int>>,
 }
 
 impl Clipped {
-    pub(crate) fn new(source: Source, paths: Arc<[String]>, task: &Task) -> Self {
-        Self { source, paths, policy: task.non_finite }
+    pub(crate) fn new(source: Source, paths: Arc<[String]>, task: Arc<Task>) -> Self {
+        Self { source, paths, task }
     }
 
     /// The norm before clipping, without the loss scale: f32, an element for each group, those that belong to no group being
-    /// the first. Zeros where nothing was measured: by a clip by value, and where there were no gradients.
+    /// the first; of a clip of each gradient by itself one for each, in the order of [`parameters`](Self::parameters). Zeros
+    /// where nothing was measured: by a clip by value, and where there were no gradients.
     #[must_use]
     pub fn norm(&self) -> Tensor<1> {
         match &self.source {
             Source::Words(words) => words.norms.clone(),
-            Source::Operations { measured, .. } => measured.norms.clone(),
-            Source::Nothing { groups, device, .. } => Tensor::zeros([*groups], (device, DType::F32)),
+            Source::Operations(measured) => measured.norms.clone(),
+            Source::Nothing { device, .. } => Tensor::zeros([self.task.segments.len()], (device, DType::F32)),
         }
+    }
+
+    /// What gradients are multiplied by, as many elements as [`norm`](Self::norm) has: [`ClipRecord::factor`] of each record. It
+    /// is for the optimizer that multiplies by it itself, after a clip with
+    /// [`coefficient_only`](gradclip::Clip::coefficient_only). Ones where nothing was measured.
+    #[must_use]
+    pub fn factor(&self) -> Tensor<1> {
+        match &self.source {
+            Source::Words(words) => words.factors.clone(),
+            Source::Operations(measured) => measured.factors.clone(),
+            Source::Nothing { device, .. } => Tensor::ones([self.task.segments.len()], (device, DType::F32)),
+        }
+    }
+
+    /// Which norm was measured.
+    #[must_use]
+    pub fn norm_type(&self) -> NormType {
+        self.task.norm_type()
     }
 
     /// The paths of the parameters that had a gradient, in the order of the module:
@@ -71,12 +88,12 @@ impl Clipped {
     pub fn by_kernels(&self) -> bool {
         match self.source {
             Source::Words(_) => true,
-            Source::Operations { .. } => false,
+            Source::Operations(_) => false,
             Source::Nothing { by_kernels, .. } => by_kernels,
         }
     }
 
-    /// The record of each group, in the order of [`norm`](Self::norm). Waits for the device.
+    /// The record of each element of [`norm`](Self::norm). Waits for the device.
     ///
     /// # Errors
     ///
@@ -93,10 +110,11 @@ impl Clipped {
     pub async fn records_async(&self) -> Result<Vec<ClipRecord>, Error> {
         let records = match &self.source {
             Source::Words(words) => words_of(&words.records).await?,
-            Source::Operations { measured, group_of } => records_of(measured, group_of, self.policy).await?,
-            Source::Nothing { groups, .. } => vec![ClipRecord::UNCLIPPED; *groups],
+            Source::Operations(measured) => records_of(measured, &self.task).await?,
+            Source::Nothing { .. } => vec![ClipRecord::UNCLIPPED; self.task.segments.len()],
         };
-        match records.iter().find(|record| self.policy == NonFinite::Error && record.non_finite()) {
+        let is_error = self.task.non_finite() == NonFinite::Error;
+        match records.iter().find(|record| is_error && record.non_finite()) {
             Some(record) => {
                 let parameter = record.first_non_finite().and_then(|index| self.paths.get(index).cloned());
                 Err(Error::NonFinite { parameter })
@@ -105,8 +123,8 @@ impl Clipped {
         }
     }
 
-    /// Of each parameter with a gradient its path and what is known of that gradient alone, if the clipper measures
-    /// [`tensor_stats`](crate::GradClipper::tensor_stats); else nothing. Waits for the device.
+    /// Of each parameter with a gradient its path and what is known of that gradient alone, if the clip measures
+    /// [`tensor_stats`](gradclip::Clip::tensor_stats); else nothing. Waits for the device.
     ///
     /// # Errors
     ///
@@ -126,7 +144,7 @@ impl Clipped {
                 Some(stats) => words_of(stats).await?,
                 None => Vec::new(),
             },
-            Source::Operations { measured, .. } => {
+            Source::Operations(measured) => {
                 let Measured { counts: Some(counts), gradient_norms, gradient_maxima, .. } = &**measured
                 else {
                     return Ok(Vec::new());
@@ -166,31 +184,28 @@ async fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
 }
 
 /// The records that the kernels would have left.
-async fn records_of(
-    measured: &Measured,
-    group_of: &[usize],
-    policy: NonFinite,
-) -> Result<Vec<ClipRecord>, Error> {
+async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>, Error> {
     let (norms, coefs) = (floats(&measured.norms).await?, floats(&measured.coefs).await?);
     let (factors, maxima) = (floats(&measured.factors).await?, floats(&measured.gradient_maxima).await?);
-    let record = |group: usize| {
-        let members = || (0..group_of.len()).filter(|&index| group_of[index] == group);
+    let record = |segment: usize| {
+        let members = || (0..maxima.len()).filter(|&index| task.segment_of[index] == segment);
         let largest = members()
             .map(|index| maxima[index])
             .fold(0.0, |largest: f32, own| if own > largest || own.is_nan() { own } else { largest });
         let first = members().find(|&index| !maxima[index].is_finite());
-        let (norm, coef) = (norms[group], coefs[group]);
+        let (norm, coef) = (norms[segment], coefs[segment]);
         let bad = first.is_some() || !norm.is_finite() || coef.is_nan();
-        let policy = match policy {
+        let policy = match task.non_finite() {
             NonFinite::Skip | NonFinite::Error if bad => 4,
             NonFinite::Zero if bad => 8,
             _ => 0,
         };
-        let (significand, exponent) = split(norm);
+        let (significand, exponent) =
+            if measured.empty[segment] { (0.0, ClipRecord::EMPTY_EXPONENT) } else { split(norm) };
         let words: [u32; RECORD_WORDS] = [
             norm.to_bits(),
             coef.to_bits(),
-            factors[group].to_bits(),
+            factors[segment].to_bits(),
             largest.to_bits(),
             u32::from(coef != 1.0) | u32::from(bad) << 1 | policy,
             first.and_then(|index| u32::try_from(index).ok()).unwrap_or(u32::MAX),

@@ -6,45 +6,33 @@ use burn::tensor::{DType, ExecutionError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The limit of a norm is negative.
-    #[error("the limit {given} is negative: a norm cannot be brought below 0")]
-    MaxNorm {
-        /// The limit.
-        given: f32,
-    },
-    /// Bounds in the wrong order, or NaN.
-    #[error("elements cannot be clamped to {low}..={high}")]
-    Bounds {
-        /// The lower bound.
-        low: f32,
-        /// The upper bound.
-        high: f32,
-    },
-    /// A norm that this package does not measure.
-    #[error("{given:?} is not measured here: only L1, L2 and Inf are")]
-    NormType {
-        /// The norm.
-        given: gradclip::NormType,
-    },
-    /// What is added to a norm is negative, infinite or NaN.
-    #[error("epsilon is {given}; it must be finite, and not negative")]
-    Epsilon {
-        /// The constant.
-        given: f32,
-    },
-    /// A loss scale that cannot be undone.
-    #[error("a loss scale of {given} cannot be undone: it must be positive, and its inverse finite")]
-    LossScale {
-        /// The scale.
-        given: f32,
+    /// The options of a [`Clip`](gradclip::Clip) mean nothing, or those of two groups differ in more than their limits.
+    #[error(transparent)]
+    Clip(#[from] gradclip::Error),
+    /// Something that gradclip can and this package cannot.
+    #[error("{option} is not supported on Burn's tensors")]
+    Unsupported {
+        /// What was asked for.
+        option: &'static str,
     },
     /// A gradient that cannot be measured or scaled.
     #[error("the gradient of {parameter} is of type {dtype:?}, which cannot be clipped")]
-    Unsupported {
+    Type {
         /// The path of the parameter in its module.
         parameter: String,
         /// The type of its gradient's elements.
         dtype: DType,
+    },
+    /// A gradient that was registered with another rank than its parameter has.
+    ///
+    /// Burn's container knows the rank of what it holds, and panics when asked for another; it cannot be asked which. So that
+    /// panic is caught here, before anything is changed, which a panic hook sees, and which needs a build that unwinds.
+    #[error("the gradient registered for {parameter} has not the rank {rank} of the parameter")]
+    Rank {
+        /// The path of the parameter in its module.
+        parameter: String,
+        /// Its rank.
+        rank: usize,
     },
     /// A gradient is not finite, and the policy for that is [`NonFinite::Error`](gradclip::NonFinite::Error).
     #[error("the gradients are not finite{}", .parameter.as_ref().map(|p| format!(": {p} is the first of them")).unwrap_or_default())]

@@ -1,10 +1,13 @@
 //! The gradients of a module: out of Burn's container, and back.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{DType, Tensor};
 
+use crate::Error;
 use crate::primitive::WgpuPrimitive;
 
 /// A gradient that was taken from its container. While it is here, its container does not hold on to its memory, so that
@@ -105,6 +108,49 @@ impl Shell {
     }
 }
 
+/// Checks that what these hold for the parameters of a module can be clipped, and has the ranks of the parameters: Burn panics
+/// later, if not.
+pub(crate) fn check<'a, M: Module>(
+    gradients: impl IntoIterator<Item = &'a GradientsParams>,
+    module: &M,
+) -> Result<(), Error> {
+    struct Checker<'a> {
+        gradients: Vec<&'a GradientsParams>,
+        path: Vec<String>,
+        first_error: Option<Error>,
+    }
+
+    impl ModuleVisitor for Checker<'_> {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            for gradients in &self.gradients {
+                // There is no other way to learn its rank: all that looks at an entry unwraps its type. This only looks.
+                let look = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
+                let error = match catch_unwind(AssertUnwindSafe(look)) {
+                    Ok(Some(dtype)) if !dtype.is_float() => {
+                        Error::Type { parameter: self.path.join("."), dtype }
+                    }
+                    Ok(_) => continue,
+                    Err(_) => Error::Rank { parameter: self.path.join("."), rank: D },
+                };
+                self.first_error.get_or_insert(error);
+            }
+        }
+    }
+
+    let mut checker =
+        Checker { gradients: gradients.into_iter().collect(), path: Vec::new(), first_error: None };
+    module.visit(&mut checker);
+    checker.first_error.map_or(Ok(()), Err)
+}
+
 /// Takes the gradients of a module from their container, in the order of the parameters: of tied parameters once, of those
 /// without a gradient none.
 pub(crate) fn take<M: Module>(gradients: &mut GradientsParams, module: &M) -> Vec<Gradient> {
@@ -141,4 +187,46 @@ impl ModuleVisitor for Taker<'_> {
             });
         }
     }
+}
+
+/// The gradients of a module, summed over the devices. Each sum is on the device that Burn chooses for its parameter.
+pub(crate) fn sum<M: Module>(gradients: &mut MultiGradientsParams, module: &M) -> GradientsParams {
+    struct Summer<'a> {
+        gradients: &'a mut MultiGradientsParams,
+        summed: GradientsParams,
+    }
+
+    impl ModuleVisitor for Summer<'_> {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            if let Some((sum, _)) = self.gradients.remove::<D>(parameter.id) {
+                self.summed.register(parameter.id, sum);
+            }
+        }
+    }
+
+    let mut summer = Summer { gradients, summed: GradientsParams::new() };
+    module.visit(&mut summer);
+    summer.summed
+}
+
+/// The reverse of [`sum`], as far as possible: each gradient goes to those of its device.
+pub(crate) fn spread<M: Module>(summed: GradientsParams, gradients: &mut MultiGradientsParams, module: &M) {
+    struct Spreader<'a> {
+        gradients: &'a mut MultiGradientsParams,
+        summed: GradientsParams,
+    }
+
+    impl ModuleVisitor for Spreader<'_> {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            let Some(sum) = self.summed.remove::<D>(parameter.id) else { return };
+            let device = sum.device();
+            let of_devices = &mut self.gradients.grads;
+            let index = of_devices.iter().position(|(_, own)| *own == device).unwrap_or(0);
+            if let Some((own, _)) = of_devices.get_mut(index) {
+                own.register(parameter.id, sum);
+            }
+        }
+    }
+
+    module.visit(&mut Spreader { gradients, summed });
 }

@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 
-pub use gradclip::{ClipRecord, Epsilon, NonFinite, NormType, TensorStats};
+pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType, TensorStats};
 
 mod clipped;
 mod clipper;
@@ -11,8 +11,12 @@ mod optimizer;
 mod primitive;
 mod task;
 mod tensor_ops;
+#[cfg(feature = "train")]
+mod train;
 
 pub use clipped::Clipped;
 pub use clipper::GradClipper;
 pub use error::Error;
 pub use optimizer::ClippedOptimizer;
+#[cfg(feature = "train")]
+pub use train::{ClippedMetric, Clipping, GradNormMetric};

@@ -2,6 +2,7 @@
 //! application, so both are served.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use burn::backend::ir::{CustomOpIr, HandleContainer, OperationIr, TensorId, TensorIr};
 use burn::backend::{BackendTypes, Device, TensorMetadata, Wgpu};
@@ -11,7 +12,7 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_fusion::stream::{Operation, StreamId};
 use burn_fusion::{Fusion, FusionBackend, FusionTensor};
 
-use crate::device::{self, Cache, Extent, Launched, RECORD_WORDS, STATS_WORDS};
+use crate::device::{self, Cache, Extent, RECORD_WORDS, STATS_WORDS};
 use crate::task::{Method, Task};
 
 /// A tensor of Burn's wgpu runtime.
@@ -20,8 +21,17 @@ pub(crate) type WgpuPrimitive = <Wgpu as BackendTypes>::FloatTensorPrimitive;
 /// What a clip returns.
 pub(crate) struct Clipped<P> {
     pub(crate) gradients: Vec<P>,
-    pub(crate) norms: Option<P>,
-    pub(crate) records: Option<P>,
+    pub(crate) measured: Option<Measured<P>>,
+}
+
+/// What a clip by norm measures.
+pub(crate) struct Measured<P> {
+    /// The norm of each segment, and what its gradients are multiplied by, f32.
+    pub(crate) norms: P,
+    pub(crate) factors: P,
+    /// The record of each segment, as words.
+    pub(crate) records: P,
+    /// The statistics of each gradient, as words, if they are wanted.
     pub(crate) stats: Option<P>,
 }
 
@@ -33,7 +43,7 @@ pub(crate) trait KernelBackend: BackendTypes {
     fn clip(
         gradients: Vec<Self::FloatTensorPrimitive>,
         extents: Vec<Extent>,
-        task: Task,
+        task: Arc<Task>,
         cache: Cache,
     ) -> Clipped<Self::FloatTensorPrimitive>;
 }
@@ -46,14 +56,10 @@ impl KernelBackend for CubeBackend {
     fn clip(
         gradients: Vec<CubeTensor>,
         extents: Vec<Extent>,
-        task: Task,
+        task: Arc<Task>,
         cache: Cache,
     ) -> Clipped<CubeTensor> {
-        let Launched { gradients, measured } = device::clip(gradients, &extents, &task, &cache);
-        let (norms, records, stats) = measured.map_or((None, None, None), |measured| {
-            (Some(measured.norms), Some(measured.records), measured.stats)
-        });
-        Clipped { gradients, norms, records, stats }
+        device::clip(gradients, &extents, &task, &cache)
     }
 }
 
@@ -71,11 +77,11 @@ where
     fn clip(
         gradients: Vec<FusionTensor<B::FusionRuntime>>,
         extents: Vec<Extent>,
-        task: Task,
+        task: Arc<Task>,
         cache: Cache,
     ) -> Clipped<FusionTensor<B::FusionRuntime>> {
         let Some(client) = gradients.first().map(|first| first.client.clone()) else {
-            return Clipped { gradients, norms: None, records: None, stats: None };
+            return Clipped { gradients, measured: None };
         };
         let inputs: Vec<_> = gradients.into_iter().map(FusionTensor::into_ir).collect();
         let count = inputs.len();
@@ -86,10 +92,12 @@ where
         let mut vector = |elements: usize, dtype| {
             outputs.push(TensorIr::uninit(client.create_empty_handle(), Shape::from([elements]), dtype));
         };
-        if let Method::Norm(_) = task.method {
-            vector(task.groups.len(), DType::F32);
-            vector(task.groups.len() * RECORD_WORDS, DType::U32);
-            if task.tensor_stats {
+        if let Method::Norm(norm) = task.method {
+            let segments = task.segments.len();
+            vector(segments, DType::F32);
+            vector(segments, DType::F32);
+            vector(segments * RECORD_WORDS, DType::U32);
+            if norm.tensor_stats {
                 vector(count * STATS_WORDS, DType::U32);
             }
         }
@@ -103,12 +111,14 @@ where
         };
         let ir = OperationIr::Custom(CustomOpIr::new("gradclip", &inputs, &outputs));
         let mut tensors = client.register(StreamId::current(), ir, operation).into_iter();
-        Clipped {
-            gradients: tensors.by_ref().take(count).collect(),
-            norms: tensors.next(),
-            records: tensors.next(),
-            stats: tensors.next(),
-        }
+        let gradients = tensors.by_ref().take(count).collect();
+        let measured = match [tensors.next(), tensors.next(), tensors.next()] {
+            [Some(norms), Some(factors), Some(records)] => {
+                Some(Measured { norms, factors, records, stats: tensors.next() })
+            }
+            _ => None,
+        };
+        Clipped { gradients, measured }
     }
 }
 
@@ -118,7 +128,7 @@ struct ClipOperation<B> {
     /// The gradients, then what is measured.
     outputs: Vec<TensorId>,
     extents: Vec<Extent>,
-    task: Task,
+    task: Arc<Task>,
     cache: Cache,
     backend: PhantomData<fn() -> B>,
 }
@@ -135,14 +145,14 @@ where
 {
     fn execute(&self, handles: &mut HandleContainer<B::Handle>) -> Result<(), ExecutionError> {
         let gradients = self.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
-        let Launched { gradients, measured } =
-            device::clip(gradients, &self.extents, &self.task, &self.cache);
+        let Clipped { gradients, measured } = device::clip(gradients, &self.extents, &self.task, &self.cache);
         let (of_gradients, of_measured) = self.outputs.split_at(self.inputs.len());
         for (gradient, id) in gradients.into_iter().zip(of_gradients) {
             handles.register_float_tensor::<B>(id, gradient);
         }
-        if let (Some(measured), [norms, words @ ..]) = (measured, of_measured) {
+        if let (Some(measured), [norms, factors, words @ ..]) = (measured, of_measured) {
             handles.register_float_tensor::<B>(norms, measured.norms);
+            handles.register_float_tensor::<B>(factors, measured.factors);
             for (tensor, id) in [Some(measured.records), measured.stats].into_iter().flatten().zip(words) {
                 handles.register_int_tensor::<B>(id, tensor);
             }

@@ -51,11 +51,24 @@ pub(super) const MOST_STORAGE_WITHOUT_SLOTS: u32 = 4;
 
 /// A compute pipeline: a row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kernel {
-    /// Tiles to partials.
-    Partials { finding: Finding, manner: Manner, slots: usize },
-    /// The partials of each segment to what is left of it.
-    Finalize { finding: Finding, leaves: Leaves },
+#[non_exhaustive]
+pub enum Kernel {
+    /// Tiles to partials. Binds tiles, partials and the slots.
+    Partials {
+        /// What is found.
+        finding: Finding,
+        /// What the tiles have in common.
+        manner: Manner,
+        /// How many slots there are for gradients.
+        slots: usize,
+    },
+    /// The partials of each segment to what is left of it. Binds partials, measure, segments, owners and what is left.
+    Finalize {
+        /// What was found.
+        finding: Finding,
+        /// What is left.
+        leaves: Leaves,
+    },
     /// A supplied norm to records.
     Supply,
     /// Records to such with limits relative to other norms.
@@ -64,37 +77,55 @@ pub(super) enum Kernel {
     Adapt,
     /// Records to counts over the steps.
     Count,
-    /// Tiles times the factor of a record; that of their segment, if there are several.
-    Scale { segmented: bool, manner: Manner, slots: usize },
-    /// Tiles to a range; that of their group, if there are several.
-    Clamp { segmented: bool, manner: Manner, slots: usize },
+    /// Tiles times the factor of a record; that of their segment, if there are several. Binds tiles, records and the slots.
+    Scale {
+        /// Whether there are several records.
+        segmented: bool,
+        /// What the tiles have in common.
+        manner: Manner,
+        /// How many slots there are for gradients.
+        slots: usize,
+    },
+    /// Tiles to a range; that of their group, if there are several. Binds tiles, ranges and the slots.
+    Clamp {
+        /// Whether there are several ranges.
+        segmented: bool,
+        /// What the tiles have in common.
+        manner: Manner,
+        /// How many slots there are for gradients.
+        slots: usize,
+    },
 }
 
 /// What is left of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Leaves {
+pub enum Leaves {
+    /// Its record.
     Record,
-    /// Of a segment that is one gradient.
+    /// The statistics of a segment that is one gradient.
     Stats,
 }
 
 /// What the norm pass finds in each tile: its `Partial`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Finding {
+pub struct Finding {
     norm: NormKind,
     /// Whether elements are counted besides.
     counted: bool,
 }
 
 impl Finding {
-    pub(super) fn of(norm_type: NormType, counted: bool) -> Self {
+    /// The share of a tile in this norm; and how many of its elements are zero or not finite, if they are to be counted.
+    #[must_use]
+    pub fn of(norm_type: NormType, counted: bool) -> Self {
         let norm = NormKind::of(norm_type);
         // The plain kernels always count.
         Self { norm, counted: counted || matches!(norm, NormKind::Power(_)) }
     }
 
     /// The size of a `Partial`, in bytes.
-    pub(super) const fn partial_bytes(self) -> usize {
+    #[must_use]
+    pub const fn partial_bytes(self) -> usize {
         match self {
             Self { norm: NormKind::Power(_), .. } => 20,
             Self { counted: true, .. } => 16,
@@ -102,8 +133,10 @@ impl Finding {
         }
     }
 
-    /// Whether the norm pass reads vectors.
-    pub(super) fn reads_vectors(self) -> bool {
+    /// Whether the norm pass reads vectors where it may. The plain kernels, for any p, read elements; and theirs alone have a use
+    /// for the owners of partials where statistics are left.
+    #[must_use]
+    pub fn reads_vectors(self) -> bool {
         self.power().is_none()
     }
 
@@ -170,7 +203,8 @@ impl Kernel {
     }
 
     /// Its whole text: the files that it is made of, and the slots.
-    pub(super) fn source(self) -> String {
+    #[must_use]
+    pub fn source(self) -> String {
         const COMMON: &str = wgsl!("workgroup" "float_bits");
         let files = match self {
             Self::Partials { finding, manner, .. } => {
@@ -237,8 +271,9 @@ impl Kernel {
         }
     }
 
-    /// The numbers that its shader leaves to Rust.
-    pub(super) fn constants(self) -> Vec<(&'static str, f64)> {
+    /// The numbers that its shader leaves to Rust: `override`s without a value.
+    #[must_use]
+    pub fn constants(self) -> Vec<(&'static str, f64)> {
         let size = match self {
             Self::Scale { manner, .. } | Self::Clamp { manner, .. } if manner.access == Access::Elements => {
                 EDGE_WORKGROUP_SIZE

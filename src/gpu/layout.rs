@@ -25,7 +25,7 @@ pub(super) struct Tile {
 
 /// How a shader sees a bound buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Access {
+pub enum Access {
     /// Vectors of four words, 16 bytes a load: what is aligned to them.
     Vectors,
     /// Single elements: what is not, and what must not be written together with its neighbours.
@@ -34,9 +34,11 @@ pub(super) enum Access {
 
 /// What tiles of one dispatch have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Manner {
-    pub(super) access: Access,
-    pub(super) dtype: DType,
+pub struct Manner {
+    /// How gradients are read and written.
+    pub access: Access,
+    /// The type of their elements.
+    pub dtype: DType,
 }
 
 /// The elements in a vector.

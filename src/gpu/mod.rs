@@ -4,7 +4,7 @@ mod clip_plan;
 mod clipper;
 pub(crate) mod device;
 mod gradient;
-mod kernels;
+pub(crate) mod kernels;
 pub(crate) mod layout;
 mod read_back;
 mod recent;

@@ -1,120 +1,27 @@
-//! gradclip's shaders as kernels that CubeCL launches.
+//! gradclip's kernels as CubeCL launches them.
 //!
-//! The text is the core's own, file by file. CubeCL launches it under rules of its own, and this is where they are
-//! met: all bindings are in one group, in the order of the arguments, and none may be left unused; a page of memory
-//! holds many tensors, and wgpu refuses to bind it for reading and for writing in one dispatch, so that everything is
-//! bound for writing; there are no uniform buffers and no pipeline constants.
-
-use std::fmt::Write as _;
+//! The text is the core's own. CubeCL launches it under rules of its own, and this is where they are met: all bindings are in
+//! one group, in the order of the arguments, and none may be left unused; a page of memory holds many tensors, and wgpu
+//! refuses to bind it for reading and for writing in one dispatch, so that everything is bound for writing; there are no
+//! uniform buffers and no pipeline constants.
 
 use burn::cubecl::ir::settings::{Dim3, KernelSettings};
 use burn::cubecl::ir::{ElemType, Scope, UIntKind, metadata::Info};
 use burn::cubecl::prelude::{AddressType, KernelDefinition, KernelId, KernelMetadata};
 use burn::cubecl::{CubeKernel, ExecutionMode, PrecompiledSource};
-
-macro_rules! wgsl {
-    ($($file:literal)+) => { concat!($(include_str!(concat!("../../../shaders/", $file, ".wgsl")), "\n"),+) };
-}
+use gradclip::wgsl::{Access, Finding, Kernel, Leaves, Manner};
 
 /// The invocations of a workgroup: what every device allows.
 pub(super) const WORKGROUP_SIZE: u32 = 256;
 
-/// The bindings before the first slot.
-const FIRST_SLOT: usize = 2;
-
-/// The types of elements that the kernels take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Elements {
-    F32,
-    F16,
-    BF16,
+/// How the norm pass goes through gradients of this manner.
+pub(super) fn to_measure(finding: Finding, manner: Manner) -> Manner {
+    if finding.reads_vectors() { manner } else { Manner { access: Access::Elements, ..manner } }
 }
 
-impl Elements {
-    /// The bytes of one.
-    pub(crate) const fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-
-    const fn files(self) -> &'static str {
-        match self {
-            Self::F32 => wgsl!("elements_f32"),
-            Self::F16 => wgsl!("elements_f16"),
-            Self::BF16 => wgsl!("elements_bf16"),
-        }
-    }
-
-    const fn is_half(self) -> bool {
-        self.size() == 2
-    }
-}
-
-/// The norms that the kernels know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Norm {
-    L1,
-    L2,
-    Inf,
-}
-
-/// How a gradient is read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Access {
-    /// 16 bytes at a time: gradients that are a multiple of that.
-    Vectors,
-    /// Element by element: the others, whose binding ends within a vector.
-    Elements,
-}
-
-/// What tiles of one dispatch have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Manner {
-    pub(crate) elements: Elements,
-    pub(crate) access: Access,
-}
-
-/// What the norm pass finds in a tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Finding {
-    pub(crate) norm: Norm,
-    /// Whether zeros, and what is not finite, are counted besides.
-    pub(crate) counted: bool,
-}
-
-impl Finding {
-    /// The bytes of a partial.
-    pub(crate) const fn partial_bytes(self) -> usize {
-        if self.counted { 16 } else { 8 }
-    }
-
-    const fn files(self) -> [&'static str; 2] {
-        let partials =
-            if self.counted { wgsl!("counts" "partial_counted") } else { wgsl!("counts" "partial") };
-        let norm = match self.norm {
-            Norm::L1 => wgsl!("norm_l1"),
-            Norm::L2 => wgsl!("norm_l2"),
-            Norm::Inf => wgsl!("norm_inf"),
-        };
-        [partials, norm]
-    }
-}
-
-/// A kernel, and how many slots it has for gradients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kernel {
-    /// Tiles to partials. Binds the tiles, the partials and the slots.
-    Partials { finding: Finding, manner: Manner, slots: usize },
-    /// The partials of each group to its record, and to its norm. Binds partials, measure, segments, owners, records, norms.
-    Records { finding: Finding },
-    /// The partials of each gradient to its statistics. Binds partials, measure, segments, statistics.
-    Stats { finding: Finding },
-    /// Tiles times the factor of a record; that of their group, if there are several. Binds the tiles, the records and the slots.
-    Scale { segmented: bool, manner: Manner, slots: usize },
-    /// Tiles to bounds; those of their group, if there are several. Binds the tiles, the bounds and the slots.
-    Clamp { segmented: bool, manner: Manner, slots: usize },
+/// Whether the kernel that leaves statistics asks which gradient a partial is of.
+pub(super) fn stats_need_owners(finding: Finding) -> bool {
+    !finding.reads_vectors()
 }
 
 /// How many slots a kernel is made for that is to have `needed` of at most `allowed`: the same where they are few and
@@ -123,138 +30,48 @@ pub(super) fn slots_for(needed: usize, allowed: usize) -> usize {
     if needed <= 4 { needed } else { needed.next_power_of_two().min(allowed) }
 }
 
-impl Kernel {
+/// A kernel of gradclip's. One that leaves records leaves norms and factors besides, and binds them last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Launchable(pub(super) Kernel);
+
+impl Launchable {
     fn text(self) -> String {
-        const COMMON: &str = wgsl!("workgroup" "float_bits");
-        let mut text = COMMON.to_owned();
-        match self {
-            Self::Partials { finding, manner, slots } => {
-                text.push_str(manner.elements.files());
-                text.push_str(wgsl!("tile" "found"));
-                text.extend(finding.files());
-                text.push_str(if manner.elements.is_half() { wgsl!("sum_halves") } else { wgsl!("sum_f32") });
-                text.push_str(match manner.access {
-                    Access::Vectors => wgsl!("access_vectors"),
-                    Access::Elements => wgsl!("access_words"),
-                });
-                text.push_str(wgsl!("reduce_workgroup" "partials"));
-                let (element, functions): (_, &[_]) = match manner.access {
-                    Access::Vectors => ("vec4<u32>", &[LOAD_VECTOR, LOAD_BLOCK]),
-                    Access::Elements => ("u32", &[LOAD_WORD]),
-                };
-                declare_slots(&mut text, slots, element, functions);
-            }
-            Self::Records { finding } => {
-                text.extend(finding.files());
-                text.push_str(
-                    wgsl!("found" "segment" "record" "conclude" "leave_record" "reduce_workgroup" "finalize"),
-                );
-                // Burn gets the norms as a tensor of their own.
+        let mut text = self.0.source();
+        match self.0 {
+            Kernel::Finalize { leaves: Leaves::Record, .. } => {
+                // Burn gets them as tensors of their own.
                 text.push_str("@group(0) @binding(5) var<storage, read_write> norms: array<f32>;\n");
-                text = text.replace(LEAVES_RECORD, LEAVES_RECORD_AND_NORM);
+                text.push_str("@group(0) @binding(6) var<storage, read_write> factors: array<f32>;\n");
+                text = text.replace(LEAVES_RECORD, LEAVES_RECORD_AND_MORE);
             }
-            Self::Stats { finding } => {
-                text.extend(finding.files());
-                text.push_str(
-                    wgsl!("found" "segment" "tensor_stats" "leave_stats" "reduce_workgroup" "finalize"),
-                );
-                // It has no use for `owners`, and a binding without use does not exist.
-                text = text.replace(OWNERS, "").replace(
-                    "@binding(4) var<storage, read_write> stats",
-                    "@binding(3) var<storage, read_write> stats",
-                );
+            Kernel::Finalize { leaves: Leaves::Stats, finding } if !stats_need_owners(finding) => {
+                // A binding without use does not exist.
+                text = text.replace(OWNERS, "").replace(STATS, &STATS.replace('4', "3"));
             }
-            Self::Scale { manner, slots, .. } => {
-                elementwise(&mut text, manner, slots, wgsl!("record" "scale"));
-            }
-            Self::Clamp { manner, slots, .. } => elementwise(&mut text, manner, slots, wgsl!("clamp")),
+            _ => {}
         }
-        let segmented = match self {
-            Self::Scale { segmented, .. } | Self::Clamp { segmented, .. } => u8::from(segmented),
-            _ => 0,
-        };
-        text.replace("var<storage, read>", "var<storage, read_write>")
+        for (name, value) in self.0.constants() {
+            // The core has smaller workgroups for the edges of gradients; here they are whole gradients.
+            let value = if name == "WORKGROUP_SIZE" { f64::from(WORKGROUP_SIZE) } else { value };
+            for (ty, number) in [("u32", format!("{value:.0}u")), ("f32", format!("{value:?}"))] {
+                text = text
+                    .replace(&format!("override {name}: {ty};"), &format!("const {name}: {ty} = {number};"));
+            }
+        }
+        text.replace("override STRIDE", "const STRIDE")
+            .replace("var<storage, read>", "var<storage, read_write>")
             .replace("var<uniform>", "var<storage, read_write>")
-            .replace(
-                "override WORKGROUP_SIZE: u32;",
-                &format!("const WORKGROUP_SIZE: u32 = {WORKGROUP_SIZE}u;"),
-            )
-            .replace("override SEGMENTED: u32;", &format!("const SEGMENTED: u32 = {segmented}u;"))
-            .replace("override STRIDE", "const STRIDE")
     }
 }
 
 const LEAVES_RECORD: &str = "records[index] = record;";
-const LEAVES_RECORD_AND_NORM: &str = "records[index] = record;\n    norms[index] = record.total_norm;";
+const LEAVES_RECORD_AND_MORE: &str = "records[index] = record;
+    norms[index] = record.total_norm;
+    factors[index] = record.factor;";
 const OWNERS: &str = "@group(0) @binding(3) var<storage, read> owners: array<u32>;";
+const STATS: &str = "@binding(4) var<storage, read_write> stats";
 
-fn elementwise(text: &mut String, manner: Manner, slots: usize, operation: &str) {
-    text.push_str(manner.elements.files());
-    text.push_str(operation);
-    let half = manner.elements.is_half();
-    text.push_str(match (manner.access, half) {
-        (Access::Vectors, false) => wgsl!("tile" "each_f32" "each_vector"),
-        (Access::Vectors, true) => wgsl!("tile" "each_halves" "each_vector"),
-        (Access::Elements, false) => wgsl!("tile" "each_word"),
-        (Access::Elements, true) => wgsl!("tile" "each_half"),
-    });
-    let (element, functions): (_, &[_]) = match (manner.access, half) {
-        (Access::Vectors, _) => ("vec4<u32>", &[LOAD_VECTOR, LOAD_BLOCK, STORE_VECTOR, STORE_BLOCK]),
-        (Access::Elements, false) => ("u32", &[LOAD_WORD, STORE_WORD]),
-        (Access::Elements, true) => ("atomic<u32>", &[LOAD_ATOMIC, EXCHANGE]),
-    };
-    declare_slots(text, slots, element, functions);
-}
-
-/// A signature, and what it does in one case of a `switch`; `$` is the slot's variable.
-type Function = (&'static str, &'static str);
-
-fn declare_slots(text: &mut String, slots: usize, element: &str, functions: &[Function]) {
-    for slot in 0..slots {
-        let binding = FIRST_SLOT + slot;
-        let _ = writeln!(
-            text,
-            "@group(0) @binding({binding}) var<storage, read_write> slot{slot}: array<{element}>;"
-        );
-    }
-    for (signature, body) in functions {
-        let _ = write!(text, "\n{signature} {{\n    switch slot {{\n");
-        for slot in 0..slots {
-            let label = if slot + 1 == slots { "default".to_owned() } else { format!("case {slot}u") };
-            let _ = writeln!(text, "        {label}: {{ {} }}", body.replace('$', &format!("slot{slot}")));
-        }
-        text.push_str("    }\n}\n");
-    }
-}
-
-const LOAD_VECTOR: Function = ("fn load(slot: u32, at: u32) -> vec4<u32>", "return $[at / 4u];");
-const LOAD_WORD: Function = ("fn load_word(slot: u32, at: u32) -> u32", "return $[at];");
-const LOAD_ATOMIC: Function = ("fn load_atomic(slot: u32, at: u32) -> u32", "return atomicLoad(&$[at]);");
-const LOAD_BLOCK: Function = (
-    "fn load_block(slot: u32, at: u32, stride: u32) -> Block",
-    "return Block($[at / 4u], $[(at + stride) / 4u], $[(at + 2u * stride) / 4u], $[(at + 3u * stride) / 4u]);",
-);
-const STORE_VECTOR: Function = (
-    "fn store(slot: u32, at: u32, old: vec4<u32>, new_words: vec4<u32>)",
-    "if (any(new_words != old)) { $[at / 4u] = new_words; }",
-);
-const STORE_WORD: Function = (
-    "fn store_word(slot: u32, at: u32, old: u32, new_word: u32)",
-    "if (new_word != old) { $[at] = new_word; }",
-);
-const EXCHANGE: Function = (
-    "fn exchange(slot: u32, at: u32, old: u32, new_word: u32) -> bool",
-    "return atomicCompareExchangeWeak(&$[at], old, new_word).exchanged;",
-);
-const STORE_BLOCK: Function = (
-    "fn store_block(slot: u32, at: u32, stride: u32, old: Block, new_block: Block)",
-    "if (any(new_block.v0 != old.v0)) { $[at / 4u] = new_block.v0; } \
-     if (any(new_block.v1 != old.v1)) { $[(at + stride) / 4u] = new_block.v1; } \
-     if (any(new_block.v2 != old.v2)) { $[(at + 2u * stride) / 4u] = new_block.v2; } \
-     if (any(new_block.v3 != old.v3)) { $[(at + 3u * stride) / 4u] = new_block.v3; }",
-);
-
-impl KernelMetadata for Kernel {
+impl KernelMetadata for Launchable {
     /// The text follows from the value, so the value names the kernel.
     fn id(&self) -> KernelId {
         KernelId::new::<Self>()
@@ -269,7 +86,7 @@ impl KernelMetadata for Kernel {
     }
 }
 
-impl CubeKernel for Kernel {
+impl CubeKernel for Launchable {
     /// There is nothing but the text; this only says how large a workgroup is.
     fn define(&self) -> KernelDefinition {
         let settings =

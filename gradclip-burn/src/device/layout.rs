@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::kernels::{Access, Elements, Manner};
+use gradclip::DType;
+use gradclip::wgsl::{Access, Manner};
 
 /// The work of one workgroup; `Tile` of `tile.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -20,17 +21,14 @@ pub(super) struct Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Extent {
     pub(crate) count: usize,
-    pub(crate) elements: Elements,
-    pub(crate) group: usize,
+    pub(crate) dtype: DType,
+    pub(crate) segment: usize,
 }
 
 impl Extent {
     fn manner(self) -> Manner {
-        let whole_vectors = (self.count * self.elements.size()).is_multiple_of(16);
-        Manner {
-            elements: self.elements,
-            access: if whole_vectors { Access::Vectors } else { Access::Elements },
-        }
+        let whole_vectors = (self.count as u64 * self.dtype.size()).is_multiple_of(16);
+        Manner { access: if whole_vectors { Access::Vectors } else { Access::Elements }, dtype: self.dtype }
     }
 }
 
@@ -42,8 +40,8 @@ pub(super) struct Batch {
     pub(super) members: Vec<usize>,
     /// The tiles of the norm pass, whose targets are partials.
     pub(super) to_partials: Vec<Tile>,
-    /// The same tiles for the elementwise pass, whose targets are groups.
-    pub(super) of_groups: Vec<Tile>,
+    /// The same tiles for the elementwise pass, whose targets are segments.
+    pub(super) of_segments: Vec<Tile>,
 }
 
 /// The work of a clip.
@@ -52,8 +50,8 @@ pub(super) struct Layout {
     pub(super) batches: Vec<Batch>,
     /// Of each partial, the gradient that it is of.
     pub(super) owners: Vec<u32>,
-    /// The partials of each group.
-    pub(super) groups: Vec<Range<usize>>,
+    /// The partials of each segment.
+    pub(super) segments: Vec<Range<usize>>,
     /// The partials of each gradient.
     pub(super) gradients: Vec<Range<usize>>,
 }
@@ -73,19 +71,23 @@ const LARGE: usize = 1 << 15;
 /// How many of those share a dispatch.
 const LARGE_SLOTS: usize = 3;
 
-/// Lays out the work on these gradients, with at most so many in a dispatch. The partials of a group stand together, in
+/// Lays out the work on these gradients, with at most so many in a dispatch. The partials of a segment stand together, in
 /// the order of the gradients.
-pub(super) fn lay_out(extents: &[Extent], groups: usize, slots: usize) -> Layout {
+pub(super) fn lay_out(extents: &[Extent], segments: usize, slots: usize) -> Layout {
     let tile = tile_elements(extents.iter().map(|extent| extent.count).sum());
     let mut layout = Layout { gradients: vec![0..0; extents.len()], ..Layout::default() };
-    for group in 0..groups {
+    let mut members = vec![Vec::new(); segments];
+    for (index, extent) in extents.iter().enumerate() {
+        members[extent.segment].push((index, extent));
+    }
+    for members in members {
         let first = layout.owners.len();
-        for (index, extent) in extents.iter().enumerate().filter(|(_, extent)| extent.group == group) {
+        for (index, extent) in members {
             let begin = layout.owners.len();
             layout.owners.extend(std::iter::repeat_n(narrow(index), extent.count.div_ceil(tile)));
             layout.gradients[index] = begin..layout.owners.len();
         }
-        layout.groups.push(first..layout.owners.len());
+        layout.segments.push(first..layout.owners.len());
     }
 
     let mut order: Vec<usize> = (0..extents.len()).filter(|&index| extents[index].count > 0).collect();
@@ -98,10 +100,10 @@ pub(super) fn lay_out(extents: &[Extent], groups: usize, slots: usize) -> Layout
                 manner: extents[members[0]].manner(),
                 members: members.to_vec(),
                 to_partials: Vec::new(),
-                of_groups: Vec::new(),
+                of_segments: Vec::new(),
             };
             for (slot, &index) in members.iter().enumerate() {
-                let Extent { count, group, .. } = extents[index];
+                let Extent { count, segment, .. } = extents[index];
                 for (first, partial) in (0..count).step_by(tile).zip(layout.gradients[index].clone()) {
                     let to_partial = Tile {
                         slot: narrow(slot),
@@ -110,7 +112,7 @@ pub(super) fn lay_out(extents: &[Extent], groups: usize, slots: usize) -> Layout
                         target_index: narrow(partial),
                     };
                     batch.to_partials.push(to_partial);
-                    batch.of_groups.push(Tile { target_index: narrow(group), ..to_partial });
+                    batch.of_segments.push(Tile { target_index: narrow(segment), ..to_partial });
                 }
             }
             layout.batches.push(batch);
@@ -137,7 +139,7 @@ mod tests {
         }
         assert_eq!(counts.len(), 150);
         let extents: Vec<_> =
-            counts.into_iter().map(|count| Extent { count, elements: Elements::F32, group: 0 }).collect();
+            counts.into_iter().map(|count| Extent { count, dtype: DType::F32, segment: 0 }).collect();
         // Norm, record, scale.
         let dispatches = |slots| 2 * lay_out(&extents, 1, slots).batches.len() + 1;
         assert_eq!(dispatches(30), 43);
@@ -146,12 +148,12 @@ mod tests {
     }
 
     fn extents() -> Vec<Extent> {
-        let f32s = |count, group| Extent { count, elements: Elements::F32, group };
+        let f32s = |count, segment| Extent { count, dtype: DType::F32, segment };
         vec![
             f32s(10_000, 0),
             f32s(0, 0),
             f32s(7, 1),
-            Extent { count: 4096, elements: Elements::F16, group: 1 },
+            Extent { count: 4096, dtype: DType::F16, segment: 1 },
             f32s(8, 0),
             f32s(4097, 1),
             f32s(LARGE, 1),
@@ -168,15 +170,15 @@ mod tests {
             let mut written = vec![false; layout.owners.len()];
             for batch in &layout.batches {
                 assert!(batch.members.len() <= slots);
-                for (tile, of_group) in batch.to_partials.iter().zip(&batch.of_groups) {
+                for (tile, of_segment) in batch.to_partials.iter().zip(&batch.of_segments) {
                     let gradient = batch.members[tile.slot as usize];
                     assert_eq!(extents[gradient].manner(), batch.manner);
                     let target = tile.target_index as usize;
                     assert_eq!(layout.owners[target] as usize, gradient);
-                    assert!(layout.groups[extents[gradient].group].contains(&target));
+                    assert!(layout.segments[extents[gradient].segment].contains(&target));
                     assert!(layout.gradients[gradient].contains(&target));
                     assert!(!std::mem::replace(&mut written[target], true), "a partial of two tiles");
-                    assert_eq!(of_group.target_index as usize, extents[gradient].group);
+                    assert_eq!(of_segment.target_index as usize, extents[gradient].segment);
                     for element in tile.first..tile.first + tile.count {
                         assert!(!std::mem::replace(&mut covered[gradient][element as usize], true));
                     }

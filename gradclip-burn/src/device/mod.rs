@@ -13,13 +13,15 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use gradclip::ByNorm;
+use gradclip::wgsl::{Finding, Kernel, Leaves, Manner};
 
-pub(crate) use kernels::{Elements, Norm};
 pub(crate) use layout::Extent;
 pub(crate) use tables::Cache;
 
+use crate::primitive::{Clipped, Measured};
 use crate::task::{Method, Task};
-use kernels::{Finding, Kernel, Manner, WORKGROUP_SIZE, slots_for};
+use kernels::{Launchable, WORKGROUP_SIZE, slots_for, stats_need_owners, to_measure};
 use tables::Tables;
 
 /// The most gradients in a dispatch: more would make the shaders' `switch` long, and save few dispatches.
@@ -40,45 +42,33 @@ pub(crate) fn takes_wgsl(device: &CubeDevice) -> bool {
 }
 
 fn slots(client: &Client) -> usize {
-    // Two bindings are for other things; the kernel without slots has six.
+    // Two bindings are for other things; the kernel without slots has seven.
     let bindings = client.properties().hardware.max_bindings as usize;
-    if bindings < 6 { 0 } else { MOST_SLOTS.min(bindings - 2) }
+    if bindings < 7 { 0 } else { MOST_SLOTS.min(bindings - 2) }
 }
 
 /// The type of elements, if the kernels take it.
-pub(crate) fn elements_of(dtype: DType) -> Option<Elements> {
+pub(crate) fn elements_of(dtype: DType) -> Option<gradclip::DType> {
     match dtype {
-        DType::F32 | DType::Flex32 => Some(Elements::F32),
-        DType::F16 => Some(Elements::F16),
-        DType::BF16 => Some(Elements::BF16),
+        DType::F32 | DType::Flex32 => Some(gradclip::DType::F32),
+        DType::F16 => Some(gradclip::DType::F16),
+        DType::BF16 => Some(gradclip::DType::BF16),
         _ => None,
     }
 }
 
-/// What a clip leaves on the device.
-pub(crate) struct Launched {
-    /// The gradients, clipped, in the order in which they came.
-    pub(crate) gradients: Vec<CubeTensor>,
-    pub(crate) measured: Option<Measured>,
-}
-
-/// What a clip by norm measures.
-pub(crate) struct Measured {
-    /// The norm of each group, f32.
-    pub(crate) norms: CubeTensor,
-    /// The record of each group, as words.
-    pub(crate) records: CubeTensor,
-    /// The statistics of each gradient, as words, if they are wanted.
-    pub(crate) stats: Option<CubeTensor>,
-}
-
 /// Clips these gradients, which are as `extents` say and all on one device. Nothing is waited for.
-pub(crate) fn clip(gradients: Vec<CubeTensor>, extents: &[Extent], task: &Task, cache: &Cache) -> Launched {
+pub(crate) fn clip(
+    gradients: Vec<CubeTensor>,
+    extents: &[Extent],
+    task: &Task,
+    cache: &Cache,
+) -> Clipped<CubeTensor> {
     let Some((client, device)) = gradients.first().map(|first| (first.client.clone(), first.device.clone()))
     else {
-        return Launched { gradients, measured: None };
+        return Clipped { gradients, measured: None };
     };
-    let segmented = task.groups.len() > 1;
+    let segmented = task.segments.len() > 1;
     let launch = Launch { client: &client, device: &device };
     let tables = cache.get(&client, &device, extents, task, slots(&client));
     // One after the other: of two gradients that are one buffer the first becomes a copy, and the second is alone.
@@ -89,7 +79,7 @@ pub(crate) fn clip(gradients: Vec<CubeTensor>, extents: &[Extent], task: &Task, 
     let measured =
         match task.method {
             Method::Norm(norm) => {
-                let measured = launch.measure(&gradients, &tables, norm, task);
+                let measured = launch.measure(&gradients, &tables, &norm, task.segments.len());
                 if task.writes {
                     launch.apply(&gradients, &tables, &measured.records.handle, |manner, slots| {
                         Kernel::Scale { segmented, manner, slots }
@@ -106,7 +96,7 @@ pub(crate) fn clip(gradients: Vec<CubeTensor>, extents: &[Extent], task: &Task, 
                 None
             }
         };
-    Launched { gradients, measured }
+    Clipped { gradients, measured }
 }
 
 /// The gradient in memory that nobody else sees, so that it can be changed there.
@@ -143,24 +133,30 @@ struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    fn measure(&self, gradients: &[CubeTensor], tables: &Tables, norm: Norm, task: &Task) -> Measured {
-        let finding = Finding { norm, counted: task.tensor_stats };
-        let groups = task.groups.len();
+    fn measure(
+        &self,
+        gradients: &[CubeTensor],
+        tables: &Tables,
+        norm: &ByNorm,
+        segments: usize,
+    ) -> Measured<CubeTensor> {
+        let finding = Finding::of(norm.norm_type, norm.tensor_stats);
         let partials = self.client.empty((tables.partials * finding.partial_bytes()).max(16));
         for batch in &tables.batches {
             let slots = slots_for(batch.members.len(), slots(self.client));
-            let kernel = Kernel::Partials { finding, manner: batch.manner, slots };
+            let kernel = Kernel::Partials { finding, manner: to_measure(finding, batch.manner), slots };
             let first = [(&batch.to_partials, BufferIOAttr::ReadOnly), (&partials, BufferIOAttr::ReadWrite)];
             self.over(kernel, batch.tiles, first, gradients, &batch.members, slots, BufferIOAttr::ReadOnly);
         }
 
-        let norms = self.output(groups, DType::F32);
-        let records = self.output(groups * RECORD_WORDS, DType::U32);
+        let norms = self.output(segments, DType::F32);
+        let factors = self.output(segments, DType::F32);
+        let records = self.output(segments * RECORD_WORDS, DType::U32);
         let read = |handle: &Handle| (handle.clone(), BufferIOAttr::ReadOnly);
         let written = |tensor: &CubeTensor| (tensor.handle.clone(), BufferIOAttr::ReadWrite);
         self.dispatch(
-            Kernel::Records { finding },
-            groups,
+            Kernel::Finalize { finding, leaves: Leaves::Record },
+            segments,
             [
                 read(&partials),
                 read(&tables.measure),
@@ -168,21 +164,21 @@ impl Launch<'_> {
                 read(&tables.owners),
                 written(&records),
                 written(&norms),
+                written(&factors),
             ],
         );
-        let stats = task.tensor_stats.then(|| {
+        let stats = norm.tensor_stats.then(|| {
             let stats = self.output(gradients.len() * STATS_WORDS, DType::U32);
-            self.dispatch(
-                Kernel::Stats { finding },
-                gradients.len(),
-                [read(&partials), read(&tables.measure), read(&tables.gradients), written(&stats)],
-            );
+            let first = [read(&partials), read(&tables.measure), read(&tables.gradients)];
+            let owners = stats_need_owners(finding).then(|| read(&tables.owners));
+            let buffers = first.into_iter().chain(owners).chain([written(&stats)]);
+            self.dispatch(Kernel::Finalize { finding, leaves: Leaves::Stats }, gradients.len(), buffers);
             stats
         });
-        Measured { norms, records, stats }
+        Measured { norms, factors, records, stats }
     }
 
-    /// Changes the gradients in place, by what stands in `by` for each group. Backwards: what the norm pass has read last
+    /// Changes the gradients in place, by what stands in `by` for each segment. Backwards: what the norm pass has read last
     /// may still be in the cache.
     fn apply(
         &self,
@@ -193,7 +189,7 @@ impl Launch<'_> {
     ) {
         for batch in tables.batches.iter().rev() {
             let slots = slots_for(batch.members.len(), slots(self.client));
-            let first = [(&batch.of_groups, BufferIOAttr::ReadOnly), (by, BufferIOAttr::ReadOnly)];
+            let first = [(&batch.of_segments, BufferIOAttr::ReadOnly), (by, BufferIOAttr::ReadOnly)];
             let kernel = kernel(batch.manner, slots);
             self.over(kernel, batch.tiles, first, gradients, &batch.members, slots, BufferIOAttr::ReadWrite);
         }
@@ -233,7 +229,7 @@ impl Launch<'_> {
         let arguments = buffers.into_iter().fold(KernelArguments::new(), |arguments, (handle, io)| {
             arguments.with_buffer_io(handle.binding(), io)
         });
-        self.client.launch(Box::new(kernel), CubeCount::Static(x, y, 1), arguments);
+        self.client.launch(Box::new(Launchable(kernel)), CubeCount::Static(x, y, 1), arguments);
     }
 
     /// A tensor that a kernel fills.

@@ -7,10 +7,10 @@ use burn::cubecl::client::Client;
 use burn::cubecl::server::Handle;
 use burn_cubecl::CubeDevice;
 use bytemuck::{Pod, Zeroable, cast_slice};
+use gradclip::wgsl::Manner;
 
-use super::kernels::Manner;
 use super::layout::{Extent, lay_out};
-use crate::task::{Method, Task};
+use crate::task::{Method, Task, policy};
 
 /// How many sets of shapes are remembered: some models have parameters that get a gradient in some steps only.
 const REMEMBERED: usize = 8;
@@ -32,7 +32,7 @@ pub(super) struct Tables {
     layout: Arc<OnDevice>,
     /// How to measure; `Measure` of `segment.wgsl`.
     pub(super) measure: Handle,
-    /// Of each group its partials and its limit, or its bounds.
+    /// Of each segment its partials and its limit, or its bounds.
     pub(super) limits: Handle,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct OnDevice {
     pub(super) owners: Handle,
     /// Of each gradient its partials.
     pub(super) gradients: Handle,
-    groups: Vec<std::ops::Range<usize>>,
+    segments: Vec<std::ops::Range<usize>>,
 }
 
 /// A dispatch.
@@ -63,7 +63,7 @@ pub(super) struct Batch {
     pub(super) members: Vec<usize>,
     pub(super) tiles: usize,
     pub(super) to_partials: Handle,
-    pub(super) of_groups: Handle,
+    pub(super) of_segments: Handle,
 }
 
 /// `Segment` of `segment.wgsl`.
@@ -107,12 +107,12 @@ impl Cache {
         let found = entries.iter().position(|entry| {
             entry.device == *device
                 && entry.extents == extents
-                && entry.task.groups.len() == task.groups.len()
+                && entry.task.segments.len() == task.segments.len()
         });
         let mut entry = if let Some(index) = found {
             entries.remove(index)
         } else {
-            let layout = Arc::new(OnDevice::new(client, extents, task.groups.len(), slots));
+            let layout = Arc::new(OnDevice::new(client, extents, task.segments.len(), slots));
             let tables = Tables::new(client, layout, task);
             Entry { device: device.clone(), extents: extents.to_vec(), task: task.clone(), tables }
         };
@@ -133,28 +133,31 @@ impl Tables {
         let limits = match task.method {
             Method::Norm(_) => {
                 let segments: Vec<_> = layout
-                    .groups
+                    .segments
                     .iter()
-                    .zip(&task.groups)
+                    .zip(&task.segments)
                     .map(|(of, limit)| Segment::of(of, limit[1]))
                     .collect();
                 client.create_from_slice(cast_slice(&segments))
             }
-            Method::Clamp => client.create_from_slice(cast_slice(&task.groups)),
+            Method::Clamp => client.create_from_slice(cast_slice(&task.segments)),
         };
-        let measure = Measure {
-            epsilon: task.epsilon,
-            policy: task.policy(),
-            inverse_scale: task.inverse_scale,
-            unused: [0; 4],
+        let measure = match task.method {
+            Method::Norm(norm) => Measure {
+                epsilon: norm.epsilon,
+                policy: policy(&norm),
+                inverse_scale: norm.inverse_scale,
+                unused: [0; 4],
+            },
+            Method::Clamp => Measure::zeroed(),
         };
         Self { layout, measure: client.create_from_slice(bytemuck::bytes_of(&measure)), limits }
     }
 }
 
 impl OnDevice {
-    fn new(client: &Client, extents: &[Extent], groups: usize, slots: usize) -> Self {
-        let layout = lay_out(extents, groups, slots);
+    fn new(client: &Client, extents: &[Extent], segments: usize, slots: usize) -> Self {
+        let layout = lay_out(extents, segments, slots);
         let batches = layout
             .batches
             .into_iter()
@@ -163,7 +166,7 @@ impl OnDevice {
                 members: batch.members,
                 tiles: batch.to_partials.len(),
                 to_partials: client.create_from_slice(cast_slice(&batch.to_partials)),
-                of_groups: client.create_from_slice(cast_slice(&batch.of_groups)),
+                of_segments: client.create_from_slice(cast_slice(&batch.of_segments)),
             })
             .collect();
         let gradients: Vec<_> =
@@ -175,7 +178,7 @@ impl OnDevice {
             partials: layout.owners.len(),
             owners: client.create_from_slice(cast_slice(owners)),
             gradients: client.create_from_slice(cast_slice(&gradients)),
-            groups: layout.groups,
+            segments: layout.segments,
         }
     }
 }

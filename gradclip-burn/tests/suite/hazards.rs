@@ -4,9 +4,9 @@ use burn::Tensor;
 use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Slice, TensorData};
-use gradclip_burn::GradClipper;
+use gradclip_burn::Clip;
 
-use crate::{Model, assert_clipped, devices, noise, values, vector};
+use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
 
 fn pair(device: &Device, length: usize) -> [Param<Tensor<1>>; 2] {
     [1, 2].map(|seed| Param::from_tensor(vector(&noise(length, seed), device)))
@@ -26,7 +26,7 @@ fn gradients_that_share_one_buffer() {
         let before = model.biases_of(&GradientsParams::from_grads(loss().backward(), &model));
         for _ in 0..3 {
             let mut grads = GradientsParams::from_grads(loss().backward(), &model);
-            let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+            let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
             assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
         }
     }
@@ -40,7 +40,7 @@ fn tensors_that_somebody_else_holds() {
         let tensors: Vec<_> = before.iter().map(|g| vector(g, &device)).collect();
         let (model, mut grads) = Model::with_gradients(tensors.clone());
         let lazily = tensors[0].clone() * 2.0;
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
         let held: Vec<_> = tensors.into_iter().map(values).collect();
         assert_eq!(held, before, "a tensor of the caller's has changed on {device:?}");
@@ -60,7 +60,7 @@ fn views_of_one_allocation() {
         let loss = || (Tensor::cat(vec![p.val(), q.val()], 0) * weights.clone()).sum();
         let before = model.biases_of(&GradientsParams::from_grads(loss().backward(), &model));
         let mut grads = GradientsParams::from_grads(loss().backward(), &model);
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
     }
 }
@@ -73,7 +73,7 @@ fn tied_parameters_count_once() {
         let loss = || (p.val() * 50.0).square().sum();
         let before = values(GradientsParams::from_grads(loss().backward(), &model).get::<1>(p.id).unwrap());
         let mut grads = GradientsParams::from_grads(loss().backward(), &model);
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         let after = values(grads.get::<1>(p.id).unwrap());
         assert_clipped(&[before], &[after], clipped.norm(), 1.0);
         assert_eq!(clipped.parameters(), ["biases.0"]);
@@ -103,7 +103,7 @@ fn transposed_padded_and_broadcast_layouts() {
                 let holder = held.then(|| gradient.clone());
                 grads.register(model.weights[0].id, gradient);
                 grads.register(model.biases[0].id, vector(&noise(7, 6), &device));
-                let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+                let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
                 println!("layout {index} on {device:?}, held: {held}");
                 assert_eq!(grads.get::<2>(model.weights[0].id).unwrap().shape(), shape);
                 assert_clipped(&before, &model.gradients(&grads), clipped.norm(), 1.0);
@@ -124,7 +124,7 @@ fn a_permutation_is_clipped_in_place() {
         let mut grads = GradientsParams::new();
         let gradient = Tensor::<2>::from_data(TensorData::new(before.clone(), [64, 48]), &device);
         grads.register(model.weights[0].id, gradient.transpose());
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         let after = grads.get::<2>(model.weights[0].id).unwrap();
         assert_eq!(after.shape().dims(), [48, 64]);
         assert_clipped(&[before], &[values(after.transpose())], clipped.norm(), 1.0);
@@ -144,7 +144,7 @@ fn neighbours_in_a_page() {
         }
         let tensors: Vec<_> = neighbours.iter().skip(1).step_by(2).cloned().collect();
         let (model, mut grads) = Model::with_gradients(tensors.into_iter().map(|t| t * 1.0).collect());
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         assert_clipped(&gradients, &model.biases_of(&grads), clipped.norm(), 1.0);
         for (index, neighbour) in neighbours.into_iter().enumerate() {
             let expected = if index % 2 == 0 { noise(5, 1000) } else { gradients[index / 2].clone() };
@@ -158,7 +158,7 @@ fn neighbours_in_a_page() {
 #[test]
 fn memory_that_moves_between_steps() {
     let device = Device::default();
-    let clipper = GradClipper::by_global_norm(1.0);
+    let clipper = clipper(Clip::by_global_norm(1.0));
     for step in 0..12_u32 {
         let ballast: Vec<_> = (0..6)
             .map(|i| Tensor::<1>::ones([50_000 * (1 + (step as usize + i) % 5)], &device) * 2.0)
@@ -182,7 +182,7 @@ fn parameters_without_a_gradient_and_empty_ones() {
         let (mut model, mut grads) =
             Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
         model.biases.insert(1, Param::from_tensor(Tensor::zeros([4], &device)));
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         assert_eq!(clipped.parameters(), ["biases.0", "biases.2", "biases.3"]);
         assert_eq!(grads.len(), 3);
         model.biases.remove(1);
@@ -197,7 +197,7 @@ fn other_modules_stay() {
         let (model, mut grads) = Model::with_gradients(vec![vector(&[3.0, 4.0], &device)]);
         let other = Model::new(&[], &[2], &device);
         grads.register(other.biases[0].id, vector(&[30.0, 40.0], &device));
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         assert_eq!(values(clipped.norm()), [5.0]);
         assert_eq!(other.biases_of(&grads).concat(), [30.0, 40.0]);
     }
@@ -216,7 +216,7 @@ fn gradients_that_other_threads_have_made() {
                 .map(|seed| noise(9000, seed).iter().map(|x| x * 3.0).collect())
                 .to_vec();
             let (model, mut grads) = Model::with_gradients(tensors);
-            let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+            let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
             assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
         }
     }
@@ -225,7 +225,7 @@ fn gradients_that_other_threads_have_made() {
 #[test]
 fn threads_that_clip_with_one_clipper() {
     for device in devices() {
-        let clipper = GradClipper::by_global_norm(1.0);
+        let clipper = clipper(Clip::by_global_norm(1.0));
         let threads: Vec<_> = (0..4_u32)
             .map(|thread| {
                 let (clipper, device) = (clipper.clone(), device.clone());
@@ -255,7 +255,7 @@ fn gradients_on_several_devices() {
     let before = vec![noise(300, 1), noise(500, 2), noise(7, 3)];
     let tensors = vec![vector(&before[0], &gpu), vector(&before[1], &cpu), vector(&before[2], &gpu)];
     let (model, mut grads) = Model::with_gradients(tensors);
-    let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+    let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
     assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
     assert_eq!(grads.get::<1>(model.biases[1].id).unwrap().device(), cpu);
 }

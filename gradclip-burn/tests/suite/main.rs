@@ -1,6 +1,9 @@
 //! What the clipper promises, on Burn's wgpu runtime and on its CPU backend: the same tests, where they can be.
 
+mod each;
 mod hazards;
+#[cfg(feature = "train")]
+mod learner;
 mod optimizer;
 mod options;
 mod stress;
@@ -11,6 +14,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use gradclip::reference;
+use gradclip_burn::{Clip, GradClipper};
 
 /// The devices that everything runs on: the kernels, and the tensor operations.
 fn devices() -> [Device; 2] {
@@ -58,6 +62,10 @@ impl Model {
             self.weights.iter().map(|weight| values(grads.get::<2>(weight.id).expect("a gradient")));
         weights.chain(self.biases_of(grads)).collect()
     }
+}
+
+fn clipper(clip: Clip) -> GradClipper {
+    GradClipper::new(clip).expect("options that mean something")
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

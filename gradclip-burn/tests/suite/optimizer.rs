@@ -1,9 +1,9 @@
 //! The optimizer that clips first.
 
 use burn::optim::{GradientsParams, SgdConfig};
-use gradclip_burn::{ClippedOptimizer, GradClipper};
+use gradclip_burn::{Clip, ClippedOptimizer};
 
-use crate::{Model, devices, values, vector};
+use crate::{Model, clipper, devices, values, vector};
 
 #[test]
 fn a_step_uses_clipped_gradients() {
@@ -11,7 +11,7 @@ fn a_step_uses_clipped_gradients() {
         let device = device.autodiff();
         let mut model = Model::new(&[], &[2, 1], &device);
         let sgd = SgdConfig::new().init();
-        let mut optimizer = ClippedOptimizer::new(sgd, GradClipper::by_global_norm(1.0));
+        let mut optimizer = ClippedOptimizer::new(sgd, clipper(Clip::by_global_norm(1.0)));
         assert!(optimizer.last().is_none());
         for step in 1..=3_u8 {
             let targets = [vector(&[3.0, 0.0], &device), vector(&[4.0], &device)];

@@ -5,9 +5,9 @@ use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
 use gradclip::reference;
-use gradclip_burn::GradClipper;
+use gradclip_burn::Clip;
 
-use crate::{Model, noise, values, vector};
+use crate::{Model, clipper, noise, values, vector};
 
 /// Gradients are made lazily just before a clip and used lazily just after it, and nothing is read until the end. Against
 /// the same steps in f64 on the host.
@@ -22,7 +22,7 @@ fn hundreds_of_clips_without_a_sync() {
         weights: Vec::new(),
         biases: lengths.iter().map(|&length| Param::from_tensor(Tensor::zeros([length], &device))).collect(),
     };
-    let clipper = GradClipper::by_global_norm(1.0);
+    let clipper = clipper(Clip::by_global_norm(1.0));
     let mut sums: Vec<_> = lengths.iter().map(|&length| Tensor::<1>::zeros([length], &device)).collect();
     let mut expected: Vec<Vec<f64>> = lengths.iter().map(|&length| vec![0.0; length]).collect();
     let mut norms = Vec::new();

@@ -3,10 +3,10 @@
 use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use gradclip_burn::{Epsilon, GradClipper, NonFinite, NormType};
+use gradclip_burn::{Clip, Epsilon, NonFinite, NormType};
 use half::{bf16, f16};
 
-use crate::{Model, assert_clipped, devices, noise, norm_of, values, vector};
+use crate::{Model, assert_clipped, clipper, devices, noise, norm_of, values, vector};
 
 #[test]
 fn gradients_of_all_sizes_are_scaled_to_the_limit() {
@@ -14,7 +14,7 @@ fn gradients_of_all_sizes_are_scaled_to_the_limit() {
         let lengths = [1, 3, 4, 255, 4096, 4097, 70_001, 8, 100_000];
         let before: Vec<_> = lengths.iter().zip(1..).map(|(&length, seed)| noise(length, seed)).collect();
         let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
         let record = clipped.records().unwrap()[0];
         assert!(record.clipped() && !record.non_finite());
@@ -28,7 +28,7 @@ fn within_the_limit_every_bit_stays() {
     for device in devices() {
         let before = vec![noise(1000, 1), vec![-0.0, f32::MIN_POSITIVE, 1e-3, 0.5]];
         let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
-        let clipped = GradClipper::by_global_norm(1e3).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1e3)).clip(&mut grads, &model).unwrap();
         let bits =
             |gradients: &[Vec<f32>]| gradients.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&model.biases_of(&grads)), bits(&before));
@@ -50,7 +50,7 @@ fn a_real_backward_pass() {
         };
         let unclipped = before(&GradientsParams::from_grads(loss().backward(), &layer));
         let mut grads = GradientsParams::from_grads(loss().backward(), &layer);
-        let clipped = GradClipper::by_global_norm(0.5).clip(&mut grads, &layer).unwrap();
+        let clipped = clipper(Clip::by_global_norm(0.5)).clip(&mut grads, &layer).unwrap();
         assert_eq!(clipped.parameters(), ["weight", "bias"]);
         assert_clipped(&unclipped, &before(&grads), clipped.norm(), 0.5);
     }
@@ -68,7 +68,7 @@ fn other_norms() {
                 vector(&[1.0], &device),
             ]);
             let before = model.biases_of(&grads).concat();
-            let clipper = GradClipper::by_global_norm(1.0).norm_type(norm_type).epsilon(Epsilon::None);
+            let clipper = clipper(Clip::by_global_norm(1.0).norm_type(norm_type).epsilon(Epsilon::None));
             let clipped = clipper.clip(&mut grads, &model).unwrap();
             let expected = if norm_type == NormType::L1 { expected + 1.0 } else { expected };
             assert_eq!(values(clipped.norm()), [expected], "{norm_type:?}");
@@ -79,13 +79,94 @@ fn other_norms() {
     }
 }
 
+/// Any p, over several gradients and tiles: what it measures, and what it makes of the elements.
+#[test]
+fn norms_of_any_p() {
+    let zeros = |index: usize, x: f32| if index.is_multiple_of(3) { 0.0 } else { x };
+    let some: Vec<_> = noise(9001, 1).into_iter().enumerate().map(|(index, x)| zeros(index, x)).collect();
+    let sets = [
+        vec![noise(5, 2), noise(8192, 3), Vec::new(), vec![0.0; 3]],
+        vec![noise(70_001, 4), noise(9, 5), Vec::new()],
+        vec![some, vec![0.0; 16], noise(33, 6)],
+        vec![vec![0.0; 5000]],
+        vec![vec![1e30; 7], vec![1e-30, 2e30]],
+    ];
+    let powers = [3.0, 0.5, 2.5, 0.0, -1.0, -3.0, f32::NEG_INFINITY];
+    for device in devices() {
+        for before in &sets {
+            for p in powers {
+                let norm_type = NormType::P(p);
+                let tensors = before.iter().map(|g| vector(g, &device)).collect();
+                let (model, mut grads) = Model::with_gradients(tensors);
+                let clip =
+                    Clip::by_global_norm(0.5).norm_type(norm_type).epsilon(Epsilon::None).tensor_stats();
+                let clipped = clipper(clip).clip(&mut grads, &model).unwrap();
+                assert_eq!(clipped.by_kernels(), device == Device::default());
+                let slices: Vec<&[f32]> = before.iter().map(Vec::as_slice).collect();
+                let expected = gradclip::reference::norm(&slices, norm_type);
+                let found = f64::from(values(clipped.norm())[0]);
+                let what = format!("p = {p} of {} gradients on {device:?}", before.len());
+                let close = |found: f64, expected: f64| (found - expected).abs() <= 2e-5 * expected;
+                let beyond = expected > f64::from(f32::MAX);
+                assert!(
+                    close(found, expected) || beyond && found.is_infinite(),
+                    "{what}: {found}, not {expected}"
+                );
+                let record = clipped.records().unwrap()[0];
+                assert_eq!(record.non_finite(), beyond, "{what}");
+                let coef = f64::from(record.clip_coef);
+                let after = model.biases_of(&grads);
+                for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
+                    // What is subnormal may be flushed.
+                    let (after, expected) = (f64::from(*after), f64::from(*before) * coef);
+                    let difference = (after - expected).abs() - f64::from(f32::MIN_POSITIVE);
+                    assert!(difference <= 2e-7 * expected.abs(), "{what}: {after}, not {expected}");
+                }
+                let stats = clipped.tensor_stats().unwrap();
+                for ((_, stats), gradient) in stats.iter().zip(&slices) {
+                    let own = gradclip::reference::norm(&[gradient], norm_type);
+                    let found = f64::from(stats.norm);
+                    assert!(
+                        close(found, own) || own > f64::from(f32::MAX) && found.is_infinite(),
+                        "{what}: {found}, not {own}"
+                    );
+                    let zeros = gradient.iter().filter(|x| **x == 0.0).count();
+                    assert_eq!(stats.zeros as usize, zeros, "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// In half precision too, where a norm is measured word by word, and a NaN stays one.
+#[test]
+fn norms_of_any_p_of_narrow_elements_and_of_nan() {
+    for device in devices() {
+        let halves: Vec<_> = noise(4099, 7).iter().map(|&x| f16::from_f32(x)).collect();
+        let gradient = Tensor::from_data(TensorData::new(halves.clone(), [4099]), (&device, DType::F16));
+        let (model, mut grads) = Model::with_gradients(vec![gradient]);
+        let clip = |p| Clip::by_global_norm(1.0).norm_type(NormType::P(p)).coefficient_only();
+        let clipped = clipper(clip(3.0)).clip(&mut grads, &model).unwrap();
+        let wide: Vec<_> = halves.iter().map(|x| x.to_f32()).collect();
+        let expected = gradclip::reference::norm(&[&wide], NormType::P(3.0));
+        let found = f64::from(values(clipped.norm())[0]);
+        assert!((found / expected - 1.0).abs() < 2e-5, "{found}, not {expected} on {device:?}");
+
+        for p in [3.0, -1.0, f32::NEG_INFINITY] {
+            let (model, mut grads) = Model::with_gradients(vec![vector(&[1.0, f32::NAN, 2.0], &device)]);
+            let clipped = clipper(clip(p)).clip(&mut grads, &model).unwrap();
+            assert!(values(clipped.norm())[0].is_nan(), "p = {p} on {device:?}");
+        }
+    }
+}
+
 #[test]
 fn squares_that_would_leave_f32() {
     for device in devices() {
         for (size, expected) in [(1e20, 5e20), (1e-30, 5e-30)] {
             let gradients = vec![vector(&[3.0 * size], &device), vector(&[4.0 * size, 0.0], &device)];
             let (model, mut grads) = Model::with_gradients(gradients);
-            let clipped = GradClipper::by_global_norm(1.0).measure(&mut grads, &model).unwrap();
+            let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
             let norm = values(clipped.norm())[0];
             assert!((norm / expected - 1.0).abs() < 1e-6, "{norm}, not {expected}");
         }
@@ -104,7 +185,7 @@ fn not_finite_means_what_the_policy_says() {
                     vector(&[1.0, bad, 2.0], &device),
                 ]);
                 let clipped =
-                    GradClipper::by_global_norm(1.0).non_finite(policy).clip(&mut grads, &model).unwrap();
+                    clipper(Clip::by_global_norm(1.0).non_finite(policy)).clip(&mut grads, &model).unwrap();
                 let after = model.biases_of(&grads).concat();
                 let what = format!("{bad} {policy:?} on {device:?}: {after:?}");
                 match policy {
@@ -137,7 +218,7 @@ fn not_finite_means_what_the_policy_says() {
 fn a_loss_scale_is_undone() {
     for device in devices() {
         let (model, mut grads) = Model::with_gradients(vec![vector(&[3.0 * 1024.0, 4.0 * 1024.0], &device)]);
-        let clipper = GradClipper::by_global_norm(10.0).loss_scale(1024.0);
+        let clipper = clipper(Clip::by_global_norm(10.0).loss_scale(1024.0));
         let clipped = clipper.clip(&mut grads, &model).unwrap();
         assert_eq!(values(clipped.norm()), [5.0]);
         assert_eq!(model.biases_of(&grads).concat(), [3.0, 4.0]);
@@ -149,7 +230,7 @@ fn by_value_clamps_and_leaves_nan() {
     for device in devices() {
         let gradient = vector(&[-3.0, 0.25, f32::NAN, 3.0, f32::NEG_INFINITY], &device);
         let (model, mut grads) = Model::with_gradients(vec![gradient]);
-        GradClipper::by_value(0.5).clip(&mut grads, &model).unwrap();
+        clipper(Clip::by_value(0.5)).clip(&mut grads, &model).unwrap();
         let after = model.biases_of(&grads).concat();
         assert_eq!([after[0], after[1], after[3], after[4]], [-0.5, 0.25, 0.5, -0.5]);
         assert!(after[2].is_nan());
@@ -174,7 +255,7 @@ fn narrow_elements() {
             bf16s.iter().map(|x| x.to_f32()).collect(),
             wide,
         ];
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         let found = f64::from(values(clipped.norm())[0]);
         let expected = norm_of(&before);
         assert!((found - expected).abs() <= 3e-7 * expected, "{found}, not {expected}");
@@ -195,7 +276,7 @@ fn nothing_at_all_has_the_norm_zero() {
         let model =
             Model { weights: Vec::new(), biases: vec![Param::from_tensor(Tensor::zeros([3], &device))] };
         let mut grads = GradientsParams::new();
-        let clipped = GradClipper::by_global_norm(1.0).clip(&mut grads, &model).unwrap();
+        let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
         assert_eq!(values(clipped.norm()), [0.0]);
         assert_eq!(clipped.records().unwrap()[0].clip_coef, 1.0);
         assert!(clipped.parameters().is_empty());
@@ -209,7 +290,7 @@ fn f64_stays_f64() {
     for (limit, factor) in [(1e3, 1.0), (0.07, 0.1)] {
         let gradient = Tensor::<1>::from_data(TensorData::from(before), (&device, DType::F64));
         let (model, mut grads) = Model::with_gradients(vec![gradient]);
-        let clipper = GradClipper::by_global_norm(limit).norm_type(NormType::Inf).epsilon(Epsilon::None);
+        let clipper = clipper(Clip::by_global_norm(limit).norm_type(NormType::Inf).epsilon(Epsilon::None));
         let clipped = clipper.clip(&mut grads, &model).unwrap();
         assert!(!clipped.by_kernels());
         let coef = f64::from(clipped.records().unwrap()[0].clip_coef);

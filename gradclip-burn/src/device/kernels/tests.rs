@@ -1,22 +1,29 @@
 //! Every text that can be made is WGSL that naga accepts, with the bindings that are handed to it: CubeCL's device
 //! thread is a bad place to learn otherwise.
 
+use gradclip::{DType, NormType};
+
 use super::*;
 
-fn kernels() -> Vec<Kernel> {
+fn kernels() -> Vec<Launchable> {
     let mut kernels = Vec::new();
     let mut findings = Vec::new();
-    for norm in [Norm::L1, Norm::L2, Norm::Inf] {
-        findings.extend([false, true].map(|counted| Finding { norm, counted }));
+    let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY].map(NormType::P);
+    for norm in [NormType::L1, NormType::L2, NormType::Inf].into_iter().chain(powers) {
+        findings.extend([false, true].map(|counted| Finding::of(norm, counted)));
     }
     for &finding in &findings {
-        kernels.extend([Kernel::Records { finding }, Kernel::Stats { finding }]);
+        kernels.extend([Leaves::Record, Leaves::Stats].map(|leaves| Kernel::Finalize { finding, leaves }));
     }
-    for elements in [Elements::F32, Elements::F16, Elements::BF16] {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
         for access in [Access::Vectors, Access::Elements] {
-            let manner = Manner { elements, access };
+            let manner = Manner { access, dtype };
             for slots in [1, 2, 3, 5, 32] {
-                kernels.extend(findings.iter().map(|&finding| Kernel::Partials { finding, manner, slots }));
+                kernels.extend(findings.iter().map(|finding| Kernel::Partials {
+                    finding: *finding,
+                    manner: to_measure(*finding, manner),
+                    slots,
+                }));
                 for segmented in [false, true] {
                     kernels.push(Kernel::Scale { segmented, manner, slots });
                     kernels.push(Kernel::Clamp { segmented, manner, slots });
@@ -24,7 +31,7 @@ fn kernels() -> Vec<Kernel> {
             }
         }
     }
-    kernels
+    kernels.into_iter().map(Launchable).collect()
 }
 
 #[test]
@@ -61,12 +68,13 @@ fn every_text_is_wgsl_and_uses_the_bindings_that_it_is_given() {
             bindings.push(binding.binding);
         }
         bindings.sort_unstable();
-        let expected = match kernel {
+        let expected = match kernel.0 {
             Kernel::Partials { slots, .. } | Kernel::Scale { slots, .. } | Kernel::Clamp { slots, .. } => {
                 2 + slots
             }
-            Kernel::Records { .. } => 6,
-            Kernel::Stats { .. } => 4,
+            Kernel::Finalize { leaves: Leaves::Record, .. } => 7,
+            Kernel::Finalize { finding, .. } => 4 + usize::from(stats_need_owners(finding)),
+            other => panic!("{other:?} is not launched"),
         };
         assert_eq!(bindings, (0..u32::try_from(expected).unwrap()).collect::<Vec<_>>(), "{kernel:?}");
     }
@@ -76,6 +84,7 @@ fn every_text_is_wgsl_and_uses_the_bindings_that_it_is_given() {
 fn the_texts_of_the_core_still_hold_what_is_replaced_in_them() {
     assert!(include_str!("../../../../shaders/leave_record.wgsl").contains(LEAVES_RECORD));
     assert!(include_str!("../../../../shaders/segment.wgsl").contains(OWNERS));
+    assert!(include_str!("../../../../shaders/leave_stats.wgsl").contains(STATS));
 }
 
 #[test]

@@ -1,0 +1,458 @@
+//! Burn's own training loop, with a model whose steps begin with a clip: against the same training in f64.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
+use burn::data::dataset::InMemDataset;
+use burn::module::{Module, Param};
+use burn::optim::{GradientsParams, ModuleOptimizer, MultiGradientsParams, SgdConfig};
+use burn::tensor::quantization::QuantScheme;
+use burn::tensor::{Device, Tensor, TensorData};
+use burn::train::checkpoint::KeepLastNCheckpoints;
+use burn::train::logger::MetricLogger;
+use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
+use burn::train::metric::{MetricDefinition, NumericEntry};
+use burn::train::{
+    ExecutionStrategy, InferenceStep, Learner, LearnerModel, LearningResult, MultiDeviceOptim,
+    RegressionOutput, SupervisedTraining, TrainOutput, TrainStep, TrainingStrategy,
+};
+use gradclip_burn::{Clip, Clipping, Error, NonFinite};
+
+use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
+
+const INPUTS: usize = 3;
+const OUTPUTS: usize = 2;
+const BATCH: usize = 4;
+const ITEMS: usize = 24;
+const LEARNING_RATE: f64 = 0.05;
+const MAX_NORM: f32 = 3.0;
+
+type Item = [f32; INPUTS + OUTPUTS];
+type Parameters = [f64; (INPUTS + 1) * OUTPUTS];
+
+/// `x · weight + bias`, and what it shall be.
+#[derive(Module, Debug)]
+struct Regression {
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+}
+
+#[derive(Clone, Debug)]
+struct Batch {
+    inputs: Tensor<2>,
+    targets: Tensor<2>,
+}
+
+struct Rows;
+
+impl Batcher<Item, Batch> for Rows {
+    fn batch(&self, items: Vec<Item>, device: &Device) -> Batch {
+        let columns = |from: usize, to: usize| {
+            let values: Vec<_> = items.iter().flat_map(|item| item[from..to].to_vec()).collect();
+            Tensor::from_data(TensorData::new(values, [items.len(), to - from]), device)
+        };
+        Batch { inputs: columns(0, INPUTS), targets: columns(INPUTS, INPUTS + OUTPUTS) }
+    }
+}
+
+impl Regression {
+    fn new(device: &Device) -> Self {
+        Self {
+            weight: Param::from_tensor(Tensor::zeros([INPUTS, OUTPUTS], device)),
+            bias: Param::from_tensor(Tensor::zeros([OUTPUTS], device)),
+        }
+    }
+
+    fn outcome(&self, batch: Batch) -> RegressionOutput {
+        // Without `matmul`, which Burn would tune first, for half a minute on a software adapter.
+        let products = batch.inputs.unsqueeze_dim::<3>(2) * self.weight.val().unsqueeze::<3>();
+        let outputs = products.sum_dim(1).squeeze_dim::<2>(1) + self.bias.val().unsqueeze();
+        let loss = (outputs.clone() - batch.targets.clone()).square().mean();
+        RegressionOutput::new(loss, outputs, batch.targets)
+    }
+
+    fn parameters(&self) -> Vec<f32> {
+        [values(self.weight.val().inner()), values(self.bias.val().inner())].concat()
+    }
+}
+
+impl TrainStep for Regression {
+    type Input = Batch;
+    type Output = RegressionOutput;
+
+    fn step(&self, batch: Batch) -> TrainOutput<RegressionOutput> {
+        let outcome = self.outcome(batch);
+        TrainOutput::new(self, outcome.loss.backward(), outcome)
+    }
+}
+
+impl InferenceStep for Regression {
+    type Input = Batch;
+    type Output = RegressionOutput;
+
+    fn step(&self, batch: Batch) -> RegressionOutput {
+        self.outcome(batch)
+    }
+}
+
+/// Some batches have gradients beyond the limit, others within it.
+fn items() -> Vec<Item> {
+    let numbers = noise(ITEMS * (INPUTS + OUTPUTS), 77);
+    let (rows, _) = numbers.as_chunks::<{ INPUTS + OUTPUTS }>();
+    let size = |index: usize| if (index / BATCH).is_multiple_of(2) { 4.0 } else { 0.5 };
+    rows.iter().enumerate().map(|(index, row)| row.map(|x| x * size(index))).collect()
+}
+
+/// The gradient of a batch, in f64.
+fn gradient(parameters: &Parameters, batch: &[Item]) -> Parameters {
+    let mut gradient = [0.0; (INPUTS + 1) * OUTPUTS];
+    for item in batch {
+        let item = item.map(f64::from);
+        for output in 0..OUTPUTS {
+            let at = |input: usize| input * OUTPUTS + output;
+            let inputs = || item[..INPUTS].iter().copied().chain([1.0]).enumerate();
+            let value: f64 = inputs().map(|(input, x)| x * parameters[at(input)]).sum();
+            let error = 2.0 * (value - item[INPUTS + output]) / (batch.len() * OUTPUTS) as f64;
+            for (input, x) in inputs() {
+                gradient[at(input)] += x * error;
+            }
+        }
+    }
+    gradient
+}
+
+/// A training in f64: each step sums the gradients of some batches. The norm of each step, and the parameters at the end.
+fn simulate(start: Parameters, steps: &[Vec<Vec<Item>>], max_norm: f64) -> (Vec<f64>, Parameters) {
+    let mut parameters = start;
+    let mut norms = Vec::new();
+    for batches in steps {
+        let mut sum = [0.0; (INPUTS + 1) * OUTPUTS];
+        for batch in batches {
+            let own = gradient(&parameters, batch);
+            sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+        let norm = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
+        norms.push(norm);
+        let coef = gradclip::reference::clip_coef(norm, max_norm);
+        parameters.iter_mut().zip(sum).for_each(|(own, sum)| *own -= LEARNING_RATE * coef * sum);
+    }
+    (norms, parameters)
+}
+
+/// A step for each batch.
+fn batches() -> Vec<Vec<Vec<Item>>> {
+    items().chunks(BATCH).map(|batch| vec![batch.to_vec()]).collect()
+}
+
+fn assert_close<T: Into<f64> + Copy>(found: &[T], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (index, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+        let found: f64 = found.into();
+        assert!(
+            (found - expected).abs() <= 1e-5 * expected.abs().max(0.1),
+            "{what} {index}: {found}, not {expected}"
+        );
+    }
+}
+
+fn loader(items: Vec<Item>) -> Arc<dyn DataLoader<Batch>> {
+    DataLoaderBuilder::new(Rows).batch_size(BATCH).build(InMemDataset::new(items))
+}
+
+/// The numbers that metrics have logged: their name, the epoch, the number. Those that end an epoch are left out.
+type Log = Arc<Mutex<Vec<(String, usize, f64)>>>;
+
+struct Logger(Log);
+
+impl MetricLogger for Logger {
+    fn log(&mut self, update: MetricsUpdate, epoch: usize, split: &Split) {
+        for numeric in update.entries_numeric {
+            if let Some(NumericEntry::Aggregated { aggregated_value, .. }) = numeric.numeric_entry {
+                assert_eq!(*split, Split::Train);
+                let name = format!("{:?}", numeric.entry.metric_id);
+                self.0.lock().expect("a log").push((name, epoch, aggregated_value));
+            }
+        }
+    }
+
+    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
+        Ok(Vec::new())
+    }
+
+    fn log_metric_definition(&mut self, _: MetricDefinition) {}
+
+    fn log_epoch_summary(&mut self, _: EpochSummary) {}
+}
+
+fn logged(log: &Log, metric: &str) -> Vec<f64> {
+    let log = log.lock().expect("a log");
+    log.iter().filter(|(name, ..)| name.contains(metric)).map(|&(.., value)| value).collect()
+}
+
+fn training<M>(log: &Log, items: Vec<Item>) -> SupervisedTraining<M>
+where
+    M: LearnerModel + TrainStep<Input = Batch> + InferenceStep<Input = Batch>,
+{
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    SupervisedTraining::new(directory, loader(items), loader(self::items()))
+        .with_application_logger(None)
+        .with_metric_logger(Logger(log.clone()))
+}
+
+fn sgd() -> ModuleOptimizer {
+    SgdConfig::new().init()
+}
+
+/// Trains, with both metrics registered.
+fn launch(
+    training: SupervisedTraining<Clipping<Regression>>,
+    model: Clipping<Regression>,
+) -> LearningResult<Clipping<Regression>> {
+    // For the validation too, where they have nothing to say.
+    let training = training.metrics((model.grad_norm(), model.clipped()));
+    training.launch(Learner::new(model, sgd(), LEARNING_RATE))
+}
+
+fn clipping(device: &Device) -> Clipping<Regression> {
+    Clipping::new(Regression::new(device), clipper(Clip::by_global_norm(MAX_NORM)))
+}
+
+#[test]
+fn a_learner_trains_with_clipped_gradients() {
+    for device in devices() {
+        let device = device.autodiff();
+        let log = Log::default();
+        let result = launch(training(&log, items()).num_epochs(2), clipping(&device));
+        assert!(result.error.is_none() && result.interrupted.is_none());
+
+        let steps = [batches(), batches()].concat();
+        let (norms, parameters) = simulate([0.0; 8], &steps, f64::from(MAX_NORM));
+        let beyond = norms.iter().filter(|&&norm| norm > f64::from(MAX_NORM)).count();
+        assert!((3..10).contains(&beyond), "{norms:?} are no test of a limit of {MAX_NORM}");
+        assert_close(&logged(&log, "Gradient norm"), &norms, "the logged norm of step");
+        let expected: Vec<_> =
+            norms.iter().map(|&norm| if norm > f64::from(MAX_NORM) { 100.0 } else { 0.0 }).collect();
+        assert_eq!(logged(&log, "Gradients clipped"), expected);
+        let newest = values(result.model.last().unwrap().norm());
+        assert_close(&newest, &norms[norms.len() - 1..], "the newest norm");
+        assert_eq!(result.model.last().unwrap().parameters(), ["weight", "bias"]);
+        let trained = result.model.into_inner().unwrap().parameters();
+        assert_close(&trained, &parameters, "parameter");
+
+        // The same in a loop of one's own.
+        let (clipper, mut optimizer) = (clipper(Clip::by_global_norm(MAX_NORM)), sgd());
+        let mut model = Regression::new(&device);
+        for batch in [batches(), batches()].concat().concat() {
+            let mut output = TrainStep::step(&model, Rows.batch(batch, &device));
+            clipper.clip(&mut output.grads, &model).unwrap();
+            model = optimizer.step(LEARNING_RATE, model, output.grads);
+        }
+        for (trained, own) in trained.iter().zip(model.parameters()) {
+            assert!((trained - own).abs() <= 1e-6 * own.abs(), "{trained}, but {own} in a loop of one's own");
+        }
+    }
+}
+
+/// What is clipped is the sum of a window, and only the item that ends it has a norm.
+#[test]
+fn gradients_are_clipped_after_they_were_accumulated() {
+    for device in devices() {
+        let log = Log::default();
+        let result = launch(training(&log, items()).grads_accumulation(4), clipping(&device.autodiff()));
+        let windows: Vec<_> = batches().chunks(4).map(<[_]>::concat).collect();
+        let (norms, parameters) = simulate([0.0; 8], &windows, f64::from(MAX_NORM));
+        assert!(norms.iter().any(|&norm| norm > f64::from(MAX_NORM)));
+        assert_close(&logged(&log, "Gradient norm"), &norms, "the logged norm of step");
+        assert_close(&result.model.inner().parameters(), &parameters, "parameter");
+    }
+}
+
+/// An optimizer that is spread over devices gets sums that were clipped.
+#[test]
+fn the_gradients_of_several_devices_are_summed_and_then_clipped() {
+    for device in devices() {
+        let device = device.autodiff();
+        let strategy = ExecutionStrategy::multi(vec![device.clone(); 2], MultiDeviceOptim::OptimSharded);
+        let log = Log::default();
+        let training = training(&log, items()).with_training_strategy(TrainingStrategy::Default(strategy));
+        let result = launch(training, clipping(&device));
+        assert!(result.error.is_none(), "{:?}", result.error);
+        // Each worker has a half of the items.
+        let items = items();
+        let (first, second) = items.split_at(ITEMS / 2);
+        let steps: Vec<_> = first
+            .chunks(BATCH)
+            .zip(second.chunks(BATCH))
+            .map(|(a, b)| vec![a.to_vec(), b.to_vec()])
+            .collect();
+        let (norms, parameters) = simulate([0.0; 8], &steps, f64::from(MAX_NORM));
+        assert!(norms.iter().any(|&norm| norm > f64::from(MAX_NORM)));
+        assert_close(&logged(&log, "Gradient norm"), &norms, "the logged norm of step");
+        assert_close(&result.model.inner().parameters(), &parameters, "parameter");
+    }
+}
+
+#[test]
+fn sums_over_different_devices_stay_where_burn_wants_them() {
+    let [gpu, cpu] = devices();
+    let model = Model::new(&[], &[300, 5, 7, 11], &gpu);
+    let mut grads = MultiGradientsParams::default();
+    let mut expected = Vec::new();
+    for (device, seed) in [(&gpu, 1), (&cpu, 100)] {
+        let mut own = GradientsParams::new();
+        for (bias, seed) in model.biases.iter().zip(seed..) {
+            own.register(bias.id, vector(&noise(bias.val().dims()[0], seed), device));
+        }
+        grads.grads.push((own, device.clone()));
+    }
+    for (index, seed) in (0..model.biases.len()).zip(1..) {
+        let length = model.biases[index].val().dims()[0];
+        let sum = noise(length, seed).iter().zip(noise(length, seed + 99)).map(|(a, b)| a + b).collect();
+        expected.push(sum);
+    }
+    let clipped = clipper(Clip::by_global_norm(1.0)).clip_multi(&mut grads, &model).unwrap();
+    let mut after = Vec::new();
+    let mut places = Vec::new();
+    for bias in &model.biases {
+        let (sum, device) = grads.remove::<1>(bias.id).unwrap();
+        assert_eq!(sum.device(), device);
+        places.push(device);
+        after.push(values(sum));
+    }
+    assert_clipped(&expected, &after, clipped.norm(), 1.0);
+    // What Burn's own sum chooses.
+    let chosen = |id: burn::module::ParamId| usize::try_from(id.val() % 2).unwrap();
+    let chosen: Vec<_> = model.biases.iter().map(|bias| [&gpu, &cpu][chosen(bias.id)].clone()).collect();
+    assert_eq!(places, chosen);
+}
+
+#[test]
+fn checkpoints_of_a_model_and_of_the_same_model_that_clips_are_the_same() {
+    let device = Device::flex().autodiff();
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("checkpoints-of-a-model");
+    let _ = std::fs::remove_dir_all(&directory);
+    let (log, unlimited) = (Log::default(), f64::INFINITY);
+    let plain = SupervisedTraining::new(&directory, loader(items()), loader(items()))
+        .with_application_logger(None)
+        .with_metric_logger(Logger(log.clone()))
+        .with_default_checkpointers()
+        .with_checkpointing_strategy(KeepLastNCheckpoints::new(5));
+    let result = plain.launch(Learner::new(Regression::new(&device), sgd(), LEARNING_RATE));
+    let (_, after_one) = simulate([0.0; 8], &batches(), unlimited);
+    assert_close(&result.model.parameters(), &after_one, "parameter after one epoch");
+
+    // Goes on from there, with a clip.
+    let clipped = SupervisedTraining::new(&directory, loader(items()), loader(items()))
+        .with_application_logger(None)
+        .with_metric_logger(Logger(log.clone()))
+        .with_default_checkpointers()
+        .with_checkpointing_strategy(KeepLastNCheckpoints::new(5))
+        .checkpoint(1)
+        .num_epochs(2);
+    let result = clipped.launch(Learner::new(clipping(&device), sgd(), LEARNING_RATE));
+    let (_, after_two) = simulate(after_one, &batches(), f64::from(MAX_NORM));
+    assert_close(&result.model.inner().parameters(), &after_two, "parameter after two epochs");
+
+    // And back: the checkpoint of the model that clips is one of the model itself.
+    let restored = Regression::new(&device).load_file(directory.join("checkpoint").join("model-2.bpk"));
+    assert_eq!(restored.parameters(), result.model.inner().parameters());
+    assert_eq!(
+        restored.to_string(),
+        Clipping::new(restored.clone(), clipper(Clip::by_value(1.0))).to_string()
+    );
+}
+
+/// Poisons one batch of the training.
+fn poisoned(batch: usize) -> Vec<Item> {
+    let mut items = items();
+    items[batch * BATCH][0] = f32::INFINITY;
+    items
+}
+
+#[test]
+fn a_step_that_is_to_be_skipped_is_left_out() {
+    for device in devices() {
+        let log = Log::default();
+        let clipper = clipper(Clip::by_global_norm(MAX_NORM).non_finite(NonFinite::Skip));
+        let model = Clipping::new(Regression::new(&device.autodiff()), clipper);
+        let result = launch(training(&log, poisoned(2)), model);
+        assert!(result.error.is_none());
+        let mut steps = batches();
+        steps.remove(2);
+        let (_, parameters) = simulate([0.0; 8], &steps, f64::from(MAX_NORM));
+        assert_close(&result.model.inner().parameters(), &parameters, "parameter");
+        let norms = logged(&log, "Gradient norm");
+        assert_eq!(norms.len(), 6);
+        assert!(norms.iter().enumerate().all(|(step, norm)| norm.is_finite() == (step != 2)), "{norms:?}");
+    }
+}
+
+#[test]
+fn an_error_stops_the_training_before_the_step() {
+    for device in devices() {
+        let log = Log::default();
+        let training = training(&log, poisoned(3));
+        let clipper = clipper(Clip::by_global_norm(MAX_NORM).non_finite(NonFinite::Error));
+        let model = Clipping::new(Regression::new(&device.autodiff()), clipper)
+            .with_interrupter(training.interrupter());
+        let result = launch(training.num_epochs(50), model);
+        let error = result.error.expect("an error").to_string();
+        assert!(error.contains("weight is the first"), "{error}");
+        let (_, parameters) = simulate([0.0; 8], &batches()[..3], f64::from(MAX_NORM));
+        assert_close(&result.model.inner().parameters(), &parameters, "parameter");
+        let error = result.model.into_inner().unwrap_err();
+        assert!(matches!(&*error, Error::NonFinite { parameter: Some(path) } if path == "weight"), "{error}");
+    }
+}
+
+/// A model whose gradients cannot be clipped.
+#[derive(Module, Debug)]
+struct Quantized {
+    inner: Regression,
+}
+
+impl TrainStep for Quantized {
+    type Input = Batch;
+    type Output = RegressionOutput;
+
+    fn step(&self, batch: Batch) -> TrainOutput<RegressionOutput> {
+        let outcome = self.inner.outcome(batch);
+        let mut grads = GradientsParams::new();
+        let gradient = Tensor::<1>::ones([32], &Device::flex()).quantize_dynamic(&QuantScheme::default());
+        grads.register(self.inner.bias.id, gradient);
+        TrainOutput { grads, item: outcome }
+    }
+}
+
+impl InferenceStep for Quantized {
+    type Input = Batch;
+    type Output = RegressionOutput;
+
+    fn step(&self, batch: Batch) -> RegressionOutput {
+        self.inner.outcome(batch)
+    }
+}
+
+#[test]
+fn without_an_interrupter_an_error_is_a_panic_and_never_a_step() {
+    let model = Quantized { inner: Regression::new(&Device::flex().autodiff()) };
+    let run = |model: Clipping<Quantized>, training: SupervisedTraining<_>| {
+        training.num_epochs(50).launch(Learner::new(model, sgd(), LEARNING_RATE))
+    };
+
+    let own = training(&Log::default(), items());
+    let clipping = || Clipping::new(model.clone(), clipper(Clip::by_global_norm(1.0)));
+    let stoppable = clipping().with_interrupter(own.interrupter());
+    let error = run(stoppable, own).error.expect("an error").to_string();
+    assert!(error.contains("inner.bias"), "{error}");
+
+    let own = training(&Log::default(), items());
+    let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(clipping(), own))) else {
+        panic!("gradients that were not clipped have passed")
+    };
+    let message = panic.downcast_ref::<String>().expect("a message");
+    assert!(message.contains("inner.bias"), "{message}");
+}
