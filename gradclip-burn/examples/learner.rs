@@ -128,8 +128,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let place = directory("clipped");
     let training = SupervisedTraining::new(&place, points(400), points(80));
-    let line =
-        Clipping::new(line, GradClipper::by_global_norm(1.0)?).with_interrupter(training.interrupter());
+    let line = Clipping::new(line, GradClipper::by_global_norm(1.0)?, training.interrupter());
     let training = training.metric_train_numeric(line.grad_norm()).metric_train_numeric(line.clipped());
     let clipped = train(training, &place, line)?.model.into_inner()?;
 

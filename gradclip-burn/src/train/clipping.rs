@@ -28,7 +28,7 @@ use crate::{Clipped, Error, GradClipper};
 /// # fn train<M: LearnerModel>(
 /// #     training: SupervisedTraining<Clipping<M>>, model: M, optimizer: ModuleOptimizer, learning_rate: f64,
 /// # ) -> Result<M, Box<dyn std::error::Error>> {
-/// let model = Clipping::new(model, GradClipper::by_global_norm(1.0)?).with_interrupter(training.interrupter());
+/// let model = Clipping::new(model, GradClipper::by_global_norm(1.0)?, training.interrupter());
 /// let training = training.metric_train_numeric(model.grad_norm()).metric_train_numeric(model.clipped());
 /// let result = training.launch(Learner::new(model, optimizer, learning_rate));
 /// let model = result.model.into_inner()?;
@@ -44,29 +44,22 @@ use crate::{Clipped, Error, GradClipper};
 ///
 /// # Errors
 ///
-/// `optimize` returns none, so it does with one what Burn's checkpointer does: it stops the training by the
-/// [interrupter](Self::with_interrupter), or panics if it has been given none. Either way no step is made with gradients
-/// that were not clipped, nor any after that, and [`into_inner`](Self::into_inner) is that error.
+/// `optimize` returns none, so it stops the training by its interrupter. No step is made with gradients that were not
+/// clipped, nor any after that, and [`into_inner`](Self::into_inner) is that error.
 #[derive(Clone)]
 pub struct Clipping<M> {
     model: M,
     clipper: GradClipper,
     steps: Steps,
-    interrupter: Option<Interrupter>,
+    interrupter: Interrupter,
 }
 
 impl<M> Clipping<M> {
-    /// `model`, whose gradients `clipper` is to clip.
+    /// `model`, whose gradients `clipper` is to clip. If they cannot be clipped, `interrupter` stops the training:
+    /// `SupervisedTraining::interrupter` gives it. The `error` of the training's result then says why.
     #[must_use]
-    pub fn new(model: M, clipper: GradClipper) -> Self {
-        Self { model, clipper, steps: Steps::default(), interrupter: None }
-    }
-
-    /// Stops a training by this if gradients cannot be clipped: `SupervisedTraining::interrupter`. The `error` of its result
-    /// then says why, and so does [`into_inner`](Self::into_inner).
-    #[must_use]
-    pub fn with_interrupter(self, interrupter: Interrupter) -> Self {
-        Self { interrupter: Some(interrupter), ..self }
+    pub fn new(model: M, clipper: GradClipper, interrupter: Interrupter) -> Self {
+        Self { model, clipper, steps: Steps::default(), interrupter }
     }
 
     /// A metric for Burn's dashboard and logs: the norm of the gradients before clipping.
@@ -142,13 +135,8 @@ impl<M> Clipping<M> {
         let error = Arc::new(error);
         let message = format!("the gradients were not clipped: {error}");
         self.steps.fail(error);
-        match &self.interrupter {
-            // The variant of Burn's that says so, with a message of ours.
-            Some(interrupter) => {
-                interrupter.fail(TrainingError::Workers(vec![WorkerFailure { device_id: 0, message }]));
-            }
-            None => panic!("{message}"),
-        }
+        // The variant of Burn's that says so, with a message of ours.
+        self.interrupter.fail(TrainingError::Workers(vec![WorkerFailure { device_id: 0, message }]));
     }
 }
 
