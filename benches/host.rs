@@ -1,0 +1,90 @@
+//! What a clip costs the host, by the number of buffers that gradients lie in: `cargo bench --bench host`.
+//!
+//! `encode` records a step; `ready` is a step in an encoder of its own until it can be submitted, beside one with an empty pass;
+//! `prepare` makes a plan anew, for buffers that have moved. Buffers are small, and nothing is in these times that a GPU does.
+//! Not by criterion, which repeats by what is timed, and what is timed here is the lesser part of a step.
+
+use std::time::Instant;
+
+use gradclip::{Clip, Clipper, DType, Gradient, adapters};
+use wgpu::{BufferUsages, CommandEncoder, PollType};
+
+/// An arena; as many as the tensors of ResNet-50; of Llama-7B.
+const BUFFERS: [usize; 3] = [1, 161, 291];
+const BYTES: u64 = 4 << 10;
+
+fn main() {
+    env_logger::init();
+    // `cargo test` only sees that it runs.
+    let repetitions = if std::env::args().any(|argument| argument == "--bench") { 101 } else { 1 };
+    let Some(adapter) = adapters().into_iter().next() else { return println!("no adapter") };
+    let required_limits = Clipper::recommended_limits(&adapter, &wgpu::Limits::default());
+    let descriptor = wgpu::DeviceDescriptor { required_limits, ..wgpu::DeviceDescriptor::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("the adapter opens");
+    let clipper = Clipper::new(&device).expect("the adapter is no less than WebGPU's baseline");
+    let host = Host { device, queue, repetitions };
+
+    println!("{}; medians of {repetitions}, in µs", adapter.get_info().name);
+    let empty =
+        host.step(|encoder| drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default())));
+    println!("an encoder with an empty pass: ready {:.1}", empty.ready);
+    for count in BUFFERS {
+        let (size, usage) = (BYTES, BufferUsages::STORAGE);
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        let buffers: Vec<_> = (0..count).map(|_| host.device.create_buffer(&descriptor)).collect();
+        let gradients: Vec<_> = buffers.iter().map(|buffer| Gradient::new(buffer, DType::F32)).collect();
+        let prepare =
+            || clipper.prepare(&gradients, Clip::by_global_norm(1.0)).expect("the device can clip this");
+        let plan = prepare();
+        let Times { encode, ready } = host.step(|encoder| plan.encode(encoder));
+        let again = host.median(|| {
+            let start = Instant::now();
+            let plan = prepare();
+            let seconds = start.elapsed().as_secs_f64();
+            drop(plan);
+            seconds
+        });
+        let dispatches = plan.dispatches();
+        println!(
+            "{count} buffers, {dispatches} dispatches: encode {encode:.1}, ready {ready:.1}, prepare {again:.1}"
+        );
+    }
+}
+
+struct Host {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    repetitions: usize,
+}
+
+/// In microseconds.
+struct Times {
+    encode: f64,
+    ready: f64,
+}
+
+impl Host {
+    /// Of a step; it is submitted and waited for, so that wgpu's lists do not grow.
+    fn step(&self, encode: impl Fn(&mut CommandEncoder)) -> Times {
+        let once = |whole: bool| {
+            let start = Instant::now();
+            let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let before = Instant::now();
+            encode(&mut encoder);
+            let encoded = before.elapsed().as_secs_f64();
+            let commands = encoder.finish();
+            let ready = start.elapsed().as_secs_f64();
+            self.queue.submit([commands]);
+            self.device.poll(PollType::wait_indefinitely()).expect("the device finishes");
+            if whole { ready } else { encoded }
+        };
+        Times { encode: self.median(|| once(false)), ready: self.median(|| once(true)) }
+    }
+
+    fn median(&self, mut seconds: impl FnMut() -> f64) -> f64 {
+        seconds(); // The first is another thing.
+        let mut all: Vec<f64> = (0..self.repetitions).map(|_| seconds() * 1e6).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    }
+}
