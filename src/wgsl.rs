@@ -14,5 +14,5 @@
 //! assert_eq!(kernel.constants(), [("WORKGROUP_SIZE", 256.0)]);
 //! ```
 
-pub use crate::gpu::kernels::{Finding, Kernel, Leaves};
-pub use crate::gpu::layout::{Access, Manner};
+pub use crate::gpu::kernels::{Finding, Kernel, Leaves, WORKGROUP_SIZE};
+pub use crate::gpu::layout::{Access, Manner, tile_elements};

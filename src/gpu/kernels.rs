@@ -35,7 +35,7 @@ fn each(manner: Manner) -> &'static str {
 }
 
 /// The invocations of a workgroup where a tile is worked on: what every device allows.
-pub(super) const WORKGROUP_SIZE: u32 = 256;
+pub const WORKGROUP_SIZE: u32 = 256;
 
 /// The workgroup memory of the kernel that takes most: 20 bytes for each invocation.
 pub(super) const WORKGROUP_BYTES: u32 = 20 * WORKGROUP_SIZE;
@@ -59,7 +59,7 @@ pub enum Kernel {
         finding: Finding,
         /// What the tiles have in common.
         manner: Manner,
-        /// How many slots there are for gradients.
+        /// How many slots there are for gradients: one at least.
         slots: usize,
     },
     /// The partials of each segment to what is left of it. Binds partials, measure, segments, owners and what is left.
@@ -83,7 +83,7 @@ pub enum Kernel {
         segmented: bool,
         /// What the tiles have in common.
         manner: Manner,
-        /// How many slots there are for gradients.
+        /// How many slots there are for gradients: one at least.
         slots: usize,
     },
     /// Tiles to a range; that of their group, if there are several. Binds tiles, ranges and the slots.
@@ -92,7 +92,7 @@ pub enum Kernel {
         segmented: bool,
         /// What the tiles have in common.
         manner: Manner,
-        /// How many slots there are for gradients.
+        /// How many slots there are for gradients: one at least.
         slots: usize,
     },
 }

@@ -119,12 +119,13 @@ pub(super) struct Request<'a> {
     pub(super) norm_reads_vectors: bool,
 }
 
-/// The elements of a tile, for gradients with this many together.
+/// How many elements a tile has, for gradients with this many together; the last of a gradient may have fewer.
 ///
 /// Small sets are cut finely, so that there are workgroups for all of the GPU; large ones coarsely, so that the
 /// single workgroup that joins the partials stays short. Either way tables and partials of f32 gradients take less than
 /// 0.1 % of them and 64 KiB.
-fn tile_elements(total: u64) -> u64 {
+#[must_use]
+pub const fn tile_elements(total: u64) -> u64 {
     match total {
         0..=0x80_0000 => 1 << 12,
         0x80_0001..=0x4000_0000 => 1 << 14,

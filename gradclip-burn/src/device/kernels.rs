@@ -9,10 +9,7 @@ use burn::cubecl::ir::settings::{Dim3, KernelSettings};
 use burn::cubecl::ir::{ElemType, Scope, UIntKind, metadata::Info};
 use burn::cubecl::prelude::{AddressType, KernelDefinition, KernelId, KernelMetadata};
 use burn::cubecl::{CubeKernel, ExecutionMode, PrecompiledSource};
-use gradclip::wgsl::{Access, Finding, Kernel, Leaves, Manner};
-
-/// The invocations of a workgroup: what every device allows.
-pub(super) const WORKGROUP_SIZE: u32 = 256;
+use gradclip::wgsl::{Access, Finding, Kernel, Leaves, Manner, WORKGROUP_SIZE};
 
 /// How the norm pass goes through gradients of this manner.
 pub(super) fn to_measure(finding: Finding, manner: Manner) -> Manner {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use gradclip::DType;
-use gradclip::wgsl::{Access, Manner};
+use gradclip::wgsl::{Access, Manner, tile_elements};
 
 /// The work of one workgroup; `Tile` of `tile.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -56,15 +56,6 @@ pub(super) struct Layout {
     pub(super) gradients: Vec<Range<usize>>,
 }
 
-/// The elements of a tile, for gradients with this many together: those of the core, so that the bits are, too.
-fn tile_elements(total: usize) -> usize {
-    match total {
-        0..=0x80_0000 => 1 << 12,
-        0x80_0001..=0x4000_0000 => 1 << 14,
-        _ => 1 << 16,
-    }
-}
-
 /// Gradients from this on are so much work that the choice among many slots, at every load, costs more than a dispatch.
 const LARGE: usize = 1 << 15;
 
@@ -74,7 +65,9 @@ const LARGE_SLOTS: usize = 3;
 /// Lays out the work on these gradients, with at most so many in a dispatch. The partials of a segment stand together, in
 /// the order of the gradients.
 pub(super) fn lay_out(extents: &[Extent], segments: usize, slots: usize) -> Layout {
-    let tile = tile_elements(extents.iter().map(|extent| extent.count).sum());
+    // That of the core, so that the bits are, too.
+    let tile = tile_elements(extents.iter().map(|extent| extent.count as u64).sum());
+    let tile = usize::try_from(tile).unwrap_or(usize::MAX);
     let mut layout = Layout { gradients: vec![0..0; extents.len()], ..Layout::default() };
     let mut members = vec![Vec::new(); segments];
     for (index, extent) in extents.iter().enumerate() {

@@ -21,7 +21,8 @@ pub(crate) use tables::Cache;
 
 use crate::primitive::{Clipped, Measured};
 use crate::task::{Method, Task};
-use kernels::{Launchable, WORKGROUP_SIZE, slots_for, stats_need_owners, to_measure};
+use gradclip::wgsl::WORKGROUP_SIZE;
+use kernels::{Launchable, slots_for, stats_need_owners, to_measure};
 use tables::Tables;
 
 /// The most gradients in a dispatch: more would make the shaders' `switch` long, and save few dispatches.
