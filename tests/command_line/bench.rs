@@ -151,6 +151,13 @@ fn the_table_names_the_software_adapter_and_the_plot_is_an_svg() {
     let saved: Vec<Value> = saved.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let rows = of_kind(&saved, "operation");
     assert_eq!((names(&rows, "path"), rows.len()), (BTreeSet::from(["cpu", "gpu"]), 2 * 3));
+    // Who finds the file later can tell where it comes from.
+    let [machine] = of_kind(&saved, "machine")[..] else { panic!("one machine") };
+    let command: Vec<_> =
+        machine["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(command[..2], ["gradclip", "bench"]);
+    assert!(command.contains(&"2^1*/clip exceeded"), "{command:?}");
+    assert!(number(machine, "unix_time") > 1.7e9 && machine["gpu"].is_string());
 
     let svg = fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
