@@ -69,10 +69,10 @@ pub(super) struct Batch {
 /// `Segment` of `segment.wgsl`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Segment {
-    first: u32,
-    count: u32,
-    max_norm: f32,
+pub(super) struct Segment {
+    pub(super) first: u32,
+    pub(super) count: u32,
+    pub(super) max_norm: f32,
 }
 
 impl Segment {
@@ -85,10 +85,10 @@ impl Segment {
 /// `Measure` of `segment.wgsl`; what else stands there is for stages that are not used here.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Measure {
-    epsilon: f32,
-    policy: u32,
-    inverse_scale: f32,
+pub(super) struct Measure {
+    pub(super) epsilon: f32,
+    pub(super) policy: u32,
+    pub(super) inverse_scale: f32,
     unused: [u32; 4],
 }
 

@@ -1,8 +1,12 @@
 //! Every text that can be made is WGSL that naga accepts, with the bindings that are handed to it: CubeCL's device
 //! thread is a bad place to learn otherwise.
 
+use std::mem::offset_of;
+
 use gradclip::{DType, NormType};
 
+use super::super::layout::Tile;
+use super::super::tables::{Measure, Segment};
 use super::*;
 
 fn kernels() -> Vec<Launchable> {
@@ -78,6 +82,34 @@ fn every_text_is_wgsl_and_uses_the_bindings_that_it_is_given() {
         };
         assert_eq!(bindings, (0..u32::try_from(expected).unwrap()).collect::<Vec<_>>(), "{kernel:?}");
     }
+}
+
+/// The names and offsets of a WGSL struct's members, and its size.
+fn in_wgsl(kernel: Kernel, name: &str) -> (Vec<(String, usize)>, usize) {
+    let module = naga::front::wgsl::parse_str(&Launchable(kernel).text()).unwrap();
+    let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
+    let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{name} is a struct") };
+    let members = members.iter().map(|member| (member.name.clone().unwrap(), member.offset as usize));
+    (members.collect(), *span as usize)
+}
+
+macro_rules! assert_same_layout {
+    ($kernel:expr, $name:ident { $($field:ident),+ }) => {
+        let (members, size) = in_wgsl($kernel, stringify!($name));
+        let fields = [$((stringify!($field).to_owned(), offset_of!($name, $field))),+];
+        assert_eq!((&members[..fields.len()], size), (&fields[..], size_of::<$name>()));
+    };
+}
+
+#[test]
+fn structs_lie_in_memory_as_the_kernels_read_them() {
+    let finding = Finding::of(NormType::L2, false);
+    let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
+    let partials = Kernel::Partials { finding, manner, slots: 1 };
+    let records = Kernel::Finalize { finding, leaves: Leaves::Record };
+    assert_same_layout!(partials, Tile { slot, first, count, target_index });
+    assert_same_layout!(records, Segment { first, count, max_norm });
+    assert_same_layout!(records, Measure { epsilon, policy, inverse_scale });
 }
 
 #[test]
