@@ -24,20 +24,17 @@ fn main(
         return;
     }
     let segment = segments[index];
-    let total = reduce(lane, plain_total(segment, lane));
+    var total = reduce(lane, total_in(segment, lane, 0));
     let largest = total.partial.largest & MAGNITUDE;
-    let rescue = (total.partial.largest & RESCUED) != 0u;
-    let exponent = select(0, exponent_of(largest), rescue);
-
-    var sum = total.partial.sum;
+    var exponent = 0;
     // Uniform: `reduce` gives every invocation the same.
-    if (rescue) {
-        var rescued = Item(Partial(), NO_PARTIAL);
-        rescued.partial.sum = rescued_total(segment, lane, exponent);
-        sum = reduce(lane, rescued).partial.sum;
+    if ((total.partial.largest & RESCUED) != 0u) {
+        exponent = exponent_of(largest);
+        total = reduce(lane, total_in(segment, lane, exponent));
     }
     if (lane == 0u) {
-        leave(index, found(sum, exponent, largest), largest, total.first_non_finite, counts_of(total.partial));
+        let norm = found(total.partial.sum, exponent, largest);
+        leave(index, norm, largest, total.first_non_finite, counts_of(total.partial));
     }
 }
 
@@ -75,17 +72,18 @@ fn total_of(cascade: Cascade) -> f32 {
     return cascade.rest + (cascade.sixteens + cascade.ones);
 }
 
-// The partials that one invocation joins, but for the sums of the rescued ones: their scale is not known yet. Sixteen at
+// The partials that one invocation joins, their sums as if all elements had been divided by 2^exponent. Without a
+// rescued one among them that is 0; with one, the sum for 0 means nothing, but says what the exponent is to be. Sixteen at
 // a time, their loads in flight together: this stage does nothing but wait for them.
-fn plain_total(segment: Segment, lane: u32) -> Item {
+fn total_in(segment: Segment, lane: u32, exponent: i32) -> Item {
     var cascade = Cascade();
     var all = Item(Partial(), NO_PARTIAL);
     var index = 0u;
     for (var at = lane; at < segment.count; at += 16u * WORKGROUP_SIZE) {
-        let a = four_from(segment, at);
-        let b = four_from(segment, at + 4u * WORKGROUP_SIZE);
-        let c = four_from(segment, at + 8u * WORKGROUP_SIZE);
-        let d = four_from(segment, at + 12u * WORKGROUP_SIZE);
+        let a = four_from(segment, at, exponent);
+        let b = four_from(segment, at + 4u * WORKGROUP_SIZE, exponent);
+        let c = four_from(segment, at + 8u * WORKGROUP_SIZE, exponent);
+        let d = four_from(segment, at + 12u * WORKGROUP_SIZE, exponent);
         let sixteen = join(join(a, b), join(c, d));
         add(&cascade, index, sixteen.partial.sum);
         all = join(all, sixteen);
@@ -95,38 +93,21 @@ fn plain_total(segment: Segment, lane: u32) -> Item {
     return all;
 }
 
-fn four_from(segment: Segment, at: u32) -> Item {
-    let a = item_at(segment, at);
-    let b = item_at(segment, at + WORKGROUP_SIZE);
-    let c = item_at(segment, at + 2u * WORKGROUP_SIZE);
-    let d = item_at(segment, at + 3u * WORKGROUP_SIZE);
+fn four_from(segment: Segment, at: u32, exponent: i32) -> Item {
+    let a = item_at(segment, at, exponent);
+    let b = item_at(segment, at + WORKGROUP_SIZE, exponent);
+    let c = item_at(segment, at + 2u * WORKGROUP_SIZE, exponent);
+    let d = item_at(segment, at + 3u * WORKGROUP_SIZE, exponent);
     return join(join(a, b), join(c, d));
 }
 
 // One partial; nothing past the end of the segment. It is loaded in any case, so that no branch stands between loads.
-fn item_at(segment: Segment, at: u32) -> Item {
+fn item_at(segment: Segment, at: u32, exponent: i32) -> Item {
     let index = segment.first + min(at, segment.count - 1u);
     let loaded = partials[index];
-    let partial = kept_if(at < segment.count, loaded);
-    let non_finite = (partial.largest & MAGNITUDE) >= INFINITY;
-    return Item(without_rescued_sum(partial), select(NO_PARTIAL, index, non_finite));
-}
-
-fn without_rescued_sum(partial: Partial) -> Partial {
-    var plain = partial;
-    plain.sum = select(partial.sum, 0.0, (partial.largest & RESCUED) != 0u);
-    return plain;
-}
-
-// All the partials of one invocation, as if the elements had been divided by 2^exponent, which is about the largest.
-fn rescued_total(segment: Segment, lane: u32, exponent: i32) -> f32 {
-    var cascade = Cascade();
-    var index = 0u;
-    for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
-        let partial = partials[segment.first + at];
-        let own = select(0, exponent_of(partial.largest & MAGNITUDE), (partial.largest & RESCUED) != 0u);
-        add(&cascade, index, rescaled(partial.sum, power_of_two(clamp(own - exponent, -126, 127))));
-        index += 1u;
-    }
-    return total_of(cascade);
+    var partial = kept_if(at < segment.count, loaded);
+    let largest = partial.largest & MAGNITUDE;
+    let own_exponent = select(0, exponent_of(largest), (partial.largest & RESCUED) != 0u);
+    partial.sum = rescaled(partial.sum, power_of_two(clamp(own_exponent - exponent, -126, 127)));
+    return Item(partial, select(NO_PARTIAL, index, largest >= INFINITY));
 }
