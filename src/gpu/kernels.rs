@@ -315,12 +315,18 @@ impl Kernel {
     /// Compiles it.
     pub(super) fn compile(self, device: &wgpu::Device) -> Compiled {
         let label = Some(self.label());
+        // Of the slots, which may be many, so that wgpu checks their sizes once for a plan and not at every dispatch.
+        let least = self.slots().and_then(|(_, mode)| wgpu::BufferSize::new(mode.element_bytes()));
         let entries: Vec<_> = (0..)
             .zip(self.bindings())
             .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+                ty: wgpu::BindingType::Buffer {
+                    ty,
+                    has_dynamic_offset: false,
+                    min_binding_size: least.filter(|_| binding >= FIRST_SLOT),
+                },
                 count: None,
             })
             .collect();

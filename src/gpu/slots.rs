@@ -26,6 +26,16 @@ pub(super) enum Mode {
     Atomics,
 }
 
+impl Mode {
+    /// The size of what a window is an array of.
+    pub(super) const fn element_bytes(self) -> u64 {
+        match self {
+            Self::ReadVectors | Self::WriteVectors => 16,
+            Self::ReadWords | Self::WriteWords | Self::Atomics => 4,
+        }
+    }
+}
+
 /// Declares `slots` windows and the functions that read them and, if the mode says so, write them.
 ///
 /// In all of them `at` counts words from the start of the window, and for vectors is a multiple of four. A store takes

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::mem::offset_of;
 use std::process::{Command, Stdio};
 
+use naga::back::pipeline_constants::process_overrides;
+use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use super::*;
@@ -53,6 +55,32 @@ fn naga_accepts_every_kernel_without_any_optional_capability() {
         Validator::new(ValidationFlags::all(), Capabilities::empty())
             .validate(&parse(kernel))
             .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())));
+    }
+}
+
+/// What wgpu hands to Vulkan, Metal and DirectX 12, of which a machine has one at most.
+#[test]
+fn naga_translates_every_kernel_for_every_backend() {
+    const MAIN: (naga::ShaderStage, &str) = (naga::ShaderStage::Compute, "main");
+    let (for_vulkan, for_metal, for_directx) =
+        (spv::Options::default(), msl::Options::default(), hlsl::Options::default());
+    for kernel in all() {
+        let module = parse(kernel);
+        let info = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap();
+        let constants =
+            kernel.constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let (module, info) = process_overrides(&module, &info, Some(MAIN), &constants).unwrap();
+
+        let vulkan = spv::write_vec(&module, &info, &for_vulkan, None);
+        assert!(vulkan.is_ok(), "{kernel:?}: {vulkan:?}");
+        let metal = msl::write_string(&module, &info, &for_metal, &msl::PipelineOptions::default());
+        assert!(metal.is_ok(), "{kernel:?}: {metal:?}");
+        let (mut text, options) = (String::new(), hlsl::PipelineOptions::default());
+        let directx = hlsl::Writer::new(&mut text, &for_directx, &options).write(&module, &info, None);
+        assert!(directx.is_ok(), "{kernel:?}: {:?}", directx.err());
+        // There it can be read how much one load takes.
+        let reads_vectors = matches!(kernel.slots(), Some((_, Mode::ReadVectors | Mode::WriteVectors)));
+        assert_eq!(text.contains("slot0_.Load4("), reads_vectors, "{kernel:?}");
     }
 }
 

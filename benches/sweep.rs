@@ -1,0 +1,342 @@
+//! What the numbers of the norm kernel are worth on a device: `cargo bench --features cli --bench sweep`.
+//!
+//! It launches the library's own text with other sizes of workgroup and tile, with more slots, in more dispatches, and as a
+//! module without run-time checks: all on the same bytes, in turn, beside the read roofline, by the files and the method of
+//! `gradclip bench`. Every answer is checked. The library has one value for each of these, and no knob; here is how to see
+//! whether it is the right one on some GPU.
+
+#[expect(dead_code, unused_imports, reason = "the command measures more than one kernel, and has tests")]
+#[path = "../src/bin/gradclip/bench"]
+mod bench {
+    pub(crate) mod bytes;
+    pub(crate) mod device;
+    pub(crate) mod kernels;
+    pub(crate) mod statistics;
+    pub(crate) mod timing;
+    pub(crate) mod workloads;
+}
+#[path = "../src/bin/gradclip/table.rs"]
+mod table;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use bench::device::{Gpu, allocate_one};
+use bench::timing::{Sample, Timed};
+use bench::workloads::{Pristine, Set};
+use bench::{bytes, timing};
+use bytemuck::{Pod, Zeroable};
+use clap::Parser;
+use gradclip::wgsl::{Access, Finding, Kernel, Manner, WORKGROUP_SIZE, tile_elements};
+use gradclip::{DType, DeviceChoice, NormType, wgpu};
+use table::Table;
+use wgpu::{BufferUsages, ErrorFilter};
+
+const BYTES: usize = 1 << 30;
+/// More would take a software adapter minutes.
+const BYTES_IN_SOFTWARE: usize = 4 << 20;
+
+/// Sweep the numbers of the norm kernel on one device
+#[derive(Parser)]
+struct Args {
+    /// The GPU: gpu (a software adapter if there is no other), or part of a GPU's name
+    #[arg(long, default_value = "gpu")]
+    device: DeviceChoice,
+
+    /// How much to read, a power of two; as far as the device can bind it in one piece
+    /// [default: 1GiB, 4MiB on a software adapter]
+    #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
+    bytes: Option<usize>,
+
+    /// For about how long to repeat, all in all; a few repetitions of everything there are in any case
+    #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
+    seconds: f64,
+
+    /// What `cargo bench` says. Without it, as in `cargo test`, everything runs a few times on little
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let gpu = Gpu::open(&args.device, None)?
+        .context("this is about GPUs: `--device gpu` takes a software adapter, too")?;
+    let default = if gpu.software { BYTES_IN_SOFTWARE } else { BYTES };
+    let bytes = if args.bench { args.bytes.unwrap_or(default) } else { 1 << 20 };
+    let limits = gpu.device.limits();
+    let longest = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
+    let longest = usize::try_from(longest).unwrap_or(usize::MAX);
+    ensure!(
+        bytes.is_power_of_two() && (1 << 16..=longest).contains(&bytes),
+        "--bytes is {bytes}: it must be a power of two from {} to {longest}",
+        1 << 16
+    );
+    let granted = Duration::try_from_secs_f64(if args.bench { args.seconds } else { 0.0 })?;
+
+    let set = Set::new("sweep", DType::F32, vec![bytes / size_of::<f32>()]);
+    let pristine = Pristine::new(&set);
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
+    let buffer = allocate_one(&gpu.device, bytes, usage)?;
+    gpu.write(&buffer, pristine.bytes())?;
+    let read = gpu.kernels.read(std::slice::from_ref(&buffer));
+    let steps = gpu.best(false, &read)?;
+
+    let (mut launches, mut refused) = (Vec::new(), Vec::new());
+    for variant in Variant::all(set.elements(), &limits) {
+        match Launch::new(&gpu, &buffer, set.elements(), variant) {
+            Ok(launch) => launches.push(launch),
+            Err(error) => refused.push(format!("{variant:?}: {error:#}")),
+        }
+    }
+    launches.iter().try_for_each(|launch| launch.check(&gpu, pristine.norm))?;
+    let roofline = launches.len();
+    let timed = timing::interleaved(launches.len() + 1, granted, |index| {
+        if index == roofline {
+            gpu.time(false, |encoder| gpu.kernels.encode(&read, steps, encoder))
+        } else {
+            launches[index].time(&gpu)
+        }
+    })?;
+    print!("{}", table(&gpu, bytes, &launches, &timed));
+    for refused in refused {
+        println!("the device refuses {refused}");
+    }
+    Ok(())
+}
+
+/// A way to launch the norm kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Variant {
+    /// What of it is not as in the library.
+    about: &'static str,
+    workgroup: u32,
+    /// In elements.
+    tile: usize,
+    /// Into how many windows a dispatch has the bytes cut, each with a binding of its own.
+    slots: usize,
+    /// All write the same partials, so that each waits for the one before, as in a plan.
+    dispatches: usize,
+    checked: bool,
+}
+
+impl Variant {
+    /// Those that make sense for so many elements, that of the library first.
+    fn all(elements: usize, limits: &wgpu::Limits) -> Vec<Self> {
+        let tile = usize::try_from(tile_elements(elements as u64)).expect("a tile is small");
+        let library = Self {
+            about: "library",
+            workgroup: WORKGROUP_SIZE,
+            tile,
+            slots: 1,
+            dispatches: 1,
+            checked: true,
+        };
+        let sizes = [64, 128, 256, 512, 1024].into_iter().flat_map(|workgroup| {
+            let about = "workgroup, tile";
+            (12..=16).map(move |log2| Self { about, workgroup, tile: 1 << log2, ..library })
+        });
+        let powers = |to: usize| (1..).map(|log2| 1 << log2).take_while(move |&power| power <= to);
+        // Two bindings are for other things.
+        let bindings = limits.max_storage_buffers_per_shader_stage.min(limits.max_bindings_per_bind_group);
+        let slots = powers(bindings.min(1024) as usize - 2);
+        let slots = slots.map(|slots| Self { about: "slots", slots, ..library });
+        let dispatches = powers(64).map(|dispatches| Self { about: "dispatches", dispatches, ..library });
+        let unchecked = Self { about: "module", checked: false, ..library };
+        let fits = |variant: &Self| {
+            let most = limits.max_compute_workgroup_size_x.min(limits.max_compute_invocations_per_workgroup);
+            variant.workgroup <= most && variant.slots * variant.dispatches * variant.tile <= elements
+        };
+        let others = sizes.chain(slots).chain(dispatches).chain([unchecked]);
+        [library].into_iter().chain(others).filter(fits).collect()
+    }
+}
+
+/// `Tile` of `tile.wgsl`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Tile {
+    slot: u32,
+    first: u32,
+    count: u32,
+    partial: u32,
+}
+
+/// A variant on a buffer.
+struct Launch {
+    variant: Variant,
+    pipeline: wgpu::ComputePipeline,
+    /// The bindings and the grid of each dispatch.
+    dispatches: Vec<(wgpu::BindGroup, [u32; 2])>,
+    partials: wgpu::Buffer,
+}
+
+impl Launch {
+    /// Fails if the device does not take it.
+    fn new(gpu: &Gpu, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Result<Self> {
+        let filters = [ErrorFilter::OutOfMemory, ErrorFilter::Internal, ErrorFilter::Validation];
+        let scopes = filters.map(|filter| gpu.device.push_error_scope(filter));
+        let launch = Self::unguarded(&gpu.device, buffer, elements, variant);
+        let mut refused = None;
+        for scope in scopes.into_iter().rev() {
+            refused = pollster::block_on(scope.pop()).or(refused);
+        }
+        refused.map_or(Ok(launch), |error| Err(anyhow!(error.to_string())))
+    }
+
+    fn unguarded(device: &wgpu::Device, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Self {
+        let Variant { workgroup, tile, slots, dispatches, checked, .. } = variant;
+        let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
+        let kernel = Kernel::Partials { finding: Finding::of(NormType::L2, false), manner, slots };
+        let mut constants = kernel.constants();
+        for (name, value) in &mut constants {
+            if *name == "WORKGROUP_SIZE" {
+                *value = workgroup.into();
+            }
+        }
+        let module = wgpu::ShaderModuleDescriptor {
+            label: None,
+            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+        };
+        let module = if checked {
+            device.create_shader_module(module)
+        } else {
+            #[expect(unsafe_code, reason = "what it is worth is the question")]
+            // SAFETY: every tile below lies in its window, tables and partials are as long as there are tiles, and all loops
+            // count down or up to a tile's length.
+            unsafe {
+                device.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked())
+            }
+        };
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: None,
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        let partials = device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: (elements / tile * size_of::<[u32; 2]>()) as u64,
+            usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let per_window = elements / (slots * dispatches);
+        let bound = |dispatch: usize| {
+            let word = |number: usize| u32::try_from(number).expect("a window has fewer elements");
+            let tiles: Vec<_> = (0..slots * per_window / tile)
+                .map(|index| Tile {
+                    slot: word(index * tile / per_window),
+                    first: word(index * tile % per_window),
+                    count: word(tile),
+                    partial: word(dispatch * slots * per_window / tile + index),
+                })
+                .collect();
+            let table = wgpu::util::DeviceExt::create_buffer_init(
+                device,
+                &wgpu::util::BufferInitDescriptor {
+                    label: None,
+                    contents: bytemuck::cast_slice(&tiles),
+                    usage: BufferUsages::STORAGE,
+                },
+            );
+            let bytes = (per_window * size_of::<f32>()) as u64;
+            let windows = (0..slots).map(|slot| {
+                let offset = (dispatch * slots + slot) as u64 * bytes;
+                wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(bytes) }
+            });
+            let first = [table.as_entire_buffer_binding(), partials.as_entire_buffer_binding()];
+            let entries: Vec<_> = (0..)
+                .zip(first.into_iter().chain(windows))
+                .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: wgpu::BindingResource::Buffer(buffer),
+                })
+                .collect();
+            let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.get_bind_group_layout(0),
+                entries: &entries,
+            });
+            let rows = word(tiles.len()).div_ceil(device.limits().max_compute_workgroups_per_dimension);
+            (bind_group, [word(tiles.len()).div_ceil(rows), rows])
+        };
+        let dispatches = (0..dispatches).map(bound).collect();
+        Self { variant, pipeline, dispatches, partials }
+    }
+
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        pass.set_pipeline(&self.pipeline);
+        for (bind_group, [x, y]) in &self.dispatches {
+            pass.set_bind_group(0, bind_group, &[]);
+            pass.dispatch_workgroups(*x, *y, 1);
+        }
+    }
+
+    fn time(&self, gpu: &Gpu) -> Result<Sample> {
+        gpu.time(false, |encoder| self.encode(encoder))
+    }
+
+    /// Fails if the partials are not those of this norm.
+    fn check(&self, gpu: &Gpu, norm: f64) -> Result<()> {
+        let size = self.partials.size();
+        gpu.run(|encoder| {
+            self.encode(encoder);
+            encoder.copy_buffer_to_buffer(&self.partials, 0, &gpu.staging, 0, size);
+        })?;
+        let found = gpu.mapped(&gpu.staging, |bytes| {
+            let partials = bytes[..usize::try_from(size)?].chunks_exact(size_of::<[f32; 2]>());
+            let sum = |partial: &[u8]| f64::from(bytemuck::pod_read_unaligned::<[f32; 2]>(partial)[0]);
+            Ok(partials.map(sum).sum::<f64>().sqrt())
+        })?;
+        let close = (found - norm).abs() <= 1e-6 * norm;
+        ensure!(close, "{:?}: the norm is {found}, but it should be {norm}", self.variant);
+        Ok(())
+    }
+}
+
+fn table(gpu: &Gpu, bytes: usize, launches: &[Launch], timed: &[Timed]) -> String {
+    let roofline = timed[launches.len()].seconds;
+    let heading = [
+        "varied",
+        "workgroup",
+        "tile",
+        "slots",
+        "dispatches",
+        "module",
+        "time",
+        "spread",
+        "GB/s",
+        "roofline",
+    ];
+    let mut table = Table::new(heading).numbers_from(6);
+    for (Launch { variant, .. }, Timed { seconds, .. }) in launches.iter().zip(timed) {
+        table.row([
+            variant.about.to_owned(),
+            variant.workgroup.to_string(),
+            variant.tile.to_string(),
+            variant.slots.to_string(),
+            variant.dispatches.to_string(),
+            if variant.checked { "checked" } else { "unchecked" }.to_owned(),
+            format!("{:.1} µs", seconds.median * 1e6),
+            format!("{:.0} %", 100.0 * seconds.relative()),
+            format!("{:.0}", bytes as f64 / seconds.median / 1e9),
+            format!("{:.1} %", 100.0 * roofline.median / seconds.median),
+        ]);
+    }
+    let mut text = format!(
+        "{}, {bytes} bytes of f32, read in {:.1} µs; by the {} clock, {} repetitions\n",
+        gpu.name,
+        roofline.median * 1e6,
+        gpu.clock(),
+        roofline.count
+    );
+    if gpu.software {
+        text += "A software adapter: what it shows says nothing about GPU speed.\n";
+    }
+    format!("{text}{table}")
+}
