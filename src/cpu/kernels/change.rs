@@ -73,12 +73,23 @@ impl<E: Element> Kernel for Clamp<'_, E> {
         for block in piece.chunks_mut(BLOCK) {
             block.chunks(LANES).for_each(prefetch_after);
             // One bit set that differs, rather than `any`: without a branch per element it is several per instruction.
-            let changed = |x: E| x.bits() ^ x.clamped(low, high).bits();
-            let changes = block.iter().fold(E::Bits::default(), |changes, &x| changes | changed(x));
-            if changes != E::Bits::default() {
-                for x in block {
-                    *x = x.clamped(low, high);
+            let differences = |all, one: E, other: E| all | one.bits() ^ other.bits();
+            if E::KEEPS_CLAMPED
+                && let Ok(block) = <&mut [E; BLOCK]>::try_from(&mut *block)
+            {
+                let mut clamped = *block;
+                clamped.iter_mut().for_each(|x| *x = x.clamped(low, high));
+                let pairs = block.iter().zip(&clamped);
+                let changes = pairs.fold(E::Bits::default(), |all, (x, y)| differences(all, *x, *y));
+                if changes != E::Bits::default() {
+                    *block = clamped;
                 }
+                continue;
+            }
+            let changes =
+                block.iter().fold(E::Bits::default(), |all, &x| differences(all, x, x.clamped(low, high)));
+            if changes != E::Bits::default() {
+                block.iter_mut().for_each(|x| *x = x.clamped(low, high));
             }
         }
     }
