@@ -78,7 +78,9 @@ impl<E: Element> Kernel for Clamp<'_, E> {
                 && let Ok(block) = <&mut [E; BLOCK]>::try_from(&mut *block)
             {
                 let mut clamped = *block;
-                clamped.iter_mut().for_each(|x| *x = x.clamped(low, high));
+                for x in &mut clamped {
+                    *x = x.clamped(low, high);
+                }
                 let pairs = block.iter().zip(&clamped);
                 let changes = pairs.fold(E::Bits::default(), |all, (x, y)| differences(all, *x, *y));
                 if changes != E::Bits::default() {
@@ -89,7 +91,9 @@ impl<E: Element> Kernel for Clamp<'_, E> {
             let changes =
                 block.iter().fold(E::Bits::default(), |all, &x| differences(all, x, x.clamped(low, high)));
             if changes != E::Bits::default() {
-                block.iter_mut().for_each(|x| *x = x.clamped(low, high));
+                for x in block {
+                    *x = x.clamped(low, high);
+                }
             }
         }
     }
