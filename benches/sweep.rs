@@ -30,6 +30,7 @@ use clap::Parser;
 use gradclip::wgsl::{Access, Finding, Kernel, Manner, WORKGROUP_SIZE, tile_elements};
 use gradclip::{DType, DeviceChoice, NormType, wgpu};
 use table::Table;
+use wgpu::util::{BufferInitDescriptor, DeviceExt as _};
 use wgpu::{BufferUsages, ErrorFilter};
 
 const BYTES: usize = 1 << 30;
@@ -137,7 +138,10 @@ impl Variant {
         });
         let powers = |to: usize| (1..).map(|log2| 1 << log2).take_while(move |&power| power <= to);
         // Two bindings are for other things.
-        let bindings = limits.max_storage_buffers_per_shader_stage.min(limits.max_bindings_per_bind_group);
+        let bindings = limits
+            .max_storage_buffers_per_shader_stage
+            .min(limits.max_buffers_and_acceleration_structures_per_shader_stage)
+            .min(limits.max_bindings_per_bind_group);
         let slots = powers(bindings.min(1024) as usize - 2);
         let slots = slots.map(|slots| Self { about: "slots", slots, ..library });
         let dispatches = powers(64).map(|dispatches| Self { about: "dispatches", dispatches, ..library });
@@ -149,6 +153,66 @@ impl Variant {
         let others = sizes.chain(slots).chain(dispatches).chain([unchecked]);
         [library].into_iter().chain(others).filter(fits).collect()
     }
+
+    fn pipeline(self, device: &wgpu::Device) -> wgpu::ComputePipeline {
+        let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
+        let finding = Finding::of(NormType::L2, false);
+        let kernel = Kernel::Partials { finding, manner, slots: self.slots };
+        let mut constants = kernel.constants();
+        for (name, value) in &mut constants {
+            if *name == "WORKGROUP_SIZE" {
+                *value = self.workgroup.into();
+            }
+        }
+        let module = wgpu::ShaderModuleDescriptor {
+            label: None,
+            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+        };
+        let module = if self.checked {
+            device.create_shader_module(module)
+        } else {
+            #[expect(unsafe_code, reason = "what it is worth is the question")]
+            // SAFETY: every tile of `tiles` lies in its window, tables and partials are as long as there are tiles, and all
+            // loops count down or up to a tile's length.
+            unsafe {
+                device.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked())
+            }
+        };
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: None,
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        })
+    }
+
+    /// The elements of each window.
+    const fn window(self, elements: usize) -> usize {
+        elements / (self.slots * self.dispatches)
+    }
+
+    /// The work of one dispatch, whose partials follow on those of the dispatch before.
+    fn tiles(self, elements: usize, dispatch: usize) -> Vec<Tile> {
+        let window = self.window(elements);
+        let count = self.slots * window / self.tile;
+        let tile = |index: usize| Tile {
+            slot: word(index * self.tile / window),
+            first: word(index * self.tile % window),
+            count: word(self.tile),
+            partial: word(dispatch * count + index),
+        };
+        (0..count).map(tile).collect()
+    }
+}
+
+/// A number that the shader indexes with.
+fn word(number: usize) -> u32 {
+    u32::try_from(number).expect("a binding has fewer elements")
 }
 
 /// `Tile` of `tile.wgsl`.
@@ -184,88 +248,48 @@ impl Launch {
     }
 
     fn unguarded(device: &wgpu::Device, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Self {
-        let Variant { workgroup, tile, slots, dispatches, checked, .. } = variant;
-        let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
-        let kernel = Kernel::Partials { finding: Finding::of(NormType::L2, false), manner, slots };
-        let mut constants = kernel.constants();
-        for (name, value) in &mut constants {
-            if *name == "WORKGROUP_SIZE" {
-                *value = workgroup.into();
-            }
-        }
-        let module = wgpu::ShaderModuleDescriptor {
-            label: None,
-            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
-        };
-        let module = if checked {
-            device.create_shader_module(module)
-        } else {
-            #[expect(unsafe_code, reason = "what it is worth is the question")]
-            // SAFETY: every tile below lies in its window, tables and partials are as long as there are tiles, and all loops
-            // count down or up to a tile's length.
-            unsafe {
-                device.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked())
-            }
-        };
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: None,
-            layout: None,
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &constants,
-                zero_initialize_workgroup_memory: false,
-            },
-            cache: None,
-        });
         let partials = device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
-            size: (elements / tile * size_of::<[u32; 2]>()) as u64,
+            size: (elements / variant.tile * size_of::<[u32; 2]>()) as u64,
             usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
-        let per_window = elements / (slots * dispatches);
-        let bound = |dispatch: usize| {
-            let word = |number: usize| u32::try_from(number).expect("a window has fewer elements");
-            let tiles: Vec<_> = (0..slots * per_window / tile)
-                .map(|index| Tile {
-                    slot: word(index * tile / per_window),
-                    first: word(index * tile % per_window),
-                    count: word(tile),
-                    partial: word(dispatch * slots * per_window / tile + index),
-                })
-                .collect();
-            let table = wgpu::util::DeviceExt::create_buffer_init(
-                device,
-                &wgpu::util::BufferInitDescriptor {
-                    label: None,
-                    contents: bytemuck::cast_slice(&tiles),
-                    usage: BufferUsages::STORAGE,
-                },
-            );
-            let bytes = (per_window * size_of::<f32>()) as u64;
-            let windows = (0..slots).map(|slot| {
-                let offset = (dispatch * slots + slot) as u64 * bytes;
+        let pipeline = variant.pipeline(device);
+        let mut launch = Self { variant, pipeline, dispatches: Vec::new(), partials };
+        for dispatch in 0..variant.dispatches {
+            let tiles = variant.tiles(elements, dispatch);
+            let bytes = (variant.window(elements) * size_of::<f32>()) as u64;
+            let window = |slot: usize| {
+                let offset = (dispatch * variant.slots + slot) as u64 * bytes;
                 wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(bytes) }
-            });
-            let first = [table.as_entire_buffer_binding(), partials.as_entire_buffer_binding()];
-            let entries: Vec<_> = (0..)
-                .zip(first.into_iter().chain(windows))
-                .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                    binding,
-                    resource: wgpu::BindingResource::Buffer(buffer),
-                })
-                .collect();
-            let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: None,
-                layout: &pipeline.get_bind_group_layout(0),
-                entries: &entries,
-            });
-            let rows = word(tiles.len()).div_ceil(device.limits().max_compute_workgroups_per_dimension);
-            (bind_group, [word(tiles.len()).div_ceil(rows), rows])
-        };
-        let dispatches = (0..dispatches).map(bound).collect();
-        Self { variant, pipeline, dispatches, partials }
+            };
+            launch.bind(device, &tiles, &(0..variant.slots).map(window).collect::<Vec<_>>());
+        }
+        launch
+    }
+
+    /// Adds a dispatch of these tiles on these windows.
+    fn bind(&mut self, device: &wgpu::Device, tiles: &[Tile], windows: &[wgpu::BufferBinding<'_>]) {
+        let table = device.create_buffer_init(&BufferInitDescriptor {
+            label: None,
+            contents: bytemuck::cast_slice(tiles),
+            usage: BufferUsages::STORAGE,
+        });
+        let first = [table.as_entire_buffer_binding(), self.partials.as_entire_buffer_binding()];
+        let entries: Vec<_> = (0..)
+            .zip(first.into_iter().chain(windows.iter().cloned()))
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(buffer),
+            })
+            .collect();
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &self.pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        let rows = word(tiles.len()).div_ceil(device.limits().max_compute_workgroups_per_dimension);
+        self.dispatches.push((bind_group, [word(tiles.len()).div_ceil(rows), rows]));
     }
 
     fn encode(&self, encoder: &mut wgpu::CommandEncoder) {

@@ -74,6 +74,7 @@ impl<E: Element> Kernel for Clamp<'_, E> {
             block.chunks(LANES).for_each(prefetch_after);
             // One bit set that differs, rather than `any`: without a branch per element it is several per instruction.
             let differences = |all, one: E, other: E| all | one.bits() ^ other.bits();
+            // The last block may be shorter, and goes the other way.
             if E::KEEPS_CLAMPED
                 && let Ok(block) = <&mut [E; BLOCK]>::try_from(&mut *block)
             {
