@@ -1,6 +1,6 @@
 // The conclusion: the coefficient, the factor and the flags that follow from a norm and a limit.
 //
-// Interface: `conclude`. Needs segment.wgsl, record.wgsl, float_bits.wgsl.
+// Interface: `conclude`. Needs segment.wgsl, record.wgsl, float_bits.wgsl, exact.wgsl.
 
 const POLICY_PROPAGATE: u32 = 0u;
 const POLICY_SKIP: u32 = 1u;
@@ -14,8 +14,8 @@ fn conclude(record: ptr<function, ClipRecord>, norm: u32, max_norm: f32) {
     (*record).clip_coef = bitcast<f32>(coef);
     (*record).flags = select(CLIP_RECORD_CLIPPED, 0u, coef == ONE);
     (*record).factor = bitcast<f32>(coef);
-    if (coef <= INFINITY) {
-        (*record).factor *= measure.inverse_scale;
+    if ((coef & MAGNITUDE) < INFINITY) {
+        (*record).factor = bitcast<f32>(product(coef, bitcast<u32>(measure.inverse_scale)));
     }
     let no_number = norm >= INFINITY || (coef & MAGNITUDE) > INFINITY;
     if (no_number || (*record).first_non_finite != NO_GRADIENT) {
@@ -52,14 +52,18 @@ fn coefficient(norm: u32, max_norm: f32) -> u32 {
     if (norm == INFINITY) {
         return limit & SIGN; // a zero
     }
-    let sum = bitcast<f32>(norm) + measure.epsilon;
+    let sum = bitcast<u32>(bitcast<f32>(norm) + measure.epsilon);
     // Here the product below would be at least 1, and might overflow; or there is nothing to divide by.
-    let unlimited = (limit & MAGNITUDE) == INFINITY || 0.5 * max_norm > sum;
-    if (unlimited || bitcast<u32>(sum) < SMALLEST_NORMAL) {
+    let unlimited = (limit & MAGNITUDE) == INFINITY || 0.5 * max_norm > bitcast<f32>(sum);
+    if (unlimited || sum < SMALLEST_NORMAL) {
         return ONE;
     }
-    // The reciprocal of a sum above 2^126 is subnormal, and lost where those are flushed.
-    let scale = select(1.0, power_of_two(-64), sum > power_of_two(100));
-    let coef = bitcast<u32>((max_norm * (1.0 / (sum * scale))) * scale);
-    return select(coef, ONE, (coef & SIGN) == 0u && coef > ONE);
+    if ((limit & MAGNITUDE) == 0u || sum == INFINITY) {
+        return limit & SIGN;
+    }
+    // By exponents and significands: a limit may be subnormal, and so may the reciprocal of a sum above 2^126.
+    let exponents = vec2(exponent_of(limit & MAGNITUDE), exponent_of(sum));
+    let significand = scaled_down(limit & MAGNITUDE, exponents.x) * reciprocal(scaled_down(sum, exponents.y));
+    let coef = scaled_up(significand, exponents.x - exponents.y);
+    return select(coef | SIGN, min(coef, ONE), (limit & SIGN) == 0u);
 }

@@ -3,7 +3,8 @@
 // A tile whose largest magnitude is so large or so small that plain squares would leave f32 is summed again, scaled
 // by the power of two that brings its largest magnitude to [1, 2); its partial is marked RESCUED.
 //
-// Interface of the norms: `accumulate`, `accumulate_rescued`, `needs_rescue`, `rescaled`, `norm_of`. Needs float_bits.wgsl, found.wgsl.
+// Interface of the norms: `accumulate`, `accumulate_rescued`, `needs_rescue`, `rescaled`, `norm_of`. Needs float_bits.wgsl, exact.wgsl,
+// found.wgsl.
 
 // Plain squares are right for a largest magnitude of 2^-40 to 2^45: the square of what is smaller by so much that
 // it underflows cannot be seen in the sum, and 2^37 squares do not overflow it.
@@ -25,12 +26,16 @@ fn accumulate_rescued(sum: vec4<f32>, bits: vec4<u32>, exponent: i32) -> vec4<f3
     return fma(g, g, sum);
 }
 
+// No sum but 0 is multiplied by more than 2^40, and 0 must stay 0 where a compiler squares the scale first.
+const LARGEST_SCALE: f32 = 9223372036854775808.0; // 2^63
+
 // The sum if every element had been multiplied by `scale`.
 fn rescaled(sum: f32, scale: f32) -> f32 {
-    return sum * scale * scale;
+    let bounded = min(scale, LARGEST_SCALE);
+    return sum * bounded * bounded;
 }
 
 // The norm of finite elements, divided by 2^exponent, with this sum.
 fn norm_of(sum: f32, exponent: i32, largest: u32) -> Found {
-    return regular(sqrt(sum), exponent);
+    return regular(square_root(sum), exponent);
 }

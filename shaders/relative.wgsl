@@ -2,7 +2,7 @@
 //
 //   limit = max_norm * max(norm of the parameter, floor)    where max_norm is the ratio that is allowed
 //
-// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
+// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl, exact.wgsl.
 
 @group(0) @binding(0) var<storage, read> parameter_records: array<ClipRecord>;
 @group(0) @binding(4) var<storage, read_write> records: array<ClipRecord>;
@@ -20,11 +20,11 @@ fn each(index: u32) {
 
 // By bits where the product would not be one of finite numbers.
 fn limit_of(norm: u32, ratio: f32) -> f32 {
-    if (bitcast<u32>(ratio) == INFINITY) {
+    if ((bitcast<u32>(ratio) & MAGNITUDE) >= INFINITY) {
         return ratio;
     }
     if (norm < INFINITY) {
-        return ratio * max(bitcast<f32>(norm), measure.floor);
+        return bitcast<f32>(product(bitcast<u32>(ratio), max(norm, bitcast<u32>(measure.floor))));
     }
     var special = INFINITY; // not a constant, which may not be infinite
     if (norm > INFINITY || ratio == 0.0) {

@@ -4,7 +4,7 @@
 // dispatch them at all, but a host that knows has waited for the GPU.
 //
 // Interface of the operations: `nothing_to_do`, `apply`, on the bits of f32; `target_index` is that of the tile. Needs
-// record.wgsl, float_bits.wgsl.
+// record.wgsl, float_bits.wgsl, exact.wgsl.
 
 @group(0) @binding(1) var<storage, read> records: array<ClipRecord>;
 
@@ -18,23 +18,27 @@ fn nothing_to_do(target_index: u32) -> bool {
 fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
     let record = &records[target_index * SEGMENTED];
     let factor = (*record).factor;
-    let product = bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * factor);
-    if (((*record).flags & CLIP_RECORD_NON_FINITE) == 0u) {
-        return product;
+    let is_subnormal = (bitcast<u32>(factor) & MAGNITUDE) - 1u < SMALLEST_NORMAL - 1u;
+    if (((*record).flags & CLIP_RECORD_NON_FINITE) == 0u && !is_subnormal) {
+        return bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * factor);
     }
     if (((*record).flags & CLIP_RECORD_ZERO) != 0u) {
         return vec4<u32>();
     }
-    return ieee_product(bits, product, bitcast<u32>(factor));
+    return ieee_product(bits, bitcast<u32>(factor));
 }
 
-// What a device that knows no NaN and no infinity may not make of the product.
-fn ieee_product(bits: vec4<u32>, product: vec4<u32>, factor: u32) -> vec4<u32> {
+// The product where a device that knows no NaN, no infinity and no subnormal factor might make something else of it.
+fn ieee_product(bits: vec4<u32>, factor: u32) -> vec4<u32> {
     let not_finite = (bits & vec4(INFINITY)) == vec4(INFINITY);
-    let zeros = (bits ^ vec4(factor)) & vec4(SIGN);
     let is_zero = (factor & MAGNITUDE) == 0u;
     let is_nan = (factor & MAGNITUDE) > INFINITY;
-    let finite = select(product, zeros, vec4(is_zero));
+    let finite = vec4(
+        product(bits.x, factor),
+        product(bits.y, factor),
+        product(bits.z, factor),
+        product(bits.w, factor),
+    );
     let infinite = select(bits, vec4(NAN), vec4(is_zero));
     return select(select(finite, infinite, not_finite), vec4(NAN), vec4(is_nan));
 }

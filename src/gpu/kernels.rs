@@ -205,7 +205,7 @@ impl Kernel {
     /// Its whole text: the files that it is made of, and the slots.
     #[must_use]
     pub fn source(self) -> String {
-        const COMMON: &str = wgsl!("workgroup" "float_bits");
+        const COMMON: &str = wgsl!("workgroup" "float_bits" "exact");
         let files = match self {
             Self::Partials { finding, manner, .. } => {
                 let [partials, norm] = finding.files();

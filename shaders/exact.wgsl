@@ -1,0 +1,66 @@
+// Square root, reciprocal and product of f32, rounded to nearest on every adapter.
+//
+// WGSL allows a division and a square root to miss by several units in the last place, lets a device flush subnormals,
+// and lets a compiler reassociate products. So these work on significands in [1, 2), and integers settle the last bit
+// and the exponent.
+//
+// Interface: `square_root`, `reciprocal`, `product`. Needs float_bits.wgsl.
+
+// More units in the last place than any estimate of a device is off by; it bounds the loops, whatever a device returns.
+const MOST_CORRECTIONS: u32 = 16u;
+
+// The square root of a normal value above zero.
+fn square_root(value: f32) -> f32 {
+    let bits = bitcast<u32>(value);
+    let exponent = exponent_of(bits);
+    let odd = exponent & 1;
+    // value = radicand * 2^(exponent - odd - 23). The root of radicand * 2^23 is an integer of 24 bits, if rounded.
+    let radicand = ((bits & 0x7fffffu) | 0x800000u) << u32(odd);
+    var root = u32(sqrt(f32(radicand) * power_of_two(-23)) * power_of_two(23));
+    // What the square of the root lacks. It is small, so that arithmetic modulo 2^32 gets it right.
+    var lacking = i32((radicand << 23u) - root * root);
+    for (var step = 0u; step < MOST_CORRECTIONS; step += 1u) {
+        if (lacking > i32(root)) {
+            lacking -= i32(2u * root + 1u);
+            root += 1u;
+        } else if (lacking <= -i32(root)) {
+            lacking += i32(2u * root - 1u);
+            root -= 1u;
+        } else {
+            break;
+        }
+    }
+    return f32(root) * power_of_two((exponent - odd) / 2 - 23);
+}
+
+// 1 / value, for a value in [1, 2).
+fn reciprocal(value: f32) -> f32 {
+    let divisor = i32((bitcast<u32>(value) & 0x7fffffu) | 0x800000u);
+    // The nearest integer to 2^47 / divisor, and the remainder that it leaves, as above.
+    var quotient = u32(power_of_two(24) / value);
+    var remainder = -i32(quotient * u32(divisor));
+    for (var step = 0u; step < MOST_CORRECTIONS; step += 1u) {
+        if (2 * remainder > divisor) {
+            remainder -= divisor;
+            quotient += 1u;
+        } else if (2 * remainder < -divisor) {
+            remainder += divisor;
+            quotient -= 1u;
+        } else {
+            break;
+        }
+    }
+    return f32(quotient) * power_of_two(-24);
+}
+
+// The bits of a * b, for the bits of two finite numbers: a subnormal counts for what it is.
+fn product(a: u32, b: u32) -> u32 {
+    let sign = (a ^ b) & SIGN;
+    let x = a & MAGNITUDE;
+    let y = b & MAGNITUDE;
+    if (x == 0u || y == 0u) {
+        return sign;
+    }
+    let exponents = vec2(exponent_of(x), exponent_of(y));
+    return sign | scaled_up(scaled_down(x, exponents.x) * scaled_down(y, exponents.y), exponents.x + exponents.y);
+}
