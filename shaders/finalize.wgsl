@@ -1,16 +1,14 @@
 // Norm, stage 2: the partials of each segment joined to its norm, and what is to be left of that.
 //
-// One workgroup a segment. Needs a norm, partials, `leave` of a record or of statistics.
+// One workgroup a segment. It waits for one thing after the other, its own instructions among them, so it is made short:
+// what only rescued or non-finite partials need is read and done again, and never fetched without them.
+//
+// Needs a norm, partials, `leave` of a record or of statistics.
 
-@group(0) @binding(0) var<storage, read> partials: array<Partial>;
-
-struct Item {
-    partial: Partial,
-    first_non_finite: u32, // the first partial that is not finite, or NO_PARTIAL
-}
+alias Item = Partial;
 
 fn join(a: Item, b: Item) -> Item {
-    return Item(combine(a.partial, b.partial), min(a.first_non_finite, b.first_non_finite));
+    return combine(a, b);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -24,18 +22,31 @@ fn main(
         return;
     }
     let segment = segments[index];
-    var total = reduce(lane, total_in(segment, lane, 0));
-    let largest = total.partial.largest & MAGNITUDE;
+    let plain = reduce(lane, total_in(segment, lane, false, 0));
+    var sum = plain.sum;
     var exponent = 0;
-    // Uniform: `reduce` gives every invocation the same.
-    if ((total.partial.largest & RESCUED) != 0u) {
-        exponent = exponent_of(largest);
-        total = reduce(lane, total_in(segment, lane, exponent));
+    var largest = plain.largest;
+    var first_non_finite = NO_PARTIAL;
+    // Uniform: `reduce` gives every invocation the same. RESCUED is above infinity.
+    if (plain.largest >= INFINITY) {
+        largest = reduce(lane, with_largest(largest_in(segment, lane))).largest;
+        if (largest >= INFINITY) {
+            // The smallest index, found as what it is less than MAGNITUDE by.
+            first_non_finite = MAGNITUDE - reduce(lane, with_largest(MAGNITUDE - first_non_finite_in(segment, lane))).largest;
+        } else {
+            exponent = exponent_of(largest);
+            sum = reduce(lane, total_in(segment, lane, true, exponent)).sum;
+        }
     }
     if (lane == 0u) {
-        let norm = found(total.partial.sum, exponent, largest);
-        leave(index, norm, largest, total.first_non_finite, counts_of(total.partial));
+        leave(index, segment, found(sum, exponent, largest), largest, first_non_finite, counts_of(plain));
     }
+}
+
+fn with_largest(largest: u32) -> Partial {
+    var partial: Partial;
+    partial.largest = largest;
+    return partial;
 }
 
 fn found(sum: f32, exponent: i32, largest: u32) -> Found {
@@ -72,42 +83,62 @@ fn total_of(cascade: Cascade) -> f32 {
     return cascade.rest + (cascade.sixteens + cascade.ones);
 }
 
-// The partials that one invocation joins, their sums as if all elements had been divided by 2^exponent. Without a
-// rescued one among them that is 0; with one, the sum for 0 means nothing, but says what the exponent is to be. Sixteen at
-// a time, their loads in flight together: this stage does nothing but wait for them.
-fn total_in(segment: Segment, lane: u32, exponent: i32) -> Item {
+// The partials that one invocation joins: as they are, or with their sums as if all elements had been divided by
+// 2^exponent. Sixteen at a time, their loads in flight together; four, where the segment has no more.
+fn total_in(segment: Segment, lane: u32, is_scaled: bool, exponent: i32) -> Partial {
     var cascade = Cascade();
-    var all = Item(Partial(), NO_PARTIAL);
+    var all: Partial;
     var index = 0u;
     for (var at = lane; at < segment.count; at += 16u * WORKGROUP_SIZE) {
-        let a = four_from(segment, at, exponent);
-        let b = four_from(segment, at + 4u * WORKGROUP_SIZE, exponent);
-        let c = four_from(segment, at + 8u * WORKGROUP_SIZE, exponent);
-        let d = four_from(segment, at + 12u * WORKGROUP_SIZE, exponent);
-        let sixteen = join(join(a, b), join(c, d));
-        add(&cascade, index, sixteen.partial.sum);
-        all = join(all, sixteen);
+        var sixteen = four_from(segment, at, is_scaled, exponent);
+        if (segment.count > 4u * WORKGROUP_SIZE) {
+            let b = four_from(segment, at + 4u * WORKGROUP_SIZE, is_scaled, exponent);
+            let c = four_from(segment, at + 8u * WORKGROUP_SIZE, is_scaled, exponent);
+            let d = four_from(segment, at + 12u * WORKGROUP_SIZE, is_scaled, exponent);
+            sixteen = combine(combine(sixteen, b), combine(c, d));
+        }
+        add(&cascade, index, sixteen.sum);
+        all = combine(all, sixteen);
         index += 1u;
     }
-    all.partial.sum = total_of(cascade);
+    all.sum = total_of(cascade);
     return all;
 }
 
-fn four_from(segment: Segment, at: u32, exponent: i32) -> Item {
-    let a = item_at(segment, at, exponent);
-    let b = item_at(segment, at + WORKGROUP_SIZE, exponent);
-    let c = item_at(segment, at + 2u * WORKGROUP_SIZE, exponent);
-    let d = item_at(segment, at + 3u * WORKGROUP_SIZE, exponent);
-    return join(join(a, b), join(c, d));
+fn four_from(segment: Segment, at: u32, is_scaled: bool, exponent: i32) -> Partial {
+    let a = partial_in(segment, at, is_scaled, exponent);
+    let b = partial_in(segment, at + WORKGROUP_SIZE, is_scaled, exponent);
+    let c = partial_in(segment, at + 2u * WORKGROUP_SIZE, is_scaled, exponent);
+    let d = partial_in(segment, at + 3u * WORKGROUP_SIZE, is_scaled, exponent);
+    return combine(combine(a, b), combine(c, d));
 }
 
 // One partial; nothing past the end of the segment. It is loaded in any case, so that no branch stands between loads.
-fn item_at(segment: Segment, at: u32, exponent: i32) -> Item {
-    let index = segment.first + min(at, segment.count - 1u);
-    let loaded = partials[index];
+fn partial_in(segment: Segment, at: u32, is_scaled: bool, exponent: i32) -> Partial {
+    let loaded = partial_at(segment.first + min(at, segment.count - 1u));
     var partial = kept_if(at < segment.count, loaded);
-    let largest = partial.largest & MAGNITUDE;
-    let own_exponent = select(0, exponent_of(largest), (partial.largest & RESCUED) != 0u);
-    partial.sum = rescaled(partial.sum, power_of_two(clamp(own_exponent - exponent, -126, 127)));
-    return Item(partial, select(NO_PARTIAL, index, largest >= INFINITY));
+    if (is_scaled) {
+        let own_exponent = select(0, exponent_of(partial.largest & MAGNITUDE), partial.largest >= RESCUED);
+        partial.sum = rescaled(partial.sum, power_of_two(clamp(own_exponent - exponent, -126, 127)));
+    }
+    return partial;
+}
+
+// The largest magnitude among the partials of one invocation.
+fn largest_in(segment: Segment, lane: u32) -> u32 {
+    var largest = 0u;
+    for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
+        largest = max(largest, partial_at(segment.first + at).largest & MAGNITUDE);
+    }
+    return largest;
+}
+
+// The first of them that is not finite, or MAGNITUDE.
+fn first_non_finite_in(segment: Segment, lane: u32) -> u32 {
+    for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
+        if ((partial_at(segment.first + at).largest & MAGNITUDE) >= INFINITY) {
+            return segment.first + at;
+        }
+    }
+    return MAGNITUDE;
 }

@@ -2,8 +2,6 @@
 //
 // One workgroup a segment. Needs norm_power.wgsl, `leave` of a record or of statistics.
 
-@group(0) @binding(0) var<storage, read> partials: array<Partial>;
-
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -17,7 +15,7 @@ fn main(
     let segment = segments[index];
     var own = NOTHING;
     for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
-        own = join(own, partials[segment.first + at]);
+        own = join(own, partial_at(segment.first + at));
     }
     let all = reduce(lane, own);
     var sum = 0.0;
@@ -25,26 +23,26 @@ fn main(
     for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
         let partial = segment.first + at;
         sum += share(partial, segment, reference_of(all));
-        if (partials[partial].largest >= INFINITY) {
+        if (partial_at(partial).largest >= INFINITY) {
             first_non_finite = min(first_non_finite, partial);
         }
     }
     // The place of a magnitude carries the index, whose smallest is looked for.
     let total = reduce(lane, Partial(sum, first_non_finite, 0u, Counts()));
     if (lane == 0u) {
-        leave(index, found(total.sum, all, segment.count), all.largest, total.smallest, all.counts);
+        leave(index, segment, found(total.sum, all, segment.count), all.largest, total.smallest, all.counts);
     }
 }
 
 // What a partial adds to the sum.
 fn share(index: u32, segment: Segment, reference: u32) -> f32 {
-    let partial = partials[index];
+    let partial = partial_at(index);
     if (POWER != 0.0) {
         return partial.sum * term(reference_of(partial), reference);
     }
     // A gradient counts once, with the first of its tiles that is not zero.
     for (var before = index; before > segment.first && owners[before - 1u] == owners[index]; before -= 1u) {
-        if (partials[before - 1u].sum != 0.0) {
+        if (partial_at(before - 1u).sum != 0.0) {
             return 0.0;
         }
     }

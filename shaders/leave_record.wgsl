@@ -5,7 +5,7 @@
 @group(0) @binding(4) var<storage, read_write> records: array<ClipRecord>;
 
 // Writes the record of a segment with this norm and largest magnitude, whose first partial that is not finite is this.
-fn leave(index: u32, found: Found, largest: u32, first_non_finite: u32, counts: Counts) {
+fn leave(index: u32, segment: Segment, found: Found, largest: u32, first_non_finite: u32, counts: Counts) {
     var record: ClipRecord;
     var norm = found.bits;
     record.norm_significand = bitcast<f32>(found.bits);
@@ -15,7 +15,7 @@ fn leave(index: u32, found: Found, largest: u32, first_non_finite: u32, counts: 
         record.norm_significand = unscaled.value;
         record.norm_exponent = unscaled.exponent;
     }
-    if (segments[index].count == 0u) {
+    if (segment.count == 0u) {
         record.norm_exponent = EMPTY_EXPONENT;
     }
     record.max_magnitude = bitcast<f32>(unscaled_magnitude(largest));
@@ -23,6 +23,6 @@ fn leave(index: u32, found: Found, largest: u32, first_non_finite: u32, counts: 
     if (first_non_finite != NO_PARTIAL) {
         record.first_non_finite = owners[first_non_finite];
     }
-    conclude(&record, norm, segments[index].max_norm);
+    conclude(&record, norm, segment.max_norm);
     records[index] = record;
 }

@@ -4,7 +4,7 @@
 
 @group(0) @binding(4) var<storage, read_write> stats: array<TensorStats>;
 
-fn leave(index: u32, found: Found, largest: u32, first_non_finite: u32, counts: Counts) {
+fn leave(index: u32, segment: Segment, found: Found, largest: u32, first_non_finite: u32, counts: Counts) {
     var norm = found.bits;
     if (!found.special) {
         let unscaled = without_loss_scale(found);

@@ -10,9 +10,9 @@ struct Partial {
 
 const RESCUED: u32 = SIGN;
 
+// Where one of the two is rescued, the larger magnitude of the rescued ones.
 fn combine(a: Partial, b: Partial) -> Partial {
-    let largest = max(a.largest & MAGNITUDE, b.largest & MAGNITUDE);
-    return Partial(a.sum + b.sum, largest | ((a.largest | b.largest) & RESCUED));
+    return Partial(a.sum + b.sum, max(a.largest, b.largest));
 }
 
 // The partial, or nothing.

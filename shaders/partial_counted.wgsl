@@ -12,9 +12,8 @@ struct Partial {
 const RESCUED: u32 = SIGN;
 
 fn combine(a: Partial, b: Partial) -> Partial {
-    let largest = max(a.largest & MAGNITUDE, b.largest & MAGNITUDE);
     let both = together(counts_of(a), counts_of(b));
-    return Partial(a.sum + b.sum, largest | ((a.largest | b.largest) & RESCUED), both.zeros, both.non_finite);
+    return Partial(a.sum + b.sum, max(a.largest, b.largest), both.zeros, both.non_finite);
 }
 
 // The partial, or nothing.

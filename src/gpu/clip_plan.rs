@@ -70,14 +70,21 @@ struct Step {
 }
 
 impl ClipPlan {
-    /// Measures the gradients and clips them, all in one compute pass.
+    /// Measures the gradients and clips them.
     ///
     /// A clip by global norm reads every gradient once; if the norm exceeds the limit it reads and writes them once
     /// more. With [`Clip::coefficient_only`](crate::Clip::coefficient_only) it only reads them. A clip by value reads
     /// every gradient once and writes what exceeds its bounds.
     pub fn encode(&self, encoder: &mut CommandEncoder) {
         let apply: &[Step] = if self.coefficient_only { &[] } else { &self.apply };
-        run(encoder, "gradclip", self.norm.iter().chain(apply));
+        if apply.len() > 1 {
+            // Within a pass wgpu has a barrier before each dispatch that changes the state of a buffer, as each of these does,
+            // so that it starts on an empty GPU. Between two passes it has one for all.
+            self.encode_norm(encoder);
+            self.encode_scale(encoder);
+        } else {
+            run(encoder, "gradclip", self.norm.iter().chain(apply));
+        }
     }
 
     /// Only the first half of [`encode`](Self::encode): measures the norm and writes the record. A clip by value

@@ -18,6 +18,9 @@ use crate::{Clip, Error};
 /// More windows than this are not bound at once, whatever the device allows: each makes the shaders longer.
 const MOST_SLOTS: u32 = 32;
 
+/// More banks of partials than this are not read at once, for the same reason.
+const MOST_BANKS: u32 = 8;
+
 /// Clips gradients on one [`wgpu::Device`].
 ///
 /// It compiles a kernel when a plan first needs it and keeps it. Clones share everything, and may be used from any
@@ -259,11 +262,19 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
         .min(device.max_buffers_and_acceleration_structures_per_shader_stage)
         .min(device.max_bindings_per_bind_group)
         - FIRST_SLOT;
+    // Besides the first bank, the kernel that joins partials binds the places of partials and the other banks.
+    let more = device.max_storage_buffers_per_shader_stage.saturating_sub(MOST_STORAGE_WITHOUT_SLOTS).min(
+        device
+            .max_buffers_and_acceleration_structures_per_shader_stage
+            .min(device.max_bindings_per_bind_group)
+            .saturating_sub(MOST_BINDINGS_WITHOUT_SLOTS),
+    );
     Ok(Limits {
         // Windows are addressed in 32 bits, whatever a device allows.
         binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,
         alignment,
         slots: slots.min(MOST_SLOTS) as usize,
+        banks: 1 << more.clamp(1, MOST_BANKS).ilog2(),
         grid: device.max_compute_workgroups_per_dimension,
     })
 }

@@ -43,7 +43,8 @@ pub(super) const WORKGROUP_BYTES: u32 = 20 * WORKGROUP_SIZE;
 /// The same where a tile is the few elements of an edge.
 const EDGE_WORKGROUP_SIZE: u32 = 32;
 
-/// The bindings of the kernel that has most of those without slots: one that leaves records.
+/// The bindings of the kernel that has most of those without slots: one that leaves records, of one bank of partials. With
+/// several it has one more for each.
 pub(super) const MOST_BINDINGS_WITHOUT_SLOTS: u32 = 5;
 
 /// And how many of them are storage.
@@ -62,12 +63,15 @@ pub enum Kernel {
         /// How many slots there are for gradients: one at least.
         slots: usize,
     },
-    /// The partials of each segment to what is left of it. Binds partials, measure, segments, owners and what is left.
+    /// The partials of each segment to what is left of it. Binds partials, measure, segments, owners and what is left; with
+    /// several banks of partials after that the place of each partial, and all banks but the first.
     Finalize {
         /// What was found.
         finding: Finding,
         /// What is left.
         leaves: Leaves,
+        /// In how many buffers the partials are: one, or another power of two.
+        banks: usize,
     },
     /// A supplied norm to records.
     Supply,
@@ -224,7 +228,7 @@ impl Kernel {
                 };
                 first.into_iter().chain(then).collect()
             }
-            Self::Finalize { finding, leaves } => {
+            Self::Finalize { finding, leaves, .. } => {
                 let [partials, norm] = finding.files();
                 vec![
                     partials,
@@ -250,8 +254,12 @@ impl Kernel {
             Self::Scale { manner, .. } | Self::Clamp { manner, .. } => elements(manner.dtype),
             _ => "",
         };
-        let slots = self.slots().map_or_else(String::new, |(slots, mode)| slots::declare(slots, mode));
-        [COMMON, elementwise, &files.concat(), &slots].concat()
+        let generated = match (self, self.slots()) {
+            (Self::Finalize { banks, .. }, _) => slots::declare_banks(banks),
+            (_, Some((slots, mode))) => slots::declare(slots, mode),
+            _ => String::new(),
+        };
+        [COMMON, elementwise, &files.concat(), &generated].concat()
     }
 
     fn slots(self) -> Option<(usize, Mode)> {
@@ -300,9 +308,11 @@ impl Kernel {
         const WRITE: wgpu::BufferBindingType = Storage { read_only: false };
         let (mut bindings, slots) = match self {
             Self::Partials { slots, .. } => (vec![READ, WRITE], vec![READ; slots]),
-            Self::Finalize { .. } | Self::Supply | Self::Relative => {
-                (vec![READ, Uniform, READ, READ, WRITE], Vec::new())
+            Self::Finalize { banks, .. } => {
+                let others = if banks > 1 { banks } else { 0 };
+                ([&[READ, Uniform, READ, READ, WRITE], &vec![READ; others][..]].concat(), Vec::new())
             }
+            Self::Supply | Self::Relative => (vec![READ, Uniform, READ, READ, WRITE], Vec::new()),
             Self::Adapt => (vec![WRITE, Uniform, READ, READ, WRITE], Vec::new()),
             Self::Count => (vec![READ, WRITE], Vec::new()),
             Self::Scale { slots, .. } | Self::Clamp { slots, .. } => (vec![READ, READ], vec![WRITE; slots]),

@@ -58,6 +58,8 @@ pub(super) struct Limits {
     pub(super) alignment: u64,
     /// The most windows that one dispatch may bind.
     pub(super) slots: usize,
+    /// The most banks of partials: a power of two.
+    pub(super) banks: usize,
     /// The most workgroups in one dimension of a dispatch.
     pub(super) grid: u32,
 }
@@ -102,6 +104,10 @@ pub(super) struct Layout {
     pub(super) owners: Vec<u32>,
     /// The partials of each segment.
     pub(super) segments: Vec<Range<usize>>,
+    /// How many partials each bank has. Tiles of the norm pass count within their bank.
+    pub(super) banks: Vec<usize>,
+    /// Of each partial where it is, if there are several banks: its index in the bank, times the banks, plus the bank.
+    pub(super) places: Vec<u32>,
 }
 
 /// What a plan is to lay out.
@@ -143,6 +149,7 @@ pub(super) fn lay_out(request: Request<'_>, limits: Limits) -> Layout {
     if request.measures {
         layout.norm = layout.batches(&views, limits, |view| &view.norm);
     }
+    layout.assign_banks(limits.banks);
     layout.apply = layout.batches(&views, limits, |view| &view.apply);
     layout.apply.reverse();
     for batch in &layout.apply {
@@ -335,6 +342,34 @@ impl Layout {
             }));
         }
         batches
+    }
+
+    /// Deals the batches of the norm pass out to at most so many banks.
+    ///
+    /// wgpu puts a barrier between two dispatches of a pass that write one buffer, so that the second starts on an empty GPU:
+    /// on an H100 that is 5 to 7 µs. Dispatches that write different buffers overlap.
+    fn assign_banks(&mut self, most: usize) {
+        let banks = self.norm.len().next_power_of_two().min(most);
+        self.banks = vec![0; banks];
+        if banks == 1 {
+            self.banks[0] = self.owners.len();
+            return;
+        }
+        self.places = vec![0; self.owners.len()];
+        for (number, batch) in self.norm.iter().enumerate() {
+            let bank = number % banks;
+            for tile in &mut self.tiles[batch.tiles.clone()] {
+                let partial = as_index(tile.target_index.into());
+                self.places[partial] = as_word((self.banks[bank] * banks + bank) as u64);
+                tile.target_index = as_word(self.banks[bank] as u64);
+                self.banks[bank] += 1;
+            }
+        }
+    }
+
+    /// The bank that a batch of the norm pass writes.
+    pub(super) fn bank_of(&self, batch: usize) -> usize {
+        batch % self.banks.len()
     }
 
     /// Appends the tiles of one batch, given by slot, to the table.

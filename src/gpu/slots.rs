@@ -1,4 +1,4 @@
-//! The one piece of WGSL that is generated: the bindings of the gradients.
+//! The WGSL that is generated: the bindings of the gradients, and those of the partials.
 //!
 //! WGSL has no portable array of buffers, and a pointer to one cannot be handed to a function. So a shader that sees
 //! several windows declares a variable for each and chooses with a `switch`. A load takes four vectors behind one
@@ -61,13 +61,46 @@ pub(super) fn declare(slots: usize, mode: Mode) -> String {
     for Function { signature, before, case } in functions {
         let _ = write!(wgsl, "\n{signature} {{\n    {before}\n    switch slot {{\n");
         for slot in 0..slots {
-            let label = if slot + 1 == slots { "default".to_owned() } else { format!("case {slot}u") };
+            let label = label(slot, slots);
             let case = case.replace('$', &format!("slot{slot}"));
             let _ = writeln!(wgsl, "        {label}: {{ {case} }}");
         }
         wgsl.push_str("    }\n}\n");
     }
     wgsl
+}
+
+/// The binding after those of a kernel that leaves records: the places of partials, and then all banks but the first.
+const PLACES: usize = 5;
+
+/// Declares the banks that partials are in, and the function that reads one. With several banks a table says where each
+/// partial is: in bank `place % banks`, at `place / banks`.
+pub(super) fn declare_banks(banks: usize) -> String {
+    let bank = |bank: usize| {
+        let binding = if bank == 0 { 0 } else { PLACES + bank };
+        format!("@group(0) @binding({binding}) var<storage, read> bank{bank}: array<Partial>;\n")
+    };
+    let mut wgsl: String = (0..banks).map(bank).collect();
+    if banks == 1 {
+        wgsl.push_str("\nfn partial_at(index: u32) -> Partial {\n    return bank0[index];\n}\n");
+        return wgsl;
+    }
+    let _ = write!(
+        wgsl,
+        "@group(0) @binding({PLACES}) var<storage, read> places: array<u32>;\n\n\
+         fn partial_at(index: u32) -> Partial {{\n    let place = places[index];\n    switch place % {banks}u {{\n"
+    );
+    for bank in 0..banks {
+        let label = label(bank, banks);
+        let _ = writeln!(wgsl, "        {label}: {{ return bank{bank}[place / {banks}u]; }}");
+    }
+    wgsl.push_str("    }\n}\n");
+    wgsl
+}
+
+/// The label of a case: the last is what a `switch` must have.
+fn label(case: usize, cases: usize) -> String {
+    if case + 1 == cases { "default".to_owned() } else { format!("case {case}u") }
 }
 
 /// A function that chooses among the slots.

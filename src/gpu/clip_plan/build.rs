@@ -11,7 +11,7 @@ use crate::clip::Operation;
 use crate::gpu::clipper::Clipper;
 use crate::gpu::gradient::{Set, in_address_order};
 use crate::gpu::kernels::Kernel;
-use crate::gpu::layout::{self, Manner, Request};
+use crate::gpu::layout::{self, Batch, Request};
 use crate::{DType, Error};
 
 /// `Bounds` of `clamp.wgsl`.
@@ -54,7 +54,7 @@ fn by_value(clipper: &Clipper, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<Cli
             let bounds: Vec<_> = bounds.iter().map(rounded).map(|[low, high]| Bounds { low, high }).collect();
             builder.holding("gradclip.bounds", BufferUsages::STORAGE, &bounds)
         });
-        let bounds_of = |manner: Manner| match manner.dtype {
+        let bounds_of = |_, batch: &Batch| match batch.manner.dtype {
             DType::F32 => &f32,
             DType::F16 => &f16,
             DType::BF16 => &bf16,

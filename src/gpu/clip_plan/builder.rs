@@ -76,17 +76,17 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// A step for each batch. `second` is what the kernel binds besides tiles and gradients.
+    /// A step for each batch. `second` is what the kernel binds besides tiles and gradients, by the number of the batch.
     pub(super) fn steps<'b>(
         &self,
         batches: &[Batch],
-        second: impl Fn(Manner) -> &'b wgpu::Buffer,
+        second: impl Fn(usize, &Batch) -> &'b wgpu::Buffer,
         kernel: impl Fn(Manner, usize) -> Kernel,
     ) -> Result<Vec<Step>, Error> {
-        let step = |batch: &Batch| {
+        let step = |(number, batch): (usize, &Batch)| {
             let slots = slots_for(batch.windows.len(), self.clipper.limits().slots);
             let kernel = self.clipper.kernel(kernel(batch.manner, slots))?;
-            let fixed = [self.tiles_of(batch), second(batch.manner).as_entire_buffer_binding()];
+            let fixed = [self.tiles_of(batch), second(number, batch).as_entire_buffer_binding()];
             let windows = batch.windows.iter().map(|window| wgpu::BufferBinding {
                 buffer: self.buffers[window.buffer],
                 offset: window.offset,
@@ -95,7 +95,7 @@ impl<'a> Builder<'a> {
             let fillers = (batch.windows.len()..slots).map(|slot| self.clipper.filler(slot));
             Ok(self.step(kernel, fixed.into_iter().chain(windows).chain(fillers), batch.tiles.len()))
         };
-        batches.iter().map(step).collect()
+        batches.iter().enumerate().map(step).collect()
     }
 
     fn tiles_of(&self, batch: &Batch) -> wgpu::BufferBinding<'_> {

@@ -132,6 +132,7 @@ pub(super) fn by_norm(
     let layout = units.lay_out(clipper, norm.scope != Scope::Supplied, finding);
     let scratch = size_of_val(&layout.tiles[..])
         + layout.owners.len() * finding.partial_bytes()
+        + size_of_val(&layout.places[..])
         + units.segments * size_of::<ClipRecord>();
     clipper.guarded(scratch as u64, layout.largest_dispatch(), || {
         let mut builder = Builder::new(clipper, &set.buffers, &layout.tiles);
@@ -150,7 +151,7 @@ pub(super) fn by_norm(
         let tensor_stats = stages.tensor_stats(&mut builder, &buffers, set.spans.len())?;
         let segmented = table.len() > 1;
         let scale = |manner, slots| Kernel::Scale { segmented, manner, slots };
-        let apply = builder.steps(&layout.apply, |_| &buffers.records.buffer, scale)?;
+        let apply = builder.steps(&layout.apply, |_, _| &buffers.records.buffer, scale)?;
         let (norm_pass, records) = (stages.steps, stages.records);
         let Buffers { measure, segments, records: record_buffer, .. } = buffers;
         let outcome = Outcome {
@@ -181,7 +182,10 @@ pub(super) fn by_norm(
 
 /// What the stages that leave or change records share.
 struct Buffers {
-    partials: wgpu::Buffer,
+    /// The partials, bank by bank.
+    banks: Vec<wgpu::Buffer>,
+    /// Where in them each partial is, if there are several.
+    places: Option<wgpu::Buffer>,
     owners: wgpu::Buffer,
     measure: wgpu::Buffer,
     segments: wgpu::Buffer,
@@ -194,12 +198,24 @@ impl Buffers {
         let owners = or_one(&layout.owners, &0);
         let usage = STORAGE.union(UNIFORM).union(COPY_SRC);
         Self {
-            partials: builder.zeroed("gradclip.partials", owners.len() * finding.partial_bytes()),
+            banks: layout
+                .banks
+                .iter()
+                .map(|&len| builder.zeroed("gradclip.partials", len.max(1) * finding.partial_bytes()))
+                .collect(),
+            places: (layout.banks.len() > 1)
+                .then(|| builder.holding("gradclip.places", STORAGE, &layout.places)),
             owners: builder.holding("gradclip.owners", STORAGE, owners),
             measure: builder.holding("gradclip.measure", UNIFORM.union(COPY_DST), &[Measure::of(norm)]),
             segments: builder.holding("gradclip.segments", STORAGE.union(COPY_DST), table),
             records: builder.results("gradclip.records", usage, ClipRecord::UNCLIPPED, *records),
         }
+    }
+
+    /// What a finalize kernel binds: partials, and besides them these four.
+    fn finalizing<'a>(&'a self, others: [&'a wgpu::Buffer; 4]) -> Vec<&'a wgpu::Buffer> {
+        let rest = self.places.iter().chain(&self.banks[1..]);
+        [&self.banks[0]].into_iter().chain(others).chain(rest).collect()
     }
 
     /// What a stage binds that makes records from this, or changes them by it.
@@ -232,10 +248,16 @@ impl Stages<'_> {
             return Ok(Some(supplied));
         }
         let partials = |manner, slots| Kernel::Partials { finding, manner, slots };
-        self.steps.extend(builder.steps(&self.layout.norm, |_| &buffers.partials, partials)?);
-        let finalize = Kernel::Finalize { finding, leaves: Leaves::Record };
-        self.steps.push(builder.per_workgroup(finalize, &buffers.with(&buffers.partials), self.records)?);
+        let bank = |batch, _: &_| &buffers.banks[self.layout.bank_of(batch)];
+        self.steps.extend(builder.steps(&self.layout.norm, bank, partials)?);
+        let [_, others @ ..] = buffers.with(&buffers.banks[0]);
+        let finalize = self.finalize(Leaves::Record);
+        self.steps.push(builder.per_workgroup(finalize, &buffers.finalizing(others), self.records)?);
         Ok(None)
+    }
+
+    fn finalize(&self, leaves: Leaves) -> Kernel {
+        Kernel::Finalize { finding: self.finding, leaves, banks: self.layout.banks.len() }
     }
 
     /// Limits that are relative to the norms of the parameters, which have records of their own.
@@ -252,8 +274,8 @@ impl Stages<'_> {
         let segments = builder.holding("gradclip.parameter_segments", STORAGE, table);
         let unclipped = vec![ClipRecord::UNCLIPPED; table.len()];
         let records = builder.holding("gradclip.parameter_records", STORAGE, &unclipped);
-        let finalize = Kernel::Finalize { finding: self.finding, leaves: Leaves::Record };
-        let bindings = [&buffers.partials, &measure, &segments, &buffers.owners, &records];
+        let bindings = buffers.finalizing([&measure, &segments, &buffers.owners, &records]);
+        let finalize = self.finalize(Leaves::Record);
         self.steps.push(builder.per_workgroup(finalize, &bindings, self.records)?);
         self.steps.push(builder.per_invocation(Kernel::Relative, &buffers.with(&records), self.records)?);
         Ok(())
@@ -302,9 +324,8 @@ impl Stages<'_> {
         let usage = STORAGE.union(COPY_SRC);
         let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::default(), gradients);
         let segments = builder.holding("gradclip.tensor_segments", STORAGE, &table);
-        let finalize = Kernel::Finalize { finding: self.finding, leaves: Leaves::Stats };
-        let bindings = [&buffers.partials, &buffers.measure, &segments, &buffers.owners, &stats.buffer];
-        self.steps.push(builder.per_workgroup(finalize, &bindings, gradients)?);
+        let bindings = buffers.finalizing([&buffers.measure, &segments, &buffers.owners, &stats.buffer]);
+        self.steps.push(builder.per_workgroup(self.finalize(Leaves::Stats), &bindings, gradients)?);
         Ok(Some(stats))
     }
 }

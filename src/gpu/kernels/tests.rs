@@ -26,7 +26,10 @@ fn all() -> Vec<Kernel> {
     .concat();
     let mut kernels = vec![Kernel::Supply, Kernel::Relative, Kernel::Adapt, Kernel::Count];
     for &finding in &findings {
-        kernels.extend([Leaves::Record, Leaves::Stats].map(|leaves| Kernel::Finalize { finding, leaves }));
+        for banks in [1, 2, 8] {
+            let finalize = |leaves| Kernel::Finalize { finding, leaves, banks };
+            kernels.extend([Leaves::Record, Leaves::Stats].map(finalize));
+        }
     }
     for slots in [1, 2, 4, 6, 8, 16, 30, 32] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
@@ -162,8 +165,8 @@ fn structs_lie_in_memory_alike() {
     let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
     let scale = Kernel::Scale { segmented: false, manner, slots: 1 };
     let finding = Finding::of(NormType::L2, false);
-    let finalize = Kernel::Finalize { finding, leaves: Leaves::Record };
-    let stats = Kernel::Finalize { finding, leaves: Leaves::Stats };
+    let finalize = Kernel::Finalize { finding, leaves: Leaves::Record, banks: 1 };
+    let stats = Kernel::Finalize { finding, leaves: Leaves::Stats, banks: 1 };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(finalize, Segment { first, count, max_norm });
     assert_same_layout!(
@@ -184,8 +187,7 @@ fn partials_are_as_large_as_rust_thinks() {
         if let Kernel::Finalize { finding, .. } = kernel {
             let (_, partial) = wgsl_layout(kernel, "Partial");
             assert_eq!(finding.partial_bytes(), partial, "{finding:?}");
-            let item = if finding.reads_vectors() { wgsl_layout(kernel, "Item").1 } else { partial };
-            assert!(item * WORKGROUP_SIZE as usize <= WORKGROUP_BYTES as usize, "{finding:?}");
+            assert!(partial * WORKGROUP_SIZE as usize <= WORKGROUP_BYTES as usize, "{finding:?}");
         }
     }
 }
@@ -195,8 +197,13 @@ fn bindings_are_what_the_device_is_asked_for() {
     let uniform = wgpu::BufferBindingType::Uniform;
     for kernel in all().into_iter().filter(|kernel| kernel.slots().is_none()) {
         let bindings = kernel.bindings();
-        assert!(bindings.len() <= MOST_BINDINGS_WITHOUT_SLOTS as usize, "{kernel:?}");
+        // Several banks are for devices that allow as many more.
+        let more = match kernel {
+            Kernel::Finalize { banks, .. } if banks > 1 => banks,
+            _ => 0,
+        };
+        assert!(bindings.len() <= MOST_BINDINGS_WITHOUT_SLOTS as usize + more, "{kernel:?}");
         let storage = bindings.iter().filter(|binding| **binding != uniform).count();
-        assert!(storage <= MOST_STORAGE_WITHOUT_SLOTS as usize, "{kernel:?}");
+        assert!(storage <= MOST_STORAGE_WITHOUT_SLOTS as usize + more, "{kernel:?}");
     }
 }

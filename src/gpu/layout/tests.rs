@@ -1,7 +1,7 @@
 //! What every layout must hold, for any set of gradients and any device: proved over random ones. Whatever the shaders
 //! index is in range if these hold.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ use super::*;
 use crate::gpu::gradient::in_address_order;
 
 /// WebGPU's baseline.
-const BASELINE: Limits = Limits { binding_bytes: 128 << 20, alignment: 256, slots: 6, grid: 65535 };
+const BASELINE: Limits = Limits { binding_bytes: 128 << 20, alignment: 256, slots: 6, banks: 4, grid: 65535 };
 
 /// Gradients by buffer: the gap before each and its length.
 type Gaps = Vec<Vec<(u64, u64)>>;
@@ -91,6 +91,39 @@ fn check_batch(layout: &Layout, batch: &Batch, limits: Limits) {
     }
 }
 
+/// The tiles of the norm pass, each with its batch and the partial that it makes, in whichever bank.
+fn measuring(layout: &Layout) -> Vec<(&Batch, &Tile, usize)> {
+    let partial_at: HashMap<_, _> = layout.places.iter().zip(0..).collect();
+    let mut measuring = Vec::new();
+    for (number, batch) in layout.norm.iter().enumerate() {
+        for tile in &layout.tiles[batch.tiles.clone()] {
+            let place = tile.target_index as usize * layout.banks.len() + layout.bank_of(number);
+            let partial = match layout.banks.len() {
+                1 => place,
+                _ => partial_at[&u32::try_from(place).unwrap()],
+            };
+            measuring.push((batch, tile, partial));
+        }
+    }
+    measuring
+}
+
+fn check_banks(layout: &Layout, limits: Limits) {
+    let banks = layout.banks.len();
+    assert!(banks.is_power_of_two() && banks <= limits.banks, "{banks} banks can be bound");
+    assert_eq!(layout.banks.iter().sum::<usize>(), layout.owners.len(), "banks have room for the partials");
+    assert_eq!(layout.places.len(), if banks > 1 { layout.owners.len() } else { 0 });
+    for (number, batch) in layout.norm.iter().enumerate() {
+        let len = layout.banks[layout.bank_of(number)];
+        for tile in &layout.tiles[batch.tiles.clone()] {
+            assert!((tile.target_index as usize) < len, "{tile:?} writes inside its bank");
+        }
+    }
+    let mut written: Vec<_> = measuring(layout).into_iter().map(|(.., partial)| partial).collect();
+    written.sort_unstable();
+    assert_eq!(written, (0..layout.owners.len()).collect::<Vec<_>>(), "each partial is written by one tile");
+}
+
 fn check(spans: &[Span], limits: Limits) {
     let layout = laid_out(spans, limits);
     for batch in layout.norm.iter().chain(&layout.apply) {
@@ -110,13 +143,7 @@ fn check(spans: &[Span], limits: Limits) {
     assert_eq!(measured, expected(|span| span.measured), "each byte is measured once, and no other");
     assert_eq!(written, expected(|span| span.scaled), "each byte is written once, and no other");
 
-    let partials: HashSet<_> = layout
-        .norm
-        .iter()
-        .flat_map(|batch| &layout.tiles[batch.tiles.clone()])
-        .map(|tile| tile.target_index as usize)
-        .collect();
-    assert_eq!(partials, (0..layout.owners.len()).collect(), "each partial is written by a tile");
+    check_banks(&layout, limits);
 }
 
 fn gaps() -> impl Strategy<Value = Gaps> {
@@ -127,8 +154,15 @@ fn gaps() -> impl Strategy<Value = Gaps> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let binding_bytes = (4 * LARGEST_TILE + 256..3 << 20).prop_map(|bytes| bytes / 16 * 16);
-    (binding_bytes, prop_oneof![Just(16), Just(32), Just(256)], 1..40_usize)
-        .prop_map(|(binding_bytes, alignment, slots)| Limits { binding_bytes, alignment, slots, grid: 65535 })
+    (binding_bytes, prop_oneof![Just(16), Just(32), Just(256)], 1..40_usize, 0..4_u32).prop_map(
+        |(binding_bytes, alignment, slots, banks)| Limits {
+            binding_bytes,
+            alignment,
+            slots,
+            banks: 1 << banks,
+            grid: 65535,
+        },
+    )
 }
 
 proptest! {
@@ -193,14 +227,11 @@ proptest! {
         prop_assert_eq!(written, gradients.iter().map(|span| 4 * span.len).sum::<u64>());
         // The tiles of a segment are its span, cut.
         let mut tiles = vec![Vec::new(); spans.len()];
-        for batch in &layout.norm {
-            for tile in &layout.tiles[batch.tiles.clone()] {
-                let window = &batch.windows[tile.slot as usize];
-                let partial = tile.target_index as usize;
-                let segment = layout.segments.iter().position(|partials| partials.contains(&partial)).unwrap();
-                let start = window.offset / 4 + u64::from(tile.first);
-                tiles[segment].push((window.buffer, start, start + u64::from(tile.count)));
-            }
+        for (batch, tile, partial) in measuring(&layout) {
+            let window = &batch.windows[tile.slot as usize];
+            let segment = layout.segments.iter().position(|partials| partials.contains(&partial)).unwrap();
+            let start = window.offset / 4 + u64::from(tile.first);
+            tiles[segment].push((window.buffer, start, start + u64::from(tile.count)));
         }
         for (span, mut tiles) in spans.iter().zip(tiles) {
             tiles.sort_unstable();
@@ -223,10 +254,8 @@ proptest! {
         let separate: Gaps = lens.iter().map(|&len| vec![(0, len)]).collect();
         let packed: Gaps = vec![lens.iter().map(|&len| (gap, len)).collect()];
         let lengths = |layout: &Layout| {
-            let mut by_partial: Vec<_> = layout.norm.iter()
-                .flat_map(|batch| &layout.tiles[batch.tiles.clone()])
-                .map(|tile| (tile.target_index, tile.count))
-                .collect();
+            let mut by_partial: Vec<_> =
+                measuring(layout).into_iter().map(|(_, tile, partial)| (partial, tile.count)).collect();
             by_partial.sort_unstable();
             by_partial
         };
