@@ -17,12 +17,24 @@ fn nothing_to_do(target_index: u32) -> bool {
     return false;
 }
 
+fn is_plain(target_index: u32) -> bool {
+    return true;
+}
+
 fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
-    let low = vec4(bounds[target_index * SEGMENTED].low);
-    let high = vec4(bounds[target_index * SEGMENTED].high);
-    let raised = select(bits, low, ordered(bits) < ordered(low));
-    let clamped = select(raised, high, ordered(raised) > ordered(high));
-    return select(clamped, bits, (bits & vec4(MAGNITUDE)) > vec4(INFINITY));
+    let own = bounds[target_index * SEGMENTED];
+    return clamped(bits, own.low, own.high, INFINITY);
+}
+
+fn apply_plain(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
+    return apply(bits, target_index);
+}
+
+// Of floats whose infinity has the bits `infinity`, and as upper bits of a word their sign and exponent.
+fn clamped(bits: vec4<u32>, low: u32, high: u32, infinity: u32) -> vec4<u32> {
+    let raised = select(bits, vec4(low), ordered(bits) < ordered(vec4(low)));
+    let lowered = select(raised, vec4(high), ordered(raised) > ordered(vec4(high)));
+    return select(lowered, bits, (bits & vec4(MAGNITUDE)) > vec4(infinity));
 }
 
 // Integers in the order of the floats, both zeros being 0.

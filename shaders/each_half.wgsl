@@ -25,8 +25,13 @@ fn main(
 fn change_half(tile: Tile, element: u32) {
     let word = element / 2u;
     let shift = 16u * (element % 2u);
-    let own = widened(load_atomic(tile.slot, word), element % 2u);
-    let half = narrowed(apply(vec4(own), tile.target_index)).x << shift;
+    let own = vec4(widened(load_atomic(tile.slot, word), element % 2u));
+    let changed = apply(own, tile.target_index);
+    // A NaN too is left with the bits that it has.
+    if (changed.x == own.x) {
+        return;
+    }
+    let half = narrowed(changed).x << shift;
     loop {
         let old = load_atomic(tile.slot, word);
         if (exchange(tile.slot, word, old, (old & ~(0xffffu << shift)) | half)) {

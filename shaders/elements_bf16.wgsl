@@ -1,9 +1,11 @@
 // Elements of type bf16: two in a word, the first in its lower half; each is the upper half of an f32.
 //
-// Interface: PER_WORD, PER_VECTOR, `low_halves`, `high_halves`, `widened`, `narrowed`. Needs float_bits.wgsl.
+// Interface: that of elements_f16.wgsl. Needs float_bits.wgsl.
 
 const PER_WORD: u32 = 2u;
 const PER_VECTOR: u32 = 8u;
+const KEY: u32 = 0x7fff0000u;
+const TOP: u32 = INFINITY;
 
 // The elements 0, 2, 4, 6 of a vector, as f32.
 fn low_halves(words: vec4<u32>) -> vec4<u32> {
@@ -13,6 +15,24 @@ fn low_halves(words: vec4<u32>) -> vec4<u32> {
 // The elements 1, 3, 5, 7 of a vector, as f32.
 fn high_halves(words: vec4<u32>) -> vec4<u32> {
     return words & vec4(0xffff0000u);
+}
+
+// There is no quicker way for finite elements, and no reason to leave out their signs.
+fn low_finite(words: vec4<u32>) -> vec4<u32> {
+    return low_halves(words);
+}
+
+fn high_finite(words: vec4<u32>) -> vec4<u32> {
+    return high_halves(words);
+}
+
+fn with_signs(magnitudes: vec4<u32>, words: vec4<u32>) -> vec4<u32> {
+    return magnitudes;
+}
+
+// A key is the magnitude itself.
+fn magnitude_of(key: u32) -> u32 {
+    return key;
 }
 
 // The f32 of element 0 or 1 of a word.

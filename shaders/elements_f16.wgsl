@@ -1,11 +1,16 @@
 // Elements of type f16: two in a word, the first in its lower half.
 //
-// Converted as integers: a device may flush the subnormals that its own conversions meet, and round as it likes.
+// Converted as integers, or by sums that are exact or rounded as every sum is: a device may flush the subnormals that its own
+// conversions meet, and round as it likes.
 //
-// Interface: PER_WORD, PER_VECTOR, `low_halves`, `high_halves`, `widened`, `narrowed`. Needs float_bits.wgsl.
+// Interface: PER_WORD, PER_VECTOR, `low_halves`, `high_halves`, `widened`, `narrowed`; for finite elements the shorter
+// `low_finite`, `high_finite`, `with_signs`; and KEY, TOP, `magnitude_of` for keys. A key is the bits KEY of a word with the element in its
+// upper half: keys are ordered as magnitudes are, and TOP is that of infinity. Needs float_bits.wgsl.
 
 const PER_WORD: u32 = 2u;
 const PER_VECTOR: u32 = 8u;
+const KEY: u32 = 0x7fff0000u;
+const TOP: u32 = 0x7c000000u;
 
 // The elements 0, 2, 4, 6 of a vector, as f32.
 fn low_halves(words: vec4<u32>) -> vec4<u32> {
@@ -24,11 +29,36 @@ fn widened(word: u32, index: u32) -> u32 {
 
 fn from_f16(half: vec4<u32>) -> vec4<u32> {
     let magnitude = half & vec4(0x7fffu);
-    let normal = (magnitude << vec4(13u)) + vec4(0x38000000u);
-    let subnormal = bitcast<vec4<u32>>(vec4<f32>(magnitude) * power_of_two(-24));
     let not_finite = (magnitude << vec4(13u)) | vec4(INFINITY);
-    let finite = select(normal, subnormal, magnitude < vec4(0x400u));
-    return ((half & vec4(0x8000u)) << vec4(16u)) | select(finite, not_finite, magnitude >= vec4(0x7c00u));
+    let widened_magnitude = select(from_finite(magnitude), not_finite, magnitude >= vec4(0x7c00u));
+    return ((half & vec4(0x8000u)) << vec4(16u)) | widened_magnitude;
+}
+
+// The magnitudes of the elements 0, 2, 4, 6 of a vector, where they are finite; anything where they are not.
+fn low_finite(words: vec4<u32>) -> vec4<u32> {
+    return from_finite(words & vec4(0x7fffu));
+}
+
+fn high_finite(words: vec4<u32>) -> vec4<u32> {
+    return from_finite((words >> vec4(16u)) & vec4(0x7fffu));
+}
+
+// The f32 of a finite magnitude. A subnormal m * 2^-24 is read as 2^-14 + m * 2^-24, and 2^-14 taken away again: exact, and
+// nowhere is there an f32 that a device might flush.
+fn from_finite(magnitude: vec4<u32>) -> vec4<u32> {
+    let is_subnormal = magnitude < vec4(0x400u);
+    let bits = (magnitude << vec4(13u)) + select(vec4(0x38000000u), vec4(0x38800000u), is_subnormal);
+    let excess = select(vec4(0.0), vec4(power_of_two(-14)), is_subnormal);
+    return bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) - excess);
+}
+
+// The signs of what is in `words` on the magnitudes that came of it, or the opposite ones on negative numbers.
+fn with_signs(magnitudes: vec4<u32>, words: vec4<u32>) -> vec4<u32> {
+    return magnitudes ^ (words & vec4(0x80008000u));
+}
+
+fn magnitude_of(key: u32) -> u32 {
+    return from_f16(vec4(key >> 16u)).x;
 }
 
 // The nearest f16, ties to even; what is too large is infinite.
@@ -36,18 +66,9 @@ fn narrowed(bits: vec4<u32>) -> vec4<u32> {
     let magnitude = bits & vec4(MAGNITUDE);
     let rebiased = magnitude - vec4(0x38000000u);
     let normal = (rebiased + vec4(0xfffu) + ((rebiased >> vec4(13u)) & vec4(1u))) >> vec4(13u);
-    let finite = select(normal, subnormal_f16(magnitude), magnitude < vec4(0x38800000u));
+    // Below 2^-14: a multiple of 2^-24, which is what the last bit of a number of [0.5, 1) stands for.
+    let subnormal = bitcast<vec4<u32>>(bitcast<vec4<f32>>(magnitude) + 0.5) - vec4(0x3f000000u);
+    let finite = select(normal, subnormal, magnitude < vec4(0x38800000u));
     let bounded = select(finite, vec4(0x7c00u), magnitude >= vec4(0x47800000u));
     return ((bits >> vec4(16u)) & vec4(0x8000u)) | select(bounded, vec4(0x7e00u), magnitude > vec4(INFINITY));
-}
-
-// Below 2^-14: a multiple of 2^-24. Half of that is 2^-25, and what is less becomes 0.
-fn subnormal_f16(magnitude: vec4<u32>) -> vec4<u32> {
-    let drop = clamp(vec4(126u) - (magnitude >> vec4(23u)), vec4(14u), vec4(25u));
-    let significand = (magnitude & vec4(0x7fffffu)) | vec4(0x800000u);
-    let kept = significand >> drop;
-    let rest = significand & ((vec4(1u) << drop) - vec4(1u));
-    let half = vec4(1u) << (drop - vec4(1u));
-    let up = (rest > half) | ((rest == half) & ((kept & vec4(1u)) == vec4(1u)));
-    return kept + select(vec4(0u), vec4(1u), up);
 }

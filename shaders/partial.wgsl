@@ -1,7 +1,7 @@
 // What a norm knows of some elements: a sum, and the largest magnitude.
 //
-// Interface of the partials: `Partial`, `combine`, `kept_if`, `counts_of`, `without_zeros`, RESCUED; and `Tally`, `tallied`,
-// `partial_of`, for what an invocation knows besides a sum while it reads. Needs float_bits.wgsl, counts.wgsl.
+// Interface of the partials: `Partial`, `combine`, `kept_if`, `counts_of`, `without_zeros`, RESCUED. Needs float_bits.wgsl,
+// counts.wgsl.
 
 struct Partial {
     sum: f32,     // of what the norm sums up; of the scaled elements where RESCUED is set
@@ -27,18 +27,4 @@ fn counts_of(partial: Partial) -> Counts {
 
 fn without_zeros(partial: Partial, zeros: u32) -> Partial {
     return partial;
-}
-
-// Four lanes of it.
-struct Tally {
-    largest: vec4<u32>,
-}
-
-fn tallied(tally: Tally, bits: vec4<u32>) -> Tally {
-    return Tally(max(tally.largest, bits & vec4(MAGNITUDE)));
-}
-
-fn partial_of(sum: f32, tally: Tally) -> Partial {
-    let most = tally.largest;
-    return Partial(sum, max(max(most.x, most.y), max(most.z, most.w)));
 }

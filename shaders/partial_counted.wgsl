@@ -31,30 +31,3 @@ fn counts_of(partial: Partial) -> Counts {
 fn without_zeros(partial: Partial, zeros: u32) -> Partial {
     return Partial(partial.sum, partial.largest, partial.zeros - zeros, partial.non_finite);
 }
-
-struct Tally {
-    largest: vec4<u32>,
-    zeros: vec4<u32>,
-    non_finite: vec4<u32>,
-}
-
-fn tallied(tally: Tally, bits: vec4<u32>) -> Tally {
-    let magnitudes = bits & vec4(MAGNITUDE);
-    return Tally(
-        max(tally.largest, magnitudes),
-        tally.zeros + select(vec4(0u), vec4(1u), magnitudes == vec4(0u)),
-        tally.non_finite + select(vec4(0u), vec4(1u), magnitudes >= vec4(INFINITY)),
-    );
-}
-
-fn partial_of(sum: f32, tally: Tally) -> Partial {
-    let most = tally.largest;
-    let zeros = tally.zeros;
-    let bad = tally.non_finite;
-    return Partial(
-        sum,
-        max(max(most.x, most.y), max(most.z, most.w)),
-        (zeros.x + zeros.y) + (zeros.z + zeros.w),
-        (bad.x + bad.y) + (bad.z + bad.w),
-    );
-}

@@ -3,8 +3,8 @@
 // Where the factor is 1 the workgroups return before they have read a gradient. A host that knew would not
 // dispatch them at all, but a host that knows has waited for the GPU.
 //
-// Interface of the operations: `nothing_to_do`, `apply`, on the bits of f32; `target_index` is that of the tile. Needs
-// record.wgsl, float_bits.wgsl, exact.wgsl.
+// Interface of the operations: `nothing_to_do`; `apply`, on the bits of f32; `apply_plain`, a shorter one where `is_plain`.
+// `target_index` is that of the tile. Needs record.wgsl, float_bits.wgsl, exact.wgsl.
 
 @group(0) @binding(1) var<storage, read> records: array<ClipRecord>;
 
@@ -15,17 +15,26 @@ fn nothing_to_do(target_index: u32) -> bool {
     return bitcast<u32>(records[target_index * SEGMENTED].factor) == ONE;
 }
 
-fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
+// Whether the factor is a plain number, and so are the elements: then a product is what a device makes of it.
+fn is_plain(target_index: u32) -> bool {
     let record = &records[target_index * SEGMENTED];
-    let factor = (*record).factor;
-    let is_subnormal = (bitcast<u32>(factor) & MAGNITUDE) - 1u < SMALLEST_NORMAL - 1u;
-    if (((*record).flags & CLIP_RECORD_NON_FINITE) == 0u && !is_subnormal) {
-        return bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * factor);
+    let is_subnormal = (bitcast<u32>((*record).factor) & MAGNITUDE) - 1u < SMALLEST_NORMAL - 1u;
+    return ((*record).flags & CLIP_RECORD_NON_FINITE) == 0u && !is_subnormal;
+}
+
+fn apply_plain(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
+    return bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * records[target_index * SEGMENTED].factor);
+}
+
+fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
+    if (is_plain(target_index)) {
+        return apply_plain(bits, target_index);
     }
+    let record = &records[target_index * SEGMENTED];
     if (((*record).flags & CLIP_RECORD_ZERO) != 0u) {
         return vec4<u32>();
     }
-    return ieee_product(bits, bitcast<u32>(factor));
+    return ieee_product(bits, bitcast<u32>((*record).factor));
 }
 
 // The product where a device that knows no NaN, no infinity and no subnormal factor might make something else of it.

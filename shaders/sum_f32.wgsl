@@ -1,6 +1,6 @@
 // What a vector of words adds to a norm, where an element is a word.
 //
-// Interface: `add_words`, `add_rescued_words`, `tally_words`. Needs a norm, partials.
+// Interface: `add_words`, `add_rescued_words`, `tally_words`. Needs a norm, a tally.
 
 fn add_words(sum: vec4<f32>, words: vec4<u32>) -> vec4<f32> {
     return accumulate(sum, words);

@@ -1,10 +1,10 @@
 // What a vector of words adds to a norm, where a word holds two elements.
 //
-// Interface: `add_words`, `add_rescued_words`, `tally_words`. Needs a norm, partials, elements of a 16-bit
-// type.
+// Interface: `add_words`, `add_rescued_words`, `tally_words`. Needs a norm, a tally, elements of a 16-bit type.
 
+// A sum with an element that is not finite means nothing, but the tally knows of it.
 fn add_words(sum: vec4<f32>, words: vec4<u32>) -> vec4<f32> {
-    return accumulate(accumulate(sum, low_halves(words)), high_halves(words));
+    return accumulate(accumulate(sum, low_finite(words)), high_finite(words));
 }
 
 fn add_rescued_words(sum: vec4<f32>, words: vec4<u32>, exponent: i32) -> vec4<f32> {
@@ -13,5 +13,5 @@ fn add_rescued_words(sum: vec4<f32>, words: vec4<u32>, exponent: i32) -> vec4<f3
 }
 
 fn tally_words(tally: Tally, words: vec4<u32>) -> Tally {
-    return tallied(tallied(tally, low_halves(words)), high_halves(words));
+    return tallied(tallied(tally, words << vec4(16u)), words);
 }

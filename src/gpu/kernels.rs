@@ -22,15 +22,11 @@ fn halves_or<T>(dtype: DType, halves: T, words: T) -> T {
     if dtype.size() == 2 { halves } else { words }
 }
 
-/// How an elementwise operation goes through a tile.
-fn each(manner: Manner) -> &'static str {
+/// How an elementwise operation goes through a tile; through vectors of 16-bit elements in a way of its own.
+fn each(manner: Manner, halves: &'static str) -> [&'static str; 2] {
     match manner.access {
-        Access::Vectors => halves_or(
-            manner.dtype,
-            wgsl!("tile" "each_halves" "each_vector"),
-            wgsl!("tile" "each_f32" "each_vector"),
-        ),
-        Access::Elements => halves_or(manner.dtype, wgsl!("tile" "each_half"), wgsl!("tile" "each_word")),
+        Access::Vectors => [halves_or(manner.dtype, halves, wgsl!("each_f32")), wgsl!("tile" "each_vector")],
+        Access::Elements => [wgsl!("tile"), halves_or(manner.dtype, wgsl!("each_half"), wgsl!("each_word"))],
     }
 }
 
@@ -216,6 +212,7 @@ impl Kernel {
                 let first = [elements(manner.dtype), wgsl!("tile" "found"), partials, norm];
                 let then = if finding.reads_vectors() {
                     [
+                        if finding.counted { wgsl!("tally_counted") } else { wgsl!("tally") },
                         halves_or(manner.dtype, wgsl!("sum_halves"), wgsl!("sum_f32")),
                         match manner.access {
                             Access::Vectors => wgsl!("access_vectors"),
@@ -224,7 +221,7 @@ impl Kernel {
                         wgsl!("reduce_workgroup" "partials"),
                     ]
                 } else {
-                    ["", "", wgsl!("reduce_workgroup" "partials_power")]
+                    ["", "", "", wgsl!("reduce_workgroup" "partials_power")]
                 };
                 first.into_iter().chain(then).collect()
             }
@@ -247,8 +244,12 @@ impl Kernel {
             Self::Relative => vec![wgsl!("found" "segment" "record" "conclude" "relative" "per_invocation")],
             Self::Adapt => vec![wgsl!("found" "segment" "record" "conclude" "adapt" "per_invocation")],
             Self::Count => vec![wgsl!("record" "count" "per_invocation")],
-            Self::Scale { manner, .. } => vec![wgsl!("record" "scale"), each(manner)],
-            Self::Clamp { manner, .. } => vec![wgsl!("clamp"), each(manner)],
+            Self::Scale { manner, .. } => {
+                [&[wgsl!("record" "scale")][..], &each(manner, wgsl!("scale_halves"))].concat()
+            }
+            Self::Clamp { manner, .. } => {
+                [&[wgsl!("clamp")][..], &each(manner, wgsl!("clamp_halves"))].concat()
+            }
         };
         let elementwise = match self {
             Self::Scale { manner, .. } | Self::Clamp { manner, .. } => elements(manner.dtype),
