@@ -14,7 +14,7 @@ fn conclude(record: ptr<function, ClipRecord>, norm: u32, max_norm: f32) {
     (*record).clip_coef = bitcast<f32>(coef);
     (*record).flags = select(CLIP_RECORD_CLIPPED, 0u, coef == ONE);
     (*record).factor = bitcast<f32>(coef);
-    if ((coef & MAGNITUDE) < INFINITY) {
+    if ((coef & MAGNITUDE) < INFINITY && measure.inverse_scale != 1.0) {
         (*record).factor = bitcast<f32>(product(coef, bitcast<u32>(measure.inverse_scale)));
     }
     let no_number = norm >= INFINITY || (coef & MAGNITUDE) > INFINITY;
@@ -62,8 +62,8 @@ fn coefficient(norm: u32, max_norm: f32) -> u32 {
         return limit & SIGN;
     }
     // By exponents and significands: a limit may be subnormal, and so may the reciprocal of a sum above 2^126.
-    let exponents = vec2(exponent_of(limit & MAGNITUDE), exponent_of(sum));
-    let significand = scaled_down(limit & MAGNITUDE, exponents.x) * reciprocal(scaled_down(sum, exponents.y));
-    let coef = scaled_up(significand, exponents.x - exponents.y);
+    let a = split(limit & MAGNITUDE);
+    let b = split(sum);
+    let coef = scaled_up(a.significand * reciprocal(b.significand), a.exponent - b.exponent);
     return select(coef | SIGN, min(coef, ONE), (limit & SIGN) == 0u);
 }

@@ -4,6 +4,7 @@
 
 const PER_WORD: u32 = 2u;
 const PER_VECTOR: u32 = 8u;
+const LOADS_AHEAD: bool = false;
 const KEY: u32 = 0x7fff0000u;
 const TOP: u32 = INFINITY;
 

@@ -3,12 +3,14 @@
 // Converted as integers, or by sums that are exact or rounded as every sum is: a device may flush the subnormals that its own
 // conversions meet, and round as it likes.
 //
-// Interface: PER_WORD, PER_VECTOR, `low_halves`, `high_halves`, `widened`, `narrowed`; for finite elements the shorter
-// `low_finite`, `high_finite`, `with_signs`; and KEY, TOP, `magnitude_of` for keys. A key is the bits KEY of a word with the element in its
-// upper half: keys are ordered as magnitudes are, and TOP is that of infinity. Needs float_bits.wgsl.
+// Interface: PER_WORD, PER_VECTOR, LOADS_AHEAD (partials.wgsl), `low_halves`, `high_halves`, `widened`, `narrowed`; for finite
+// elements the shorter `low_finite`, `high_finite`, `with_signs`; and KEY, TOP, `magnitude_of` for keys. A key is the bits KEY
+// of a word with the element in its upper half: keys are ordered as magnitudes are, and TOP is that of infinity. Needs
+// float_bits.wgsl.
 
 const PER_WORD: u32 = 2u;
 const PER_VECTOR: u32 = 8u;
+const LOADS_AHEAD: bool = false;
 const KEY: u32 = 0x7fff0000u;
 const TOP: u32 = 0x7c000000u;
 

@@ -1,9 +1,10 @@
 // Elements of type f32: a word each.
 //
-// Interface: PER_WORD, PER_VECTOR, KEY, TOP, `widened`, `magnitude_of`. Needs float_bits.wgsl.
+// Interface: PER_WORD, PER_VECTOR, LOADS_AHEAD, KEY, TOP, `widened`, `magnitude_of`. Needs float_bits.wgsl.
 
 const PER_WORD: u32 = 1u;
 const PER_VECTOR: u32 = 4u;
+const LOADS_AHEAD: bool = true;
 const KEY: u32 = MAGNITUDE;
 const TOP: u32 = INFINITY;
 

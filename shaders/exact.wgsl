@@ -12,7 +12,7 @@ const MOST_CORRECTIONS: u32 = 16u;
 // The square root of a normal value above zero.
 fn square_root(value: f32) -> f32 {
     let bits = bitcast<u32>(value);
-    let exponent = exponent_of(bits);
+    let exponent = i32(bits >> 23u) - 127;
     let odd = exponent & 1;
     // value = radicand * 2^(exponent - odd - 23). The root of radicand * 2^23 is an integer of 24 bits, if rounded.
     let radicand = ((bits & 0x7fffffu) | 0x800000u) << u32(odd);
@@ -56,11 +56,10 @@ fn reciprocal(value: f32) -> f32 {
 // The bits of a * b, for the bits of two finite numbers: a subnormal counts for what it is.
 fn product(a: u32, b: u32) -> u32 {
     let sign = (a ^ b) & SIGN;
-    let x = a & MAGNITUDE;
-    let y = b & MAGNITUDE;
-    if (x == 0u || y == 0u) {
+    if ((a & MAGNITUDE) == 0u || (b & MAGNITUDE) == 0u) {
         return sign;
     }
-    let exponents = vec2(exponent_of(x), exponent_of(y));
-    return sign | scaled_up(scaled_down(x, exponents.x) * scaled_down(y, exponents.y), exponents.x + exponents.y);
+    let x = split(a & MAGNITUDE);
+    let y = split(b & MAGNITUDE);
+    return sign | scaled_up(x.significand * y.significand, x.exponent + y.exponent);
 }

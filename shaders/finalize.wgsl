@@ -1,9 +1,12 @@
 // Norm, stage 2: the partials of each segment joined to its norm, and what is to be left of that.
 //
-// One workgroup a segment. It waits for one thing after the other, its own instructions among them, so it is made short:
+// One workgroup a segment, of COLUMNS invocations or a multiple of that. It waits for one thing after the other, its own instructions among them, so it is made short:
 // what only rescued or non-finite partials need is read and done again, and never fetched without them.
 //
 // Needs a norm, partials, `leave` of a record or of statistics.
+
+// How many sums the partials of a segment are added up in. Whatever a workgroup has of invocations, the order is the same.
+const COLUMNS: u32 = 256u;
 
 alias Item = Partial;
 
@@ -22,7 +25,7 @@ fn main(
         return;
     }
     let segment = segments[index];
-    let plain = reduce(lane, total_in(segment, lane, false, 0));
+    let plain = reduce_first(COLUMNS, lane, total_in(segment, lane, false, 0));
     var sum = plain.sum;
     var exponent = 0;
     var largest = plain.largest;
@@ -35,7 +38,7 @@ fn main(
             first_non_finite = MAGNITUDE - reduce(lane, with_largest(MAGNITUDE - first_non_finite_in(segment, lane))).largest;
         } else {
             exponent = exponent_of(largest);
-            sum = reduce(lane, total_in(segment, lane, true, exponent)).sum;
+            sum = reduce_first(COLUMNS, lane, total_in(segment, lane, true, exponent)).sum;
         }
     }
     if (lane == 0u) {
@@ -83,33 +86,58 @@ fn total_of(cascade: Cascade) -> f32 {
     return cascade.rest + (cascade.sixteens + cascade.ones);
 }
 
-// The partials that one invocation joins: as they are, or with their sums as if all elements had been divided by
-// 2^exponent. Sixteen at a time, their loads in flight together; four, where the segment has no more.
+// The partials of a segment are the items of a table with COLUMNS columns, in rows. Each column is summed up by itself, row by
+// row, sixteen rows at a time; a tree joins the columns. A wide workgroup has several invocations for a column: they take turns
+// at sixteen rows, and the first of them adds up what they have found, in the same order.
+override TURNS: u32 = WORKGROUP_SIZE / COLUMNS;
+
+// The partials of one column: as they are, or with their sums as if all elements had been divided by 2^exponent. Means
+// something for the first invocation of a column.
 fn total_in(segment: Segment, lane: u32, is_scaled: bool, exponent: i32) -> Partial {
+    let rows = (segment.count + COLUMNS - 1u) / COLUMNS;
     var cascade = Cascade();
     var all: Partial;
-    var index = 0u;
-    for (var at = lane; at < segment.count; at += 16u * WORKGROUP_SIZE) {
-        var sixteen = four_from(segment, at, is_scaled, exponent);
-        if (segment.count > 4u * WORKGROUP_SIZE) {
-            let b = four_from(segment, at + 4u * WORKGROUP_SIZE, is_scaled, exponent);
-            let c = four_from(segment, at + 8u * WORKGROUP_SIZE, is_scaled, exponent);
-            let d = four_from(segment, at + 12u * WORKGROUP_SIZE, is_scaled, exponent);
-            sixteen = combine(combine(sixteen, b), combine(c, d));
+    for (var row = 0u; row < rows; row += 16u * TURNS) {
+        let sixteen = sixteen_from(segment, lane % COLUMNS, row + 16u * (lane / COLUMNS), is_scaled, exponent);
+        if (TURNS == 1u) {
+            add(&cascade, row / 16u, sixteen.sum);
+            all = combine(all, sixteen);
+            continue;
         }
-        add(&cascade, index, sixteen.sum);
-        all = combine(all, sixteen);
-        index += 1u;
+        sh_items[lane] = sixteen;
+        workgroupBarrier();
+        if (lane < COLUMNS) {
+            for (var turn = 0u; turn < TURNS; turn += 1u) {
+                let item = sh_items[turn * COLUMNS + lane];
+                add(&cascade, row / 16u + turn, item.sum);
+                all = combine(all, item);
+            }
+        }
+        workgroupBarrier();
     }
     all.sum = total_of(cascade);
     return all;
 }
 
+// Sixteen rows of a column, joined by a tree, as far as there are so many: the loads of four are in flight together. They are
+// loops, since with cold caches this stage waits for its instructions longer than for partials.
+fn sixteen_from(segment: Segment, column: u32, first: u32, is_scaled: bool, exponent: i32) -> Partial {
+    var sixteen: Partial;
+    for (var row = first; row < first + 16u && row * COLUMNS < segment.count; row += 8u) {
+        var eight: Partial;
+        for (var half = row; half < row + 8u; half += 4u) {
+            eight = combine(eight, four_from(segment, half * COLUMNS + column, is_scaled, exponent));
+        }
+        sixteen = combine(sixteen, eight);
+    }
+    return sixteen;
+}
+
 fn four_from(segment: Segment, at: u32, is_scaled: bool, exponent: i32) -> Partial {
     let a = partial_in(segment, at, is_scaled, exponent);
-    let b = partial_in(segment, at + WORKGROUP_SIZE, is_scaled, exponent);
-    let c = partial_in(segment, at + 2u * WORKGROUP_SIZE, is_scaled, exponent);
-    let d = partial_in(segment, at + 3u * WORKGROUP_SIZE, is_scaled, exponent);
+    let b = partial_in(segment, at + COLUMNS, is_scaled, exponent);
+    let c = partial_in(segment, at + 2u * COLUMNS, is_scaled, exponent);
+    let d = partial_in(segment, at + 3u * COLUMNS, is_scaled, exponent);
     return combine(combine(a, b), combine(c, d));
 }
 

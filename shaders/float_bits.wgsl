@@ -59,3 +59,17 @@ fn scaled_up(value: f32, exponent: i32) -> u32 {
     let half = 1u << (drop - 1u);
     return kept + select(0u, 1u, rest > half || (rest == half && (kept & 1u) == 1u));
 }
+
+// A finite magnitude that is not zero: significand * 2^exponent.
+struct Split {
+    significand: f32, // in [1, 2)
+    exponent: i32,
+}
+
+fn split(magnitude: u32) -> Split {
+    if (magnitude >= SMALLEST_NORMAL) {
+        return Split(bitcast<f32>((magnitude & 0x7fffffu) | ONE), i32(magnitude >> 23u) - 127);
+    }
+    let exponent = exponent_of(magnitude);
+    return Split(scaled_down(magnitude, exponent), exponent);
+}

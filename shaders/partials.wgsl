@@ -40,7 +40,8 @@ fn main(
     }
 }
 
-// What one invocation adds: four vectors at a time, their loads in flight together.
+// What one invocation adds: four vectors at a time, their loads in flight together, and where the elements leave registers for
+// it those of the next four too.
 fn sum_of(tile: Tile, lane: u32) -> Partial {
     var sum0 = vec4<f32>();
     var sum1 = vec4<f32>();
@@ -48,8 +49,19 @@ fn sum_of(tile: Tile, lane: u32) -> Partial {
     var sum3 = vec4<f32>();
     var tally = Tally();
     var at = PER_VECTOR * lane;
-    for (var blocks = tile.count / (4u * STRIDE); blocks > 0u; blocks -= 1u) {
-        let block = block_at(tile, at);
+    let blocks = tile.count / (4u * STRIDE);
+    var next: Block;
+    if (LOADS_AHEAD && blocks > 0u) {
+        next = block_at(tile, at);
+    }
+    for (var left = blocks; left > 0u; left -= 1u) {
+        var block = next;
+        if (LOADS_AHEAD) {
+            // The last time the same again, which is in a cache.
+            next = block_at(tile, select(at, at + 4u * STRIDE, left > 1u));
+        } else {
+            block = block_at(tile, at);
+        }
         sum0 = add_words(sum0, block.v0);
         sum1 = add_words(sum1, block.v1);
         sum2 = add_words(sum2, block.v2);

@@ -28,18 +28,16 @@ const NO_PARTIAL: u32 = 0xffffffffu;
 
 // The same norm without the loss scale, its value in [1, 2).
 fn without_loss_scale(found: Found) -> Found {
-    let bits = bitcast<u32>(found.value);
-    let value = bitcast<f32>((bits & 0x7fffffu) | ONE);
-    let exponent = i32(bits >> 23u) - 127 + found.exponent;
+    let own = split(bitcast<u32>(found.value));
+    let exponent = own.exponent + found.exponent;
     if (measure.inverse_scale == 1.0) {
-        return regular(value, exponent);
+        return regular(own.significand, exponent);
     }
     // By exponents and significands, so that nothing overflows in between.
-    let inverse = bitcast<u32>(measure.inverse_scale);
-    let inverse_exponent = exponent_of(inverse);
-    let product = value * scaled_down(inverse, inverse_exponent);
+    let inverse = split(bitcast<u32>(measure.inverse_scale));
+    let product = own.significand * inverse.significand;
     let carry = select(0, 1, product >= 2.0);
-    return regular(product * select(1.0, 0.5, carry == 1), exponent + inverse_exponent + carry);
+    return regular(product * select(1.0, 0.5, carry == 1), exponent + inverse.exponent + carry);
 }
 
 // The largest magnitude without the loss scale.
@@ -50,7 +48,7 @@ fn unscaled_magnitude(largest: u32) -> u32 {
     if (largest == 0u || largest == INFINITY || measure.inverse_scale == 1.0) {
         return largest;
     }
-    let exponent = exponent_of(largest);
-    let unscaled = without_loss_scale(regular(scaled_down(largest, exponent), exponent));
+    let own = split(largest);
+    let unscaled = without_loss_scale(regular(own.significand, own.exponent));
     return scaled_up(unscaled.value, unscaled.exponent);
 }

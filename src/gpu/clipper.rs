@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::clip_plan::{ClipPlan, build};
 use super::gradient::{Gradient, Set};
 use super::kernels::{
-    Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WORKGROUP_BYTES,
-    WORKGROUP_SIZE,
+    Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES,
+    WIDE_WORKGROUP_SIZE, WORKGROUP_BYTES, WORKGROUP_SIZE,
 };
 use super::layout::{LARGEST_TILE, Limits};
 use super::scope::guarded;
@@ -40,7 +40,8 @@ struct Inner {
 
 impl Clipper {
     /// The limits to ask for when a device is opened: those of `base`, raised as far as this adapter allows to where clips
-    /// take the fewest dispatches. Up to 32 buffers are bound at once then, and each in as few pieces as possible.
+    /// take the fewest dispatches. Up to 32 buffers are bound at once then, each in as few pieces as possible, and a workgroup may
+    /// have 1024 invocations.
     ///
     /// ```no_run
     /// # let adapter = gradclip::adapters().remove(0);
@@ -54,6 +55,7 @@ impl Clipper {
         const BINDINGS: u32 = FIRST_SLOT + MOST_SLOTS;
         let most = adapter.limits();
         let raised = |base: u32, most: u32| base.max(BINDINGS.min(most));
+        let widened = |base: u32, most: u32| base.max(WIDE_WORKGROUP_SIZE.min(most));
         wgpu::Limits {
             max_storage_buffers_per_shader_stage: raised(
                 base.max_storage_buffers_per_shader_stage,
@@ -66,6 +68,14 @@ impl Clipper {
             max_bindings_per_bind_group: raised(
                 base.max_bindings_per_bind_group,
                 most.max_bindings_per_bind_group,
+            ),
+            max_compute_workgroup_size_x: widened(
+                base.max_compute_workgroup_size_x,
+                most.max_compute_workgroup_size_x,
+            ),
+            max_compute_invocations_per_workgroup: widened(
+                base.max_compute_invocations_per_workgroup,
+                most.max_compute_invocations_per_workgroup,
             ),
             max_storage_buffer_binding_size: base
                 .max_storage_buffer_binding_size
@@ -274,6 +284,9 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
         binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,
         alignment,
         slots: slots.min(MOST_SLOTS) as usize,
+        wide: WIDE_WORKGROUP_SIZE
+            <= device.max_compute_workgroup_size_x.min(device.max_compute_invocations_per_workgroup)
+            && WIDE_WORKGROUP_BYTES <= device.max_compute_workgroup_storage_size,
         banks: 1 << more.clamp(1, MOST_BANKS).ilog2(),
         grid: device.max_compute_workgroups_per_dimension,
     })

@@ -36,6 +36,12 @@ pub const WORKGROUP_SIZE: u32 = 256;
 /// The workgroup memory of the kernel that takes most: 20 bytes for each invocation.
 pub(super) const WORKGROUP_BYTES: u32 = 20 * WORKGROUP_SIZE;
 
+/// The invocations of a workgroup that joins very many partials, where a device allows so many.
+pub(super) const WIDE_WORKGROUP_SIZE: u32 = 1024;
+
+/// And its workgroup memory: at most 16 bytes for each.
+pub(super) const WIDE_WORKGROUP_BYTES: u32 = 16 * WIDE_WORKGROUP_SIZE;
+
 /// The same where a tile is the few elements of an edge.
 const EDGE_WORKGROUP_SIZE: u32 = 32;
 
@@ -68,6 +74,8 @@ pub enum Kernel {
         leaves: Leaves,
         /// In how many buffers the partials are: one, or another power of two.
         banks: usize,
+        /// Whether it has workgroups of 1024 invocations, which not every device allows: for many thousand partials.
+        wide: bool,
     },
     /// A supplied norm to records.
     Supply,
@@ -287,6 +295,7 @@ impl Kernel {
             Self::Scale { manner, .. } | Self::Clamp { manner, .. } if manner.access == Access::Elements => {
                 EDGE_WORKGROUP_SIZE
             }
+            Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
             _ => WORKGROUP_SIZE,
         };
         let mut constants = vec![("WORKGROUP_SIZE", f64::from(size))];

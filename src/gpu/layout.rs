@@ -60,6 +60,8 @@ pub(super) struct Limits {
     pub(super) slots: usize,
     /// The most banks of partials: a power of two.
     pub(super) banks: usize,
+    /// Whether a workgroup may have 1024 invocations.
+    pub(super) wide: bool,
     /// The most workgroups in one dimension of a dispatch.
     pub(super) grid: u32,
 }
@@ -365,6 +367,14 @@ impl Layout {
                 self.banks[bank] += 1;
             }
         }
+    }
+
+    /// Whether partials are so many, and in so few segments, that wide workgroups join them sooner.
+    pub(super) fn wants_wide_workgroups(&self) -> bool {
+        // Up to sixteen rows of 256 are one turn, and as quick without.
+        const MANY: usize = 16 * 256;
+        const FEW: usize = 8;
+        self.segments.len() <= FEW && self.segments.iter().any(|partials| partials.len() > MANY)
     }
 
     /// The bank that a batch of the norm pass writes.

@@ -41,7 +41,7 @@ impl Launchable {
                 text.push_str("@group(0) @binding(6) var<storage, read_write> factors: array<f32>;\n");
                 text = text.replace(LEAVES_RECORD, LEAVES_RECORD_AND_MORE);
             }
-            Kernel::Finalize { leaves: Leaves::Stats, finding } if !stats_need_owners(finding) => {
+            Kernel::Finalize { leaves: Leaves::Stats, finding, .. } if !stats_need_owners(finding) => {
                 // A binding without use does not exist.
                 text = text.replace(OWNERS, "").replace(STATS, &STATS.replace('4', "3"));
             }

@@ -156,7 +156,7 @@ impl Launch<'_> {
         let read = |handle: &Handle| (handle.clone(), BufferIOAttr::ReadOnly);
         let written = |tensor: &CubeTensor| (tensor.handle.clone(), BufferIOAttr::ReadWrite);
         self.dispatch(
-            Kernel::Finalize { finding, leaves: Leaves::Record },
+            Kernel::Finalize { finding, leaves: Leaves::Record, banks: 1, wide: false },
             segments,
             [
                 read(&partials),
@@ -173,7 +173,7 @@ impl Launch<'_> {
             let first = [read(&partials), read(&tables.measure), read(&tables.gradients)];
             let owners = stats_need_owners(finding).then(|| read(&tables.owners));
             let buffers = first.into_iter().chain(owners).chain([written(&stats)]);
-            self.dispatch(Kernel::Finalize { finding, leaves: Leaves::Stats }, gradients.len(), buffers);
+            self.dispatch(Kernel::Finalize { finding, leaves: Leaves::Stats, banks: 1, wide: false }, gradients.len(), buffers);
             stats
         });
         Measured { norms, factors, records, stats }

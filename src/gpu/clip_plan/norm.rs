@@ -139,7 +139,10 @@ pub(super) fn by_norm(
         let limits = units.limits.iter().map(|limit| limit.among(max_norms));
         let table = layout.segments.iter().zip(limits).map(|(partials, limit)| Segment::new(partials, limit));
         let table: Vec<_> = table.collect();
-        let mut stages = Stages { norm, finding, layout: &layout, records: table.len(), steps: Vec::new() };
+        // The plain kernels for any p have but one size.
+        let wide = clipper.limits().wide && finding.reads_vectors() && layout.wants_wide_workgroups();
+        let (layout, records) = (&layout, table.len());
+        let mut stages = Stages { norm, finding, layout, wide, records, steps: Vec::new() };
         // Nothing is clipped by itself where there is nothing; the record says so.
         let table = or_one(&table, &Segment { first: 0, count: 0, max_norm: max_norms[0] }).to_vec();
 
@@ -229,6 +232,8 @@ struct Stages<'a> {
     norm: &'a ByNorm,
     finding: Finding,
     layout: &'a Layout,
+    /// Whether wide workgroups join the partials.
+    wide: bool,
     /// How many records mean something.
     records: usize,
     steps: Vec<Step>,
@@ -257,7 +262,7 @@ impl Stages<'_> {
     }
 
     fn finalize(&self, leaves: Leaves) -> Kernel {
-        Kernel::Finalize { finding: self.finding, leaves, banks: self.layout.banks.len() }
+        Kernel::Finalize { finding: self.finding, leaves, banks: self.layout.banks.len(), wide: self.wide }
     }
 
     /// Limits that are relative to the norms of the parameters, which have records of their own.

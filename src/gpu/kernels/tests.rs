@@ -26,8 +26,8 @@ fn all() -> Vec<Kernel> {
     .concat();
     let mut kernels = vec![Kernel::Supply, Kernel::Relative, Kernel::Adapt, Kernel::Count];
     for &finding in &findings {
-        for banks in [1, 2, 8] {
-            let finalize = |leaves| Kernel::Finalize { finding, leaves, banks };
+        for (banks, wide) in [(1, false), (1, finding.reads_vectors()), (2, false), (8, false)] {
+            let finalize = |leaves| Kernel::Finalize { finding, leaves, banks, wide };
             kernels.extend([Leaves::Record, Leaves::Stats].map(finalize));
         }
     }
@@ -165,8 +165,8 @@ fn structs_lie_in_memory_alike() {
     let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
     let scale = Kernel::Scale { segmented: false, manner, slots: 1 };
     let finding = Finding::of(NormType::L2, false);
-    let finalize = Kernel::Finalize { finding, leaves: Leaves::Record, banks: 1 };
-    let stats = Kernel::Finalize { finding, leaves: Leaves::Stats, banks: 1 };
+    let finalize = Kernel::Finalize { finding, leaves: Leaves::Record, banks: 1, wide: false };
+    let stats = Kernel::Finalize { finding, leaves: Leaves::Stats, banks: 1, wide: false };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(finalize, Segment { first, count, max_norm });
     assert_same_layout!(
@@ -184,10 +184,15 @@ fn structs_lie_in_memory_alike() {
 #[test]
 fn partials_are_as_large_as_rust_thinks() {
     for kernel in all() {
-        if let Kernel::Finalize { finding, .. } = kernel {
+        if let Kernel::Finalize { finding, wide, .. } = kernel {
             let (_, partial) = wgsl_layout(kernel, "Partial");
             assert_eq!(finding.partial_bytes(), partial, "{finding:?}");
-            assert!(partial * WORKGROUP_SIZE as usize <= WORKGROUP_BYTES as usize, "{finding:?}");
+            let (size, bytes) = if wide {
+                (WIDE_WORKGROUP_SIZE, WIDE_WORKGROUP_BYTES)
+            } else {
+                (WORKGROUP_SIZE, WORKGROUP_BYTES)
+            };
+            assert!(partial * size as usize <= bytes as usize, "{finding:?}");
         }
     }
 }

@@ -9,7 +9,8 @@ use super::*;
 use crate::gpu::gradient::in_address_order;
 
 /// WebGPU's baseline.
-const BASELINE: Limits = Limits { binding_bytes: 128 << 20, alignment: 256, slots: 6, banks: 4, grid: 65535 };
+const BASELINE: Limits =
+    Limits { binding_bytes: 128 << 20, alignment: 256, slots: 6, banks: 4, wide: false, grid: 65535 };
 
 /// Gradients by buffer: the gap before each and its length.
 type Gaps = Vec<Vec<(u64, u64)>>;
@@ -160,6 +161,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             alignment,
             slots,
             banks: 1 << banks,
+            wide: false,
             grid: 65535,
         },
     )

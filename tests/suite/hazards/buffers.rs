@@ -3,7 +3,7 @@
 use gradclip::wgpu::Limits;
 use gradclip::{Clip, ClipPlan, ClipRecord, DType, Gradient, reference};
 
-use crate::common::{Gpu, adapters, bits, noise};
+use crate::common::{Gpu, adapters, bits, least_limits, noise};
 use crate::words::{Outcome, Placement, clip_on_cpu, slices};
 use crate::{gpu, gpu_with};
 
@@ -125,12 +125,40 @@ fn more_slots_take_fewer_dispatches_to_the_same_bits() {
     let full = Gpu::open(&adapters()[0], adapters()[0].limits());
     let gradients: Vec<_> = (0..100).map(|seed| noise(seed, 400)).collect();
     let placement = Placement::separate(&lens(&gradients));
-    assert_eq!(check(gpu(), &placement, &gradients), check(&full, &placement, &gradients));
+    let expected = check(gpu(), &placement, &gradients);
+    assert_eq!(check(&full, &placement, &gradients), expected);
+    // One bank of partials for all dispatches, where the others have several.
+    let least = Gpu::open(&adapters()[0], least_limits());
+    assert_eq!(check(&least, &placement, &gradients), expected);
     // Of the storage buffers of a stage two are the plan's own, and 32 slots are the most that a kernel has.
     for gpu in [gpu(), &full] {
         let slots = gpu.device.limits().max_storage_buffers_per_shader_stage.min(34) as usize - 2;
         assert_eq!(dispatches(gpu, &placement, NORM), 2 * 100_usize.div_ceil(slots) + 1);
         assert_eq!(dispatches(gpu, &placement, Clip::by_value(1.0)), 100_usize.div_ceil(slots));
+    }
+}
+
+/// Very many partials are joined by wide workgroups where a device allows them, in the order of narrow ones: plain partials, and
+/// such that are read again.
+#[test]
+fn wide_workgroups_add_in_the_same_order() {
+    let wide = Gpu::open(&adapters()[0], adapters()[0].limits());
+    assert!(wide.device.limits().max_compute_invocations_per_workgroup >= 1024, "or this compares nothing");
+    assert!(gpu().device.limits().max_compute_invocations_per_workgroup < 1024, "likewise");
+    // Three turns of wide workgroups, the last one not full.
+    let plain: Vec<_> = (0..41_000).map(|seed| noise(seed, 1)).collect();
+    let placement = Placement::packed(&lens(&plain));
+    let rescued: Vec<_> = plain.iter().map(|gradient| vec![gradient[0] * 1e-30]).collect();
+    let mut mixed = plain.clone();
+    mixed[40_000] = vec![3e30];
+    let mut infinite = plain.clone();
+    infinite[20_321] = vec![f32::INFINITY];
+    for gradients in [plain, rescued, mixed, infinite] {
+        let outcomes = [gpu(), &wide].map(|gpu| gpu.clip(&placement, &gradients, NORM).unwrap());
+        assert_eq!(outcomes[0].record, outcomes[1].record);
+        let expected = reference::total_norm(&slices(&gradients));
+        let norm = f64::from(outcomes[0].record.unwrap().total_norm);
+        assert!(norm == expected || (norm - expected).abs() <= 3e-7 * expected, "{norm}, not {expected}");
     }
 }
 

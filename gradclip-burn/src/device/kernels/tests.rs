@@ -17,7 +17,7 @@ fn kernels() -> Vec<Launchable> {
         findings.extend([false, true].map(|counted| Finding::of(norm, counted)));
     }
     for &finding in &findings {
-        kernels.extend([Leaves::Record, Leaves::Stats].map(|leaves| Kernel::Finalize { finding, leaves }));
+        kernels.extend([Leaves::Record, Leaves::Stats].map(|leaves| Kernel::Finalize { finding, leaves, banks: 1, wide: false }));
     }
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for access in [Access::Vectors, Access::Elements] {
@@ -106,7 +106,7 @@ fn structs_lie_in_memory_as_the_kernels_read_them() {
     let finding = Finding::of(NormType::L2, false);
     let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
     let partials = Kernel::Partials { finding, manner, slots: 1 };
-    let records = Kernel::Finalize { finding, leaves: Leaves::Record };
+    let records = Kernel::Finalize { finding, leaves: Leaves::Record, banks: 1, wide: false };
     assert_same_layout!(partials, Tile { slot, first, count, target_index });
     assert_same_layout!(records, Segment { first, count, max_norm });
     assert_same_layout!(records, Measure { epsilon, policy, inverse_scale });
