@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -164,6 +167,29 @@ fn the_table_names_the_software_adapter_and_the_plot_is_an_svg() {
     for text in ["CPU, wall", "GPU, its own time", "2^10", "2^12", "%", "polyline"] {
         assert!(svg.contains(text), "{text} is not in {svg}");
     }
+}
+
+/// The lines of a set are in the file before the next set is measured, so that an interrupted run keeps them.
+#[test]
+fn lines_are_saved_set_by_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().join("rows.jsonl");
+    let args =
+        ["bench", "--seconds", "0", "--device", "cpu", "--only", "2^10/f32", "--only", "2^24/f32", "--save"];
+    let mut bench = command(&args).arg(&save).stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let saved = loop {
+        let saved = fs::read_to_string(&save).unwrap_or_default();
+        if saved.contains("2^10\"") || Instant::now() > deadline {
+            break saved;
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    let saved: Vec<Value> = saved.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(saved[0]["kind"], "machine");
+    assert_eq!(names(&of_kind(&saved, "operation"), "set"), BTreeSet::from(["2^10"]));
 }
 
 #[test]

@@ -14,13 +14,14 @@ mod workloads;
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use gradclip::{DeviceChoice, adapters, is_software};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::manner::matches;
 use crate::progress::Progress;
@@ -81,7 +82,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Write the JSON lines to a file, too
+    /// Write the JSON lines to a file, too, those of a set as soon as it is measured
     #[arg(long, value_name = "FILE.jsonl")]
     save: Option<PathBuf>,
 
@@ -108,32 +109,64 @@ pub(crate) fn run(args: &Args) -> Result<String> {
         .collect();
     ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
 
+    let machine = bench.machine();
+    let mut saved = args.save.as_deref().map(|path| Saved::create(path, &machine)).transpose()?;
     let progress = Progress::steps(args.json, sets.len());
     let mut pool = Memory::default();
     let share = seconds / u32::try_from(sets.len())?;
     let mut all = Vec::new();
     for set in sets {
         progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
-        all.push(bench.measure(set, &mut pool, share)?);
+        let measured = bench.measure(set, &mut pool, share)?;
+        if let Some(saved) = &mut saved {
+            saved.append(rows::json(std::slice::from_ref(&measured)))?;
+        }
+        all.push(measured);
         progress.advance(1);
     }
     drop(progress);
     if let Some(plot) = &args.plot {
         fs::write(plot, plot::svg(&all)?).with_context(|| cannot_write(plot))?;
     }
-    if let Some(save) = &args.save {
-        fs::write(save, bench.json(&all)).with_context(|| cannot_write(save))?;
-    }
-    Ok(if args.json { bench.json(&all) } else { bench.table(&all) })
+    Ok(if args.json { text([machine].into_iter().chain(rows::json(&all))) } else { bench.table(&all) })
 }
 
-fn folder(path: &std::path::Path) -> &std::path::Path {
+fn folder(path: &FilePath) -> &FilePath {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(std::path::Path::new("."))
+    parent.unwrap_or(FilePath::new("."))
 }
 
-fn cannot_write(path: &std::path::Path) -> String {
+fn cannot_write(path: &FilePath) -> String {
     format!("cannot write {}", path.display())
+}
+
+/// JSON lines, one value a line.
+fn text(lines: impl IntoIterator<Item = Value>) -> String {
+    lines.into_iter().fold(String::new(), |mut text, line| {
+        writeln!(text, "{line}").expect("a string takes everything");
+        text
+    })
+}
+
+/// The file of `--save`. It grows set by set, so that an interrupted run keeps what it has measured.
+struct Saved<'a> {
+    path: &'a FilePath,
+    file: File,
+}
+
+impl<'a> Saved<'a> {
+    /// Replaces the file by one that holds the machine line alone.
+    fn create(path: &'a FilePath, machine: &Value) -> Result<Self> {
+        let file = File::create(path).with_context(|| cannot_write(path))?;
+        let mut saved = Self { path, file };
+        saved.append([machine.clone()])?;
+        Ok(saved)
+    }
+
+    /// Appends the lines in one write.
+    fn append(&mut self, lines: impl IntoIterator<Item = Value>) -> Result<()> {
+        self.file.write_all(text(lines).as_bytes()).with_context(|| cannot_write(self.path))
+    }
 }
 
 struct Bench<'a> {
@@ -260,10 +293,11 @@ impl Bench<'_> {
         }
     }
 
-    fn json(&self, all: &[Measured]) -> String {
+    /// The line that says which command measured on which machine, and when it began.
+    fn machine(&self) -> Value {
         // Without where the program lies: these lines are shown to others.
         let command: Vec<_> = ["gradclip".to_owned()].into_iter().chain(env::args().skip(1)).collect();
-        let machine = json!({
+        json!({
             "kind": "machine",
             "library": "gradclip",
             "version": env!("CARGO_PKG_VERSION"),
@@ -276,11 +310,6 @@ impl Bench<'_> {
             "gpu": self.gpu.as_ref().map(|gpu| &gpu.name),
             "gpu_is_software": self.gpu.as_ref().map(|gpu| gpu.software),
             "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold),
-        });
-        let lines = [machine].into_iter().chain(rows::json(all));
-        lines.fold(String::new(), |mut text, line| {
-            writeln!(text, "{line}").expect("a string takes everything");
-            text
         })
     }
 
