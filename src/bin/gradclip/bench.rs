@@ -1,6 +1,7 @@
 //! `gradclip bench`: the GPU path beside the CPU path, and both beside what the machine can move at most.
 
 mod bytes;
+mod check;
 mod cpu;
 mod device;
 mod gpu;
@@ -89,9 +90,30 @@ pub(crate) struct Args {
     /// Draw time and percent of the roofline against size
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+
+    /// Measure nothing, but read saved JSON lines and report in Markdown which targets for a GPU they meet, and which they
+    /// miss by how much
+    ///
+    /// Reads what `gradclip bench` writes with --save or --json, `benches/pytorch/compare.py` and the host bench with --json.
+    /// A missed target is no error.
+    #[arg(
+        long,
+        value_name = "FILE.jsonl",
+        num_args = 1..,
+        conflicts_with_all = ["device", "max_bytes", "seconds", "only", "cold_bytes", "json", "save", "plot"]
+    )]
+    check: Vec<PathBuf>,
+
+    /// With --check: the card's rated memory bandwidth, where no table has it
+    #[arg(long, value_name = "GB/S", requires = "check")]
+    rated: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<String> {
+    if !args.check.is_empty() {
+        ensure!(args.rated.is_none_or(|rated| rated > 0.0), "--rated must be positive");
+        return check::report(&args.check, args.rated);
+    }
     ensure!(args.seconds >= 0.0 && args.seconds < 1e9, "{} seconds cannot be", args.seconds);
     let seconds = Duration::from_secs_f64(args.seconds);
     for path in args.plot.iter().chain(&args.save) {
