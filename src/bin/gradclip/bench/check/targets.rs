@@ -180,7 +180,7 @@ impl Target {
             Source::Gpu => ("`gradclip bench` on a GPU", has(lines, Row::is_gradclip)),
             Source::PyTorch => ("`compare.py --device cuda`", has(lines, Row::is_pytorch)),
             Source::Host => (
-                "`gradclip bench` on a GPU, nor of the host bench",
+                "`gradclip bench` on a GPU or of the host bench",
                 !lines.hosts.is_empty() || has(lines, Row::is_gradclip),
             ),
         };

@@ -176,7 +176,7 @@ fn models_in_separate_buffers_have_bounds_of_their_own() {
     assert_outcome(
         &lines[2..],
         "prepare again",
-        "not measured: of the lines of `gradclip bench` on a GPU, nor of the host bench, none is of 291 separate buffers",
+        "not measured: of the lines of `gradclip bench` on a GPU or of the host bench, none is of 291 separate buffers",
         "-",
     );
 }
