@@ -2,11 +2,13 @@
 //!
 //! `encode` records a step; `ready` is a step in an encoder of its own until it can be submitted, beside one with an empty pass;
 //! `prepare` makes a plan anew, for buffers that have moved. Buffers are small, and nothing is in these times that a GPU does.
+//! `--json` prints a line for each number of buffers, for `gradclip bench --check`; `--device` names the adapter.
 //! Not by criterion, which repeats by what is timed, and what is timed here is the lesser part of a step.
 
 use std::time::Instant;
 
-use gradclip::{Clip, Clipper, DType, Gradient, adapters};
+use gradclip::{Clip, Clipper, DType, DeviceChoice, Gradient, adapters};
+use serde_json::json;
 use wgpu::{BufferUsages, CommandEncoder, PollType};
 
 /// An arena; as many as the tensors of ResNet-50; of Llama-7B.
@@ -16,18 +18,27 @@ const BYTES: u64 = 4 << 10;
 fn main() {
     env_logger::init();
     // `cargo test` only sees that it runs.
-    let repetitions = if std::env::args().any(|argument| argument == "--bench") { 101 } else { 1 };
-    let adapter = adapters().into_iter().next().expect("an adapter: scripts/test installs a software one");
+    let arguments: Vec<String> = std::env::args().collect();
+    let given = |name: &str| arguments.iter().position(|argument| argument == name);
+    let repetitions = if given("--bench").is_some() { 101 } else { 1 };
+    let name = given("--device").map_or("gpu", |at| arguments.get(at + 1).expect("--device has a value"));
+    let choice: DeviceChoice = name.parse().expect("every name can be a device's");
+    let mut adapters = adapters();
+    let index = choice.choose(&adapters).unwrap_or_else(|error| panic!("{error}"));
+    let adapter = adapters.swap_remove(index.expect("the CPU path has no plans"));
     let required_limits = Clipper::recommended_limits(&adapter, &wgpu::Limits::default());
     let descriptor = wgpu::DeviceDescriptor { required_limits, ..wgpu::DeviceDescriptor::default() };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("the adapter opens");
     let clipper = Clipper::new(&device).expect("the adapter is no less than WebGPU's baseline");
     let host = Host { device, queue, repetitions };
 
-    println!("{}; medians of {repetitions}, in µs", adapter.get_info().name);
-    let empty =
-        host.step(|encoder| drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default())));
-    println!("an encoder with an empty pass: ready {:.1}", empty.ready);
+    let (gpu, json) = (adapter.get_info().name, given("--json").is_some());
+    if !json {
+        let empty =
+            host.step(|encoder| drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default())));
+        println!("{gpu}; medians of {repetitions}, in µs");
+        println!("an encoder with an empty pass: ready {:.1}", empty.ready);
+    }
     for count in BUFFERS {
         let (size, usage) = (BYTES, BufferUsages::STORAGE);
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
@@ -45,9 +56,17 @@ fn main() {
             seconds
         });
         let dispatches = plan.dispatches();
-        println!(
-            "{count} buffers, {dispatches} dispatches: encode {encode:.1}, ready {ready:.1}, prepare {again:.1}"
-        );
+        if json {
+            let line = json!({
+                "kind": "host", "library": "gradclip", "gpu": gpu, "buffers": count, "dispatches": dispatches,
+                "encode_seconds": encode * 1e-6, "ready_seconds": ready * 1e-6, "prepare_seconds": again * 1e-6,
+            });
+            println!("{line}");
+        } else {
+            println!(
+                "{count} buffers, {dispatches} dispatches: encode {encode:.1}, ready {ready:.1}, prepare {again:.1}"
+            );
+        }
     }
 }
 

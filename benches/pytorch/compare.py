@@ -91,10 +91,20 @@ def main():
     parser.add_argument("--max-bytes", type=int, default=1 << 30)
     parser.add_argument("--threads", type=int, help="of either, on the CPU [their own defaults]")
     parser.add_argument("--json", metavar="FILE", help="write all JSON lines of both there, too")
+    parser.add_argument("--append", action="store_true", help="add them to what FILE holds")
     args = parser.parse_args()
 
     torch = PyTorch(args.python, args.device, args.threads, args.max_bytes, args.seconds)
-    lines, seconds, host = [torch.machine], {}, {}
+    lines, seconds, host = [], {}, {}
+
+    def keep(rows, mode="a"):
+        """At once: what has been measured should outlive an interruption."""
+        lines.extend(rows)
+        if args.json:
+            with open(args.json, mode) as file:
+                file.writelines(json.dumps(line) + "\n" for line in rows)
+
+    keep([torch.machine], "a" if args.append else "w")
     for number in range(args.rounds):
         for name in args.sets:
             print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
@@ -102,11 +112,7 @@ def main():
                             f"{name}/")
             machine = next(row for row in rows if row["kind"] == "machine")
             rows += torch.measure(f"/{name}/")
-            lines += rows
-            if args.json:
-                # At once: what has been measured should outlive an interruption.
-                with open(args.json, "w") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in lines)
+            keep(rows)
             for row in rows:
                 if row["kind"] == "skipped":
                     print(f"{row['set']} was not measured: {row['why']}", file=sys.stderr)

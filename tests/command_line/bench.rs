@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -164,6 +167,80 @@ fn the_table_names_the_software_adapter_and_the_plot_is_an_svg() {
     for text in ["CPU, wall", "GPU, its own time", "2^10", "2^12", "%", "polyline"] {
         assert!(svg.contains(text), "{text} is not in {svg}");
     }
+}
+
+/// The lines of a set are in the file before the next set is measured, so that an interrupted run keeps them.
+#[test]
+fn lines_are_saved_set_by_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().join("rows.jsonl");
+    let args =
+        ["bench", "--seconds", "0", "--device", "cpu", "--only", "2^10/f32", "--only", "2^24/f32", "--save"];
+    let mut bench = command(&args).arg(&save).stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let saved = loop {
+        let saved = fs::read_to_string(&save).unwrap_or_default();
+        if saved.contains("2^10\"") || Instant::now() > deadline {
+            break saved;
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    bench.kill().unwrap();
+    bench.wait().unwrap();
+    let saved: Vec<Value> = saved.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(saved[0]["kind"], "machine");
+    assert_eq!(names(&of_kind(&saved, "operation"), "set"), BTreeSet::from(["2^10"]));
+}
+
+/// A report of what was measured just now names every target: measured, or why not.
+#[test]
+fn saved_lines_are_checked_against_the_targets() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().join("rows.jsonl");
+    let args =
+        ["--device", "gpu", "--max-bytes", "1MiB", "--only", "2^18/f32", "--only", "resnet50", "--save"];
+    let mut bench = command(&[&QUICK[..], &args[..]].concat());
+    assert!(bench.arg(&save).output().unwrap().status.success());
+    let empty = folder.path().join("empty.jsonl");
+    fs::write(&empty, "").unwrap();
+    let output = command(&["bench", "--check"]).arg(&save).arg(&empty).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report = String::from_utf8(output.stdout).unwrap();
+    let row = |what: &str| {
+        let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+        let mut rows = report.lines().map(cells).filter(|cells| cells.len() == 6);
+        rows.find(|cells| cells[1] == what).unwrap_or_else(|| panic!("no {what} in {report}"))
+    };
+    assert!(row("scratch, of 0.1 % of as many f32 and 64 KiB")[3].contains("2^18 f32"), "{report}");
+    assert_eq!(row("scratch, of 0.1 % of as many f32 and 64 KiB")[4], "met");
+    assert!(row("encode, one arena")[3].contains(" µs ("), "{report}");
+    let large = "not measured: of the lines of `gradclip bench` on a GPU, none is of 64 MiB or more";
+    assert_eq!(row("norm, of the read roofline")[3], large);
+    let absent = "not measured: no lines of `compare.py --device cuda`";
+    assert_eq!(row("PyTorch foreach / gradclip, clamp")[3..5], [absent, "-"]);
+    for part in ["- GPU: ", "- began: 20", "## On the GPU", "## On the CPU", "gradclip bench --seconds 0"] {
+        assert!(report.contains(part), "{part} is not in {report}");
+    }
+}
+
+#[test]
+fn lines_that_cannot_be_checked_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) = (folder.path().join("good.jsonl"), folder.path().join("bad.jsonl"));
+    fs::write(&good, "{\"kind\":\"ratios\"}\n").unwrap();
+    fs::write(&bad, "{\"kind\":\"ratios\"}\n{\"kind\":\"oper").unwrap();
+    for (args, named) in [
+        (vec![good.clone(), bad], "bad.jsonl, line 2"),
+        (vec![folder.path().join("none.jsonl")], "none.jsonl"),
+        (vec![good.clone(), "--rated".into(), "0".into()], "--rated"),
+    ] {
+        let output = command(&["bench", "--check"]).args(&args).output().unwrap();
+        let message = String::from_utf8(output.stderr.clone()).unwrap();
+        assert!(!output.status.success() && message.contains(named), "{args:?}: {message}");
+        assert_eq!(output.stdout, b"", "{args:?}");
+    }
+    let both = command(&["bench", "--json", "--check"]).arg(&good).output().unwrap();
+    assert!(!both.status.success(), "nothing is measured where saved lines are read: {both:?}");
 }
 
 #[test]

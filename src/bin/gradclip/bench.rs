@@ -1,6 +1,7 @@
 //! `gradclip bench`: the GPU path beside the CPU path, and both beside what the machine can move at most.
 
 mod bytes;
+mod check;
 mod cpu;
 mod device;
 mod gpu;
@@ -14,13 +15,14 @@ mod workloads;
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use gradclip::{DeviceChoice, adapters, is_software};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::manner::matches;
 use crate::progress::Progress;
@@ -81,16 +83,37 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Write the JSON lines to a file, too
+    /// Write the JSON lines to a file, too, those of a set as soon as it is measured
     #[arg(long, value_name = "FILE.jsonl")]
     save: Option<PathBuf>,
 
     /// Draw time and percent of the roofline against size
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+
+    /// Measure nothing, but read saved JSON lines and report in Markdown which targets for a GPU they meet, and which they
+    /// miss by how much
+    ///
+    /// Reads what `gradclip bench` writes with --save or --json, `benches/pytorch/compare.py` and the host bench with --json.
+    /// A missed target is no error.
+    #[arg(
+        long,
+        value_name = "FILE.jsonl",
+        num_args = 1..,
+        conflicts_with_all = ["device", "max_bytes", "seconds", "only", "cold_bytes", "json", "save", "plot"]
+    )]
+    check: Vec<PathBuf>,
+
+    /// With --check: the card's rated memory bandwidth, where no table has it
+    #[arg(long, value_name = "GB/S", requires = "check")]
+    rated: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<String> {
+    if !args.check.is_empty() {
+        ensure!(args.rated.is_none_or(|rated| rated > 0.0), "--rated must be positive");
+        return check::report(&args.check, args.rated);
+    }
     ensure!(args.seconds >= 0.0 && args.seconds < 1e9, "{} seconds cannot be", args.seconds);
     let seconds = Duration::from_secs_f64(args.seconds);
     for path in args.plot.iter().chain(&args.save) {
@@ -108,32 +131,64 @@ pub(crate) fn run(args: &Args) -> Result<String> {
         .collect();
     ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
 
+    let machine = bench.machine();
+    let mut saved = args.save.as_deref().map(|path| Saved::create(path, &machine)).transpose()?;
     let progress = Progress::steps(args.json, sets.len());
     let mut pool = Memory::default();
     let share = seconds / u32::try_from(sets.len())?;
     let mut all = Vec::new();
     for set in sets {
         progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
-        all.push(bench.measure(set, &mut pool, share)?);
+        let measured = bench.measure(set, &mut pool, share)?;
+        if let Some(saved) = &mut saved {
+            saved.append(rows::json(std::slice::from_ref(&measured)))?;
+        }
+        all.push(measured);
         progress.advance(1);
     }
     drop(progress);
     if let Some(plot) = &args.plot {
         fs::write(plot, plot::svg(&all)?).with_context(|| cannot_write(plot))?;
     }
-    if let Some(save) = &args.save {
-        fs::write(save, bench.json(&all)).with_context(|| cannot_write(save))?;
-    }
-    Ok(if args.json { bench.json(&all) } else { bench.table(&all) })
+    Ok(if args.json { text([machine].into_iter().chain(rows::json(&all))) } else { bench.table(&all) })
 }
 
-fn folder(path: &std::path::Path) -> &std::path::Path {
+fn folder(path: &FilePath) -> &FilePath {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(std::path::Path::new("."))
+    parent.unwrap_or(FilePath::new("."))
 }
 
-fn cannot_write(path: &std::path::Path) -> String {
+fn cannot_write(path: &FilePath) -> String {
     format!("cannot write {}", path.display())
+}
+
+/// JSON lines, one value a line.
+fn text(lines: impl IntoIterator<Item = Value>) -> String {
+    lines.into_iter().fold(String::new(), |mut text, line| {
+        writeln!(text, "{line}").expect("a string takes everything");
+        text
+    })
+}
+
+/// The file of `--save`. It grows set by set, so that an interrupted run keeps what it has measured.
+struct Saved<'a> {
+    path: &'a FilePath,
+    file: File,
+}
+
+impl<'a> Saved<'a> {
+    /// Replaces the file by one that holds the machine line alone.
+    fn create(path: &'a FilePath, machine: &Value) -> Result<Self> {
+        let file = File::create(path).with_context(|| cannot_write(path))?;
+        let mut saved = Self { path, file };
+        saved.append([machine.clone()])?;
+        Ok(saved)
+    }
+
+    /// Appends the lines in one write.
+    fn append(&mut self, lines: impl IntoIterator<Item = Value>) -> Result<()> {
+        self.file.write_all(text(lines).as_bytes()).with_context(|| cannot_write(self.path))
+    }
 }
 
 struct Bench<'a> {
@@ -260,10 +315,11 @@ impl Bench<'_> {
         }
     }
 
-    fn json(&self, all: &[Measured]) -> String {
+    /// The line that says which command measured on which machine, and when it began.
+    fn machine(&self) -> Value {
         // Without where the program lies: these lines are shown to others.
         let command: Vec<_> = ["gradclip".to_owned()].into_iter().chain(env::args().skip(1)).collect();
-        let machine = json!({
+        json!({
             "kind": "machine",
             "library": "gradclip",
             "version": env!("CARGO_PKG_VERSION"),
@@ -276,11 +332,6 @@ impl Bench<'_> {
             "gpu": self.gpu.as_ref().map(|gpu| &gpu.name),
             "gpu_is_software": self.gpu.as_ref().map(|gpu| gpu.software),
             "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold),
-        });
-        let lines = [machine].into_iter().chain(rows::json(all));
-        lines.fold(String::new(), |mut text, line| {
-            writeln!(text, "{line}").expect("a string takes everything");
-            text
         })
     }
 

@@ -1,0 +1,34 @@
+//! `gradclip bench --check`: reads saved JSON lines and reports every target as met or missed, in Markdown.
+
+mod lines;
+mod rated;
+mod tables;
+mod targets;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use lines::Lines;
+
+/// Reads the files and returns the report. `rated` is the card's bandwidth in GB/s, where no table knows it.
+///
+/// Fails if a file cannot be read, or a line of one is no JSON line of a bench.
+pub(crate) fn report(files: &[PathBuf], rated: Option<f64>) -> Result<String> {
+    let lines = Lines::read(files)?;
+    let tables = [
+        tables::heading(&lines),
+        targets::table(&lines, rated),
+        tables::gpu(&lines),
+        tables::gpu_ratios(&lines),
+        tables::separate(&lines),
+        tables::pytorch(&lines, "gpu"),
+        tables::host(&lines),
+        tables::cpu(&lines),
+        tables::threads(&lines),
+        tables::pytorch(&lines, "cpu"),
+        tables::commands(&lines),
+    ];
+    let tables: Vec<_> = tables.into_iter().filter(|table| !table.is_empty()).collect();
+    Ok(tables.join("\n"))
+}
