@@ -142,7 +142,7 @@ impl Variant {
             .max_storage_buffers_per_shader_stage
             .min(limits.max_buffers_and_acceleration_structures_per_shader_stage)
             .min(limits.max_bindings_per_bind_group);
-        let slots = powers(bindings.min(1024) as usize - 2);
+        let slots = powers((bindings as usize - 2).min(256));
         let slots = slots.map(|slots| Self { about: "slots", slots, ..library });
         let dispatches = powers(64).map(|dispatches| Self { about: "dispatches", dispatches, ..library });
         let unchecked = Self { about: "module", checked: false, ..library };

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::clip_plan::{ClipPlan, build};
+use super::device::is_software;
 use super::gradient::{Gradient, Set};
 use super::kernels::{
     Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES,
@@ -15,11 +16,15 @@ use super::scope::guarded;
 use super::slots::FIRST_SLOT;
 use crate::{Clip, Error};
 
-/// More windows than this are not bound at once, whatever the device allows: each makes the shaders longer.
-const MOST_SLOTS: u32 = 32;
+/// More windows than this are not bound at once, whatever the device allows. Of more than 64, an H100 fetches every binding
+/// anew for each load, and takes half as long again.
+const MOST_SLOTS: u32 = 64;
 
-/// More banks of partials than this are not read at once, for the same reason.
-const MOST_BANKS: u32 = 8;
+/// The same on a software adapter, which compiles each case of every `switch` among slots for seconds.
+const MOST_SLOTS_IN_SOFTWARE: u32 = 32;
+
+/// More banks of partials than this are not read at once: each makes the kernel that joins them longer.
+const MOST_BANKS: u32 = 16;
 
 /// Clips gradients on one [`wgpu::Device`].
 ///
@@ -40,7 +45,7 @@ struct Inner {
 
 impl Clipper {
     /// The limits to ask for when a device is opened: those of `base`, raised as far as this adapter allows to where clips
-    /// take the fewest dispatches. Up to 32 buffers are bound at once then, each in as few pieces as possible, and a workgroup may
+    /// take the fewest dispatches. Up to 64 buffers are bound at once then, each in as few pieces as possible, and a workgroup may
     /// have 1024 invocations.
     ///
     /// ```no_run
@@ -94,7 +99,7 @@ impl Clipper {
     ///
     /// [`Error::Limit`] if the device allows less than the smallest kernel needs.
     pub fn new(device: &wgpu::Device) -> Result<Self, Error> {
-        let limits = usable(&device.limits())?;
+        let limits = usable(&device.limits(), is_software(&device.adapter_info()))?;
         let bytes = limits.alignment * limits.slots as u64;
         let filler = guarded(device, "the clipper", bytes, || {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -224,7 +229,7 @@ impl fmt::Debug for Clipper {
 }
 
 /// What a plan may use of a device, if that is enough.
-fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
+fn usable(device: &wgpu::Limits, is_software: bool) -> Result<Limits, Error> {
     let alignment = u64::from(device.min_storage_buffer_offset_alignment.max(16));
     let needed: [(&'static str, u64, u64); 10] = [
         ("max_compute_workgroup_size_x", WORKGROUP_SIZE.into(), device.max_compute_workgroup_size_x.into()),
@@ -283,7 +288,7 @@ fn usable(device: &wgpu::Limits) -> Result<Limits, Error> {
         // Windows are addressed in 32 bits, whatever a device allows.
         binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,
         alignment,
-        slots: slots.min(MOST_SLOTS) as usize,
+        slots: slots.min(if is_software { MOST_SLOTS_IN_SOFTWARE } else { MOST_SLOTS }) as usize,
         wide: WIDE_WORKGROUP_SIZE
             <= device.max_compute_workgroup_size_x.min(device.max_compute_invocations_per_workgroup)
             && WIDE_WORKGROUP_BYTES <= device.max_compute_workgroup_storage_size,

@@ -55,7 +55,8 @@ impl Launchable {
                     .replace(&format!("override {name}: {ty};"), &format!("const {name}: {ty} = {number};"));
             }
         }
-        text.replace("override STRIDE", "const STRIDE")
+        // What is left follows from these.
+        text.replace("override ", "const ")
             .replace("var<storage, read>", "var<storage, read_write>")
             .replace("var<uniform>", "var<storage, read_write>")
     }

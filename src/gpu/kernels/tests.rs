@@ -26,12 +26,12 @@ fn all() -> Vec<Kernel> {
     .concat();
     let mut kernels = vec![Kernel::Supply, Kernel::Relative, Kernel::Adapt, Kernel::Count];
     for &finding in &findings {
-        for (banks, wide) in [(1, false), (1, finding.reads_vectors()), (2, false), (8, false)] {
+        for (banks, wide) in [(1, false), (1, finding.reads_vectors()), (2, false), (16, false)] {
             let finalize = |leaves| Kernel::Finalize { finding, leaves, banks, wide };
             kernels.extend([Leaves::Record, Leaves::Stats].map(finalize));
         }
     }
-    for slots in [1, 2, 4, 6, 8, 16, 30, 32] {
+    for slots in [1, 2, 4, 6, 8, 16, 30, 32, 64] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for access in [Access::Vectors, Access::Elements] {
                 let manner = Manner { access, dtype };
