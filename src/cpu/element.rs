@@ -19,9 +19,6 @@ pub(super) trait Element: Copy + Send + Sync {
     /// The largest finite element.
     const MAX: f32;
 
-    /// Whether to [clamp](Self::clamped) takes longer than to store what it gave and load it again.
-    const KEEPS_CLAMPED: bool;
-
     /// Its value, exactly; subnormals, infinities and NaN included.
     fn widen(self) -> f32;
 
@@ -61,8 +58,6 @@ impl Element for f32 {
 
     const MAX: f32 = Self::MAX;
 
-    const KEEPS_CLAMPED: bool = false;
-
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -100,8 +95,6 @@ impl Element for f16 {
     }
 
     const MAX: f32 = 65504.0;
-
-    const KEEPS_CLAMPED: bool = true;
 
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -145,8 +138,6 @@ impl Element for bf16 {
     type Bits = u16;
 
     const MAX: f32 = f32::from_bits(0x7f7f_0000);
-
-    const KEEPS_CLAMPED: bool = true;
 
     /// The upper half of an f32 it is.
     #[inline(always)]

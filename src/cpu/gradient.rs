@@ -1,6 +1,6 @@
 //! A gradient in main memory, and what is to be done with it.
 
-use std::fmt;
+use std::{fmt, iter, mem};
 
 use half::{bf16, f16};
 
@@ -109,11 +109,7 @@ impl<'a> Gradient<'a> {
 
     /// All of it, if it may be written.
     pub(super) fn scaled_elements(&mut self) -> Option<ElementsMut<'_>> {
-        self.scaled.then_some(match &mut self.elements {
-            ElementsMut::F32(elements) => ElementsMut::F32(elements),
-            ElementsMut::F16(elements) => ElementsMut::F16(elements),
-            ElementsMut::Bf16(elements) => ElementsMut::Bf16(elements),
-        })
+        self.scaled.then(|| self.elements.reborrow())
     }
 
     pub(crate) const fn dtype(&self) -> DType {
@@ -202,6 +198,14 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// The bytes of one element.
+    pub(super) const fn element_size(&self) -> usize {
+        match self {
+            Self::F32(_) => size_of::<f32>(),
+            Self::F16(_) | Self::Bf16(_) => size_of::<f16>(),
+        }
+    }
+
     const fn dtype(&self) -> DType {
         match self {
             Self::F32(_) => DType::F32,
@@ -221,13 +225,38 @@ impl<'a> Elements<'a> {
     /// One of so many rows.
     pub(super) fn row(self, row: usize, rows: usize) -> Self {
         let len = self.len() / rows;
-        let own = row * len..(row + 1) * len;
+        self.split_at(row * len).1.split_at(len).0
+    }
+
+    /// The first `middle` elements, and the rest.
+    #[inline]
+    pub(super) fn split_at(self, middle: usize) -> (Self, Self) {
         match self {
-            Self::F32(elements) => Self::F32(&elements[own]),
-            Self::F16(elements) => Self::F16(&elements[own]),
-            Self::Bf16(elements) => Self::Bf16(&elements[own]),
+            Self::F32(elements) => both(elements.split_at(middle), Self::F32),
+            Self::F16(elements) => both(elements.split_at(middle), Self::F16),
+            Self::Bf16(elements) => both(elements.split_at(middle), Self::Bf16),
         }
     }
+
+    /// Pieces of `len` elements; the last may be shorter.
+    pub(super) fn pieces(self, len: usize) -> impl Iterator<Item = Self> {
+        let mut rest = self;
+        iter::from_fn(move || Some(rest.split_off_front(len)).filter(|piece| piece.len() > 0))
+    }
+
+    /// Takes the first `len` elements, or all if they are fewer.
+    #[inline]
+    pub(super) fn split_off_front(&mut self, len: usize) -> Self {
+        let front;
+        (front, *self) = self.split_at(len.min(self.len()));
+        front
+    }
+}
+
+/// Wraps both parts of a slice.
+#[inline]
+fn both<S, E>((left, right): (S, S), wrap: impl Fn(S) -> E) -> (E, E) {
+    (wrap(left), wrap(right))
 }
 
 impl ElementsMut<'_> {
@@ -239,10 +268,52 @@ impl ElementsMut<'_> {
         }
     }
 
+    /// The bytes of one element.
+    pub(super) const fn element_size(&self) -> usize {
+        match self {
+            Self::F32(_) => size_of::<f32>(),
+            Self::F16(_) | Self::Bf16(_) => size_of::<f16>(),
+        }
+    }
+
+    /// The same elements, for a shorter time.
+    pub(super) fn reborrow(&mut self) -> ElementsMut<'_> {
+        match self {
+            Self::F32(elements) => ElementsMut::F32(elements),
+            Self::F16(elements) => ElementsMut::F16(elements),
+            Self::Bf16(elements) => ElementsMut::Bf16(elements),
+        }
+    }
+
+    /// The first `middle` elements, and the rest.
+    #[inline]
+    pub(super) fn split_at(self, middle: usize) -> (Self, Self) {
+        match self {
+            Self::F32(elements) => both(elements.split_at_mut(middle), Self::F32),
+            Self::F16(elements) => both(elements.split_at_mut(middle), Self::F16),
+            Self::Bf16(elements) => both(elements.split_at_mut(middle), Self::Bf16),
+        }
+    }
+
+    /// Takes the first `len` elements, or all if they are fewer.
+    #[inline]
+    pub(super) fn split_off_front(&mut self, len: usize) -> Self {
+        let all = mem::replace(self, Self::F32(&mut []));
+        let len = len.min(all.len());
+        let front;
+        (front, *self) = all.split_at(len);
+        front
+    }
+
     /// All of so many rows.
     pub(super) fn rows(self, rows: usize) -> Vec<Self> {
         // Empty rows are nothing to change.
         let len = (self.len() / rows).max(1);
+        self.pieces(len)
+    }
+
+    /// Pieces of `len` elements; the last may be shorter.
+    pub(super) fn pieces(self, len: usize) -> Vec<Self> {
         match self {
             Self::F32(elements) => elements.chunks_mut(len).map(Self::F32).collect(),
             Self::F16(elements) => elements.chunks_mut(len).map(Self::F16).collect(),

@@ -1,4 +1,4 @@
-//! The inner loops: one piece of one gradient, on one thread.
+//! The inner loops: some pieces of gradients, on one thread.
 //!
 //! Each loop is written once, over lanes that are independent of each other, and compiled once per instruction set and
 //! type of element. An instruction set decides how many lanes an instruction holds, never what comes of a lane, and
@@ -12,6 +12,7 @@
 mod avx2;
 mod change;
 mod measure;
+mod walk;
 
 pub(super) use change::{Change, change};
 use half::f16;
@@ -22,29 +23,8 @@ use super::element::Element as _;
 /// How many elements are looked at side by side, each in a lane of its own.
 pub(super) const LANES: usize = 16;
 
-/// How far ahead, in bytes, memory is asked for: more than a page, with which the processor's own prefetching ends.
-const AHEAD: usize = 6 << 10;
-
-/// Asks for the memory of a block that comes later; whether there is any does not matter. It is to come as far as the second
-/// cache: the few places where the first one waits for memory are needed for what is read now.
-#[inline(always)]
-fn prefetch_after<E>(block: &[E]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let address = block.as_ptr().cast::<u8>().wrapping_add(AHEAD);
-        #[expect(unsafe_code, reason = "an intrinsic that takes a pointer")]
-        // SAFETY: a hint; it reads nothing, and no address is wrong.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(address.cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = block;
-}
-
 /// A loop that is to be compiled for several instruction sets, and therefore inlined into each of its callers.
-trait Kernel {
+pub(super) trait Kernel {
     type Output;
     fn run<I: Isa>(self) -> Self::Output;
 }
@@ -52,6 +32,10 @@ trait Kernel {
 /// An instruction set that loops are compiled for. It decides how many lanes an instruction holds, and by which
 /// instructions; of what stands here each has but one right result.
 pub(super) trait Isa {
+    /// Runs a kernel that is compiled for it, as a function of its own: of one that does many things compilers vectorise
+    /// less.
+    fn run<K: Kernel>(kernel: K) -> K::Output;
+
     /// `sum + x²` of an x that is an f32. Its square is exact in f64, so that there is one rounding either way.
     fn add_square(sum: f64, x: f32) -> f64;
 
@@ -63,6 +47,11 @@ pub(super) trait Isa {
 struct Baseline;
 
 impl Isa for Baseline {
+    #[inline(never)]
+    fn run<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
+
     #[inline(always)]
     fn add_square(sum: f64, x: f32) -> f64 {
         sum + f64::from(x) * f64::from(x)
@@ -87,7 +76,7 @@ fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: the machine has it.
         return unsafe { avx2::run(kernel) };
     }
-    kernel.run::<Baseline>()
+    Baseline::run(kernel)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What one pass over some elements finds, and the norm that follows from it.
 
-use super::element::Element;
+use super::gradient::Elements;
 use super::kernels;
 use super::parallel::Reduction;
 use crate::NormType;
@@ -60,8 +60,8 @@ impl Reduction for NormType {
 
     const NOTHING: Measured = Measured::NOTHING;
 
-    fn piece<E: Element>(&self, piece: &[E]) -> Measured {
-        kernels::measure(piece, *self)
+    fn pieces(&self, pieces: &[Elements<'_>]) -> Vec<Measured> {
+        kernels::measure(pieces, *self)
     }
 
     fn and(&self, one: Measured, next: Measured) -> Measured {

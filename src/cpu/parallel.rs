@@ -3,22 +3,25 @@
 //! Where to halve follows from the lengths of the gradients alone, never from the number of threads, and the halves
 //! of a sum are added left to right: the bits are the same on any machine.
 
-use super::element::Element;
 use super::gradient::{Elements, ElementsMut};
 use super::kernels::{self, Change};
 
-/// The elements (64 KiB of f32) that one call of a kernel gets; a gradient is cut at multiples of it.
+/// The elements (64 KiB of f32) that have a sum of their own; a gradient is cut at multiples of it.
 const PIECE: usize = 1 << 14;
 
 /// The elements (1 MiB of f32) that are not worth waking another thread for.
 const ALONE: usize = 1 << 18;
 
-/// The elements (256 KiB of f32) that a thread takes at a time once several are awake: few, so that all end together.
+/// The fewest elements (256 KiB of f32) that a thread takes at a time once several are awake.
 const TASK: usize = 1 << 16;
 
-/// How many elements are one task where there are so many in all.
-const fn task(len: usize) -> usize {
-    if len > ALONE { TASK } else { ALONE }
+/// The tasks of each thread, if they are not too small: enough that all threads end together.
+const TASKS: usize = 8;
+
+/// How many elements are one task where there are `len` in all. The more, the farther apart are the streams in which a thread
+/// reads it, up to [`ALONE`].
+fn task(len: usize) -> usize {
+    if len > ALONE { (len / (TASKS * threads())).clamp(TASK, ALONE) } else { ALONE }
 }
 
 /// The most elements whose findings are put together one after the other: the order of a sum follows from it.
@@ -31,7 +34,8 @@ pub(super) trait Reduction: Sync {
     /// What is found in no elements at all.
     const NOTHING: Self::Output;
 
-    fn piece<E: Element>(&self, piece: &[E]) -> Self::Output;
+    /// What is found in each of the pieces.
+    fn pieces(&self, pieces: &[Elements<'_>]) -> Vec<Self::Output>;
 
     /// Both together. In this order: an f64 sum depends on it.
     fn and(&self, one: Self::Output, next: Self::Output) -> Self::Output;
@@ -57,31 +61,46 @@ fn reduce_into<R: Reduction>(
     task: usize,
 ) {
     let len: usize = gradients.iter().map(Elements::len).sum();
-    if gradients.len() == 1 || len <= task {
+    if len <= task {
+        let pieces: Vec<_> = gradients.iter().flat_map(|gradient| gradient.pieces(PIECE)).collect();
+        let mut of_pieces = &reduction.pieces(&pieces)[..];
         for (gradient, found) in gradients.iter().zip(found) {
-            *found = reduction.gradient(match gradient {
-                Elements::F32(elements) => reduce_one(elements, reduction, task),
-                Elements::F16(elements) => reduce_one(elements, reduction, task),
-                Elements::Bf16(elements) => reduce_one(elements, reduction, task),
-            });
+            let (own, after) = of_pieces.split_at(gradient.len().div_ceil(PIECE));
+            *found = reduction.gradient(whole(gradient.len(), own, reduction));
+            of_pieces = after;
         }
+    } else if let [gradient] = gradients {
+        found[0] = reduction.gradient(reduce_one(*gradient, reduction, task));
     } else {
         let middle = gradients.len() / 2;
         let (left, right) = gradients.split_at(middle);
         let (left_found, right_found) = found.split_at_mut(middle);
         let right = || reduce_into(right, right_found, reduction, task);
-        join(true, || reduce_into(left, left_found, reduction, task), right);
+        join(|| reduce_into(left, left_found, reduction, task), right);
     }
 }
 
-fn reduce_one<E: Element, R: Reduction>(gradient: &[E], reduction: &R, task: usize) -> R::Output {
-    if gradient.len() <= PIECE {
-        reduction.piece(gradient)
+fn reduce_one<R: Reduction>(gradient: Elements<'_>, reduction: &R, task: usize) -> R::Output {
+    if gradient.len() <= task {
+        let pieces: Vec<_> = gradient.pieces(PIECE).collect();
+        whole(gradient.len(), &reduction.pieces(&pieces), reduction)
     } else {
         let (left, right) = gradient.split_at(middle(gradient.len()));
-        let right = || reduce_one(right, reduction, task);
-        let (left, right) = join(gradient.len() > task, || reduce_one(left, reduction, task), right);
+        let (left, right) = join(|| reduce_one(left, reduction, task), || reduce_one(right, reduction, task));
         reduction.and(left, right)
+    }
+}
+
+/// What is found in `len` elements of a gradient, of what was found in their pieces.
+fn whole<R: Reduction>(len: usize, pieces: &[R::Output], reduction: &R) -> R::Output {
+    match pieces {
+        [] => R::NOTHING,
+        [only] => *only,
+        _ => {
+            let middle = middle(len);
+            let (left, right) = pieces.split_at(middle / PIECE);
+            reduction.and(whole(middle, left, reduction), whole(len - middle, right, reduction))
+        }
     }
 }
 
@@ -105,27 +124,27 @@ pub(super) fn change(gradients: &mut [(ElementsMut<'_>, Change)]) {
 
 fn change_all(gradients: &mut [(ElementsMut<'_>, Change)], task: usize) {
     let len: usize = gradients.iter().map(|(elements, _)| elements.len()).sum();
-    if gradients.len() == 1 || len <= task {
+    if len <= task {
+        let mut pieces = Vec::with_capacity(gradients.len() + len / PIECE);
         for (elements, change) in gradients {
-            match elements {
-                ElementsMut::F32(elements) => change_one(elements, *change, task),
-                ElementsMut::F16(elements) => change_one(elements, *change, task),
-                ElementsMut::Bf16(elements) => change_one(elements, *change, task),
-            }
+            pieces.extend(elements.reborrow().pieces(PIECE).into_iter().map(|piece| (piece, *change)));
         }
+        kernels::change(&mut pieces);
+    } else if let [(elements, change)] = gradients {
+        change_one(elements.reborrow(), *change, task);
     } else {
         let (left, right) = gradients.split_at_mut(gradients.len() / 2);
-        join(true, || change_all(left, task), || change_all(right, task));
+        join(|| change_all(left, task), || change_all(right, task));
     }
 }
 
-fn change_one<E: Element>(gradient: &mut [E], change: Change, task: usize) {
+fn change_one(gradient: ElementsMut<'_>, change: Change, task: usize) {
     let len = gradient.len();
     if len <= task {
-        kernels::change(gradient, change);
+        change_all(&mut [(gradient, change)], task);
     } else {
-        let (left, right) = gradient.split_at_mut(middle(len));
-        join(true, || change_one(left, change, task), || change_one(right, change, task));
+        let (left, right) = gradient.split_at(middle(len));
+        join(|| change_one(left, change, task), || change_one(right, change, task));
     }
 }
 
@@ -134,13 +153,9 @@ fn middle(len: usize) -> usize {
     (len / 2).next_multiple_of(PIECE)
 }
 
-/// Both results, computed side by side if that is worth it.
-fn join<A: Send, B: Send>(
-    worth_it: bool,
-    left: impl FnOnce() -> A + Send,
-    right: impl FnOnce() -> B + Send,
-) -> (A, B) {
-    if worth_it { rayon::join(left, right) } else { (left(), right()) }
+/// Both results, computed side by side.
+fn join<A: Send, B: Send>(left: impl FnOnce() -> A + Send, right: impl FnOnce() -> B + Send) -> (A, B) {
+    rayon::join(left, right)
 }
 
 /// See [`cpu::threads`](super::threads).

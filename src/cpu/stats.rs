@@ -1,7 +1,6 @@
 //! What is found in each gradient alone.
 
-use super::element::Element;
-use super::gradient::Gradient;
+use super::gradient::{Elements, Gradient};
 use super::kernels::{self, Counts};
 use super::measured::Measured;
 use super::parallel::{self, Reduction};
@@ -53,8 +52,10 @@ impl Reduction for Stats {
 
     const NOTHING: Self::Output = (Measured::NOTHING, Counts { non_finite: 0, zeros: 0 });
 
-    fn piece<E: Element>(&self, piece: &[E]) -> Self::Output {
-        (self.0.piece(piece), kernels::count(piece))
+    fn pieces(&self, pieces: &[Elements<'_>]) -> Vec<Self::Output> {
+        // A few at a time: the second read finds them in the cache.
+        let few = pieces.chunks(4);
+        few.flat_map(|pieces| self.0.pieces(pieces).into_iter().zip(kernels::count(pieces))).collect()
     }
 
     fn and(&self, (one, some): Self::Output, (next, more): Self::Output) -> Self::Output {

@@ -14,6 +14,7 @@ pub(super) fn is_there() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
@@ -23,6 +24,15 @@ pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
 struct Avx2;
 
 impl Isa for Avx2 {
+    #[inline(always)]
+    fn run<K: Kernel>(kernel: K) -> K::Output {
+        #[expect(unsafe_code, reason = "only `run` knows what its kernels are compiled for")]
+        // SAFETY: `run` is called on machines that have it.
+        unsafe {
+            run(kernel)
+        }
+    }
+
     #[inline(always)]
     fn add_square(sum: f64, x: f32) -> f64 {
         // One instruction where `run` inlines it.

@@ -40,8 +40,9 @@ impl<'a> Cpu<'a> {
         );
         let pool = pool.at_least(needed);
         pool.par_chunks_mut(bytes).for_each(|place| place.copy_from_slice(pristine.bytes()));
-        let (read, in_place) = Default::default();
-        let mut cpu = Self { pristine, pool, places, place: 0, stride: coprime(places), read, in_place };
+        let [walk, ..] = Walk::ALL;
+        let stride = coprime(places);
+        let mut cpu = Self { pristine, pool, places, place: 0, stride, read: walk, in_place: walk };
         cpu.read = cpu.quickest(|place, walk| {
             black_box(loops::read(place, walk));
         });
@@ -61,7 +62,7 @@ impl<'a> Cpu<'a> {
             }
         }
         let quickest = seconds.into_iter().min_by(|(a, _), (b, _)| a.total_cmp(b));
-        quickest.map(|(_, walk)| walk).unwrap_or_default()
+        quickest.map_or(Walk::ALL[0], |(_, walk)| walk)
     }
 
     /// Does it once, and fails if the result is wrong.
