@@ -7,6 +7,7 @@ mod errors;
 mod hazards;
 mod neighbours;
 mod properties;
+mod rounding;
 mod slices;
 mod steps;
 mod tensors;
