@@ -9,7 +9,7 @@
 //
 // The first steps do not limit; there mean and deviation are those of all norms so far. The Rust side is z_clip.rs.
 //
-// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
+// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl, exact.wgsl.
 
 struct NormHistory {
     steps: u32,     // how many norms it has seen, as far as the end of the warm-up

@@ -3,8 +3,9 @@
 // Converted as integers, or by sums that are exact or rounded as every sum is: a device may flush the subnormals that its own
 // conversions meet, and round as it likes.
 //
-// Interface: PER_WORD, PER_VECTOR, LOADS_AHEAD (partials.wgsl), `low_halves`, `high_halves`, `widened`, `narrowed`; for finite
-// elements the shorter `low_finite`, `high_finite`, `with_signs`; and KEY, TOP, `magnitude_of` for keys. A key is the bits KEY
+// Interface: PER_WORD, PER_VECTOR, LOADS_AHEAD (partials.wgsl), `low_halves`, `high_halves`, `widened`, `narrowed`; the
+// shorter `low_magnitudes`, `high_magnitudes` and `with_signs`; `low_finite`, `high_finite`, shorter still; and KEY, TOP,
+// `magnitude_of` for keys. A key is the bits KEY
 // of a word with the element in its upper half: keys are ordered as magnitudes are, and TOP is that of infinity. Needs
 // float_bits.wgsl.
 
@@ -30,19 +31,30 @@ fn widened(word: u32, index: u32) -> u32 {
 }
 
 fn from_f16(half: vec4<u32>) -> vec4<u32> {
-    let magnitude = half & vec4(0x7fffu);
-    let not_finite = (magnitude << vec4(13u)) | vec4(INFINITY);
-    let widened_magnitude = select(from_finite(magnitude), not_finite, magnitude >= vec4(0x7c00u));
-    return ((half & vec4(0x8000u)) << vec4(16u)) | widened_magnitude;
+    return ((half & vec4(0x8000u)) << vec4(16u)) | from_magnitude(half & vec4(0x7fffu));
 }
 
-// The magnitudes of the elements 0, 2, 4, 6 of a vector, where they are finite; anything where they are not.
+// The magnitudes of the elements 0, 2, 4, 6 of a vector.
+fn low_magnitudes(words: vec4<u32>) -> vec4<u32> {
+    return from_magnitude(words & vec4(0x7fffu));
+}
+
+fn high_magnitudes(words: vec4<u32>) -> vec4<u32> {
+    return from_magnitude((words >> vec4(16u)) & vec4(0x7fffu));
+}
+
+// The same where they are finite; some number where they are not.
 fn low_finite(words: vec4<u32>) -> vec4<u32> {
     return from_finite(words & vec4(0x7fffu));
 }
 
 fn high_finite(words: vec4<u32>) -> vec4<u32> {
     return from_finite((words >> vec4(16u)) & vec4(0x7fffu));
+}
+
+fn from_magnitude(magnitude: vec4<u32>) -> vec4<u32> {
+    let not_finite = (magnitude << vec4(13u)) | vec4(INFINITY);
+    return select(from_finite(magnitude), not_finite, magnitude >= vec4(0x7c00u));
 }
 
 // The f32 of a finite magnitude. A subnormal m * 2^-24 is read as 2^-14 + m * 2^-24, and 2^-14 taken away again: exact, and
@@ -54,7 +66,7 @@ fn from_finite(magnitude: vec4<u32>) -> vec4<u32> {
     return bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) - excess);
 }
 
-// The signs of what is in `words` on the magnitudes that came of it, or the opposite ones on negative numbers.
+// Applies the signs of `words` to what was made of their magnitudes.
 fn with_signs(magnitudes: vec4<u32>, words: vec4<u32>) -> vec4<u32> {
     return magnitudes ^ (words & vec4(0x80008000u));
 }

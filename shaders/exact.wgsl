@@ -1,8 +1,8 @@
 // Square root, reciprocal and product of f32, rounded to nearest on every adapter.
 //
 // WGSL allows a division and a square root to miss by several units in the last place, lets a device flush subnormals,
-// and lets a compiler reassociate products. So these work on significands in [1, 2), and integers settle the last bit
-// and the exponent.
+// and lets a compiler reassociate products. So these work on significands in [1, 2). Integers settle the last bit of roots and
+// reciprocals, and the exponents; a product that is subnormal is rounded twice.
 //
 // Interface: `square_root`, `reciprocal`, `product`. Needs float_bits.wgsl.
 

@@ -1,11 +1,12 @@
 // Norm, stage 2: the partials of each segment joined to its norm, and what is to be left of that.
 //
-// One workgroup a segment, of COLUMNS invocations or a multiple of that. It waits for one thing after the other, its own instructions among them, so it is made short:
-// what only rescued or non-finite partials need is read and done again, and never fetched without them.
+// One workgroup a segment, of COLUMNS invocations or a multiple of that. This stage is latency-bound, instruction fetches
+// included, so its common path is short. Rescued and non-finite partials take a second read, in code that is otherwise not
+// fetched.
 //
 // Needs a norm, partials, `leave` of a record or of statistics.
 
-// How many sums the partials of a segment are added up in. Whatever a workgroup has of invocations, the order is the same.
+// How many sums the partials of a segment are added up in. The order of additions does not depend on the workgroup size.
 const COLUMNS: u32 = 256u;
 
 alias Item = Partial;
@@ -30,11 +31,11 @@ fn main(
     var exponent = 0;
     var largest = plain.largest;
     var first_non_finite = NO_PARTIAL;
-    // Uniform: `reduce` gives every invocation the same. RESCUED is above infinity.
+    // Uniform: `reduce_first` gives every invocation the same. RESCUED is above infinity.
     if (plain.largest >= INFINITY) {
         largest = reduce(lane, with_largest(largest_in(segment, lane))).largest;
         if (largest >= INFINITY) {
-            // The smallest index, found as what it is less than MAGNITUDE by.
+            // A maximum over MAGNITUDE - index yields the smallest index.
             first_non_finite = MAGNITUDE - reduce(lane, with_largest(MAGNITUDE - first_non_finite_in(segment, lane))).largest;
         } else {
             exponent = exponent_of(largest);
@@ -91,8 +92,8 @@ fn total_of(cascade: Cascade) -> f32 {
 // at sixteen rows, and the first of them adds up what they have found, in the same order.
 override TURNS: u32 = WORKGROUP_SIZE / COLUMNS;
 
-// The partials of one column: as they are, or with their sums as if all elements had been divided by 2^exponent. Means
-// something for the first invocation of a column.
+// The partials of one column: as they are, or with their sums as if all elements had been divided by 2^exponent. Valid in
+// lanes below COLUMNS only.
 fn total_in(segment: Segment, lane: u32, is_scaled: bool, exponent: i32) -> Partial {
     let rows = (segment.count + COLUMNS - 1u) / COLUMNS;
     var cascade = Cascade();
@@ -119,7 +120,7 @@ fn total_in(segment: Segment, lane: u32, is_scaled: bool, exponent: i32) -> Part
     return all;
 }
 
-// Sixteen rows of a column, joined by a tree, as far as there are so many: the loads of four are in flight together. They are
+// Sixteen rows of a column, joined by a tree, up to the end of the segment. Four loads are in flight at a time. These are
 // loops, since with cold caches this stage waits for its instructions longer than for partials.
 fn sixteen_from(segment: Segment, column: u32, first: u32, is_scaled: bool, exponent: i32) -> Partial {
     var sixteen: Partial;

@@ -15,7 +15,7 @@ fn nothing_to_do(target_index: u32) -> bool {
     return bitcast<u32>(records[target_index * SEGMENTED].factor) == ONE;
 }
 
-// Whether the factor is a plain number, and so are the elements: then a product is what a device makes of it.
+// Whether a native multiplication suffices: the factor is normal or zero, and no measured element is infinite or NaN.
 fn is_plain(target_index: u32) -> bool {
     let record = &records[target_index * SEGMENTED];
     let is_subnormal = (bitcast<u32>((*record).factor) & MAGNITUDE) - 1u < SMALLEST_NORMAL - 1u;

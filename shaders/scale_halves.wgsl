@@ -9,7 +9,8 @@ fn each_of(words: vec4<u32>, target_index: u32) -> vec4<u32> {
 }
 
 fn each_plain_of(words: vec4<u32>, target_index: u32) -> vec4<u32> {
-    let low = narrowed(apply_plain(low_finite(words), target_index));
-    let high = narrowed(apply_plain(high_finite(words), target_index));
+    // An unmeasured gradient may hold what is not finite, whatever the record says.
+    let low = narrowed(apply_plain(low_magnitudes(words), target_index));
+    let high = narrowed(apply_plain(high_magnitudes(words), target_index));
     return with_signs(low | (high << vec4(16u)), words);
 }

@@ -1,6 +1,6 @@
 // Norm, for one that the caller supplies: the record that follows from it.
 //
-// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl.
+// An invocation a segment (per_invocation.wgsl). Needs segment.wgsl, conclude.wgsl, record.wgsl, float_bits.wgsl, exact.wgsl.
 
 @group(0) @binding(0) var<storage, read> supplied: array<f32>; // one, without the loss scale
 @group(0) @binding(4) var<storage, read_write> records: array<ClipRecord>;

@@ -39,10 +39,10 @@ pub(super) const WORKGROUP_BYTES: u32 = 20 * WORKGROUP_SIZE;
 /// The invocations of a workgroup that joins very many partials, where a device allows so many.
 pub(super) const WIDE_WORKGROUP_SIZE: u32 = 1024;
 
-/// And its workgroup memory: at most 16 bytes for each.
+/// The workgroup memory of such a kernel: at most 16 bytes for each invocation.
 pub(super) const WIDE_WORKGROUP_BYTES: u32 = 16 * WIDE_WORKGROUP_SIZE;
 
-/// The same where a tile is the few elements of an edge.
+/// The invocations of a workgroup where a tile is the few elements of an edge.
 const EDGE_WORKGROUP_SIZE: u32 = 32;
 
 /// The bindings of the kernel that has most of those without slots: one that leaves records, of one bank of partials. With
@@ -335,7 +335,7 @@ impl Kernel {
     /// Compiles it.
     pub(super) fn compile(self, device: &wgpu::Device) -> Compiled {
         let label = Some(self.label());
-        // Of the slots, which may be many, so that wgpu checks their sizes once for a plan and not at every dispatch.
+        // Set for slots only: wgpu then checks their sizes once per plan, not at every dispatch.
         let least = self.slots().and_then(|(_, mode)| wgpu::BufferSize::new(mode.element_bytes()));
         let entries: Vec<_> = (0..)
             .zip(self.bindings())

@@ -108,7 +108,7 @@ pub(super) struct Layout {
     pub(super) segments: Vec<Range<usize>>,
     /// How many partials each bank has. Tiles of the norm pass count within their bank.
     pub(super) banks: Vec<usize>,
-    /// Of each partial where it is, if there are several banks: its index in the bank, times the banks, plus the bank.
+    /// The location of each partial, if there are several banks: its index in its bank, times the number of banks, plus the bank.
     pub(super) places: Vec<u32>,
 }
 
@@ -346,10 +346,10 @@ impl Layout {
         batches
     }
 
-    /// Deals the batches of the norm pass out to at most so many banks.
+    /// Distributes the batches of the norm pass over at most `most` banks.
     ///
     /// wgpu puts a barrier between two dispatches of a pass that write one buffer, so that the second starts on an empty GPU:
-    /// on an H100 that is 5 to 7 µs. Dispatches that write different buffers overlap.
+    /// on an H100 that takes 3 to 7 µs. Dispatches that write different buffers overlap.
     fn assign_banks(&mut self, most: usize) {
         let banks = self.norm.len().next_power_of_two().min(most);
         self.banks = vec![0; banks];

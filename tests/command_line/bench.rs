@@ -178,15 +178,14 @@ fn lines_are_saved_set_by_set() {
         ["bench", "--seconds", "0", "--device", "cpu", "--only", "2^10/f32", "--only", "2^24/f32", "--save"];
     let mut bench = command(&args).arg(&save).stdout(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    let saved = loop {
-        let saved = fs::read_to_string(&save).unwrap_or_default();
-        if saved.contains("2^10\"") || Instant::now() > deadline {
-            break saved;
-        }
+    while Instant::now() < deadline && !fs::read_to_string(&save).is_ok_and(|saved| saved.contains("2^10\""))
+    {
         thread::sleep(Duration::from_millis(1));
-    };
+    }
     bench.kill().unwrap();
     bench.wait().unwrap();
+    // Again: what is read while it is written may end within a line.
+    let saved = fs::read_to_string(&save).unwrap();
     let saved: Vec<Value> = saved.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(saved[0]["kind"], "machine");
     assert_eq!(names(&of_kind(&saved, "operation"), "set"), BTreeSet::from(["2^10"]));

@@ -30,7 +30,7 @@ pub(super) trait Stream {
 }
 
 impl Walk {
-    /// The fastest on AMD's Zen 3.
+    /// The fastest of those that a loop of the norm alone tried on AMD's Zen 3.
     const AMD: Self = Self { streams: 4, ahead: 1 << 10 };
 
     /// The fastest on Intel's Xeons, and what other processors get.

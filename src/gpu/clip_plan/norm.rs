@@ -262,7 +262,9 @@ impl Stages<'_> {
     }
 
     fn finalize(&self, leaves: Leaves) -> Kernel {
-        Kernel::Finalize { finding: self.finding, leaves, banks: self.layout.banks.len(), wide: self.wide }
+        // Statistics are of many gradients, most of them small.
+        let wide = self.wide && leaves == Leaves::Record;
+        Kernel::Finalize { finding: self.finding, leaves, banks: self.layout.banks.len(), wide }
     }
 
     /// Limits that are relative to the norms of the parameters, which have records of their own.
