@@ -54,7 +54,7 @@ fn found(sum: f32, all: Partial, count: u32) -> Found {
         if (sum == 0.0) {
             return special(0u);
         }
-        return regular(sum, 0);
+        return counted(sum);
     }
     if (all.largest > INFINITY) {
         return special(NAN);

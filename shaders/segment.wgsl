@@ -30,7 +30,7 @@ const NO_PARTIAL: u32 = 0xffffffffu;
 fn without_loss_scale(found: Found) -> Found {
     let own = split(bitcast<u32>(found.value));
     let exponent = own.exponent + found.exponent;
-    if (measure.inverse_scale == 1.0) {
+    if (found.is_count || measure.inverse_scale == 1.0) {
         return regular(own.significand, exponent);
     }
     // By exponents and significands, so that nothing overflows in between.

@@ -140,7 +140,8 @@ pub struct ByNorm {
     pub epsilon: f32,
     /// What becomes of gradients that are not finite.
     pub non_finite: NonFinite,
-    /// What undoes the loss scale, in norms and in gradients; 1 without one. Positive and finite.
+    /// What undoes the loss scale in gradients, and in norms but for a count: see [`inverse_norm_scale`](Self::inverse_norm_scale).
+    /// 1 without one. Positive and finite.
     pub inverse_scale: f32,
     /// Whether gradients stay as they are.
     pub coefficient_only: bool,
@@ -153,6 +154,12 @@ pub struct ByNorm {
 }
 
 impl ByNorm {
+    /// What undoes the loss scale in norms. The 0-norm counts gradients, and a count has no scale: there it is 1.
+    #[must_use]
+    pub fn inverse_norm_scale(&self) -> f32 {
+        if self.norm_type.p() == 0.0 { 1.0 } else { self.inverse_scale }
+    }
+
     /// The plain clip by global L2 norm, to a limit that is valid.
     pub(crate) const fn l2(max_norm: f32) -> Self {
         Self {
@@ -415,7 +422,7 @@ impl Clip {
     /// The gradients are those of a loss that was multiplied by `scale`: undo it in the same pass.
     ///
     /// The norm, the limit and the record are those of the gradients without the scale, and the factor in the record
-    /// includes `1 / scale`. It is what `GradScaler.unscale_` and `clip_grad_norm_` of PyTorch do one after the other.
+    /// includes `1 / scale`. The 0-norm, a count, has no scale to undo. It is what `GradScaler.unscale_` and `clip_grad_norm_` of PyTorch do one after the other.
     /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] keeps one
     /// that adapts.
     ///

@@ -90,7 +90,7 @@ impl ClipRecord {
 
     /// The record of gradients of which this was measured, clipped to `max_norm` in this manner.
     pub(crate) fn new(measured: Measured, norm: &ByNorm, max_norm: f32) -> Self {
-        let unscaled = measured.norm * f64::from(norm.inverse_scale);
+        let unscaled = measured.norm * f64::from(norm.inverse_norm_scale());
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the norm of f32 gradients is an f32; too large is infinite"

@@ -80,7 +80,7 @@ fn measure(gradients: &[Gradient], norm: &ByNorm, task: &Task, device: &Device) 
             _ => norm_of(Tensor::cat(members, 0), norm.norm_type)[0].clone(),
         })
         .collect();
-    let norms_of_segments = Tensor::cat(joined, 0).mul_scalar(norm.inverse_scale);
+    let norms_of_segments = Tensor::cat(joined, 0).mul_scalar(norm.inverse_norm_scale());
     let limits: Vec<f32> = task.segments.iter().map(|bounds| bounds[1]).collect();
     let limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
 
@@ -103,7 +103,7 @@ fn measure(gradients: &[Gradient], norm: &ByNorm, task: &Task, device: &Device) 
         coefs,
         factors,
         empty,
-        gradient_norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_scale),
+        gradient_norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
         gradient_maxima: Tensor::cat(maxima, 0).mul_scalar(norm.inverse_scale),
         counts: norm.tensor_stats.then(|| [Tensor::cat(non_finite, 0), Tensor::cat(zeros, 0)]),
     }

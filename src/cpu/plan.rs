@@ -88,7 +88,7 @@ impl ClipPlan {
         gradient::check(gradients, self.operations.len(), false)?;
         self.remember(self.operations.len())?;
         // `ClipRecord::new` undoes the loss scale.
-        let scaled = f64::from(total_norm) / f64::from(norm.inverse_scale);
+        let scaled = f64::from(total_norm) / f64::from(norm.inverse_norm_scale());
         let measured =
             record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
         let bases: Vec<_> = self.limits().into_iter().map(|limit| Basis { measured, limit }).collect();

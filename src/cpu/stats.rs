@@ -39,7 +39,7 @@ impl Stats {
     pub(super) fn of((measured, counts): (Measured, Counts), norm: &ByNorm) -> TensorStats {
         let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         TensorStats {
-            norm: (measured.norm(norm.norm_type) * f64::from(norm.inverse_scale)) as f32,
+            norm: (measured.norm(norm.norm_type) * f64::from(norm.inverse_norm_scale())) as f32,
             max_magnitude: measured.max_magnitude() * norm.inverse_scale,
             non_finite: count(counts.non_finite),
             zeros: count(counts.zeros),

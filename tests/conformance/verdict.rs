@@ -65,6 +65,11 @@ impl Step<'_> {
         self.options.loss_scale.unwrap_or(1.0).recip()
     }
 
+    /// The same in norms: a count has no scale.
+    fn inverse_norm_scale(&self) -> f32 {
+        if self.options.norm_type == NormType::P(0.0) { 1.0 } else { self.inverse_scale() }
+    }
+
     /// Whether each gradient, or each of its rows, is clipped by itself.
     fn is_each(&self) -> bool {
         matches!(self.options.methods[0], Method::Own(_) | Method::Rms(_) | Method::Relative(..))
@@ -211,7 +216,8 @@ impl Precision {
 
         let tolerance = (self.norm)(step.options.norm_type, elements)
             + if inverse == 1.0 || self.coefficient == 0.0 { 0.0 } else { 2.0 * ROUNDING };
-        let exact = reference::norm(&gradients, step.options.norm_type) * f64::from(inverse);
+        let exact =
+            reference::norm(&gradients, step.options.norm_type) * f64::from(step.inverse_norm_scale());
         let norm = record.total_norm;
         assert!(is_near(norm, exact, tolerance), "the norm is {norm:e}, but expected was {exact:e}");
         let unbounded = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();

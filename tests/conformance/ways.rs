@@ -110,7 +110,7 @@ fn policies() -> Vec<Case> {
                         cases.push(row(format!("{name}/{policy:?}"), &contents, options).all(dtype));
                     }
                     let total_norm = match (kind, norm_type) {
-                        ("nan" | "infinity", NormType::P(0.0)) => 3.0 * scale.unwrap_or(1.0_f32).recip(),
+                        ("nan" | "infinity", NormType::P(0.0)) => 3.0,
                         ("nan", _) => NAN,
                         _ => INF,
                     };
@@ -170,6 +170,9 @@ fn loss_scales() -> Vec<Case> {
         let name = format!("loss_scale/{scale}/limit_{max_norm}");
         cases.push(row(name, lengths, options(Norm(max_norm)).loss_scale(scale)));
     }
+    // What counts gradients has no scale.
+    let count = options(Norm(1.0)).norm_type(NormType::P(0.0)).loss_scale(128.0);
+    cases.push(row("loss_scale/count", &[&[128.0, 0.0], &[256.0], &[0.0]], count));
     // The norm leaves f32 with the scale, not without it; and the other way around.
     let huge: &[&[f32]] = &[&[3e38, -3e38], &[1e38]];
     let unscale = options(Norm(1.0)).loss_scale(1024.0);
