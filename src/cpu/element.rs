@@ -137,6 +137,11 @@ impl Element for f16 {
 impl Element for bf16 {
     type Bits = u16;
 
+    #[inline(always)]
+    fn widen_block<I: Isa>(block: &[Self; LANES]) -> [f32; LANES] {
+        I::widen_bf16(block)
+    }
+
     const MAX: f32 = f32::from_bits(0x7f7f_0000);
 
     /// The upper half of an f32 it is.

@@ -15,7 +15,7 @@ mod measure;
 mod walk;
 
 pub(super) use change::{Change, change};
-use half::f16;
+use half::{bf16, f16};
 pub(super) use measure::{Counts, count, measure};
 
 use super::element::Element as _;
@@ -40,6 +40,7 @@ pub(super) trait Isa {
     fn add_square(sum: f64, x: f32) -> f64;
 
     fn widen_f16(block: &[f16; LANES]) -> [f32; LANES];
+    fn widen_bf16(block: &[bf16; LANES]) -> [f32; LANES];
     fn narrow_to_f16(wide: [f32; LANES]) -> [f16; LANES];
 }
 
@@ -60,6 +61,14 @@ impl Isa for Baseline {
     #[inline(always)]
     fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
         block.map(f16::widen)
+    }
+
+    #[inline(always)]
+    fn widen_bf16(block: &[bf16; LANES]) -> [f32; LANES] {
+        // Not `map`, of which the compiler makes one element after the other.
+        let mut wide = [0.0; LANES];
+        wide.iter_mut().zip(block).for_each(|(wide, x)| *wide = x.widen());
+        wide
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use super::walk::{GRAIN, LINE, STEP, Stream, Walk};
+use super::walk::{GRAIN, LINE, Stream, Walk};
 use super::{Isa, Kernel, LANES, dispatch};
 use crate::ClipRecord;
 use crate::cpu::element::Element;
@@ -74,7 +74,7 @@ impl Stream for Writing<'_, '_> {
             let Some((piece, change)) = self.pieces.next() else { return false };
             (self.rest, self.change) = (piece.reborrow(), *change);
         }
-        match self.rest.split_off_front(STEP / self.rest.element_size()) {
+        match self.rest.split_off_front(Walk::step(self.rest.element_size())) {
             ElementsMut::F32(grain) => write::<I, _>(grain, self.change, walk),
             ElementsMut::F16(grain) => write::<I, _>(grain, self.change, walk),
             ElementsMut::Bf16(grain) => write::<I, _>(grain, self.change, walk),
@@ -125,12 +125,11 @@ impl<E: Element> Kernel for Clamp<'_, E> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let Self(elements, low, high, walk) = self;
-        elements.chunks(LINE / size_of::<E>()).for_each(|line| walk.prefetch_after(line));
-        // A step each.
+        // 512 bytes each.
         let rest = if size_of::<E>() == size_of::<f32>() {
-            clamp_grains::<E, GRAIN>(elements, low, high)
+            clamp_grains::<E, GRAIN>(elements, low, high, walk)
         } else {
-            clamp_grains::<E, { 2 * GRAIN }>(elements, low, high)
+            clamp_grains::<E, { 2 * GRAIN }>(elements, low, high, walk)
         };
         for x in rest {
             let clamped = x.clamped(low, high);
@@ -143,9 +142,10 @@ impl<E: Element> Kernel for Clamp<'_, E> {
 
 /// Clamps all grains of `LEN` elements, and returns the rest.
 #[inline(always)]
-fn clamp_grains<E: Element, const LEN: usize>(elements: &mut [E], low: E, high: E) -> &mut [E] {
+fn clamp_grains<E: Element, const LEN: usize>(elements: &mut [E], low: E, high: E, walk: Walk) -> &mut [E] {
     let (grains, rest) = elements.as_chunks_mut::<LEN>();
     for grain in grains {
+        grain.chunks(LINE / size_of::<E>()).for_each(|line| walk.prefetch_after(line));
         let mut clamped = *grain;
         for x in &mut clamped {
             *x = x.clamped(low, high);

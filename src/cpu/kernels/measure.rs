@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::mem;
 
-use super::walk::{GRAIN, STEP, Stream, Walk};
+use super::walk::{GRAIN, Stream, Walk};
 use super::{Isa, Kernel, LANES, dispatch};
 use crate::NormType;
 use crate::cpu::element::Element;
@@ -95,7 +95,7 @@ impl<F: Fold> Stream for Reading<'_, F> {
             let Some(piece) = self.pieces.split_off_first() else { return false };
             self.rest = *piece;
         }
-        match self.rest.split_off_front(STEP / self.rest.element_size()) {
+        match self.rest.split_off_front(Walk::step(self.rest.element_size())) {
             Elements::F32(step) => I::run(Adding(step, &mut self.fold, walk)),
             Elements::F16(step) => I::run(Adding(step, &mut self.fold, walk)),
             Elements::Bf16(step) => I::run(Adding(step, &mut self.fold, walk)),

@@ -7,10 +7,6 @@ use super::Isa;
 /// The elements that a loop is unrolled for. All of a walk but the ends of pieces are multiples of it.
 pub(super) const GRAIN: usize = 128;
 
-/// The bytes that are taken of one stream before the next stream's turn. Few enough that the loads of several streams
-/// overlap, enough that a turn costs little.
-pub(super) const STEP: usize = 512;
-
 /// The bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
@@ -25,7 +21,7 @@ pub(super) struct Walk {
 
 /// One of the streams: pieces one after the other.
 pub(super) trait Stream {
-    /// Works on the next [`STEP`] bytes, or on the fewer that a piece has left. Returns false at the end of the stream.
+    /// Works on the next [`step`](Walk::step), or on what a piece has left of it. Returns false at the end of the stream.
     fn step<I: Isa>(&mut self, walk: Walk) -> bool;
 }
 
@@ -51,6 +47,14 @@ impl Walk {
     /// How many of `pieces` belong to one stream.
     pub(super) fn share(self, pieces: usize) -> usize {
         pieces.div_ceil(self.streams).max(1)
+    }
+
+    /// How many elements of a size are taken of one stream before the next stream's turn. Few enough that the loads of
+    /// several streams overlap, enough that a turn costs little: those of 16 bits wait for arithmetic sooner than for
+    /// memory, so that theirs are longer.
+    #[inline(always)]
+    pub(super) const fn step(element_size: usize) -> usize {
+        if element_size == size_of::<f32>() { GRAIN } else { 4 * GRAIN }
     }
 
     /// Walks through all streams, in step.
