@@ -16,8 +16,7 @@ fn main(
     let tile = tiles[index];
     let own = tile.target_index;
     var at = PER_VECTOR * lane;
-    // Four vectors at a time, their loads in flight together. Non-plain tiles are rare
-    // and use the tail loop.
+    // Four vectors at a time, their loads in flight together. Non-plain tiles are rare and use the tail loop.
     for (var blocks = select(0u, tile.count / (4u * STRIDE), is_plain(own)); blocks > 0u; blocks -= 1u) {
         let word = (tile.first + at) / PER_WORD;
         let old = load_block(tile.slot, word, STRIDE / PER_WORD);
