@@ -31,7 +31,11 @@ fn each(index: u32) {
     if (norm >= INFINITY || record.first_non_finite != NO_GRADIENT) {
         return;
     }
-    let history = histories[index];
+    var history = histories[index];
+    if (history.mean == 0.0 && history.steps >= measure.warm_up) {
+        // Norms of 0 say nothing of the next one, and a limit of 0 would last for ever.
+        history.steps = 0u;
+    }
     var counted = record.total_norm;
     if (exceeds(history, counted)) {
         counted = limit_of(history, counted);

@@ -17,8 +17,9 @@ use crate::Error;
 ///
 /// It is ZClip with adaptive scaling (Kumar, Owen, Chowdhury and Güra, "ZClip: Adaptive Spike Mitigation for LLM
 /// Pre-Training", 2025, arXiv:2504.02507), with its defaults. The first `warm_up` steps do not limit; after them mean and
-/// deviation are those of these steps. In two things it differs: nothing is added to the deviation before it divides, so
-/// that the scale of the gradients does not matter; and a norm that is not finite leaves the history as it is.
+/// deviation are those of these steps. In three things it differs: nothing is added to the deviation before it divides, so
+/// that the scale of the gradients does not matter; a norm that is not finite leaves the history as it is; and a warm-up whose
+/// norms were all 0 starts again.
 ///
 /// Set it with [`Clip::z_clip`](crate::Clip::z_clip). It decides where the gradients are, on the device if they are
 /// there, and asks no host; the host may read its [`NormHistory`], save it, and restore it.
@@ -81,6 +82,10 @@ impl ZClip {
     pub fn limit(&self, history: &mut NormHistory, norm: f32) -> Option<f32> {
         if !norm.is_finite() {
             return None;
+        }
+        if history.mean == 0.0 && history.steps >= self.warm_up {
+            // Norms of 0 say nothing of the next one, and a limit of 0 would last for ever.
+            history.steps = 0;
         }
         let [mean, deviation] = [history.mean, history.deviation].map(f64::from);
         let most = f64::from(self.z_threshold) * deviation;

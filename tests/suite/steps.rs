@@ -187,6 +187,22 @@ fn gradients_that_are_not_finite_are_forgotten_though_their_norm_is() {
     }
 }
 
+/// A warm-up that saw nothing but zeros leaves no limit, and what comes after it is the first that counts.
+#[test]
+fn norms_of_zero_limit_nothing() {
+    let clip = clip(ZClip { warm_up: 2, ..ZClip::default() });
+    let (mut on_gpu, mut on_cpu) = (OnGpu::new(clip), cpu::ClipPlan::new(&[clip]).unwrap());
+    let steps: [&mut dyn Steps; 2] = [&mut on_gpu, &mut on_cpu];
+    for steps in steps {
+        for number in [0.0, 0.0, 0.0, 3.0, 3.1] {
+            let (record, _) = steps.step(number);
+            assert!(!record.clipped() && record.total_norm == number, "{record:?}");
+        }
+        let (record, history) = steps.step(1e6);
+        assert!(record.clipped() && history.mean > 0.0, "a spike is one again: {record:?}, {history:?}");
+    }
+}
+
 #[test]
 fn a_fixed_limit_below_the_other_holds() {
     let z_clip = ZClip { warm_up: 2, ..ZClip::default() };
