@@ -173,7 +173,11 @@ impl Launch<'_> {
             let first = [read(&partials), read(&tables.measure), read(&tables.gradients)];
             let owners = stats_need_owners(finding).then(|| read(&tables.owners));
             let buffers = first.into_iter().chain(owners).chain([written(&stats)]);
-            self.dispatch(Kernel::Finalize { finding, leaves: Leaves::Stats, banks: 1, wide: false }, gradients.len(), buffers);
+            self.dispatch(
+                Kernel::Finalize { finding, leaves: Leaves::Stats, banks: 1, wide: false },
+                gradients.len(),
+                buffers,
+            );
             stats
         });
         Measured { norms, factors, records, stats }

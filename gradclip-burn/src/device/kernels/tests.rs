@@ -17,7 +17,12 @@ fn kernels() -> Vec<Launchable> {
         findings.extend([false, true].map(|counted| Finding::of(norm, counted)));
     }
     for &finding in &findings {
-        kernels.extend([Leaves::Record, Leaves::Stats].map(|leaves| Kernel::Finalize { finding, leaves, banks: 1, wide: false }));
+        kernels.extend([Leaves::Record, Leaves::Stats].map(|leaves| Kernel::Finalize {
+            finding,
+            leaves,
+            banks: 1,
+            wide: false,
+        }));
     }
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for access in [Access::Vectors, Access::Elements] {
