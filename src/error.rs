@@ -144,6 +144,19 @@ pub enum Error {
         elements: u64,
     },
 
+    /// More rows than gradients without elements may have together.
+    #[error(
+        "gradient {gradient} has no elements, and {rows} rows, but gradients without elements may have {most} rows in all"
+    )]
+    EmptyRows {
+        /// The gradient with which there are too many.
+        gradient: usize,
+        /// How many rows it was to have.
+        rows: u64,
+        /// How many rows gradients without elements may have, all together.
+        most: u64,
+    },
+
     /// A norm type that does not exist, or that this kind of clip does not have.
     #[error("the norm type is {given:?}, but p must be a number, and a clip by root mean square has L2 only")]
     NormType {
@@ -184,7 +197,8 @@ pub enum Error {
     /// unchanged.
     #[error("the total norm is {total_norm}, so the gradients were left unclipped; the first that is not finite is {}", name(*gradient))]
     NonFinite {
-        /// The first gradient that holds an infinity or a NaN; none where the norm of finite ones exceeds `f32::MAX`.
+        /// The first gradient that holds an infinity or a NaN; none where only a supplied norm, the norm of a parameter, or
+        /// the limit is infinite or NaN.
         gradient: Option<usize>,
         /// The norm.
         total_norm: f32,
@@ -331,5 +345,6 @@ pub enum Error {
 }
 
 fn name(gradient: Option<usize>) -> String {
-    gradient.map_or("none: only their norm exceeds f32".to_owned(), |index| format!("gradient {index}"))
+    gradient
+        .map_or("none: only the supplied norm, or the limit".to_owned(), |index| format!("gradient {index}"))
 }
