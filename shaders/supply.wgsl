@@ -10,15 +10,15 @@ fn items() -> u32 {
 }
 
 fn each(index: u32) {
-    let norm = bitcast<u32>(supplied[0]);
-    var record: ClipRecord;
-    if (norm != 0u && norm < INFINITY) {
-        record.norm_exponent = exponent_of(norm);
-        record.norm_significand = scaled_down(norm, record.norm_exponent);
-    } else {
-        record.norm_significand = supplied[0];
+    var norm = wide(bitcast<u32>(supplied[0]));
+    if ((norm.significand & SIGN) != 0u) {
+        // A zero has no sign here, and nothing negative is a norm.
+        norm = Wide(select(NAN, 0u, norm.significand == SIGN), 0);
     }
+    var record: ClipRecord;
+    record.norm_significand = bitcast<f32>(norm.significand);
+    record.norm_exponent = norm.exponent;
     record.first_non_finite = NO_GRADIENT;
-    conclude(&record, norm, segments[index].max_norm);
+    conclude(&record, wide(bitcast<u32>(segments[index].max_norm)));
     records[index] = record;
 }

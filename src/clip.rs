@@ -1,6 +1,7 @@
 //! What to do: the options of a clip, as plain data. Nothing here knows a GPU; the CPU and the GPU path
 //! both read these values and mean the same by them.
 
+use crate::float_state::in_default_modes;
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// How gradients are to be clipped.
@@ -116,9 +117,20 @@ impl Limit {
     }
 }
 
+/// Checks new limits, one for each group.
+pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
+    if let Some(&given) = max_norms.iter().find(|max_norm| max_norm.is_nan() || **max_norm < 0.0) {
+        return Err(Error::MaxNorm { given });
+    }
+    if groups != max_norms.len() {
+        return Err(Error::Limits { given: max_norms.len(), groups });
+    }
+    Ok(())
+}
+
 /// What undoes a loss scale.
 pub(crate) fn inverse_scale(scale: f32) -> Result<f32, Error> {
-    let inverse = scale.recip();
+    let inverse = in_default_modes(|| scale.recip());
     if scale > 0.0 && scale.is_finite() && inverse.is_finite() {
         Ok(inverse)
     } else {
@@ -227,11 +239,13 @@ impl Scope {
     }
 }
 
-/// The limit of a clip by the norm of a parameter: how large a share of that is allowed.
-pub(crate) fn relative_limit(clipping: f32, parameter_norm: f32, floor: f32) -> f32 {
-    // Not `f32::max`, which would lose a NaN.
+/// The limit of a clip by the norm of a parameter: how large a share of that is allowed. The norm may exceed f32, and the
+/// limit too.
+pub(crate) fn relative_limit(clipping: f32, parameter_norm: f64, floor: f32) -> f64 {
+    let [clipping, floor] = [clipping, floor].map(f64::from);
+    // Not `f64::max`, which would lose a NaN.
     let norm = if parameter_norm < floor { floor } else { parameter_norm };
-    if clipping == f32::INFINITY { clipping } else { clipping * norm }
+    if clipping == f64::INFINITY { clipping } else { clipping * norm }
 }
 
 impl Clip {

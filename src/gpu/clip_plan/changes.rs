@@ -18,12 +18,7 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm()?;
-        if let Some(&given) = max_norms.iter().find(|max_norm| max_norm.is_nan() || **max_norm < 0.0) {
-            return Err(Error::MaxNorm { given });
-        }
-        if outcome.groups != max_norms.len() {
-            return Err(Error::Limits { given: max_norms.len(), groups: outcome.groups });
-        }
+        crate::clip::check_max_norms(max_norms, outcome.groups)?;
         let mut table = outcome.table.clone();
         for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
             segment.max_norm = limit.among(max_norms);
@@ -85,7 +80,8 @@ impl ClipPlan {
     }
 
     /// Supplies the norm of a plan that measures none ([`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm)), for
-    /// every command buffer that is submitted after this call.
+    /// every command buffer that is submitted after this call. An infinite norm, as one of shards that exceeds f32, makes the
+    /// coefficient 0; a negative one counts as NaN.
     ///
     /// # Errors
     ///
