@@ -262,8 +262,10 @@ impl Clip {
     /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
     /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
-    /// `max_norm` of 0 zeroes the gradients; infinity leaves gradients of a finite norm as they are. A negative or NaN
-    /// `max_norm` is an [`Error::MaxNorm`] when the clip is used.
+    /// `max_norm` of 0 zeroes the gradients; infinity leaves gradients of a finite norm as they are. It is no exemption: under an
+    /// infinite limit the coefficient of an infinite norm is NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN.
+    /// Gradients that are to be left alone do not belong on the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when
+    /// the clip is used.
     ///
     /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).
     #[must_use]
@@ -416,7 +418,7 @@ impl Clip {
         Self { epsilon, ..self }
     }
 
-    /// What becomes of gradients whose norm is infinite or NaN, or that hold an infinity or a NaN.
+    /// What becomes of gradients that hold an infinity or a NaN, or whose supplied norm is one.
     ///
     /// ```
     /// use gradclip::{Clip, NonFinite, cpu};
@@ -457,7 +459,8 @@ impl Clip {
 
     /// Measure the norm and compute the factor, but leave the gradients as they are: the optimizer
     /// multiplies by [`ClipRecord::factor`](crate::ClipRecord::factor) where it reads a gradient anyway, which
-    /// saves a read and a write of them all.
+    /// saves a read and a write of them all. [`RECORD_WGSL`](crate::RECORD_WGSL) has a function for that, also for factors that
+    /// f32 does not hold.
     ///
     /// A clip by value has no factor; for it this is an [`Error::NeedsNorm`] when the clip is used.
     #[must_use]

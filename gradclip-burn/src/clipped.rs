@@ -7,7 +7,7 @@ use bytemuck::{Pod, pod_collect_to_vec};
 use gradclip::{ClipRecord, NonFinite, NormType, TensorStats};
 
 use crate::device::RECORD_WORDS;
-use crate::tensor_ops::Measured;
+use crate::tensor_ops::{FAR_EXPONENT, Measured};
 use crate::{Error, task::Task};
 
 /// What a clip by norm has measured. It is on the device, and nobody has waited for it: [`norm`](Self::norm) and
@@ -187,21 +187,30 @@ async fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
 async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>, Error> {
     let (norms, coefs) = (floats(&measured.norms).await?, floats(&measured.coefs).await?);
     let (factors, maxima) = (floats(&measured.factors).await?, floats(&measured.gradient_maxima).await?);
+    let (lowered, multipliers) = (floats(&measured.lowered_norms).await?, floats(&measured.multipliers).await?);
+    let (far, is_bad) = (counted(&measured.far).await?, counted(&measured.bad).await?);
+    let is_bad_gradient = counted(&measured.gradient_bad).await?;
     let record = |segment: usize| {
         let members = || (0..maxima.len()).filter(|&index| task.segment_of[index] == segment);
         let largest = members()
             .map(|index| maxima[index])
             .fold(0.0, |largest: f32, own| if own > largest || own.is_nan() { own } else { largest });
-        let first = members().find(|&index| !maxima[index].is_finite());
-        let (norm, coef) = (norms[segment], coefs[segment]);
-        let bad = first.is_some() || !norm.is_finite() || coef.is_nan();
+        let first = members().find(|&index| is_bad_gradient[index] != 0);
+        let (norm, coef, bad) = (norms[segment], coefs[segment], is_bad[segment] != 0);
         let policy = match task.non_finite() {
             NonFinite::Skip | NonFinite::Error if bad => 4,
             NonFinite::Zero if bad => 8,
             _ => 0,
         };
-        let (significand, exponent) =
-            if measured.empty[segment] { (0.0, ClipRecord::EMPTY_EXPONENT) } else { split(norm) };
+        let (significand, exponent) = match norm {
+            _ if measured.empty[segment] => (0.0, ClipRecord::EMPTY_EXPONENT),
+            f32::INFINITY => shifted(split(lowered[segment]), -FAR_EXPONENT),
+            _ => split(norm),
+        };
+        let (factor_significand, factor_exponent) = match far[segment] {
+            0 => split(factors[segment]),
+            _ => shifted(split(multipliers[segment]), FAR_EXPONENT),
+        };
         let words: [u32; RECORD_WORDS] = [
             norm.to_bits(),
             coef.to_bits(),
@@ -211,6 +220,8 @@ async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>,
             first.and_then(|index| u32::try_from(index).ok()).unwrap_or(u32::MAX),
             significand.to_bits(),
             exponent.cast_unsigned(),
+            factor_significand.to_bits(),
+            factor_exponent.cast_unsigned(),
         ];
         bytemuck::cast(words)
     };
@@ -228,6 +239,12 @@ fn split(norm: f32) -> (f32, i32) {
     #[expect(clippy::cast_possible_truncation, reason = "the significand of an f32")]
     let significand = f64::from_bits((bits & ((1 << 52) - 1)) | 1023 << 52) as f32;
     (significand, exponent)
+}
+
+/// The same times a power of two.
+fn shifted((significand, exponent): (f32, i32), by: i32) -> (f32, i32) {
+    let is_number = significand != 0.0 && significand.is_finite();
+    (significand, if is_number { exponent + by } else { 0 })
 }
 
 #[cfg(test)]

@@ -264,7 +264,7 @@ impl Precision {
         let (coef, tolerance) = if coef.is_normal() || coef.is_nan() || expected == 0.0 {
             (coef.into(), 0.0)
         } else {
-            (expected, tolerance + ROUNDING)
+            (in_f32_precision(expected), tolerance + ROUNDING)
         };
         let expected = match policy {
             NonFinite::Propagate => in_f32_precision(coef * f64::from(inverse)),

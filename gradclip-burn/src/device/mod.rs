@@ -29,7 +29,7 @@ use tables::Tables;
 const MOST_SLOTS: usize = 32;
 
 /// The words of a record, and of the statistics of a gradient.
-pub(crate) const RECORD_WORDS: usize = 8;
+pub(crate) const RECORD_WORDS: usize = size_of::<gradclip::ClipRecord>() / size_of::<u32>();
 pub(crate) const STATS_WORDS: usize = 4;
 
 /// Whether the kernels run on this device: whether CubeCL takes WGSL there.
