@@ -1,6 +1,6 @@
 //! What came of a clip.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use bytemuck::{Pod, pod_collect_to_vec};
@@ -10,14 +10,16 @@ use crate::device::RECORD_WORDS;
 use crate::tensor_ops::Measured;
 use crate::{Error, task::Task};
 
-/// What a clip by norm has measured. It is on the device, and nobody has waited for it: [`norm`](Self::norm) and
-/// [`factor`](Self::factor) go into further tensor operations as they are, and [`records`](Self::records) is for the step in
-/// which you want to log.
+/// What a clip by norm has measured. It is on the device: [`norm`](Self::norm) and [`factor`](Self::factor) go into further
+/// tensor operations as they are, and [`records`](Self::records) is for the step in which you want to log.
 #[derive(Clone, Debug)]
 pub struct Clipped {
     source: Source,
     paths: Arc<[String]>,
     task: Arc<Task>,
+    /// The records, once somebody has read them.
+    known: Arc<OnceLock<Vec<ClipRecord>>>,
+    skipped: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -43,7 +45,24 @@ pub(crate) struct Words {
 
 impl Clipped {
     pub(crate) fn new(source: Source, paths: Arc<[String]>, task: Arc<Task>) -> Self {
-        Self { source, paths, task }
+        Self { source, paths, task, known: Arc::default(), skipped: false }
+    }
+
+    /// The same, of a step that is to be left out.
+    pub(crate) fn leaving_out_the_step(self) -> Self {
+        Self { skipped: true, ..self }
+    }
+
+    pub(crate) fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// Whether this step is left out: some gradient is not finite, and the policy is [`NonFinite::Skip`]. The container that was
+    /// clipped then holds no gradient of the module any more, so that Burn's optimizers change neither parameters nor their
+    /// own state. Known without a further wait.
+    #[must_use]
+    pub const fn skipped(&self) -> bool {
+        self.skipped
     }
 
     /// The norm before clipping, without the loss scale: f32, an element for each group, those that belong to no group being
@@ -93,7 +112,7 @@ impl Clipped {
         }
     }
 
-    /// The record of each element of [`norm`](Self::norm). Waits for the device.
+    /// The record of each element of [`norm`](Self::norm). Waits for the device, the first time.
     ///
     /// # Errors
     ///
@@ -108,10 +127,11 @@ impl Clipped {
     ///
     /// Those of [`records`](Self::records).
     pub async fn records_async(&self) -> Result<Vec<ClipRecord>, Error> {
-        let records = match &self.source {
-            Source::Words(words) => words_of(&words.records).await?,
-            Source::Operations(measured) => records_of(measured, &self.task).await?,
-            Source::Nothing { .. } => vec![ClipRecord::UNCLIPPED; self.task.segments.len()],
+        let records = if let Some(records) = self.known.get() {
+            records
+        } else {
+            let records = self.read_records().await?;
+            self.known.get_or_init(|| records)
         };
         let is_error = self.task.non_finite() == NonFinite::Error;
         match records.iter().find(|record| is_error && record.non_finite()) {
@@ -119,7 +139,15 @@ impl Clipped {
                 let parameter = record.first_non_finite().and_then(|index| self.paths.get(index).cloned());
                 Err(Error::NonFinite { parameter })
             }
-            None => Ok(records),
+            None => Ok(records.clone()),
+        }
+    }
+
+    async fn read_records(&self) -> Result<Vec<ClipRecord>, Error> {
+        match &self.source {
+            Source::Words(words) => words_of(&words.records).await,
+            Source::Operations(measured) => records_of(measured, &self.task).await,
+            Source::Nothing { .. } => Ok(vec![ClipRecord::UNCLIPPED; self.task.segments.len()]),
         }
     }
 
@@ -185,8 +213,13 @@ async fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
 
 /// The records that the kernels would have left.
 async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>, Error> {
-    let (norms, coefs) = (floats(&measured.norms).await?, floats(&measured.coefs).await?);
-    let (factors, maxima) = (floats(&measured.factors).await?, floats(&measured.gradient_maxima).await?);
+    let Measured { norms, coefs, factors, gradient_maxima, .. } = measured;
+    // In one tensor, so that the host waits once.
+    let all = [norms, coefs, factors, gradient_maxima].map(Tensor::clone).to_vec();
+    let all = floats(&Tensor::cat(all, 0)).await?;
+    let (of_segments, maxima) = all.split_at(3 * task.segments.len());
+    let (norms, rest) = of_segments.split_at(task.segments.len());
+    let (coefs, factors) = rest.split_at(task.segments.len());
     let record = |segment: usize| {
         let members = || (0..maxima.len()).filter(|&index| task.segment_of[index] == segment);
         let largest = members()

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Tensor;
-#[cfg(feature = "train")]
-use gradclip::NonFinite;
-use gradclip::{Clip, Operation};
+use gradclip::{Clip, ClipRecord, NonFinite, Operation};
 
 use crate::clipped::{Source, Words};
 use crate::device::{self, Cache, Extent};
@@ -18,7 +16,7 @@ use crate::{Clipped, Error, tensor_ops};
 use burn::backend::Wgpu;
 
 /// Which parameters belong to a group, by their path.
-type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+pub(crate) type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Clips the gradients of a module, between the backward pass and the optimizer.
 ///
@@ -95,7 +93,8 @@ impl GradClipper {
 
     /// Clips some parameters by themselves: those whose path satisfies `matches` have a norm and a limit of their own. A path
     /// is that of Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first group that wants it, and
-    /// to what the clipper was made for if none does.
+    /// to what the clipper was made for if none does. A clip of a module of which no parameter belongs to the group is
+    /// [`Error::EmptyGroup`].
     ///
     /// ```
     /// # use gradclip_burn::{Clip, GradClipper};
@@ -140,14 +139,36 @@ impl GradClipper {
     /// are left out; gradients of other modules stay as they are.
     ///
     /// On Burn's wgpu runtime they are clipped by gradclip's kernels, in Burn's own stream and memory: in place, or in a
-    /// copy where somebody else holds the same memory. Nothing is read back and nothing waited for. Elsewhere it is Burn's own
-    /// tensor operations.
+    /// copy where somebody else holds the same memory. Elsewhere it is Burn's own tensor operations. Nothing is read back and
+    /// nothing waited for, except under these two policies for gradients that are not finite, which decide whether there is a
+    /// step at all. Both read the records back, 32 bytes for each norm, before they return:
+    ///
+    /// - [`NonFinite::Skip`]: if a record says `skip`, the gradients of `module` are taken out of `gradients`. A step of Burn's
+    ///   optimizer then changes neither parameters nor its own state; [`Clipped::skipped`] says so. What is left out is the
+    ///   whole step, also where only one of several groups is not finite.
+    /// - [`NonFinite::Error`]: such gradients are [`Error::NonFinite`]. They are as they were; groups that are finite have been
+    ///   clipped.
     ///
     /// # Errors
     ///
-    /// If a gradient cannot be clipped. Gradients are then as they were.
+    /// [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group without a
+    /// parameter; [`Error::NoGradients`] if parameters require gradients, and `gradients` has none of any. Gradients are then as
+    /// they were. [`Error::NonFinite`] as above. [`Error::Backend`] if the device could not be asked.
     pub fn clip<M: Module>(&self, gradients: &mut GradientsParams, module: &M) -> Result<Clipped, Error> {
-        self.run(&self.operations, gradients, module)
+        pollster::block_on(self.clip_async(gradients, module))
+    }
+
+    /// [`clip`](Self::clip), for callers that must not block: it may wait under [`NonFinite::Skip`] and [`NonFinite::Error`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip`](Self::clip).
+    pub async fn clip_async<M: Module>(
+        &self,
+        gradients: &mut GradientsParams,
+        module: &M,
+    ) -> Result<Clipped, Error> {
+        self.run(&self.operations, gradients, module).await
     }
 
     /// Clips as `clip` says, where that is known only now: otherwise [`clip`](Self::clip). Groups keep theirs.
@@ -161,7 +182,7 @@ impl GradClipper {
         module: &M,
         clip: Clip,
     ) -> Result<Clipped, Error> {
-        self.run(&checked(&self.with(clip))?, gradients, module)
+        pollster::block_on(self.run(&checked(&self.with(clip))?, gradients, module))
     }
 
     /// Clips the gradients that several devices have of `module`: they are summed first, parameter by parameter, as Burn's
@@ -170,37 +191,53 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip).
+    /// Those of [`clip`](Self::clip). After [`Error::NonFinite`] and [`Error::Backend`] the sums are there, otherwise what was
+    /// given.
     pub fn clip_multi<M: Module>(
         &self,
         gradients: &mut MultiGradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        gradients::check(gradients.grads.iter().map(|(own, _)| own), module)?;
+        gradients::check(gradients.grads.iter().map(|(own, _)| own), module, &self.groups)?;
         let mut summed = gradients::sum(gradients, module);
         let clipped = self.clip(&mut summed, module);
         gradients::spread(summed, gradients, module);
         clipped
     }
 
-    /// What becomes of gradients that are not finite.
-    #[cfg(feature = "train")]
-    pub(crate) fn policy(&self) -> NonFinite {
-        Task::new(&self.operations, &[]).non_finite()
-    }
-
-    fn run<M: Module>(
+    async fn run<M: Module>(
         &self,
         operations: &[Operation],
         gradients: &mut GradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        gradients::check([&*gradients], module)?;
+        let clipped = self.launch(operations, gradients, module)?;
+        // These two policies decide over the step. The optimizer runs on the host, and its state with it: so must they.
+        let policy = clipped.task().non_finite();
+        let decides = matches!(policy, NonFinite::Skip | NonFinite::Error);
+        if decides && clipped.records_async().await?.iter().any(ClipRecord::skip) {
+            drop(gradients::take(gradients, module));
+            return Ok(clipped.leaving_out_the_step());
+        }
+        Ok(clipped)
+    }
+
+    /// Clips at some time, without waiting for it.
+    fn launch<M: Module>(
+        &self,
+        operations: &[Operation],
+        gradients: &mut GradientsParams,
+        module: &M,
+    ) -> Result<Clipped, Error> {
+        gradients::check([&*gradients], module, &self.groups)?;
         let taken = gradients::take(gradients, module);
         let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.path.clone()).collect();
         let members: Vec<_> = taken
             .iter()
-            .map(|gradient| Member { group: self.group_of(&gradient.path), elements: gradient.count })
+            .map(|gradient| Member {
+                group: gradients::group_of(&gradient.path, &self.groups),
+                elements: gradient.count,
+            })
             .collect();
         let task = Arc::new(Task::new(operations, &members));
 
@@ -220,10 +257,6 @@ impl GradClipper {
             by_kernels,
         });
         Ok(Clipped::new(source, paths, task))
-    }
-
-    fn group_of(&self, path: &str) -> usize {
-        self.groups.iter().position(|matches| matches(path)).map_or(0, |index| index + 1)
     }
 
     fn by_kernels(

@@ -16,7 +16,7 @@ mod train;
 
 pub use clipped::Clipped;
 pub use clipper::GradClipper;
-pub use error::Error;
+pub use error::{Error, StepError};
 pub use optimizer::ClippedOptimizer;
 #[cfg(feature = "train")]
 pub use train::{ClippedMetric, Clipping, GradNormMetric};
