@@ -44,6 +44,17 @@ pub enum Error {
         given: f32,
     },
 
+    /// An option of a [`LossScale`](crate::LossScale) that makes no sense.
+    #[error("the {option} of the loss scale is {given}, but it must be {allowed}")]
+    LossScaleOption {
+        /// Which option.
+        option: &'static str,
+        /// What it is.
+        given: f32,
+        /// What it may be.
+        allowed: &'static str,
+    },
+
     /// A [`ZClip`](crate::ZClip) that makes no sense.
     #[error(
         "{given:?} is no ZClip: alpha must be from 0 to less than 1, z_threshold positive and finite, warm_up at least 1"
@@ -311,6 +322,15 @@ pub enum Error {
     /// A read-back was waited for whose command encoder had not been submitted.
     #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
     NotSubmitted,
+
+    /// What is wrong with one of the steps of a [`ReadBackQueue`](crate::ReadBackQueue).
+    #[error("step {step}: {error}")]
+    Step {
+        /// The step, as it was pushed.
+        step: u64,
+        /// What is wrong, as its ticket says.
+        error: Box<Self>,
+    },
 
     /// The device was lost or destroyed before the outcome could be read.
     #[error("the device was lost before the outcome could be read")]
