@@ -3,10 +3,9 @@
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Int, Tensor};
-use bytemuck::{Pod, pod_collect_to_vec};
+use bytemuck::pod_collect_to_vec;
 use gradclip::{ClipRecord, NonFinite, NormType, TensorStats};
 
-use crate::device::RECORD_WORDS;
 use crate::tensor_ops::Measured;
 use crate::{Error, task::Task};
 
@@ -24,6 +23,7 @@ pub struct Clipped {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
+    #[cfg(feature = "wgpu")]
     Words(Box<Words>),
     Operations(Box<Measured>),
     /// Nothing was measured: there were no gradients, or it was a clip by value.
@@ -34,6 +34,7 @@ pub(crate) enum Source {
 }
 
 /// What the kernels leave.
+#[cfg(feature = "wgpu")]
 #[derive(Clone, Debug)]
 pub(crate) struct Words {
     pub(crate) norms: Tensor<1>,
@@ -71,6 +72,7 @@ impl Clipped {
     #[must_use]
     pub fn norm(&self) -> Tensor<1> {
         match &self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(words) => words.norms.clone(),
             Source::Operations(measured) => measured.norms.clone(),
             Source::Nothing { device, .. } => Tensor::zeros([self.task.segments.len()], (device, DType::F32)),
@@ -83,6 +85,7 @@ impl Clipped {
     #[must_use]
     pub fn factor(&self) -> Tensor<1> {
         match &self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(words) => words.factors.clone(),
             Source::Operations(measured) => measured.factors.clone(),
             Source::Nothing { device, .. } => Tensor::ones([self.task.segments.len()], (device, DType::F32)),
@@ -106,6 +109,7 @@ impl Clipped {
     #[must_use]
     pub fn by_kernels(&self) -> bool {
         match self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(_) => true,
             Source::Operations(_) => false,
             Source::Nothing { by_kernels, .. } => by_kernels,
@@ -145,6 +149,7 @@ impl Clipped {
 
     async fn read_records(&self) -> Result<Vec<ClipRecord>, Error> {
         match &self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(words) => words_of(&words.records).await,
             Source::Operations(measured) => records_of(measured, &self.task).await,
             Source::Nothing { .. } => Ok(vec![ClipRecord::UNCLIPPED; self.task.segments.len()]),
@@ -168,6 +173,7 @@ impl Clipped {
     /// Those of [`tensor_stats`](Self::tensor_stats).
     pub async fn tensor_stats_async(&self) -> Result<Vec<(String, TensorStats)>, Error> {
         let stats: Vec<TensorStats> = match &self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(words) => match &words.stats {
                 Some(stats) => words_of(stats).await?,
                 None => Vec::new(),
@@ -196,7 +202,8 @@ impl Clipped {
 }
 
 /// The words of a tensor, as values of a type that is made of words.
-async fn words_of<T: Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
+#[cfg(feature = "wgpu")]
+async fn words_of<T: bytemuck::Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
     let data = Box::pin(words.clone().into_data_async()).await.map_err(Error::Backend)?;
     Ok(pod_collect_to_vec(data.as_bytes()))
 }
@@ -235,7 +242,7 @@ async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>,
         };
         let (significand, exponent) =
             if measured.empty[segment] { (0.0, ClipRecord::EMPTY_EXPONENT) } else { split(norm) };
-        let words: [u32; RECORD_WORDS] = [
+        let words = [
             norm.to_bits(),
             coef.to_bits(),
             factors[segment].to_bits(),

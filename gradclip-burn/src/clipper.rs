@@ -4,16 +4,12 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use burn::tensor::Tensor;
 use gradclip::{Clip, ClipRecord, NonFinite, Operation};
 
-use crate::clipped::{Source, Words};
-use crate::device::{self, Cache, Extent};
+use crate::clipped::Source;
 use crate::gradients::{self, Gradient};
-use crate::primitive::KernelBackend;
 use crate::task::{Member, Task, supported};
 use crate::{Clipped, Error, tensor_ops};
-use burn::backend::Wgpu;
 
 /// Which parameters belong to a group, by their path.
 pub(crate) type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
@@ -43,7 +39,8 @@ pub struct GradClipper {
     operations: Vec<Operation>,
     /// Which parameters belong to the groups.
     groups: Vec<Matches>,
-    cache: Cache,
+    #[cfg(feature = "wgpu")]
+    cache: crate::device::Cache,
 }
 
 impl std::fmt::Debug for GradClipper {
@@ -69,7 +66,13 @@ impl GradClipper {
     /// `Clip::by_parameter_norm`, `by_supplied_norm`, `z_clip`, `count_steps`.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
-        Ok(Self { operations: checked(&clips)?, clips, groups: Vec::new(), cache: Cache::default() })
+        Ok(Self {
+            operations: checked(&clips)?,
+            clips,
+            groups: Vec::new(),
+            #[cfg(feature = "wgpu")]
+            cache: crate::device::Cache::default(),
+        })
     }
 
     /// Scales all gradients by one factor, so that their joint norm is at most `max_norm`:
@@ -138,8 +141,8 @@ impl GradClipper {
     /// Clips the gradients of `module`, and leaves them in `gradients`. Tied parameters count once; those without a gradient
     /// are left out; gradients of other modules stay as they are.
     ///
-    /// On Burn's wgpu runtime they are clipped by gradclip's kernels, in Burn's own stream and memory: in place, or in a
-    /// copy where somebody else holds the same memory. Elsewhere it is Burn's own tensor operations. Nothing is read back and
+    /// On Burn's wgpu runtime, with this package's feature `wgpu`, they are clipped by gradclip's kernels, in Burn's own stream and
+    /// memory: in place, or in a copy where somebody else holds the same memory. Elsewhere it is Burn's own tensor operations. Nothing is read back and
     /// nothing waited for, except under these two policies for gradients that are not finite, which decide whether there is a
     /// step at all. Both read the records back, 32 bytes for each norm, before they return:
     ///
@@ -241,49 +244,28 @@ impl GradClipper {
             .collect();
         let task = Arc::new(Task::new(operations, &members));
 
-        let extents = extents(&taken, &task.segment_of);
-        let by_kernels = extents.is_some();
-        let (taken, measured) = if let Some(extents) = extents {
-            self.by_kernels(taken, extents, &task)
-        } else {
-            let (taken, measured) = tensor_ops::clip(taken, &task);
-            (taken, measured.map(|measured| Source::Operations(Box::new(measured))))
-        };
+        let (taken, source) = self.dispatch(taken, &task);
         for gradient in taken {
             gradient.register(gradients);
         }
-        let source = measured.unwrap_or_else(|| Source::Nothing {
+        let source = source.unwrap_or_else(|by_kernels| Source::Nothing {
             device: module.devices().into_iter().next().unwrap_or_default(),
             by_kernels,
         });
         Ok(Clipped::new(source, paths, task))
     }
 
-    fn by_kernels(
-        &self,
-        taken: Vec<Gradient>,
-        extents: Vec<Extent>,
-        task: &Arc<Task>,
-    ) -> (Vec<Gradient>, Option<Source>) {
-        let mut shells = Vec::with_capacity(taken.len());
-        let mut primitives = Vec::with_capacity(taken.len());
-        for gradient in taken {
-            let (shell, primitive) = gradient.split();
-            shells.push(shell);
-            primitives.extend(primitive);
-        }
-        let clipped = Wgpu::clip(primitives, extents, task.clone(), self.cache.clone());
-        let taken =
-            shells.into_iter().zip(clipped.gradients).map(|(shell, tensor)| shell.join(tensor)).collect();
-        let measured = clipped.measured.map(|measured| {
-            Source::Words(Box::new(Words {
-                norms: Tensor::from_primitive::<Wgpu>(measured.norms),
-                factors: Tensor::from_primitive::<Wgpu>(measured.factors),
-                records: Tensor::from_primitive::<Wgpu>(measured.records),
-                stats: measured.stats.map(Tensor::from_primitive::<Wgpu>),
-            }))
-        });
-        (taken, measured)
+    /// Clips these by the kernels, where they can, or else by tensor operations. If that measures nothing, says which it was.
+    fn dispatch(&self, gradients: Vec<Gradient>, task: &Arc<Task>) -> (Vec<Gradient>, Result<Source, bool>) {
+        #[cfg(feature = "wgpu")]
+        let gradients = match crate::by_kernels::clip(gradients, task, &self.cache) {
+            Ok((gradients, words)) => {
+                return (gradients, words.map(|words| Source::Words(Box::new(words))).ok_or(true));
+            }
+            Err(gradients) => gradients,
+        };
+        let (gradients, measured) = tensor_ops::clip(gradients, task);
+        (gradients, measured.map(|measured| Source::Operations(Box::new(measured))).ok_or(false))
     }
 }
 
@@ -292,18 +274,4 @@ fn checked(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
     let operations = Clip::all_checked(clips)?;
     operations.iter().try_for_each(supported)?;
     Ok(operations)
-}
-
-/// What the kernels need to know of the gradients, if they can take them: all on one device, which takes WGSL.
-fn extents(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<Extent>> {
-    let device = Wgpu::device_of(gradients.first()?.primitive()?);
-    if !device::takes_wgsl(&device) {
-        return None;
-    }
-    let each = gradients.iter().zip(segment_of).map(|(gradient, &segment)| {
-        let here = Wgpu::device_of(gradient.primitive()?) == device;
-        let dtype = device::elements_of(gradient.dtype).filter(|_| here)?;
-        Some(Extent { count: gradient.count, dtype, segment })
-    });
-    each.collect()
 }

@@ -3,14 +3,13 @@
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
+use burn::backend::DispatchTensor;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{DType, Tensor};
 
 use crate::Error;
 use crate::clipper::Matches;
-use crate::primitive::WgpuPrimitive;
 
 /// A gradient that was taken from its container. While it is here, its container does not hold on to its memory, so that
 /// Burn can tell whether anybody else does.
@@ -22,11 +21,11 @@ pub(crate) struct Gradient {
     /// Its elements.
     pub(crate) count: usize,
     pub(crate) tensor: DispatchTensor,
-    rank: &'static dyn AnyRank,
+    pub(crate) rank: &'static dyn AnyRank,
 }
 
 /// What needs to know the rank of a tensor.
-trait AnyRank {
+pub(crate) trait AnyRank {
     fn register(&self, gradients: &mut GradientsParams, parameter: ParamId, tensor: DispatchTensor);
     fn flat(&self, tensor: DispatchTensor, count: usize) -> Tensor<1>;
     fn shaped_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor;
@@ -63,50 +62,6 @@ impl Gradient {
     /// The gradient with these elements instead.
     pub(crate) fn replaced(self, flat: Tensor<1>) -> Self {
         Self { tensor: self.rank.shaped_like(&self.tensor, flat), ..self }
-    }
-
-    /// What CubeCL or Burn's fusion knows of it, if it is a plain tensor of theirs.
-    pub(crate) fn primitive(&self) -> Option<&WgpuPrimitive> {
-        match &self.tensor {
-            DispatchTensor {
-                kind: DispatchTensorKind::Cube(BackendTensor::Float(primitive)),
-                autodiff: DispatchAutodiffContext::Disabled,
-            } => Some(primitive),
-            _ => None,
-        }
-    }
-}
-
-/// A gradient without its tensor.
-pub(crate) struct Shell {
-    parameter: ParamId,
-    path: String,
-    dtype: DType,
-    count: usize,
-    rank: &'static dyn AnyRank,
-}
-
-impl Gradient {
-    /// Its tensor apart, where [`primitive`](Self::primitive) has one.
-    pub(crate) fn split(self) -> (Shell, Option<WgpuPrimitive>) {
-        let Self { parameter, path, dtype, count, tensor, rank } = self;
-        let primitive = match tensor.kind {
-            DispatchTensorKind::Cube(BackendTensor::Float(primitive)) => Some(primitive),
-            _ => None,
-        };
-        (Shell { parameter, path, dtype, count, rank }, primitive)
-    }
-}
-
-impl Shell {
-    /// The gradient with this tensor.
-    pub(crate) fn join(self, tensor: WgpuPrimitive) -> Gradient {
-        let Self { parameter, path, dtype, count, rank } = self;
-        let tensor = DispatchTensor {
-            kind: DispatchTensorKind::Cube(BackendTensor::Float(tensor)),
-            autodiff: DispatchAutodiffContext::Disabled,
-        };
-        Gradient { parameter, path, dtype, count, tensor, rank }
     }
 }
 
