@@ -314,8 +314,13 @@ fn what_makes_no_sense_is_an_error() {
     let relative = Clip::by_parameter_norm(0.1, 1e-3).z_clip(good);
     assert_eq!(cpu::ClipPlan::new(&[relative]).unwrap_err(), Error::TwoLimits);
     let by_value = Clip::by_value(1.0);
-    for clip in [by_value.z_clip(good), by_value.count_steps(), by_value.tensor_stats()] {
-        assert_eq!(cpu::ClipPlan::new(&[clip]).unwrap_err(), Error::NeedsNorm);
+    for (clip, what) in [
+        (by_value.z_clip(good), "z_clip"),
+        (by_value.count_steps(), "count_steps"),
+        (by_value.tensor_stats(), "tensor_stats"),
+    ] {
+        let error = Error::NeedsNorm { what, clip: "Clip::by_value" };
+        assert_eq!(cpu::ClipPlan::new(&[clip]).unwrap_err(), error);
     }
     // Nothing lasts from one call to the next.
     let clip = Clip::by_global_norm(1.0).z_clip(good);

@@ -201,9 +201,11 @@ fn they_are_there_where_they_were_asked_for_and_nowhere_else() {
         let ticket = gpu.submit(|encoder| plan.read_back_tensor_stats(encoder));
         assert!(matches!(ticket.wait(), Err(Error::NotAskedFor { with: "tensor_stats", .. })));
     }
-    for clip in [Clip::by_value(1.0), Clip::by_supplied_norm(1.0)] {
+    for (clip, name) in
+        [(Clip::by_value(1.0), "Clip::by_value"), (Clip::by_supplied_norm(1.0), "Clip::by_supplied_norm")]
+    {
         let error = gpu.clipper.prepare(&placed.gradients(), clip.tensor_stats()).unwrap_err();
-        assert_eq!(error, Error::NeedsNorm);
+        assert_eq!(error, Error::NeedsNorm { what: "tensor_stats", clip: name });
     }
 }
 
@@ -257,7 +259,7 @@ fn an_error_is_told_once() {
         recent.push(number, step(gpu, gradient, clip));
     }
     finish(gpu);
-    let error = Error::NonFinite { gradient: Some(0), total_norm: f32::INFINITY };
+    let error = Error::NonFinite { gradient: Some(0.into()), total_norm: f32::INFINITY, record: None };
     assert_eq!(recent.latest(), Err(error));
     assert_eq!(recent.latest().unwrap().unwrap().1.total_norm, 3.0);
 }
