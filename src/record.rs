@@ -197,7 +197,8 @@ impl ClipRecord {
     }
 }
 
-/// The fields, with the flags and the index of the first non-finite gradient spelled out.
+/// Shows the flags by name, and no index where no gradient is non-finite.
+#[expect(clippy::missing_fields_in_debug, reason = "each flag is shown by name")]
 impl fmt::Debug for ClipRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClipRecord")
