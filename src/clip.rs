@@ -93,6 +93,17 @@ impl Operation {
         }
     }
 
+    /// Refuses options whose results only a plan could return.
+    pub(crate) const fn check_without_plan(&self) -> Result<(), Error> {
+        let option = match self {
+            Self::Norm(ByNorm { z_clip: Some(_), .. }) => "z_clip",
+            Self::Norm(ByNorm { tensor_stats: true, .. }) => "tensor_stats",
+            Self::Norm(ByNorm { count_steps: true, .. }) => "count_steps",
+            _ => return Ok(()),
+        };
+        Err(Error::NeedsPlan { option })
+    }
+
     /// Whether it needs the parameters of the gradients.
     pub(crate) const fn is_relative(&self) -> bool {
         matches!(self, Self::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
@@ -525,7 +536,8 @@ impl Clip {
     /// [`TensorStats`](crate::TensorStats) in [`tensor_stats_buffer`](crate::ClipPlan::tensor_stats_buffer), and
     /// [`read_back_tensor_stats`](crate::ClipPlan::read_back_tensor_stats) reads them. On the CPU,
     /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) has them, and [`cpu::tensor_stats`](crate::cpu::tensor_stats) measures
-    /// nothing else. For a clip by value or by a supplied norm, which measures nothing, this is an [`Error::NeedsNorm`].
+    /// nothing else. For a clip by value or by a supplied norm, which measures nothing, this is an [`Error::NeedsNorm`];
+    /// in a call without a plan, which could not return them, an [`Error::NeedsPlan`].
     #[must_use]
     pub const fn tensor_stats(self) -> Self {
         Self { tensor_stats: true, ..self }
@@ -534,7 +546,8 @@ impl Clip {
     /// Besides, count over the steps what the records say: how many there were, how often they were clipped and not
     /// finite, and the largest norm. It takes a small dispatch; the [`StepCounts`](crate::StepCounts) stay on the device
     /// until [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) asks for them. A
-    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) counts without being asked.
+    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) counts without being asked. In a call without a plan this is an
+    /// [`Error::NeedsPlan`].
     #[must_use]
     pub const fn count_steps(self) -> Self {
         Self { count_steps: true, ..self }

@@ -136,11 +136,14 @@ pub enum Error {
         with: &'static str,
     },
 
-    /// [`Clip::z_clip`](crate::Clip::z_clip) in a call that keeps no state between steps.
+    /// An option whose state or results a plan keeps, in a call that makes no plan.
     #[error(
-        "Clip::z_clip follows the norms of past steps, so it needs a plan: cpu::ClipPlan, or Clipper::prepare on a GPU"
+        "Clip::{option} needs a plan, which keeps what it finds: cpu::ClipPlan, or Clipper::prepare on a GPU"
     )]
-    NeedsPlan,
+    NeedsPlan {
+        /// The option: `z_clip`, `tensor_stats` or `count_steps`.
+        option: &'static str,
+    },
 
     /// A floor for parameter norms that is negative, infinite or NaN.
     #[error("the floor for parameter norms is {}, but it must be finite and not negative", number(*given))]
