@@ -23,7 +23,7 @@ mod z_clip;
 
 pub use clip::{ByNorm, Clip, Operation, Scope};
 pub use dtype::DType;
-pub use error::Error;
+pub use error::{Error, GradientId};
 pub use gpu::{
     ClipPlan, Clipper, Gradient, Parameter, ReadBack, ReadBackQueue, adapters, adapters_async, is_software,
 };

@@ -179,13 +179,11 @@ impl Clipped {
                 None => Vec::new(),
             },
             Source::Operations(measured) => {
-                let Measured { counts: Some(counts), gradient_norms, gradient_maxima, .. } = &**measured
-                else {
+                let Measured { stats: Some(stats), gradient_maxima, .. } = &**measured else {
                     return Ok(Vec::new());
                 };
-                let [non_finite, zeros] = counts;
-                let counts = counted(non_finite).await?.into_iter().zip(counted(zeros).await?);
-                let rows = floats(gradient_norms).await?.into_iter().zip(floats(gradient_maxima).await?);
+                let counts = counted(&stats.non_finite).await?.into_iter().zip(counted(&stats.zeros).await?);
+                let rows = floats(&stats.norms).await?.into_iter().zip(floats(gradient_maxima).await?);
                 rows.zip(counts)
                     .map(|((norm, max_magnitude), (non_finite, zeros))| TensorStats {
                         norm,
@@ -220,32 +218,34 @@ async fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
 
 /// The records that the kernels would have left.
 async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>, Error> {
-    let Measured { norms, coefs, factors, gradient_maxima, .. } = measured;
+    let Measured { norms, coefs, factors, shifted_norms, shifts, gradient_maxima, .. } = measured;
     // In one tensor, so that the host waits once.
-    let all = [norms, coefs, factors, gradient_maxima].map(Tensor::clone).to_vec();
+    let all = [norms, coefs, factors, shifted_norms, shifts, gradient_maxima].map(Tensor::clone).to_vec();
     let all = floats(&Tensor::cat(all, 0)).await?;
-    let (of_segments, maxima) = all.split_at(3 * task.segments.len());
-    let (norms, rest) = of_segments.split_at(task.segments.len());
-    let (coefs, factors) = rest.split_at(task.segments.len());
+    let (of_segments, maxima) = all.split_at(5 * task.segments.len());
     let record = |segment: usize| {
+        let [norm, coef, factor, shifted_norm, shift] =
+            std::array::from_fn(|number| of_segments[number * task.segments.len() + segment]);
         let members = || (0..maxima.len()).filter(|&index| task.segment_of[index] == segment);
         let largest = members()
             .map(|index| maxima[index])
             .fold(0.0, |largest: f32, own| if own > largest || own.is_nan() { own } else { largest });
         let first = members().find(|&index| !maxima[index].is_finite());
-        let (norm, coef) = (norms[segment], coefs[segment]);
-        let bad = first.is_some() || !norm.is_finite() || coef.is_nan();
+        let bad = first.is_some() || coef.is_nan();
         let policy = match task.non_finite() {
             NonFinite::Skip | NonFinite::Error if bad => 4,
             NonFinite::Zero if bad => 8,
             _ => 0,
         };
-        let (significand, exponent) =
-            if measured.empty[segment] { (0.0, ClipRecord::EMPTY_EXPONENT) } else { split(norm) };
+        let (significand, exponent) = if measured.empty[segment] {
+            (0.0, ClipRecord::EMPTY_EXPONENT)
+        } else {
+            split(f64::from(shifted_norm) / f64::from(shift))
+        };
         let words = [
             norm.to_bits(),
             coef.to_bits(),
-            factors[segment].to_bits(),
+            factor.to_bits(),
             largest.to_bits(),
             u32::from(coef != 1.0) | u32::from(bad) << 1 | policy,
             first.and_then(|index| u32::try_from(index).ok()).unwrap_or(u32::MAX),
@@ -254,18 +254,18 @@ async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>,
         ];
         bytemuck::cast(words)
     };
-    Ok((0..norms.len()).map(record).collect())
+    Ok((0..task.segments.len()).map(record).collect())
 }
 
-/// A norm as significand in `[1, 2)` and exponent; what has none is its own significand.
-fn split(norm: f32) -> (f32, i32) {
-    if norm == 0.0 || !norm.is_finite() {
-        return (norm, 0);
+/// An f32 times a power of two as significand in `[1, 2)` and exponent; what has none is its own significand.
+#[expect(clippy::cast_possible_truncation, reason = "the significand of an f32")]
+fn split(number: f64) -> (f32, i32) {
+    if number == 0.0 || !number.is_finite() {
+        return (number as f32, 0);
     }
-    // As f64 the least subnormal is a normal number.
-    let bits = f64::from(norm).to_bits();
+    // The least number that comes here is a normal number of f64.
+    let bits = number.to_bits();
     let exponent = i32::try_from(bits >> 52).unwrap_or(0) - 1023;
-    #[expect(clippy::cast_possible_truncation, reason = "the significand of an f32")]
     let significand = f64::from_bits((bits & ((1 << 52) - 1)) | 1023 << 52) as f32;
     (significand, exponent)
 }
@@ -278,9 +278,10 @@ mod tests {
     fn a_norm_is_its_significand_times_a_power_of_two() {
         assert_eq!(split(5.0), (1.25, 2));
         assert_eq!(split(1.0), (1.0, 0));
-        assert_eq!(split(f32::from_bits(1)), (1.0, -149));
-        assert_eq!(split(f32::MAX), (2.0 - f32::EPSILON, 127));
+        assert_eq!(split(f32::from_bits(1).into()), (1.0, -149));
+        assert_eq!(split(f32::MAX.into()), (2.0 - f32::EPSILON, 127));
+        assert_eq!(split(2.0_f64.powi(130)), (1.0, 130));
         assert_eq!(split(0.0), (0.0, 0));
-        assert_eq!(split(f32::INFINITY), (f32::INFINITY, 0));
+        assert_eq!(split(f64::INFINITY), (f32::INFINITY, 0));
     }
 }

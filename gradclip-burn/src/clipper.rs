@@ -144,7 +144,7 @@ impl GradClipper {
     /// On Burn's wgpu runtime, with this package's feature `wgpu`, they are clipped by gradclip's kernels, in Burn's own stream and
     /// memory: in place, or in a copy where somebody else holds the same memory. Elsewhere it is Burn's own tensor operations. Nothing is read back and
     /// nothing waited for, except under these two policies for gradients that are not finite, which decide whether there is a
-    /// step at all. Both read the records back, 32 bytes for each norm, before they return:
+    /// step at all. Both read the records back, some words for each norm, before they return:
     ///
     /// - [`NonFinite::Skip`]: if a record says `skip`, the gradients of `module` are taken out of `gradients`. A step of Burn's
     ///   optimizer then changes neither parameters nor its own state; [`Clipped::skipped`] says so. What is left out is the

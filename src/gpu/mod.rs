@@ -5,6 +5,7 @@ mod clipper;
 pub(crate) mod device;
 mod gradient;
 pub(crate) mod kernels;
+mod labels;
 pub(crate) mod layout;
 mod read_back;
 mod read_back_queue;

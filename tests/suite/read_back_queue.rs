@@ -123,7 +123,7 @@ fn an_error_has_its_step_and_loses_no_other() {
         log.push(step, training.step(&[gradient], ClipPlan::read_back));
     }
     let error = |step| {
-        let error = Error::NonFinite { gradient: Some(0), total_norm: f32::INFINITY };
+        let error = Error::NonFinite { gradient: Some(0.into()), total_norm: f32::INFINITY, record: None };
         Err(Error::Step { step, error: Box::new(error) })
     };
     let mut next = || log.wait().map(|records| records.iter().map(|(step, _)| *step).collect::<Vec<_>>());

@@ -1,13 +1,11 @@
 //! Records of each gradient by itself.
 
-use gradclip::{
-    Clip, ClipRecord, DType, Error, Gradient, NormType, Parameter, TensorStats, cpu, reference,
-};
+use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NormType, Parameter, TensorStats, cpu, reference};
 use half::f16;
 
 use crate::common::{Gpu, noise};
-use crate::words::{Placed, Placement};
 use crate::gpu;
+use crate::words::{Placed, Placement};
 
 const LENS: [usize; 6] = [5000, 0, 1, 33, 70_000, 4096];
 
@@ -200,9 +198,11 @@ fn they_are_there_where_they_were_asked_for_and_nowhere_else() {
         let ticket = gpu.submit(|encoder| plan.read_back_tensor_stats(encoder));
         assert!(matches!(ticket.wait(), Err(Error::NotAskedFor { with: "tensor_stats", .. })));
     }
-    for clip in [Clip::by_value(1.0), Clip::by_supplied_norm(1.0)] {
+    for (clip, name) in
+        [(Clip::by_value(1.0), "Clip::by_value"), (Clip::by_supplied_norm(1.0), "Clip::by_supplied_norm")]
+    {
         let error = gpu.clipper.prepare(&placed.gradients(), clip.tensor_stats()).unwrap_err();
-        assert_eq!(error, Error::NeedsNorm);
+        assert_eq!(error, Error::NeedsNorm { what: "tensor_stats", clip: name });
     }
 }
 
