@@ -11,6 +11,7 @@ mod manner;
 mod progress;
 mod report;
 mod table;
+mod text;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
