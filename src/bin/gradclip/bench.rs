@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use crate::manner::matches;
 use crate::progress::Progress;
 use cpu::Cpu;
+pub(crate) use cpu::available_memory;
 use device::Gpu;
 use gpu::{GpuSet, Layout};
 use rows::{Measured, Path, Row};

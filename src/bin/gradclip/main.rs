@@ -10,6 +10,7 @@ mod file;
 mod manner;
 mod progress;
 mod report;
+mod stages;
 mod table;
 mod text;
 

@@ -15,6 +15,8 @@ pub(crate) struct Report {
     pub(crate) tensors: Vec<Row>,
     /// The tensors that match no pattern first.
     pub(crate) groups: Vec<Group>,
+    /// The names of tensors that were left as they are.
+    pub(crate) excluded: Vec<String>,
     pub(crate) device: String,
     pub(crate) seconds: Vec<(&'static str, Duration)>,
 }
@@ -53,6 +55,9 @@ impl Report {
             }
             _ => format!("\n{}", self.group_table()),
         };
+        if !self.excluded.is_empty() {
+            outcome.row(["excluded".into(), format!("{} tensors", self.excluded.len())]);
+        }
         outcome.row(["device".into(), self.device.clone()]);
         outcome.row(["time".into(), self.times()]);
         format!("{}{groups}{outcome}", self.tensor_table())
@@ -109,6 +114,9 @@ impl Report {
             ("seconds".into(), seconds.collect::<Map<_, _>>().into()),
             ("tensors".into(), self.tensors.iter().map(Row::json).collect()),
         ]);
+        if !self.excluded.is_empty() {
+            report.insert("excluded".into(), json!(self.excluded));
+        }
         if !groups.is_empty() {
             report.insert("groups".into(), groups.iter().map(Group::json_with_limit).collect());
         }
