@@ -119,7 +119,13 @@ impl Writer {
         let interrupts = Interrupts::hold().context("cannot handle signals")?;
         let folder = targets.first().map(|target| parent(&target.path).to_owned());
         let folder = folder.map(NewFolder::create).transpose()?.flatten();
-        Ok(Self { finished: Vec::new(), current: None, rest: targets.into_iter(), _folder: folder, interrupts })
+        Ok(Self {
+            finished: Vec::new(),
+            current: None,
+            rest: targets.into_iter(),
+            _folder: folder,
+            interrupts,
+        })
     }
 
     /// Begins the next file.
