@@ -1,16 +1,21 @@
 //! `gradclip clip`: a file of gradients in, their norms and the clipped file out.
 
+use std::io::Write;
+use std::iter;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use gradclip::cpu::{self, Gradient};
 use gradclip::{Clip, ClipRecord, Clipped, DeviceChoice, Error, SliceClipper, SliceDevice, TensorStats};
 
 use crate::file::{Gradients, Output, Tensor};
 use crate::manner::{Manner, Scope};
+use crate::plot;
 use crate::progress::Progress;
 use crate::report::{Group, Report, Row};
+use crate::stdout;
+use crate::text::quoted;
 
 /// Clip the gradients in a .safetensors file
 ///
@@ -32,16 +37,25 @@ pub(crate) struct Args {
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
+    /// Draw the norm of each tensor before and after clipping
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+
     /// Print one JSON object
+    ///
+    /// NaN and infinities are strings in it. With --groups, the norms and the coefficient at its top are those of the tensors
+    /// that match no pattern; they are null where every tensor matches one.
     #[arg(long)]
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String> {
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let manner = &args.manner;
     // An impossible limit, an output out of reach and a missing device should not be found only after long work.
     cpu::clip_groups(&mut [], &manner.clips())?;
     let output = args.output.as_deref().map(Output::check).transpose()?;
+    let others = || iter::once(&*args.gradients).chain(args.output.as_deref());
+    let plot = args.plot.as_deref().map(|path| plot::Output::check(path, others())).transpose()?;
 
     let progress = Progress::new(args.json);
     let mut stages = Stages::new(&progress);
@@ -49,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<String> {
     let mut gradients = stages.time("read", || Gradients::read(&args.gradients, &progress))?;
     let tensors = gradients.tensors().to_vec();
     let group_of: Vec<usize> = tensors.iter().map(|tensor| manner.group_of(&tensor.name)).collect();
-    let outcome = clip(&mut gradients.list(&group_of), manner, &clipper, &mut stages)
+    let outcome = clip(&mut gradients.list(&group_of), manner, &clipper, plot.is_some(), &mut stages)
         .map_err(|error| named(error, &tensors))?;
     match output {
         Some(output) => stages.time("write", || output.write(gradients, &progress))?,
@@ -58,12 +72,16 @@ pub(crate) fn run(args: &Args) -> Result<String> {
 
     let report = Report {
         scope: manner.scope(),
+        groups: outcome.groups(manner, &group_of),
         tensors: outcome.rows(tensors, &group_of),
-        groups: outcome.groups(manner),
         device: outcome.device.to_string(),
         seconds: stages.seconds,
     };
-    Ok(if args.json { report.json() } else { report.table() })
+    drop(progress);
+    let printed = if args.json { report.write_json(out) } else { report.write_table(out) };
+    // Neither is lost because of the other.
+    let drawn = plot.map_or(Ok(()), |plot| plot.write(&plot::norms(&report)?));
+    printed.and_then(|()| out.flush()).context(stdout::FAILED).and(drawn)
 }
 
 /// What came of clipping.
@@ -74,6 +92,8 @@ struct Outcome {
     /// The norm of each group.
     before: Vec<f32>,
     after: Vec<f32>,
+    /// The norm of each tensor, if they are wanted.
+    norms_after: Option<Vec<f32>>,
     device: SliceDevice,
 }
 
@@ -81,6 +101,7 @@ fn clip(
     gradients: &mut [Gradient<'_>],
     manner: &Manner,
     clipper: &SliceClipper,
+    norms_wanted: bool,
     stages: &mut Stages<'_>,
 ) -> Result<Outcome, Error> {
     let (scope, clips, [before, after]) = (manner.scope(), manner.clips(), manner.measures());
@@ -94,10 +115,14 @@ fn clip(
     stages.add("upload", timings.upload);
     stages.add("clip", timings.clip);
     stages.add("download", timings.download);
-    let after = stages.time("measure", || norms(gradients, after, clips.len()))?;
+    let (after, norms_after) = stages.time("measure", || {
+        let stats = norms_wanted.then(|| cpu::tensor_stats(gradients, after)).transpose()?;
+        let of_tensors = stats.map(|stats| stats.iter().map(|stats| stats.norm).collect());
+        Ok((norms(gradients, after, clips.len())?, of_tensors))
+    })?;
     let found = records.iter().map(|record| record.total_norm);
     let before = if scope == Scope::Group { found.collect() } else { measured };
-    Ok(Outcome { scope, stats, records, before, after, device })
+    Ok(Outcome { scope, stats, records, before, after, norms_after, device })
 }
 
 impl Outcome {
@@ -106,19 +131,19 @@ impl Outcome {
         let row = |(index, tensor)| Row {
             tensor,
             stats: self.stats[index],
+            norm_after: self.norms_after.as_ref().map(|norms| norms[index]),
             record: own(index),
             group: group_of[index],
         };
         tensors.into_iter().enumerate().map(row).collect()
     }
 
-    fn groups(&self, manner: &Manner) -> Vec<Group> {
+    fn groups(&self, manner: &Manner, group_of: &[usize]) -> Vec<Group> {
         let joint = |index: usize| self.records.get(index).filter(|_| self.scope == Scope::Group).copied();
         let group = |(index, (pattern, limit))| Group {
             pattern,
             limit,
-            total_norm: self.before[index],
-            total_norm_after: self.after[index],
+            norms: group_of.contains(&index).then(|| [self.before[index], self.after[index]]),
             record: joint(index),
         };
         manner.patterns().zip(manner.limits()).enumerate().map(group).collect()
@@ -135,8 +160,8 @@ fn norms(gradients: &mut [Gradient<'_>], clip: Clip, groups: usize) -> Result<Ve
 fn named(error: Error, tensors: &[Tensor]) -> anyhow::Error {
     match error {
         Error::NonFinite { gradient: Some(index), total_norm } => {
-            let name = &tensors[index].name;
-            anyhow!("tensor {name:?} is not finite: the norm is {total_norm}, and nothing was clipped")
+            let name = quoted(&tensors[index].name);
+            anyhow!("tensor {name} is not finite: the norm is {total_norm}, and nothing was clipped")
         }
         other => other.into(),
     }
