@@ -10,7 +10,7 @@ use super::gradient::{Elements, ElementsMut};
 use super::kernels::{self, Change};
 
 /// The elements (64 KiB of f32) that have a sum of their own; a gradient is cut at multiples of it.
-const PIECE: usize = 1 << 14;
+pub(super) const PIECE: usize = 1 << 14;
 
 /// The elements (1 MiB of f32) that are not worth waking another thread for.
 const ALONE: usize = 1 << 18;
@@ -95,7 +95,7 @@ fn reduce_one<R: Reduction>(gradient: Elements<'_>, reduction: &R, task: usize) 
 }
 
 /// What is found in `len` elements of a gradient, of what was found in their pieces.
-fn whole<R: Reduction>(len: usize, pieces: &[R::Output], reduction: &R) -> R::Output {
+pub(super) fn whole<R: Reduction>(len: usize, pieces: &[R::Output], reduction: &R) -> R::Output {
     match pieces {
         [] => R::NOTHING,
         [only] => *only,

@@ -62,6 +62,7 @@ impl Gpu {
         &self,
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
+        total_norm: Option<f32>,
     ) -> Result<(Vec<ClipRecord>, Timings), Error> {
         let start = Instant::now();
         let operation = Clip::all_checked(clips)?[0];
@@ -71,6 +72,9 @@ impl Gpu {
         let arenas = self.allocate(&sizes)?;
         let on_device = on_device(gradients, &parts, &arenas);
         let plan = self.clipper.prepare_groups(&on_device, clips).map_err(in_slices)?;
+        if let Some(total_norm) = total_norm {
+            plan.supply_norm(&self.queue, total_norm)?;
+        }
         self.upload(&slices, &parts, &arenas)?;
         let upload = start.elapsed();
 

@@ -29,6 +29,7 @@ use crate::manner::matches;
 use crate::progress::Progress;
 use crate::{file, stdout, text};
 use cpu::Cpu;
+pub(crate) use cpu::available_memory;
 use device::Gpu;
 use gpu::{GpuSet, Layout};
 use rows::{Measured, Path, Row};
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
     }
     // Now, and not only after minutes.
     if let Some(path) = &args.save {
-        file::Output::check(path)?;
+        file::Target::check(path)?;
     }
     let save = args.save.as_deref();
     let plot = args.plot.as_deref().map(|path| crate::plot::Output::check(path, save)).transpose()?;

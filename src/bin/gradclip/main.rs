@@ -12,6 +12,7 @@ mod manner;
 mod plot;
 mod progress;
 mod report;
+mod stages;
 mod stdout;
 mod table;
 mod text;

@@ -1,14 +1,14 @@
 //! Pictures: where they go, what they have in common, and the one of `gradclip clip`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::file;
+use crate::file::Target;
 use crate::manner::Scope;
 use crate::report::Report;
 use crate::text::{self, shortened};
@@ -55,31 +55,27 @@ const IN_LEGEND: usize = 12;
 const NUMBERS: i32 = 14;
 
 /// A place for a picture. It is checked before the work whose picture it is.
-pub(crate) struct Output(PathBuf);
+pub(crate) struct Output(Target);
 
 impl Output {
     /// Fails where writing would, as far as that can be known, or where it would replace one of the files that the same
     /// command reads or writes.
     pub(crate) fn check<'a>(path: &Path, others: impl IntoIterator<Item = &'a Path>) -> Result<Self> {
-        file::Output::check(path)?;
+        let target = Target::check(path)?;
         let whole = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
         for other in others {
             ensure!(
                 whole(path) != whole(other),
-                "{}: another file of this command is there",
-                cannot_write(path)
+                "cannot write {}: another file of this command is there",
+                text::path(path)
             );
         }
-        Ok(Self(path.to_owned()))
+        Ok(Self(target))
     }
 
-    pub(crate) fn write(&self, svg: &str) -> Result<()> {
-        fs::write(&self.0, svg).with_context(|| cannot_write(&self.0))
+    pub(crate) fn write(self, svg: &str) -> Result<()> {
+        self.0.replace(svg.as_bytes())
     }
-}
-
-fn cannot_write(path: &Path) -> String {
-    format!("cannot write the plot {}", text::path(path))
 }
 
 /// Of the library, whose errors borrow what they speak of.

@@ -21,6 +21,8 @@ pub(crate) struct Report {
     pub(crate) tensors: Vec<Row>,
     /// The tensors that match no pattern first.
     pub(crate) groups: Vec<Group>,
+    /// The names of tensors that were left as they are.
+    pub(crate) excluded: Vec<String>,
     pub(crate) device: String,
     pub(crate) seconds: Vec<(&'static str, Duration)>,
 }
@@ -61,6 +63,9 @@ impl Report {
             outcome.row(["limit".into(), number(group.limit)]);
         } else {
             write!(out, "\n{}", self.group_table())?;
+        }
+        if !self.excluded.is_empty() {
+            outcome.row(["excluded".into(), format!("{} tensors", self.excluded.len())]);
         }
         outcome.row(["device".into(), self.device.clone()]);
         outcome.row(["time".into(), self.times()]);
@@ -145,6 +150,9 @@ impl Serialize for Report {
         report.serialize_entry("non_finite", &self.non_finite())?;
         report.serialize_entry("seconds", &Seconds(&self.seconds))?;
         report.serialize_entry("tensors", &self.tensors)?;
+        if !self.excluded.is_empty() {
+            report.serialize_entry("excluded", &self.excluded)?;
+        }
         if !groups.is_empty() {
             report.serialize_entry("groups", groups)?;
         }
