@@ -1,17 +1,20 @@
 //! `gradclip clip`: files of gradients in, their norms and the clipped files out.
 
+use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use gradclip::cpu::{self, ClipPlan, Measurement};
 use gradclip::{Clip, ClipRecord, Clipped, DeviceChoice, Error, SliceClipper, SliceDevice, TensorStats};
 
 use crate::bench::available_memory;
 use crate::file::{Chunk, Gradients, Inputs, Output, Target, Tensor, Writer};
 use crate::manner::{Manner, Scope};
+use crate::plot;
 use crate::progress::Progress;
 use crate::report::{Group, Report, Row};
 use crate::stages::Stages;
+use crate::stdout;
 use crate::text::quoted;
 
 /// Clip the gradients in .safetensors files
@@ -44,17 +47,26 @@ pub(crate) struct Args {
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
+    /// Draw the norm of each tensor before and after clipping
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+
     /// Print one JSON object
+    ///
+    /// NaN and infinities are strings in it. With --groups, the norms and the coefficient at its top are those of the tensors
+    /// that match no pattern; they are null where every tensor matches one.
     #[arg(long)]
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String> {
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let manner = &args.manner;
     // An impossible limit, an output out of reach and a missing device should not be found only after long work.
     Clip::all_checked(&manner.clips())?;
     let inputs = Inputs::new(&args.gradients)?;
     let output = args.output.as_deref().map(|path| Output::check(path, inputs.are_several())).transpose()?;
+    let others = || args.gradients.iter().chain(&args.output).map(PathBuf::as_path);
+    let plot = args.plot.as_deref().map(|path| plot::Output::check(path, others())).transpose()?;
 
     let progress = Progress::new(args.json);
     let mut stages = Stages::new(&progress);
@@ -72,18 +84,22 @@ pub(crate) fn run(args: &Args) -> Result<String> {
             gradients.load(&mut stages)?;
         }
     }
-    let outcome = clip(&mut gradients, manner, &clipper, targets, &mut stages)?;
+    let outcome = clip(&mut gradients, manner, &clipper, plot.is_some(), targets, &mut stages)?;
 
     let group_of = gradients.group_of();
     let report = Report {
         scope: manner.scope(),
-        groups: outcome.groups(manner),
+        groups: outcome.groups(manner, group_of),
         excluded: gradients.excluded().to_vec(),
         tensors: outcome.rows(gradients.tensors(), group_of),
         device: outcome.device.to_string(),
         seconds: stages.seconds(),
     };
-    Ok(if args.json { report.json() } else { report.table() })
+    drop(progress);
+    let printed = if args.json { report.write_json(out) } else { report.write_table(out) };
+    // Neither is lost because of the other.
+    let drawn = plot.map_or(Ok(()), |plot| plot.write(&plot::norms(&report)?));
+    printed.and_then(|()| out.flush()).context(stdout::FAILED).and(drawn)
 }
 
 /// Fails unless a GPU's way through main memory is open: for the gradients, and what is on its way to the device.
@@ -109,6 +125,8 @@ struct Outcome {
     /// The norm of each group.
     before: Vec<f32>,
     after: Vec<f32>,
+    /// The norm of each tensor, if they are wanted.
+    norms_after: Option<Vec<f32>>,
     device: SliceDevice,
 }
 
@@ -118,6 +136,7 @@ fn clip(
     gradients: &mut Gradients,
     manner: &Manner,
     clipper: &SliceClipper,
+    norms_wanted: bool,
     targets: Option<Vec<Target>>,
     stages: &mut Stages<'_>,
 ) -> Result<Outcome> {
@@ -177,6 +196,7 @@ fn clip(
         before = records.iter().map(|record| record.total_norm).collect();
     }
 
+    let after = if norms_wanted { after.tensor_stats() } else { after };
     let mut measured = Measuring::new(&vec![after; clips.len()], &group_of)?;
     let writer = targets.map(Writer::new).transpose()?;
     gradients.pass(stages, writer, |chunk, stages| {
@@ -192,7 +212,9 @@ fn clip(
         stages.time("measure", || measured.add(chunk))
     })?;
     let after = measured.conclude()?.iter().map(|record| record.total_norm).collect();
-    Ok(Outcome { scope, stats, records, before, after, device })
+    let norms_after =
+        norms_wanted.then(|| measured.plan.tensor_stats().iter().map(|stats| stats.norm).collect());
+    Ok(Outcome { scope, stats, records, before, after, norms_after, device })
 }
 
 /// A measurement of all tensors, chunk by chunk.
@@ -225,19 +247,19 @@ impl Outcome {
         let row = |(index, tensor): (usize, &Tensor)| Row {
             tensor: tensor.clone(),
             stats: self.stats[index],
+            norm_after: self.norms_after.as_ref().map(|norms| norms[index]),
             record: own(index),
             group: group_of[index],
         };
         tensors.iter().enumerate().map(row).collect()
     }
 
-    fn groups(&self, manner: &Manner) -> Vec<Group> {
+    fn groups(&self, manner: &Manner, group_of: &[usize]) -> Vec<Group> {
         let joint = |index: usize| self.records.get(index).filter(|_| self.scope == Scope::Group).copied();
         let group = |(index, (pattern, limit))| Group {
             pattern,
             limit,
-            total_norm: self.before[index],
-            total_norm_after: self.after[index],
+            norms: group_of.contains(&index).then(|| [self.before[index], self.after[index]]),
             record: joint(index),
         };
         manner.patterns().zip(manner.limits()).enumerate().map(group).collect()

@@ -1,6 +1,5 @@
 //! How to clip, in the words of the command line.
 
-use std::num::ParseFloatError;
 use std::str::FromStr;
 
 use anyhow::{Result, ensure};
@@ -8,6 +7,9 @@ use clap::ValueEnum;
 use gradclip::{Clip, NonFinite, NormType};
 
 use crate::text::quoted;
+
+/// What every limit must be.
+const LIMIT: &str = "it must be a number that is not negative";
 
 #[derive(clap::Args)]
 pub(crate) struct Manner {
@@ -34,7 +36,13 @@ pub(crate) struct Manner {
     nonfinite: Policy,
 
     /// The gradients are those of a loss that was multiplied by S: undo it
-    #[arg(long, value_name = "S", conflicts_with = "value", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "S",
+        value_parser = loss_scale,
+        conflicts_with = "value",
+        allow_hyphen_values = true
+    )]
     loss_scale: Option<f32>,
 
     /// Clip the tensors whose names match a pattern together, to a limit of their own
@@ -69,11 +77,11 @@ pub(crate) struct Manner {
 #[group(required = true, multiple = false)]
 struct Limit {
     /// Scale all tensors by one factor, so that their joint norm is at most this
-    #[arg(long, value_name = "NORM", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NORM", value_parser = limit, allow_hyphen_values = true)]
     max_norm: Option<f32>,
 
     /// Clamp every element to [-VALUE, VALUE]
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, value_parser = limit, allow_hyphen_values = true)]
     value: Option<f32>,
 }
 
@@ -209,19 +217,38 @@ impl FromStr for Group {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, limit) = text.rsplit_once('=').ok_or("it must be a pattern, =, and a limit")?;
-        let limit = limit.parse().map_err(|error| format!("its limit {limit:?} is no number: {error}"))?;
-        Ok(Self { pattern: pattern.to_owned(), limit })
+        let (pattern, given) = text.rsplit_once('=').ok_or("it must be a pattern, =, and a limit")?;
+        let of_group = |why| format!("the limit of group {} is {}: {why}", quoted(pattern), quoted(given));
+        Ok(Self { pattern: pattern.to_owned(), limit: limit(given).map_err(of_group)? })
     }
 }
 
-fn norm_type(text: &str) -> Result<NormType, ParseFloatError> {
-    text.parse().map(NormType::P)
+// The library is asked what is possible; its own words would name its parameters instead of these options.
+
+fn limit(text: &str) -> Result<f32, String> {
+    let limit = number(text).map_err(|_| LIMIT)?;
+    Clip::by_global_norm(limit).checked().map(|_| limit).map_err(|_| LIMIT.to_owned())
+}
+
+fn loss_scale(text: &str) -> Result<f32, String> {
+    let scale = number(text)?;
+    let checked = Clip::by_global_norm(1.0).loss_scale(scale).checked();
+    checked.map(|_| scale).map_err(|_| "it and its inverse must be positive and finite".into())
+}
+
+fn norm_type(text: &str) -> Result<NormType, String> {
+    let norm_type = NormType::P(number(text)?);
+    let checked = Clip::by_global_norm(1.0).norm_type(norm_type).checked();
+    checked.map(|_| norm_type).map_err(|_| "it must be a number, inf or -inf".into())
+}
+
+fn number(text: &str) -> Result<f32, String> {
+    text.parse().map_err(|_| "it is not a number".into())
 }
 
 /// A norm that was measured elsewhere, which may be infinite or NaN.
 fn total_norm(text: &str) -> Result<f32, String> {
-    let norm: f32 = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
+    let norm = number(text)?;
     if norm < 0.0 { Err("a norm is not negative".to_owned()) } else { Ok(norm) }
 }
 

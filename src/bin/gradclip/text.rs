@@ -6,7 +6,7 @@ use std::path::Path;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 /// The widest name, shape or pattern that tables and messages show, in columns of a terminal.
-pub(crate) const WIDTH: usize = 64;
+pub(crate) const WIDTH: usize = 96;
 const ELLIPSIS: char = '…';
 /// What [`escaped`] leaves alone, although Rust's own escapes do not.
 const KEPT: [char; 3] = ['\\', '"', '\''];
@@ -22,6 +22,11 @@ pub(crate) fn escaped(text: &str) -> String {
         escaped.push_str(&piece[plain.len()..]);
     }
     escaped
+}
+
+/// Text of several lines, each [`escaped`].
+pub(crate) fn lines(text: &str) -> String {
+    text.split_inclusive('\n').map(|line| escaped(line.trim_end_matches('\n')) + "\n").collect()
 }
 
 /// [`escaped`] text of at most `width` columns. Longer text loses its middle to an ellipsis.

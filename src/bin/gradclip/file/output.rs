@@ -61,7 +61,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    fn check(path: &Path) -> Result<Self> {
+    pub(crate) fn check(path: &Path) -> Result<Self> {
         Self::find(path).with_context(|| cannot_write(path))
     }
 
@@ -85,6 +85,15 @@ impl Target {
             inherit_owner(&new, old)?;
         }
         Ok(target)
+    }
+
+    /// Puts a file of these bytes there.
+    pub(crate) fn replace(self, bytes: &[u8]) -> Result<()> {
+        let mut writer = Writer::new(vec![self])?;
+        writer.begin()?;
+        writer.write(bytes)?;
+        writer.end()?;
+        writer.commit()
     }
 
     fn create(&self) -> io::Result<NamedTempFile<BufWriter<File>>> {
