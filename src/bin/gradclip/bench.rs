@@ -15,8 +15,9 @@ mod workloads;
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::mem;
 use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,9 @@ use serde_json::{Value, json};
 
 use crate::manner::matches;
 use crate::progress::Progress;
+use crate::{file, stdout, text};
 use cpu::Cpu;
+pub(crate) use cpu::available_memory;
 use device::Gpu;
 use gpu::{GpuSet, Layout};
 use rows::{Measured, Path, Row};
@@ -67,8 +70,8 @@ pub(crate) struct Args {
     max_bytes: Option<usize>,
 
     /// For about how long to repeat, all in all; a few repetitions of everything there are in any case
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
-    seconds: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
+    seconds: Duration,
 
     /// Only rows with this in their name, as in 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
     #[arg(long, value_name = "PATTERN")]
@@ -87,7 +90,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.jsonl")]
     save: Option<PathBuf>,
 
-    /// Draw time and percent of the roofline against size
+    /// Draw time and percent of the roofline of single f32 tensors against their size
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
@@ -105,21 +108,23 @@ pub(crate) struct Args {
     check: Vec<PathBuf>,
 
     /// With --check: the card's rated memory bandwidth, where no table has it
-    #[arg(long, value_name = "GB/S", requires = "check")]
+    #[arg(long, value_name = "GB/S", value_parser = rated, requires = "check")]
     rated: Option<f64>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String> {
+pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
+    let mut print = |text: &str| out.write_all(text.as_bytes()).context(stdout::FAILED);
     if !args.check.is_empty() {
-        ensure!(args.rated.is_none_or(|rated| rated > 0.0), "--rated must be positive");
-        return check::report(&args.check, args.rated);
+        return print(&text::lines(&check::report(&args.check, args.rated)?));
     }
-    ensure!(args.seconds >= 0.0 && args.seconds < 1e9, "{} seconds cannot be", args.seconds);
-    let seconds = Duration::from_secs_f64(args.seconds);
-    for path in args.plot.iter().chain(&args.save) {
-        // Now, and not only after minutes.
-        tempfile::tempfile_in(folder(path)).with_context(|| cannot_write(path))?;
+    // Now, and not only after minutes.
+    if let Some(path) = &args.save {
+        file::Target::check(path)?;
     }
+    let save = args.save.as_deref();
+    let plot = args.plot.as_deref().map(|path| crate::plot::Output::check(path, save)).transpose()?;
+    // Rayon itself panics where it cannot have them.
+    rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads to measure with")?;
     let bench = Bench {
         gpu: Gpu::open(&args.device, args.cold_bytes)?,
         cold: args.cold_bytes.unwrap_or_else(cpu::cold_bytes),
@@ -130,40 +135,49 @@ pub(crate) fn run(args: &Args) -> Result<String> {
         .filter(|set| !bench.wanted(set).is_empty())
         .collect();
     ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
+    ensure!(plot.is_none() || sets.iter().any(|set| bench.plots(set)), "--plot: {}", plot::NOTHING);
 
     let machine = bench.machine();
-    let mut saved = args.save.as_deref().map(|path| Saved::create(path, &machine)).transpose()?;
-    let progress = Progress::steps(args.json, sets.len());
-    let mut pool = Memory::default();
-    let share = seconds / u32::try_from(sets.len())?;
+    let mut saved = save.map(|path| Saved::create(path, &machine)).transpose()?;
     let mut all = Vec::new();
-    for set in sets {
-        progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
-        let measured = bench.measure(set, &mut pool, share)?;
+    // Whatever fails from here on, what has been measured is printed.
+    let measured = bench.measure_all(sets, |measured| {
         if let Some(saved) = &mut saved {
-            saved.append(rows::json(std::slice::from_ref(&measured)))?;
+            saved.append(rows::json(std::slice::from_ref(&measured)));
         }
         all.push(measured);
-        progress.advance(1);
-    }
-    drop(progress);
-    if let Some(plot) = &args.plot {
-        fs::write(plot, plot::svg(&all)?).with_context(|| cannot_write(plot))?;
-    }
-    Ok(if args.json { text([machine].into_iter().chain(rows::json(&all))) } else { bench.table(&all) })
+    });
+    let printed = if all.is_empty() {
+        Ok(())
+    } else if args.json {
+        print(&json_lines([machine].into_iter().chain(rows::json(&all))))
+    } else {
+        print(&text::lines(&bench.table(&all)))
+    };
+    let drawn = match plot {
+        Some(plot) if measured.is_ok() => plot::svg(&all).and_then(|svg| plot.write(&svg)),
+        _ => Ok(()),
+    };
+    measured.and(saved.map_or(Ok(()), |saved| saved.appended)).and(printed).and(drawn)
 }
 
-fn folder(path: &FilePath) -> &FilePath {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(FilePath::new("."))
+fn seconds(text: &str) -> Result<Duration, String> {
+    let possible = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
+    let seconds = text.parse().ok().filter(possible).ok_or("it must be a number from 0 to less than 1e9")?;
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn rated(text: &str) -> Result<f64, String> {
+    let possible = |rated: &f64| *rated > 0.0 && rated.is_finite();
+    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive number".into())
 }
 
 fn cannot_write(path: &FilePath) -> String {
-    format!("cannot write {}", path.display())
+    format!("cannot write {}", text::path(path))
 }
 
 /// JSON lines, one value a line.
-fn text(lines: impl IntoIterator<Item = Value>) -> String {
+fn json_lines(lines: impl IntoIterator<Item = Value>) -> String {
     lines.into_iter().fold(String::new(), |mut text, line| {
         writeln!(text, "{line}").expect("a string takes everything");
         text
@@ -174,20 +188,25 @@ fn text(lines: impl IntoIterator<Item = Value>) -> String {
 struct Saved<'a> {
     path: &'a FilePath,
     file: File,
+    /// What became of it. After the first failure nothing is appended.
+    appended: Result<()>,
 }
 
 impl<'a> Saved<'a> {
     /// Replaces the file by one that holds the machine line alone.
     fn create(path: &'a FilePath, machine: &Value) -> Result<Self> {
         let file = File::create(path).with_context(|| cannot_write(path))?;
-        let mut saved = Self { path, file };
-        saved.append([machine.clone()])?;
-        Ok(saved)
+        let mut saved = Self { path, file, appended: Ok(()) };
+        saved.append([machine.clone()]);
+        mem::replace(&mut saved.appended, Ok(())).map(|()| saved)
     }
 
     /// Appends the lines in one write.
-    fn append(&mut self, lines: impl IntoIterator<Item = Value>) -> Result<()> {
-        self.file.write_all(text(lines).as_bytes()).with_context(|| cannot_write(self.path))
+    fn append(&mut self, lines: impl IntoIterator<Item = Value>) {
+        if self.appended.is_ok() {
+            let written = self.file.write_all(json_lines(lines).as_bytes());
+            self.appended = written.with_context(|| cannot_write(self.path));
+        }
     }
 }
 
@@ -243,6 +262,24 @@ impl Bench<'_> {
     fn selects(&self, id: &str) -> bool {
         let patterns = &self.args.only;
         patterns.is_empty() || patterns.iter().any(|pattern| matches(&format!("*{pattern}*"), id))
+    }
+
+    /// Whether a point of the plot comes of the set.
+    fn plots(&self, set: &Set) -> bool {
+        let exceeded = |task: &Task| task.work == Work::Op(Op::Exceeded);
+        plot::is_single(set) && self.wanted(set).iter().any(exceeded)
+    }
+
+    fn measure_all(&self, sets: Vec<Set>, mut done: impl FnMut(Measured)) -> Result<()> {
+        let progress = Progress::steps(self.args.json, sets.len());
+        let mut pool = Memory::default();
+        let share = self.args.seconds / u32::try_from(sets.len())?;
+        for set in sets {
+            progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
+            done(self.measure(set, &mut pool, share)?);
+            progress.advance(1);
+        }
+        Ok(())
     }
 
     fn measure(&self, set: Set, pool: &mut Memory, share: Duration) -> Result<Measured> {
@@ -388,7 +425,7 @@ fn roofline(task: Task, tasks: &[Task], timed: &[Timed]) -> f64 {
 
 /// From which size on the GPU wins, and how the cost grows.
 fn summary(all: &[Measured]) -> String {
-    let singles: Vec<&Measured> = all.iter().filter(|measured| plot::is_single(measured)).collect();
+    let singles: Vec<&Measured> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
     let mut text = String::new();
     let exceeded = |measured: &Measured, path, layout| {
         Some(measured.find(path, layout, Work::Op(Op::Exceeded))?.timed.wall.median)

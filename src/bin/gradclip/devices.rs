@@ -1,10 +1,13 @@
 //! `gradclip devices`: what there is to clip on, and what `--device auto` takes.
 
-use anyhow::Result;
+use std::io::Write;
+
+use anyhow::{Context as _, Result};
 use gradclip::{DeviceChoice, SliceDevice, adapters, cpu, is_software, wgpu};
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
+use crate::stdout;
 use crate::table::Table;
 
 const HEADING: [&str; 9] =
@@ -25,10 +28,11 @@ pub(crate) struct Args {
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String> {
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let adapters = adapters();
     let auto = DeviceChoice::Auto.choose(&adapters)?;
-    Ok(if args.json { json(&adapters, auto) } else { table(&adapters, auto) })
+    let text = if args.json { json(&adapters, auto) } else { table(&adapters, auto) };
+    out.write_all(text.as_bytes()).context(stdout::FAILED)
 }
 
 fn table(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {
