@@ -4,11 +4,15 @@
 
 mod bench;
 mod devices;
+mod exclude;
 mod files;
+mod headers;
 mod hostile;
 mod narrow;
+mod places;
 mod plot;
 mod report;
+mod sets;
 mod ways;
 
 use std::fs;
@@ -38,6 +42,16 @@ fn clip_json(file: &Path, args: &[&str]) -> Value {
     let output = clip(file, &[args, &["--json"]].concat());
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The command in so many KiB of address space. Each thread takes a part of it, so there are two.
+#[cfg(target_os = "linux")]
+fn clip_within(kib: usize, file: &Path, args: &[&str]) -> Output {
+    let limited = format!(r#"ulimit -v {kib}; exec "$@""#);
+    let gradclip = [env!("CARGO_BIN_EXE_gradclip"), "clip", "--max-norm=1", "--device=cpu"];
+    let mut command = Command::new("sh");
+    command.args(["-c", &limited, "sh"]).args(gradclip).arg(file).args(args);
+    command.env("RAYON_NUM_THREADS", "2").output().unwrap()
 }
 
 /// One line of explanation, exit code 1, and nothing that a script could take for a result.

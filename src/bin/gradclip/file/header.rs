@@ -390,6 +390,9 @@ impl<'de> Visitor<'de> for Metadata {
         let mut keys = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<String>().map_err(|error| within(quoted(&key), &error))?;
+            if keys.len() == MAX_TENSORS {
+                return Err(A::Error::custom(format_args!("more than {MAX_TENSORS} names")));
+            }
             if let Some(key) = keys.replace(key) {
                 return Err(A::Error::custom(format_args!("{} comes twice", quoted(&key))));
             }
