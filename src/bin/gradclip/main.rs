@@ -101,10 +101,14 @@ fn shown(mut error: clap::Error) -> clap::Error {
                 error.insert(kind, ContextValue::Strings(texts.iter().map(shorten).collect()));
             }
             // Whole sentences that repeat an argument. They are advice, and can be done without.
-            ContextValue::StyledStrs(texts) if kind == ContextKind::Suggested => {
-                if texts.iter().map(ToString::to_string).any(|text| text != shortened(&text, MESSAGE)) {
-                    error.remove(kind);
-                }
+            ContextValue::StyledStrs(texts)
+                if kind == ContextKind::Suggested
+                    && texts
+                        .iter()
+                        .map(ToString::to_string)
+                        .any(|text| text != shortened(&text, MESSAGE)) =>
+            {
+                error.remove(kind);
             }
             _ => {}
         }
