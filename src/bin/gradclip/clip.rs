@@ -19,42 +19,44 @@ use crate::text::quoted;
 
 /// Clip the gradients in .safetensors files
 ///
-/// Prints the norm of each tensor, the total norm before and after, and what took how long.
+/// Prints each tensor's norm, the total norm before and after clipping, and the time of each stage.
 ///
-/// Several files, or the index of a model in several files, are one set of gradients with one joint norm. On the CPU they
-/// are read piece by piece, so that they may be larger than memory; a GPU needs all of them in memory.
+/// Several files, or the shards of an index, are one set of gradients with one joint norm. The CPU path reads them piece by
+/// piece, so they may be larger than memory. A GPU needs all of them in memory.
 ///
-/// Output takes the place of what was there only when all of it is on disk, and keeps its owner and mode. SIGINT and SIGTERM
-/// leave nothing behind; a process that is killed otherwise may leave files called .gradclip-* beside the output, which can be
-/// deleted.
+/// Output replaces an existing file only once it is completely on disk, and keeps that file's owner and mode. SIGINT and
+/// SIGTERM remove unfinished files. If the process is killed in another way, files named .gradclip-* may remain beside the
+/// output; they can be deleted.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The gradients: files of named tensors of F32, F16 or BF16, or the .safetensors.index.json of several files
+    /// Files of named F32, F16 or BF16 tensors, or the .safetensors.index.json of a sharded model
     #[arg(value_name = "GRADS.safetensors", required = true)]
     gradients: Vec<PathBuf>,
 
     #[command(flatten)]
     manner: Manner,
 
-    /// Write the clipped gradients to this file, which may be the one that they come from
+    /// Write the clipped gradients to this file, which may be the input
     ///
-    /// Those of several files, or of an index, are written to this folder, under the names that they have, and so is the index. It
-    /// may be the folder that they come from; it is made if there is none.
+    /// With several input files, or an index, this is a folder. Files and index keep their names in it. It may be the folder that
+    /// they come from, and is created if it does not exist.
     #[arg(short, long, value_name = "OUT.safetensors|DIR")]
     output: Option<PathBuf>,
 
-    /// Where to clip: auto (a GPU, if there is one), gpu, cpu, or part of a GPU's name
+    /// The device: auto (a GPU if there is one), gpu (even a software adapter), cpu, or part of a GPU's name
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
-    /// Draw the norm of each tensor before and after clipping
+    /// Draw each tensor's norm before and after clipping
+    ///
+    /// Group norms come first, then the tensors in the order of the files, on a logarithmic axis with the limits.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Print one JSON object
+    /// Print one JSON object instead of tables
     ///
-    /// NaN and infinities are strings in it. With --groups, the norms and the coefficient at its top are those of the tensors
-    /// that match no pattern; they are null where every tensor matches one.
+    /// NaN and infinities are written as strings. With --groups, the top-level norms and coefficient are those of the tensors that
+    /// match no pattern, and null if there are none.
     #[arg(long)]
     json: bool,
 }
@@ -110,8 +112,8 @@ fn fits_into_memory(gradients: &Gradients) -> Result<()> {
         .map(|tensor| format!("; tensor {} alone takes {}", quoted(&tensor.name), tensor.bytes));
     ensure!(
         needed <= available / 10 * 9,
-        "a GPU needs all gradients in main memory, which are {needed} bytes, but {available} are available{}; --device cpu reads \
-         them piece by piece",
+        "the gradients take {needed} bytes, and a GPU needs all of them in main memory, where {available} bytes are available{}; \
+         --device cpu reads them piece by piece",
         largest.unwrap_or_default()
     );
     Ok(())
@@ -298,7 +300,9 @@ fn named(error: Error, tensors: &[Tensor]) -> anyhow::Error {
     match error {
         Error::NonFinite { gradient: Some(index), total_norm } => {
             let name = quoted(&tensors[index].name);
-            anyhow!("tensor {name} is not finite: the norm is {total_norm}, and nothing was clipped")
+            anyhow!(
+                "tensor {name} holds an infinity or a NaN (the norm is {total_norm}); nothing was clipped"
+            )
         }
         other => other.into(),
     }

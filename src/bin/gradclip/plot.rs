@@ -38,7 +38,9 @@ const FAINT_GRID: RGBColor = RGBColor(242, 242, 242);
 const MARGIN: i32 = 24;
 const AXIS_WIDTH: i32 = 640;
 /// What norms of 0 and norms that are not finite have beside the axis, which has no place for them.
-const STRIP: i32 = 64;
+const STRIP: i32 = 56;
+/// Between those and the axis, so that their names keep clear of its numbers.
+const GAP: i32 = 36;
 const ROW: f64 = 20.0;
 /// The rows of a picture, which have less than [`ROW`] each if they are many.
 const ROWS: f64 = 4200.0;
@@ -216,8 +218,9 @@ impl Layout {
         let name = all().map(|line| text_width(&line.name, FONT.1)).max().unwrap_or(0);
         let names = MARGIN + name.max(80);
         let zeros_left = names + 16;
-        let axis = zeros_left + if zeros { STRIP } else { 0 };
-        let not_finite_left = axis + AXIS_WIDTH;
+        let axis = zeros_left + if zeros { STRIP + GAP } else { 0 };
+        let axis_end = axis + AXIS_WIDTH;
+        let not_finite_left = axis_end + if not_finite { GAP } else { 0 };
         let row = (ROWS / tensors.len().max(1) as f64).min(ROW);
         let mut layout = Self {
             legend,
@@ -284,9 +287,10 @@ impl Layout {
             }
         }
         // Shaded, since they are no part of the axis.
-        for (left, right, name) in [(self.zeros, self.axis, "0"), (self.not_finite, self.right, "inf, NaN")] {
-            if left < right {
-                let strip = [(left + 8, self.top), (right - 8, self.bottom)];
+        for (left, end, name) in [(self.zeros, self.axis, "0"), (self.not_finite, self.right, "inf, NaN")] {
+            if left < end {
+                let right = left + STRIP;
+                let strip = [(left, self.top), (right, self.bottom)];
                 area.draw(&Rectangle::new(strip, FAINT_GRID.filled())).map_err(failed)?;
                 self.number(area, name, left.midpoint(right))?;
             }
