@@ -266,7 +266,7 @@ impl<'a> Measuring<'a> {
     }
 
     fn conclude(&mut self) -> Result<Vec<ClipRecord>, Error> {
-        self.plan.conclude(&self.measurements)
+        self.plan.conclude_measurements(&self.measurements)
     }
 }
 
@@ -298,8 +298,8 @@ impl Outcome {
 /// An error in the names of the file.
 fn named(error: Error, tensors: &[Tensor]) -> anyhow::Error {
     match error {
-        Error::NonFinite { gradient: Some(index), total_norm } => {
-            let name = quoted(&tensors[index].name);
+        Error::NonFinite { gradient: Some(gradient), total_norm, .. } => {
+            let name = quoted(&tensors[gradient.index].name);
             anyhow!(
                 "tensor {name} holds an infinity or a NaN (the norm is {total_norm}); nothing was clipped"
             )
