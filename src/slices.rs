@@ -218,11 +218,11 @@ impl SliceClipper {
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        match Clip::all_checked(clips)?[0] {
-            Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) => return Err(Error::NormMissing),
-            Operation::Norm(ByNorm { z_clip: Some(_), .. }) => return Err(Error::NeedsPlan),
-            _ => {}
+        let operation = Clip::all_checked(clips)?[0];
+        if let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation {
+            return Err(Error::NormMissing);
         }
+        operation.check_without_plan()?;
         self.carry_out(gradients, clips, None)
     }
 
@@ -238,9 +238,11 @@ impl SliceClipper {
         clip: Clip,
         total_norm: f32,
     ) -> Result<Clipped<ClipRecord>, Error> {
-        let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = clip.checked()? else {
+        let operation = clip.checked()?;
+        let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation else {
             return Err(Error::MeasuresItself);
         };
+        operation.check_without_plan()?;
         let Clipped { record, device, timings } = self.carry_out(gradients, &[clip], Some(total_norm))?;
         Ok(Clipped { record: record[0], device, timings })
     }

@@ -72,7 +72,7 @@ impl ClipPlan {
         self.remember(records::count(gradients, norm.scope, self.operations.len()))?;
         let (bases, stats) = records::measure(gradients, &norm, &self.limits());
         self.tensor_stats = stats;
-        self.finish(gradients, &norm, &bases)
+        self.conclude(gradients, &norm, &bases)
     }
 
     /// The same for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
@@ -95,7 +95,7 @@ impl ClipPlan {
         let measured =
             record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
         let bases: Vec<_> = self.limits().into_iter().map(|limit| Basis { measured, limit }).collect();
-        self.finish(gradients, &norm, &bases)
+        self.conclude(gradients, &norm, &bases)
     }
 
     /// What each gradient of the last step was by itself, if the clip asks for
@@ -151,7 +151,7 @@ impl ClipPlan {
     }
 
     /// From what was measured, or supplied, to the records, and to what becomes of the gradients.
-    fn finish(
+    fn conclude(
         &mut self,
         gradients: &mut [Gradient<'_>],
         norm: &ByNorm,
@@ -168,9 +168,9 @@ impl ClipPlan {
             })
             .collect();
         let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
-        if let Some(record) = records.iter().find(is_error) {
-            let gradient = record.first_non_finite();
-            return Err(Error::NonFinite { gradient, total_norm: record.total_norm });
+        if let Some(index) = records.iter().position(|record| is_error(&record)) {
+            let label = |gradient: usize| gradients.get(gradient).and_then(|gradient| gradient.label);
+            return Err(records[index].non_finite_error(index, records.len(), label));
         }
         self.change(gradients, &records);
         Ok(records)

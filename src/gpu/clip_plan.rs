@@ -8,6 +8,7 @@ mod results;
 
 use wgpu::CommandEncoder;
 
+use super::labels::Labels;
 use super::read_back::Results;
 use crate::clip::Limit;
 
@@ -31,6 +32,7 @@ pub struct ClipPlan {
     /// None for a clip by value.
     outcome: Option<Outcome>,
     scratch_bytes: u64,
+    labels: Labels,
 }
 
 /// What a clip by a norm works with from step to step.
@@ -103,6 +105,14 @@ impl ClipPlan {
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.norm.len() + if self.coefficient_only { 0 } else { self.apply.len() }
+    }
+
+    /// The label of a gradient, by its index in the list that the plan was made of:
+    /// [`ClipRecord::first_non_finite`](crate::ClipRecord::first_non_finite) and the order of
+    /// [`TensorStats`](crate::TensorStats) are such indices. None without a [label](crate::Gradient::label).
+    #[must_use]
+    pub fn label(&self, gradient: usize) -> Option<&str> {
+        self.labels.get(gradient)
     }
 
     /// What the plan takes of the device's memory, in bytes: tables, partials, parameters and the record.

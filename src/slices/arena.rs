@@ -11,7 +11,7 @@ use crate::cpu::Gradient;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
 use crate::gpu::scope::{guarded, now_or_never};
-use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, ReadBack, gpu};
+use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
 const ARENA_BYTES: u64 = 1 << 30;
@@ -277,7 +277,7 @@ fn slices<'a>(gradients: &'a [Gradient<'_>], operation: &Operation) -> Vec<(&'a 
 
 /// The gradients as they lie on the device.
 fn on_device<'a>(
-    gradients: &[Gradient<'_>],
+    gradients: &[Gradient<'a>],
     parts: &[Part],
     arenas: &'a [wgpu::Buffer],
 ) -> Vec<gpu::Gradient<'a>> {
@@ -288,6 +288,7 @@ fn on_device<'a>(
         // What has rows or a parameter is in one part, and so are all others then.
         let rows = if part.range.len() == gradient.bytes().len() { gradient.rows as u64 } else { 1 };
         let on_device = on_device.group(gradient.group).rows(rows);
+        let on_device = gradient.label.map_or(on_device.clone(), |label| on_device.label(label));
         let on_device = if gradient.measured { on_device } else { on_device.unmeasured() };
         let on_device = if gradient.scaled { on_device } else { on_device.unscaled() };
         match (gradient.parameter_bytes(), parts.get(gradients.len() + part.slice)) {
@@ -339,12 +340,12 @@ fn records_in_slices(records: Vec<ClipRecord>, parts: &[Part]) -> Vec<ClipRecord
 
 /// An error about parts, as one about the slices that they belong to.
 fn in_slices(error: Error, parts: &[Part]) -> Error {
-    let slice = |part: usize| parts[part].slice;
+    let slice = |part: GradientId| GradientId { index: parts[part.index].slice, ..part };
     match error {
         Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
-        Error::NonFinite { gradient, total_norm } => {
-            Error::NonFinite { gradient: gradient.map(slice), total_norm }
+        Error::NonFinite { gradient, total_norm, record } => {
+            Error::NonFinite { gradient: gradient.map(slice), total_norm, record }
         }
         other => other,
     }
@@ -467,7 +468,7 @@ mod tests {
         };
         let clip = Clip::by_global_norm(1.0).loss_scale(4.0);
         let ((mut body, mut head), (mut expected, mut head_expected)) = (make(), make());
-        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip]);
+        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip], None);
         let mut gradients = [Gradient::f32(&mut expected), Gradient::bf16(&mut head_expected)];
         let record = crate::cpu::clip_groups(&mut gradients, &[clip]).unwrap()[0];
         let found = outcome.unwrap().0[0];
@@ -476,15 +477,28 @@ mod tests {
         assert!(pairs.all(|(x, y)| (x - y).abs() <= 1e-6 * y.abs()), "the parts are in their places");
         assert_eq!(head, head_expected);
 
+        let (mut body, mut whole) = (make().0, make().0);
+        let supplied = Clip::by_supplied_norm(1.0);
+        let records = gpu.clip(&mut [Gradient::f32(&mut body)], &[supplied], Some(8.0)).unwrap().0;
+        let record = crate::cpu::clip_with_norm(&mut [Gradient::f32(&mut whole)], supplied, 8.0).unwrap();
+        assert_eq!((records, &body), (vec![record], &whole));
+
         // In the third part of the second gradient.
         expected[150_000] = f32::NAN;
         let mut gradients = [Gradient::bf16(&mut head), Gradient::f32(&mut expected)];
-        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()]).unwrap();
+        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()], None).unwrap();
         assert_eq!(records[0].first_non_finite(), Some(1));
-        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)]);
-        assert!(matches!(error, Err(Error::NonFinite { gradient: Some(1), .. })), "{error:?}");
-        let error = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip]);
-        assert!(matches!(error, Err(Error::Group { gradient: 1, given: 1, groups: 1 })), "{error:?}");
+        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)], None);
+        assert!(
+            matches!(error, Err(Error::NonFinite { gradient: Some(GradientId { index: 1, .. }), .. })),
+            "{error:?}"
+        );
+        let error =
+            gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip], None);
+        assert!(
+            matches!(error, Err(Error::Group { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })),
+            "{error:?}"
+        );
     }
 
     #[test]
@@ -494,9 +508,9 @@ mod tests {
         let count = Clip::by_global_norm(1.0).norm_type(crate::NormType::P(0.0));
         for clip in [Clip::by_norm(1.0), Clip::by_rms(0.5), count] {
             let mut gradients = [Gradient::f32(&mut small), Gradient::f32(&mut large)];
-            let error = gpu.clip(&mut gradients, &[clip]).unwrap_err();
+            let error = gpu.clip(&mut gradients, &[clip], None).unwrap_err();
             assert!(matches!(error, Error::Limit { name: "max_buffer_size", .. }), "{error}");
-            assert!(gpu.clip(&mut gradients[..1], &[clip]).is_ok());
+            assert!(gpu.clip(&mut gradients[..1], &[clip], None).is_ok());
         }
     }
 }

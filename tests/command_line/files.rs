@@ -1,14 +1,11 @@
 //! What is read and written, and what is refused.
 
 use std::fs;
-#[cfg(unix)]
-use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::{
-    HALF_ULP, SHIPPED, assert_fails, assert_near, bytes, clip, clip_json, elements, files, folder_with, norm,
-    one_tensor, raw,
+    HALF_ULP, SHIPPED, assert_near, bytes, clip_json, elements, files, folder_with, norm, one_tensor, raw,
 };
 
 #[test]

@@ -65,7 +65,7 @@ pub(crate) struct Manner {
         value_name = "NORM",
         value_parser = total_norm,
         requires = "max_norm",
-        conflicts_with_all = ["norm_type", "per_tensor", "groups"],
+        conflicts_with_all = ["value", "norm_type", "per_tensor", "groups"],
         allow_hyphen_values = true
     )]
     total_norm: Option<f32>,
