@@ -238,10 +238,11 @@ impl SliceClipper {
         clip: Clip,
         total_norm: f32,
     ) -> Result<Clipped<ClipRecord>, Error> {
-        let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = clip.checked()? else {
+        let operation = clip.checked()?;
+        let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation else {
             return Err(Error::MeasuresItself);
         };
-        clip.checked()?.check_without_plan()?;
+        operation.check_without_plan()?;
         let Clipped { record, device, timings } = self.carry_out(gradients, &[clip], Some(total_norm))?;
         Ok(Clipped { record: record[0], device, timings })
     }

@@ -477,6 +477,12 @@ mod tests {
         assert!(pairs.all(|(x, y)| (x - y).abs() <= 1e-6 * y.abs()), "the parts are in their places");
         assert_eq!(head, head_expected);
 
+        let (mut body, mut whole) = (make().0, make().0);
+        let supplied = Clip::by_supplied_norm(1.0);
+        let records = gpu.clip(&mut [Gradient::f32(&mut body)], &[supplied], Some(8.0)).unwrap().0;
+        let record = crate::cpu::clip_with_norm(&mut [Gradient::f32(&mut whole)], supplied, 8.0).unwrap();
+        assert_eq!((records, &body), (vec![record], &whole));
+
         // In the third part of the second gradient.
         expected[150_000] = f32::NAN;
         let mut gradients = [Gradient::bf16(&mut head), Gradient::f32(&mut expected)];

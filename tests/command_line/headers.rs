@@ -35,7 +35,7 @@ fn damaged_lengths_are_refused() {
         ("empty", vec![], &["0 bytes"]),
         ("shorter than its length", vec![1, 2, 3, 4], &["4 bytes"]),
         ("huge header", length(u64::MAX), &["header", "18446744073709551615"]),
-        ("header past the end", length(100), &["header is 100 bytes", "67 bytes follow"]),
+        ("header past the end", length(100), &["header is 100 bytes", "62 bytes follow"]),
         ("data truncated", sound[..sound.len() - 1].to_vec(), &["describes 8 bytes", "7 bytes follow"]),
         ("data left over", [&sound[..], &[0]].concat(), &["describes 8 bytes", "9 bytes follow"]),
     ];
@@ -50,9 +50,7 @@ fn damaged_lengths_are_refused() {
 #[test]
 fn damaged_entries_are_refused() {
     let w = |shape, start, end| single(&entry("F32", shape, start, end));
-    let two = |v: &str, w: &str| format!(r#"{{"v":{v},"w":{w}}}"#);
-    let f32 = |start, end| entry("F32", "[2]", start, end);
-    let cases: [(&str, String, u64, &[&str]); 30] = [
+    let cases: [(&str, String, usize, &[&str]); 20] = [
         ("not JSON", "gradients!".into(), 0, &["not JSON"]),
         ("cut JSON", r#"{"w":{"dtype":"F32""#.into(), 0, &["tensor \"w\"", "EOF"]),
         ("not an object", "[1, 2]".into(), 0, &["header is damaged", "sequence", "object"]),
@@ -109,6 +107,47 @@ fn damaged_entries_are_refused() {
             &["tensor \"w\"", "data_offsets", "more numbers than the 2"],
         ),
         (
+            "metadata twice",
+            r#"{"__metadata__":{},"__metadata__":{}}"#.into(),
+            0,
+            &["duplicate field `__metadata__`"],
+        ),
+        (
+            "metadata not text",
+            r#"{"__metadata__":{"step":7}}"#.into(),
+            0,
+            &["__metadata__", "\"step\"", "`7`"],
+        ),
+        ("metadata a list", r#"{"__metadata__":["a"]}"#.into(), 0, &["__metadata__", "object of strings"]),
+        (
+            "a key of metadata twice",
+            r#"{"__metadata__":{"a":"b","a":"c"}}"#.into(),
+            0,
+            &["__metadata__", "\"a\" comes twice"],
+        ),
+        (
+            "a name that a terminal would obey",
+            "{\"\\u001b[31m\\u202e\\n\":7}".into(),
+            0,
+            &[r"\u{1b}[31m\u{202e}\n"],
+        ),
+    ];
+    for (name, header, data, words) in cases {
+        assert_refused(name, &raw(&header, &vec![0; data]), words);
+    }
+    assert_refused("not UTF-8", &[&1_u64.to_le_bytes()[..], &[0xff]].concat(), &["not JSON"]);
+    let long = format!(r#"{{"{}":7}}"#, "x".repeat(60_000));
+    assert_refused("a long name", &raw(&long, &[]), &["xx…xx"]);
+}
+
+/// Each error names the tensors, and the numbers that do not fit.
+#[test]
+fn tensors_of_another_size_or_out_of_place_are_refused() {
+    let w = |shape, start, end| single(&entry("F32", shape, start, end));
+    let two = |v: &str, w: &str| format!(r#"{{"v":{v},"w":{w}}}"#);
+    let f32 = |start, end| entry("F32", "[2]", start, end);
+    let cases: [(&str, String, usize, &[&str]); 10] = [
+        (
             "shape and size differ",
             w("[3]", 0, 8),
             8,
@@ -138,38 +177,10 @@ fn damaged_entries_are_refused() {
             &["overlap", "[0, 8] and [4, 4]"],
         ),
         ("a name twice", format!(r#"{{"w":{},"w":{}}}"#, f32(0, 8), f32(8, 16)), 16, &["tensor \"w\" twice"]),
-        (
-            "metadata twice",
-            r#"{"__metadata__":{},"__metadata__":{}}"#.into(),
-            0,
-            &["duplicate field `__metadata__`"],
-        ),
-        (
-            "metadata not text",
-            r#"{"__metadata__":{"step":7}}"#.into(),
-            0,
-            &["__metadata__", "\"step\"", "`7`"],
-        ),
-        ("metadata a list", r#"{"__metadata__":["a"]}"#.into(), 0, &["__metadata__", "object of strings"]),
-        (
-            "a key of metadata twice",
-            r#"{"__metadata__":{"a":"b","a":"c"}}"#.into(),
-            0,
-            &["__metadata__", "\"a\" comes twice"],
-        ),
-        (
-            "a name that a terminal would obey",
-            "{\"\\u001b[31m\\u202e\\n\":7}".into(),
-            0,
-            &[r"\u{1b}[31m\u{202e}\n"],
-        ),
     ];
     for (name, header, data, words) in cases {
-        assert_refused(name, &raw(&header, &vec![0; usize::try_from(data).unwrap()]), words);
+        assert_refused(name, &raw(&header, &vec![0; data]), words);
     }
-    assert_refused("not UTF-8", &[&1_u64.to_le_bytes()[..], &[0xff]].concat(), &["not JSON"]);
-    let long = format!(r#"{{"{}":7}}"#, "x".repeat(60_000));
-    assert_refused("a long name", &raw(&long, &[]), &["xx…xx"]);
 }
 
 /// What comes first is refused as well, though the second would do.

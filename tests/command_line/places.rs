@@ -2,7 +2,7 @@
 
 use std::fs;
 #[cfg(unix)]
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::{SHIPPED, assert_fails, clip, clip_json, files, folder_with, one_tensor};
 
@@ -77,7 +77,7 @@ fn caught_writing(
     fs::write(out, b"old").unwrap();
     fs::set_permissions(out, fs::Permissions::from_mode(0o600)).unwrap();
     let args = ["-o".as_ref(), out.as_os_str(), input.as_os_str()];
-    let mut child = prepared("umask 0", &args).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = prepared("umask 0", &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     while child.try_wait().unwrap().is_none() {
         if let Some(third) = files(folder).into_iter().find(|file| file != input && file != out) {
             return Some((child, third));
@@ -118,6 +118,31 @@ fn an_interrupted_run_leaves_the_old_file_alone() {
         assert!(interrupted, "{name}");
         assert_eq!(fs::read(&out).unwrap(), b"old", "{name}");
     }
+}
+
+/// Elements that were not measured must not be scaled.
+#[test]
+#[cfg(unix)]
+fn an_input_that_changes_meanwhile_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
+    let caught = (22..30).map(|log| 1 << log).any(|elements| {
+        long_file(&input, elements);
+        let Some((child, _)) = caught_writing(&folder, &input, &out) else { return false };
+        let writer = fs::OpenOptions::new().append(true).open(&input).unwrap();
+        writer.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let output = child.wait_with_output().unwrap();
+        if output.status.success() {
+            return false;
+        }
+        assert!(
+            assert_fails(&output, "changed").contains("in.safetensors: it was changed while it was read")
+        );
+        true
+    });
+    assert!(caught);
+    assert_eq!(files(&folder), [&*input, &*out]);
+    assert_eq!(fs::read(&out).unwrap(), b"old");
 }
 
 #[test]

@@ -14,7 +14,9 @@ use crate::{
     with_types,
 };
 
-const SHARDS: [(&str, &[(&str, &[f32])]); 2] = [
+type Tensors = &'static [(&'static str, &'static [f32])];
+
+const SHARDS: [(&str, Tensors); 2] = [
     ("model-00001-of-00002.safetensors", &[("a.w", &[3.0, 4.0]), ("a.b", &[0.0])]),
     ("model-00002-of-00002.safetensors", &[("b.w", &[12.0, -84.0])]),
 ];
@@ -158,6 +160,11 @@ fn nothing_is_written_where_one_file_cannot_be() {
     assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "it is an f32")]
+fn single(number: &Value) -> f32 {
+    number.as_f64().unwrap() as f32
+}
+
 /// Gradients longer than a piece are clipped in the bits of gradients in memory.
 #[test]
 fn pieces_give_the_bits_of_the_whole() {
@@ -204,8 +211,8 @@ fn pieces_give_the_bits_of_the_whole() {
         ];
         let records = cpu::clip_all(&mut gradients, clip).unwrap();
         if let [record] = records[..] {
-            assert_eq!(report["total_norm"], f64::from(record.total_norm), "{args:?}");
-            assert_eq!(report["clip_coef"], f64::from(record.clip_coef), "{args:?}");
+            let found = ["total_norm", "clip_coef"].map(|key| single(&report[key]));
+            assert_eq!(found, [record.total_norm, record.clip_coef], "{args:?}");
         }
         let halves = |values: &[half::bf16]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
         let expected = [halves(&odd), bytes(&long), halves(&brain), bytes(&short)].concat();
@@ -228,4 +235,27 @@ fn files_may_be_larger_than_memory() {
     assert!(output.status.success(), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["total_norm"], &report["tensors"][0]["norm"]), (&json!(0.0), &json!(0.0)));
+}
+
+/// A GPU needs the gradients in memory. Whether there is room is known before any of it is taken.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_does_not_fit_into_memory_is_named() {
+    const BYTES: u64 = 1 << 43;
+    let tensors = format!(
+        r#""small":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}},"large":{{"dtype":"F32","shape":[{}],"data_offsets":[4,{}]}}"#,
+        BYTES / 4,
+        BYTES + 4
+    );
+    let header = format!("{{{tensors}}}");
+    let (folder, file) = folder_with(&crate::raw(&header, &[]));
+    let sparse = fs::OpenOptions::new().append(true).open(&file).unwrap();
+    sparse.set_len(8 + header.len() as u64 + BYTES + 4).unwrap();
+    let out = folder.path().join("out.safetensors");
+    let args = ["clip", "--device", "gpu", "--max-norm", "1", "-o", out.to_str().unwrap()];
+    let message = assert_fails(&command(&args).arg(&file).output().unwrap(), "memory");
+    for words in ["tensor \"large\" alone takes 8796093022208", "8796093022212 bytes", "--device cpu"] {
+        assert!(message.contains(words), "{message}");
+    }
+    assert_eq!(files(&folder), [file]);
 }

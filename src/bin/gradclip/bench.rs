@@ -37,15 +37,15 @@ use timing::{Roofline, Timed, Work, interleaved};
 use workloads::{Memory, Op, Pristine, Set, sets};
 
 const LEGEND: &str = "
-time      the median of repetitions, all rows of a set in turn: by the GPU's clock where it has one, else wall time
-spread    half the distance of the quartiles, of the median
-GB/s      the fewest bytes that have to move, over the time
-roofline  what kernels and loops that do nothing else take for the same passes over as many bytes, over the time
+time      median of the repetitions, on the GPU's clock if it has one, else wall time
+spread    half the interquartile range, in percent of the median
+GB/s      bytes that must move at least, divided by time
+roofline  time of kernels or loops that only move the same bytes in the same passes, in percent of time
 ";
 const GPU_LEGEND: &str = "\
-wall      for a host that encodes, submits and waits
-encode    of the host, to record the commands
-ready     of the host, until they can be submitted: with an encoder of their own, and its end
+wall      wall time of a host that encodes, submits and waits
+encode    host time to record the commands
+ready     host time to record them in an encoder of their own and finish it, ready to submit
 ";
 /// Of gradients, without `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;
@@ -56,49 +56,48 @@ const SLICES: &str = "slices";
 
 /// Measure how fast this machine clips
 ///
-/// Runs every operation on single tensors of 2^10 elements and more, on the shapes of four models, and on 1000 small
-/// tensors, on the GPU and the CPU in turn, and rooflines of its own in the same turns. Every answer is checked before it
-/// is timed.
+/// Times every operation on single tensors of 2^10 elements and more, on the tensor shapes of four models, and on 1000 small
+/// tensors, on the GPU and the CPU, beside rooflines that only move the same bytes. Every result is checked before it is
+/// timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The GPU: auto (if there is one), gpu (a software adapter too), cpu (none), or part of a GPU's name
+    /// The GPU: auto (if there is one), gpu (even a software adapter), cpu (none), or part of a GPU's name
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
-    /// The longest set of gradients; of models as many tensors as fit [default: 1GiB, 4MiB on a software adapter]
+    /// The largest set of gradients; of a model, as many tensors as fit [default: 1GiB, 4MiB on a software adapter]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     max_bytes: Option<usize>,
 
-    /// For about how long to repeat, all in all; a few repetitions of everything there are in any case
+    /// About how long to measure in total; every row is repeated a few times in any case
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
-    /// Only rows with this in their name, as in 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
+    /// Measure only rows whose name contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
-    /// Bytes that are touched between two uses of the same gradients, so that no cache holds them; 0 lets it
+    /// Bytes to touch between two uses of the same gradients, to evict them from all caches; 0 for warm caches
     /// [default: twice the CPU's last-level cache, 256MiB on a GPU]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     cold_bytes: Option<usize>,
 
-    /// Print one JSON object a line
+    /// Print JSON, one object a line, instead of tables
     #[arg(long)]
     json: bool,
 
-    /// Write the JSON lines to a file, too, those of a set as soon as it is measured
+    /// Also write the JSON lines to a file, each set as soon as it is measured
     #[arg(long, value_name = "FILE.jsonl")]
     save: Option<PathBuf>,
 
-    /// Draw time and percent of the roofline of single f32 tensors against their size
+    /// Draw time and percent of the roofline against size, for single f32 tensors
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Measure nothing, but read saved JSON lines and report in Markdown which targets for a GPU they meet, and which they
-    /// miss by how much
+    /// Measure nothing; report from saved JSON lines which GPU targets are met, or missed by how much, in Markdown
     ///
-    /// Reads what `gradclip bench` writes with --save or --json, `benches/pytorch/compare.py` and the host bench with --json.
-    /// A missed target is no error.
+    /// Takes lines of `gradclip bench` with --save or --json, and of `benches/pytorch/compare.py` and the host bench with --json.
+    /// A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",
@@ -107,7 +106,7 @@ pub(crate) struct Args {
     )]
     check: Vec<PathBuf>,
 
-    /// With --check: the card's rated memory bandwidth, where no table has it
+    /// With --check: the card's rated memory bandwidth, if gradclip does not know the card
     #[arg(long, value_name = "GB/S", value_parser = rated, requires = "check")]
     rated: Option<f64>,
 }
@@ -388,15 +387,15 @@ impl Bench<'_> {
         match &self.gpu {
             Some(gpu) => lines.push(format!("GPU path: {}, timed by the {} clock", gpu.name, gpu.clock())),
             None if self.args.device == DeviceChoice::Auto && has_software() => lines.push(
-                "GPU path: only a software adapter is here, which says nothing about a GPU (--device gpu takes it)".into(),
+                "GPU path: none but a software adapter, which says nothing about GPU speed (--device gpu measures it)".into(),
             ),
             None => lines.push("GPU path: none".into()),
         }
         if self.gpu.as_ref().is_some_and(|gpu| gpu.software) {
-            lines.push("A software adapter: what it shows says nothing about GPU speed.".into());
+            lines.push("This is a software adapter. Its times say nothing about GPU speed.".into());
         }
         if cfg!(debug_assertions) {
-            lines.push("Built without optimisation: these are not the times of a release build.".into());
+            lines.push("Built without optimisation. A release build is faster.".into());
         }
         lines.join("\n") + "\n\n"
     }

@@ -19,42 +19,44 @@ use crate::text::quoted;
 
 /// Clip the gradients in .safetensors files
 ///
-/// Prints the norm of each tensor, the total norm before and after, and what took how long.
+/// Prints each tensor's norm, the total norm before and after clipping, and the time of each stage.
 ///
-/// Several files, or the index of a model in several files, are one set of gradients with one joint norm. On the CPU they
-/// are read piece by piece, so that they may be larger than memory; a GPU needs all of them in memory.
+/// Several files, or the shards of an index, are one set of gradients with one joint norm. The CPU path reads them piece by
+/// piece, so they may be larger than memory. A GPU needs all of them in memory.
 ///
-/// Output takes the place of what was there only when all of it is on disk, and keeps its owner and mode. SIGINT and SIGTERM
-/// leave nothing behind; a process that is killed otherwise may leave files called .gradclip-* beside the output, which can be
-/// deleted.
+/// Output replaces an existing file only once it is completely on disk, and keeps that file's owner and mode. SIGINT and
+/// SIGTERM remove unfinished files. If the process is killed in another way, files named .gradclip-* may remain beside the
+/// output; they can be deleted.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The gradients: files of named tensors of F32, F16 or BF16, or the .safetensors.index.json of several files
+    /// Files of named F32, F16 or BF16 tensors, or the .safetensors.index.json of a sharded model
     #[arg(value_name = "GRADS.safetensors", required = true)]
     gradients: Vec<PathBuf>,
 
     #[command(flatten)]
     manner: Manner,
 
-    /// Write the clipped gradients to this file, which may be the one that they come from
+    /// Write the clipped gradients to this file, which may be the input
     ///
-    /// Those of several files, or of an index, are written to this folder, under the names that they have, and so is the index. It
-    /// may be the folder that they come from; it is made if there is none.
+    /// With several input files, or an index, this is a folder. Files and index keep their names in it. It may be the folder that
+    /// they come from, and is created if it does not exist.
     #[arg(short, long, value_name = "OUT.safetensors|DIR")]
     output: Option<PathBuf>,
 
-    /// Where to clip: auto (a GPU, if there is one), gpu, cpu, or part of a GPU's name
+    /// The device: auto (a GPU if there is one), gpu (even a software adapter), cpu, or part of a GPU's name
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
-    /// Draw the norm of each tensor before and after clipping
+    /// Draw each tensor's norm before and after clipping
+    ///
+    /// Group norms come first, then the tensors in the order of the files, on a logarithmic axis with the limits.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Print one JSON object
+    /// Print one JSON object instead of tables
     ///
-    /// NaN and infinities are strings in it. With --groups, the norms and the coefficient at its top are those of the tensors
-    /// that match no pattern; they are null where every tensor matches one.
+    /// NaN and infinities are written as strings. With --groups, the top-level norms and coefficient are those of the tensors that
+    /// match no pattern, and null if there are none.
     #[arg(long)]
     json: bool,
 }
@@ -110,8 +112,8 @@ fn fits_into_memory(gradients: &Gradients) -> Result<()> {
         .map(|tensor| format!("; tensor {} alone takes {}", quoted(&tensor.name), tensor.bytes));
     ensure!(
         needed <= available / 10 * 9,
-        "a GPU needs all gradients in main memory, which are {needed} bytes, but {available} are available{}; --device cpu reads \
-         them piece by piece",
+        "the gradients take {needed} bytes, and a GPU needs all of them in main memory, where {available} bytes are available{}; \
+         --device cpu reads them piece by piece",
         largest.unwrap_or_default()
     );
     Ok(())
@@ -130,8 +132,7 @@ struct Outcome {
     device: SliceDevice,
 }
 
-/// Measures, clips, measures again and writes. What is in memory is clipped by the device of the clipper, the rest piece by
-/// piece on the CPU.
+/// Measures, clips, measures again and writes.
 fn clip(
     gradients: &mut Gradients,
     manner: &Manner,
@@ -140,73 +141,32 @@ fn clip(
     targets: Option<Vec<Target>>,
     stages: &mut Stages<'_>,
 ) -> Result<Outcome> {
-    let (scope, clips, [before, after]) = (manner.scope(), manner.clips(), manner.measures());
+    let (scope, clips, [_, after]) = (manner.scope(), manner.clips(), manner.measures());
     let group_of = gradients.group_of().to_vec();
-    let named = |error, gradients: &Gradients| named(error, gradients.tensors());
+    let Measured { stats, norms, records } = measure(gradients, manner, &group_of, stages)?;
     let is_in_memory = gradients.is_in_memory();
-
-    // What is clipped together has the norms of the clip itself, so that one reading does for both.
-    let measures_itself = manner.total_norm().is_none() && scope != Scope::Element && !is_in_memory;
-    let joint =
-        if measures_itself && scope == Scope::Group { &clips[..] } else { &vec![before; clips.len()] };
-    let joint: Vec<Clip> = joint.iter().map(|clip| clip.tensor_stats()).collect();
-    let mut joint = Measuring::new(&joint, &group_of)?;
-    let mut own = if measures_itself && scope == Scope::Tensor {
-        Some(Measuring::new(&clips, &group_of)?)
+    let (records, device) = if is_in_memory {
+        clip_in_memory(gradients, manner, clipper, stages)?
     } else {
-        None
+        (records, SliceDevice::Cpu { threads: cpu::threads() })
     };
-    gradients.pass(stages, None, |chunk, stages| {
-        stages.time("measure", || {
-            joint.add(chunk)?;
-            own.as_mut().map_or(Ok(()), |own| own.add(chunk))
-        })
-    })?;
-    let found = joint.conclude().map_err(|error| named(error, gradients))?;
-    let mut before: Vec<f32> = found.iter().map(|record| record.total_norm).collect();
-    let stats = joint.plan.tensor_stats().to_vec();
-
-    let mut device = SliceDevice::Cpu { threads: cpu::threads() };
-    let records = if is_in_memory {
-        stages.stage("clip");
-        let mut list = gradients.list();
-        let clipped = match manner.total_norm() {
-            Some(norm) => clipper
-                .clip_with_norm(&mut list, clips[0], norm)
-                .map(|Clipped { record, device, timings }| Clipped { record: vec![record], device, timings }),
-            None => clipper.clip_groups(&mut list, &clips),
-        };
-        drop(list);
-        let Clipped { record, device: found, timings } = clipped.map_err(|error| named(error, gradients))?;
-        device = found;
-        stages.add("upload", timings.upload);
-        stages.add("clip", timings.clip);
-        stages.add("download", timings.download);
-        record
-    } else if let Some(norm) = manner.total_norm() {
-        vec![cpu::clip_with_norm(&mut [], clips[0], norm)?]
-    } else {
-        match own {
-            Some(mut own) => own.conclude().map_err(|error| named(error, gradients))?,
-            None if scope == Scope::Group => found,
-            None => Vec::new(),
-        }
-    };
-    if scope == Scope::Group {
-        before = records.iter().map(|record| record.total_norm).collect();
-    }
+    let of_records = || records.iter().map(|record| record.total_norm).collect();
+    let before = if scope == Scope::Group { of_records() } else { norms };
 
     let after = if norms_wanted { after.tensor_stats() } else { after };
     let mut measured = Measuring::new(&vec![after; clips.len()], &group_of)?;
     let writer = targets.map(Writer::new).transpose()?;
     gradients.pass(stages, writer, |chunk, stages| {
         if !is_in_memory {
-            let index = chunk.tensor;
+            let (tensor, group) = (chunk.tensor, group_of[chunk.tensor]);
             let mut piece = [chunk.gradient()];
-            stages.time("clip", || match scope {
-                Scope::Element => cpu::clip_all(&mut piece, clips[group_of[index]]).map(drop),
-                Scope::Tensor => Ok(cpu::scale(&mut piece, &records[index])),
-                Scope::Group => Ok(cpu::scale(&mut piece, &records[group_of[index]])),
+            stages.time("clip", || {
+                match scope {
+                    Scope::Element => drop(cpu::clip_all(&mut piece, clips[group])?),
+                    Scope::Tensor => cpu::scale(&mut piece, &records[tensor]),
+                    Scope::Group => cpu::scale(&mut piece, &records[group]),
+                }
+                Ok::<_, Error>(())
             })?;
         }
         stages.time("measure", || measured.add(chunk))
@@ -215,6 +175,75 @@ fn clip(
     let norms_after =
         norms_wanted.then(|| measured.plan.tensor_stats().iter().map(|stats| stats.norm).collect());
     Ok(Outcome { scope, stats, records, before, after, norms_after, device })
+}
+
+/// What is known before anything is clipped.
+struct Measured {
+    stats: Vec<TensorStats>,
+    /// The norm of each group.
+    norms: Vec<f32>,
+    /// What the clip is to do. Nothing for a clip by value, nor where a device finds it by itself.
+    records: Vec<ClipRecord>,
+}
+
+/// Measures all tensors, chunk by chunk.
+fn measure(
+    gradients: &mut Gradients,
+    manner: &Manner,
+    group_of: &[usize],
+    stages: &mut Stages<'_>,
+) -> Result<Measured> {
+    let (scope, clips, [before, _]) = (manner.scope(), manner.clips(), manner.measures());
+    let finds_records = !gradients.is_in_memory() && manner.total_norm().is_none();
+    // The norms of a clip by group are those of the clip itself. Where each tensor is clipped by itself both are measured.
+    let is_joint = finds_records && scope == Scope::Group;
+    let joint = if is_joint { clips.clone() } else { vec![before; clips.len()] };
+    let joint: Vec<Clip> = joint.into_iter().map(Clip::tensor_stats).collect();
+    let mut joint = Measuring::new(&joint, group_of)?;
+    let is_alone = finds_records && scope == Scope::Tensor;
+    let mut alone = is_alone.then(|| Measuring::new(&clips, group_of)).transpose()?;
+    gradients.pass(stages, None, |chunk, stages| {
+        stages.time("measure", || {
+            joint.add(chunk)?;
+            alone.as_mut().map_or(Ok(()), |alone| alone.add(chunk))
+        })
+    })?;
+    let named = |error| named(error, gradients.tensors());
+    let of_groups = joint.conclude().map_err(named)?;
+    let norms = of_groups.iter().map(|record| record.total_norm).collect();
+    let records = match (alone, manner.total_norm()) {
+        (Some(mut alone), _) => alone.conclude().map_err(named)?,
+        (None, Some(norm)) if !gradients.is_in_memory() => {
+            vec![cpu::clip_with_norm(&mut [], clips[0], norm)?]
+        }
+        _ if is_joint => of_groups,
+        _ => Vec::new(),
+    };
+    Ok(Measured { stats: joint.plan.tensor_stats().to_vec(), norms, records })
+}
+
+/// Clips what is in memory by the device of the clipper.
+fn clip_in_memory(
+    gradients: &mut Gradients,
+    manner: &Manner,
+    clipper: &SliceClipper,
+    stages: &mut Stages<'_>,
+) -> Result<(Vec<ClipRecord>, SliceDevice)> {
+    stages.stage("clip");
+    let clips = manner.clips();
+    let mut list = gradients.list();
+    let clipped = match manner.total_norm() {
+        Some(norm) => clipper
+            .clip_with_norm(&mut list, clips[0], norm)
+            .map(|Clipped { record, device, timings }| Clipped { record: vec![record], device, timings }),
+        None => clipper.clip_groups(&mut list, &clips),
+    };
+    drop(list);
+    let Clipped { record, device, timings } = clipped.map_err(|error| named(error, gradients.tensors()))?;
+    stages.add("upload", timings.upload);
+    stages.add("clip", timings.clip);
+    stages.add("download", timings.download);
+    Ok((record, device))
 }
 
 /// A measurement of all tensors, chunk by chunk.
@@ -237,7 +266,7 @@ impl<'a> Measuring<'a> {
     }
 
     fn conclude(&mut self) -> Result<Vec<ClipRecord>, Error> {
-        self.plan.conclude(&self.measurements)
+        self.plan.conclude_measurements(&self.measurements)
     }
 }
 
@@ -271,7 +300,9 @@ fn named(error: Error, tensors: &[Tensor]) -> anyhow::Error {
     match error {
         Error::NonFinite { gradient: Some(gradient), total_norm, .. } => {
             let name = quoted(&tensors[gradient.index].name);
-            anyhow!("tensor {name} is not finite: the norm is {total_norm}, and nothing was clipped")
+            anyhow!(
+                "tensor {name} holds an infinity or a NaN (the norm is {total_norm}); nothing was clipped"
+            )
         }
         other => other.into(),
     }

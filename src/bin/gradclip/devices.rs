@@ -13,17 +13,17 @@ use crate::table::Table;
 const HEADING: [&str; 9] =
     ["", "name", "backend", "type", "driver", "buffer", "binding", "bindings", "workgroups"];
 const LEGEND: &str = "
-*           what --device auto takes
+*           chosen by --device auto
 buffer      max_buffer_size
 binding     max_storage_buffer_binding_size
 bindings    max_storage_buffers_per_shader_stage
 workgroups  max_compute_workgroups_per_dimension
 ";
 
-/// List the adapters of this machine and the CPU path
+/// List this machine's adapters and the CPU path
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Print one JSON object
+    /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 }

@@ -1,7 +1,6 @@
-//! The `gradclip` command: which devices there are, clipped gradients from files of gradients, and how fast this
-//! machine clips.
+//! The `gradclip` command: lists devices, clips files of gradients, and measures how fast this machine clips.
 //!
-//! It uses the public API only, so that it also shows how far that reaches.
+//! It uses only the library's public API.
 
 mod bench;
 mod clip;
@@ -30,9 +29,9 @@ use text::{WIDTH, shortened};
 /// The widest line of an error, in columns.
 const MESSAGE: usize = 4000;
 
-/// Clips gradients, by norm or by value, on the GPU or the CPU.
+/// Clip gradients by norm or by value, on a GPU or the CPU
 ///
-/// `RUST_LOG` sets what is logged on stderr, as in `RUST_LOG=gradclip=debug`.
+/// Set `RUST_LOG` to log to stderr, for example `RUST_LOG=gradclip=debug`.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -94,20 +93,15 @@ fn shown(mut error: clap::Error) -> clap::Error {
     let context: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
     for (kind, value) in context {
         let shorten = |text: &String| shortened(text, WIDTH);
-        match value {
-            ContextValue::String(text) => {
-                error.insert(kind, ContextValue::String(shorten(&text)));
-            }
-            ContextValue::Strings(texts) => {
-                error.insert(kind, ContextValue::Strings(texts.iter().map(shorten).collect()));
-            }
-            // Whole sentences that repeat an argument. They are advice, and can be done without.
-            ContextValue::StyledStrs(texts) if kind == ContextKind::Suggested => {
-                if texts.iter().map(ToString::to_string).any(|text| text != shortened(&text, MESSAGE)) {
-                    error.remove(kind);
-                }
-            }
-            _ => {}
+        let short = match &value {
+            ContextValue::String(text) => ContextValue::String(shorten(text)),
+            ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(shorten).collect()),
+            _ => continue,
+        };
+        if short != value {
+            error.insert(kind, short);
+            // Sentences of advice that repeat the argument in full.
+            error.remove(ContextKind::Suggested);
         }
     }
     error

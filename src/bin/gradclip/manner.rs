@@ -16,7 +16,7 @@ pub(crate) struct Manner {
     #[command(flatten)]
     limit: Limit,
 
-    /// Which norm is limited: the P of (Σ |g|^P)^(1/P), as 2, 1, inf, -inf or 0
+    /// The norm to limit, (Σ |g|^P)^(1/P): 2, 1, inf, -inf, 0 or any other number
     #[arg(
         long,
         value_name = "P",
@@ -27,15 +27,15 @@ pub(crate) struct Manner {
     )]
     norm_type: NormType,
 
-    /// Scale each tensor by a factor of its own, so that its own norm is within the limit
+    /// Clip each tensor by itself: each has its own norm and its own factor
     #[arg(long, conflicts_with = "value")]
     per_tensor: bool,
 
-    /// What becomes of gradients that are not finite
+    /// What to do with gradients whose norm is not finite
     #[arg(long, value_enum, default_value_t, value_name = "POLICY", conflicts_with = "value")]
     nonfinite: Policy,
 
-    /// The gradients are those of a loss that was multiplied by S: undo it
+    /// Undo a loss scale: these are the gradients of a loss that was multiplied by S
     #[arg(
         long,
         value_name = "S",
@@ -45,29 +45,27 @@ pub(crate) struct Manner {
     )]
     loss_scale: Option<f32>,
 
-    /// Clip the tensors whose names match a pattern together, to a limit of their own
+    /// Clip the tensors whose names match PATTERN as a group, to a LIMIT of its own; may be repeated
     ///
-    /// In the pattern, * stands for any characters and ? for any one. It may be given several times: a tensor belongs to
-    /// the first group that it matches, and to that of --max-norm if it matches none.
-    ///
-    /// A pattern for which no tensor is left is an error.
+    /// In PATTERN, * matches any characters and ? any single one. A tensor belongs to the first group that it matches;
+    /// --max-norm limits the tensors that match none. A group without tensors is an error.
     #[arg(long, value_name = "PATTERN=LIMIT", conflicts_with = "value")]
     groups: Vec<Group>,
 
-    /// Leave out the tensors whose names match this pattern: they are neither measured nor changed
+    /// Leave out the tensors whose names match PATTERN: neither measure nor change them; may be repeated
     ///
-    /// It may be given several times, and comes before --groups. Such tensors may be of any dtype. A pattern that matches no tensor
-    /// is an error.
+    /// Patterns are as in --groups, and apply first. Excluded tensors may have any dtype. A pattern that matches no tensor is an
+    /// error.
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
 
-    /// Scale by this norm instead of measuring one: that of gradients of which these are a part
+    /// Clip by this total norm instead of measuring it, where these gradients are part of a larger set
     #[arg(
         long,
         value_name = "NORM",
         value_parser = total_norm,
         requires = "max_norm",
-        conflicts_with_all = ["norm_type", "per_tensor", "groups"],
+        conflicts_with_all = ["value", "norm_type", "per_tensor", "groups"],
         allow_hyphen_values = true
     )]
     total_norm: Option<f32>,
@@ -76,7 +74,7 @@ pub(crate) struct Manner {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct Limit {
-    /// Scale all tensors by one factor, so that their joint norm is at most this
+    /// Scale all tensors by one factor, so that their joint norm is at most NORM
     #[arg(long, value_name = "NORM", value_parser = limit, allow_hyphen_values = true)]
     max_norm: Option<f32>,
 
@@ -87,14 +85,14 @@ struct Limit {
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum Policy {
-    /// Multiply them all the same, as PyTorch does
+    /// Scale them all the same, as PyTorch does
     #[default]
     Propagate,
-    /// Leave them as they are
+    /// Leave them unchanged
     Skip,
-    /// Make them all 0
+    /// Set them all to 0
     Zero,
-    /// Make them all NaN
+    /// Set them all to NaN
     Poison,
     /// Fail, name the tensor, and write nothing
     Error,
@@ -217,7 +215,7 @@ impl FromStr for Group {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, given) = text.rsplit_once('=').ok_or("it must be a pattern, =, and a limit")?;
+        let (pattern, given) = text.rsplit_once('=').ok_or("it must be PATTERN=LIMIT, as in 'head.*=0.5'")?;
         let of_group = |why| format!("the limit of group {} is {}: {why}", quoted(pattern), quoted(given));
         Ok(Self { pattern: pattern.to_owned(), limit: limit(given).map_err(of_group)? })
     }

@@ -14,7 +14,7 @@ use crate::{ClipRecord, Error, GradientId, NormType};
 
 /// Measures one gradient piece by piece, for gradients that do not fit into memory, or arrive one part after the other.
 ///
-/// [`ClipPlan::measurement`] begins one; [`ClipPlan::conclude`] turns those of all gradients into the records that
+/// [`ClipPlan::measurement`] begins one; [`ClipPlan::conclude_measurements`] turns those of all gradients into the records that
 /// [`ClipPlan::clip`] would return, to the bit. [`scale`] then applies a record to each piece.
 ///
 /// It keeps some 16 bytes for each [`PIECE`](Self::PIECE) elements, 32 with [`tensor_stats`](crate::Clip::tensor_stats).
@@ -29,7 +29,7 @@ use crate::{ClipRecord, Error, GradientId, NormType};
 /// for piece in gradient.chunks(Measurement::PIECE) {
 ///     measurement.add_f32(piece)?;
 /// }
-/// let records = plan.conclude(&[measurement])?;
+/// let records = plan.conclude_measurements(&[measurement])?;
 /// for piece in gradient.chunks_mut(1000) {
 ///     cpu::scale(&mut [Gradient::f32(piece)], &records[0]);
 /// }
@@ -59,7 +59,7 @@ impl Measurement {
         self
     }
 
-    /// Names the gradient in errors, as [`Gradient::label`] does.
+    /// Names the gradient, for errors.
     #[must_use]
     pub fn label(mut self, label: &str) -> Self {
         self.label = Some(label.into());
@@ -112,6 +112,10 @@ impl Measurement {
         Ok(())
     }
 
+    fn id(&self, index: usize) -> GradientId {
+        GradientId::new(index, self.label.as_deref())
+    }
+
     /// What was found in the whole gradient.
     fn found(&self) -> (Measured, Counts) {
         let reduction = Stats(self.norm_type);
@@ -137,20 +141,20 @@ impl ClipPlan {
     ///
     /// Those of [`clip`](Self::clip) and [`measurement`](Self::measurement); [`Error::OtherMeasurement`] if one was begun by
     /// another plan whose clip measures something else.
-    pub fn conclude(&mut self, gradients: &[Measurement]) -> Result<Vec<ClipRecord>, Error> {
+    pub fn conclude_measurements(&mut self, gradients: &[Measurement]) -> Result<Vec<ClipRecord>, Error> {
         let norm = self.measures()?;
         let groups = self.operations.len();
         for (index, measurement) in gradients.iter().enumerate() {
+            let gradient = || measurement.id(index);
             let given = measurement.group;
-            let id = || GradientId::new(index, measurement.label.as_deref());
             if given >= groups {
-                return Err(Error::Group { gradient: id(), given, groups });
+                return Err(Error::Group { gradient: gradient(), given, groups });
             }
             if matches!(norm.scope, Scope::Parameter { .. }) {
-                return Err(Error::NoParameter { gradient: id() });
+                return Err(Error::NoParameter { gradient: gradient() });
             }
             if (measurement.norm_type, measurement.counts) != (norm.norm_type, norm.tensor_stats) {
-                return Err(Error::OtherMeasurement { gradient: id() });
+                return Err(Error::OtherMeasurement { gradient: gradient() });
             }
         }
         let found: Vec<_> = gradients.iter().map(Measurement::found).collect();
@@ -187,7 +191,7 @@ impl ClipPlan {
             let limit = if norm.scope.is_together() {
                 limits[record]
             } else {
-                let &Measurement { group, len, .. } = &gradients[record];
+                let Measurement { group, len, .. } = gradients[record];
                 norm.scope.limit(group, len as u64, true).among(&limits)
             };
             Basis { measured: records::together(&parts, norm, |index| members[index]), limit }
@@ -317,7 +321,7 @@ mod tests {
                         values.add_to(&mut measurement, len).unwrap();
                         measurements.push(measurement);
                     }
-                    let records = in_pieces.conclude(&measurements).unwrap();
+                    let records = in_pieces.conclude_measurements(&measurements).unwrap();
                     assert_eq!(records, expected, "{clip:?}, step {step}, pieces of {len}");
                     assert_eq!(in_pieces.tensor_stats(), plan.tensor_stats(), "{clip:?}");
                     assert_eq!(in_pieces.step_counts(), plan.step_counts(), "{clip:?}");
@@ -340,15 +344,12 @@ mod tests {
         let mut plan = ClipPlan::new(&[clip, clip]).unwrap();
         let mut fine = plan.measurement().unwrap();
         fine.add_f32(&[3.0]).unwrap();
-        let mut broken = plan.measurement().unwrap().group(1).label("head");
+        let mut broken = plan.measurement().unwrap().group(1).label("broken");
         broken.add_bf16(&[bf16::ONE; PIECE]).unwrap();
         broken.add_bf16(&[bf16::NEG_INFINITY]).unwrap();
-        let error = Error::NonFinite {
-            gradient: Some(GradientId { index: 2, label: Some("head".into()) }),
-            total_norm: f32::INFINITY,
-            record: Some(1),
-        };
-        assert_eq!(plan.conclude(&[fine.clone(), fine, broken]), Err(error));
+        let gradient = Some(GradientId { index: 2, label: Some("broken".into()) });
+        let error = Error::NonFinite { gradient, total_norm: f32::INFINITY, record: Some(1) };
+        assert_eq!(plan.conclude_measurements(&[fine.clone(), fine, broken]), Err(error));
     }
 
     #[test]
@@ -359,28 +360,31 @@ mod tests {
         odd.add_f32(&[]).unwrap();
         assert_eq!(odd.add_f32(&[1.0]), Err(Error::Piece { at: 3, multiple: PIECE as u64 }));
         assert_eq!(
-            plan.conclude(&[odd.clone()]).unwrap()[0].total_norm,
+            plan.conclude_measurements(&[odd.clone()]).unwrap()[0].total_norm,
             3.0_f32.sqrt(),
             "the third is not counted"
         );
 
         let grouped = odd.clone().group(1);
         assert_eq!(
-            plan.conclude(&[odd.clone(), grouped]),
+            plan.conclude_measurements(&[odd.clone(), grouped]),
             Err(Error::Group { gradient: 1.into(), given: 1, groups: 1 })
         );
         for other in [Clip::by_norm(1.0).norm_type(NormType::L1), Clip::by_norm(1.0).tensor_stats()] {
             let mut other = ClipPlan::new(&[other]).unwrap();
-            assert_eq!(other.conclude(&[odd.clone()]), Err(Error::OtherMeasurement { gradient: 0.into() }));
+            assert_eq!(
+                other.conclude_measurements(&[odd.clone()]),
+                Err(Error::OtherMeasurement { gradient: 0.into() })
+            );
         }
         let mut relative = ClipPlan::new(&[Clip::by_parameter_norm(0.1, 0.1)]).unwrap();
-        assert_eq!(relative.conclude(&[odd]), Err(Error::NoParameter { gradient: 0.into() }));
+        assert_eq!(relative.conclude_measurements(&[odd]), Err(Error::NoParameter { gradient: 0.into() }));
         for (clip, error) in
             [(Clip::by_value(1.0), Error::NothingMeasured), (Clip::by_supplied_norm(1.0), Error::NormMissing)]
         {
             let mut plan = ClipPlan::new(&[clip]).unwrap();
             assert_eq!(plan.measurement().err(), Some(error.clone()));
-            assert_eq!(plan.conclude(&[]), Err(error));
+            assert_eq!(plan.conclude_measurements(&[]), Err(error));
         }
     }
 

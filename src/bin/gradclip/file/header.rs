@@ -73,7 +73,8 @@ impl Header {
             len <= rest.min(MAX_LEN),
             "it is damaged, or no .safetensors file: its header is {len} bytes long, but {rest} bytes follow, and {MAX_LEN} are allowed"
         );
-        let mut json = vec![0; usize::try_from(len)?];
+        let json = super::zeros(usize::try_from(len)?);
+        let mut json = json.with_context(|| format!("out of memory for its header ({len} bytes)"))?;
         let known = read.len().min(json.len());
         json[..known].copy_from_slice(&read[..known]);
         file.read_exact(&mut json[known..]).map_err(cut_short)?;
@@ -291,10 +292,11 @@ impl<'de> Visitor<'de> for EntrySeed {
             match &key[..] {
                 "dtype" => set(&mut dtype, "dtype", || map.next_value::<Box<str>>())?,
                 "shape" => {
-                    set(&mut shape, "shape", || map.next_value_seed(Numbers { most: self.dimensions }))?
+                    let numbers = Numbers { most: self.dimensions };
+                    set(&mut shape, "shape", || map.next_value_seed(numbers))?;
                 }
                 "data_offsets" => {
-                    set(&mut offsets, "data_offsets", || map.next_value_seed(Numbers { most: 2 }))?
+                    set(&mut offsets, "data_offsets", || map.next_value_seed(Numbers { most: 2 }))?;
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -398,5 +400,64 @@ impl<'de> Visitor<'de> for Metadata {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use safetensors::tensor::Metadata as Reference;
+
+    use super::*;
+
+    fn entries(header: &[u8], data: u64) -> Result<Vec<Entry>> {
+        check(serde_json::from_slice::<Entries>(header)?.0, data)
+    }
+
+    /// Names, shapes and a dtype, one after the other.
+    fn header(tensors: &[(String, Vec<u64>)]) -> (String, u64) {
+        let mut at = 0;
+        let entry = |(name, shape): &(String, Vec<u64>)| {
+            let start = at;
+            at += 2 * shape.iter().product::<u64>();
+            let name = serde_json::to_string(name).unwrap();
+            format!(r#"{name}:{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{at}]}}"#)
+        };
+        let entries: Vec<_> = tensors.iter().map(entry).collect();
+        (format!(r#"{{{},"__metadata__":{{"step":"7"}}}}"#, entries.join(",")), at)
+    }
+
+    proptest! {
+        #[test]
+        fn sound_headers_are_taken(
+            tensors in prop::collection::btree_map(".{0,5}", prop::collection::vec(0_u64..4, 0..4), 1..9),
+        ) {
+            let tensors: Vec<_> = tensors.into_iter().collect();
+            let (header, data) = header(&tensors);
+            let mut found = entries(header.as_bytes(), data).unwrap();
+            found.sort_by(|a, b| a.name.cmp(&b.name));
+            let found: Vec<_> = found.into_iter().map(|entry| (entry.name, entry.shape)).collect();
+            prop_assert_eq!(found, tensors);
+        }
+
+        /// What is taken is taken by the format's own reader, too, which is less strict.
+        #[test]
+        fn damaged_headers_are_taken_only_if_they_are_sound(
+            place in any::<prop::sample::Index>(),
+            len in 0_usize..3,
+            with in prop::sample::select(vec!["", "0", "9", "-", "\"", ",", "[", "]", "{", "}", "w", "null", "\\u0000"]),
+        ) {
+            let tensors = [("v".to_owned(), vec![2, 3]), ("w".to_owned(), vec![]), ("x".to_owned(), vec![0])];
+            let (mut header, data) = header(&tensors);
+            let start = place.index(header.len());
+            header.replace_range(start..header.len().min(start + len), with);
+            if entries(header.as_bytes(), data).is_ok() {
+                // It does not know dtypes of tomorrow.
+                if header.matches("\"BF16\"").count() == 3 {
+                    let reference: Result<Reference, _> = serde_json::from_str(&header);
+                    prop_assert!(reference.is_ok(), "{}: {:?}", header, reference);
+                }
+            }
+        }
     }
 }
