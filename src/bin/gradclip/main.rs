@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_cause_that_was_told_already_is_not_repeated() {
-        let region = gradclip::Error::Misaligned { gradient: 3, what: "offset", given: 2, multiple: 4 };
+        let region = gradclip::Error::Misaligned { gradient: 3.into(), what: "offset", given: 2, multiple: 4 };
         let error = anyhow::Error::new(gradclip::Error::Parameter { error: Box::new(region.clone()) });
         assert_eq!(message(&error), error.to_string());
         let error = anyhow::Error::new(region.clone()).context("cannot read g");
