@@ -200,7 +200,10 @@ pub enum Error {
     },
 
     /// A clip by a supplied norm, without one.
-    #[error("Clip::by_supplied_norm needs a norm: on the CPU, cpu::clip_with_norm takes it")]
+    #[error(
+        "Clip::by_supplied_norm needs a norm: ClipPlan::supply_norm or copy_norm gives it to a plan, and on the CPU \
+         cpu::clip_with_norm takes it"
+    )]
     NormMissing,
 
     /// A norm supplied to a plan that does not ask for one.
@@ -290,11 +293,20 @@ pub enum Error {
         allowed: u64,
     },
 
-    /// wgpu refused a gradient's buffer: it belongs to another device, or has been destroyed.
+    /// A buffer that is mapped, so that wgpu would not submit what uses it.
     #[error(
-        "wgpu refused the buffers; each must belong to the clipper's device and not be destroyed: {message}"
+        "gradient {gradient}: its buffer is mapped, but it must be unmapped before a plan is prepared for it"
     )]
+    Mapped {
+        /// Which gradient.
+        gradient: usize,
+    },
+
+    /// wgpu refused a buffer: it belongs to another device, has been destroyed, or is mapped.
+    #[error("{}, which must belong to the clipper's device and not be destroyed or mapped: {message}", refused(*gradient))]
     Refused {
+        /// The first gradient whose buffer was refused; none where it is the source of a number.
+        gradient: Option<usize>,
         /// What wgpu said.
         message: String,
     },
@@ -308,16 +320,30 @@ pub enum Error {
         bytes: u64,
     },
 
+    /// A queue of another device than the plan's.
+    #[error("the queue belongs to another device than the plan, so nothing was written")]
+    Queue,
+
+    /// A read-back whose command buffer wgpu refused when it was submitted.
+    #[error(
+        "nothing to read back: wgpu refused the submission with the commands of this read-back, so they never ran; \
+         its validation error says why"
+    )]
+    Rejected,
+
     /// A read-back was waited for whose command encoder had not been submitted.
     #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
     NotSubmitted,
 
-    /// The device was lost or destroyed before the outcome could be read.
-    #[error("the device was lost before the outcome could be read")]
+    /// The device was lost or destroyed.
+    #[error("the device was lost or destroyed; a new one is needed, with a new clipper and new plans")]
     DeviceLost,
 
-    /// A read-back of a plan that clips by value.
-    #[error("a clip by value measures no norm: there is no record to read back")]
+    /// A read-back where nothing was measured: of a clip by value, or before the plan was encoded for the first time.
+    #[error(
+        "there is nothing to read back: no norm was measured before it (a clip by value measures none; ClipPlan::encode \
+         and encode_norm do)"
+    )]
     NothingMeasured,
 
     /// The device that was asked for does not exist, or cannot be opened.
@@ -328,6 +354,12 @@ pub enum Error {
         /// What there is instead, or what is wrong with it.
         found: String,
     },
+}
+
+fn refused(gradient: Option<usize>) -> String {
+    gradient.map_or("wgpu refused a buffer".to_owned(), |index| {
+        format!("gradient {index}: wgpu refused its buffer")
+    })
 }
 
 fn name(gradient: Option<usize>) -> String {

@@ -9,8 +9,8 @@ pub(crate) mod layout;
 mod read_back;
 mod recent;
 mod region;
-pub(crate) mod scope;
 mod slots;
+pub(crate) mod watched;
 
 pub use clip_plan::ClipPlan;
 pub use clipper::Clipper;
