@@ -1,9 +1,11 @@
 //! What happened: the record that a clip leaves behind, whose layout Rust and WGSL share.
 
+use std::fmt;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::clip::ByNorm;
-use crate::{Error, NonFinite};
+use crate::{Error, GradientId, NonFinite};
 
 /// The WGSL declaration of the record: `struct ClipRecord` and its flag constants, for a shader of yours that binds
 /// [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer).
@@ -18,7 +20,7 @@ pub const RECORD_WGSL: &str = include_str!("../shaders/record.wgsl");
 ///
 /// On the device it is 32 bytes, eight little-endian words in the order of the fields below; [`RECORD_WGSL`] declares
 /// it for shaders, with their offsets. All of it speaks of the gradients without their loss scale.
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ClipRecord {
     /// The norm before clipping. Infinite where it exceeds `f32::MAX`.
@@ -169,6 +171,21 @@ impl ClipRecord {
         }
     }
 
+    /// The error that [`NonFinite::Error`] asks for, if this is record `index` of `records`. `label` gives the label of a
+    /// gradient by its index.
+    pub(crate) fn non_finite_error<'a>(
+        &self,
+        index: usize,
+        records: usize,
+        label: impl FnOnce(usize) -> Option<&'a str>,
+    ) -> Error {
+        Error::NonFinite {
+            gradient: self.first_non_finite().map(|gradient| GradientId::new(gradient, label(gradient))),
+            total_norm: self.total_norm,
+            record: (records > 1).then_some(index),
+        }
+    }
+
     /// The same outcome, where the gradients were listed in another way: `index_of` says where each stands now.
     pub(crate) fn reindexed(self, index_of: impl FnOnce(usize) -> usize) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
@@ -191,6 +208,26 @@ impl ClipRecord {
             ("norm_exponent", offset_of!(Self, norm_exponent)),
         ];
         offsets.map(|(name, offset)| (name.to_owned(), offset)).to_vec()
+    }
+}
+
+/// Shows the flags by name, and no index where no gradient is non-finite.
+#[expect(clippy::missing_fields_in_debug, reason = "each flag is shown by name")]
+impl fmt::Debug for ClipRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClipRecord")
+            .field("total_norm", &self.total_norm)
+            .field("clip_coef", &self.clip_coef)
+            .field("factor", &self.factor)
+            .field("max_magnitude", &self.max_magnitude)
+            .field("clipped", &self.clipped())
+            .field("non_finite", &self.non_finite())
+            .field("skip", &self.skip())
+            .field("zeroed", &self.zeroed())
+            .field("first_non_finite", &self.first_non_finite())
+            .field("norm_significand", &self.norm_significand)
+            .field("norm_exponent", &self.norm_exponent)
+            .finish()
     }
 }
 

@@ -218,11 +218,11 @@ impl SliceClipper {
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        match Clip::all_checked(clips)?[0] {
-            Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) => return Err(Error::NormMissing),
-            Operation::Norm(ByNorm { z_clip: Some(_), .. }) => return Err(Error::NeedsPlan),
-            _ => {}
+        let operation = Clip::all_checked(clips)?[0];
+        if let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation {
+            return Err(Error::NormMissing);
         }
+        operation.check_without_plan()?;
         if let Some(gpu) = &self.gpu {
             match gpu.clip(gradients, clips) {
                 Ok((record, timings)) => {

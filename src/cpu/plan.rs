@@ -165,9 +165,9 @@ impl ClipPlan {
             })
             .collect();
         let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
-        if let Some(record) = records.iter().find(is_error) {
-            let gradient = record.first_non_finite();
-            return Err(Error::NonFinite { gradient, total_norm: record.total_norm });
+        if let Some(index) = records.iter().position(|record| is_error(&record)) {
+            let label = |gradient: usize| gradients[gradient].label;
+            return Err(records[index].non_finite_error(index, records.len(), label));
         }
         self.change(gradients, &records);
         Ok(records)

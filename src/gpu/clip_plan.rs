@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use wgpu::CommandEncoder;
 
+use super::labels::Labels;
 use super::read_back::Results;
 use super::watched::Watched;
 use crate::clip::Limit;
@@ -34,6 +35,7 @@ pub struct ClipPlan {
     /// None for a clip by value.
     outcome: Option<Outcome>,
     scratch_bytes: u64,
+    labels: Labels,
 }
 
 /// What a clip by a norm works with from step to step.
@@ -106,6 +108,14 @@ impl ClipPlan {
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.norm.len() + if self.coefficient_only { 0 } else { self.apply.len() }
+    }
+
+    /// The label of a gradient, by its index in the list that the plan was made of:
+    /// [`ClipRecord::first_non_finite`](crate::ClipRecord::first_non_finite) and the order of
+    /// [`TensorStats`](crate::TensorStats) are such indices. None without a [label](crate::Gradient::label).
+    #[must_use]
+    pub fn label(&self, gradient: usize) -> Option<&str> {
+        self.labels.get(gradient)
     }
 
     /// What the plan takes of the device's memory, in bytes: tables, partials, parameters and the record.

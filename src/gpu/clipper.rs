@@ -14,7 +14,7 @@ use super::kernels::{
 use super::layout::{LARGEST_TILE, Limits};
 use super::slots::FIRST_SLOT;
 use super::watched::Watched;
-use crate::{Clip, Error};
+use crate::{Clip, Error, GradientId};
 
 /// More windows than this are not bound at once, whatever the device allows. On an H100 the norm kernel takes as long with 64
 /// slots as with one, within 4 %; with 256 it takes 20 to 50 % longer.
@@ -179,7 +179,8 @@ impl Clipper {
         let objection = |span: &Span| {
             let buffer = set.buffers[span.buffer];
             let message = self.inner.watched.objection(|| bind(self.device(), buffer))?;
-            Some(Error::Refused { gradient: Some(span.gradient), message })
+            let gradient = GradientId::new(span.gradient, set.labels.get(span.gradient));
+            Some(Error::Refused { gradient: Some(gradient), message })
         };
         let mut gradients = set.spans.iter().filter(|span| span.len > 0);
         let mut parameters = set.parameters.iter().flatten().filter(|span| span.len > 0);

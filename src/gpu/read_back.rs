@@ -60,10 +60,8 @@ pub(super) fn first(bytes: &[u8]) -> Result<ClipRecord, Error> {
 /// [`all_records`], where gradients that are not finite are an error.
 pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
     let records = all_records(bytes)?;
-    match records.iter().find(|record| record.skip()) {
-        Some(record) => {
-            Err(Error::NonFinite { gradient: record.first_non_finite(), total_norm: record.total_norm })
-        }
+    match records.iter().position(ClipRecord::skip) {
+        Some(index) => Err(records[index].non_finite_error(index, records.len(), |_| None)),
         None => Ok(records),
     }
 }

@@ -11,7 +11,7 @@ use crate::cpu::Gradient;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
 use crate::gpu::watched::{Watched, now_or_never};
-use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, ReadBack, gpu};
+use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
 const ARENA_BYTES: u64 = 1 << 30;
@@ -278,7 +278,7 @@ fn slices<'a>(gradients: &'a [Gradient<'_>], operation: &Operation) -> Vec<(&'a 
 
 /// The gradients as they lie on the device.
 fn on_device<'a>(
-    gradients: &[Gradient<'_>],
+    gradients: &[Gradient<'a>],
     parts: &[Part],
     arenas: &'a [wgpu::Buffer],
 ) -> Vec<gpu::Gradient<'a>> {
@@ -289,6 +289,7 @@ fn on_device<'a>(
         // What has rows or a parameter is in one part, and so are all others then.
         let rows = if part.range.len() == gradient.bytes().len() { gradient.rows as u64 } else { 1 };
         let on_device = on_device.group(gradient.group).rows(rows);
+        let on_device = gradient.label.map_or(on_device.clone(), |label| on_device.label(label));
         let on_device = if gradient.measured { on_device } else { on_device.unmeasured() };
         let on_device = if gradient.scaled { on_device } else { on_device.unscaled() };
         match (gradient.parameter_bytes(), parts.get(gradients.len() + part.slice)) {
@@ -340,12 +341,12 @@ fn records_in_slices(records: Vec<ClipRecord>, parts: &[Part]) -> Vec<ClipRecord
 
 /// An error about parts, as one about the slices that they belong to.
 fn in_slices(error: Error, parts: &[Part]) -> Error {
-    let slice = |part: usize| parts[part].slice;
+    let slice = |part: GradientId| GradientId { index: parts[part.index].slice, ..part };
     match error {
         Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
-        Error::NonFinite { gradient, total_norm } => {
-            Error::NonFinite { gradient: gradient.map(slice), total_norm }
+        Error::NonFinite { gradient, total_norm, record } => {
+            Error::NonFinite { gradient: gradient.map(slice), total_norm, record }
         }
         other => other,
     }
@@ -483,9 +484,15 @@ mod tests {
         let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()]).unwrap();
         assert_eq!(records[0].first_non_finite(), Some(1));
         let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)]);
-        assert!(matches!(error, Err(Error::NonFinite { gradient: Some(1), .. })), "{error:?}");
+        assert!(
+            matches!(error, Err(Error::NonFinite { gradient: Some(GradientId { index: 1, .. }), .. })),
+            "{error:?}"
+        );
         let error = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip]);
-        assert!(matches!(error, Err(Error::Group { gradient: 1, given: 1, groups: 1 })), "{error:?}");
+        assert!(
+            matches!(error, Err(Error::Group { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })),
+            "{error:?}"
+        );
     }
 
     #[test]

@@ -128,12 +128,12 @@ fn errors() -> Vec<Case> {
     let short = [own[0], f32.parameter(&[1.0; 2])];
     let [none, two] = [0, 2].map(|rows| [own[0], own[1].rows(rows)]);
     let mut cases = vec![
-        case("no_parameter", relative, &missing, Error::NoParameter { gradient: 1 }),
-        case("length", relative, &short, Error::ParameterLength { gradient: 1, given: 2, needed: 3 }),
-        case("rows", relative, &two, Error::Rows { gradient: 1, rows: 2, elements: 3 }),
-        case("rows_of_each", Own(1.0), &two, Error::Rows { gradient: 1, rows: 2, elements: 3 }),
-        case("rows_together", Norm(1.0), &two, Error::Rows { gradient: 1, rows: 2, elements: 3 }),
-        case("no_rows", relative, &none, Error::Rows { gradient: 1, rows: 0, elements: 3 }),
+        case("no_parameter", relative, &missing, Error::NoParameter { gradient: 1.into() }),
+        case("length", relative, &short, Error::ParameterLength { gradient: 1.into(), given: 2, needed: 3 }),
+        case("rows", relative, &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
+        case("rows_of_each", Own(1.0), &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
+        case("rows_together", Norm(1.0), &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
+        case("no_rows", relative, &none, Error::Rows { gradient: 1.into(), rows: 0, elements: 3 }),
     ];
     for given in [-1.0, NAN] {
         cases.push(case(&format!("clipping_{given}"), Relative(given, 1.0), &own, Error::MaxNorm { given }));

@@ -6,7 +6,8 @@ use std::{env, fs, process, thread};
 
 use gradclip::wgpu::{self, CommandEncoderDescriptor};
 use gradclip::{
-    Clip, ClipPlan, ClipRecord, Clipper, DType, DeviceChoice, Error, Gradient, ReadBack, Recent, SliceClipper,
+    Clip, ClipPlan, ClipRecord, Clipper, DType, DeviceChoice, Error, Gradient, ReadBack, ReadBackQueue,
+    SliceClipper,
 };
 
 /// The environment variable with the folder of the faults that are on.
@@ -33,7 +34,7 @@ scenarios! {
     lost_before_wait
     lost_before_await
     lost_before_a_look
-    lost_before_the_latest
+    lost_before_a_queue_looks
     lost_in_a_submission
     lost_for_several_threads
     lost_between_encode_and_read_back
@@ -130,12 +131,15 @@ fn looked_at(ticket: ReadBack) -> Result<ClipRecord, Error> {
     ticket.wait()
 }
 
-fn latest(ticket: ReadBack) -> Result<ClipRecord, Error> {
-    let mut recent = Recent::default();
-    recent.push(1, ticket);
+fn queued(ticket: ReadBack) -> Result<ClipRecord, Error> {
+    let mut queue = ReadBackQueue::new();
+    queue.push(1, ticket);
     loop {
-        if let Some((_, record)) = recent.latest()? {
-            return Ok(record);
+        match queue.arrived() {
+            Ok(records) if records.is_empty() => {}
+            Ok(records) => return Ok(records[0].1),
+            Err(Error::Step { error, .. }) => return Err(*error),
+            Err(error) => panic!("{error:?}"),
         }
     }
 }
@@ -144,7 +148,7 @@ fn latest(ticket: ReadBack) -> Result<ClipRecord, Error> {
 fn nothing_goes_wrong() {
     let gpu = Gpu::open();
     let plan = gpu.plan();
-    for redeem in [ReadBack::wait, awaited, looked_at, latest] {
+    for redeem in [ReadBack::wait, awaited, looked_at, queued] {
         assert_eq!(redeem(gpu.step(&plan)).unwrap().total_norm, 5.0);
     }
     let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
@@ -187,8 +191,8 @@ fn lost_before_a_look() {
     lost_before(looked_at);
 }
 
-fn lost_before_the_latest() {
-    lost_before(latest);
+fn lost_before_a_queue_looks() {
+    lost_before(queued);
 }
 
 fn lost_in_a_submission() {

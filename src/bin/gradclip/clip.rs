@@ -134,8 +134,8 @@ fn norms(gradients: &mut [Gradient<'_>], clip: Clip, groups: usize) -> Result<Ve
 /// An error in the names of the file.
 fn named(error: Error, tensors: &[Tensor]) -> anyhow::Error {
     match error {
-        Error::NonFinite { gradient: Some(index), total_norm } => {
-            let name = &tensors[index].name;
+        Error::NonFinite { gradient: Some(gradient), total_norm, .. } => {
+            let name = &tensors[gradient.index].name;
             anyhow!("tensor {name:?} is not finite: the norm is {total_norm}, and nothing was clipped")
         }
         other => other.into(),

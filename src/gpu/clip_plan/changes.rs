@@ -8,7 +8,7 @@ use wgpu::{BufferUsages, CommandEncoder, Queue};
 use super::{ClipPlan, Measure, Outcome, Segment};
 use crate::gpu::read_back::Results;
 use crate::gpu::watched::{is_destroyed, is_mapped};
-use crate::{Error, NormHistory, StepCounts};
+use crate::{Error, NormHistory, StepCounts, clip};
 
 impl ClipPlan {
     /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,
@@ -20,13 +20,11 @@ impl ClipPlan {
     /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
     /// [`Error::NeedsNorm`] for a clip by value.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
-        let outcome = self.by_norm()?;
-        if let Some(&given) = max_norms.iter().find(|max_norm| max_norm.is_nan() || **max_norm < 0.0) {
-            return Err(Error::MaxNorm { given });
-        }
+        let outcome = self.by_norm("set_max_norms")?;
         if outcome.groups != max_norms.len() {
             return Err(Error::Limits { given: max_norms.len(), groups: outcome.groups });
         }
+        clip::check_max_norms(max_norms)?;
         let mut table = outcome.table.clone();
         for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
             segment.max_norm = limit.among(max_norms);
@@ -40,8 +38,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::Limits`] if there is no such group;
-    /// [`Error::NeedsNorm`] if groups have no record of their own: for a clip by value, or of each gradient by itself.
+    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::NoGroup`] if there is no such group;
+    /// [`Error::NotByGroup`] if each gradient is clipped by itself; [`Error::NeedsNorm`] for a clip by value.
     pub fn copy_max_norm(
         &self,
         encoder: &mut CommandEncoder,
@@ -49,12 +47,12 @@ impl ClipPlan {
         source: &wgpu::Buffer,
         offset: u64,
     ) -> Result<(), Error> {
-        let outcome = self.by_norm()?;
+        let outcome = self.by_norm("copy_max_norm")?;
         if !outcome.together {
-            return Err(Error::NeedsNorm);
+            return Err(Error::NotByGroup { what: "copy_max_norm" });
         }
         if group >= outcome.groups {
-            return Err(Error::Limits { given: group + 1, groups: outcome.groups });
+            return Err(Error::NoGroup { given: group, groups: outcome.groups });
         }
         let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
         outcome.copy_number(encoder, source, offset, &outcome.segments, at as u64)
@@ -67,8 +65,8 @@ impl ClipPlan {
     ///
     /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
-        let outcome = self.by_norm()?;
-        let inverse = crate::clip::inverse_scale(scale)?;
+        let outcome = self.by_norm("set_loss_scale")?;
+        let inverse = clip::inverse_scale(scale)?;
         outcome.write(queue, &outcome.measure, INVERSE_SCALE, &inverse.to_le_bytes())
     }
 
@@ -84,7 +82,7 @@ impl ClipPlan {
         source: &wgpu::Buffer,
         offset: u64,
     ) -> Result<(), Error> {
-        let outcome = self.by_norm()?;
+        let outcome = self.by_norm("copy_inverse_loss_scale")?;
         outcome.copy_number(encoder, source, offset, &outcome.measure, INVERSE_SCALE)
     }
 
@@ -116,8 +114,8 @@ impl ClipPlan {
         outcome.copy_number(encoder, source, offset, supplied, 0)
     }
 
-    fn by_norm(&self) -> Result<&Outcome, Error> {
-        self.outcome.as_ref().ok_or(Error::NeedsNorm)
+    fn by_norm(&self, what: &'static str) -> Result<&Outcome, Error> {
+        self.outcome.as_ref().ok_or(Error::NeedsNorm { what, clip: "a clip by value" })
     }
 
     fn supplied(&self) -> Result<(&Outcome, &wgpu::Buffer), Error> {

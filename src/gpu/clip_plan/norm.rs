@@ -182,6 +182,7 @@ pub(super) fn by_norm(
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
             scratch_bytes: builder.bytes,
+            labels: set.labels.clone(),
         })
     })
 }
