@@ -13,23 +13,24 @@ fn items() -> u32 {
 }
 
 fn each(index: u32) {
-    let norm = supplied[0];
     var record: ClipRecord;
     record.first_non_finite = NO_GRADIENT;
-    if (norm == NOT_SUPPLIED) {
+    if (supplied[0] == NOT_SUPPLIED) {
         record.clip_coef = 1.0;
         record.factor = 1.0;
+        record.factor_significand = 1.0;
         record.norm_exponent = EMPTY_EXPONENT;
         record.flags = CLIP_RECORD_NORM_MISSING;
         records[index] = record;
         return;
     }
-    if (norm != 0u && norm < INFINITY) {
-        record.norm_exponent = exponent_of(norm);
-        record.norm_significand = scaled_down(norm, record.norm_exponent);
-    } else {
-        record.norm_significand = bitcast<f32>(norm);
+    var norm = wide(supplied[0]);
+    if ((norm.significand & SIGN) != 0u) {
+        // A zero has no sign here, and nothing negative is a norm.
+        norm = Wide(select(NAN, 0u, norm.significand == SIGN), 0);
     }
-    conclude(&record, norm, segments[index].max_norm);
+    record.norm_significand = bitcast<f32>(norm.significand);
+    record.norm_exponent = norm.exponent;
+    conclude(&record, wide(bitcast<u32>(segments[index].max_norm)));
     records[index] = record;
 }

@@ -209,6 +209,20 @@ pub enum Error {
         elements: u64,
     },
 
+    /// Too many rows without elements.
+    #[error(
+        "gradient {gradient} has {rows} rows and no elements, but all gradients without elements together may have \
+         {most} rows"
+    )]
+    EmptyRows {
+        /// The gradient that exceeds the limit.
+        gradient: GradientId,
+        /// The number of its rows.
+        rows: u64,
+        /// The limit for all gradients without elements together.
+        most: u64,
+    },
+
     /// A norm type that does not exist, or that this kind of clip does not have.
     #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms has the L2 norm only")]
     NormType {
@@ -286,8 +300,8 @@ pub enum Error {
         first_non_finite(gradient.as_ref())
     )]
     NonFinite {
-        /// The first gradient that holds an infinity or a NaN. None where every element is finite: the supplied norm, the
-        /// limit or the norm of another p is not.
+        /// The first gradient that holds an infinity or a NaN. None where only a supplied norm, the norm of a parameter, or
+        /// the limit is infinite or NaN.
         gradient: Option<GradientId>,
         /// The norm.
         total_norm: f32,

@@ -211,18 +211,20 @@ impl Clipper {
         workgroups: usize,
         make: impl FnOnce() -> Result<ClipPlan, Error>,
     ) -> Result<ClipPlan, Error> {
-        const WHAT: &str = "a plan for this many elements and gradients";
-        let allowed = self.inner.limits.binding_bytes.min(self.device().limits().max_buffer_size);
-        if scratch > allowed {
-            let name = "max_storage_buffer_binding_size and max_buffer_size";
-            return Err(Error::Limit { what: WHAT, name, needed: scratch, allowed });
-        }
+        self.check_scratch(scratch)?;
         let (allowed, workgroups) = (u64::from(self.inner.limits.grid), workgroups as u64);
         if workgroups > allowed * allowed {
             let name = "max_compute_workgroups_per_dimension";
-            return Err(Error::Limit { what: WHAT, name, needed: workgroups.isqrt() + 1, allowed });
+            return Err(Error::Limit { what: PLAN, name, needed: workgroups.isqrt() + 1, allowed });
         }
         self.inner.watched.guarded("a clip plan", scratch, make)
+    }
+
+    /// Checks that a plan may have tables and partials of so many bytes.
+    pub(super) fn check_scratch(&self, needed: u64) -> Result<(), Error> {
+        let allowed = self.inner.limits.binding_bytes.min(self.device().limits().max_buffer_size);
+        let name = "max_storage_buffer_binding_size and max_buffer_size";
+        if needed > allowed { Err(Error::Limit { what: PLAN, name, needed, allowed }) } else { Ok(()) }
     }
 
     /// The binding that fills slot number `slot`.
@@ -247,6 +249,9 @@ impl Clipper {
         Ok(compiled)
     }
 }
+
+/// What needs more than a device allows.
+const PLAN: &str = "a plan for this many elements, gradients and rows";
 
 impl fmt::Debug for Clipper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -349,6 +349,9 @@ fn in_slices(error: Error, parts: &[Part]) -> Error {
     match error {
         Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
+        Error::EmptyRows { gradient, rows, most } => {
+            Error::EmptyRows { gradient: slice(gradient), rows, most }
+        }
         Error::NonFinite { gradient, total_norm, record } => {
             Error::NonFinite { gradient: gradient.map(slice), total_norm, record }
         }

@@ -21,10 +21,7 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm("set_max_norms")?;
-        if outcome.groups != max_norms.len() {
-            return Err(Error::Limits { given: max_norms.len(), groups: outcome.groups });
-        }
-        clip::check_max_norms(max_norms)?;
+        clip::check_max_norms(max_norms, outcome.groups)?;
         let mut table = outcome.table.clone();
         for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
             segment.max_norm = limit.among(max_norms);
@@ -87,7 +84,8 @@ impl ClipPlan {
     }
 
     /// Supplies the norm of a plan that measures none ([`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm)), for
-    /// every command buffer that is submitted after this call.
+    /// every command buffer that is submitted after this call. An infinite norm, as one of shards that exceeds f32, makes the
+    /// coefficient 0; a negative one counts as NaN.
     ///
     /// # Errors
     ///

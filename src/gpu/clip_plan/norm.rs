@@ -131,6 +131,11 @@ pub(super) fn by_norm(
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
     let finding = Finding::of(norm.norm_type, norm.tensor_stats);
+    if !norm.scope.is_together() {
+        // Before the host makes a list of them.
+        let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
+        clipper.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
+    }
     let units = Units::of(norm.scope, max_norms.len(), set);
     let layout = units.lay_out(clipper, norm.scope != Scope::Supplied, finding);
     let scratch = size_of_val(&layout.tiles[..])
