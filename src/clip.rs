@@ -419,7 +419,7 @@ impl Clip {
     /// It is for gradients that are spread over several devices: measure each part by a plan of its own, join their
     /// norms with [`join_norms`](crate::join_norms), and scale each part with the total. On the GPU,
     /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) hands it
-    /// over; until then it is 0.
+    /// over; until then nothing is scaled, and tickets fail with [`Error::NormMissing`].
     #[must_use]
     pub const fn by_supplied_norm(max_norm: f32) -> Self {
         Self::by(Method::SuppliedNorm { max_norm })

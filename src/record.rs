@@ -58,6 +58,8 @@ impl ClipRecord {
     const NON_FINITE: u32 = 2;
     const SKIP: u32 = 4;
     const ZERO: u32 = 8;
+    const UNMEASURED: u32 = 16;
+    const NORM_MISSING: u32 = 32;
     const NO_GRADIENT: u32 = u32::MAX;
 
     /// The [`norm_exponent`](Self::norm_exponent) of no elements at all. Their norm is 0, but unlike another norm of 0 it is no
@@ -76,6 +78,9 @@ impl ClipRecord {
         norm_significand: 0.0,
         norm_exponent: Self::EMPTY_EXPONENT,
     };
+
+    /// The record of a plan until its first norm pass: [`UNCLIPPED`](Self::UNCLIPPED), but no outcome of anything.
+    pub(crate) const NOTHING_MEASURED: Self = Self { flags: Self::UNMEASURED, ..Self::UNCLIPPED };
 
     /// The record of a shard that could not be measured, since its device was lost, say. Joined with the others it makes
     /// the total NaN on every device, so that all of them do what their policy says for gradients that are not finite.
@@ -154,6 +159,15 @@ impl ClipRecord {
         match self.first_non_finite {
             Self::NO_GRADIENT => None,
             index => Some(index as usize),
+        }
+    }
+
+    /// Whether it is the outcome of a norm pass.
+    pub(crate) const fn check_measured(&self) -> Result<(), Error> {
+        match self.flags {
+            flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormMissing),
+            flags if flags & Self::UNMEASURED != 0 => Err(Error::NothingMeasured),
+            _ => Ok(()),
         }
     }
 
