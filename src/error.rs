@@ -304,6 +304,27 @@ pub enum Error {
         groups: usize,
     },
 
+    /// A piece of a gradient that follows one which was not made of whole blocks: [`cpu::Measurement`](crate::cpu::Measurement).
+    #[error(
+        "a piece begins at element {at} of its gradient, but all pieces except the last must have a multiple of {multiple} elements"
+    )]
+    Piece {
+        /// Where the piece begins, in elements.
+        at: u64,
+        /// What that must be a multiple of.
+        multiple: u64,
+    },
+
+    /// A [`cpu::Measurement`](crate::cpu::Measurement) that was made by a plan with another norm type, or without
+    /// [`tensor_stats`](crate::Clip::tensor_stats) where this plan has them.
+    #[error(
+        "the measurement of gradient {gradient} is of another clip: its norm type or its tensor_stats differ"
+    )]
+    OtherMeasurement {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
     /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm) without a norm.
     #[error(
         "Clip::by_supplied_norm needs a norm: ClipPlan::supply_norm or copy_norm gives one to a plan, cpu::clip_with_norm \

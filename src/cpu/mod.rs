@@ -55,7 +55,7 @@ mod stats;
 mod tests;
 
 pub use gradient::{Gradient, Parameter};
-pub use plan::ClipPlan;
+pub use plan::{ClipPlan, Measurement, scale};
 pub use stats::tensor_stats;
 
 use crate::clip::{ByNorm, Operation, Scope};

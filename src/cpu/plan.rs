@@ -1,11 +1,14 @@
 //! `ClipPlan`: how to clip on the CPU, step after step, and what is remembered from one to the next.
 
+mod measurement;
+
 use super::gradient::{self, Gradient};
 use super::kernels::Change;
 use super::parallel;
 use super::records::{self, Basis};
 use crate::clip::{ByNorm, Operation, Scope};
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
+pub use measurement::{Measurement, scale};
 
 /// How to clip, step after step, and what is remembered from one to the next: the [`ClipPlan`](crate::ClipPlan) of the CPU.
 /// Unlike that one it does not hold on to gradients.
@@ -69,7 +72,7 @@ impl ClipPlan {
         self.remember(records::count(gradients, norm.scope, self.operations.len()))?;
         let (bases, stats) = records::measure(gradients, &norm, &self.limits());
         self.tensor_stats = stats;
-        self.conclude(gradients, &norm, &bases)
+        self.finish(gradients, &norm, &bases)
     }
 
     /// The same for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
@@ -92,7 +95,7 @@ impl ClipPlan {
         let measured =
             record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
         let bases: Vec<_> = self.limits().into_iter().map(|limit| Basis { measured, limit }).collect();
-        self.conclude(gradients, &norm, &bases)
+        self.finish(gradients, &norm, &bases)
     }
 
     /// What each gradient of the last step was by itself, if the clip asks for
@@ -147,12 +150,24 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// From what was measured, or supplied, to the records, and to what becomes of the gradients.
-    fn conclude(
+    /// Concludes a step from what was measured, or supplied, and changes the gradients.
+    fn finish(
         &mut self,
         gradients: &mut [Gradient<'_>],
         norm: &ByNorm,
         bases: &[Basis],
+    ) -> Result<Vec<ClipRecord>, Error> {
+        let records = self.records(norm, bases, |index| gradients[index].label)?;
+        self.change(gradients, &records);
+        Ok(records)
+    }
+
+    /// Makes the records, and remembers them. `label` gives the label of a gradient by its index.
+    fn records<'a>(
+        &mut self,
+        norm: &ByNorm,
+        bases: &[Basis],
+        label: impl FnOnce(usize) -> Option<&'a str>,
     ) -> Result<Vec<ClipRecord>, Error> {
         let kept = self.histories.iter_mut().zip(&mut self.step_counts);
         let records: Vec<_> = bases
@@ -165,12 +180,10 @@ impl ClipPlan {
             })
             .collect();
         let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
-        if let Some(index) = records.iter().position(|record| is_error(&record)) {
-            let label = |gradient: usize| gradients[gradient].label;
-            return Err(records[index].non_finite_error(index, records.len(), label));
+        match records.iter().position(|record| is_error(&record)) {
+            Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
+            None => Ok(records),
         }
-        self.change(gradients, &records);
-        Ok(records)
     }
 
     fn change(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {

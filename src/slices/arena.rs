@@ -66,6 +66,7 @@ impl Gpu {
         &self,
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
+        total_norm: Option<f32>,
     ) -> Result<(Vec<ClipRecord>, Timings), Error> {
         let start = Instant::now();
         let operation = Clip::all_checked(clips)?[0];
@@ -75,6 +76,9 @@ impl Gpu {
         let arenas = self.allocate(&sizes)?;
         let on_device = on_device(gradients, &parts, &arenas);
         let plan = self.clipper.prepare_groups(&on_device, clips).map_err(in_slices)?;
+        if let Some(total_norm) = total_norm {
+            plan.supply_norm(&self.queue, total_norm)?;
+        }
         self.upload(&slices, &parts, &arenas)?;
         let upload = start.elapsed();
 
@@ -469,7 +473,7 @@ mod tests {
         };
         let clip = Clip::by_global_norm(1.0).loss_scale(4.0);
         let ((mut body, mut head), (mut expected, mut head_expected)) = (make(), make());
-        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip]);
+        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip], None);
         let mut gradients = [Gradient::f32(&mut expected), Gradient::bf16(&mut head_expected)];
         let record = crate::cpu::clip_groups(&mut gradients, &[clip]).unwrap()[0];
         let found = outcome.unwrap().0[0];
@@ -478,17 +482,24 @@ mod tests {
         assert!(pairs.all(|(x, y)| (x - y).abs() <= 1e-6 * y.abs()), "the parts are in their places");
         assert_eq!(head, head_expected);
 
+        let (mut body, mut whole) = (make().0, make().0);
+        let supplied = Clip::by_supplied_norm(1.0);
+        let records = gpu.clip(&mut [Gradient::f32(&mut body)], &[supplied], Some(8.0)).unwrap().0;
+        let record = crate::cpu::clip_with_norm(&mut [Gradient::f32(&mut whole)], supplied, 8.0).unwrap();
+        assert_eq!((records, &body), (vec![record], &whole));
+
         // In the third part of the second gradient.
         expected[150_000] = f32::NAN;
         let mut gradients = [Gradient::bf16(&mut head), Gradient::f32(&mut expected)];
-        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()]).unwrap();
+        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()], None).unwrap();
         assert_eq!(records[0].first_non_finite(), Some(1));
-        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)]);
+        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)], None);
         assert!(
             matches!(error, Err(Error::NonFinite { gradient: Some(GradientId { index: 1, .. }), .. })),
             "{error:?}"
         );
-        let error = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip]);
+        let error =
+            gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip], None);
         assert!(
             matches!(error, Err(Error::Group { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })),
             "{error:?}"
@@ -502,9 +513,9 @@ mod tests {
         let count = Clip::by_global_norm(1.0).norm_type(crate::NormType::P(0.0));
         for clip in [Clip::by_norm(1.0), Clip::by_rms(0.5), count] {
             let mut gradients = [Gradient::f32(&mut small), Gradient::f32(&mut large)];
-            let error = gpu.clip(&mut gradients, &[clip]).unwrap_err();
+            let error = gpu.clip(&mut gradients, &[clip], None).unwrap_err();
             assert!(matches!(error, Error::Limit { name: "max_buffer_size", .. }), "{error}");
-            assert!(gpu.clip(&mut gradients[..1], &[clip]).is_ok());
+            assert!(gpu.clip(&mut gradients[..1], &[clip], None).is_ok());
         }
     }
 }
