@@ -182,8 +182,8 @@ fn on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>)
     (record, gradients)
 }
 
-/// Every norm type, every policy, and gradients that are finite, that are not, and whose norm is beyond f32: the kernels and the
-/// tensor operations say and do what the CPU path does.
+/// Every norm type, every policy, and gradients that are finite and that are not: the kernels and the tensor operations say and do
+/// what the CPU path does.
 #[test]
 fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
     let norm_types = [
@@ -202,7 +202,6 @@ fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
         of(f32::INFINITY),
         of(f32::NEG_INFINITY),
         of(f32::NAN),
-        vec![vec![3e38; 4], vec![-3e38, 1.0]],
         vec![vec![1e-3, f32::INFINITY], vec![f32::NAN]],
     ];
     let same = |found: f32, expected: f32| {
