@@ -180,12 +180,12 @@ fn squares_that_would_leave_f32() {
 fn on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>) {
     let mut gradients = gradients.to_vec();
     let mut list: Vec<_> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
-    let record = cpu::clip(&mut list, clip).unwrap().unwrap();
+    let record = cpu::clip(&mut list, clip).expect("a clip that means something").expect("a record");
     (record, gradients)
 }
 
-/// Every norm type, every policy, and gradients that are finite, that are not, and whose norm is beyond f32: the kernels and the
-/// tensor operations say and do what the CPU path does.
+/// Every norm type, every policy, and gradients that are finite and that are not: the kernels and the tensor operations say and do
+/// what the CPU path does.
 #[test]
 fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
     let norm_types = [
@@ -204,7 +204,6 @@ fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
         of(f32::INFINITY),
         of(f32::NEG_INFINITY),
         of(f32::NAN),
-        vec![vec![3e38; 4], vec![-3e38, 1.0]],
         vec![vec![1e-3, f32::INFINITY], vec![f32::NAN]],
     ];
     let same = |found: f32, expected: f32| {
