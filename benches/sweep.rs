@@ -15,8 +15,12 @@ mod bench {
     pub(crate) mod timing;
     pub(crate) mod workloads;
 }
+#[expect(unused_imports, reason = "it has tests")]
 #[path = "../src/bin/gradclip/table.rs"]
 mod table;
+#[expect(dead_code, unused_imports, reason = "the command shows names and paths, too, and has tests")]
+#[path = "../src/bin/gradclip/text.rs"]
+mod text;
 
 use std::time::Duration;
 

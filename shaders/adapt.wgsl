@@ -27,8 +27,9 @@ fn items() -> u32 {
 fn each(index: u32) {
     var record = records[index];
     let norm = wide_norm(record);
-    // What is not finite is no part of any history.
-    if (norm.significand >= INFINITY || record.first_non_finite != NO_GRADIENT) {
+    // What is not finite is no part of any history, nor is a norm that was not supplied.
+    let is_missing = (record.flags & CLIP_RECORD_NORM_MISSING) != 0u;
+    if (is_missing || norm.significand >= INFINITY || record.first_non_finite != NO_GRADIENT) {
         return;
     }
     var history = histories[index];

@@ -16,5 +16,7 @@ const CLIP_RECORD_CLIPPED: u32 = 1u;    // the coefficient is not 1
 const CLIP_RECORD_NON_FINITE: u32 = 2u; // an element is infinite or NaN; or a supplied norm or a limit is
 const CLIP_RECORD_SKIP: u32 = 4u;       // the policy for that is to leave this step out
 const CLIP_RECORD_ZERO: u32 = 8u;       // the policy for that is to make everything 0
+const CLIP_RECORD_UNMEASURED: u32 = 16u; // no norm pass has run yet
+const CLIP_RECORD_NORM_MISSING: u32 = 32u; // it has, without the norm that was to be supplied; the factor is 1
 const NO_GRADIENT: u32 = 0xffffffffu;
 const EMPTY_EXPONENT: i32 = -2147483647 - 1; // beside a significand of 0: there is no element at all

@@ -1,6 +1,8 @@
 //! What to do: the options of a clip, as plain data. Nothing here knows a GPU; the CPU and the GPU path
 //! both read these values and mean the same by them.
 
+use std::fmt::Debug;
+
 use crate::float_state::in_default_modes;
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
@@ -42,6 +44,20 @@ enum Method {
     ValueRange { low: f32, high: f32 },
 }
 
+impl Method {
+    const fn constructor(self) -> &'static str {
+        match self {
+            Self::GlobalNorm { .. } => "Clip::by_global_norm",
+            Self::Norm { .. } => "Clip::by_norm",
+            Self::Rms { .. } => "Clip::by_rms",
+            Self::ParameterNorm { .. } => "Clip::by_parameter_norm",
+            Self::SuppliedNorm { .. } => "Clip::by_supplied_norm",
+            Self::Value { .. } => "Clip::by_value",
+            Self::ValueRange { .. } => "Clip::by_value_range",
+        }
+    }
+}
+
 /// A [`Clip`] whose values have been checked, as plain data: what the GPU path and the CPU path carry out, and what a package
 /// reads that clips elsewhere. [`Clip::checked`] makes it.
 ///
@@ -78,16 +94,35 @@ impl Operation {
         }
     }
 
+    /// Refuses options whose results only a plan could return.
+    pub(crate) const fn check_without_plan(&self) -> Result<(), Error> {
+        let option = match self {
+            Self::Norm(ByNorm { z_clip: Some(_), .. }) => "z_clip",
+            Self::Norm(ByNorm { tensor_stats: true, .. }) => "tensor_stats",
+            Self::Norm(ByNorm { count_steps: true, .. }) => "count_steps",
+            _ => return Ok(()),
+        };
+        Err(Error::NeedsPlan { option })
+    }
+
     /// Whether it needs the parameters of the gradients.
     pub(crate) const fn is_relative(&self) -> bool {
         matches!(self, Self::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
     }
 
-    /// What must be the same for all groups of a plan.
-    fn without_limit(self) -> Self {
+    /// The first option besides the limit in which two operations differ, and its two values.
+    fn difference(&self, other: &Self) -> Option<(&'static str, [String; 2])> {
+        match (self, other) {
+            (Self::Norm(one), Self::Norm(other)) => one.difference(other),
+            (Self::Clamp { .. }, Self::Clamp { .. }) => None,
+            _ => Some(("kind", [self, other].map(|operation| operation.kind().to_owned()))),
+        }
+    }
+
+    const fn kind(&self) -> &'static str {
         match self {
-            Self::Norm(norm) => Self::Norm(ByNorm { max_norm: 0.0, ..norm }),
-            Self::Clamp { .. } => Self::Clamp { low: 0.0, high: 0.0 },
+            Self::Norm(_) => "by norm",
+            Self::Clamp { .. } => "by value",
         }
     }
 }
@@ -117,15 +152,24 @@ impl Limit {
     }
 }
 
+/// The values of an option, where they differ.
+fn differ<T: PartialEq + Debug>(
+    option: &'static str,
+    one: &T,
+    other: &T,
+) -> Option<(&'static str, [String; 2])> {
+    (one != other).then(|| (option, [one, other].map(|value| format!("{value:?}"))))
+}
+
 /// Checks new limits, one for each group.
 pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
-    if let Some(&given) = max_norms.iter().find(|max_norm| max_norm.is_nan() || **max_norm < 0.0) {
-        return Err(Error::MaxNorm { given });
-    }
     if groups != max_norms.len() {
         return Err(Error::Limits { given: max_norms.len(), groups });
     }
-    Ok(())
+    let is_invalid = |max_norm: &f32| max_norm.is_nan() || *max_norm < 0.0;
+    let Some(group) = max_norms.iter().position(is_invalid) else { return Ok(()) };
+    let error = Error::MaxNorm { given: max_norms[group] };
+    Err(if max_norms.len() > 1 { Error::in_group(group, error) } else { error })
 }
 
 /// What undoes a loss scale.
@@ -170,6 +214,32 @@ impl ByNorm {
     #[must_use]
     pub fn inverse_norm_scale(&self) -> f32 {
         if self.norm_type.p() == 0.0 { 1.0 } else { self.inverse_scale }
+    }
+
+    /// The first option besides the limit in which two clips differ, and its two values.
+    fn difference(&self, other: &Self) -> Option<(&'static str, [String; 2])> {
+        // Every field is named, so that a new option cannot be forgotten here.
+        let Self {
+            norm_type,
+            scope,
+            max_norm: _,
+            epsilon,
+            non_finite,
+            inverse_scale,
+            coefficient_only,
+            tensor_stats,
+            count_steps,
+            z_clip,
+        } = self;
+        None.or_else(|| differ("scope", scope, &other.scope))
+            .or_else(|| differ("norm_type", norm_type, &other.norm_type))
+            .or_else(|| differ("epsilon", epsilon, &other.epsilon))
+            .or_else(|| differ("non_finite", non_finite, &other.non_finite))
+            .or_else(|| differ("the inverse of loss_scale", inverse_scale, &other.inverse_scale))
+            .or_else(|| differ("coefficient_only", coefficient_only, &other.coefficient_only))
+            .or_else(|| differ("tensor_stats", tensor_stats, &other.tensor_stats))
+            .or_else(|| differ("count_steps", count_steps, &other.count_steps))
+            .or_else(|| differ("z_clip", z_clip, &other.z_clip))
     }
 
     /// The plain clip by global L2 norm, to a limit that is valid.
@@ -357,7 +427,7 @@ impl Clip {
     /// It is for gradients that are spread over several devices: measure each part by a plan of its own, join their
     /// norms with [`join_norms`](crate::join_norms), and scale each part with the total. On the GPU,
     /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) hands it
-    /// over; until then it is 0.
+    /// over; until then nothing is scaled, and tickets fail with [`Error::NormMissing`].
     #[must_use]
     pub const fn by_supplied_norm(max_norm: f32) -> Self {
         Self::by(Method::SuppliedNorm { max_norm })
@@ -475,7 +545,8 @@ impl Clip {
     /// [`TensorStats`](crate::TensorStats) in [`tensor_stats_buffer`](crate::ClipPlan::tensor_stats_buffer), and
     /// [`read_back_tensor_stats`](crate::ClipPlan::read_back_tensor_stats) reads them. On the CPU,
     /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) has them, and [`cpu::tensor_stats`](crate::cpu::tensor_stats) measures
-    /// nothing else. For a clip by value or by a supplied norm, which measures nothing, this is an [`Error::NeedsNorm`].
+    /// nothing else. For a clip by value or by a supplied norm, which measures nothing, this is an [`Error::NeedsNorm`];
+    /// in a call without a plan, which could not return them, an [`Error::NeedsPlan`].
     #[must_use]
     pub const fn tensor_stats(self) -> Self {
         Self { tensor_stats: true, ..self }
@@ -484,7 +555,8 @@ impl Clip {
     /// Besides, count over the steps what the records say: how many there were, how often they were clipped and not
     /// finite, and the largest norm. It takes a small dispatch; the [`StepCounts`](crate::StepCounts) stay on the device
     /// until [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) asks for them. A
-    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) counts without being asked.
+    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) counts without being asked. In a call without a plan this is an
+    /// [`Error::NeedsPlan`].
     #[must_use]
     pub const fn count_steps(self) -> Self {
         Self { count_steps: true, ..self }
@@ -522,12 +594,17 @@ impl Clip {
     /// Those of [`checked`](Self::checked), [`Error::Groups`] where two differ in more than their limits, and
     /// [`Error::NoClip`] without any.
     pub fn all_checked(clips: &[Self]) -> Result<Vec<Operation>, Error> {
-        let operations = clips.iter().map(|clip| clip.checked()).collect::<Result<Vec<_>, _>>()?;
+        let of_group =
+            |group| move |error| if clips.len() > 1 { Error::in_group(group, error) } else { error };
+        let checked = |(group, clip): (usize, &Self)| clip.checked().map_err(of_group(group));
+        let operations = clips.iter().enumerate().map(checked).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = operations.first() else { return Err(Error::NoClip) };
-        match operations.iter().position(|operation| operation.without_limit() != first.without_limit()) {
-            Some(second) => Err(Error::Groups { first: 0, second }),
-            None => Ok(operations),
+        for (second, operation) in operations.iter().enumerate() {
+            if let Some((option, given)) = first.difference(operation) {
+                return Err(Error::Groups { first: 0, second, option, given });
+            }
         }
+        Ok(operations)
     }
 
     /// Checks the values, and says what is to be done. Whoever clips by gradclip need not call it; it is for packages that carry
@@ -586,7 +663,7 @@ impl Clip {
         let z_clip = self.past_norms.map(ZClip::checked).transpose()?;
         let Self { non_finite, coefficient_only, tensor_stats, count_steps, .. } = self;
         if tensor_stats && scope == Scope::Supplied {
-            return Err(Error::NeedsNorm);
+            return Err(Error::NeedsNorm { what: "tensor_stats", clip: self.method.constructor() });
         }
         if z_clip.is_some() && matches!(scope, Scope::Parameter { .. }) {
             return Err(Error::TwoLimits);
@@ -605,11 +682,38 @@ impl Clip {
         }))
     }
 
+    /// The first option that was set and speaks of a norm.
+    fn norm_option(self) -> Option<&'static str> {
+        // Every field is named, so that a new option cannot be dropped in silence.
+        let default = Self::by(self.method);
+        let Self {
+            method: _,
+            norm_type,
+            epsilon,
+            non_finite,
+            loss_scale,
+            coefficient_only,
+            tensor_stats,
+            count_steps,
+            past_norms,
+        } = self;
+        let is_set = [
+            ("norm_type", norm_type != default.norm_type),
+            ("epsilon", epsilon != default.epsilon),
+            ("non_finite", non_finite != default.non_finite),
+            ("loss_scale", loss_scale.is_some()),
+            ("coefficient_only", coefficient_only),
+            ("tensor_stats", tensor_stats),
+            ("count_steps", count_steps),
+            ("z_clip", past_norms.is_some()),
+        ];
+        is_set.into_iter().find_map(|(option, is_set)| is_set.then_some(option))
+    }
+
     fn clamp(self, low: f32, high: f32) -> Result<Operation, Error> {
-        // What speaks of a norm is not silently dropped.
-        if self != Self::by(self.method) {
-            return Err(Error::NeedsNorm);
+        match self.norm_option() {
+            Some(what) => Err(Error::NeedsNorm { what, clip: self.method.constructor() }),
+            None => Ok(Operation::Clamp { low, high }),
         }
-        Ok(Operation::Clamp { low, high })
     }
 }

@@ -1,28 +1,82 @@
-//! What can go wrong. Every message says what was given and what is allowed.
+//! Errors. Every message says what was given and what is allowed.
 
-/// Why a clip could not be prepared or carried out, or its outcome not read.
+use std::fmt;
+
+/// Identifies a gradient in an error: its index in the list that the call was given and, if it has one, its label
+/// ([`Gradient::label`](crate::Gradient::label), [`cpu::Gradient::label`](crate::cpu::Gradient::label)).
 ///
-/// Errors come before anything is written: a call that returns one of the variants about its input has left every
-/// gradient as it was. A `gradient` is an index into the list that the call was given.
+/// It is shown as `3` or as `3 ("encoder.weight")`.
+///
+/// ```
+/// use gradclip::{Clip, Error, GradientId, cpu::{self, Gradient}};
+///
+/// let mut weight = [1.0; 4];
+/// let mut gradients = [Gradient::f32(&mut weight).label("encoder.weight").rows(3)];
+/// let error = cpu::clip_all(&mut gradients, Clip::by_norm(1.0)).unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "gradient 0 (\"encoder.weight\") has 4 elements, which cannot be split into 3 rows of equal length"
+/// );
+/// let Error::Rows { gradient, .. } = error else { unreachable!() };
+/// assert_eq!(gradient, GradientId { index: 0, label: Some("encoder.weight".into()) });
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct GradientId {
+    /// The index in the list of gradients.
+    pub index: usize,
+    /// The label, if the gradient has one.
+    pub label: Option<Box<str>>,
+}
+
+impl GradientId {
+    pub(crate) fn new(index: usize, label: Option<&str>) -> Self {
+        Self { index, label: label.map(Box::from) }
+    }
+}
+
+/// A gradient without a label.
+impl From<usize> for GradientId {
+    fn from(index: usize) -> Self {
+        Self { index, label: None }
+    }
+}
+
+impl fmt::Display for GradientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.label {
+            // `Debug` escapes control characters, so that a label cannot talk to a terminal.
+            Some(label) => write!(f, "{} ({label:?})", self.index),
+            None => write!(f, "{}", self.index),
+        }
+    }
+}
+
+/// The reason why a clip could not be prepared or carried out, or why its outcome could not be read.
+///
+/// Input is checked before anything is written: a call that returns an error about its input has changed no gradient.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A `max_norm` that is negative or NaN.
-    #[error("max_norm is {given}, but it must be a number that is not negative")]
+    #[error("max_norm is {}, but it must be zero, positive or infinite", number(*given))]
     MaxNorm {
         /// The `max_norm` of the clip.
         given: f32,
     },
 
     /// A `clip_value` that is negative or NaN.
-    #[error("clip_value is {given}, but it must be a number that is not negative")]
+    #[error("clip_value is {}, but it must be zero, positive or infinite", number(*given))]
     ClipValue {
         /// The `clip_value` of the clip.
         given: f32,
     },
 
     /// A range to clip to that is empty or has a NaN in it.
-    #[error("the range to clip to is [{low}, {high}], but neither bound may be NaN, nor low above high")]
+    #[error(
+        "the range to clip to is [{}, {}], but neither bound may be NaN, and low must not exceed high",
+        number(*low),
+        number(*high)
+    )]
     ClipRange {
         /// The lower bound of the clip.
         low: f32,
@@ -31,194 +85,269 @@ pub enum Error {
     },
 
     /// An epsilon that is negative, infinite or NaN.
-    #[error("epsilon is {given}, but it must be a finite number that is not negative")]
+    #[error("epsilon is {}, but it must be finite and not negative", number(*given))]
     Epsilon {
         /// The epsilon of the clip.
         given: f32,
     },
 
-    /// A loss scale that is not positive, or so large or small that it or its inverse is not finite.
-    #[error("the loss scale is {given}, but it and its inverse must be positive and finite")]
+    /// A loss scale that is not positive, or so small or large that it or its inverse is not finite.
+    #[error("the loss scale is {}, but both it and its inverse must be positive and finite", number(*given))]
     LossScale {
         /// The loss scale of the clip.
         given: f32,
     },
 
-    /// A [`ZClip`](crate::ZClip) that makes no sense.
+    /// An option of a [`LossScale`](crate::LossScale) that is out of range.
+    #[error("the {option} of the loss scale is {}, but it must be {allowed}", number(*given))]
+    LossScaleOption {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        given: f32,
+        /// The values that are allowed.
+        allowed: &'static str,
+    },
+
+    /// A [`ZClip`](crate::ZClip) with a value out of range.
     #[error(
-        "{given:?} is no ZClip: alpha must be from 0 to less than 1, z_threshold positive and finite, warm_up at least 1"
+        "{given:?} is invalid: alpha must be in [0, 1), z_threshold positive and finite, and warm_up at least 1"
     )]
     ZClip {
-        /// The one of the clip.
+        /// The options that were given.
         given: crate::ZClip,
     },
 
-    /// A history of norms that cannot have come about.
-    #[error(
-        "history {record} is {given:?}, but mean and deviation must be finite numbers that are not negative"
-    )]
+    /// A saved history of norms with a value out of range.
+    #[error("history {record} is {given:?}, but its mean and deviation must be finite and not negative")]
     History {
-        /// Of which record.
+        /// The index of the record.
         record: usize,
-        /// The history.
+        /// The history that was given.
         given: crate::NormHistory,
     },
 
-    /// Counts or histories that are not as many as the records of a plan.
-    #[error("{given} {what} were given, but the plan has {records}: one for each record")]
+    /// A number of step counts or histories that differs from the number of records of the plan.
+    #[error("{given} {what} were given, but the plan has {records} records, and each needs one")]
     Records {
-        /// What was given.
+        /// The kind of state.
         what: &'static str,
-        /// How many.
+        /// The number of values that were given.
         given: usize,
-        /// How many there are.
+        /// The number of records.
         records: usize,
     },
 
-    /// Something of a plan that its clip did not ask for.
-    #[error("the plan has no {what}: its clip must ask for them with {with}")]
+    /// State or statistics that the clip of this plan does not keep.
+    #[error("this plan keeps no {what}; ask for them with Clip::{with}")]
     NotAskedFor {
-        /// What the plan does not have.
+        /// The kind of state.
         what: &'static str,
-        /// The method of `Clip` that asks for it.
+        /// The method of `Clip` that enables it.
         with: &'static str,
     },
 
-    /// A clip whose limit follows past norms, where nothing is remembered from one call to the next.
+    /// An option whose state or results a plan keeps, in a call that makes no plan.
     #[error(
-        "Clip::z_clip needs the norms of past steps, so a plan: cpu::ClipPlan, or Clipper::prepare on a GPU"
+        "Clip::{option} needs a plan, which keeps what it finds: cpu::ClipPlan, or Clipper::prepare on a GPU"
     )]
-    NeedsPlan,
+    NeedsPlan {
+        /// The option: `z_clip`, `tensor_stats` or `count_steps`.
+        option: &'static str,
+    },
 
-    /// A floor for the norms of parameters that is negative, infinite or NaN.
-    #[error(
-        "the floor for the norms of parameters is {given}, but it must be a finite number that is not negative"
-    )]
+    /// A floor for parameter norms that is negative, infinite or NaN.
+    #[error("the floor for parameter norms is {}, but it must be finite and not negative", number(*given))]
     ParameterFloor {
         /// The floor of the clip.
         given: f32,
     },
 
-    /// A clip whose limit is to follow both the norms of parameters and those of past steps.
-    #[error("a clip by_parameter_norm has its limits from the parameters, so z_clip cannot set them too")]
+    /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) together with [`z_clip`](crate::Clip::z_clip).
+    #[error(
+        "Clip::by_parameter_norm takes its limits from the parameters, so z_clip cannot set them as well"
+    )]
     TwoLimits,
 
-    /// A gradient without a parameter, in a clip by the norms of parameters.
+    /// A gradient without a parameter, in a clip by parameter norm.
     #[error(
-        "gradient {gradient} has no parameter, but Clip::by_parameter_norm needs the one of each gradient that it measures"
+        "gradient {gradient} has no parameter, but Clip::by_parameter_norm needs one for each measured gradient"
     )]
     NoParameter {
-        /// Which gradient.
-        gradient: usize,
+        /// The gradient.
+        gradient: GradientId,
     },
 
-    /// A parameter that has not as many elements as its gradient.
+    /// A parameter whose number of elements differs from that of its gradient.
     #[error("the parameter of gradient {gradient} has {given} elements, but the gradient has {needed}")]
     ParameterLength {
-        /// Which gradient.
-        gradient: usize,
-        /// How many elements the parameter has.
+        /// The gradient.
+        gradient: GradientId,
+        /// The number of elements of the parameter.
         given: u64,
-        /// How many elements the gradient has.
+        /// The number of elements of the gradient.
         needed: u64,
     },
 
-    /// Something is wrong with where a parameter lies.
+    /// An invalid buffer or range of a parameter.
     #[error("the parameter of {error}")]
     Parameter {
-        /// What is wrong, as it would be said of the gradient.
-        #[source]
+        /// The same error, said of the gradient.
         error: Box<Self>,
     },
 
-    /// A gradient that cannot be cut into so many rows of the same length.
+    /// A gradient that cannot be split into this number of rows.
     #[error(
-        "gradient {gradient} has {elements} elements, which cannot be cut into {rows} rows of the same length"
+        "gradient {gradient} has {elements} elements, which cannot be split into {rows} rows of equal length"
     )]
     Rows {
-        /// Which gradient.
-        gradient: usize,
-        /// How many rows it was to have.
+        /// The gradient.
+        gradient: GradientId,
+        /// The number of rows.
         rows: u64,
-        /// How many elements it has.
+        /// The number of elements.
         elements: u64,
     },
 
-    /// More rows than gradients without elements may have together.
+    /// Too many rows without elements.
     #[error(
-        "gradient {gradient} has no elements, and {rows} rows, but gradients without elements may have {most} rows in all"
+        "gradient {gradient} has {rows} rows and no elements, but all gradients without elements together may have \
+         {most} rows"
     )]
     EmptyRows {
-        /// The gradient with which there are too many.
-        gradient: usize,
-        /// How many rows it was to have.
+        /// The gradient that exceeds the limit.
+        gradient: GradientId,
+        /// The number of its rows.
         rows: u64,
-        /// How many rows gradients without elements may have, all together.
+        /// The limit for all gradients without elements together.
         most: u64,
     },
 
     /// A norm type that does not exist, or that this kind of clip does not have.
-    #[error("the norm type is {given:?}, but p must be a number, and a clip by root mean square has L2 only")]
+    #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms has the L2 norm only")]
     NormType {
         /// The norm type of the clip.
         given: crate::NormType,
     },
 
-    /// An option that speaks of a norm, on a clip by value, which has none.
-    #[error(
-        "a clip by value measures no norm: norm_type, epsilon, non_finite, loss_scale, coefficient_only, tensor_stats, count_steps and \
-         z_clip need a clip by norm"
-    )]
-    NeedsNorm,
+    /// An option or a call that needs a measured norm, with a clip that measures none.
+    #[error("{what} needs a measured norm, but {clip} measures none")]
+    NeedsNorm {
+        /// The option or method.
+        what: &'static str,
+        /// The constructor of the clip.
+        clip: &'static str,
+    },
 
-    /// A gradient of a group for which there is no clip.
-    #[error(
-        "gradient {gradient} belongs to group {given}, but the number of groups that have a clip is {groups}"
-    )]
+    /// A gradient of a group that has no clip.
+    #[error("gradient {gradient} belongs to group {given}, but {}", group_count(*groups))]
     Group {
-        /// Which gradient.
-        gradient: usize,
+        /// The gradient.
+        gradient: GradientId,
         /// Its group.
         given: usize,
-        /// How many groups there are.
+        /// The number of groups that have a clip.
         groups: usize,
     },
 
+    /// A group that the plan does not have.
+    #[error("group {given} does not exist: {}", group_count(*groups))]
+    NoGroup {
+        /// The group that was given.
+        given: usize,
+        /// The number of groups of the plan.
+        groups: usize,
+    },
+
+    /// The limit of a group, in a plan whose gradients or rows each have a limit of their own.
+    #[error("{what} sets the limit of a group, but this plan clips each gradient on its own")]
+    NotByGroup {
+        /// The method.
+        what: &'static str,
+    },
+
+    /// An invalid option of one of several groups.
+    #[error("group {group}: {error}")]
+    InGroup {
+        /// The index of the group.
+        group: usize,
+        /// What is wrong with its clip.
+        error: Box<Self>,
+    },
+
     /// Two groups whose clips differ in more than their limits.
-    #[error("the clips of groups {first} and {second} differ in more than their limits")]
+    #[error(
+        "the clips of groups {first} and {second} differ in {option} ({} and {}), but only their limits may differ",
+        given[0],
+        given[1]
+    )]
     Groups {
         /// A group.
         first: usize,
         /// The first group whose clip differs from that.
         second: usize,
+        /// The first option in which they differ.
+        option: &'static str,
+        /// The option's value in the first group, and in the second.
+        given: [String; 2],
     },
 
-    /// Gradients that are not finite, under the policy [`NonFinite::Error`](crate::NonFinite::Error). They are
-    /// unchanged.
-    #[error("the total norm is {total_norm}, so the gradients were left unclipped; the first that is not finite is {}", name(*gradient))]
+    /// Non-finite gradients, under the policy [`NonFinite::Error`](crate::NonFinite::Error). The gradients of that record
+    /// are unchanged.
+    #[error(
+        "the total norm is {total_norm}, so the gradients{} were left unclipped: {}",
+        of_record(*record),
+        first_non_finite(gradient.as_ref())
+    )]
     NonFinite {
-        /// The first gradient that holds an infinity or a NaN; none where only a supplied norm, the norm of a parameter, or
+        /// The first gradient that holds an infinity or a NaN. None where only a supplied norm, the norm of a parameter, or
         /// the limit is infinite or NaN.
-        gradient: Option<usize>,
+        gradient: Option<GradientId>,
         /// The norm.
         total_norm: f32,
+        /// The index of the record, where there are several.
+        record: Option<usize>,
     },
 
-    /// New limits that are not as many as the groups.
-    #[error("{given} limits were given, but there are {groups} groups, and each has one")]
+    /// A number of limits that differs from the number of groups.
+    #[error("{given} limits were given, but the number of groups is {groups}, and each needs one")]
     Limits {
-        /// How many limits there are.
+        /// The number of limits.
         given: usize,
-        /// How many groups there are.
+        /// The number of groups.
         groups: usize,
     },
 
-    /// A clip by a supplied norm, without one.
-    #[error("Clip::by_supplied_norm needs a norm: on the CPU, cpu::clip_with_norm takes it")]
+    /// A piece of a gradient that follows one which was not made of whole blocks: [`cpu::Measurement`](crate::cpu::Measurement).
+    #[error(
+        "a piece begins at element {at} of its gradient, but all pieces except the last must have a multiple of {multiple} elements"
+    )]
+    Piece {
+        /// Where the piece begins, in elements.
+        at: u64,
+        /// What that must be a multiple of.
+        multiple: u64,
+    },
+
+    /// A [`cpu::Measurement`](crate::cpu::Measurement) that was made by a plan with another norm type, or without
+    /// [`tensor_stats`](crate::Clip::tensor_stats) where this plan has them.
+    #[error(
+        "the measurement of gradient {gradient} is of another clip: its norm type or its tensor_stats differ"
+    )]
+    OtherMeasurement {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm) without a norm.
+    #[error(
+        "Clip::by_supplied_norm needs a norm: ClipPlan::supply_norm or copy_norm gives one to a plan, cpu::clip_with_norm \
+         takes one on the CPU"
+    )]
     NormMissing,
 
-    /// A norm supplied to a plan that does not ask for one.
-    #[error("this plan does not take a norm: only Clip::by_supplied_norm does")]
+    /// A norm supplied to a plan that measures its own, or needs none.
+    #[error("this plan takes no norm: only Clip::by_supplied_norm does")]
     MeasuresItself,
 
     /// A buffer from which a number cannot be copied.
@@ -227,7 +356,7 @@ pub enum Error {
          COPY_SRC, and the offset must be a multiple of 4"
     )]
     Source {
-        /// Where the number lies, in bytes.
+        /// The offset of the number, in bytes.
         offset: u64,
         /// The size of the buffer, in bytes.
         len: u64,
@@ -235,59 +364,59 @@ pub enum Error {
         usage: String,
     },
 
-    /// No clip at all for the groups of gradients.
-    #[error("there is no clip: groups of gradients need one each")]
+    /// An empty list of clips.
+    #[error("no clip was given, but each group of gradients needs one")]
     NoClip,
 
-    /// The buffer of a gradient cannot be bound as storage.
+    /// A buffer that cannot be bound as storage.
     #[error("gradient {gradient}: its buffer was created with the usages {given}, but it needs {needed}")]
     Usage {
-        /// Which gradient.
-        gradient: usize,
+        /// The gradient.
+        gradient: GradientId,
         /// The usages of its buffer.
         given: String,
-        /// The usage that is missing.
+        /// The missing usage.
         needed: &'static str,
     },
 
-    /// A gradient that does not begin or end at a multiple of its element's size.
+    /// A range that does not begin and end at multiples of the element size.
     #[error("gradient {gradient}: its {what} is {given} bytes, but it must be a multiple of {multiple}")]
     Misaligned {
-        /// Which gradient.
-        gradient: usize,
-        /// What is misaligned: its offset or its length.
+        /// The gradient.
+        gradient: GradientId,
+        /// What is misaligned: the offset, the length or the buffer.
         what: &'static str,
-        /// The offset or length, in bytes.
+        /// Its value, in bytes.
         given: u64,
         /// What it must be a multiple of, in bytes.
         multiple: u64,
     },
 
-    /// A gradient that reaches past the end of its buffer, or ends before it begins.
+    /// A range that exceeds its buffer, or ends before it begins.
     #[error("gradient {gradient}: it covers bytes {start}..{end}, but its buffer has {len} bytes")]
     OutOfBounds {
-        /// Which gradient.
-        gradient: usize,
-        /// Its first byte.
+        /// The gradient.
+        gradient: GradientId,
+        /// The start of the range, in bytes.
         start: u64,
-        /// The byte after its last one.
+        /// The end of the range, in bytes.
         end: u64,
-        /// The size of its buffer, in bytes.
+        /// The size of the buffer, in bytes.
         len: u64,
     },
 
-    /// Two gradients that share bytes: they would be counted and scaled twice.
+    /// Two gradients that share bytes, which would be counted and scaled twice.
     #[error(
-        "gradients {first} and {second} overlap in bytes {start}..{end} of one buffer, and would be scaled twice there"
+        "gradients {first} and {second} overlap in bytes {start}..{end} of one buffer, which would be scaled twice"
     )]
     Overlap {
-        /// The one that begins first in the buffer.
-        first: usize,
-        /// The other one.
-        second: usize,
-        /// The first byte that they share.
+        /// The gradient that begins first in the buffer.
+        first: GradientId,
+        /// The other gradient.
+        second: GradientId,
+        /// The start of the shared bytes.
         start: u64,
-        /// The byte after the last one that they share.
+        /// The end of the shared bytes.
         end: u64,
     },
 
@@ -304,11 +433,20 @@ pub enum Error {
         allowed: u64,
     },
 
-    /// wgpu refused a gradient's buffer: it belongs to another device, or has been destroyed.
+    /// A buffer that is mapped, so that wgpu would not submit what uses it.
     #[error(
-        "wgpu refused the buffers; each must belong to the clipper's device and not be destroyed: {message}"
+        "gradient {gradient}: its buffer is mapped, but it must be unmapped before a plan is prepared for it"
     )]
+    Mapped {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// wgpu refused a buffer: it belongs to another device, has been destroyed, or is mapped.
+    #[error("{}, which must belong to the clipper's device and not be destroyed or mapped: {message}", refused(gradient.as_ref()))]
     Refused {
+        /// The first gradient whose buffer was refused; none where it is the source of a number.
+        gradient: Option<GradientId>,
         /// What wgpu said.
         message: String,
     },
@@ -322,16 +460,39 @@ pub enum Error {
         bytes: u64,
     },
 
+    /// A queue of another device than the plan's.
+    #[error("the queue belongs to another device than the plan, so nothing was written")]
+    Queue,
+
+    /// A read-back whose command buffer wgpu refused when it was submitted.
+    #[error(
+        "nothing to read back: wgpu refused the submission with the commands of this read-back, so they never ran; \
+         its validation error says why"
+    )]
+    Rejected,
+
     /// A read-back was waited for whose command encoder had not been submitted.
     #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
     NotSubmitted,
 
-    /// The device was lost or destroyed before the outcome could be read.
-    #[error("the device was lost before the outcome could be read")]
+    /// The error of one step of a [`ReadBackQueue`](crate::ReadBackQueue).
+    #[error("step {step}: {error}")]
+    Step {
+        /// The step, as it was pushed.
+        step: u64,
+        /// The error that its ticket returned.
+        error: Box<Self>,
+    },
+
+    /// The device was lost or destroyed.
+    #[error("the device was lost or destroyed; a new one is needed, with a new clipper and new plans")]
     DeviceLost,
 
-    /// A read-back of a plan that clips by value.
-    #[error("a clip by value measures no norm: there is no record to read back")]
+    /// A read-back where nothing was measured: of a clip by value, or before the plan was encoded for the first time.
+    #[error(
+        "there is nothing to read back: no norm was measured before it (a clip by value measures none; ClipPlan::encode \
+         and encode_norm do)"
+    )]
     NothingMeasured,
 
     /// The device that was asked for does not exist, or cannot be opened.
@@ -344,7 +505,123 @@ pub enum Error {
     },
 }
 
-fn name(gradient: Option<usize>) -> String {
-    gradient
-        .map_or("none: only the supplied norm, or the limit".to_owned(), |index| format!("gradient {index}"))
+impl Error {
+    pub(crate) fn in_group(group: usize, error: Self) -> Self {
+        Self::InGroup { group, error: Box::new(error) }
+    }
+}
+
+/// The shortest digits that tell one f32 from the next, with an exponent where zeros would fill the line.
+fn number(x: f32) -> String {
+    if x == 0.0 || !x.is_finite() || (1e-4..1e7).contains(&x.abs()) {
+        format!("{x}")
+    } else {
+        format!("{x:e}")
+    }
+}
+
+fn refused(gradient: Option<&GradientId>) -> String {
+    gradient.map_or("wgpu refused a buffer".to_owned(), |gradient| {
+        format!("gradient {gradient}: wgpu refused its buffer")
+    })
+}
+
+fn group_count(groups: usize) -> String {
+    match groups {
+        1 => "there is only group 0".to_owned(),
+        _ => format!("the groups are 0 to {}", groups.saturating_sub(1)),
+    }
+}
+
+fn of_record(record: Option<usize>) -> String {
+    record.map_or_else(String::new, |record| format!(" of record {record}"))
+}
+
+fn first_non_finite(gradient: Option<&GradientId>) -> String {
+    match gradient {
+        Some(gradient) => format!("gradient {gradient} is the first with an infinity or a NaN"),
+        None => "no element is infinite or NaN".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{self, Gradient};
+    use crate::{Clip, NonFinite, NormType};
+
+    #[track_caller]
+    fn says(error: &Error, message: &str) {
+        assert_eq!(error.to_string(), message);
+        // Whoever prints the chain of sources prints nothing twice.
+        assert!(std::error::Error::source(error).is_none());
+    }
+
+    #[test]
+    fn numbers_are_as_short_as_they_can_be() {
+        let clip = Clip::by_global_norm(1.0);
+        says(
+            &clip.loss_scale(2.9e-39).checked().unwrap_err(),
+            "the loss scale is 2.9e-39, but both it and its inverse must be positive and finite",
+        );
+        says(
+            &Clip::by_global_norm(-1e30).checked().unwrap_err(),
+            "max_norm is -1e30, but it must be zero, positive or infinite",
+        );
+        says(
+            &Clip::by_value_range(1.0, -0.5).checked().unwrap_err(),
+            "the range to clip to is [1, -0.5], but neither bound may be NaN, and low must not exceed high",
+        );
+    }
+
+    #[test]
+    fn groups_are_named_and_compared() {
+        let clip = Clip::by_global_norm(1.0);
+        says(
+            &Clip::all_checked(&[clip, Clip::by_global_norm(f32::NAN)]).unwrap_err(),
+            "group 1: max_norm is NaN, but it must be zero, positive or infinite",
+        );
+        says(
+            &Clip::all_checked(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),
+            "the clips of groups 0 and 1 differ in norm_type (L2 and P(3.0)), but only their limits may differ",
+        );
+        let mut gradient = [1.0];
+        let error = |groups: &[Clip], group, gradient: &mut [f32]| {
+            let labelled = Gradient::f32(gradient).group(group).label("bias\u{1b}[31m");
+            cpu::clip_groups(&mut [labelled], groups).unwrap_err()
+        };
+        says(
+            &error(&[clip], 3, &mut gradient),
+            "gradient 0 (\"bias\\u{1b}[31m\") belongs to group 3, but there is only group 0",
+        );
+        says(
+            &error(&[clip; 2], 2, &mut gradient),
+            "gradient 0 (\"bias\\u{1b}[31m\") belongs to group 2, but the groups are 0 to 1",
+        );
+    }
+
+    #[test]
+    fn what_is_not_finite_is_named() {
+        let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Error);
+        let (mut fine, mut bad) = ([1.0], [1.0, f32::INFINITY]);
+        let mut gradients = [Gradient::f32(&mut fine), Gradient::f32(&mut bad).group(1).label("head")];
+        says(
+            &cpu::clip_groups(&mut gradients, &[clip; 2]).unwrap_err(),
+            "the total norm is inf, so the gradients of record 1 were left unclipped: gradient 1 (\"head\") is the \
+             first with an infinity or a NaN",
+        );
+        let clip = Clip::by_supplied_norm(1.0).non_finite(NonFinite::Error);
+        says(
+            &cpu::clip_with_norm(&mut gradients[..1], clip, f32::NAN).unwrap_err(),
+            "the total norm is NaN, so the gradients were left unclipped: no element is infinite or NaN",
+        );
+    }
+
+    #[test]
+    fn options_without_a_norm_are_named() {
+        says(
+            &Clip::by_value(1.0).loss_scale(2.0).checked().unwrap_err(),
+            "loss_scale needs a measured norm, but Clip::by_value measures none",
+        );
+    }
 }

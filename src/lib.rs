@@ -25,12 +25,12 @@ mod z_clip;
 
 pub use clip::{ByNorm, Clip, Operation, Scope};
 pub use dtype::DType;
-pub use error::Error;
+pub use error::{Error, GradientId};
 pub use gpu::{
-    ClipPlan, Clipper, Gradient, Parameter, ReadBack, Recent, adapters, adapters_async, is_software,
+    ClipPlan, Clipper, Gradient, Parameter, ReadBack, ReadBackQueue, adapters, adapters_async, is_software,
 };
 pub use join::join_norms;
-pub use loss_scale::LossScale;
+pub use loss_scale::{LossScale, LossScaleState, ScaleUpdate};
 pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{ClipRecord, RECORD_WGSL};
 pub use slices::{

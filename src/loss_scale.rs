@@ -1,100 +1,220 @@
 //! The loss scale of mixed-precision training, as it changes from step to step.
 
-use crate::ClipRecord;
+use bytemuck::{Pod, Zeroable};
+
+use crate::clip::inverse_scale;
+use crate::{ClipRecord, Error};
 
 /// A loss scale that grows while gradients stay finite and shrinks when they do not: the state of
 /// `torch.amp.GradScaler`, with its rule and its defaults.
 ///
 /// Multiply the loss by [`scale`](Self::scale), clip with [`Clip::loss_scale`](crate::Clip::loss_scale) (or
 /// [`ClipPlan::set_loss_scale`](crate::ClipPlan::set_loss_scale)) and [`NonFinite::Skip`](crate::NonFinite::Skip), and
-/// hand the record of the step to [`update`](Self::update), then or some steps later.
+/// hand the record of each step to [`update`](Self::update), then or some steps later.
 ///
 /// ```text
-/// not finite                   scale = scale · backoff,  good steps = 0
+/// not finite                   scale = max(scale · backoff, floor),  good steps = 0
 /// finite                       good steps += 1
-/// good steps = interval        scale = scale · growth,   good steps = 0
+/// good steps = interval        scale = scale · growth,               good steps = 0
 /// ```
 ///
 /// ```
-/// use gradclip::{Clip, LossScale, NonFinite, cpu};
+/// use gradclip::{Clip, LossScale, NonFinite, ScaleUpdate, cpu};
 ///
-/// let mut loss_scale = LossScale::new(1024.0).growth(2.0, 1);
+/// let mut loss_scale = LossScale::new(1024.0)?.growth(2.0, 1)?;
 /// let clip = |scale: &LossScale| Clip::by_global_norm(1.0).loss_scale(scale.scale()).non_finite(NonFinite::Skip);
 ///
 /// let overflowed = cpu::clip(&mut [&mut [f32::INFINITY]], clip(&loss_scale))?.unwrap();
-/// assert!(overflowed.skip() && !loss_scale.update(&overflowed));
+/// assert!(overflowed.skip());
+/// assert_eq!(loss_scale.update(&overflowed), ScaleUpdate::Shrunk);
 /// assert_eq!(loss_scale.scale(), 512.0);
 ///
 /// let good = cpu::clip(&mut [&mut [300.0]], clip(&loss_scale))?.unwrap();
-/// assert!(loss_scale.update(&good));
+/// assert_eq!(loss_scale.update(&good), ScaleUpdate::Grown);
 /// assert_eq!(loss_scale.scale(), 1024.0);
+///
+/// // All of it, as plain data: 24 bytes for a checkpoint.
+/// let saved = loss_scale.state();
+/// assert_eq!(LossScale::from_state(saved)?, loss_scale);
 /// # Ok::<(), gradclip::Error>(())
 /// ```
-///
-/// It is plain data: copy it to save it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LossScale {
-    scale: f32,
-    growth: f32,
-    backoff: f32,
-    interval: u32,
-    good_steps: u32,
+pub struct LossScale(LossScaleState);
+
+/// All that a [`LossScale`] is: to save it, and to [restore](LossScale::from_state) it.
+///
+/// It is 24 bytes, six words in the order of the fields, without padding.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LossScaleState {
+    /// What to multiply the loss by.
+    pub scale: f32,
+    /// The factor by which the scale grows.
+    pub growth: f32,
+    /// The factor by which the scale shrinks.
+    pub backoff: f32,
+    /// The least scale.
+    pub floor: f32,
+    /// After how many good steps the scale grows.
+    pub interval: u32,
+    /// How many steps have been good since the scale last changed.
+    pub good_steps: u32,
+}
+
+/// What a step has done to a [`LossScale`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleUpdate {
+    /// The gradients were finite, and the scale is as it was.
+    Kept,
+    /// The gradients were finite, and so were enough before them: the scale has grown.
+    Grown,
+    /// The gradients overflowed: the scale has shrunk.
+    Shrunk,
+    /// The gradients overflowed, and the scale is at its floor. If that happens again and again, the scale is not the
+    /// reason: stop the training and look for it.
+    AtFloor,
+}
+
+impl ScaleUpdate {
+    /// Whether the gradients were not finite, so that the step does not count.
+    #[must_use]
+    pub const fn overflowed(self) -> bool {
+        matches!(self, Self::Shrunk | Self::AtFloor)
+    }
 }
 
 impl Default for LossScale {
-    /// 65536, doubled after 2000 good steps, halved after a bad one.
+    /// 65536, doubled after 2000 good steps, halved after a bad one, down to [`f32::MIN_POSITIVE`].
     fn default() -> Self {
-        Self::new(65536.0)
+        Self(LossScaleState {
+            scale: 65536.0,
+            growth: 2.0,
+            backoff: 0.5,
+            floor: f32::MIN_POSITIVE,
+            interval: 2000,
+            good_steps: 0,
+        })
     }
 }
 
 impl LossScale {
     /// Begins with this scale; otherwise as the default.
-    #[must_use]
-    pub const fn new(scale: f32) -> Self {
-        Self { scale, growth: 2.0, backoff: 0.5, interval: 2000, good_steps: 0 }
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScale`] if the scale or its inverse is not positive and finite.
+    pub fn new(scale: f32) -> Result<Self, Error> {
+        let default = Self::default().0;
+        Self::from_state(LossScaleState { scale, floor: default.floor.min(scale), ..default })
     }
 
-    /// The factor by which the scale grows after so many good steps.
-    #[must_use]
-    pub const fn growth(self, factor: f32, interval: u32) -> Self {
-        Self { growth: factor, interval, ..self }
+    /// Sets the factor by which the scale grows after `interval` good steps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScaleOption`] if `factor` is less than 1 or not finite, or `interval` is 0.
+    pub fn growth(self, factor: f32, interval: u32) -> Result<Self, Error> {
+        Self::from_state(LossScaleState { growth: factor, interval, ..self.0 })
     }
 
-    /// The factor by which the scale shrinks after a step whose gradients are not finite.
+    /// Sets the factor by which the scale shrinks after a step whose gradients are not finite.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScaleOption`] if `factor` is not between 0 and 1.
+    pub fn backoff(self, factor: f32) -> Result<Self, Error> {
+        Self::from_state(LossScaleState { backoff: factor, ..self.0 })
+    }
+
+    /// Sets the least scale: it shrinks no further, and [`update`](Self::update) says [`ScaleUpdate::AtFloor`].
+    ///
+    /// The default is as low as a scale can be that a clip accepts, since `GradScaler` has none. 1 makes sense where
+    /// gradients without a scale are known to be in range.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScaleOption`] if it or its inverse is not positive and finite, or if it is above the scale.
+    pub fn floor(self, floor: f32) -> Result<Self, Error> {
+        Self::from_state(LossScaleState { floor, ..self.0 })
+    }
+
+    /// Goes on from what was saved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScale`] and [`Error::LossScaleOption`], as of [`new`](Self::new) and of the methods that set options.
+    pub fn from_state(state: LossScaleState) -> Result<Self, Error> {
+        let LossScaleState { scale, growth, backoff, floor, interval, good_steps: _ } = state;
+        inverse_scale(scale)?;
+        let refuse = |option, given, allowed| Err(Error::LossScaleOption { option, given, allowed });
+        if !(growth >= 1.0 && growth.is_finite()) {
+            return refuse("growth factor", growth, "a finite number of at least 1");
+        }
+        if !(backoff > 0.0 && backoff < 1.0) {
+            return refuse("backoff factor", backoff, "above 0 and below 1");
+        }
+        if inverse_scale(floor).is_err() || floor > scale {
+            return refuse("floor", floor, "positive, with a finite inverse, and at most the scale");
+        }
+        if interval == 0 {
+            return refuse("growth interval", 0.0, "at least 1 step");
+        }
+        Ok(Self(state))
+    }
+
+    /// All of it, to be saved.
     #[must_use]
-    pub const fn backoff(self, factor: f32) -> Self {
-        Self { backoff: factor, ..self }
+    pub const fn state(&self) -> LossScaleState {
+        self.0
     }
 
     /// What to multiply the loss by.
     #[must_use]
     pub const fn scale(&self) -> f32 {
-        self.scale
+        self.0.scale
     }
 
     /// How many steps have been good since the scale last changed.
     #[must_use]
     pub const fn good_steps(&self) -> u32 {
-        self.good_steps
+        self.0.good_steps
     }
 
-    /// Takes note of a step. Returns whether its gradients were finite, so that the step counts.
+    /// Takes note of a step by its record. Where it has several, see [`update_all`](Self::update_all).
+    pub fn update(&mut self, record: &ClipRecord) -> ScaleUpdate {
+        self.update_all(std::slice::from_ref(record))
+    }
+
+    /// Takes note of one step by all of its records: those of its groups, or of gradients that are clipped each by itself. The
+    /// step is good if all of them are finite.
     ///
     /// A norm that exceeds f32 while every element is finite is no reason to shrink, as for PyTorch.
-    pub fn update(&mut self, record: &ClipRecord) -> bool {
-        let good = record.first_non_finite().is_none();
-        self.good_steps = if good { self.good_steps + 1 } else { 0 };
-        if !good {
-            self.scale *= self.backoff;
-        } else if self.good_steps >= self.interval {
-            // A scale that is not finite is of no use.
-            let grown = self.scale * self.growth;
-            self.scale = if grown.is_finite() { grown } else { self.scale };
-            self.good_steps = 0;
+    pub fn update_all(&mut self, records: &[ClipRecord]) -> ScaleUpdate {
+        let state = &mut self.0;
+        if !records.iter().all(is_finite) {
+            state.good_steps = 0;
+            state.scale = (state.scale * state.backoff).max(state.floor);
+            return if state.scale > state.floor { ScaleUpdate::Shrunk } else { ScaleUpdate::AtFloor };
         }
-        good
+        state.good_steps = state.good_steps.saturating_add(1);
+        if state.good_steps < state.interval {
+            return ScaleUpdate::Kept;
+        }
+        state.good_steps = 0;
+        let grown = state.scale * state.growth;
+        // A scale that is not finite is of no use.
+        if grown == state.scale || !grown.is_finite() {
+            return ScaleUpdate::Kept;
+        }
+        state.scale = grown;
+        ScaleUpdate::Grown
     }
+}
+
+/// Whether the gradients were finite, though their norm may exceed f32; not so where the norm is not known, as of a shard that
+/// failed.
+fn is_finite(record: &ClipRecord) -> bool {
+    record.first_non_finite().is_none() && record.norm_significand.is_finite()
 }
 
 #[cfg(test)]
@@ -106,31 +226,45 @@ mod tests {
         cpu::clip(&mut [&mut [gradient, 1.0]], Clip::by_global_norm(1.0)).unwrap().unwrap()
     }
 
+    fn scale(scale: f32) -> LossScale {
+        LossScale::new(scale).unwrap()
+    }
+
     #[test]
     fn grows_after_an_interval_of_good_steps() {
-        let mut scale = LossScale::new(8.0).growth(4.0, 3);
-        let scales: Vec<f32> = (0..7).map(|_| (scale.update(&record(1.0)), scale.scale()).1).collect();
-        assert_eq!(scales, [8.0, 8.0, 32.0, 32.0, 32.0, 128.0, 128.0]);
+        let mut scale = scale(8.0).growth(4.0, 3).unwrap();
+        let updates: Vec<_> = (0..7).map(|_| (scale.update(&record(1.0)), scale.scale())).collect();
+        use ScaleUpdate::{Grown, Kept};
+        let expected = [
+            (Kept, 8.0),
+            (Kept, 8.0),
+            (Grown, 32.0),
+            (Kept, 32.0),
+            (Kept, 32.0),
+            (Grown, 128.0),
+            (Kept, 128.0),
+        ];
+        assert_eq!(updates, expected);
     }
 
     #[test]
     fn shrinks_at_once_and_counts_anew() {
-        let mut scale = LossScale::new(8.0).growth(2.0, 2).backoff(0.25);
-        assert!(scale.update(&record(1.0)));
+        let mut scale = scale(8.0).growth(2.0, 2).unwrap().backoff(0.25).unwrap();
+        assert_eq!(scale.update(&record(1.0)), ScaleUpdate::Kept);
         for bad in [f32::NAN, f32::INFINITY] {
-            assert!(!scale.update(&record(bad)));
+            assert_eq!(scale.update(&record(bad)), ScaleUpdate::Shrunk);
         }
         assert_eq!((scale.scale(), scale.good_steps()), (0.5, 0));
-        assert!(scale.update(&record(1.0)));
+        assert_eq!(scale.update(&record(1.0)), ScaleUpdate::Kept);
         assert_eq!(scale.scale(), 0.5);
-        assert!(scale.update(&record(1.0)));
+        assert_eq!(scale.update(&record(1.0)), ScaleUpdate::Grown);
         assert_eq!(scale.scale(), 1.0);
     }
 
     #[test]
     fn stays_finite() {
-        let mut scale = LossScale::new(f32::MAX).growth(2.0, 1);
-        assert!(scale.update(&record(1.0)));
+        let mut scale = scale(f32::MAX).growth(2.0, 1).unwrap();
+        assert_eq!(scale.update(&record(1.0)), ScaleUpdate::Kept);
         assert_eq!(scale.scale(), f32::MAX);
     }
 
@@ -138,6 +272,88 @@ mod tests {
     fn a_norm_beyond_f32_is_a_good_step() {
         let mut gradient = [f32::MAX; 4];
         let record = cpu::clip(&mut [&mut gradient], Clip::by_global_norm(1.0)).unwrap().unwrap();
-        assert!(record.total_norm.is_infinite() && LossScale::default().update(&record));
+        assert_eq!(record.total_norm, f32::INFINITY);
+        assert_eq!(LossScale::default().update(&record), ScaleUpdate::Kept);
+    }
+
+    /// Its device was lost, or an overflow there is known here by the norm only.
+    #[test]
+    fn a_norm_that_is_not_known_is_a_bad_step() {
+        assert!(LossScale::default().update(&ClipRecord::FAILED).overflowed());
+    }
+
+    #[test]
+    fn several_records_are_one_step() {
+        let mut scale = scale(8.0).growth(2.0, 2).unwrap();
+        let (good, bad) = (record(1.0), record(f32::NAN));
+        assert_eq!(scale.update_all(&[good, good, good]), ScaleUpdate::Kept);
+        assert_eq!(scale.update_all(&[bad, good, bad]), ScaleUpdate::Shrunk);
+        assert_eq!((scale.scale(), scale.good_steps()), (4.0, 0));
+        assert_eq!(scale.update_all(&[]), ScaleUpdate::Kept);
+        assert_eq!(scale.update_all(&[]), ScaleUpdate::Grown);
+    }
+
+    /// However long gradients overflow, the next clip accepts the scale.
+    #[test]
+    fn never_falls_below_its_floor() {
+        let bad = record(f32::NAN);
+        for (start, backoff, floor) in
+            [(65536.0, 0.5, None), (1e-38, 1e-30, None), (3e-39, 0.5, None), (8.0, 0.3, Some(1.0))]
+        {
+            let mut scale = scale(start).backoff(backoff).unwrap();
+            if let Some(floor) = floor {
+                scale = scale.floor(floor).unwrap();
+            }
+            let floor = scale.state().floor;
+            let mut updates = Vec::new();
+            for _ in 0..300 {
+                updates.push(scale.update(&bad));
+                Clip::by_global_norm(1.0).loss_scale(scale.scale()).checked().unwrap();
+                assert_eq!(updates.last() == Some(&ScaleUpdate::AtFloor), scale.scale() == floor);
+            }
+            assert_eq!(scale.scale(), floor);
+            assert!(updates.is_sorted_by_key(|update| *update == ScaleUpdate::AtFloor));
+        }
+    }
+
+    #[test]
+    fn goes_on_from_what_was_saved() {
+        let mut scale = scale(4096.0).growth(3.0, 5).unwrap().backoff(0.25).unwrap().floor(2.0).unwrap();
+        for gradient in [1.0, 1.0, f32::NAN, 1.0, 1.0, 1.0] {
+            scale.update(&record(gradient));
+        }
+        let bytes = bytemuck::bytes_of(&scale.state()).to_vec();
+        let mut restored = LossScale::from_state(bytemuck::pod_read_unaligned(&bytes)).unwrap();
+        assert_eq!(restored.good_steps(), 3);
+        for gradient in [1.0, 1.0, f32::INFINITY, f32::NAN, 1.0] {
+            assert_eq!(restored.update(&record(gradient)), scale.update(&record(gradient)));
+            assert_eq!(restored, scale);
+        }
+    }
+
+    #[test]
+    fn options_that_make_no_sense_are_errors() {
+        let option = |result: Result<LossScale, Error>| match result {
+            Err(Error::LossScaleOption { option, .. }) => option,
+            other => panic!("{other:?}"),
+        };
+        let scale = scale(8.0);
+        for growth in [0.5, -2.0, f32::NAN, f32::INFINITY] {
+            assert_eq!(option(scale.growth(growth, 10)), "growth factor");
+        }
+        assert_eq!(option(scale.growth(2.0, 0)), "growth interval");
+        for backoff in [0.0, 1.0, -0.5, 2.0, f32::NAN] {
+            assert_eq!(option(scale.backoff(backoff)), "backoff factor");
+        }
+        for floor in [0.0, -1.0, 1e-40, 9.0, f32::NAN, f32::INFINITY] {
+            assert_eq!(option(scale.floor(floor)), "floor");
+        }
+        for given in [0.0, -1.0, 1e-40, f32::INFINITY] {
+            assert_eq!(LossScale::new(given), Err(Error::LossScale { given }));
+        }
+        assert!(LossScale::new(f32::NAN).is_err());
+        let damaged = LossScaleState { floor: 16.0, ..scale.state() };
+        assert_eq!(option(LossScale::from_state(damaged)), "floor");
+        assert!(scale.growth(1.0, u32::MAX).is_ok());
     }
 }

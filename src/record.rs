@@ -1,9 +1,11 @@
 //! What happened: the record that a clip leaves behind, whose layout Rust and WGSL share.
 
+use std::fmt;
+
 use bytemuck::{Pod, Zeroable};
 
-use crate::NonFinite;
 use crate::clip::ByNorm;
+use crate::{Error, GradientId, NonFinite};
 
 /// The WGSL declaration of the record: `struct ClipRecord`, its flag constants, and `clip_record_scaled`, which applies its
 /// factor. It is for a shader of yours that binds [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer).
@@ -23,7 +25,7 @@ pub const RECORD_WGSL: &str =
 ///
 /// On the device it is 40 bytes, ten little-endian words in the order of the fields below; [`RECORD_WGSL`] declares
 /// it for shaders, with their offsets. All of it speaks of the gradients without their loss scale.
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ClipRecord {
     /// The norm before clipping. Infinite where it exceeds `f32::MAX`; [`norm_significand`](Self::norm_significand) and
@@ -69,6 +71,8 @@ impl ClipRecord {
     const NON_FINITE: u32 = 2;
     const SKIP: u32 = 4;
     const ZERO: u32 = 8;
+    const UNMEASURED: u32 = 16;
+    const NORM_MISSING: u32 = 32;
     const NO_GRADIENT: u32 = u32::MAX;
 
     /// The [`norm_exponent`](Self::norm_exponent) of no elements at all. Their norm is 0, but unlike another norm of 0 it is no
@@ -89,6 +93,9 @@ impl ClipRecord {
         factor_significand: 1.0,
         factor_exponent: 0,
     };
+
+    /// The record of a plan until its first norm pass: [`UNCLIPPED`](Self::UNCLIPPED), but no outcome of anything.
+    pub(crate) const NOTHING_MEASURED: Self = Self { flags: Self::UNMEASURED, ..Self::UNCLIPPED };
 
     /// The record of a shard that could not be measured, since its device was lost, say. Joined with the others it makes
     /// the total NaN on every device, so that all of them do what their policy says for gradients that are not finite.
@@ -183,6 +190,30 @@ impl ClipRecord {
         }
     }
 
+    /// Whether it is the outcome of a norm pass.
+    pub(crate) const fn check_measured(&self) -> Result<(), Error> {
+        match self.flags {
+            flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormMissing),
+            flags if flags & Self::UNMEASURED != 0 => Err(Error::NothingMeasured),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error that [`NonFinite::Error`] asks for, if this is record `index` of `records`. `label` gives the label of a
+    /// gradient by its index.
+    pub(crate) fn non_finite_error<'a>(
+        &self,
+        index: usize,
+        records: usize,
+        label: impl FnOnce(usize) -> Option<&'a str>,
+    ) -> Error {
+        Error::NonFinite {
+            gradient: self.first_non_finite().map(|gradient| GradientId::new(gradient, label(gradient))),
+            total_norm: self.total_norm,
+            record: (records > 1).then_some(index),
+        }
+    }
+
     /// The same outcome, where the gradients were listed in another way: `index_of` says where each stands now.
     pub(crate) fn reindexed(self, index_of: impl FnOnce(usize) -> usize) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
@@ -207,6 +238,28 @@ impl ClipRecord {
             ("factor_exponent", offset_of!(Self, factor_exponent)),
         ];
         offsets.map(|(name, offset)| (name.to_owned(), offset)).to_vec()
+    }
+}
+
+/// Shows the flags by name, and no index where no gradient is non-finite.
+#[expect(clippy::missing_fields_in_debug, reason = "each flag is shown by name")]
+impl fmt::Debug for ClipRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClipRecord")
+            .field("total_norm", &self.total_norm)
+            .field("clip_coef", &self.clip_coef)
+            .field("factor", &self.factor)
+            .field("max_magnitude", &self.max_magnitude)
+            .field("clipped", &self.clipped())
+            .field("non_finite", &self.non_finite())
+            .field("skip", &self.skip())
+            .field("zeroed", &self.zeroed())
+            .field("first_non_finite", &self.first_non_finite())
+            .field("norm_significand", &self.norm_significand)
+            .field("norm_exponent", &self.norm_exponent)
+            .field("factor_significand", &self.factor_significand)
+            .field("factor_exponent", &self.factor_exponent)
+            .finish()
     }
 }
 

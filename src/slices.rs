@@ -218,13 +218,44 @@ impl SliceClipper {
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        match Clip::all_checked(clips)?[0] {
-            Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) => return Err(Error::NormMissing),
-            Operation::Norm(ByNorm { z_clip: Some(_), .. }) => return Err(Error::NeedsPlan),
-            _ => {}
+        let operation = Clip::all_checked(clips)?[0];
+        if let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation {
+            return Err(Error::NormMissing);
         }
+        operation.check_without_plan()?;
+        self.carry_out(gradients, clips, None)
+    }
+
+    /// Clips gradients by a norm that was measured elsewhere, for a [`Clip::by_supplied_norm`]. Returns the record.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip_groups`](Self::clip_groups), all gradients belonging to group 0; [`Error::MeasuresItself`] for any other
+    /// clip.
+    pub fn clip_with_norm(
+        &self,
+        gradients: &mut [Gradient<'_>],
+        clip: Clip,
+        total_norm: f32,
+    ) -> Result<Clipped<ClipRecord>, Error> {
+        let operation = clip.checked()?;
+        let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation else {
+            return Err(Error::MeasuresItself);
+        };
+        operation.check_without_plan()?;
+        let Clipped { record, device, timings } = self.carry_out(gradients, &[clip], Some(total_norm))?;
+        Ok(Clipped { record: record[0], device, timings })
+    }
+
+    /// Clips checked gradients, with a norm if one is supplied.
+    fn carry_out(
+        &self,
+        gradients: &mut [Gradient<'_>],
+        clips: &[Clip],
+        total_norm: Option<f32>,
+    ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
         if let Some(gpu) = &self.gpu {
-            match gpu.clip(gradients, clips) {
+            match gpu.clip(gradients, clips, total_norm) {
                 Ok((record, timings)) => {
                     return Ok(Clipped { record, device: self.device(), timings });
                 }
@@ -237,7 +268,10 @@ impl SliceClipper {
             }
         }
         let start = Instant::now();
-        let record = cpu::clip_groups(gradients, clips)?;
+        let record = match total_norm {
+            Some(total_norm) => vec![cpu::clip_with_norm(gradients, clips[0], total_norm)?],
+            None => cpu::clip_groups(gradients, clips)?,
+        };
         let timings = Timings { clip: start.elapsed(), ..Timings::default() };
         Ok(Clipped { record, device: SliceDevice::Cpu { threads: cpu::threads() }, timings })
     }

@@ -1,5 +1,5 @@
 //! Burn's own training loop, with gradients clipped by global norm and their norms in its log.
-//! `cargo run --features train --example learner [gpu|cpu]`
+//! `cargo run --features train,wgpu --example learner [gpu|cpu]`
 //!
 //! A line is fitted to points of which some are far off. Their gradients are many times as large as the others, and plain SGD
 //! with this learning rate is thrown off by the first of them; clipped, it is not. All that differs is `Clipping`.

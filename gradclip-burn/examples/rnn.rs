@@ -1,5 +1,5 @@
 //! Three runs of one LSTM: without clipping, with Burn's clipping of each tensor by itself, and with clipping by global
-//! norm. `cargo run --example rnn [gpu|cpu] [STEPS] [PICTURE.svg]`
+//! norm. `cargo run --features wgpu --example rnn [gpu|cpu] [STEPS] [PICTURE.svg]`
 //!
 //! The task is the adding problem (Hochreiter and Schmidhuber 1997): sum the two marked numbers of a sequence. The
 //! weights start too large, so that gradients explode on their way back through time, and the steps of plain SGD with

@@ -1,27 +1,29 @@
 //! What came of a clip.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Int, Tensor};
-use bytemuck::{Pod, pod_collect_to_vec};
+use bytemuck::pod_collect_to_vec;
 use gradclip::{ClipRecord, NonFinite, NormType, TensorStats};
 
-use crate::device::RECORD_WORDS;
-use crate::tensor_ops::{FAR_EXPONENT, Measured};
+use crate::tensor_ops::Measured;
 use crate::{Error, task::Task};
 
-/// What a clip by norm has measured. It is on the device, and nobody has waited for it: [`norm`](Self::norm) and
-/// [`factor`](Self::factor) go into further tensor operations as they are, and [`records`](Self::records) is for the step in
-/// which you want to log.
+/// What a clip by norm has measured. It is on the device: [`norm`](Self::norm) and [`factor`](Self::factor) go into further
+/// tensor operations as they are, and [`records`](Self::records) is for the step in which you want to log.
 #[derive(Clone, Debug)]
 pub struct Clipped {
     source: Source,
     paths: Arc<[String]>,
     task: Arc<Task>,
+    /// The records, once somebody has read them.
+    known: Arc<OnceLock<Vec<ClipRecord>>>,
+    skipped: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
+    #[cfg(feature = "wgpu")]
     Words(Box<Words>),
     Operations(Box<Measured>),
     /// Nothing was measured: there were no gradients, or it was a clip by value.
@@ -32,6 +34,7 @@ pub(crate) enum Source {
 }
 
 /// What the kernels leave.
+#[cfg(feature = "wgpu")]
 #[derive(Clone, Debug)]
 pub(crate) struct Words {
     pub(crate) norms: Tensor<1>,
@@ -43,7 +46,24 @@ pub(crate) struct Words {
 
 impl Clipped {
     pub(crate) fn new(source: Source, paths: Arc<[String]>, task: Arc<Task>) -> Self {
-        Self { source, paths, task }
+        Self { source, paths, task, known: Arc::default(), skipped: false }
+    }
+
+    /// The same, of a step that is to be left out.
+    pub(crate) fn leaving_out_the_step(self) -> Self {
+        Self { skipped: true, ..self }
+    }
+
+    pub(crate) fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// Whether this step is left out: some gradient is not finite, and the policy is [`NonFinite::Skip`]. The container that was
+    /// clipped then holds no gradient of the module any more, so that Burn's optimizers change neither parameters nor their
+    /// own state. Known without a further wait.
+    #[must_use]
+    pub const fn skipped(&self) -> bool {
+        self.skipped
     }
 
     /// The norm before clipping, without the loss scale: f32, an element for each group, those that belong to no group being
@@ -52,6 +72,7 @@ impl Clipped {
     #[must_use]
     pub fn norm(&self) -> Tensor<1> {
         match &self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(words) => words.norms.clone(),
             Source::Operations(measured) => measured.norms.clone(),
             Source::Nothing { device, .. } => Tensor::zeros([self.task.segments.len()], (device, DType::F32)),
@@ -64,6 +85,7 @@ impl Clipped {
     #[must_use]
     pub fn factor(&self) -> Tensor<1> {
         match &self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(words) => words.factors.clone(),
             Source::Operations(measured) => measured.factors.clone(),
             Source::Nothing { device, .. } => Tensor::ones([self.task.segments.len()], (device, DType::F32)),
@@ -87,13 +109,14 @@ impl Clipped {
     #[must_use]
     pub fn by_kernels(&self) -> bool {
         match self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(_) => true,
             Source::Operations(_) => false,
             Source::Nothing { by_kernels, .. } => by_kernels,
         }
     }
 
-    /// The record of each element of [`norm`](Self::norm). Waits for the device.
+    /// The record of each element of [`norm`](Self::norm). Waits for the device, the first time.
     ///
     /// # Errors
     ///
@@ -108,10 +131,11 @@ impl Clipped {
     ///
     /// Those of [`records`](Self::records).
     pub async fn records_async(&self) -> Result<Vec<ClipRecord>, Error> {
-        let records = match &self.source {
-            Source::Words(words) => words_of(&words.records).await?,
-            Source::Operations(measured) => records_of(measured, &self.task).await?,
-            Source::Nothing { .. } => vec![ClipRecord::UNCLIPPED; self.task.segments.len()],
+        let records = if let Some(records) = self.known.get() {
+            records
+        } else {
+            let records = self.read_records().await?;
+            self.known.get_or_init(|| records)
         };
         let is_error = self.task.non_finite() == NonFinite::Error;
         match records.iter().find(|record| is_error && record.non_finite()) {
@@ -119,7 +143,16 @@ impl Clipped {
                 let parameter = record.first_non_finite().and_then(|index| self.paths.get(index).cloned());
                 Err(Error::NonFinite { parameter })
             }
-            None => Ok(records),
+            None => Ok(records.clone()),
+        }
+    }
+
+    async fn read_records(&self) -> Result<Vec<ClipRecord>, Error> {
+        match &self.source {
+            #[cfg(feature = "wgpu")]
+            Source::Words(words) => words_of(&words.records).await,
+            Source::Operations(measured) => records_of(measured, &self.task).await,
+            Source::Nothing { .. } => Ok(vec![ClipRecord::UNCLIPPED; self.task.segments.len()]),
         }
     }
 
@@ -140,18 +173,17 @@ impl Clipped {
     /// Those of [`tensor_stats`](Self::tensor_stats).
     pub async fn tensor_stats_async(&self) -> Result<Vec<(String, TensorStats)>, Error> {
         let stats: Vec<TensorStats> = match &self.source {
+            #[cfg(feature = "wgpu")]
             Source::Words(words) => match &words.stats {
                 Some(stats) => words_of(stats).await?,
                 None => Vec::new(),
             },
             Source::Operations(measured) => {
-                let Measured { counts: Some(counts), gradient_norms, gradient_maxima, .. } = &**measured
-                else {
+                let Measured { stats: Some(stats), gradient_maxima, .. } = &**measured else {
                     return Ok(Vec::new());
                 };
-                let [non_finite, zeros] = counts;
-                let counts = counted(non_finite).await?.into_iter().zip(counted(zeros).await?);
-                let rows = floats(gradient_norms).await?.into_iter().zip(floats(gradient_maxima).await?);
+                let counts = counted(&stats.non_finite).await?.into_iter().zip(counted(&stats.zeros).await?);
+                let rows = floats(&stats.norms).await?.into_iter().zip(floats(gradient_maxima).await?);
                 rows.zip(counts)
                     .map(|((norm, max_magnitude), (non_finite, zeros))| TensorStats {
                         norm,
@@ -168,7 +200,8 @@ impl Clipped {
 }
 
 /// The words of a tensor, as values of a type that is made of words.
-async fn words_of<T: Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
+#[cfg(feature = "wgpu")]
+async fn words_of<T: bytemuck::Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
     let data = Box::pin(words.clone().into_data_async()).await.map_err(Error::Backend)?;
     Ok(pod_collect_to_vec(data.as_bytes()))
 }
@@ -185,66 +218,56 @@ async fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
 
 /// The records that the kernels would have left.
 async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>, Error> {
-    let (norms, coefs) = (floats(&measured.norms).await?, floats(&measured.coefs).await?);
-    let (factors, maxima) = (floats(&measured.factors).await?, floats(&measured.gradient_maxima).await?);
-    let (lowered, multipliers) = (floats(&measured.lowered_norms).await?, floats(&measured.multipliers).await?);
-    let (far, is_bad) = (counted(&measured.far).await?, counted(&measured.bad).await?);
-    let is_bad_gradient = counted(&measured.gradient_bad).await?;
+    let Measured { norms, coefs, factors, shifted_norms, shifts, gradient_maxima, .. } = measured;
+    // In one tensor, so that the host waits once.
+    let all = [norms, coefs, factors, shifted_norms, shifts, gradient_maxima].map(Tensor::clone).to_vec();
+    let all = floats(&Tensor::cat(all, 0)).await?;
+    let (of_segments, maxima) = all.split_at(5 * task.segments.len());
     let record = |segment: usize| {
+        let [norm, coef, factor, shifted_norm, shift] =
+            std::array::from_fn(|number| of_segments[number * task.segments.len() + segment]);
         let members = || (0..maxima.len()).filter(|&index| task.segment_of[index] == segment);
         let largest = members()
             .map(|index| maxima[index])
             .fold(0.0, |largest: f32, own| if own > largest || own.is_nan() { own } else { largest });
-        let first = members().find(|&index| is_bad_gradient[index] != 0);
-        let (norm, coef, bad) = (norms[segment], coefs[segment], is_bad[segment] != 0);
+        let first = members().find(|&index| !maxima[index].is_finite());
+        let bad = first.is_some() || coef.is_nan();
         let policy = match task.non_finite() {
             NonFinite::Skip | NonFinite::Error if bad => 4,
             NonFinite::Zero if bad => 8,
             _ => 0,
         };
-        let (significand, exponent) = match norm {
-            _ if measured.empty[segment] => (0.0, ClipRecord::EMPTY_EXPONENT),
-            f32::INFINITY => shifted(split(lowered[segment]), -FAR_EXPONENT),
-            _ => split(norm),
+        let (significand, exponent) = if measured.empty[segment] {
+            (0.0, ClipRecord::EMPTY_EXPONENT)
+        } else {
+            split(f64::from(shifted_norm) / f64::from(shift))
         };
-        let (factor_significand, factor_exponent) = match far[segment] {
-            0 => split(factors[segment]),
-            _ => shifted(split(multipliers[segment]), FAR_EXPONENT),
-        };
-        let words: [u32; RECORD_WORDS] = [
+        let words = [
             norm.to_bits(),
             coef.to_bits(),
-            factors[segment].to_bits(),
+            factor.to_bits(),
             largest.to_bits(),
             u32::from(coef != 1.0) | u32::from(bad) << 1 | policy,
             first.and_then(|index| u32::try_from(index).ok()).unwrap_or(u32::MAX),
             significand.to_bits(),
             exponent.cast_unsigned(),
-            factor_significand.to_bits(),
-            factor_exponent.cast_unsigned(),
         ];
         bytemuck::cast(words)
     };
-    Ok((0..norms.len()).map(record).collect())
+    Ok((0..task.segments.len()).map(record).collect())
 }
 
-/// A norm as significand in `[1, 2)` and exponent; what has none is its own significand.
-fn split(norm: f32) -> (f32, i32) {
-    if norm == 0.0 || !norm.is_finite() {
-        return (norm, 0);
+/// An f32 times a power of two as significand in `[1, 2)` and exponent; what has none is its own significand.
+#[expect(clippy::cast_possible_truncation, reason = "the significand of an f32")]
+fn split(number: f64) -> (f32, i32) {
+    if number == 0.0 || !number.is_finite() {
+        return (number as f32, 0);
     }
-    // As f64 the least subnormal is a normal number.
-    let bits = f64::from(norm).to_bits();
+    // The least number that comes here is a normal number of f64.
+    let bits = number.to_bits();
     let exponent = i32::try_from(bits >> 52).unwrap_or(0) - 1023;
-    #[expect(clippy::cast_possible_truncation, reason = "the significand of an f32")]
     let significand = f64::from_bits((bits & ((1 << 52) - 1)) | 1023 << 52) as f32;
     (significand, exponent)
-}
-
-/// The same times a power of two.
-fn shifted((significand, exponent): (f32, i32), by: i32) -> (f32, i32) {
-    let is_number = significand != 0.0 && significand.is_finite();
-    (significand, if is_number { exponent + by } else { 0 })
 }
 
 #[cfg(test)]
@@ -255,9 +278,10 @@ mod tests {
     fn a_norm_is_its_significand_times_a_power_of_two() {
         assert_eq!(split(5.0), (1.25, 2));
         assert_eq!(split(1.0), (1.0, 0));
-        assert_eq!(split(f32::from_bits(1)), (1.0, -149));
-        assert_eq!(split(f32::MAX), (2.0 - f32::EPSILON, 127));
+        assert_eq!(split(f32::from_bits(1).into()), (1.0, -149));
+        assert_eq!(split(f32::MAX.into()), (2.0 - f32::EPSILON, 127));
+        assert_eq!(split(2.0_f64.powi(130)), (1.0, 130));
         assert_eq!(split(0.0), (0.0, 0));
-        assert_eq!(split(f32::INFINITY), (f32::INFINITY, 0));
+        assert_eq!(split(f64::INFINITY), (f32::INFINITY, 0));
     }
 }

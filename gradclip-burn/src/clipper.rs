@@ -4,21 +4,15 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use burn::tensor::Tensor;
-#[cfg(feature = "train")]
-use gradclip::NonFinite;
-use gradclip::{Clip, Operation};
+use gradclip::{Clip, ClipRecord, NonFinite, Operation};
 
-use crate::clipped::{Source, Words};
-use crate::device::{self, Cache, Extent};
+use crate::clipped::Source;
 use crate::gradients::{self, Gradient};
-use crate::primitive::KernelBackend;
 use crate::task::{Member, Task, supported};
 use crate::{Clipped, Error, tensor_ops};
-use burn::backend::Wgpu;
 
 /// Which parameters belong to a group, by their path.
-type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+pub(crate) type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Clips the gradients of a module, between the backward pass and the optimizer.
 ///
@@ -45,7 +39,8 @@ pub struct GradClipper {
     operations: Vec<Operation>,
     /// Which parameters belong to the groups.
     groups: Vec<Matches>,
-    cache: Cache,
+    #[cfg(feature = "wgpu")]
+    cache: crate::device::Cache,
 }
 
 impl std::fmt::Debug for GradClipper {
@@ -71,7 +66,13 @@ impl GradClipper {
     /// `Clip::by_parameter_norm`, `by_supplied_norm`, `z_clip`, `count_steps`.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
-        Ok(Self { operations: checked(&clips)?, clips, groups: Vec::new(), cache: Cache::default() })
+        Ok(Self {
+            operations: checked(&clips)?,
+            clips,
+            groups: Vec::new(),
+            #[cfg(feature = "wgpu")]
+            cache: crate::device::Cache::default(),
+        })
     }
 
     /// Scales all gradients by one factor, so that their joint norm is at most `max_norm`:
@@ -95,7 +96,8 @@ impl GradClipper {
 
     /// Clips some parameters by themselves: those whose path satisfies `matches` have a norm and a limit of their own. A path
     /// is that of Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first group that wants it, and
-    /// to what the clipper was made for if none does.
+    /// to what the clipper was made for if none does. A clip of a module of which no parameter belongs to the group is
+    /// [`Error::EmptyGroup`].
     ///
     /// ```
     /// # use gradclip_burn::{Clip, GradClipper};
@@ -139,15 +141,37 @@ impl GradClipper {
     /// Clips the gradients of `module`, and leaves them in `gradients`. Tied parameters count once; those without a gradient
     /// are left out; gradients of other modules stay as they are.
     ///
-    /// On Burn's wgpu runtime they are clipped by gradclip's kernels, in Burn's own stream and memory: in place, or in a
-    /// copy where somebody else holds the same memory. Nothing is read back and nothing waited for. Elsewhere it is Burn's own
-    /// tensor operations.
+    /// On Burn's wgpu runtime, with this package's feature `wgpu`, they are clipped by gradclip's kernels, in Burn's own stream and
+    /// memory: in place, or in a copy where somebody else holds the same memory. Elsewhere it is Burn's own tensor operations. Nothing is read back and
+    /// nothing waited for, except under these two policies for gradients that are not finite, which decide whether there is a
+    /// step at all. Both read the records back, some words for each norm, before they return:
+    ///
+    /// - [`NonFinite::Skip`]: if a record says `skip`, the gradients of `module` are taken out of `gradients`. A step of Burn's
+    ///   optimizer then changes neither parameters nor its own state; [`Clipped::skipped`] says so. What is left out is the
+    ///   whole step, also where only one of several groups is not finite.
+    /// - [`NonFinite::Error`]: such gradients are [`Error::NonFinite`]. They are as they were; groups that are finite have been
+    ///   clipped.
     ///
     /// # Errors
     ///
-    /// If a gradient cannot be clipped. Gradients are then as they were.
+    /// [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group without a
+    /// parameter; [`Error::NoGradients`] if parameters require gradients, and `gradients` has none of any. Gradients are then as
+    /// they were. [`Error::NonFinite`] as above. [`Error::Backend`] if the device could not be asked.
     pub fn clip<M: Module>(&self, gradients: &mut GradientsParams, module: &M) -> Result<Clipped, Error> {
-        self.run(&self.operations, gradients, module)
+        pollster::block_on(self.clip_async(gradients, module))
+    }
+
+    /// [`clip`](Self::clip), for callers that must not block: it may wait under [`NonFinite::Skip`] and [`NonFinite::Error`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip`](Self::clip).
+    pub async fn clip_async<M: Module>(
+        &self,
+        gradients: &mut GradientsParams,
+        module: &M,
+    ) -> Result<Clipped, Error> {
+        self.run(&self.operations, gradients, module).await
     }
 
     /// Clips as `clip` says, where that is known only now: otherwise [`clip`](Self::clip). Groups keep theirs.
@@ -161,7 +185,7 @@ impl GradClipper {
         module: &M,
         clip: Clip,
     ) -> Result<Clipped, Error> {
-        self.run(&checked(&self.with(clip))?, gradients, module)
+        pollster::block_on(self.run(&checked(&self.with(clip))?, gradients, module))
     }
 
     /// Clips the gradients that several devices have of `module`: they are summed first, parameter by parameter, as Burn's
@@ -170,87 +194,82 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip).
+    /// Those of [`clip`](Self::clip). After [`Error::NonFinite`] and [`Error::Backend`] the sums are there, otherwise what was
+    /// given.
     pub fn clip_multi<M: Module>(
         &self,
         gradients: &mut MultiGradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        gradients::check(gradients.grads.iter().map(|(own, _)| own), module)?;
+        gradients::check(gradients.grads.iter().map(|(own, _)| own), module, &self.groups)?;
         let mut summed = gradients::sum(gradients, module);
         let clipped = self.clip(&mut summed, module);
         gradients::spread(summed, gradients, module);
         clipped
     }
 
-    /// What becomes of gradients that are not finite.
-    #[cfg(feature = "train")]
-    pub(crate) fn policy(&self) -> NonFinite {
-        Task::new(&self.operations, &[]).non_finite()
-    }
-
-    fn run<M: Module>(
+    async fn run<M: Module>(
         &self,
         operations: &[Operation],
         gradients: &mut GradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        gradients::check([&*gradients], module)?;
+        let clipped = self.launch(operations, gradients, module)?;
+        // These two policies decide over the step. The optimizer runs on the host, and its state with it: so must they.
+        let policy = clipped.task().non_finite();
+        let decides = matches!(policy, NonFinite::Skip | NonFinite::Error);
+        if decides && clipped.records_async().await?.iter().any(ClipRecord::skip) {
+            drop(gradients::take(gradients, module));
+            return Ok(clipped.leaving_out_the_step());
+        }
+        Ok(clipped)
+    }
+
+    /// Clips at some time, without waiting for it.
+    fn launch<M: Module>(
+        &self,
+        operations: &[Operation],
+        gradients: &mut GradientsParams,
+        module: &M,
+    ) -> Result<Clipped, Error> {
+        gradients::check([&*gradients], module, &self.groups)?;
         let taken = gradients::take(gradients, module);
         let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.path.clone()).collect();
         let members: Vec<_> = taken
             .iter()
-            .map(|gradient| Member { group: self.group_of(&gradient.path), elements: gradient.count })
+            .map(|gradient| Member {
+                group: gradients::group_of(&gradient.path, &self.groups),
+                elements: gradient.count,
+            })
             .collect();
         let task = Arc::new(Task::new(operations, &members));
 
-        let extents = extents(&taken, &task.segment_of);
-        let by_kernels = extents.is_some();
-        let (taken, measured) = if let Some(extents) = extents {
-            self.by_kernels(taken, extents, &task)
-        } else {
-            let (taken, measured) = tensor_ops::clip(taken, &task);
-            (taken, measured.map(|measured| Source::Operations(Box::new(measured))))
-        };
+        let (taken, source) = self.dispatch(taken, &task);
         for gradient in taken {
             gradient.register(gradients);
         }
-        let source = measured.unwrap_or_else(|| Source::Nothing {
+        let source = source.unwrap_or_else(|by_kernels| Source::Nothing {
             device: module.devices().into_iter().next().unwrap_or_default(),
             by_kernels,
         });
         Ok(Clipped::new(source, paths, task))
     }
 
-    fn group_of(&self, path: &str) -> usize {
-        self.groups.iter().position(|matches| matches(path)).map_or(0, |index| index + 1)
-    }
-
-    fn by_kernels(
-        &self,
-        taken: Vec<Gradient>,
-        extents: Vec<Extent>,
-        task: &Arc<Task>,
-    ) -> (Vec<Gradient>, Option<Source>) {
-        let mut shells = Vec::with_capacity(taken.len());
-        let mut primitives = Vec::with_capacity(taken.len());
-        for gradient in taken {
-            let (shell, primitive) = gradient.split();
-            shells.push(shell);
-            primitives.extend(primitive);
-        }
-        let clipped = Wgpu::clip(primitives, extents, task.clone(), self.cache.clone());
-        let taken =
-            shells.into_iter().zip(clipped.gradients).map(|(shell, tensor)| shell.join(tensor)).collect();
-        let measured = clipped.measured.map(|measured| {
-            Source::Words(Box::new(Words {
-                norms: Tensor::from_primitive::<Wgpu>(measured.norms),
-                factors: Tensor::from_primitive::<Wgpu>(measured.factors),
-                records: Tensor::from_primitive::<Wgpu>(measured.records),
-                stats: measured.stats.map(Tensor::from_primitive::<Wgpu>),
-            }))
-        });
-        (taken, measured)
+    /// Clips these by the kernels, where they can, or else by tensor operations. If that measures nothing, says which it was.
+    #[cfg_attr(
+        not(feature = "wgpu"),
+        expect(clippy::unused_self, reason = "only the kernels have tables that are kept")
+    )]
+    fn dispatch(&self, gradients: Vec<Gradient>, task: &Arc<Task>) -> (Vec<Gradient>, Result<Source, bool>) {
+        #[cfg(feature = "wgpu")]
+        let gradients = match crate::by_kernels::clip(gradients, task, &self.cache) {
+            Ok((gradients, words)) => {
+                return (gradients, words.map(|words| Source::Words(Box::new(words))).ok_or(true));
+            }
+            Err(gradients) => gradients,
+        };
+        let (gradients, measured) = tensor_ops::clip(gradients, task);
+        (gradients, measured.map(|measured| Source::Operations(Box::new(measured))).ok_or(false))
     }
 }
 
@@ -259,18 +278,4 @@ fn checked(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
     let operations = Clip::all_checked(clips)?;
     operations.iter().try_for_each(supported)?;
     Ok(operations)
-}
-
-/// What the kernels need to know of the gradients, if they can take them: all on one device, which takes WGSL.
-fn extents(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<Extent>> {
-    let device = Wgpu::device_of(gradients.first()?.primitive()?);
-    if !device::takes_wgsl(&device) {
-        return None;
-    }
-    let each = gradients.iter().zip(segment_of).map(|(gradient, &segment)| {
-        let here = Wgpu::device_of(gradient.primitive()?) == device;
-        let dtype = device::elements_of(gradient.dtype).filter(|_| here)?;
-        Some(Extent { count: gradient.count, dtype, segment })
-    });
-    each.collect()
 }

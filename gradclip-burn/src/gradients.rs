@@ -1,14 +1,15 @@
 //! The gradients of a module: out of Burn's container, and back.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind};
+use burn::backend::DispatchTensor;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{DType, Tensor};
 
 use crate::Error;
-use crate::primitive::WgpuPrimitive;
+use crate::clipper::Matches;
 
 /// A gradient that was taken from its container. While it is here, its container does not hold on to its memory, so that
 /// Burn can tell whether anybody else does.
@@ -20,11 +21,11 @@ pub(crate) struct Gradient {
     /// Its elements.
     pub(crate) count: usize,
     pub(crate) tensor: DispatchTensor,
-    rank: &'static dyn AnyRank,
+    pub(crate) rank: &'static dyn AnyRank,
 }
 
 /// What needs to know the rank of a tensor.
-trait AnyRank {
+pub(crate) trait AnyRank {
     fn register(&self, gradients: &mut GradientsParams, parameter: ParamId, tensor: DispatchTensor);
     fn flat(&self, tensor: DispatchTensor, count: usize) -> Tensor<1>;
     fn shaped_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor;
@@ -62,93 +63,91 @@ impl Gradient {
     pub(crate) fn replaced(self, flat: Tensor<1>) -> Self {
         Self { tensor: self.rank.shaped_like(&self.tensor, flat), ..self }
     }
-
-    /// What CubeCL or Burn's fusion knows of it, if it is a plain tensor of theirs.
-    pub(crate) fn primitive(&self) -> Option<&WgpuPrimitive> {
-        match &self.tensor {
-            DispatchTensor {
-                kind: DispatchTensorKind::Cube(BackendTensor::Float(primitive)),
-                autodiff: DispatchAutodiffContext::Disabled,
-            } => Some(primitive),
-            _ => None,
-        }
-    }
 }
 
-/// A gradient without its tensor.
-pub(crate) struct Shell {
-    parameter: ParamId,
-    path: String,
-    dtype: DType,
-    count: usize,
-    rank: &'static dyn AnyRank,
+/// The group of the parameter with this path: the first that wants it, counted from 1, or 0 if none does.
+pub(crate) fn group_of(path: &str, groups: &[Matches]) -> usize {
+    groups.iter().position(|matches| matches(path)).map_or(0, |index| index + 1)
 }
 
-impl Gradient {
-    /// Its tensor apart, where [`primitive`](Self::primitive) has one.
-    pub(crate) fn split(self) -> (Shell, Option<WgpuPrimitive>) {
-        let Self { parameter, path, dtype, count, tensor, rank } = self;
-        let primitive = match tensor.kind {
-            DispatchTensorKind::Cube(BackendTensor::Float(primitive)) => Some(primitive),
-            _ => None,
-        };
-        (Shell { parameter, path, dtype, count, rank }, primitive)
-    }
-}
-
-impl Shell {
-    /// The gradient with this tensor.
-    pub(crate) fn join(self, tensor: WgpuPrimitive) -> Gradient {
-        let Self { parameter, path, dtype, count, rank } = self;
-        let tensor = DispatchTensor {
-            kind: DispatchTensorKind::Cube(BackendTensor::Float(tensor)),
-            autodiff: DispatchAutodiffContext::Disabled,
-        };
-        Gradient { parameter, path, dtype, count, tensor, rank }
-    }
-}
-
-/// Checks that what these hold for the parameters of a module can be clipped, and has the ranks of the parameters: Burn panics
-/// later, if not.
+/// Checks that what these hold for the parameters of a module can be clipped, and has the ranks of the parameters, since Burn
+/// panics later, if not; and that every group has a parameter, and some parameter a gradient, if any requires one.
 pub(crate) fn check<'a, M: Module>(
     gradients: impl IntoIterator<Item = &'a GradientsParams>,
     module: &M,
+    groups: &[Matches],
 ) -> Result<(), Error> {
-    struct Checker<'a> {
-        gradients: Vec<&'a GradientsParams>,
-        path: Vec<String>,
-        first_error: Option<Error>,
-    }
-
-    impl ModuleVisitor for Checker<'_> {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.path.push(name.to_owned());
-        }
-
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
-        }
-
-        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-            for gradients in &self.gradients {
-                // There is no other way to learn its rank: all that looks at an entry unwraps its type. This only looks.
-                let look = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
-                let error = match catch_unwind(AssertUnwindSafe(look)) {
-                    Ok(Some(dtype)) if !dtype.is_float() => {
-                        Error::Type { parameter: self.path.join("."), dtype }
-                    }
-                    Ok(_) => continue,
-                    Err(_) => Error::Rank { parameter: self.path.join("."), rank: D },
-                };
-                self.first_error.get_or_insert(error);
-            }
-        }
-    }
-
-    let mut checker =
-        Checker { gradients: gradients.into_iter().collect(), path: Vec::new(), first_error: None };
+    let mut checker = Checker {
+        gradients: gradients.into_iter().collect(),
+        groups,
+        group_has_parameter: vec![false; groups.len() + 1],
+        path: Vec::new(),
+        paths: Vec::new(),
+        met: HashSet::new(),
+        requires_gradients: false,
+        has_gradients: false,
+        first_error: None,
+    };
     module.visit(&mut checker);
-    checker.first_error.map_or(Ok(()), Err)
+    let Checker { gradients, group_has_parameter, paths: parameters, .. } = checker;
+    if let Some(error) = checker.first_error {
+        return Err(error);
+    }
+    // That of the parameters that belong to no group may be empty.
+    if let Some(index) = group_has_parameter.iter().skip(1).position(|&has_one| !has_one) {
+        return Err(Error::EmptyGroup { group: index + 1, parameters });
+    }
+    if checker.requires_gradients && !checker.has_gradients {
+        let given = gradients.iter().map(|own| own.len()).sum();
+        return Err(Error::NoGradients { given, parameters });
+    }
+    Ok(())
+}
+
+struct Checker<'a> {
+    gradients: Vec<&'a GradientsParams>,
+    groups: &'a [Matches],
+    group_has_parameter: Vec<bool>,
+    path: Vec<String>,
+    /// Those of the parameters, of tied ones the first.
+    paths: Vec<String>,
+    met: HashSet<ParamId>,
+    requires_gradients: bool,
+    has_gradients: bool,
+    first_error: Option<Error>,
+}
+
+impl ModuleVisitor for Checker<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+        if !self.met.insert(parameter.id) {
+            return;
+        }
+        let path = self.path.join(".");
+        self.group_has_parameter[group_of(&path, self.groups)] = true;
+        self.requires_gradients |= parameter.is_require_grad();
+        for gradients in &self.gradients {
+            // There is no other way to learn its rank: all that looks at an entry unwraps its type. This only looks.
+            let look = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
+            let error = match catch_unwind(AssertUnwindSafe(look)) {
+                Ok(Some(dtype)) if !dtype.is_float() => Error::Type { parameter: path.clone(), dtype },
+                Ok(found) => {
+                    self.has_gradients |= found.is_some();
+                    continue;
+                }
+                Err(_) => Error::Rank { parameter: path.clone(), rank: D },
+            };
+            self.first_error.get_or_insert(error);
+        }
+        self.paths.push(path);
+    }
 }
 
 /// Takes the gradients of a module from their container, in the order of the parameters: of tied parameters once, of those

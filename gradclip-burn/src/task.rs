@@ -94,6 +94,7 @@ impl Task {
     }
 
     /// Whether what is uploaded for the one serves the other. By bits: a bound may be a zero of either sign.
+    #[cfg(feature = "wgpu")]
     pub(crate) fn same_numbers(&self, other: &Self) -> bool {
         let bits = |task: &Self| match task.method {
             Method::Norm(norm) => Some((norm.epsilon.to_bits(), norm.inverse_scale.to_bits(), policy(&norm))),
@@ -107,6 +108,7 @@ impl Task {
 }
 
 /// A `POLICY_*` of `conclude.wgsl`.
+#[cfg(feature = "wgpu")]
 pub(crate) const fn policy(norm: &ByNorm) -> u32 {
     match norm.non_finite {
         NonFinite::Propagate => 0,

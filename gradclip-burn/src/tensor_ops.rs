@@ -1,47 +1,50 @@
 //! The same clip in Burn's own tensor operations, for the devices that the kernels do not run on: the CPU, CUDA, wgpu where
 //! it compiles to something else than WGSL, and gradients on several devices.
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use gradclip::{ByNorm, NonFinite, NormType};
 
 use crate::gradients::Gradient;
 use crate::task::{Method, Task};
 
 /// What a clip by norm has measured. All f32, on the device of the first gradient.
+///
+/// A norm of finite elements may exceed f32, and the factor may be too small for it. So everything that is computed of a segment
+/// is computed times its `shift`, which is 1, or 2^-64 where the largest magnitude is above 2^63.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     /// Of each segment.
     pub(crate) norms: Tensor<1>,
-    /// The same norms times [`FAR`]: those that exceed f32 are numbers here.
-    pub(crate) lowered_norms: Tensor<1>,
     pub(crate) coefs: Tensor<1>,
     pub(crate) factors: Tensor<1>,
-    /// Where a factor is below the normal numbers of f32: 1 there, and [`FAR`] must be multiplied by besides.
-    pub(crate) far: Tensor<1, Int>,
-    /// What is multiplied by: the factor, or what is left of it without [`FAR`].
-    pub(crate) multipliers: Tensor<1>,
-    /// Where there is an element that is not finite, or no number for a limit.
-    pub(crate) bad: Tensor<1, Int>,
+    /// The norms times the shifts, and the factors divided by them.
+    pub(crate) shifted_norms: Tensor<1>,
+    pub(crate) shifted_factors: Tensor<1>,
+    pub(crate) shifts: Tensor<1>,
+    /// Whether an element, or the norm, is not finite.
+    non_finite: Tensor<1, Bool>,
     /// Whether it has no element at all.
     pub(crate) empty: Vec<bool>,
     /// Of each gradient.
-    pub(crate) gradient_norms: Tensor<1>,
     pub(crate) gradient_maxima: Tensor<1>,
-    /// Where there is an element that is not finite.
-    pub(crate) gradient_bad: Tensor<1, Int>,
-    /// Of each gradient, how many of its elements are not finite and how many are zero; if that is wanted.
-    pub(crate) counts: Option<[Tensor<1, Int>; 2]>,
+    /// Of each gradient, if that is wanted.
+    pub(crate) stats: Option<Stats>,
 }
 
-/// The power of two that is kept apart of factors which f32 does not hold. An element is multiplied by it first: exactly, or
-/// it is less than 1, and its product with such a factor subnormal.
-const FAR: f32 = f32::MIN_POSITIVE;
+/// What else is known of each gradient.
+#[derive(Clone, Debug)]
+pub(crate) struct Stats {
+    pub(crate) norms: Tensor<1>,
+    /// How many of its elements are not finite.
+    pub(crate) non_finite: Tensor<1, Int>,
+    pub(crate) zeros: Tensor<1, Int>,
+}
 
-/// [`FAR`] is two to the power of this.
-pub(crate) const FAR_EXPONENT: i32 = f32::MIN_EXP - 1;
+/// Above this a segment is measured and scaled with [`SHIFT`].
+const LARGE: f32 = 9_223_372_036_854_775_808.0;
 
-/// The inverse of [`FAR`].
-const NEAR: f32 = 1.0 / FAR;
+/// 2^-64.
+const SHIFT: f32 = 1.0 / 18_446_744_073_709_551_616.0;
 
 /// Clips these.
 pub(crate) fn clip(gradients: Vec<Gradient>, task: &Task) -> (Vec<Gradient>, Option<Measured>) {
@@ -70,162 +73,155 @@ pub(crate) fn clip(gradients: Vec<Gradient>, task: &Task) -> (Vec<Gradient>, Opt
 fn measure(gradients: &[Gradient], norm: &ByNorm, task: &Task, device: &Device) -> Measured {
     let mut norms = Vec::new();
     let mut maxima = Vec::new();
-    let mut bad = Vec::new();
     let mut non_finite = Vec::new();
     let mut zeros = Vec::new();
-    let mut members = vec![Members::default(); task.segments.len()];
+    let mut members = vec![Vec::new(); task.segments.len()];
     for (gradient, &segment) in gradients.iter().zip(&task.segment_of) {
         let flat = gradient.flat().cast(wide(gradient.dtype));
+        let own = norm_of(flat.clone().abs(), norm.norm_type)
+            .map(|number| number.cast(DType::F32).to_device(device));
         if norm.tensor_stats {
-            let count = |mask: Tensor<1, burn::tensor::Bool>| mask.int().sum().to_device(device);
+            let count = |mask: Tensor<1, Bool>| mask.int().sum().to_device(device);
             non_finite.push(count(flat.clone().is_finite().bool_not()));
-            zeros.push(count(flat.clone().equal_scalar(0.0)));
+            zeros.push(count(flat.equal_scalar(0.0)));
+            norms.push(own.ratio.clone() * own.unit.clone());
         }
-        let NormOf { own, lowered, largest } = norm_of(flat.abs(), norm.norm_type);
-        // A gradient that is not zero counts once to a norm of p = 0.
-        let own = if norm.norm_type.p() == 0.0 { own.clamp_max(1.0) } else { own };
-        let own = own.cast(DType::F32).to_device(device);
-        let is_bad = largest.clone().is_finite().bool_not().int().to_device(device);
+        maxima.push(own.largest.clone());
         // An empty gradient is no member: to the norm of a negative p even a 0 would add something.
         if gradient.count > 0 {
-            let members = &mut members[segment];
-            members.norms.push(own.clone());
-            members.lowered.push(lowered.cast(DType::F32).to_device(device));
-            members.bad.push(is_bad.clone());
+            members[segment].push(own);
         }
-        norms.push(own);
-        maxima.push(largest.cast(DType::F32).to_device(device));
-        bad.push(is_bad);
     }
-    let empty = members.iter().map(|members| members.norms.is_empty()).collect();
-    let joined: Vec<_> = members.into_iter().map(|members| members.join(norm.norm_type, device)).collect();
-    let all = |of: fn(&Joined) -> Tensor<1>| Tensor::cat(joined.iter().map(of).collect(), 0);
-    let inverse = norm.inverse_norm_scale();
-    let (plain, lowered) = (all(|joined| joined.norm.clone()), all(|joined| joined.lowered.clone()));
-    let lowered = lowered.mul_scalar(inverse);
-    // With a loss scale a norm may have exceeded f32, and without it no longer.
-    let returned = plain.clone().is_finite().bool_not().bool_and(lowered.clone().is_finite());
-    let norms_of_segments = plain.mul_scalar(inverse).mask_where(returned, lowered.clone().mul_scalar(NEAR));
+    let empty = members.iter().map(Vec::is_empty).collect();
+    let segments: Vec<_> = members.iter().map(|members| join(members, norm.norm_type, device)).collect();
+    let of_each = |number: fn(&Segment) -> &Tensor<1>| {
+        Tensor::cat(segments.iter().map(|segment| number(segment).clone()).collect(), 0)
+    };
+    let shifts = of_each(|segment| &segment.shift);
+    let shifted_norms = of_each(|segment| &segment.norm).mul_scalar(norm.inverse_norm_scale());
     let limits: Vec<f32> = task.segments.iter().map(|bounds| bounds[1]).collect();
     let limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
 
     // min(limit · (1 / (norm + epsilon)), 1), where a NaN stays one.
-    let sum = norms_of_segments.clone().add_scalar(norm.epsilon);
-    let coefs = limits.clone() * sum.clone().recip();
+    let is_shifted = shifts.clone().lower_elem(1.0);
+    let one = Tensor::ones_like(&shifts).mask_fill(is_shifted, SHIFT.recip());
+    let sum = shifted_norms.clone() + shifts.clone().mul_scalar(norm.epsilon);
+    let coefs = limits * sum.clone().recip();
     let nothing_to_divide_by = sum.lower_elem(f32::MIN_POSITIVE);
-    let coefs = coefs.clone().mask_fill(coefs.greater_elem(1.0).bool_or(nothing_to_divide_by), 1.0);
+    let within = coefs.clone().greater(one.clone()).bool_or(nothing_to_divide_by);
+    let shifted_coefs = coefs.mask_where(within, one.clone());
+    let coefs = shifted_coefs.clone() * shifts.clone();
 
-    // Not whether the norm is a number: one that exceeds f32 is, and one of p <= 0 may be though an element is none.
-    let bad_segments = Tensor::cat(joined.into_iter().map(|joined| joined.bad).collect(), 0);
-    let bad_segments = bad_segments.greater_elem(0).bool_or(coefs.clone().is_nan());
-    // Limit and norm without the range of f32: the coefficient over FAR.
-    let far_sum = lowered.clone().add_scalar(norm.epsilon * FAR);
-    let far_coefs = limits * far_sum.recip();
-    let far = coefs
-        .clone()
-        .lower_elem(f32::MIN_POSITIVE)
-        .bool_and(far_coefs.clone().is_finite())
-        .bool_and(far_coefs.clone().greater_elem(0.0))
-        .bool_and(bad_segments.clone().bool_not());
-    let coefs = coefs.mask_where(far.clone(), far_coefs.clone().mul_scalar(FAR));
-    let factors = coefs.clone().mul_scalar(norm.inverse_scale);
-    let multipliers = factors.clone().mask_where(far.clone(), far_coefs.mul_scalar(norm.inverse_scale));
-    let obeying = |factors: Tensor<1>| match norm.non_finite {
-        NonFinite::Propagate => factors,
-        NonFinite::Skip | NonFinite::Error => factors.mask_fill(bad_segments.clone(), 1.0),
-        NonFinite::Zero => factors.mask_fill(bad_segments.clone(), 0.0),
-        NonFinite::Poison => factors.mask_fill(bad_segments.clone(), f32::NAN),
+    let largest = of_each(|segment| &segment.largest);
+    let bad = largest.is_finite().bool_not().bool_or(coefs.clone().is_nan());
+    // What the policy makes of the factor of gradients that are not finite.
+    let shifted_factors = shifted_coefs.mul_scalar(norm.inverse_scale);
+    let shifted_factors = match norm.non_finite {
+        NonFinite::Propagate => shifted_factors,
+        NonFinite::Skip | NonFinite::Error => shifted_factors.mask_where(bad.clone(), one.clone()),
+        NonFinite::Zero => shifted_factors.mask_fill(bad.clone(), 0.0),
+        NonFinite::Poison => shifted_factors.mask_fill(bad.clone(), f32::NAN),
     };
     Measured {
-        norms: norms_of_segments,
-        lowered_norms: lowered,
+        norms: shifted_norms.clone() * one,
         coefs,
-        factors: obeying(factors),
-        far: far.int(),
-        multipliers: obeying(multipliers),
-        bad: bad_segments.clone().int(),
+        factors: shifted_factors.clone() * shifts.clone(),
+        shifted_norms,
+        shifted_factors,
+        shifts,
+        non_finite: bad,
         empty,
-        gradient_norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
         gradient_maxima: Tensor::cat(maxima, 0).mul_scalar(norm.inverse_scale),
-        gradient_bad: Tensor::cat(bad, 0),
-        counts: norm.tensor_stats.then(|| [Tensor::cat(non_finite, 0), Tensor::cat(zeros, 0)]),
+        stats: norm.tensor_stats.then(|| Stats {
+            norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
+            non_finite: Tensor::cat(non_finite, 0),
+            zeros: Tensor::cat(zeros, 0),
+        }),
     }
 }
 
-/// What was measured of the gradients of a segment.
-#[derive(Clone, Default)]
-struct Members {
-    norms: Vec<Tensor<1>>,
-    lowered: Vec<Tensor<1>>,
-    bad: Vec<Tensor<1, Int>>,
-}
-
-/// The same of all of them together.
-struct Joined {
-    norm: Tensor<1>,
-    lowered: Tensor<1>,
-    bad: Tensor<1, Int>,
-}
-
-impl Members {
-    fn join(mut self, norm_type: NormType, device: &Device) -> Joined {
-        match self.norms.len() {
-            0 => {
-                let zero = Tensor::zeros([1], (device, DType::F32));
-                Joined { norm: zero.clone(), bad: zero.clone().is_finite().bool_not().int(), lowered: zero }
-            }
-            1 => Joined {
-                norm: self.norms.remove(0),
-                lowered: self.lowered.remove(0),
-                bad: self.bad.remove(0),
-            },
-            _ => Joined {
-                norm: norm_of(Tensor::cat(self.norms, 0), norm_type).own,
-                lowered: norm_of(Tensor::cat(self.lowered, 0), norm_type).own,
-                bad: Tensor::cat(self.bad, 0).sum(),
-            },
-        }
-    }
-}
-
-/// A norm, the same times [`FAR`], and the largest magnitude.
-struct NormOf {
-    own: Tensor<1>,
-    lowered: Tensor<1>,
+/// A norm as a product, which may exceed f32, and the largest magnitude. One element each.
+#[derive(Clone)]
+struct Norm {
+    /// At least 1 for p > 0, at most 1 for p < 0. Or the norm itself, of which the unit then is 1.
+    ratio: Tensor<1>,
+    unit: Tensor<1>,
     largest: Tensor<1>,
 }
 
-/// The norm of these magnitudes. Powers of f32 may leave its range; those of ratios to the one that dominates do not.
-fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> NormOf {
+impl Norm {
+    fn map(self, change: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
+        let Self { ratio, unit, largest } = self;
+        Self { ratio: change(ratio), unit: change(unit), largest: change(largest) }
+    }
+}
+
+/// What has been measured of a segment.
+struct Segment {
+    /// The joint norm, times the shift.
+    norm: Tensor<1>,
+    shift: Tensor<1>,
+    largest: Tensor<1>,
+}
+
+/// The norm of a segment from those of its gradients.
+fn join(members: &[Norm], norm_type: NormType, device: &Device) -> Segment {
+    let one = Tensor::ones([1], (device, DType::F32));
+    if members.is_empty() {
+        let zero = Tensor::zeros([1], (device, DType::F32));
+        return Segment { norm: zero.clone(), shift: one, largest: zero };
+    }
+    let of_each = |number: fn(&Norm) -> &Tensor<1>| {
+        Tensor::cat(members.iter().map(|own| number(own).clone()).collect(), 0)
+    };
+    let maxima = of_each(|own| &own.largest);
+    let nan = maxima.clone().is_nan().any();
+    let largest = maxima.max().mask_fill(nan, f32::NAN);
+    let p = norm_type.p();
+    // The norm of a negative p is at most the least magnitude, and a count is small: only that of a positive p may exceed f32.
+    let is_large = largest.clone().greater_elem(LARGE).bool_and(largest.clone().is_finite());
+    let shift = if p > 0.0 { one.mask_fill(is_large, SHIFT) } else { one };
+    let norms = of_each(|own| &own.ratio) * (of_each(|own| &own.unit) * shift.clone());
+    let norm = match members.len() {
+        1 => norms,
+        _ if p == 0.0 => norms.sum(),
+        _ => {
+            let joined = norm_of(norms, norm_type);
+            joined.ratio * joined.unit
+        }
+    };
+    Segment { norm, shift, largest }
+}
+
+/// The norm of these magnitudes, and the largest of them. Powers of f32 may leave its range; those of ratios to the one that
+/// dominates do not.
+fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> Norm {
+    let (device, dtype) = (magnitudes.device(), magnitudes.dtype());
+    let one = Tensor::ones([1], (&device, dtype));
     if magnitudes.shape().num_elements() == 0 {
-        let zero = Tensor::zeros([1], (&magnitudes.device(), magnitudes.dtype()));
-        return NormOf { own: zero.clone(), lowered: zero.clone(), largest: zero };
+        let zero = Tensor::zeros([1], (&device, dtype));
+        return Norm { ratio: zero.clone(), unit: one, largest: zero };
     }
     let p = norm_type.p();
     let nan = magnitudes.clone().is_nan().any();
     let largest = magnitudes.clone().max().mask_fill(nan.clone(), f32::NAN);
+    if p == 0.0 {
+        // A gradient that is not zero counts once.
+        let count = magnitudes.equal_scalar(0.0).bool_not().any().int().float().cast(dtype);
+        return Norm { ratio: count, unit: one, largest };
+    }
     let dominant = if p > 0.0 { largest.clone() } else { magnitudes.clone().min().mask_fill(nan, f32::NAN) };
     let plain = dominant.clone().is_finite().bool_and(dominant.clone().greater_elem(0.0));
     let unit = dominant.clone().mask_fill(plain.clone().bool_not(), 1.0);
     let ratios = || magnitudes.clone() / unit.clone();
-    let in_units = match norm_type {
+    let ratio = match norm_type {
         NormType::L1 => ratios().sum(),
         NormType::L2 => ratios().square().sum().sqrt(),
-        NormType::P(0.0) => {
-            let dtype = magnitudes.dtype();
-            let own = magnitudes.equal_scalar(0.0).bool_not().int().sum().float().cast(dtype);
-            return NormOf { lowered: own.clone().mul_scalar(FAR), own, largest };
-        }
-        _ if p.is_infinite() => unit.ones_like(),
+        _ if p.is_infinite() => one,
         _ => ratios().powf_scalar(p).sum().powf_scalar(p.recip()),
     };
     // Zero, infinite or NaN: so is the norm, whatever a device makes of powers of that.
-    let or_dominant = |norm: Tensor<1>| norm.mask_where(plain.clone().bool_not(), dominant.clone());
-    NormOf {
-        own: or_dominant(in_units.clone() * unit.clone()),
-        lowered: or_dominant(in_units * unit.mul_scalar(FAR)),
-        largest,
-    }
+    Norm { ratio: ratio.mask_where(plain.bool_not(), dominant), unit, largest }
 }
 
 /// The type to compute in.
@@ -239,14 +235,19 @@ fn scale(gradient: Gradient, measured: &Measured, segment: usize, policy: NonFin
     }
     let flat = gradient.flat();
     let device = flat.device();
-    let of_segment = |of: &Tensor<1>| of.clone().narrow(0, segment, 1).to_device(&device);
-    let is_set = |of: &Tensor<1, Int>| of.clone().narrow(0, segment, 1).to_device(&device).greater_elem(0);
-    let (wide, multiplier) = (wide(gradient.dtype), of_segment(&measured.multipliers));
-    let first = multiplier.ones_like().mask_fill(is_set(&measured.far), FAR);
-    let mut scaled = flat.cast(wide) * first.cast(wide) * multiplier.cast(wide);
+    let wide = wide(gradient.dtype);
+    let of_segment = |number: &Tensor<1>| number.clone().narrow(0, segment, 1).to_device(&device).cast(wide);
+    let factor = of_segment(&measured.factors);
+    // What f32 does not hold is multiplied by in two steps. (Not by a NaN or a zero that the policy has set.)
+    let shifted = of_segment(&measured.shifted_factors);
+    let is_tiny = factor.clone().lower_elem(f32::MIN_POSITIVE).bool_and(shifted.clone().greater_elem(0.0));
+    let first = factor.mask_where(is_tiny.clone(), shifted);
+    let second = Tensor::ones([1], (&device, wide)).mask_where(is_tiny, of_segment(&measured.shifts));
+    let mut scaled = flat.cast(wide) * first * second;
     if policy == NonFinite::Zero {
         // Zero times infinity is none.
-        scaled = scaled.mask_fill(is_set(&measured.bad).expand([gradient.count]), 0.0);
+        let bad = measured.non_finite.clone().narrow(0, segment, 1).to_device(&device);
+        scaled = scaled.mask_fill(bad.expand([gradient.count]), 0.0);
     }
     let scaled = scaled.cast(gradient.dtype);
     gradient.replaced(scaled)

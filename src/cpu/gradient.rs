@@ -5,7 +5,7 @@ use std::{fmt, iter, mem};
 use half::{bf16, f16};
 
 use crate::rows::Rows;
-use crate::{DType, Error};
+use crate::{DType, Error, GradientId};
 
 /// A gradient in main memory, and the part that it has in a clip.
 ///
@@ -23,6 +23,7 @@ pub struct Gradient<'a> {
     pub(crate) scaled: bool,
     pub(crate) rows: usize,
     pub(super) parameter: Option<Elements<'a>>,
+    pub(crate) label: Option<&'a str>,
 }
 
 /// The parameter that a gradient is of. It is only read, and only by a
@@ -67,7 +68,14 @@ impl<'a> Gradient<'a> {
     }
 
     const fn new(elements: ElementsMut<'a>) -> Self {
-        Self { elements, group: 0, measured: true, scaled: true, rows: 1, parameter: None }
+        Self { elements, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
+    }
+
+    /// Names it in errors, which otherwise have its index only: the name of its parameter, say.
+    #[must_use]
+    pub const fn label(mut self, label: &'a str) -> Self {
+        self.label = Some(label);
+        self
     }
 
     /// Which of the clips it belongs to, as an index; 0 unless this is called.
@@ -147,8 +155,9 @@ impl<'a> Gradient<'a> {
 /// Without its elements, of which there may be millions.
 impl fmt::Debug for Gradient<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { group, measured, scaled, rows, parameter, .. } = self;
+        let Self { label, group, measured, scaled, rows, parameter, .. } = self;
         f.debug_struct("Gradient")
+            .field("label", label)
             .field("elements", &self.elements())
             .field("group", group)
             .field("measured", measured)
@@ -328,20 +337,21 @@ impl ElementsMut<'_> {
 pub(super) fn check(gradients: &[Gradient<'_>], groups: usize, with_parameters: bool) -> Result<(), Error> {
     let mut all_rows = Rows::default();
     for (index, gradient) in gradients.iter().enumerate() {
-        let Gradient { group, measured, rows, parameter, .. } = *gradient;
+        let Gradient { group, measured, rows, parameter, label, .. } = *gradient;
+        let id = || GradientId::new(index, label);
         let elements = gradient.elements.len();
         if group >= groups {
-            return Err(Error::Group { gradient: index, given: group, groups });
+            return Err(Error::Group { gradient: id(), given: group, groups });
         }
-        all_rows.check(index, rows as u64, elements as u64)?;
+        all_rows.check(&id, rows as u64, elements as u64)?;
         if !with_parameters {
             continue;
         }
         match parameter.map(|parameter| parameter.len()) {
-            None if measured => return Err(Error::NoParameter { gradient: index }),
+            None if measured => return Err(Error::NoParameter { gradient: id() }),
             Some(len) if len != elements => {
                 let (given, needed) = (len as u64, elements as u64);
-                return Err(Error::ParameterLength { gradient: index, given, needed });
+                return Err(Error::ParameterLength { gradient: id(), given, needed });
             }
             _ => {}
         }
@@ -358,7 +368,7 @@ mod tests {
         let shown = format!("{:?}", Gradient::bf16(&mut [bf16::ONE; 999]).group(3).unscaled());
         assert_eq!(
             shown,
-            "Gradient { elements: [BF16; 999], group: 3, measured: true, scaled: false, rows: 1, parameter: None }"
+            "Gradient { label: None, elements: [BF16; 999], group: 3, measured: true, scaled: false, rows: 1, parameter: None }"
         );
     }
 }

@@ -55,7 +55,7 @@ mod stats;
 mod tests;
 
 pub use gradient::{Gradient, Parameter};
-pub use plan::ClipPlan;
+pub use plan::{ClipPlan, Measurement, scale};
 pub use stats::tensor_stats;
 
 use crate::clip::{ByNorm, Operation, Scope};
@@ -84,7 +84,7 @@ pub fn clip(gradients: &mut [&mut [f32]], clip: Clip) -> Result<Option<ClipRecor
 /// # Errors
 ///
 /// The values of `clip` are not valid, as its constructors describe; [`Error::Group`] if a gradient belongs to another
-/// group; what [`Gradient`] says of rows and parameters; [`Error::NeedsPlan`] if the limit is to follow past norms; or
+/// group; what [`Gradient`] says of rows and parameters; [`Error::NeedsPlan`] for an option whose results only a plan returns; or
 /// [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
 pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRecord>, Error> {
     clip_groups(gradients, &[clip])
@@ -100,9 +100,7 @@ pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRe
 /// gradients are then untouched.
 pub fn clip_groups(gradients: &mut [Gradient<'_>], clips: &[Clip]) -> Result<Vec<ClipRecord>, Error> {
     let mut plan = ClipPlan::new(clips)?;
-    if let Operation::Norm(ByNorm { z_clip: Some(_), .. }) = clips[0].checked()? {
-        return Err(Error::NeedsPlan);
-    }
+    clips[0].checked()?.check_without_plan()?;
     plan.clip(gradients)
 }
 
@@ -116,7 +114,9 @@ pub fn clip_with_norm(
     clip: Clip,
     total_norm: f32,
 ) -> Result<ClipRecord, Error> {
-    let records = ClipPlan::new(&[clip])?.clip_with_norm(gradients, total_norm)?;
+    let mut plan = ClipPlan::new(&[clip])?;
+    clip.checked()?.check_without_plan()?;
+    let records = plan.clip_with_norm(gradients, total_norm)?;
     Ok(records[0])
 }
 

@@ -4,12 +4,15 @@
 //! of a sum are added left to right: the bits are the same on any machine. Each piece of work sets the floating-point modes
 //! that it needs, on whatever thread it runs; none of them is held while a thread may take up somebody else's work.
 
+#[cfg(feature = "rayon")]
+use std::sync::OnceLock;
+
 use super::gradient::{Elements, ElementsMut};
 use super::kernels::{self, Change};
 use crate::float_state::in_default_modes;
 
 /// The elements (64 KiB of f32) that have a sum of their own; a gradient is cut at multiples of it.
-const PIECE: usize = 1 << 14;
+pub(super) const PIECE: usize = 1 << 14;
 
 /// The elements (1 MiB of f32) that are not worth waking another thread for.
 const ALONE: usize = 1 << 18;
@@ -98,7 +101,7 @@ fn reduce_one<R: Reduction>(gradient: Elements<'_>, reduction: &R, task: usize) 
 }
 
 /// What is found in `len` elements of a gradient, of what was found in their pieces.
-fn whole<R: Reduction>(len: usize, pieces: &[R::Output], reduction: &R) -> R::Output {
+pub(super) fn whole<R: Reduction>(len: usize, pieces: &[R::Output], reduction: &R) -> R::Output {
     match pieces {
         [] => R::NOTHING,
         [only] => *only,
@@ -161,24 +164,37 @@ fn middle(len: usize) -> usize {
 
 /// Both results, computed side by side.
 fn join<A: Send, B: Send>(left: impl FnOnce() -> A + Send, right: impl FnOnce() -> B + Send) -> (A, B) {
-    rayon::join(left, right)
+    #[cfg(feature = "rayon")]
+    if has_pool() {
+        return rayon::join(left, right);
+    }
+    (left(), right())
 }
 
 /// See [`cpu::threads`](super::threads).
 pub(super) fn threads() -> usize {
-    rayon::current_num_threads()
+    #[cfg(feature = "rayon")]
+    if has_pool() {
+        return rayon::current_num_threads();
+    }
+    1
 }
 
-/// What stands in for rayon where there is none.
-#[cfg(not(feature = "rayon"))]
-mod rayon {
-    pub(super) fn join<A, B>(left: impl FnOnce() -> A, right: impl FnOnce() -> B) -> (A, B) {
-        (left(), right())
-    }
-
-    pub(super) fn current_num_threads() -> usize {
-        1
-    }
+/// Whether rayon has threads: those of the current pool, or else of the global one.
+///
+/// Where the system refuses to create threads, every use of the global pool is a panic.
+#[cfg(feature = "rayon")]
+fn has_pool() -> bool {
+    static GLOBAL: OnceLock<bool> = OnceLock::new();
+    let has_global = || match rayon::ThreadPoolBuilder::new().build_global() {
+        Ok(()) => true,
+        // With the system's reason why there can be no threads.
+        Err(error) if std::error::Error::source(&error).is_some() => false,
+        // Somebody has built the pool before, or has failed to. Only using it tells which.
+        Err(_) => std::panic::catch_unwind(rayon::current_num_threads).is_ok(),
+    };
+    // On the web rayon itself falls back to the calling thread, but only where nobody has tried to build the pool.
+    cfg!(target_family = "wasm") || rayon::current_thread_index().is_some() || *GLOBAL.get_or_init(has_global)
 }
 
 #[cfg(test)]

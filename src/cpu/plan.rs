@@ -1,5 +1,7 @@
 //! `ClipPlan`: how to clip on the CPU, step after step, and what is remembered from one to the next.
 
+mod measurement;
+
 use super::gradient::{self, Gradient};
 use super::kernels::Change;
 use super::parallel;
@@ -7,6 +9,7 @@ use super::records::{self, Basis};
 use crate::clip::{self, ByNorm, Operation, Scope};
 use crate::float_state::in_default_modes;
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
+pub use measurement::{Measurement, scale};
 
 /// How to clip, step after step, and what is remembered from one to the next: the [`ClipPlan`](crate::ClipPlan) of the CPU.
 /// Unlike that one it does not hold on to gradients.
@@ -70,7 +73,7 @@ impl ClipPlan {
         self.remember(records::count(gradients, norm.scope, self.operations.len()))?;
         let (bases, stats) = records::measure(gradients, &norm, &self.limits());
         self.tensor_stats = stats;
-        self.conclude(gradients, &norm, &bases)
+        self.finish(gradients, &norm, &bases)
     }
 
     /// The same for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
@@ -98,7 +101,7 @@ impl ClipPlan {
             record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
         let basis = |limit: f32| Basis { measured, limit: limit.into() };
         let bases: Vec<_> = in_default_modes(|| self.limits().into_iter().map(basis).collect());
-        self.conclude(gradients, &norm, &bases)
+        self.finish(gradients, &norm, &bases)
     }
 
     /// What each gradient of the last step was by itself, if the clip asks for
@@ -128,9 +131,7 @@ impl ClipPlan {
     /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
     /// [`Error::NeedsNorm`] for a clip by value. The plan is then unchanged.
     pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
-        if !matches!(self.operations[0], Operation::Norm(_)) {
-            return Err(Error::NeedsNorm);
-        }
+        self.check_by_norm("set_max_norms")?;
         clip::check_max_norms(max_norms, self.operations.len())?;
         for (norm, &max_norm) in self.norms_mut().zip(max_norms) {
             norm.max_norm = max_norm;
@@ -144,9 +145,7 @@ impl ClipPlan {
     ///
     /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
-        if !matches!(self.operations[0], Operation::Norm(_)) {
-            return Err(Error::NeedsNorm);
-        }
+        self.check_by_norm("set_loss_scale")?;
         let inverse_scale = clip::inverse_scale(scale)?;
         self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
         Ok(())
@@ -162,9 +161,7 @@ impl ClipPlan {
     ///
     /// [`Error::NeedsNorm`] for a clip by value, which counts nothing.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
-        if !matches!(self.operations[0], Operation::Norm(_)) {
-            return Err(Error::NeedsNorm);
-        }
+        self.check_by_norm("set_step_counts")?;
         self.step_counts = counts.to_vec();
         Ok(())
     }
@@ -182,6 +179,13 @@ impl ClipPlan {
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
         self.histories = histories.to_vec();
         Ok(())
+    }
+
+    fn check_by_norm(&self, what: &'static str) -> Result<(), Error> {
+        match self.operations[0] {
+            Operation::Norm(_) => Ok(()),
+            Operation::Clamp { .. } => Err(Error::NeedsNorm { what, clip: "a clip by value" }),
+        }
     }
 
     /// The clips of the groups, if they are by norm.
@@ -209,12 +213,24 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// From what was measured, or supplied, to the records, and to what becomes of the gradients.
-    fn conclude(
+    /// Concludes a step from what was measured, or supplied, and changes the gradients.
+    fn finish(
         &mut self,
         gradients: &mut [Gradient<'_>],
         norm: &ByNorm,
         bases: &[Basis],
+    ) -> Result<Vec<ClipRecord>, Error> {
+        let records = self.records(norm, bases, |index| gradients[index].label)?;
+        self.change(gradients, &records);
+        Ok(records)
+    }
+
+    /// Makes the records, and remembers them. `label` gives the label of a gradient by its index.
+    fn records<'a>(
+        &mut self,
+        norm: &ByNorm,
+        bases: &[Basis],
+        label: impl FnOnce(usize) -> Option<&'a str>,
     ) -> Result<Vec<ClipRecord>, Error> {
         let kept = self.histories.iter_mut().zip(&mut self.step_counts);
         let conclude = |(basis, (history, counts)): (&Basis, (&mut NormHistory, &mut StepCounts))| {
@@ -224,12 +240,10 @@ impl ClipPlan {
         };
         let records: Vec<_> = in_default_modes(|| bases.iter().zip(kept).map(conclude).collect());
         let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
-        if let Some(record) = records.iter().find(is_error) {
-            let gradient = record.first_non_finite();
-            return Err(Error::NonFinite { gradient, total_norm: record.total_norm });
+        match records.iter().position(|record| is_error(&record)) {
+            Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
+            None => Ok(records),
         }
-        self.change(gradients, &records);
-        Ok(records)
     }
 
     fn change(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {

@@ -157,7 +157,7 @@ fn stats(
 }
 
 /// What was measured of all that shares a record. Of which gradient a part is, `gradient` knows.
-fn together(found: &Found, norm: &ByNorm, gradient: impl Fn(usize) -> usize) -> record::Measured {
+pub(super) fn together(found: &Found, norm: &ByNorm, gradient: impl Fn(usize) -> usize) -> record::Measured {
     let measured = parallel::together(found, &norm.norm_type);
     let first_non_finite = found.iter().position(|(_, measured)| measured.non_finite());
     #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]

@@ -14,11 +14,14 @@ use crate::{Clip, Error, NormType, TensorStats};
 ///
 /// # Errors
 ///
-/// The values of `clip` are not valid, or it is one by value, which measures nothing ([`Error::NothingMeasured`]).
+/// The values of `clip` are not valid, or it is one by value, which measures nothing ([`Error::NothingMeasured`]);
+/// [`Error::NeedsPlan`] for an option that needs a plan.
 pub fn tensor_stats(gradients: &[Gradient<'_>], clip: Clip) -> Result<Vec<TensorStats>, Error> {
-    let Operation::Norm(norm) = clip.checked()? else {
+    let operation = clip.checked()?;
+    let Operation::Norm(norm) = operation else {
         return Err(Error::NothingMeasured);
     };
+    Operation::Norm(ByNorm { tensor_stats: false, ..norm }).check_without_plan()?;
     let measured = gradients.iter().enumerate().filter(|(_, gradient)| gradient.measured);
     let (indices, elements): (Vec<_>, Vec<_>) =
         measured.map(|(index, gradient)| (index, gradient.elements())).unzip();

@@ -6,9 +6,13 @@ mod changes;
 mod norm;
 mod results;
 
+use std::sync::Arc;
+
 use wgpu::CommandEncoder;
 
+use super::labels::Labels;
 use super::read_back::Results;
+use super::watched::Watched;
 use crate::clip::Limit;
 
 #[cfg(test)]
@@ -19,7 +23,7 @@ pub(super) use norm::{Measure, Segment};
 /// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
 /// Encoding records dispatches and does nothing else: it neither submits, nor waits, nor allocates, nor fails. The
-/// encoder must belong to the clipper's device. The dispatches run in the order of the command buffer: after the
+/// encoder must belong to the clipper's device, which wgpu checks only when the encoder is finished. The dispatches run in the order of the command buffer: after the
 /// backward pass that was encoded or submitted before, and before the optimizer that comes after.
 #[derive(Debug)]
 pub struct ClipPlan {
@@ -31,12 +35,13 @@ pub struct ClipPlan {
     /// None for a clip by value.
     outcome: Option<Outcome>,
     scratch_bytes: u64,
+    labels: Labels,
 }
 
 /// What a clip by a norm works with from step to step.
 #[derive(Debug)]
 struct Outcome {
-    device: wgpu::Device,
+    watched: Arc<Watched>,
     records: Results,
     /// How many there are.
     count: usize,
@@ -103,6 +108,14 @@ impl ClipPlan {
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.norm.len() + if self.coefficient_only { 0 } else { self.apply.len() }
+    }
+
+    /// The label of a gradient, by its index in the list that the plan was made of:
+    /// [`ClipRecord::first_non_finite`](crate::ClipRecord::first_non_finite) and the order of
+    /// [`TensorStats`](crate::TensorStats) are such indices. None without a [label](crate::Gradient::label).
+    #[must_use]
+    pub fn label(&self, gradient: usize) -> Option<&str> {
+        self.labels.get(gradient)
     }
 
     /// What the plan takes of the device's memory, in bytes: tables, partials, parameters and the record.

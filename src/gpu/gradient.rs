@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::labels::Labels;
 use super::region::{Extent, Region};
 use crate::rows::Rows;
-use crate::{DType, Error};
+use crate::{DType, Error, GradientId};
 
 /// One gradient: a whole buffer, or a range of one that holds other things too.
 ///
@@ -19,6 +20,7 @@ pub struct Gradient<'a> {
     scaled: bool,
     rows: u64,
     parameter: Option<Parameter<'a>>,
+    label: Option<&'a str>,
 }
 
 /// The parameter that a gradient is of: a whole buffer, or a range of one. It is only read, and only by a
@@ -33,7 +35,14 @@ impl<'a> Gradient<'a> {
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
         let region = Region::new(buffer, dtype);
-        Self { region, group: 0, measured: true, scaled: true, rows: 1, parameter: None }
+        Self { region, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
+    }
+
+    /// Names it in errors, which otherwise have its index only: the name of its parameter, say. The plan keeps the label:
+    /// see [`ClipPlan::label`](crate::ClipPlan::label).
+    #[must_use]
+    pub const fn label(self, label: &'a str) -> Self {
+        Self { label: Some(label), ..self }
     }
 
     /// Only these elements, counted from the start of the buffer. The range may begin at any element and may be empty.
@@ -136,6 +145,7 @@ impl Span {
 /// Gradients that have been checked.
 #[derive(Debug)]
 pub(super) struct Set<'a> {
+    pub(super) labels: Labels,
     /// The distinct buffers, in order of their first appearance.
     pub(super) buffers: Vec<&'a wgpu::Buffer>,
     /// The gradients.
@@ -162,33 +172,35 @@ impl<'a> Set<'a> {
                 buffers.len() - 1
             })
         };
+        let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
         let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
         let mut parameters = Vec::new();
         let mut all_rows = Rows::default();
         for (index, gradient) in gradients.iter().enumerate() {
-            let &Gradient { ref region, group, measured, scaled, rows, ref parameter } = gradient;
+            let &Gradient { ref region, group, measured, scaled, rows, ref parameter, label } = gradient;
+            let id = || GradientId::new(index, label);
             if group >= groups {
-                return Err(Error::Group { gradient: index, given: group, groups });
+                return Err(Error::Group { gradient: id(), given: group, groups });
             }
-            let elements = region.elements(index)?;
+            let elements = region.elements(&id)?;
             let len = elements.end - elements.start;
             let buffer = index_of(region.buffer);
             let dtype = region.dtype;
             let span =
                 Span { buffer, dtype, start: elements.start, len, gradient: index, group, measured, scaled };
-            all_rows.check(index, rows, len)?;
+            all_rows.check(&id, rows, len)?;
             spans.push(span);
             rows_of.push(rows);
             if with_parameters {
                 parameters.push(match parameter {
-                    Some(parameter) => Some(parameter.of(&span, &mut index_of)?),
-                    None if measured => return Err(Error::NoParameter { gradient: index }),
+                    Some(parameter) => Some(parameter.of(&span, &id, &mut index_of)?),
+                    None if measured => return Err(Error::NoParameter { gradient: id() }),
                     None => None,
                 });
             }
         }
-        check_overlaps(&spans)?;
-        Ok(Self { buffers, spans, rows: rows_of, parameters })
+        check_overlaps(&spans, &labels)?;
+        Ok(Self { labels, buffers, spans, rows: rows_of, parameters })
     }
 }
 
@@ -197,14 +209,14 @@ impl<'a> Parameter<'a> {
     fn of(
         &self,
         gradient: &Span,
+        id: &dyn Fn() -> GradientId,
         index_of: &mut impl FnMut(&'a wgpu::Buffer) -> usize,
     ) -> Result<Span, Error> {
-        let index = gradient.gradient;
         let elements =
-            self.region.elements(index).map_err(|error| Error::Parameter { error: Box::new(error) })?;
+            self.region.elements(id).map_err(|error| Error::Parameter { error: Box::new(error) })?;
         let len = elements.end - elements.start;
         if len != gradient.len {
-            return Err(Error::ParameterLength { gradient: index, given: len, needed: gradient.len });
+            return Err(Error::ParameterLength { gradient: id(), given: len, needed: gradient.len });
         }
         let (buffer, dtype) = (index_of(self.region.buffer), self.region.dtype);
         Ok(Span { buffer, dtype, start: elements.start, scaled: false, ..*gradient })
@@ -218,13 +230,14 @@ pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
     order
 }
 
-fn check_overlaps(spans: &[Span]) -> Result<(), Error> {
+fn check_overlaps(spans: &[Span], labels: &Labels) -> Result<(), Error> {
     for pair in in_address_order(spans).windows(2) {
         let (first, second) = (&spans[pair[0]], &spans[pair[1]]);
         let (one, other) = (first.bytes(), second.bytes());
         if first.buffer == second.buffer && other.start < one.end {
             let (start, end) = (other.start, one.end.min(other.end));
-            return Err(Error::Overlap { first: pair[0], second: pair[1], start, end });
+            let [first, second] = [pair[0], pair[1]].map(|index| GradientId::new(index, labels.get(index)));
+            return Err(Error::Overlap { first, second, start, end });
         }
     }
     Ok(())

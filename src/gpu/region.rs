@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::{DType, Error};
+use super::watched::is_mapped;
+use crate::{DType, Error, GradientId};
 
 /// A whole buffer, or a range of one that holds other things too.
 #[derive(Clone, Debug)]
@@ -28,23 +29,26 @@ impl<'a> Region<'a> {
         Self { extent, ..self }
     }
 
-    /// The elements that it covers, if they are whole ones inside a buffer that can be bound; `index` is for the error.
-    pub(super) fn elements(&self, index: usize) -> Result<Range<u64>, Error> {
-        self.check_usage(index)?;
-        let bytes = self.bytes(index)?;
+    /// The elements that it covers, if they are whole ones inside a buffer that can be bound; `id` is for the error.
+    pub(super) fn elements(&self, id: &dyn Fn() -> GradientId) -> Result<Range<u64>, Error> {
+        self.check_usage(id)?;
+        let bytes = self.bytes(id)?;
+        if !bytes.is_empty() && is_mapped(self.buffer) {
+            return Err(Error::Mapped { gradient: id() });
+        }
         let size = self.dtype.size();
         Ok(bytes.start / size..bytes.end / size)
     }
 
-    fn check_usage(&self, index: usize) -> Result<(), Error> {
+    fn check_usage(&self, id: &dyn Fn() -> GradientId) -> Result<(), Error> {
         let given = self.buffer.usage();
         if given.contains(wgpu::BufferUsages::STORAGE) {
             return Ok(());
         }
-        Err(Error::Usage { gradient: index, given: format!("{given:?}"), needed: "STORAGE" })
+        Err(Error::Usage { gradient: id(), given: format!("{given:?}"), needed: "STORAGE" })
     }
 
-    fn bytes(&self, index: usize) -> Result<Range<u64>, Error> {
+    fn bytes(&self, id: &dyn Fn() -> GradientId) -> Result<Range<u64>, Error> {
         let (size, len) = (self.dtype.size(), self.buffer.size());
         let Range { start, end } = match &self.extent {
             Extent::Whole => 0..len,
@@ -53,7 +57,7 @@ impl<'a> Region<'a> {
             Extent::Bytes(range) => range.clone(),
         };
         if start > end || end > len {
-            return Err(Error::OutOfBounds { gradient: index, start, end, len });
+            return Err(Error::OutOfBounds { gradient: id(), start, end, len });
         }
         for (what, given, multiple) in
             [("offset", start, size), ("length", end - start, size), ("buffer", len, 4)]
@@ -61,7 +65,7 @@ impl<'a> Region<'a> {
             // A shader sees words of 4 bytes: a buffer may end within one only if the gradient does not reach there.
             let matters = what != "buffer" || end.next_multiple_of(4) > len;
             if matters && !given.is_multiple_of(multiple) {
-                return Err(Error::Misaligned { gradient: index, what, given, multiple });
+                return Err(Error::Misaligned { gradient: id(), what, given, multiple });
             }
         }
         Ok(start..end)

@@ -10,8 +10,8 @@ use crate::clip::Operation;
 use crate::cpu::Gradient;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
-use crate::gpu::scope::{guarded, now_or_never};
-use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, ReadBack, gpu};
+use crate::gpu::watched::{Watched, now_or_never};
+use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
 const ARENA_BYTES: u64 = 1 << 30;
@@ -58,10 +58,15 @@ impl Gpu {
         self.clipper.device()
     }
 
+    fn watched(&self) -> &Watched {
+        self.clipper.watched()
+    }
+
     pub(super) fn clip(
         &self,
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
+        total_norm: Option<f32>,
     ) -> Result<(Vec<ClipRecord>, Timings), Error> {
         let start = Instant::now();
         let operation = Clip::all_checked(clips)?[0];
@@ -71,6 +76,9 @@ impl Gpu {
         let arenas = self.allocate(&sizes)?;
         let on_device = on_device(gradients, &parts, &arenas);
         let plan = self.clipper.prepare_groups(&on_device, clips).map_err(in_slices)?;
+        if let Some(total_norm) = total_norm {
+            plan.supply_norm(&self.queue, total_norm)?;
+        }
         self.upload(&slices, &parts, &arenas)?;
         let upload = start.elapsed();
 
@@ -110,14 +118,16 @@ impl Gpu {
         let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.encode(&mut encoder);
         let ticket = plan.record_buffer().map(|_| plan.read_back_all(&mut encoder));
-        self.queue.submit([encoder.finish()]);
-        self.wait();
+        self.watched().guarded("the clip of the gradients", 0, || {
+            self.queue.submit([encoder.finish()]);
+            self.wait()
+        })?;
         ticket.map_or(Ok(Vec::new()), ReadBack::wait)
     }
 
     fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        guarded(self.device(), "the gradients", sizes.iter().sum(), || {
+        self.watched().guarded("the gradients", sizes.iter().sum(), || {
             let buffer = |&size| {
                 let label = Some("gradclip.arena");
                 self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -127,7 +137,7 @@ impl Gpu {
                     mapped_at_creation: false,
                 })
             };
-            sizes.iter().map(buffer).collect()
+            Ok(sizes.iter().map(buffer).collect())
         })
     }
 
@@ -137,7 +147,7 @@ impl Gpu {
         parts: &[Part],
         arenas: &[wgpu::Buffer],
     ) -> Result<(), Error> {
-        guarded(self.device(), "the upload of the gradients", CHUNK_BYTES, || {
+        self.watched().guarded("the upload of the gradients", CHUNK_BYTES, || {
             let mut in_flight = 0;
             for part in parts {
                 let bytes = &slices[part.slice].0[part.range.clone()];
@@ -148,13 +158,13 @@ impl Gpu {
                     in_flight += chunk.len() as u64;
                     if in_flight >= CHUNK_BYTES {
                         self.queue.submit([]);
-                        self.wait();
+                        self.wait()?;
                         in_flight = 0;
                     }
                 }
             }
             self.queue.submit([]);
-            self.wait();
+            self.wait()
         })
     }
 
@@ -197,13 +207,13 @@ impl Gpu {
     }
 
     fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
-        guarded(self.device(), "the way back of the gradients", size, || {
-            self.device().create_buffer(&wgpu::BufferDescriptor {
+        self.watched().guarded("the way back of the gradients", size, || {
+            Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.download"),
                 size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
-            })
+            }))
         })
     }
 
@@ -216,7 +226,7 @@ impl Gpu {
     ) -> Result<(), Error> {
         let size = chunk.end - chunk.start;
         let (sender, receiver) = oneshot_channel();
-        guarded(self.device(), "the way back of the gradients", size, || {
+        self.watched().guarded("the way back of the gradients", size, || {
             let mut encoder =
                 self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);
@@ -225,8 +235,8 @@ impl Gpu {
                 // The receiver outlives the wait below.
                 let _ = sender.send(mapped.is_ok());
             });
+            self.wait()
         })?;
-        self.wait();
         if now_or_never(receiver.receive()).flatten() != Some(true) {
             return Err(Error::DeviceLost);
         }
@@ -235,10 +245,9 @@ impl Gpu {
         Ok(())
     }
 
-    fn wait(&self) {
-        if let Err(error) = self.device().poll(wgpu::PollType::wait_indefinitely()) {
-            log::warn!("waiting for the device: {error}");
-        }
+    /// Waits for all that has been submitted.
+    fn wait(&self) -> Result<(), Error> {
+        self.watched().poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ())
     }
 }
 
@@ -273,7 +282,7 @@ fn slices<'a>(gradients: &'a [Gradient<'_>], operation: &Operation) -> Vec<(&'a 
 
 /// The gradients as they lie on the device.
 fn on_device<'a>(
-    gradients: &[Gradient<'_>],
+    gradients: &[Gradient<'a>],
     parts: &[Part],
     arenas: &'a [wgpu::Buffer],
 ) -> Vec<gpu::Gradient<'a>> {
@@ -284,6 +293,7 @@ fn on_device<'a>(
         // What has rows or a parameter is in one part, and so are all others then.
         let rows = if part.range.len() == gradient.bytes().len() { gradient.rows as u64 } else { 1 };
         let on_device = on_device.group(gradient.group).rows(rows);
+        let on_device = gradient.label.map_or(on_device.clone(), |label| on_device.label(label));
         let on_device = if gradient.measured { on_device } else { on_device.unmeasured() };
         let on_device = if gradient.scaled { on_device } else { on_device.unscaled() };
         match (gradient.parameter_bytes(), parts.get(gradients.len() + part.slice)) {
@@ -335,15 +345,15 @@ fn records_in_slices(records: Vec<ClipRecord>, parts: &[Part]) -> Vec<ClipRecord
 
 /// An error about parts, as one about the slices that they belong to.
 fn in_slices(error: Error, parts: &[Part]) -> Error {
-    let slice = |part: usize| parts[part].slice;
+    let slice = |part: GradientId| GradientId { index: parts[part.index].slice, ..part };
     match error {
         Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
         Error::EmptyRows { gradient, rows, most } => {
             Error::EmptyRows { gradient: slice(gradient), rows, most }
         }
-        Error::NonFinite { gradient, total_norm } => {
-            Error::NonFinite { gradient: gradient.map(slice), total_norm }
+        Error::NonFinite { gradient, total_norm, record } => {
+            Error::NonFinite { gradient: gradient.map(slice), total_norm, record }
         }
         other => other,
     }
@@ -466,7 +476,7 @@ mod tests {
         };
         let clip = Clip::by_global_norm(1.0).loss_scale(4.0);
         let ((mut body, mut head), (mut expected, mut head_expected)) = (make(), make());
-        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip]);
+        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip], None);
         let mut gradients = [Gradient::f32(&mut expected), Gradient::bf16(&mut head_expected)];
         let record = crate::cpu::clip_groups(&mut gradients, &[clip]).unwrap()[0];
         let found = outcome.unwrap().0[0];
@@ -475,15 +485,28 @@ mod tests {
         assert!(pairs.all(|(x, y)| (x - y).abs() <= 1e-6 * y.abs()), "the parts are in their places");
         assert_eq!(head, head_expected);
 
+        let (mut body, mut whole) = (make().0, make().0);
+        let supplied = Clip::by_supplied_norm(1.0);
+        let records = gpu.clip(&mut [Gradient::f32(&mut body)], &[supplied], Some(8.0)).unwrap().0;
+        let record = crate::cpu::clip_with_norm(&mut [Gradient::f32(&mut whole)], supplied, 8.0).unwrap();
+        assert_eq!((records, &body), (vec![record], &whole));
+
         // In the third part of the second gradient.
         expected[150_000] = f32::NAN;
         let mut gradients = [Gradient::bf16(&mut head), Gradient::f32(&mut expected)];
-        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()]).unwrap();
+        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()], None).unwrap();
         assert_eq!(records[0].first_non_finite(), Some(1));
-        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)]);
-        assert!(matches!(error, Err(Error::NonFinite { gradient: Some(1), .. })), "{error:?}");
-        let error = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip]);
-        assert!(matches!(error, Err(Error::Group { gradient: 1, given: 1, groups: 1 })), "{error:?}");
+        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)], None);
+        assert!(
+            matches!(error, Err(Error::NonFinite { gradient: Some(GradientId { index: 1, .. }), .. })),
+            "{error:?}"
+        );
+        let error =
+            gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip], None);
+        assert!(
+            matches!(error, Err(Error::Group { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })),
+            "{error:?}"
+        );
     }
 
     #[test]
@@ -493,9 +516,9 @@ mod tests {
         let count = Clip::by_global_norm(1.0).norm_type(crate::NormType::P(0.0));
         for clip in [Clip::by_norm(1.0), Clip::by_rms(0.5), count] {
             let mut gradients = [Gradient::f32(&mut small), Gradient::f32(&mut large)];
-            let error = gpu.clip(&mut gradients, &[clip]).unwrap_err();
+            let error = gpu.clip(&mut gradients, &[clip], None).unwrap_err();
             assert!(matches!(error, Error::Limit { name: "max_buffer_size", .. }), "{error}");
-            assert!(gpu.clip(&mut gradients[..1], &[clip]).is_ok());
+            assert!(gpu.clip(&mut gradients[..1], &[clip], None).is_ok());
         }
     }
 }

@@ -141,7 +141,7 @@ fn the_table_names_the_software_adapter_and_the_plot_is_an_svg() {
     let output = command_line.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let table = String::from_utf8(output.stdout).unwrap();
-    let software = table.contains("software adapter: what it shows says nothing about GPU speed");
+    let software = table.contains("software adapter. Its times say nothing about GPU speed");
     let devices: Value =
         serde_json::from_slice(&command(&["devices", "--json"]).output().unwrap().stdout).unwrap();
     assert_eq!(devices["adapters"][0]["software"], software, "{table}");
@@ -232,6 +232,7 @@ fn lines_that_cannot_be_checked_are_an_error() {
         (vec![good.clone(), bad], "bad.jsonl, line 2"),
         (vec![folder.path().join("none.jsonl")], "none.jsonl"),
         (vec![good.clone(), "--rated".into(), "0".into()], "--rated"),
+        (vec![good.clone(), "--rated".into(), "NaN".into()], "--rated"),
     ] {
         let output = command(&["bench", "--check"]).args(&args).output().unwrap();
         let message = String::from_utf8(output.stderr.clone()).unwrap();
@@ -247,9 +248,13 @@ fn what_cannot_be_measured_is_an_error() {
     for (args, named) in [
         (&["--only", "no such set"][..], "--only"),
         (&["--max-bytes", "1K"], "--max-bytes"),
-        (&["--seconds", "inf"], "inf seconds"),
         (&["--device", "no such GPU"], "no such GPU"),
         (&["--plot", "/no/such/folder/plot.svg", "--max-bytes", "4K"], "/no/such/folder"),
+        (&["--plot", ".", "--max-bytes", "4K"], "cannot write ."),
+        (&["--save", ".", "--max-bytes", "4K"], "cannot write ."),
+        (&["--save", "x", "--plot", "./x", "--max-bytes", "4K"], "another file of this command"),
+        (&["--only", "cpu/*/norm", "--plot", "x.svg", "--max-bytes", "4K"], "nothing to plot"),
+        (&["--only", "resnet50", "--plot", "x.svg", "--max-bytes", "1M"], "nothing to plot"),
         (
             &["--only", "cpu/*/norm", "--only", "cpu/resnet50", "--max-bytes", "1K", "--plot", "x.svg"],
             "leave nothing",
@@ -261,4 +266,51 @@ fn what_cannot_be_measured_is_an_error() {
         let message = assert_fails(&output, &format!("{args:?}"));
         assert!(message.contains(named), "{args:?}: {message}");
     }
+}
+
+#[test]
+fn seconds_that_cannot_be_are_a_usage_error() {
+    for seconds in ["inf", "NaN", "-1", "1e300"] {
+        let output = command(&["bench", &format!("--seconds={seconds}")]).output().unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]), "{message}");
+        assert!(message.contains(seconds) && message.contains("--seconds"), "{message}");
+    }
+}
+
+/// The disk is found full when everything has been measured.
+#[test]
+#[cfg(unix)]
+fn what_was_measured_is_printed_whatever_fails_later() {
+    let limited = r#"trap "" XFSZ; ulimit -f 0; exec "$@""#;
+    let folder = tempfile::tempdir().unwrap();
+    let args =
+        ["bench", "--seconds=0", "--device=cpu", "--max-bytes=4K", "--only=2^10/f32", "--plot", "plot.svg"];
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_gradclip")]).args(args).current_dir(folder.path());
+    let output = shell.output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && message.contains("plot.svg: "), "{message}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("clip exceeded"), "{table}");
+
+    // A limit that the line of the machine fits into, and that of the rows does not.
+    let args = [
+        "bench",
+        "--seconds=0",
+        "--device=cpu",
+        "--max-bytes=16K",
+        "--only=cpu/2^1*/f32",
+        "--json",
+        "--save",
+        "rows",
+    ];
+    let mut shell = std::process::Command::new("sh");
+    let limited = limited.replace("-f 0", "-f 4");
+    shell.args(["-c", &limited, "sh", env!("CARGO_BIN_EXE_gradclip")]).args(args).current_dir(folder.path());
+    let output = shell.output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && message.contains("cannot write rows"), "{message}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.contains("2^10") && lines.contains("2^12"), "{lines}");
 }

@@ -53,7 +53,10 @@ fn devices_lists_the_cpu_path_and_the_choice() {
 #[test]
 fn every_device_clips_alike_in_every_way() {
     let (_folder, file) = folder_with(&mixed());
-    let ways: [&[&str]; 6] = [
+    let ways: [&[&str]; 9] = [
+        &["--exclude", "half", "--exclude", "w1"],
+        &["--total-norm", "7"],
+        &["--total-norm", "inf", "--nonfinite", "zero", "--loss-scale", "2"],
         &["--norm-type", "1"],
         &["--norm-type", "inf", "--loss-scale", "8"],
         &["--norm-type", "-inf"],

@@ -183,6 +183,23 @@ fn groups_have_limits_of_their_own() {
     assert_near(&report["total_norm_after"], 0.25, 20.0);
 }
 
+/// A norm of no tensors would be 0, or infinite for p < 0: neither says anything of these gradients.
+#[test]
+fn groups_without_tensors_have_no_norm() {
+    for more in [&[][..], &["--per-tensor"], &["--norm-type=-inf"]] {
+        let args = [&["--max-norm", "1", "--groups", "*=2"], more].concat();
+        let (report, _) = clip_tensors(&TENSORS, &args);
+        for key in ["total_norm", "total_norm_after", "clip_coef"] {
+            assert_eq!(report[key], Value::Null, "{more:?}: {key}");
+        }
+        assert!(report["groups"][0]["total_norm"].is_f64(), "{more:?}");
+        assert_eq!(report["non_finite"], false, "{more:?}");
+        let (_folder, file) = folder_with(&with_tensors(&TENSORS));
+        let table = String::from_utf8(clip(&file, &args).stdout).unwrap();
+        assert!(!table.contains("(others)"), "{table}");
+    }
+}
+
 #[test]
 fn by_themselves_tensors_have_the_limit_of_their_group() {
     let (report, after) = clip_tensors(&GROUPED, &[&GROUPS[..], &["--per-tensor"]].concat());

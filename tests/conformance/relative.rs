@@ -128,12 +128,12 @@ fn errors() -> Vec<Case> {
     let short = [own[0], f32.parameter(&[1.0; 2])];
     let [none, two] = [0, 2].map(|rows| [own[0], own[1].rows(rows)]);
     let mut cases = vec![
-        case("no_parameter", relative, &missing, Error::NoParameter { gradient: 1 }),
-        case("length", relative, &short, Error::ParameterLength { gradient: 1, given: 2, needed: 3 }),
-        case("rows", relative, &two, Error::Rows { gradient: 1, rows: 2, elements: 3 }),
-        case("rows_of_each", Own(1.0), &two, Error::Rows { gradient: 1, rows: 2, elements: 3 }),
-        case("rows_together", Norm(1.0), &two, Error::Rows { gradient: 1, rows: 2, elements: 3 }),
-        case("no_rows", relative, &none, Error::Rows { gradient: 1, rows: 0, elements: 3 }),
+        case("no_parameter", relative, &missing, Error::NoParameter { gradient: 1.into() }),
+        case("length", relative, &short, Error::ParameterLength { gradient: 1.into(), given: 2, needed: 3 }),
+        case("rows", relative, &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
+        case("rows_of_each", Own(1.0), &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
+        case("rows_together", Norm(1.0), &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
+        case("no_rows", relative, &none, Error::Rows { gradient: 1.into(), rows: 0, elements: 3 }),
     ];
     // Rows without elements are whatever a caller says; so there is a bound.
     let most = 1 << 20;
@@ -143,7 +143,11 @@ fn errors() -> Vec<Case> {
             [("most", [usize::MAX, 1], 0), ("beside_another", [1, 1 << 40], 1), ("together", [most, 2], 1)]
         {
             let name = format!("relative/error/empty_rows_{name}/{method:?}");
-            let error = Error::EmptyRows { gradient, rows: rows[gradient] as u64, most: most as u64 };
+            let error = Error::EmptyRows {
+                gradient: gradient.into(),
+                rows: rows[gradient] as u64,
+                most: most as u64,
+            };
             let roles = rows.map(empty);
             cases.push(Case::of(name, &[&[], &[]], method, Expect::Error(error)).roles(&roles));
         }

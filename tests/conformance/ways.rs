@@ -109,9 +109,11 @@ fn policies() -> Vec<Case> {
                         _ => INF,
                     };
                     let expect = match kind {
-                        "nan" | "infinity" => {
-                            Expect::Error(Error::NonFinite { gradient: Some(2), total_norm })
-                        }
+                        "nan" | "infinity" => Expect::Error(Error::NonFinite {
+                            gradient: Some(2.into()),
+                            total_norm,
+                            record: None,
+                        }),
                         _ => Expect::Definition,
                     };
                     let options = options.non_finite(NonFinite::Error);
@@ -397,7 +399,7 @@ fn each() -> Vec<Case> {
         let options = options(Own(1.0)).norm_type(norm_type);
         cases.push(row(format!("each/{norm_type:?}"), contents, options));
     }
-    let error = Error::NonFinite { gradient: Some(1), total_norm: INF };
+    let error = Error::NonFinite { gradient: Some(1.into()), total_norm: INF, record: Some(1) };
     let options = options(Own(1.0)).non_finite(NonFinite::Error);
     // The first gradient could be clipped, had there been no error.
     let within: &[&[f32]] = &[&[0.25], &[INF, 1.0], &[NAN]];
@@ -575,26 +577,30 @@ fn errors() -> Vec<Case> {
         rows.push((options(Rms(1.0)).norm_type(given), Error::NormType { given }));
     }
     for method in [Value(1.0), Range(0.0, 1.0)] {
-        for options in [
-            options(method).norm_type(NormType::L1),
-            options(method).non_finite(NonFinite::Skip),
-            options(method).loss_scale(2.0),
-            options(method).coefficient_only(),
+        let clip = if matches!(method, Value(_)) { "Clip::by_value" } else { "Clip::by_value_range" };
+        for (options, what) in [
+            (options(method).norm_type(NormType::L1), "norm_type"),
+            (options(method).non_finite(NonFinite::Skip), "non_finite"),
+            (options(method).loss_scale(2.0), "loss_scale"),
+            (options(method).coefficient_only(), "coefficient_only"),
         ] {
-            rows.push((options, Error::NeedsNorm));
+            rows.push((options, Error::NeedsNorm { what, clip }));
         }
     }
-    for (methods, second) in [
-        (vec![Norm(1.0), Own(1.0)], 1),
-        (vec![Norm(1.0), Norm(2.0), Value(1.0)], 2),
-        (vec![Value(1.0), Norm(1.0)], 1),
-        (vec![Own(1.0), Rms(1.0)], 1),
+    for (methods, second, option, given) in [
+        (vec![Norm(1.0), Own(1.0)], 1, "scope", ["Global", "Tensor"]),
+        (vec![Norm(1.0), Norm(2.0), Value(1.0)], 2, "kind", ["by norm", "by value"]),
+        (vec![Value(1.0), Norm(1.0)], 1, "kind", ["by value", "by norm"]),
+        (vec![Own(1.0), Rms(1.0)], 1, "scope", ["Tensor", "TensorRms"]),
     ] {
-        rows.push((Options::groups(&methods), Error::Groups { first: 0, second }));
+        let given = given.map(String::from);
+        rows.push((Options::groups(&methods), Error::Groups { first: 0, second, option, given }));
     }
     rows.push((Options::groups(&[]), Error::NoClip));
     // The invalid limit of a group that has no gradients.
-    rows.push((Options::groups(&[Norm(1.0), Norm(-2.0)]), Error::MaxNorm { given: -2.0 }));
+    rows.push((Options::groups(&[Norm(1.0), Norm(-2.0)]), {
+        Error::InGroup { group: 1, error: Box::new(Error::MaxNorm { given: -2.0 }) }
+    }));
     let contents: &[&[f32]] = &[&[3.0], &[4.0]];
     let case = |(options, error)| {
         let name = format!("error/{options:?}");
@@ -603,7 +609,7 @@ fn errors() -> Vec<Case> {
     let mut cases: Vec<_> = rows.into_iter().map(case).collect();
     for (groups, given) in [(1, 1), (1, 7), (2, 2)] {
         let options = Options::groups(&vec![Norm(1.0); groups]);
-        let error = Expect::Error(Error::Group { gradient: 1, given, groups });
+        let error = Expect::Error(Error::Group { gradient: 1.into(), given, groups });
         let name = format!("error/group_{given}_of_{groups}");
         cases.push(Case::of(name, contents, options, error).roles(&[f32, f32.group(given)]));
     }

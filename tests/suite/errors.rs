@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use gradclip::wgpu::{self, BufferUsages};
-use gradclip::{Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, cpu};
+use gradclip::{
+    Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, StepCounts, cpu,
+};
 
 use crate::common::least_limits;
 
@@ -89,8 +91,8 @@ fn a_gradient_must_lie_in_its_buffer() {
     let noop = Noop::new(wgpu::Limits::default());
     let clipper = noop.clipper();
     let (good, ragged) = (noop.storage(16), noop.storage(10));
-    let outside = |start, end| Error::OutOfBounds { gradient: 1, start, end, len: 16 };
-    let misaligned = |what, given| Error::Misaligned { gradient: 1, what, given, multiple: 4 };
+    let outside = |start, end| Error::OutOfBounds { gradient: 1.into(), start, end, len: 16 };
+    let misaligned = |what, given| Error::Misaligned { gradient: 1.into(), what, given, multiple: 4 };
     let rows = [
         (f32s(&good).elements(0..5), outside(0, 20)),
         (f32s(&good).elements(4..5), outside(16, 20)),
@@ -126,16 +128,17 @@ fn a_parameter_must_lie_in_its_buffer() {
     let parameter = |buffer| Parameter::new(buffer, DType::F32);
     let clip = Clip::by_parameter_norm(0.01, 1e-3);
     let of_parameter = |error| Error::Parameter { error: Box::new(error) };
-    let usage = Error::Usage { gradient: 0, given: "BufferUsages(COPY_SRC)".into(), needed: "STORAGE" };
+    let usage =
+        Error::Usage { gradient: 0.into(), given: "BufferUsages(COPY_SRC)".into(), needed: "STORAGE" };
     for (parameter, expected) in [
         (parameter(&long).elements(13..17), {
-            of_parameter(Error::OutOfBounds { gradient: 0, start: 52, end: 68, len: 64 })
+            of_parameter(Error::OutOfBounds { gradient: 0.into(), start: 52, end: 68, len: 64 })
         }),
         (parameter(&long).bytes(2..18), {
-            of_parameter(Error::Misaligned { gradient: 0, what: "offset", given: 2, multiple: 4 })
+            of_parameter(Error::Misaligned { gradient: 0.into(), what: "offset", given: 2, multiple: 4 })
         }),
         (parameter(&unbindable), of_parameter(usage)),
-        (parameter(&long), Error::ParameterLength { gradient: 0, given: 16, needed: 4 }),
+        (parameter(&long), Error::ParameterLength { gradient: 0.into(), given: 16, needed: 4 }),
     ] {
         let gradient = f32s(&good).parameter(parameter);
         assert_eq!(noop.clipper().prepare(std::slice::from_ref(&gradient), clip).unwrap_err(), expected);
@@ -153,8 +156,11 @@ fn a_buffer_must_be_storage() {
     let noop = Noop::new(wgpu::Limits::default());
     let (good, bad) = (noop.storage(16), noop.buffer(16, BufferUsages::COPY_SRC | BufferUsages::UNIFORM));
     let error = noop.clipper().prepare(&[f32s(&good), f32s(&bad)], NORM).unwrap_err();
-    let expected =
-        Error::Usage { gradient: 1, given: "BufferUsages(COPY_SRC | UNIFORM)".into(), needed: "STORAGE" };
+    let expected = Error::Usage {
+        gradient: 1.into(),
+        given: "BufferUsages(COPY_SRC | UNIFORM)".into(),
+        needed: "STORAGE",
+    };
     assert_eq!(error, expected);
 }
 
@@ -177,7 +183,11 @@ fn gradients_must_not_overlap() {
     ];
     for (gradients, (first, second, start, end)) in rows {
         let error = clipper.prepare(&gradients, NORM).unwrap_err();
-        assert_eq!(error, Error::Overlap { first, second, start, end }, "{gradients:?}");
+        assert_eq!(
+            error,
+            Error::Overlap { first: first.into(), second: second.into(), start, end },
+            "{gradients:?}"
+        );
     }
 }
 
@@ -247,23 +257,26 @@ fn groups_must_have_clips_of_one_kind() {
     let clipper = noop.clipper();
     let buffer = noop.storage(16);
     let in_group = |group| [f32s(&buffer).elements(0..1), f32s(&buffer).elements(1..2).group(group)];
-    let group = |given, groups| Error::Group { gradient: 1, given, groups };
+    let group = |given, groups| Error::Group { gradient: 1.into(), given, groups };
     assert_eq!(clipper.prepare(&in_group(1), NORM).unwrap_err(), group(1, 1));
     assert_eq!(clipper.prepare_groups(&in_group(9), &[NORM; 3]).unwrap_err(), group(9, 3));
     assert_eq!(clipper.prepare_groups(&[], &[]).unwrap_err(), Error::NoClip);
     let other = Clip::by_global_norm(2.0);
-    for odd in [
-        other.norm_type(NormType::L1),
-        other.non_finite(NonFinite::Zero),
-        other.loss_scale(2.0),
-        other.epsilon(Epsilon::None),
-        other.coefficient_only(),
-        Clip::by_norm(1.0),
-        Clip::by_supplied_norm(1.0),
-        Clip::by_value(1.0),
+    for (odd, option, given) in [
+        (other.norm_type(NormType::L1), "norm_type", ["L2", "L1"]),
+        (other.non_finite(NonFinite::Zero), "non_finite", ["Propagate", "Zero"]),
+        (other.loss_scale(2.0), "the inverse of loss_scale", ["1.0", "0.5"]),
+        (other.epsilon(Epsilon::None), "epsilon", ["1e-6", "0.0"]),
+        (other.coefficient_only(), "coefficient_only", ["false", "true"]),
+        (other.tensor_stats(), "tensor_stats", ["false", "true"]),
+        (other.count_steps(), "count_steps", ["false", "true"]),
+        (Clip::by_norm(1.0), "scope", ["Global", "Tensor"]),
+        (Clip::by_supplied_norm(1.0), "scope", ["Global", "Supplied"]),
+        (Clip::by_value(1.0), "kind", ["by norm", "by value"]),
     ] {
         let error = clipper.prepare_groups(&in_group(2), &[NORM, other, odd]).unwrap_err();
-        assert_eq!(error, Error::Groups { first: 0, second: 2 }, "{odd:?}");
+        let given = given.map(String::from);
+        assert_eq!(error, Error::Groups { first: 0, second: 2, option, given }, "{odd:?}");
     }
     // The same p by two names.
     clipper.prepare_groups(&in_group(1), &[NORM, other.norm_type(NormType::P(2.0))]).unwrap();
@@ -285,21 +298,31 @@ fn changes_must_make_sense() {
     let limits = |given| Err(Error::Limits { given, groups: 2 });
     assert_eq!(norms.set_max_norms(queue, &[]), limits(0));
     assert_eq!(norms.set_max_norms(queue, &[1.0; 3]), limits(3));
-    assert_eq!(norms.copy_max_norm(&mut encoder, 2, &numbers, 0), limits(3));
+    assert_eq!(
+        norms.copy_max_norm(&mut encoder, 2, &numbers, 0),
+        Err(Error::NoGroup { given: 2, groups: 2 })
+    );
     assert_eq!(each.set_max_norms(queue, &[1.0; 2]), Err(Error::Limits { given: 2, groups: 1 }));
     for given in [-1.0, -1e-45] {
-        assert_eq!(norms.set_max_norms(queue, &[1.0, given]), Err(Error::MaxNorm { given }));
+        let error = Error::InGroup { group: 1, error: Box::new(Error::MaxNorm { given }) };
+        assert_eq!(norms.set_max_norms(queue, &[1.0, given]), Err(error));
+        assert_eq!(each.set_max_norms(queue, &[given]), Err(Error::MaxNorm { given }));
     }
-    assert!(matches!(norms.set_max_norms(queue, &[f32::NAN, 1.0]), Err(Error::MaxNorm { .. })));
+    assert!(matches!(norms.set_max_norms(queue, &[f32::NAN, 1.0]), Err(Error::InGroup { group: 0, .. })));
     for given in [0.0, -1.0, f32::INFINITY, 1e-45] {
         assert_eq!(norms.set_loss_scale(queue, given), Err(Error::LossScale { given }));
     }
 
-    assert_eq!(clamp.set_max_norms(queue, &[1.0]), Err(Error::NeedsNorm));
-    assert_eq!(clamp.set_loss_scale(queue, 2.0), Err(Error::NeedsNorm));
-    assert_eq!(clamp.copy_max_norm(&mut encoder, 0, &numbers, 0), Err(Error::NeedsNorm));
-    assert_eq!(clamp.copy_inverse_loss_scale(&mut encoder, &numbers, 0), Err(Error::NeedsNorm));
-    assert_eq!(each.copy_max_norm(&mut encoder, 0, &numbers, 0), Err(Error::NeedsNorm));
+    let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
+    assert_eq!(clamp.set_max_norms(queue, &[1.0]), needs_norm("set_max_norms"));
+    assert_eq!(clamp.set_loss_scale(queue, 2.0), needs_norm("set_loss_scale"));
+    assert_eq!(clamp.copy_max_norm(&mut encoder, 0, &numbers, 0), needs_norm("copy_max_norm"));
+    assert_eq!(
+        clamp.copy_inverse_loss_scale(&mut encoder, &numbers, 0),
+        needs_norm("copy_inverse_loss_scale")
+    );
+    let not_by_group = Error::NotByGroup { what: "copy_max_norm" };
+    assert_eq!(each.copy_max_norm(&mut encoder, 0, &numbers, 0), Err(not_by_group));
     for measures in [&norms, &each, &clamp] {
         assert_eq!(measures.supply_norm(queue, 1.0), Err(Error::MeasuresItself));
         assert_eq!(measures.copy_norm(&mut encoder, &numbers, 0), Err(Error::MeasuresItself));
@@ -331,7 +354,7 @@ fn a_norm_is_supplied_to_those_who_need_it() {
     for measures in [NORM, Clip::by_norm(1.0), Clip::by_rms(1.0), Clip::by_value(1.0)] {
         assert_eq!(cpu::clip_with_norm(&mut [], measures, 1.0), Err(Error::MeasuresItself));
     }
-    let error = Error::NonFinite { gradient: None, total_norm: f32::INFINITY };
+    let error = Error::NonFinite { gradient: None, total_norm: f32::INFINITY, record: None };
     let clip = supplied.non_finite(NonFinite::Error);
     assert_eq!(cpu::clip_with_norm(&mut [], clip, f32::INFINITY), Err(error));
 }
@@ -340,18 +363,101 @@ fn a_norm_is_supplied_to_those_who_need_it() {
 fn a_buffer_must_be_of_this_device_and_alive() {
     let noop = Noop::new(wgpu::Limits::default());
     let clipper = noop.clipper();
-    let good = noop.storage(64);
+    let (good, empty) = (noop.storage(64), noop.storage(0));
     let foreign = noop.sibling().storage(64);
     let dead = noop.storage(64);
     dead.destroy();
+    let is_refused = |error: &Error, index| matches!(error, Error::Refused { gradient, message } if gradient.as_ref().is_some_and(|gradient| gradient.index == index) && !message.is_empty());
     for bad in [&foreign, &dead] {
         for clip in [NORM, NORM.coefficient_only(), Clip::by_value(1.0)] {
-            let error = clipper.prepare(&[f32s(&good), f32s(bad)], clip).unwrap_err();
-            assert!(matches!(&error, Error::Refused { message } if !message.is_empty()), "{error:?}");
+            let gradients = [f32s(&empty), f32s(&good).elements(0..4), f32s(bad), f32s(&good).elements(4..8)];
+            let error = clipper.prepare(&gradients, clip).unwrap_err();
+            assert!(is_refused(&error, 2), "{error:?}");
+        }
+        let parameters = [&good, bad].map(|buffer| Parameter::new(buffer, DType::F32).elements(0..4));
+        let gradients = parameters.map(|parameter| (f32s(&good), parameter));
+        let gradients: Vec<_> = (0..)
+            .zip(gradients)
+            .map(|(at, (gradient, parameter))| gradient.elements(4 * at..4 * at + 4).parameter(parameter))
+            .collect();
+        match clipper.prepare(&gradients, Clip::by_parameter_norm(0.1, 1e-3)).unwrap_err() {
+            Error::Parameter { error } => assert!(is_refused(&error, 1), "{error:?}"),
+            error => panic!("{error:?}"),
         }
     }
     // A failure leaves nothing behind.
     clipper.prepare(&[f32s(&good)], NORM).unwrap();
+}
+
+/// wgpu would say so when the plan is submitted, and name no gradient.
+#[test]
+fn a_buffer_must_not_be_mapped() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let good = noop.storage(64);
+    let mapped = noop.device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 64,
+        usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC,
+        mapped_at_creation: true,
+    });
+    let error = Error::Mapped { gradient: 1.into() };
+    assert_eq!(clipper.prepare(&[f32s(&good), f32s(&mapped)], NORM).unwrap_err(), error);
+    let gradient = f32s(&good).parameter(Parameter::new(&mapped, DType::F32));
+    let error = Error::Parameter { error: Box::new(Error::Mapped { gradient: 0.into() }) };
+    assert_eq!(clipper.prepare(&[gradient], Clip::by_parameter_norm(0.1, 1e-3)).unwrap_err(), error);
+    let plan = clipper.prepare(&[f32s(&good)], Clip::by_supplied_norm(1.0)).unwrap();
+    let mut encoder = noop.encoder();
+    let error = plan.copy_norm(&mut encoder, &mapped, 0).unwrap_err();
+    assert!(matches!(error, Error::Refused { gradient: None, .. }), "{error:?}");
+    mapped.unmap();
+    clipper.prepare(&[f32s(&good), f32s(&mapped)], NORM).unwrap();
+    plan.copy_norm(&mut encoder, &mapped, 0).unwrap();
+    noop.queue.submit([encoder.finish()]);
+}
+
+/// wgpu would say so when the encoder is finished, which cannot be submitted then.
+#[test]
+fn a_number_is_copied_from_a_buffer_of_this_device_that_is_alive() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let buffer = noop.storage(16);
+    let plan = |clip| noop.clipper().prepare(&[f32s(&buffer)], clip).unwrap();
+    let (supplied, measures) = (plan(Clip::by_supplied_norm(1.0)), plan(NORM));
+    let foreign = noop.sibling().buffer(16, BufferUsages::COPY_SRC);
+    let dead = noop.buffer(16, BufferUsages::COPY_SRC);
+    dead.destroy();
+    let mut encoder = noop.encoder();
+    for bad in [&foreign, &dead] {
+        for outcome in [
+            supplied.copy_norm(&mut encoder, bad, 0),
+            measures.copy_max_norm(&mut encoder, 0, bad, 0),
+            measures.copy_inverse_loss_scale(&mut encoder, bad, 0),
+        ] {
+            let error = outcome.unwrap_err();
+            assert!(matches!(error, Error::Refused { gradient: None, .. }), "{error:?}");
+        }
+    }
+    noop.queue.submit([encoder.finish()]);
+}
+
+/// Without a handler of uncaptured errors that device panics.
+#[test]
+fn a_queue_of_another_device_is_refused() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let buffer = noop.storage(16);
+    let plan = |clip| noop.clipper().prepare(&[f32s(&buffer)], clip).unwrap();
+    let (supplied, measures) = (plan(Clip::by_supplied_norm(1.0)), plan(NORM.count_steps()));
+    let (_device, queue) =
+        pollster::block_on(noop.adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
+    for outcome in [
+        measures.set_max_norms(&queue, &[1.0]),
+        measures.set_loss_scale(&queue, 2.0),
+        measures.set_step_counts(&queue, &[StepCounts::default()]),
+        supplied.supply_norm(&queue, 1.0),
+    ] {
+        assert_eq!(outcome, Err(Error::Queue));
+    }
+    measures.set_max_norms(&noop.queue, &[1.0]).unwrap();
 }
 
 #[test]

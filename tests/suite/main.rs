@@ -7,6 +7,7 @@ mod errors;
 mod hazards;
 mod neighbours;
 mod properties;
+mod read_back_queue;
 mod rounding;
 mod slices;
 mod steps;

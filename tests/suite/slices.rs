@@ -88,7 +88,10 @@ fn errors_leave_the_slices_as_they_are() {
             (Clip::by_global_norm(-1.0), Error::MaxNorm { given: -1.0 }),
             (Clip::by_value(-1.0), Error::ClipValue { given: -1.0 }),
             (Clip::by_value_range(1.0, -1.0), Error::ClipRange { low: 1.0, high: -1.0 }),
-            (Clip::by_value(1.0).coefficient_only(), Error::NeedsNorm),
+            (
+                Clip::by_value(1.0).coefficient_only(),
+                Error::NeedsNorm { what: "coefficient_only", clip: "Clip::by_value" },
+            ),
         ];
         for (options, expected) in rows {
             let (outcome, after) = clip(gradients(), |slices| clipper.clip(slices, options));
@@ -167,7 +170,10 @@ fn only_what_is_not_finite_is_left_out() {
         let (mut a, mut b) = ([3.0, 4.0], [bf16::INFINITY, bf16::ONE, bf16::ONE]);
         let mut gradients = [Gradient::f32(&mut a), Gradient::f32(&mut []), Gradient::bf16(&mut b)];
         let error = clipper.clip_groups(&mut gradients, &clip(NonFinite::Error)).unwrap_err();
-        assert_eq!(error, Error::NonFinite { gradient: Some(2), total_norm: f32::INFINITY });
+        assert_eq!(
+            error,
+            Error::NonFinite { gradient: Some(2.into()), total_norm: f32::INFINITY, record: None }
+        );
 
         let records = clipper.clip_groups(&mut gradients, &clip(NonFinite::Skip)).unwrap().record;
         assert_eq!([0, 1, 2].map(|index: usize| records[index].skip()), [false, false, true]);
@@ -252,7 +258,7 @@ fn parameters_and_rows_go_along() {
         let clipper = SliceClipper::new(&choice).unwrap();
         let records = clipper.clip_groups(&mut gradients, &clips).unwrap().record;
         let error = clipper.clip_groups(&mut [Gradient::f32(&mut []).rows(0)], &clips);
-        assert_eq!(error.unwrap_err(), Error::Rows { gradient: 0, rows: 0, elements: 0 });
+        assert_eq!(error.unwrap_err(), Error::Rows { gradient: 0.into(), rows: 0, elements: 0 });
         (records, [a, b, c])
     });
     let [(cpu_records, on_cpu), (gpu_records, on_gpu)] = outcomes;

@@ -300,9 +300,10 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     assert_eq!(error, Error::Records { what: "counts", given: 1, records: 2 });
 
     let mut by_value = cpu::ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
-    assert_eq!(by_value.set_max_norms(&[1.0]), Err(Error::NeedsNorm));
-    assert_eq!(by_value.set_loss_scale(2.0), Err(Error::NeedsNorm));
-    assert_eq!(by_value.set_step_counts(&counts), Err(Error::NeedsNorm));
+    let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
+    assert_eq!(by_value.set_max_norms(&[1.0]), needs_norm("set_max_norms"));
+    assert_eq!(by_value.set_loss_scale(2.0), needs_norm("set_loss_scale"));
+    assert_eq!(by_value.set_step_counts(&counts), needs_norm("set_step_counts"));
 }
 
 #[test]
@@ -416,12 +417,33 @@ fn what_makes_no_sense_is_an_error() {
     let relative = Clip::by_parameter_norm(0.1, 1e-3).z_clip(good);
     assert_eq!(cpu::ClipPlan::new(&[relative]).unwrap_err(), Error::TwoLimits);
     let by_value = Clip::by_value(1.0);
-    for clip in [by_value.z_clip(good), by_value.count_steps(), by_value.tensor_stats()] {
-        assert_eq!(cpu::ClipPlan::new(&[clip]).unwrap_err(), Error::NeedsNorm);
+    for (clip, what) in [
+        (by_value.z_clip(good), "z_clip"),
+        (by_value.count_steps(), "count_steps"),
+        (by_value.tensor_stats(), "tensor_stats"),
+    ] {
+        let error = Error::NeedsNorm { what, clip: "Clip::by_value" };
+        assert_eq!(cpu::ClipPlan::new(&[clip]).unwrap_err(), error);
     }
     // Nothing lasts from one call to the next.
-    let clip = Clip::by_global_norm(1.0).z_clip(good);
-    assert_eq!(cpu::clip(&mut [&mut [1.0]], clip), Err(Error::NeedsPlan));
-    let clipper = SliceClipper::new(&DeviceChoice::Cpu).unwrap();
-    assert_eq!(clipper.clip(&mut [&mut [1.0]], clip).unwrap_err(), Error::NeedsPlan);
+    for (clip, option) in [
+        (Clip::by_global_norm(1.0).z_clip(good), "z_clip"),
+        (Clip::by_global_norm(1.0).tensor_stats(), "tensor_stats"),
+        (Clip::by_norm(1.0).count_steps(), "count_steps"),
+    ] {
+        let mut gradient = [3.0];
+        let error = Error::NeedsPlan { option };
+        assert_eq!(cpu::clip(&mut [&mut gradient], clip).unwrap_err(), error);
+        for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
+            let clipper = SliceClipper::new(&choice).unwrap();
+            assert_eq!(clipper.clip(&mut [&mut gradient], clip).unwrap_err(), error);
+        }
+        assert_eq!(gradient, [3.0], "nothing was clipped");
+    }
+    let counted = Clip::by_supplied_norm(1.0).count_steps();
+    assert_eq!(cpu::clip_with_norm(&mut [], counted, 1.0), Err(Error::NeedsPlan { option: "count_steps" }));
+    assert_eq!(
+        cpu::tensor_stats(&[], Clip::by_norm(1.0).z_clip(good)),
+        Err(Error::NeedsPlan { option: "z_clip" })
+    );
 }

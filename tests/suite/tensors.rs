@@ -1,14 +1,11 @@
-//! Records of each gradient by itself, and the newest record of many steps.
+//! Records of each gradient by itself.
 
-use gradclip::{
-    Clip, ClipRecord, DType, Error, Gradient, NonFinite, NormType, Parameter, ReadBack, Recent, TensorStats,
-    cpu, reference, wgpu,
-};
+use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NormType, Parameter, TensorStats, cpu, reference};
 use half::f16;
 
 use crate::common::{Gpu, noise};
+use crate::gpu;
 use crate::words::{Placed, Placement};
-use crate::{gpu, gpu_with};
 
 const LENS: [usize; 6] = [5000, 0, 1, 33, 70_000, 4096];
 
@@ -210,9 +207,11 @@ fn they_are_there_where_they_were_asked_for_and_nowhere_else() {
         let ticket = gpu.submit(|encoder| plan.read_back_tensor_stats(encoder));
         assert!(matches!(ticket.wait(), Err(Error::NotAskedFor { with: "tensor_stats", .. })));
     }
-    for clip in [Clip::by_value(1.0), Clip::by_supplied_norm(1.0)] {
+    for (clip, name) in
+        [(Clip::by_value(1.0), "Clip::by_value"), (Clip::by_supplied_norm(1.0), "Clip::by_supplied_norm")]
+    {
         let error = gpu.clipper.prepare(&placed.gradients(), clip.tensor_stats()).unwrap_err();
-        assert_eq!(error, Error::NeedsNorm);
+        assert_eq!(error, Error::NeedsNorm { what: "tensor_stats", clip: name });
     }
 }
 
@@ -223,52 +222,6 @@ fn they_take_one_dispatch() {
     let dispatches = |clip| gpu.clipper.prepare(&placed.gradients(), clip).unwrap().dispatches();
     let clip = Clip::by_global_norm(1.0);
     assert_eq!(dispatches(clip.tensor_stats()), dispatches(clip) + 1);
-}
-
-/// A step of a plan whose gradient is this number.
-fn step(gpu: &Gpu, number: f32, clip: Clip) -> ReadBack {
-    let buffer = gpu.buffer(&[number]);
-    let plan = gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], clip).unwrap();
-    gpu.submit(|encoder| {
-        plan.encode(encoder);
-        plan.read_back(encoder)
-    })
-}
-
-/// On a device that no other test polls: what another thread has taken out of wgpu's hands may come after this.
-fn finish(gpu: &Gpu) {
-    // Twice: the first finds the steps done, the second their records mapped.
-    for _ in 0..2 {
-        gpu.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
-    }
-}
-
-#[test]
-fn the_newest_record_comes_without_waiting() {
-    let gpu = &gpu_with(|_| {});
-    let mut recent = Recent::new(3);
-    assert_eq!(recent.latest(), Ok(None));
-    for number in 1..=9_u16 {
-        recent.push(number.into(), step(gpu, number.into(), Clip::by_global_norm(1.0)));
-    }
-    finish(gpu);
-    let (step_of, record) = recent.latest().unwrap().unwrap();
-    assert_eq!((step_of, record.total_norm), (9, 9.0));
-    assert_eq!(recent.latest().unwrap().unwrap().0, 9, "it stays until a newer one comes");
-}
-
-#[test]
-fn an_error_is_told_once() {
-    let gpu = &gpu_with(|_| {});
-    let mut recent = Recent::default();
-    let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Error);
-    for (number, gradient) in [(0, 1.0), (1, f32::INFINITY), (2, 3.0)] {
-        recent.push(number, step(gpu, gradient, clip));
-    }
-    finish(gpu);
-    let error = Error::NonFinite { gradient: Some(0), total_norm: f32::INFINITY };
-    assert_eq!(recent.latest(), Err(error));
-    assert_eq!(recent.latest().unwrap().unwrap().1.total_norm, 3.0);
 }
 
 #[test]

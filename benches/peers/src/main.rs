@@ -15,6 +15,9 @@ mod bench {
 }
 #[path = "../../../src/bin/gradclip/table.rs"]
 mod table;
+#[expect(dead_code, reason = "the command shows names and paths, too")]
+#[path = "../../../src/bin/gradclip/text.rs"]
+mod text;
 
 mod contest;
 

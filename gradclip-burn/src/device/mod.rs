@@ -13,8 +13,8 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use gradclip::ByNorm;
 use gradclip::wgsl::{Finding, Kernel, Leaves, Manner};
+use gradclip::{ByNorm, ClipRecord, TensorStats};
 
 pub(crate) use layout::Extent;
 pub(crate) use tables::Cache;
@@ -29,8 +29,8 @@ use tables::Tables;
 const MOST_SLOTS: usize = 32;
 
 /// The words of a record, and of the statistics of a gradient.
-pub(crate) const RECORD_WORDS: usize = size_of::<gradclip::ClipRecord>() / size_of::<u32>();
-pub(crate) const STATS_WORDS: usize = 4;
+pub(crate) const RECORD_WORDS: usize = size_of::<ClipRecord>() / 4;
+pub(crate) const STATS_WORDS: usize = size_of::<TensorStats>() / 4;
 
 /// Whether the kernels run on this device: whether CubeCL takes WGSL there.
 pub(crate) fn takes_wgsl(device: &CubeDevice) -> bool {

@@ -9,7 +9,6 @@ use burn::optim::{GradientsParams, ModuleOptimizer, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::train::train::WorkerFailure;
 use burn::train::{InferenceStep, Interrupter, TrainOutput, TrainStep, TrainingError};
-use gradclip::NonFinite;
 
 use super::metrics::{ClippedMetric, GradNormMetric};
 use super::steps::Steps;
@@ -38,8 +37,8 @@ use crate::{Clipped, Error, GradClipper};
 ///
 /// # Gradients that are not finite
 ///
-/// [`NonFinite::Skip`] leaves the step out: parameters and optimizer stay as they are. [`NonFinite::Error`] does too, and
-/// is an error. Both have to know before the optimizer runs, so with them each step waits for the device; with the other
+/// [`NonFinite::Skip`](gradclip::NonFinite::Skip) leaves the step out: parameters and optimizer stay as they are.
+/// [`NonFinite::Error`](gradclip::NonFinite::Error) does too, and is an error. Both have to know before the optimizer runs, so with them each step waits for the device; with the other
 /// policies none does.
 ///
 /// # Errors
@@ -77,7 +76,7 @@ impl<M> Clipping<M> {
     /// What the clip of the newest step has measured. Clones of this model share it.
     #[must_use]
     pub fn last(&self) -> Option<Clipped> {
-        self.steps.last().map(|step| step.clipped.clone())
+        self.steps.last()
     }
 
     /// The first error, if there was one: parameters are as they were before that step.
@@ -114,15 +113,11 @@ impl<M> Clipping<M> {
         if self.steps.error().is_some() {
             return false;
         }
-        let outcome = clip(&self.clipper, &self.model).and_then(|clipped| {
-            let waits = matches!(self.clipper.policy(), NonFinite::Skip | NonFinite::Error);
-            let skip = waits && clipped.records()?.iter().any(gradclip::ClipRecord::skip);
-            Ok((clipped, skip))
-        });
-        match outcome {
-            Ok((clipped, skip)) => {
+        match clip(&self.clipper, &self.model) {
+            Ok(clipped) => {
+                let skipped = clipped.skipped();
                 self.steps.push(clipped);
-                !skip
+                !skipped
             }
             Err(error) => {
                 self.fail(error);

@@ -11,8 +11,8 @@ use burn::train::metric::{
     SerializedEntry,
 };
 
-use super::steps::{Step, Steps};
-use crate::Error;
+use super::steps::Steps;
+use crate::{Clipped, Error};
 
 /// What both metrics have in common: a number for each step.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ impl Reading {
     fn update(
         &mut self,
         metadata: &MetricMetadata,
-        number: impl FnOnce(&Step) -> Result<f64, Error>,
+        number: impl FnOnce(&Clipped) -> Result<f64, Error>,
     ) -> Result<SerializedEntry, TensorReadError> {
         // An item of a validation has no learning rate, and no step.
         let step = metadata.lr.is_some().then(|| self.steps.take(&mut self.next)).flatten();
@@ -156,7 +156,7 @@ impl GradNormMetric {
 }
 
 metric!(GradNormMetric, "The norm of the gradients before clipping", |step| {
-    Ok(f64::from(gradclip::join_norms(step.records()?, step.clipped.norm_type())))
+    Ok(f64::from(gradclip::join_norms(&step.records()?, step.norm_type())))
 });
 
 /// How many of a training's gradients were clipped, in percent of the norms that each step has: of steps, where all

@@ -1,9 +1,7 @@
 //! What the steps of a training have measured, on its way from the training thread to the metrics.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-
-use gradclip::ClipRecord;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Clipped, Error};
 
@@ -19,7 +17,7 @@ pub(super) struct Steps(Arc<Mutex<State>>);
 struct State {
     /// How many steps there were before those that are kept.
     before: u64,
-    kept: VecDeque<Arc<Step>>,
+    kept: VecDeque<Clipped>,
     error: Option<Arc<Error>>,
 }
 
@@ -35,11 +33,11 @@ impl Steps {
             state.kept.pop_front();
             state.before += 1;
         }
-        state.kept.push_back(Arc::new(Step { clipped, records: OnceLock::new() }));
+        state.kept.push_back(clipped);
     }
 
     /// The first step from number `next` on, which then is that of the one after it.
-    pub(super) fn take(&self, next: &mut u64) -> Option<Arc<Step>> {
+    pub(super) fn take(&self, next: &mut u64) -> Option<Clipped> {
         let state = self.state();
         let number = (*next).max(state.before);
         let index = usize::try_from(number - state.before).ok()?;
@@ -48,7 +46,7 @@ impl Steps {
         Some(step)
     }
 
-    pub(super) fn last(&self) -> Option<Arc<Step>> {
+    pub(super) fn last(&self) -> Option<Clipped> {
         self.state().kept.back().cloned()
     }
 
@@ -59,24 +57,5 @@ impl Steps {
 
     pub(super) fn error(&self) -> Option<Arc<Error>> {
         self.state().error.clone()
-    }
-}
-
-/// What a step has measured.
-#[derive(Debug)]
-pub(super) struct Step {
-    pub(super) clipped: Clipped,
-    /// Read once, by whichever metric asks first.
-    records: OnceLock<Vec<ClipRecord>>,
-}
-
-impl Step {
-    /// Its records; waits for them.
-    pub(super) fn records(&self) -> Result<&[ClipRecord], Error> {
-        if let Some(records) = self.records.get() {
-            return Ok(records);
-        }
-        let records = self.clipped.records()?;
-        Ok(self.records.get_or_init(|| records))
     }
 }

@@ -1,7 +1,8 @@
 //! The optimizer that clips first.
 
-use burn::optim::{GradientsParams, SgdConfig};
-use gradclip_burn::{Clip, ClippedOptimizer};
+use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer, MultiGradientsParams, SgdConfig};
+use burn::tensor::Device;
+use gradclip_burn::{Clip, ClippedOptimizer, Error, GradClipper, NonFinite, StepError};
 
 use crate::{Model, clipper, devices, values, vector};
 
@@ -25,5 +26,148 @@ fn a_step_uses_clipped_gradients() {
             assert!((a + 0.3 * f32::from(step)).abs() < 1e-6, "{a}");
             assert!((b + 0.4 * f32::from(step)).abs() < 1e-6, "{b}");
         }
+    }
+}
+
+/// The gradients of two parameters at each step. Without those that are not finite it is [`FINITE`].
+const STEPS: [[f32; 3]; 6] = [
+    [3.0, 0.0, 4.0],
+    [1.0, f32::NAN, 1.0],
+    [0.5, -2.0, 0.25],
+    [f32::INFINITY, 0.0, 0.0],
+    [7.0, 7.0, f32::NEG_INFINITY],
+    [-1.0, 0.1, 20.0],
+];
+const FINITE: [[f32; 3]; 3] = [STEPS[0], STEPS[2], STEPS[5]];
+
+fn gradients(model: &Model, step: [f32; 3], device: &Device) -> GradientsParams {
+    let (first, second) = step.split_at(2);
+    let targets = [vector(first, device), vector(second, device)];
+    let losses = model.biases.iter().zip(targets).map(|(bias, target)| (bias.val() * target).sum());
+    GradientsParams::from_grads(losses.reduce(|a, b| a + b).expect("two losses").backward(), model)
+}
+
+/// Its step sizes depend on moments and on the number of steps: one that is counted and not made shows in the next.
+fn adam() -> ModuleOptimizer {
+    AdamConfig::new().init()
+}
+
+fn parameters(model: &Model) -> Vec<f32> {
+    model.biases.iter().flat_map(|bias| values(bias.val().inner())).collect()
+}
+
+/// The parameters after these steps, each of which `make` makes.
+fn trained(
+    device: &Device,
+    steps: &[[f32; 3]],
+    mut make: impl FnMut(Model, GradientsParams) -> Model,
+) -> Vec<f32> {
+    let model = Model::new(&[], &[2, 1], device);
+    let trained = steps.iter().fold(model, |model, &step| {
+        let gradients = gradients(&model, step, device);
+        make(model, gradients)
+    });
+    parameters(&trained)
+}
+
+/// Trains in a loop of clip and step, as a user of Burn's optimizers writes it.
+fn trained_by_a_loop(device: &Device, steps: &[[f32; 3]], clipper: &GradClipper) -> Vec<f32> {
+    let mut optimizer = adam();
+    trained(device, steps, |model, mut gradients| {
+        clipper.clip(&mut gradients, &model).expect("no error");
+        optimizer.step(0.1, model, gradients)
+    })
+}
+
+#[test]
+fn a_step_that_is_to_be_skipped_is_skipped() {
+    let clip = Clip::by_global_norm(1.0);
+    for device in devices() {
+        let device = device.autodiff();
+        let expected = trained_by_a_loop(&device, &FINITE, &clipper(clip));
+        assert!(expected.iter().all(|x| x.is_finite() && *x != 0.0), "{expected:?}");
+        for clip in [clip, Clip::by_norm(1.0)] {
+            let expected = trained_by_a_loop(&device, &FINITE, &clipper(clip));
+            let clipper = clipper(clip.non_finite(NonFinite::Skip));
+            assert_eq!(trained_by_a_loop(&device, &STEPS, &clipper), expected, "a loop on {device:?}");
+
+            let mut optimizer = ClippedOptimizer::new(adam(), clipper);
+            let mut skipped = Vec::new();
+            let found = trained(&device, &STEPS, |model, gradients| {
+                let model = optimizer.step(0.1, model, gradients).unwrap();
+                skipped.push(optimizer.last().unwrap().skipped());
+                model
+            });
+            assert_eq!(found, expected, "ClippedOptimizer on {device:?}");
+            assert_eq!(skipped, STEPS.map(|step| step.iter().any(|x| !x.is_finite())));
+        }
+    }
+}
+
+#[test]
+fn a_step_that_is_an_error_is_not_made_and_the_model_comes_back() {
+    let clip = Clip::by_global_norm(1.0);
+    for device in devices() {
+        let device = device.autodiff();
+        let expected = trained_by_a_loop(&device, &FINITE, &clipper(clip));
+        let clipper = clipper(clip.non_finite(NonFinite::Error));
+        let mut optimizer = ClippedOptimizer::new(adam(), clipper.clone());
+        let mut culprits = Vec::new();
+        let found = trained(&device, &STEPS, |model, gradients| {
+            optimizer.step(0.1, model, gradients).unwrap_or_else(|StepError { module, error }| {
+                let Error::NonFinite { parameter } = error else { panic!("{error}") };
+                culprits.extend(parameter);
+                module
+            })
+        });
+        assert_eq!(found, expected, "on {device:?}");
+        assert_eq!(culprits, ["biases.0", "biases.0", "biases.1"]);
+
+        // A loop gets the error before its step, and the gradients are as they were.
+        let model = Model::new(&[], &[2, 1], &device);
+        let mut grads = gradients(&model, [1.0, 2.0, f32::INFINITY], &device);
+        let error = clipper.clip(&mut grads, &model).unwrap_err();
+        assert!(
+            matches!(&error, Error::NonFinite { parameter: Some(path) } if path == "biases.1"),
+            "{error}"
+        );
+        assert_eq!(model.biases_of(&grads), [vec![1.0, 2.0], vec![f32::INFINITY]]);
+    }
+}
+
+/// An optimizer that multiplies by the factor itself would make a step with a factor of 1.
+#[test]
+fn a_skipped_step_leaves_no_gradient_of_the_module_and_every_other() {
+    for device in devices() {
+        let device = device.autodiff();
+        let [model, other] = [0; 2].map(|_| Model::new(&[], &[2, 1], &device));
+        let clip = |limit| Clip::by_global_norm(limit).non_finite(NonFinite::Skip);
+        let groups = clipper(clip(1.0)).group(clip(0.1), |path| path == "biases.1").unwrap();
+        for clipper in [groups, clipper(clip(1.0).coefficient_only())] {
+            let mut grads = gradients(&model, [1.0, 2.0, f32::NAN], &device);
+            grads.register(other.biases[1].id, vector(&[9.0], &device));
+            let clipped = clipper.clip(&mut grads, &model).unwrap();
+            assert!(clipped.skipped());
+            assert!(clipped.records().unwrap().iter().any(gradclip::ClipRecord::skip));
+            assert_eq!(grads.len(), 1);
+            assert_eq!(values(grads.get::<1>(other.biases[1].id).unwrap()), [9.0]);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_several_devices_are_skipped_too() {
+    for device in devices() {
+        let device = device.autodiff();
+        let mut several = MultiGradientsParams::default();
+        let model = Model::new(&[], &[2, 1], &device);
+        for step in [STEPS[0], STEPS[1]] {
+            several.grads.push((gradients(&model, step, &device), device.clone()));
+        }
+        let clipper = clipper(Clip::by_global_norm(1.0).non_finite(NonFinite::Skip));
+        assert!(clipper.clip_multi(&mut several, &model).unwrap().skipped());
+        let mut optimizer = adam();
+        let model = optimizer.step_multi(0.1, model, several);
+        assert_eq!(parameters(&model), [0.0; 3]);
     }
 }

@@ -1,5 +1,6 @@
 //! Groups, statistics, clips that change nothing, limits that change, and what is refused.
 
+use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
@@ -132,7 +133,7 @@ fn what_means_nothing_is_refused() {
     assert!(matches!(refused(norm(1.0).loss_scale(0.0)), Core::LossScale { given: 0.0 }));
     assert!(matches!(refused(norm(1.0).epsilon(Epsilon::Value(f32::NAN))), Core::Epsilon { .. }));
     assert!(matches!(refused(Clip::by_value(-1.0)), Core::ClipValue { .. }));
-    assert!(matches!(refused(Clip::by_value(1.0).coefficient_only()), Core::NeedsNorm));
+    assert!(matches!(refused(Clip::by_value(1.0).coefficient_only()), Core::NeedsNorm { .. }));
     assert!(matches!(GradClipper::by_value(f32::NAN), Err(Error::Clip(Core::ClipValue { .. }))));
     assert!(matches!(GradClipper::by_global_norm(-2.0), Err(Error::Clip(Core::MaxNorm { .. }))));
 
@@ -140,8 +141,11 @@ fn what_means_nothing_is_refused() {
     let with_group =
         |clip| GradClipper::by_global_norm(1.0).and_then(|clipper| clipper.group(clip, |_| true));
     assert!(with_group(norm(2.0)).is_ok());
-    assert!(matches!(with_group(Clip::by_norm(2.0)), Err(Error::Clip(Core::Groups { first: 0, second: 1 }))));
-    assert!(matches!(with_group(norm(-2.0)), Err(Error::Clip(Core::MaxNorm { given: -2.0 }))));
+    assert!(matches!(
+        with_group(Clip::by_norm(2.0)),
+        Err(Error::Clip(Core::Groups { first: 0, second: 1, .. }))
+    ));
+    assert!(matches!(with_group(norm(-2.0)), Err(Error::Clip(Core::InGroup { group: 1, .. }))));
     let mut clipper = clipper(norm(1.0));
     assert!(clipper.set_clip(norm(-1.0)).is_err());
     let device = Device::flex();
@@ -226,5 +230,73 @@ fn a_gradient_of_another_rank_is_named_and_everything_stays() {
         several.grads.push((grads, device.clone()));
         is_named(&clipper.clip_multi(&mut several, &model).unwrap_err());
         untouched(&several.grads[1].0);
+    }
+}
+
+#[test]
+fn a_group_without_a_parameter_is_named() {
+    for device in devices() {
+        let all = |_: &str| true;
+        let typo = |path: &str| path.starts_with("discriminator.");
+        let clip = Clip::by_global_norm;
+        let refuses = |clipper: GradClipper, group: usize| {
+            let (model, mut grads) = Model::with_gradients(vec![vector(&[3.0, 4.0], &device)]);
+            let error = clipper.clip(&mut grads, &model).unwrap_err();
+            assert!(matches!(&error, Error::EmptyGroup { group: found, .. } if *found == group), "{error}");
+            assert!(
+                error.to_string().contains(&format!("group {group}; its parameters are biases.0")),
+                "{error}"
+            );
+            assert_eq!(model.biases_of(&grads).concat(), [3.0, 4.0]);
+            let mut several = MultiGradientsParams::default();
+            several.grads.push((grads, device.clone()));
+            assert!(matches!(clipper.clip_multi(&mut several, &model), Err(Error::EmptyGroup { .. })));
+            assert_eq!(model.biases_of(&several.grads[0].0).concat(), [3.0, 4.0]);
+        };
+        refuses(clipper(clip(1.0)).group(clip(0.1), typo).unwrap(), 1);
+        refuses(clipper(Clip::by_value(1.0)).group(Clip::by_value(0.1), typo).unwrap(), 1);
+        // An earlier group has all that it matches.
+        refuses(clipper(clip(1.0)).group(clip(0.1), all).unwrap().group(clip(0.2), all).unwrap(), 2);
+
+        // A parameter without a gradient is one, and what belongs to no group may be nothing.
+        let model = Model::new(&[], &[2, 3], &device);
+        let mut grads = GradientsParams::new();
+        grads.register(model.biases[0].id, vector(&[3.0, 4.0], &device));
+        let clipper = clipper(clip(9.0))
+            .group(clip(1.0), |path| path == "biases.0")
+            .unwrap()
+            .group(clip(1.0), |path| path == "biases.1")
+            .unwrap();
+        assert_eq!(values(clipper.clip(&mut grads, &model).unwrap().norm()), [0.0, 5.0, 0.0]);
+    }
+}
+
+#[test]
+fn gradients_of_another_model_are_an_error() {
+    for device in devices() {
+        let device = device.autodiff();
+        let [own, other] = [0; 2].map(|_| Model::new(&[], &[2, 2], &device));
+        let loss = || (other.biases[0].val() * vector(&[3.0, 4.0], &device)).sum().backward();
+        let clipper = clipper(Clip::by_global_norm(1.0));
+        let count = |error: Error| match error {
+            Error::NoGradients { given, parameters } => {
+                assert_eq!(parameters, ["biases.0", "biases.1"]);
+                given
+            }
+            other => panic!("{other}"),
+        };
+        let mut grads = GradientsParams::from_grads(loss(), &other);
+        assert_eq!(count(clipper.clip(&mut grads, &own).unwrap_err()), 1);
+        assert_eq!(values(grads.get::<1>(other.biases[0].id).unwrap()), [3.0, 4.0]);
+        // Burn's container takes only what is of the model.
+        let mut grads = GradientsParams::from_grads(loss(), &own);
+        assert_eq!(count(clipper.clip(&mut grads, &own).unwrap_err()), 0);
+        assert_eq!(count(clipper.clip_multi(&mut MultiGradientsParams::default(), &own).unwrap_err()), 0);
+
+        // A module that is frozen has no gradients, and that is right.
+        let mut grads = GradientsParams::from_grads(loss(), &other);
+        let frozen = own.no_grad();
+        let clipped = clipper.clip(&mut grads, &frozen).unwrap();
+        assert_eq!((values(clipped.norm()), grads.len()), (vec![0.0], 1));
     }
 }

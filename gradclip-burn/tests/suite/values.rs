@@ -3,7 +3,8 @@
 use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use gradclip_burn::{Clip, Epsilon, NonFinite, NormType};
+use gradclip::cpu;
+use gradclip_burn::{Clip, ClipRecord, Epsilon, Error, NonFinite, NormType};
 use half::{bf16, f16};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, norm_of, values, vector};
@@ -175,40 +176,84 @@ fn squares_that_would_leave_f32() {
     }
 }
 
+/// What gradclip's CPU path makes of these.
+fn on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>) {
+    let mut gradients = gradients.to_vec();
+    let mut list: Vec<_> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
+    let record = cpu::clip(&mut list, clip).expect("a clip that means something").expect("a record");
+    (record, gradients)
+}
+
+/// Every norm type, every policy, and gradients that are finite and that are not: the kernels and the tensor operations say and do
+/// what the CPU path does.
 #[test]
-fn not_finite_means_what_the_policy_says() {
+fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
+    let norm_types = [
+        NormType::L1,
+        NormType::L2,
+        NormType::Inf,
+        NormType::P(3.0),
+        NormType::P(0.0),
+        NormType::P(-1.0),
+        NormType::P(f32::NEG_INFINITY),
+    ];
+    let of = |bad: f32| vec![vec![3.0; 5], vec![1.0, bad, 2.0], vec![0.5]];
+    let sets = [
+        of(-4.0),
+        of(0.0),
+        of(f32::INFINITY),
+        of(f32::NEG_INFINITY),
+        of(f32::NAN),
+        vec![vec![1e-3, f32::INFINITY], vec![f32::NAN]],
+    ];
+    let same = |found: f32, expected: f32| {
+        let tolerance = 2e-5 * expected.abs() + f32::MIN_POSITIVE;
+        found == expected || found.is_nan() && expected.is_nan() || (found - expected).abs() <= tolerance
+    };
     for device in devices() {
-        for bad in [f32::INFINITY, f32::NAN] {
-            for policy in
-                [NonFinite::Skip, NonFinite::Zero, NonFinite::Error, NonFinite::Propagate, NonFinite::Poison]
-            {
-                let (model, mut grads) = Model::with_gradients(vec![
-                    vector(&[3.0; 5], &device),
-                    vector(&[1.0, bad, 2.0], &device),
-                ]);
-                let clipped =
-                    clipper(Clip::by_global_norm(1.0).non_finite(policy)).clip(&mut grads, &model).unwrap();
-                let after = model.biases_of(&grads).concat();
-                let what = format!("{bad} {policy:?} on {device:?}: {after:?}");
-                match policy {
-                    NonFinite::Skip | NonFinite::Error => assert_eq!(after[..5], [3.0; 5], "{what}"),
-                    NonFinite::Zero => assert_eq!(after, [0.0; 8], "{what}"),
-                    NonFinite::Propagate if bad.is_infinite() => {
-                        assert_eq!(after[..5], [0.0; 5], "{what}");
-                        assert!(after[6].is_nan(), "{what}");
+        for norm_type in norm_types {
+            for set in &sets {
+                for policy in [NonFinite::Propagate, NonFinite::Zero, NonFinite::Poison, NonFinite::Skip] {
+                    let clip = Clip::by_global_norm(1.0).norm_type(norm_type).non_finite(policy);
+                    let (expected, expected_after) = on_the_cpu(set, clip);
+                    let tensors = || set.iter().map(|g| vector(g, &device)).collect();
+                    let (model, mut grads) = Model::with_gradients(tensors());
+                    let clipped = clipper(clip).clip(&mut grads, &model).unwrap();
+                    let record = clipped.records().unwrap()[0];
+                    let what = format!("{norm_type:?}, {policy:?} of {set:?} on {device:?}");
+                    let flags = |r: &ClipRecord| {
+                        (r.clipped(), r.non_finite(), r.skip(), r.zeroed(), r.first_non_finite())
+                    };
+                    assert_eq!(flags(&record), flags(&expected), "{what}");
+                    let numbers = |r: &ClipRecord| {
+                        [r.total_norm, r.clip_coef, r.factor, r.max_magnitude, r.norm_significand]
+                    };
+                    for (found, expected) in numbers(&record).into_iter().zip(numbers(&expected)) {
+                        assert!(same(found, expected), "{what}: {found}, not {expected}");
                     }
-                    _ => assert!(after.iter().all(|x| x.is_nan()), "{what}"),
-                }
-                match clipped.records() {
-                    Err(error) => {
-                        assert_eq!(policy, NonFinite::Error);
-                        assert!(error.to_string().contains("biases.1"), "{error}");
+                    assert_eq!(record.norm_exponent, expected.norm_exponent, "{what}");
+                    assert!(same(values(clipped.norm())[0], expected.total_norm), "{what}");
+                    assert!(same(values(clipped.factor())[0], expected.factor), "{what}");
+                    assert_eq!(clipped.skipped(), expected.skip(), "{what}");
+                    if expected.skip() {
+                        assert!(grads.is_empty(), "{what}");
+                        // Asked to, it is an error instead, and the gradients are as they were.
+                        let (model, mut grads) = Model::with_gradients(tensors());
+                        let error =
+                            clipper(clip.non_finite(NonFinite::Error)).clip(&mut grads, &model).unwrap_err();
+                        let first = expected.first_non_finite().map(|index| format!("biases.{index}"));
+                        assert!(
+                            matches!(&error, Error::NonFinite { parameter } if *parameter == first),
+                            "{what}: {error}"
+                        );
+                        let bits =
+                            |all: &[Vec<f32>]| all.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                        assert_eq!(bits(&model.biases_of(&grads)), bits(set), "{what}");
+                        continue;
                     }
-                    Ok(records) => {
-                        assert!(records[0].non_finite(), "{what}");
-                        assert_eq!(records[0].first_non_finite(), Some(1), "{what}");
-                        assert_eq!(records[0].skip(), policy == NonFinite::Skip);
-                        assert_eq!(records[0].zeroed(), policy == NonFinite::Zero);
+                    let after = model.biases_of(&grads).concat();
+                    for (found, expected) in after.into_iter().zip(expected_after.concat()) {
+                        assert!(same(found, expected), "{what}: {found}, not {expected}");
                     }
                 }
             }

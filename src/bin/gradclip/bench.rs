@@ -15,8 +15,9 @@ mod workloads;
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::mem;
 use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +27,9 @@ use serde_json::{Value, json};
 
 use crate::manner::matches;
 use crate::progress::Progress;
+use crate::{file, stdout, text};
 use cpu::Cpu;
+pub(crate) use cpu::available_memory;
 use device::Gpu;
 use gpu::{GpuSet, Layout};
 use rows::{Measured, Path, Row};
@@ -34,15 +37,15 @@ use timing::{Roofline, Timed, Work, interleaved};
 use workloads::{Memory, Op, Pristine, Set, sets};
 
 const LEGEND: &str = "
-time      the median of repetitions, all rows of a set in turn: by the GPU's clock where it has one, else wall time
-spread    half the distance of the quartiles, of the median
-GB/s      the fewest bytes that have to move, over the time
-roofline  what kernels and loops that do nothing else take for the same passes over as many bytes, over the time
+time      median of the repetitions, on the GPU's clock if it has one, else wall time
+spread    half the interquartile range, in percent of the median
+GB/s      bytes that must move at least, divided by time
+roofline  time of kernels or loops that only move the same bytes in the same passes, in percent of time
 ";
 const GPU_LEGEND: &str = "\
-wall      for a host that encodes, submits and waits
-encode    of the host, to record the commands
-ready     of the host, until they can be submitted: with an encoder of their own, and its end
+wall      wall time of a host that encodes, submits and waits
+encode    host time to record the commands
+ready     host time to record them in an encoder of their own and finish it, ready to submit
 ";
 /// Of gradients, without `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;
@@ -53,49 +56,48 @@ const SLICES: &str = "slices";
 
 /// Measure how fast this machine clips
 ///
-/// Runs every operation on single tensors of 2^10 elements and more, on the shapes of four models, and on 1000 small
-/// tensors, on the GPU and the CPU in turn, and rooflines of its own in the same turns. Every answer is checked before it
-/// is timed.
+/// Times every operation on single tensors of 2^10 elements and more, on the tensor shapes of four models, and on 1000 small
+/// tensors, on the GPU and the CPU, beside rooflines that only move the same bytes. Every result is checked before it is
+/// timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The GPU: auto (if there is one), gpu (a software adapter too), cpu (none), or part of a GPU's name
+    /// The GPU: auto (if there is one), gpu (even a software adapter), cpu (none), or part of a GPU's name
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
-    /// The longest set of gradients; of models as many tensors as fit [default: 1GiB, 4MiB on a software adapter]
+    /// The largest set of gradients; of a model, as many tensors as fit [default: 1GiB, 4MiB on a software adapter]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     max_bytes: Option<usize>,
 
-    /// For about how long to repeat, all in all; a few repetitions of everything there are in any case
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
-    seconds: f64,
+    /// About how long to measure in total; every row is repeated a few times in any case
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
+    seconds: Duration,
 
-    /// Only rows with this in their name, as in 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
+    /// Measure only rows whose name contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
-    /// Bytes that are touched between two uses of the same gradients, so that no cache holds them; 0 lets it
+    /// Bytes to touch between two uses of the same gradients, to evict them from all caches; 0 for warm caches
     /// [default: twice the CPU's last-level cache, 256MiB on a GPU]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     cold_bytes: Option<usize>,
 
-    /// Print one JSON object a line
+    /// Print JSON, one object a line, instead of tables
     #[arg(long)]
     json: bool,
 
-    /// Write the JSON lines to a file, too, those of a set as soon as it is measured
+    /// Also write the JSON lines to a file, each set as soon as it is measured
     #[arg(long, value_name = "FILE.jsonl")]
     save: Option<PathBuf>,
 
-    /// Draw time and percent of the roofline against size
+    /// Draw time and percent of the roofline against size, for single f32 tensors
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Measure nothing, but read saved JSON lines and report in Markdown which targets for a GPU they meet, and which they
-    /// miss by how much
+    /// Measure nothing; report from saved JSON lines which GPU targets are met, or missed by how much, in Markdown
     ///
-    /// Reads what `gradclip bench` writes with --save or --json, `benches/pytorch/compare.py` and the host bench with --json.
-    /// A missed target is no error.
+    /// Takes lines of `gradclip bench` with --save or --json, and of `benches/pytorch/compare.py` and the host bench with --json.
+    /// A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",
@@ -104,22 +106,24 @@ pub(crate) struct Args {
     )]
     check: Vec<PathBuf>,
 
-    /// With --check: the card's rated memory bandwidth, where no table has it
-    #[arg(long, value_name = "GB/S", requires = "check")]
+    /// With --check: the card's rated memory bandwidth, if gradclip does not know the card
+    #[arg(long, value_name = "GB/S", value_parser = rated, requires = "check")]
     rated: Option<f64>,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String> {
+pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
+    let mut print = |text: &str| out.write_all(text.as_bytes()).context(stdout::FAILED);
     if !args.check.is_empty() {
-        ensure!(args.rated.is_none_or(|rated| rated > 0.0), "--rated must be positive");
-        return check::report(&args.check, args.rated);
+        return print(&text::lines(&check::report(&args.check, args.rated)?));
     }
-    ensure!(args.seconds >= 0.0 && args.seconds < 1e9, "{} seconds cannot be", args.seconds);
-    let seconds = Duration::from_secs_f64(args.seconds);
-    for path in args.plot.iter().chain(&args.save) {
-        // Now, and not only after minutes.
-        tempfile::tempfile_in(folder(path)).with_context(|| cannot_write(path))?;
+    // Now, and not only after minutes.
+    if let Some(path) = &args.save {
+        file::Target::check(path)?;
     }
+    let save = args.save.as_deref();
+    let plot = args.plot.as_deref().map(|path| crate::plot::Output::check(path, save)).transpose()?;
+    // Rayon itself panics where it cannot have them.
+    rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads to measure with")?;
     let bench = Bench {
         gpu: Gpu::open(&args.device, args.cold_bytes)?,
         cold: args.cold_bytes.unwrap_or_else(cpu::cold_bytes),
@@ -130,40 +134,49 @@ pub(crate) fn run(args: &Args) -> Result<String> {
         .filter(|set| !bench.wanted(set).is_empty())
         .collect();
     ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
+    ensure!(plot.is_none() || sets.iter().any(|set| bench.plots(set)), "--plot: {}", plot::NOTHING);
 
     let machine = bench.machine();
-    let mut saved = args.save.as_deref().map(|path| Saved::create(path, &machine)).transpose()?;
-    let progress = Progress::steps(args.json, sets.len());
-    let mut pool = Memory::default();
-    let share = seconds / u32::try_from(sets.len())?;
+    let mut saved = save.map(|path| Saved::create(path, &machine)).transpose()?;
     let mut all = Vec::new();
-    for set in sets {
-        progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
-        let measured = bench.measure(set, &mut pool, share)?;
+    // Whatever fails from here on, what has been measured is printed.
+    let measured = bench.measure_all(sets, |measured| {
         if let Some(saved) = &mut saved {
-            saved.append(rows::json(std::slice::from_ref(&measured)))?;
+            saved.append(rows::json(std::slice::from_ref(&measured)));
         }
         all.push(measured);
-        progress.advance(1);
-    }
-    drop(progress);
-    if let Some(plot) = &args.plot {
-        fs::write(plot, plot::svg(&all)?).with_context(|| cannot_write(plot))?;
-    }
-    Ok(if args.json { text([machine].into_iter().chain(rows::json(&all))) } else { bench.table(&all) })
+    });
+    let printed = if all.is_empty() {
+        Ok(())
+    } else if args.json {
+        print(&json_lines([machine].into_iter().chain(rows::json(&all))))
+    } else {
+        print(&text::lines(&bench.table(&all)))
+    };
+    let drawn = match plot {
+        Some(plot) if measured.is_ok() => plot::svg(&all).and_then(|svg| plot.write(&svg)),
+        _ => Ok(()),
+    };
+    measured.and(saved.map_or(Ok(()), |saved| saved.appended)).and(printed).and(drawn)
 }
 
-fn folder(path: &FilePath) -> &FilePath {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(FilePath::new("."))
+fn seconds(text: &str) -> Result<Duration, String> {
+    let possible = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
+    let seconds = text.parse().ok().filter(possible).ok_or("it must be a number from 0 to less than 1e9")?;
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn rated(text: &str) -> Result<f64, String> {
+    let possible = |rated: &f64| *rated > 0.0 && rated.is_finite();
+    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive number".into())
 }
 
 fn cannot_write(path: &FilePath) -> String {
-    format!("cannot write {}", path.display())
+    format!("cannot write {}", text::path(path))
 }
 
 /// JSON lines, one value a line.
-fn text(lines: impl IntoIterator<Item = Value>) -> String {
+fn json_lines(lines: impl IntoIterator<Item = Value>) -> String {
     lines.into_iter().fold(String::new(), |mut text, line| {
         writeln!(text, "{line}").expect("a string takes everything");
         text
@@ -174,20 +187,25 @@ fn text(lines: impl IntoIterator<Item = Value>) -> String {
 struct Saved<'a> {
     path: &'a FilePath,
     file: File,
+    /// What became of it. After the first failure nothing is appended.
+    appended: Result<()>,
 }
 
 impl<'a> Saved<'a> {
     /// Replaces the file by one that holds the machine line alone.
     fn create(path: &'a FilePath, machine: &Value) -> Result<Self> {
         let file = File::create(path).with_context(|| cannot_write(path))?;
-        let mut saved = Self { path, file };
-        saved.append([machine.clone()])?;
-        Ok(saved)
+        let mut saved = Self { path, file, appended: Ok(()) };
+        saved.append([machine.clone()]);
+        mem::replace(&mut saved.appended, Ok(())).map(|()| saved)
     }
 
     /// Appends the lines in one write.
-    fn append(&mut self, lines: impl IntoIterator<Item = Value>) -> Result<()> {
-        self.file.write_all(text(lines).as_bytes()).with_context(|| cannot_write(self.path))
+    fn append(&mut self, lines: impl IntoIterator<Item = Value>) {
+        if self.appended.is_ok() {
+            let written = self.file.write_all(json_lines(lines).as_bytes());
+            self.appended = written.with_context(|| cannot_write(self.path));
+        }
     }
 }
 
@@ -243,6 +261,24 @@ impl Bench<'_> {
     fn selects(&self, id: &str) -> bool {
         let patterns = &self.args.only;
         patterns.is_empty() || patterns.iter().any(|pattern| matches(&format!("*{pattern}*"), id))
+    }
+
+    /// Whether a point of the plot comes of the set.
+    fn plots(&self, set: &Set) -> bool {
+        let exceeded = |task: &Task| task.work == Work::Op(Op::Exceeded);
+        plot::is_single(set) && self.wanted(set).iter().any(exceeded)
+    }
+
+    fn measure_all(&self, sets: Vec<Set>, mut done: impl FnMut(Measured)) -> Result<()> {
+        let progress = Progress::steps(self.args.json, sets.len());
+        let mut pool = Memory::default();
+        let share = self.args.seconds / u32::try_from(sets.len())?;
+        for set in sets {
+            progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
+            done(self.measure(set, &mut pool, share)?);
+            progress.advance(1);
+        }
+        Ok(())
     }
 
     fn measure(&self, set: Set, pool: &mut Memory, share: Duration) -> Result<Measured> {
@@ -351,15 +387,15 @@ impl Bench<'_> {
         match &self.gpu {
             Some(gpu) => lines.push(format!("GPU path: {}, timed by the {} clock", gpu.name, gpu.clock())),
             None if self.args.device == DeviceChoice::Auto && has_software() => lines.push(
-                "GPU path: only a software adapter is here, which says nothing about a GPU (--device gpu takes it)".into(),
+                "GPU path: none but a software adapter, which says nothing about GPU speed (--device gpu measures it)".into(),
             ),
             None => lines.push("GPU path: none".into()),
         }
         if self.gpu.as_ref().is_some_and(|gpu| gpu.software) {
-            lines.push("A software adapter: what it shows says nothing about GPU speed.".into());
+            lines.push("This is a software adapter. Its times say nothing about GPU speed.".into());
         }
         if cfg!(debug_assertions) {
-            lines.push("Built without optimisation: these are not the times of a release build.".into());
+            lines.push("Built without optimisation. A release build is faster.".into());
         }
         lines.join("\n") + "\n\n"
     }
@@ -388,7 +424,7 @@ fn roofline(task: Task, tasks: &[Task], timed: &[Timed]) -> f64 {
 
 /// From which size on the GPU wins, and how the cost grows.
 fn summary(all: &[Measured]) -> String {
-    let singles: Vec<&Measured> = all.iter().filter(|measured| plot::is_single(measured)).collect();
+    let singles: Vec<&Measured> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
     let mut text = String::new();
     let exceeded = |measured: &Measured, path, layout| {
         Some(measured.find(path, layout, Work::Op(Op::Exceeded))?.timed.wall.median)

@@ -1,34 +1,38 @@
 //! `gradclip devices`: what there is to clip on, and what `--device auto` takes.
 
-use anyhow::Result;
+use std::io::Write;
+
+use anyhow::{Context as _, Result};
 use gradclip::{DeviceChoice, SliceDevice, adapters, cpu, is_software, wgpu};
 use indicatif::BinaryBytes;
 use serde_json::{Value, json};
 
+use crate::stdout;
 use crate::table::Table;
 
 const HEADING: [&str; 9] =
     ["", "name", "backend", "type", "driver", "buffer", "binding", "bindings", "workgroups"];
 const LEGEND: &str = "
-*           what --device auto takes
+*           chosen by --device auto
 buffer      max_buffer_size
 binding     max_storage_buffer_binding_size
 bindings    max_storage_buffers_per_shader_stage
 workgroups  max_compute_workgroups_per_dimension
 ";
 
-/// List the adapters of this machine and the CPU path
+/// List this machine's adapters and the CPU path
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Print one JSON object
+    /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String> {
+pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let adapters = adapters();
     let auto = DeviceChoice::Auto.choose(&adapters)?;
-    Ok(if args.json { json(&adapters, auto) } else { table(&adapters, auto) })
+    let text = if args.json { json(&adapters, auto) } else { table(&adapters, auto) };
+    out.write_all(text.as_bytes()).context(stdout::FAILED)
 }
 
 fn table(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {

@@ -1,48 +1,82 @@
-//! Files of gradients: `.safetensors` in, the same file with other values out.
+//! Files of gradients: `.safetensors` in, the same files with other values out.
 //!
 //! The format: eight bytes with the length of the header, little-endian; the header, a JSON object from names to dtypes,
-//! shapes and offsets; the tensors, without gaps.
+//! shapes and offsets; the tensors, without gaps. Tensors are read, clipped and written in chunks, so that files may be larger
+//! than memory; a GPU needs all of them in memory once.
 
-use std::collections::TryReserveError;
-use std::fs::{self, File, Permissions};
-use std::io::{Read, Write};
+mod header;
+mod interrupt;
+mod output;
+mod set;
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::mem;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytemuck::Zeroable;
-use gradclip::DType;
-use gradclip::cpu::Gradient;
+use gradclip::cpu::{Gradient, Measurement};
+use gradclip::{DType, Error};
 use half::{bf16, f16};
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde_json::Value;
 
-use crate::progress::Progress;
+use crate::stages::Stages;
+use crate::text::{self, quoted};
+pub(crate) use output::{Output, Target, Writer};
+pub(crate) use set::{Files, Inputs};
+use set::{Source, cannot_read};
 
-/// The limit of the format, so that a damaged length cannot ask for all memory.
-const MAX_HEADER: u64 = 100_000_000;
-/// Bytes between two steps of the progress bar.
-const CHUNK: usize = 1 << 22;
+/// The bytes that are read and clipped at once: whole pieces of a [`Measurement`], and enough for many threads.
+const CHUNK: usize = 1 << 24;
+const _: () = assert!(CHUNK.is_multiple_of(4 * Measurement::PIECE));
 
-/// A file of gradients in memory.
+/// The gradients of some files: those that are to be clipped, and what stays as it is.
 pub(crate) struct Gradients {
-    /// The header as it was read: written back unchanged, it keeps names, shapes, order and metadata.
-    header: Vec<u8>,
+    sources: Vec<(Source, Vec<Part>)>,
     tensors: Vec<Tensor>,
-    values: Vec<Values>,
+    group_of: Vec<usize>,
+    excluded: Vec<String>,
+    index: Option<(PathBuf, Vec<u8>)>,
+    /// The elements, if all of them are in memory.
+    memory: Option<Vec<Values>>,
+    /// For those that are not.
+    buffer: Vec<u32>,
 }
 
+/// A tensor that is to be clipped.
 #[derive(Clone)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
     pub(crate) dtype: DType,
-    pub(crate) shape: Vec<usize>,
-    /// In bytes from the start of the data.
-    extent: Range<usize>,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) bytes: u64,
 }
 
-/// The elements of one tensor. Each has memory of its own: in the file they need not be aligned.
+/// A range of a file's data.
+struct Part {
+    /// In bytes from the start of the data.
+    extent: Range<u64>,
+    /// Which tensor it is, unless it is excluded.
+    tensor: Option<usize>,
+}
+
+/// Elements of one tensor.
+pub(crate) struct Chunk<'a> {
+    /// Which tensor.
+    pub(crate) tensor: usize,
+    /// Whether it is the first of the tensor.
+    pub(crate) is_first: bool,
+    elements: Elements<'a>,
+}
+
+enum Elements<'a> {
+    F32(&'a mut [f32]),
+    F16(&'a mut [f16]),
+    BF16(&'a mut [bf16]),
+}
+
+/// All elements of one tensor. Each has memory of its own: in the file they need not be aligned.
 enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
@@ -50,75 +84,271 @@ enum Values {
 }
 
 impl Gradients {
-    pub(crate) fn read(path: &Path, progress: &Progress) -> Result<Self> {
-        File::open(path)
-            .map_err(Into::into)
-            .and_then(|file| Self::read_from(file, progress))
-            .with_context(|| format!("cannot read {}", path.display()))
-    }
-
-    fn read_from(mut file: File, progress: &Progress) -> Result<Self> {
-        let about = file.metadata()?;
-        ensure!(about.is_file(), "it is not a regular file");
-        let header = read_header(&mut file, about.len())?;
-        let layout = parse_header(&header)?;
-        let data = about.len() - size_of::<u64>() as u64 - header.len() as u64;
-        ensure!(
-            layout.data_len() as u64 == data,
-            "its header describes {} bytes of tensors, but {data} bytes follow",
-            layout.data_len()
-        );
-        progress.expect(layout.data_len());
-        let tensors = tensors(&layout)?;
-        let read = |tensor| Values::read(tensor, &mut file, progress);
-        let values = tensors.iter().map(read).collect::<Result<_>>()?;
-        Ok(Self { header, tensors, values })
+    /// The tensors of these files, each in the group that the list says, or excluded.
+    pub(crate) fn new(files: Files, groups: &[Option<usize>]) -> Result<Self> {
+        let Files { files, index } = files;
+        let mut gradients = Self {
+            sources: Vec::with_capacity(files.len()),
+            tensors: Vec::new(),
+            group_of: groups.iter().copied().flatten().collect(),
+            excluded: Vec::new(),
+            index,
+            memory: None,
+            buffer: Vec::new(),
+        };
+        let mut groups = groups.iter();
+        let mut others = Vec::new();
+        for (source, entries) in files {
+            let mut parts = Vec::with_capacity(entries.len());
+            for entry in entries {
+                let extent = entry.extent;
+                let mut tensor = None;
+                if groups.next().is_some_and(Option::is_some) {
+                    tensor = Some(gradients.tensors.len());
+                    let bytes = extent.end - extent.start;
+                    match dtype(&entry.dtype) {
+                        Some(dtype) => {
+                            gradients.tensors.push(Tensor {
+                                name: entry.name,
+                                dtype,
+                                shape: entry.shape,
+                                bytes,
+                            });
+                        }
+                        None => others.push((entry.name, entry.dtype)),
+                    }
+                } else {
+                    gradients.excluded.push(entry.name);
+                }
+                parts.push(Part { extent, tensor });
+            }
+            if let [(name, dtype), more @ ..] = &others[..] {
+                let more =
+                    if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
+                let error = anyhow!(
+                    "tensor {} is of dtype {}{more}, but only F32, F16 and BF16 are allowed; --exclude leaves it as it is",
+                    quoted(name),
+                    quoted(dtype)
+                );
+                return Err(error.context(cannot_read(&source.path)));
+            }
+            gradients.sources.push((source, parts));
+        }
+        ensure!(!gradients.tensors.is_empty(), "every tensor is excluded, so that nothing is left to clip");
+        Ok(gradients)
     }
 
     pub(crate) fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
-    /// What is to be clipped, each tensor in the group that the list says.
-    pub(crate) fn list(&mut self, group_of: &[usize]) -> Vec<Gradient<'_>> {
-        let gradients = self.values.iter_mut().map(Values::gradient);
-        gradients.zip(group_of).map(|(gradient, &group)| gradient.group(group)).collect()
+    pub(crate) fn group_of(&self) -> &[usize] {
+        &self.group_of
     }
 
-    fn write_to(mut self, file: &mut impl Write, progress: &Progress) -> Result<()> {
-        progress.expect(self.tensors.iter().map(|tensor| tensor.extent.len()).sum());
-        file.write_all(&(self.header.len() as u64).to_le_bytes())?;
-        file.write_all(&self.header)?;
-        for (tensor, values) in self.tensors.iter().zip(&mut self.values) {
-            for chunk in values.bytes_mut().chunks_mut(CHUNK) {
-                swap_little_endian(chunk, tensor.dtype);
-                file.write_all(chunk)?;
-                progress.advance(chunk.len());
+    /// The names of what is left as it is.
+    pub(crate) fn excluded(&self) -> &[String] {
+        &self.excluded
+    }
+
+    /// The bytes that are to be clipped.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.bytes).sum()
+    }
+
+    /// The tensor that takes the most memory.
+    pub(crate) fn largest(&self) -> Option<&Tensor> {
+        self.tensors.iter().max_by_key(|tensor| tensor.bytes)
+    }
+
+    /// Where each file is to be written, if `-o` leads there.
+    pub(crate) fn targets(&self, output: Output) -> Result<Vec<Target>> {
+        let paths = self.sources.iter().map(|(source, _)| &source.path);
+        let paths = paths.chain(self.index.iter().map(|(path, _)| path));
+        let names: Vec<&Path> = paths.filter_map(|path| path.file_name()).map(Path::new).collect();
+        let mut sorted = names.clone();
+        sorted.sort();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!(
+                "two of the files are called {}, and the folder of -o can hold only one",
+                text::path(pair[0])
+            );
+        }
+        output.targets(&names)
+    }
+
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Reads everything that is to be clipped into memory, for a GPU.
+    pub(crate) fn load(&mut self, stages: &mut Stages<'_>) -> Result<()> {
+        stages.expect(self.bytes());
+        let mut values = Vec::with_capacity(self.tensors.len());
+        for (source, parts) in &self.sources {
+            for (part, tensor) in parts.iter().filter_map(|part| Some((part, &self.tensors[part.tensor?]))) {
+                let mut own = Values::zeros(tensor)?;
+                let mut at = source.data + part.extent.start;
+                for chunk in own.bytes_mut().chunks_mut(CHUNK) {
+                    stages.read(chunk.len(), || source.read(at, chunk))?;
+                    swap_little_endian(chunk, tensor.dtype);
+                    at += chunk.len() as u64;
+                }
+                values.push(own);
             }
+        }
+        self.memory = Some(values);
+        Ok(())
+    }
+
+    /// What is in memory, each tensor in its group; nothing before [`load`](Self::load).
+    pub(crate) fn list(&mut self) -> Vec<Gradient<'_>> {
+        let gradients = self.memory.iter_mut().flatten().map(Values::gradient);
+        gradients.zip(&self.group_of).map(|(gradient, &group)| gradient.group(group)).collect()
+    }
+
+    /// Works on all tensors that are to be clipped, chunk by chunk, and then writes each chunk as the work has left it.
+    pub(crate) fn pass(
+        &mut self,
+        stages: &mut Stages<'_>,
+        mut writer: Option<Writer>,
+        mut work: impl FnMut(&mut Chunk<'_>, &mut Stages<'_>) -> Result<()>,
+    ) -> Result<()> {
+        stages.expect(self.bytes());
+        let mut buffer = mem::take(&mut self.buffer);
+        buffer.resize(CHUNK / size_of::<u32>(), 0);
+        for (source, parts) in &self.sources {
+            if let Some(writer) = &mut writer {
+                writer.begin()?;
+                source.copy(0..source.data, &mut buffer, writer, stages)?;
+            }
+            for part in parts {
+                let extent = source.data + part.extent.start..source.data + part.extent.end;
+                let Some(index) = part.tensor else {
+                    if let Some(writer) = &mut writer {
+                        source.copy(extent, &mut buffer, writer, stages)?;
+                    }
+                    continue;
+                };
+                let dtype = self.tensors[index].dtype;
+                let mut is_first = true;
+                for range in chunks(extent.end - extent.start) {
+                    let own: &mut [u8];
+                    let bytes = if let Some(memory) = &mut self.memory {
+                        own = memory[index].bytes_mut();
+                        &mut own[as_index(range.start)..as_index(range.end)]
+                    } else {
+                        own = bytemuck::cast_slice_mut(&mut buffer);
+                        let bytes = &mut own[..as_index(range.end - range.start)];
+                        stages.read(bytes.len(), || source.read(extent.start + range.start, bytes))?;
+                        swap_little_endian(bytes, dtype);
+                        bytes
+                    };
+                    let elements = Elements::of(&mut *bytes, dtype);
+                    work(&mut Chunk { tensor: index, is_first, elements }, stages)?;
+                    is_first = false;
+                    if let Some(writer) = &mut writer {
+                        swap_little_endian(bytes, dtype);
+                        stages.time("write", || writer.write(bytes))?;
+                    }
+                }
+            }
+            source.check_unchanged()?;
+            if let Some(writer) = &mut writer {
+                stages.time("write", || writer.end())?;
+            }
+        }
+        self.buffer = buffer;
+        let Some(mut writer) = writer else { return Ok(()) };
+        stages.time("write", || {
+            if let Some((_, bytes)) = &self.index {
+                writer.begin()?;
+                writer.write(bytes)?;
+                writer.end()?;
+            }
+            writer.commit()
+        })
+    }
+}
+
+impl Source {
+    /// Reads bytes of the file.
+    fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut file: &File = &self.file;
+        let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(bytes));
+        read.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => anyhow!("it became shorter while it was read"),
+            _ => error.into(),
+        })
+        .with_context(|| cannot_read(&self.path))
+    }
+
+    /// Copies bytes of the file as they are.
+    fn copy(
+        &self,
+        extent: Range<u64>,
+        buffer: &mut [u32],
+        writer: &mut Writer,
+        stages: &mut Stages<'_>,
+    ) -> Result<()> {
+        for range in chunks(extent.end - extent.start) {
+            let bytes = &mut bytemuck::cast_slice_mut(buffer)[..as_index(range.end - range.start)];
+            stages.time("read", || self.read(extent.start + range.start, bytes))?;
+            stages.time("write", || writer.write(bytes))?;
         }
         Ok(())
     }
 }
 
-impl Values {
-    /// The elements of the tensor that comes next in the file.
-    fn read(tensor: &Tensor, file: &mut File, progress: &Progress) -> Result<Self> {
-        let mut values = Self::zeros(tensor)?;
-        for chunk in values.bytes_mut().chunks_mut(CHUNK) {
-            file.read_exact(chunk)?;
-            swap_little_endian(chunk, tensor.dtype);
-            progress.advance(chunk.len());
+/// Ranges of so many bytes, none longer than [`CHUNK`]; a tensor without elements has one, too.
+fn chunks(bytes: u64) -> impl Iterator<Item = Range<u64>> {
+    let chunk = CHUNK as u64;
+    (0..bytes.div_ceil(chunk).max(1)).map(move |index| index * chunk..bytes.min((index + 1) * chunk))
+}
+
+impl Chunk<'_> {
+    pub(crate) fn gradient(&mut self) -> Gradient<'_> {
+        match &mut self.elements {
+            Elements::F32(elements) => Gradient::f32(elements),
+            Elements::F16(elements) => Gradient::f16(elements),
+            Elements::BF16(elements) => Gradient::bf16(elements),
         }
-        Ok(values)
     }
 
+    pub(crate) fn add_to(&self, measurement: &mut Measurement) -> Result<(), Error> {
+        match &self.elements {
+            Elements::F32(elements) => measurement.add_f32(elements),
+            Elements::F16(elements) => measurement.add_f16(elements),
+            Elements::BF16(elements) => measurement.add_bf16(elements),
+        }
+    }
+}
+
+impl<'a> Elements<'a> {
+    /// Bytes as elements. Their place in memory and their number must be right for the dtype.
+    fn of(bytes: &'a mut [u8], dtype: DType) -> Self {
+        match dtype {
+            DType::F16 => Self::F16(bytemuck::cast_slice_mut(bytes)),
+            DType::BF16 => Self::BF16(bytemuck::cast_slice_mut(bytes)),
+            _ => Self::F32(bytemuck::cast_slice_mut(bytes)),
+        }
+    }
+}
+
+impl Values {
     fn zeros(tensor: &Tensor) -> Result<Self> {
-        let bytes = tensor.extent.len();
-        Ok(match tensor.dtype {
-            DType::F32 => Self::F32(zeros(bytes / 4)?),
-            DType::F16 => Self::F16(zeros(bytes / 2)?),
-            DType::BF16 => Self::BF16(zeros(bytes / 2)?),
-            other => bail!("tensor {:?} is of dtype {other:?}, which this command cannot read", tensor.name),
+        let len = usize::try_from(tensor.bytes / tensor.dtype.size());
+        let values = len.ok().and_then(|len| match tensor.dtype {
+            DType::F16 => zeros(len).map(Self::F16),
+            DType::BF16 => zeros(len).map(Self::BF16),
+            _ => zeros(len).map(Self::F32),
+        });
+        values.with_context(|| {
+            format!(
+                "out of memory for tensor {} ({} bytes); --device cpu reads it piece by piece",
+                quoted(&tensor.name),
+                tensor.bytes
+            )
         })
     }
 
@@ -140,123 +370,31 @@ impl Values {
 }
 
 /// Not more than there is memory for.
-fn zeros<T: Zeroable + Clone>(len: usize) -> Result<Vec<T>, TryReserveError> {
+fn zeros<T: Zeroable + Clone>(len: usize) -> Option<Vec<T>> {
     let mut values = Vec::new();
-    values.try_reserve_exact(len)?;
+    values.try_reserve_exact(len).ok()?;
     values.resize(len, T::zeroed());
-    Ok(values)
+    Some(values)
 }
 
-fn read_header(file: &mut File, file_len: u64) -> Result<Vec<u8>> {
-    let mut len = [0; size_of::<u64>()];
-    let rest = file_len
-        .checked_sub(len.len() as u64)
-        .with_context(|| format!("it is no .safetensors file: it has {file_len} bytes"))?;
-    file.read_exact(&mut len)?;
-    let len = u64::from_le_bytes(len);
-    ensure!(
-        len <= rest.min(MAX_HEADER),
-        "it is damaged, or no .safetensors file: its header is {len} bytes long, but {rest} bytes follow, and {MAX_HEADER} are allowed"
-    );
-    let mut header = vec![0; usize::try_from(len)?];
-    file.read_exact(&mut header)?;
-    Ok(header)
-}
-
-fn parse_header(header: &[u8]) -> Result<Metadata> {
-    let json: Value = serde_json::from_slice(header).context("its header is not JSON")?;
-    // Before the parser of the format, which refuses dtypes of tomorrow without saying which tensor has them.
-    for (name, info) in json.as_object().into_iter().flatten().filter(|(name, _)| *name != "__metadata__") {
-        match info["dtype"].as_str() {
-            None | Some("F32" | "F16" | "BF16") => {}
-            Some(dtype) => {
-                bail!("tensor {name:?} is of dtype {dtype:?}, but only F32, F16 and BF16 are allowed")
-            }
-        }
+/// The dtype, if gradients of it can be clipped.
+fn dtype(name: &str) -> Option<DType> {
+    match name {
+        "F32" => Some(DType::F32),
+        "F16" => Some(DType::F16),
+        "BF16" => Some(DType::BF16),
+        _ => None,
     }
-    let layout: Metadata = serde_json::from_value(json).context("its header is damaged")?;
-    ensure!(!layout.tensors().is_empty(), "it holds no tensors");
-    Ok(layout)
-}
-
-/// In the order of the data; tensors without elements may share a place there.
-fn tensors(layout: &Metadata) -> Result<Vec<Tensor>> {
-    let mut tensors: Vec<_> = layout.tensors().into_iter().collect();
-    tensors.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
-    let tensor = |(name, info): (String, &TensorInfo)| {
-        let (start, end) = info.data_offsets;
-        Ok(Tensor { name, dtype: dtype(info.dtype)?, shape: info.shape.clone(), extent: start..end })
-    };
-    tensors.into_iter().map(tensor).collect()
-}
-
-fn dtype(dtype: Dtype) -> Result<DType> {
-    Ok(match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => bail!("dtype {other:?} is not allowed"),
-    })
 }
 
 /// From the order of the file to that of the machine, or back; on most machines they are the same.
 fn swap_little_endian(bytes: &mut [u8], dtype: DType) {
-    let size = if dtype == DType::F32 { 4 } else { 2 };
     if cfg!(target_endian = "big") {
-        bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+        bytes.chunks_exact_mut(as_index(dtype.size())).for_each(<[u8]>::reverse);
     }
 }
 
-/// A place to write to. What was there stays until all of the new file is safely on disk.
-pub(crate) struct Output {
-    target: PathBuf,
-    permissions: Option<Permissions>,
-}
-
-impl Output {
-    /// Fails where writing would, as far as that can be known beforehand.
-    pub(crate) fn check(path: &Path) -> Result<Self> {
-        // Behind a link, since the link itself would be replaced by a file.
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let output = Self { permissions: fs::metadata(&target).ok().map(|old| old.permissions()), target };
-        output.probe().with_context(|| output.cannot_write())?;
-        Ok(output)
-    }
-
-    fn probe(&self) -> Result<()> {
-        ensure!(self.target.file_name().is_some(), "it names no file");
-        ensure!(self.permissions.is_none() || self.target.is_file(), "it is not a regular file");
-        ensure!(!self.permissions.as_ref().is_some_and(Permissions::readonly), "it is read-only");
-        // Without a name, so that an interrupted run leaves nothing behind.
-        tempfile::tempfile_in(self.folder())?;
-        Ok(())
-    }
-
-    pub(crate) fn write(self, gradients: Gradients, progress: &Progress) -> Result<()> {
-        let message = self.cannot_write();
-        self.replace(gradients, progress).context(message)
-    }
-
-    fn replace(self, gradients: Gradients, progress: &Progress) -> Result<()> {
-        // Not the private file that `tempfile` makes by itself: a new output obeys the umask, as any other file.
-        let mut file = tempfile::Builder::new()
-            .prefix(".gradclip-")
-            .make_in(self.folder(), |path| File::create_new(path))?;
-        gradients.write_to(file.as_file_mut(), progress)?;
-        if let Some(permissions) = self.permissions {
-            file.as_file().set_permissions(permissions)?;
-        }
-        file.as_file().sync_all()?;
-        file.persist(self.target)?;
-        Ok(())
-    }
-
-    fn folder(&self) -> &Path {
-        let parent = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        parent.unwrap_or(Path::new("."))
-    }
-
-    fn cannot_write(&self) -> String {
-        format!("cannot write {}", self.target.display())
-    }
+#[expect(clippy::cast_possible_truncation, reason = "it is a size of something in memory")]
+const fn as_index(bytes: u64) -> usize {
+    bytes as usize
 }

@@ -1,26 +1,37 @@
-//! The `gradclip` command: which devices there are, clipped gradients from files of gradients, and how fast this
-//! machine clips.
+//! The `gradclip` command: lists devices, clips files of gradients, and measures how fast this machine clips.
 //!
-//! It uses the public API only, so that it also shows how far that reaches.
+//! It uses only the library's public API.
 
 mod bench;
 mod clip;
 mod devices;
 mod file;
+mod logging;
 mod manner;
+mod plot;
 mod progress;
 mod report;
+mod stages;
+mod stdout;
 mod table;
+mod text;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
-/// Clips gradients, by norm or by value, on the GPU or the CPU.
+use stdout::Stdout;
+use text::{WIDTH, shortened};
+
+/// The widest line of an error, in columns.
+const MESSAGE: usize = 4000;
+
+/// Clip gradients by norm or by value, on a GPU or the CPU
 ///
-/// `RUST_LOG` sets what is logged on stderr, as in `RUST_LOG=gradclip=debug`.
+/// Set `RUST_LOG` to log to stderr, for example `RUST_LOG=gradclip=debug`.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -36,28 +47,115 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    env_logger::init();
-    let report = match Cli::parse().command {
-        Command::Clip(args) => clip::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Devices(args) => devices::run(&args),
+    logging::start();
+    let mut out = Stdout::new();
+    let done = match Cli::try_parse() {
+        Ok(Cli { command: Command::Clip(args) }) => clip::run(&args, &mut out),
+        Ok(Cli { command: Command::Bench(args) }) => bench::run(&args, &mut out),
+        Ok(Cli { command: Command::Devices(args) }) => devices::run(&args, &mut out),
+        Err(error) if error.use_stderr() => {
+            // Nobody is left to hear of a closed stderr, here and below.
+            let _ = shown(error).print();
+            return ExitCode::from(2);
+        }
+        // The text of `--help` or `--version`.
+        Err(asked) => stdout::unless_nobody_reads(asked.print().and_then(|()| io::stdout().flush()))
+            .context(stdout::FAILED),
     };
-    match report.and_then(|text| print(&text)) {
+    // What a command printed before it failed is worth having, too.
+    let flushed = out.flush().context(stdout::FAILED);
+    match done.and(flushed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, whatever a driver has put into its message; and nobody is left to hear of a closed stderr.
-            let message = format!("{error:#}").replace(['\n', '\r'], " ");
-            let _ = writeln!(io::stderr(), "gradclip: {message}");
+            let _ = writeln!(io::stderr(), "gradclip: {}", message(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// A reader that has seen enough, such as `head`, is no failure.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot print"),
+/// The error and its causes in one line, whatever a driver or a file has put into them.
+fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        let lines = cause.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
+        let cause = lines.collect::<Vec<_>>().join(" ");
+        // Some errors say themselves what their cause says.
+        if !message.contains(&cause) {
+            message.extend([if message.is_empty() { "" } else { ": " }, &cause]);
+        }
+    }
+    shortened(&message, MESSAGE)
+}
+
+/// An error about the arguments, with those that it repeats escaped and shortened.
+fn shown(mut error: clap::Error) -> clap::Error {
+    let context: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
+    for (kind, value) in context {
+        let shorten = |text: &String| shortened(text, WIDTH);
+        match value {
+            ContextValue::String(text) => {
+                error.insert(kind, ContextValue::String(shorten(&text)));
+            }
+            ContextValue::Strings(texts) => {
+                error.insert(kind, ContextValue::Strings(texts.iter().map(shorten).collect()));
+            }
+            // Whole sentences that repeat an argument. They are advice, and can be done without.
+            ContextValue::StyledStrs(texts) if kind == ContextKind::Suggested => {
+                if texts.iter().map(ToString::to_string).any(|text| text != shortened(&text, MESSAGE)) {
+                    error.remove(kind);
+                }
+            }
+            _ => {}
+        }
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_options_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_that_was_told_already_is_not_repeated() {
+        let region =
+            gradclip::Error::Misaligned { gradient: 3.into(), what: "offset", given: 2, multiple: 4 };
+        let error = anyhow::Error::new(gradclip::Error::Parameter { error: Box::new(region.clone()) });
+        assert_eq!(message(&error), error.to_string());
+        let error = anyhow::Error::new(region.clone()).context("cannot read g");
+        assert_eq!(message(&error), format!("cannot read g: {region}"));
+        let error = anyhow::anyhow!("Validation Error\n\nCaused by:\r\n  \u{1b}[31mno").context("a\tb");
+        assert_eq!(message(&error), r"a\tb: Validation Error Caused by: \u{1b}[31mno");
+    }
+
+    #[test]
+    fn arguments_come_back_escaped_and_short() {
+        let long = "x".repeat(100_000);
+        for args in [
+            &["\u{1b}[31mclip"][..],
+            &["clip", "f", "--max-norm", "1\u{202e}"],
+            &["clip", "f", "--max-norm", "1", "--groups", "\u{1b}[0m=x"],
+            &["clip", "f", "--max-norm", "1", "--groups", "\u{1b}[0m=-1"],
+            &["clip", "f", "--max-norm", "1", "--\u{7}x"],
+            &["clip", "f", "--max-norm", "1", "--nonfinite", "\u{9b}skip"],
+            &["clip", "f", "--max-norm", "1", "\u{8}g"],
+            &["clip", "f", "--max-norm", "1", "--groups", &long],
+            &["clip", "f", "--max-norm", "1", &format!("--{long}")],
+            &["bench", "--seconds", "\u{1b}c"],
+        ] {
+            let Err(error) = Cli::try_parse_from([&["gradclip"], args].concat()) else { panic!("{args:?}") };
+            let text = shown(error).render().ansi().to_string();
+            // The colours are those of clap, and none of them is a red or a reset in the argument.
+            let plain = text.replace("\u{1b}[", "").replace('\n', "");
+            assert_eq!(text::escaped(&plain), plain, "{args:?}");
+            assert!(text.len() < 2000, "{args:?}: {} bytes", text.len());
+        }
     }
 }

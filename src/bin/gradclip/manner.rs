@@ -1,17 +1,22 @@
 //! How to clip, in the words of the command line.
 
-use std::num::ParseFloatError;
 use std::str::FromStr;
 
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use gradclip::{Clip, NonFinite, NormType};
+
+use crate::text::quoted;
+
+/// What every limit must be.
+const LIMIT: &str = "it must be a number that is not negative";
 
 #[derive(clap::Args)]
 pub(crate) struct Manner {
     #[command(flatten)]
     limit: Limit,
 
-    /// Which norm is limited: the P of (Σ |g|^P)^(1/P), as 2, 1, inf, -inf or 0
+    /// The norm to limit, (Σ |g|^P)^(1/P): 2, 1, inf, -inf, 0 or any other number
     #[arg(
         long,
         value_name = "P",
@@ -22,48 +27,72 @@ pub(crate) struct Manner {
     )]
     norm_type: NormType,
 
-    /// Scale each tensor by a factor of its own, so that its own norm is within the limit
+    /// Clip each tensor by itself: each has its own norm and its own factor
     #[arg(long, conflicts_with = "value")]
     per_tensor: bool,
 
-    /// What becomes of gradients that are not finite
+    /// What to do with gradients whose norm is not finite
     #[arg(long, value_enum, default_value_t, value_name = "POLICY", conflicts_with = "value")]
     nonfinite: Policy,
 
-    /// The gradients are those of a loss that was multiplied by S: undo it
-    #[arg(long, value_name = "S", conflicts_with = "value", allow_hyphen_values = true)]
+    /// Undo a loss scale: these are the gradients of a loss that was multiplied by S
+    #[arg(
+        long,
+        value_name = "S",
+        value_parser = loss_scale,
+        conflicts_with = "value",
+        allow_hyphen_values = true
+    )]
     loss_scale: Option<f32>,
 
-    /// Clip the tensors whose names match a pattern together, to a limit of their own
+    /// Clip the tensors whose names match PATTERN as a group, to a LIMIT of its own; may be repeated
     ///
-    /// In the pattern, * stands for any characters and ? for any one. It may be given several times: a tensor belongs to
-    /// the first group that it matches, and to that of --max-norm if it matches none.
+    /// In PATTERN, * matches any characters and ? any single one. A tensor belongs to the first group that it matches;
+    /// --max-norm limits the tensors that match none. A group without tensors is an error.
     #[arg(long, value_name = "PATTERN=LIMIT", conflicts_with = "value")]
     groups: Vec<Group>,
+
+    /// Leave out the tensors whose names match PATTERN: neither measure nor change them; may be repeated
+    ///
+    /// Patterns are as in --groups, and apply first. Excluded tensors may have any dtype. A pattern that matches no tensor is an
+    /// error.
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+
+    /// Clip by this total norm instead of measuring it, where these gradients are part of a larger set
+    #[arg(
+        long,
+        value_name = "NORM",
+        value_parser = total_norm,
+        requires = "max_norm",
+        conflicts_with_all = ["value", "norm_type", "per_tensor", "groups"],
+        allow_hyphen_values = true
+    )]
+    total_norm: Option<f32>,
 }
 
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct Limit {
-    /// Scale all tensors by one factor, so that their joint norm is at most this
-    #[arg(long, value_name = "NORM", allow_hyphen_values = true)]
+    /// Scale all tensors by one factor, so that their joint norm is at most NORM
+    #[arg(long, value_name = "NORM", value_parser = limit, allow_hyphen_values = true)]
     max_norm: Option<f32>,
 
     /// Clamp every element to [-VALUE, VALUE]
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, value_parser = limit, allow_hyphen_values = true)]
     value: Option<f32>,
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum Policy {
-    /// Multiply them all the same, as PyTorch does
+    /// Scale them all the same, as PyTorch does
     #[default]
     Propagate,
-    /// Leave them as they are
+    /// Leave them unchanged
     Skip,
-    /// Make them all 0
+    /// Set them all to 0
     Zero,
-    /// Make them all NaN
+    /// Set them all to NaN
     Poison,
     /// Fail, name the tensor, and write nothing
     Error,
@@ -82,9 +111,46 @@ impl Manner {
         [None].into_iter().chain(self.groups.iter().map(|group| Some(group.pattern.clone())))
     }
 
-    pub(crate) fn group_of(&self, tensor: &str) -> usize {
-        let first = self.groups.iter().position(|group| matches(&group.pattern, tensor));
-        first.map_or(0, |index| index + 1)
+    /// Says of each tensor in which group it is, or that it is excluded. Fails if a pattern has no effect.
+    pub(crate) fn assign<'a>(&self, tensors: impl Iterator<Item = &'a str>) -> Result<Vec<Option<usize>>> {
+        let mut is_used = vec![false; self.groups.len() + 1];
+        let mut excludes = vec![false; self.exclude.len()];
+        let mut matched = vec![false; self.groups.len()];
+        let mut assign = |tensor| {
+            let mut is_excluded = false;
+            for (pattern, excludes) in self.exclude.iter().zip(&mut excludes) {
+                if matches(pattern, tensor) {
+                    (is_excluded, *excludes) = (true, true);
+                }
+            }
+            let mut first = None;
+            for (index, group) in self.groups.iter().enumerate() {
+                if matches(&group.pattern, tensor) {
+                    matched[index] = true;
+                    first = first.or(Some(index));
+                }
+            }
+            let group = first.map_or(0, |index| index + 1);
+            (!is_excluded).then(|| {
+                is_used[group] = true;
+                group
+            })
+        };
+        let groups = tensors.map(&mut assign).collect();
+        for (pattern, excludes) in self.exclude.iter().zip(excludes) {
+            ensure!(excludes, "--exclude {}: no tensor has a name that matches", quoted(pattern));
+        }
+        for ((group, matched), used) in self.groups.iter().zip(matched).zip(&is_used[1..]) {
+            let pattern = quoted(&group.pattern);
+            ensure!(matched, "--groups {pattern}: no tensor has a name that matches");
+            ensure!(used, "--groups {pattern}: all tensors that match are excluded or in an earlier group");
+        }
+        Ok(groups)
+    }
+
+    /// The norm to scale by, if it is not to be measured.
+    pub(crate) fn total_norm(&self) -> Option<f32> {
+        self.total_norm
     }
 
     /// The limit of each group.
@@ -103,6 +169,7 @@ impl Manner {
         let clip = match self.limit.value {
             Some(_) => return Clip::by_value(limit),
             None if self.per_tensor => Clip::by_norm(limit),
+            None if self.total_norm.is_some() => Clip::by_supplied_norm(limit),
             None => Clip::by_global_norm(limit),
         };
         let clip = clip.norm_type(self.norm_type).non_finite(self.nonfinite.into());
@@ -148,14 +215,39 @@ impl FromStr for Group {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, limit) = text.rsplit_once('=').ok_or("it must be a pattern, =, and a limit")?;
-        let limit = limit.parse().map_err(|error| format!("its limit {limit:?} is no number: {error}"))?;
-        Ok(Self { pattern: pattern.to_owned(), limit })
+        let (pattern, given) = text.rsplit_once('=').ok_or("it must be PATTERN=LIMIT, as in 'head.*=0.5'")?;
+        let of_group = |why| format!("the limit of group {} is {}: {why}", quoted(pattern), quoted(given));
+        Ok(Self { pattern: pattern.to_owned(), limit: limit(given).map_err(of_group)? })
     }
 }
 
-fn norm_type(text: &str) -> Result<NormType, ParseFloatError> {
-    text.parse().map(NormType::P)
+// The library is asked what is possible; its own words would name its parameters instead of these options.
+
+fn limit(text: &str) -> Result<f32, String> {
+    let limit = number(text).map_err(|_| LIMIT)?;
+    Clip::by_global_norm(limit).checked().map(|_| limit).map_err(|_| LIMIT.to_owned())
+}
+
+fn loss_scale(text: &str) -> Result<f32, String> {
+    let scale = number(text)?;
+    let checked = Clip::by_global_norm(1.0).loss_scale(scale).checked();
+    checked.map(|_| scale).map_err(|_| "it and its inverse must be positive and finite".into())
+}
+
+fn norm_type(text: &str) -> Result<NormType, String> {
+    let norm_type = NormType::P(number(text)?);
+    let checked = Clip::by_global_norm(1.0).norm_type(norm_type).checked();
+    checked.map(|_| norm_type).map_err(|_| "it must be a number, inf or -inf".into())
+}
+
+fn number(text: &str) -> Result<f32, String> {
+    text.parse().map_err(|_| "it is not a number".into())
+}
+
+/// A norm that was measured elsewhere, which may be infinite or NaN.
+fn total_norm(text: &str) -> Result<f32, String> {
+    let norm = number(text)?;
+    if norm < 0.0 { Err("a norm is not negative".to_owned()) } else { Ok(norm) }
 }
 
 /// Whether a name is what a pattern says, in which `*` stands for any characters and `?` for any one.

@@ -1,11 +1,49 @@
 //! Aligned columns for people.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
-/// Columns as wide as what they hold, below a heading.
+use crate::text::{self, WIDTH, escaped};
+
+/// The widths of columns, from the cells that they are to hold.
+///
+/// Cells are escaped. A column is at most [`WIDTH`] wide, whatever it holds, or one long cell would pad every other row to
+/// its own width; longer cells stick out.
+pub(crate) struct Columns {
+    widths: Vec<usize>,
+    /// The columns from this on are flush right.
+    numbers_from: usize,
+}
+
+impl Columns {
+    pub(crate) fn new(columns: usize) -> Self {
+        Self { widths: vec![0; columns], numbers_from: usize::MAX }
+    }
+
+    /// Widens the columns until these cells fit.
+    pub(crate) fn fit(&mut self, cells: &[String]) {
+        for (width, cell) in self.widths.iter_mut().zip(cells) {
+            *width = text::width(&escaped(cell)).min(WIDTH).max(*width);
+        }
+    }
+
+    /// A row of the table, without the end of the line.
+    pub(crate) fn line(&self, cells: &[String]) -> String {
+        let mut line = String::new();
+        for (column, (cell, width)) in cells.iter().zip(&self.widths).enumerate() {
+            let cell = escaped(cell);
+            // By hand: a width above 65535 in a format string is a panic.
+            let padding = " ".repeat(width.saturating_sub(text::width(&cell)));
+            let [before, after] = if column < self.numbers_from { ["", &padding] } else { [&padding, ""] };
+            line.extend([before, &cell, after, "  "]);
+        }
+        line.truncate(line.trim_end().len());
+        line
+    }
+}
+
+/// Rows of a known, small number below a heading.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
-    /// The columns from this on are flush right.
     numbers_from: usize,
 }
 
@@ -26,20 +64,38 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width =
-            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
-        for row in &self.rows {
-            let mut line = String::new();
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                if column < self.numbers_from {
-                    write!(line, "{cell:width$}  ")?;
-                } else {
-                    write!(line, "{cell:>width$}  ")?;
-                }
-            }
-            writeln!(f, "{}", line.trim_end())?;
+        let mut columns = Columns { numbers_from: self.numbers_from, ..Columns::new(self.rows[0].len()) };
+        self.rows.iter().for_each(|row| columns.fit(row));
+        self.rows.iter().try_for_each(|row| writeln!(f, "{}", columns.line(row)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align_whatever_they_hold() {
+        let mut table = Table::new(["name", "of", "n"]).numbers_from(2);
+        for (name, n) in [("w", "1"), ("重み", "20"), ("e\u{301}\u{1b}[m", "300")] {
+            table.row([name.into(), "x".into(), n.into()]);
         }
-        Ok(())
+        let expected = "\
+name       of    n
+w          x     1
+重み       x    20
+e\u{301}\\u{1b}[m  x   300
+";
+        assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn one_long_cell_does_not_pad_the_others() {
+        let mut table = Table::new(["name", "n"]);
+        table.row(["x".repeat(70_000), "1".into()]);
+        table.row(["w".into(), "2".into()]);
+        let text = table.to_string();
+        let [_, long, short] = text.lines().collect::<Vec<_>>()[..] else { panic!("three lines") };
+        assert_eq!((long.len(), short.len()), (70_000 + 3, WIDTH + 3));
     }
 }

@@ -1,7 +1,7 @@
 //! Gradients that are not finite, and gradients with a loss scale.
 
 use super::*;
-use crate::{Epsilon, NonFinite, NormType};
+use crate::{Epsilon, GradientId, NonFinite, NormType};
 
 /// The record of a clip of two gradients by global norm to 1, and the bits of what became of them.
 fn clipped(
@@ -52,8 +52,10 @@ fn an_error_names_the_first_and_leaves_every_bit() {
         let (mut a, mut b) = (FINITE, bad);
         let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Error);
         let outcome = clip_all(&mut [Gradient::f32(&mut a), Gradient::f32(&mut b)], clip);
-        let Err(Error::NonFinite { gradient, total_norm }) = outcome else { panic!("{outcome:?}") };
-        assert_eq!((gradient, total_norm.to_bits() & 0x7fff_ffff), (Some(1), norm.to_bits()));
+        let Err(Error::NonFinite { gradient, total_norm, record: None }) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!((gradient, total_norm.to_bits() & 0x7fff_ffff), (Some(1.into()), norm.to_bits()));
         assert_eq!((bits(&[a]), bits(&[b])), (bits(&[FINITE]), bits(&[bad])));
     }
 }
@@ -65,7 +67,7 @@ fn an_error_in_one_group_leaves_the_others() {
     let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Error);
     assert!(matches!(
         clip_groups(&mut gradients, &[clip; 2]),
-        Err(Error::NonFinite { gradient: Some(1), .. })
+        Err(Error::NonFinite { gradient: Some(GradientId { index: 1, .. }), record: Some(1), .. })
     ));
     assert_eq!(fine, [3.0, 4.0]);
 }
@@ -100,7 +102,7 @@ fn an_infinite_norm_that_is_supplied_meets_them() {
     };
     assert_eq!(clip(NonFinite::Skip), Ok((true, None, [3.0])));
     assert_eq!(clip(NonFinite::Propagate), Ok((false, None, [0.0])));
-    let error = Error::NonFinite { gradient: None, total_norm: f32::INFINITY };
+    let error = Error::NonFinite { gradient: None, total_norm: f32::INFINITY, record: None };
     assert_eq!(clip(NonFinite::Error), Err(error));
 }
 

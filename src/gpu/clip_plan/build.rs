@@ -63,6 +63,13 @@ fn by_value(clipper: &Clipper, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<Cli
         let clamp = |manner, slots| Kernel::Clamp { segmented, manner, slots };
         let apply = builder.steps(&layout.apply, bounds_of, clamp)?;
         let scratch_bytes = builder.bytes;
-        Ok(ClipPlan { norm: Vec::new(), apply, coefficient_only: false, outcome: None, scratch_bytes })
+        Ok(ClipPlan {
+            norm: Vec::new(),
+            apply,
+            coefficient_only: false,
+            outcome: None,
+            scratch_bytes,
+            labels: set.labels.clone(),
+        })
     })
 }

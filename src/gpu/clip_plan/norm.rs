@@ -23,6 +23,9 @@ const COPY_DST: BufferUsages = BufferUsages::COPY_DST;
 /// Of what lasts from step to step, and can be saved and restored.
 const KEPT: BufferUsages = STORAGE.union(COPY_SRC).union(COPY_DST);
 
+/// `NOT_SUPPLIED` of `supply.wgsl`: the bits of the supplied norm until there is one.
+const NOT_SUPPLIED: u32 = u32::MAX;
+
 /// `Segment` of `segment.wgsl`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -163,7 +166,7 @@ pub(super) fn by_norm(
         let (norm_pass, records) = (stages.steps, stages.records);
         let Buffers { measure, segments, records: record_buffer, .. } = buffers;
         let outcome = Outcome {
-            device: clipper.device().clone(),
+            watched: clipper.watched().clone(),
             is_error: norm.non_finite == NonFinite::Error,
             together: norm.scope.is_together(),
             groups: max_norms.len(),
@@ -184,6 +187,7 @@ pub(super) fn by_norm(
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
             scratch_bytes: builder.bytes,
+            labels: set.labels.clone(),
         })
     })
 }
@@ -216,7 +220,7 @@ impl Buffers {
             owners: builder.holding("gradclip.owners", STORAGE, owners),
             measure: builder.holding("gradclip.measure", UNIFORM.union(COPY_DST), &[Measure::of(norm)]),
             segments: builder.holding("gradclip.segments", STORAGE.union(COPY_DST), table),
-            records: builder.results("gradclip.records", usage, ClipRecord::UNCLIPPED, *records),
+            records: builder.results("gradclip.records", usage, ClipRecord::NOTHING_MEASURED, *records),
         }
     }
 
@@ -249,7 +253,7 @@ impl Stages<'_> {
     fn find(&mut self, builder: &mut Builder<'_>, buffers: &Buffers) -> Result<Option<wgpu::Buffer>, Error> {
         let finding = self.finding;
         if self.norm.scope == Scope::Supplied {
-            let supplied = builder.holding("gradclip.supplied", STORAGE.union(COPY_DST), &[0.0_f32]);
+            let supplied = builder.holding("gradclip.supplied", STORAGE.union(COPY_DST), &[NOT_SUPPLIED]);
             self.steps.push(builder.per_invocation(
                 Kernel::Supply,
                 &buffers.with(&supplied),
@@ -334,7 +338,7 @@ impl Stages<'_> {
             segment.count += 1;
         }
         let usage = STORAGE.union(COPY_SRC);
-        let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::default(), gradients);
+        let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients);
         let segments = builder.holding("gradclip.tensor_segments", STORAGE, &table);
         let bindings = buffers.finalizing([&buffers.measure, &segments, &buffers.owners, &stats.buffer]);
         self.steps.push(builder.per_workgroup(self.finalize(Leaves::Stats), &bindings, gradients)?);

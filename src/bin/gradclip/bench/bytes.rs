@@ -1,18 +1,21 @@
 //! Numbers of bytes, as people write them.
 
+use crate::text::quoted;
+
 /// `65536`, `64K`, `64KiB`, `1GiB`, ..: powers of 1024.
 pub(crate) fn parse(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: usize = digits.trim().parse().map_err(|error| format!("{digits:?} is no number: {error}"))?;
+    let number: usize =
+        digits.trim().parse().map_err(|error| format!("{} is not a number: {error}", quoted(digits)))?;
     let unit = match text[digits.len()..].to_lowercase().trim_end_matches('b').trim_end_matches('i') {
         "" => 0,
         "k" => 10,
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        unit => return Err(format!("{unit:?} is no unit: K, M, G and T are")),
+        unit => return Err(format!("{} is not a unit: K, M, G and T are", quoted(unit))),
     };
-    number.checked_mul(1 << unit).ok_or_else(|| format!("{text} is too much"))
+    number.checked_mul(1 << unit).ok_or_else(|| format!("{} is too much", quoted(text)))
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! The plot: time and percent of the roofline against size, the GPU against the CPU.
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::rows::{Measured, Path, Row, duration};
 use super::timing::Work;
-use super::workloads::Op;
+use super::workloads::{Op, Set};
+use crate::plot::{BLUE, FONT, ORANGE, TITLE, failed};
 
 const SIZE: (u32, u32) = (960, 960);
-const FONT: (&str, u32) = ("sans-serif", 15);
-const TITLE: (&str, u32) = ("sans-serif", 19);
-const GPU: RGBColor = RGBColor(0, 114, 178);
-const CPU: RGBColor = RGBColor(213, 94, 0);
+const GPU: RGBColor = BLUE;
+const CPU: RGBColor = ORANGE;
+/// Why there may be none.
+pub(crate) const NOTHING: &str =
+    "there is nothing to plot: it takes `clip exceeded` of a single tensor in f32";
 
 /// A line of points: the logarithm (2) of the elements, and something.
 struct Line {
@@ -58,14 +60,13 @@ fn line(all: &[Measured], name: &str, path: Path, op: Op, minor: bool, value: im
         let row = measured.find(path, layout, Work::Op(op))?;
         Some(((measured.set.elements() as f64).log2(), value(row)))
     };
-    let singles = all.iter().filter(|measured| is_single(measured));
+    let singles = all.iter().filter(|measured| is_single(&measured.set));
     let color = if path == Path::Gpu { GPU } else { CPU };
     Line { name: name.into(), color, minor, points: singles.filter_map(row).collect() }
 }
 
 /// One f32 tensor that no cache holds: a point of a line.
-pub(crate) fn is_single(measured: &Measured) -> bool {
-    let set = &measured.set;
+pub(crate) fn is_single(set: &Set) -> bool {
     set.lens.len() == 1 && set.of == 1 && !set.cached && set.dtype == gradclip::DType::F32
 }
 
@@ -77,10 +78,7 @@ fn chart(
     y_label: &dyn Fn(&f64) -> String,
 ) -> Result<()> {
     let points = || lines.iter().flat_map(|line| &line.points);
-    ensure!(
-        points().next().is_some(),
-        "there is nothing to plot: the single tensors in f32 were not measured"
-    );
+    ensure!(points().next().is_some(), NOTHING);
     let [x, y] = [range(points().map(|point| point.0)), range(points().map(|point| point.1))];
     let y = if y.end > 20.0 { 0.0..y.end.max(105.0) } else { y };
     let mut chart = ChartBuilder::on(area)
@@ -124,9 +122,4 @@ fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (x.min(low), x.max(high)));
     low - 0.25..high + 0.25
-}
-
-/// Of the library, whose errors borrow what they speak of.
-fn failed(error: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("cannot draw the plot: {error}")
 }

@@ -1,0 +1,48 @@
+//! Where results are printed.
+
+use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
+
+/// What is said where they cannot be.
+pub(crate) const FAILED: &str = "cannot print to stdout";
+
+/// The standard output. A reader that has seen enough, such as `head`, is no failure.
+pub(crate) struct Stdout(BufWriter<Forgiving>);
+
+impl Stdout {
+    pub(crate) fn new() -> Self {
+        Self(BufWriter::new(Forgiving(io::stdout().lock())))
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+struct Forgiving(StdoutLock<'static>);
+
+impl Write for Forgiving {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
+            written => written,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        unless_nobody_reads(self.0.flush())
+    }
+}
+
+/// Success where the reader has left.
+pub(crate) fn unless_nobody_reads(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}

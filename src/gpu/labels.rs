@@ -1,0 +1,18 @@
+//! The labels of the gradients of a plan, for errors that come after `prepare`.
+
+use std::sync::Arc;
+
+/// A label for each gradient, or nothing at all where no gradient has one.
+#[derive(Clone, Debug)]
+pub(super) struct Labels(Arc<[Option<Box<str>>]>);
+
+impl Labels {
+    pub(super) fn new<'a>(labels: impl Iterator<Item = Option<&'a str>> + Clone) -> Self {
+        let is_labelled = labels.clone().any(|label| label.is_some());
+        Self(labels.filter(|_| is_labelled).map(|label| label.map(Box::from)).collect())
+    }
+
+    pub(super) fn get(&self, gradient: usize) -> Option<&str> {
+        self.0.get(gradient)?.as_deref()
+    }
+}

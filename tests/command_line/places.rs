@@ -1,0 +1,231 @@
+//! Where the output goes: what it replaces, what is kept of that, and what an interruption leaves behind.
+
+use std::fs;
+#[cfg(unix)]
+use std::process::{Command, Stdio};
+
+use crate::{SHIPPED, assert_fails, clip, clip_json, files, folder_with, one_tensor};
+
+#[test]
+fn a_read_only_output_stays() {
+    let (folder, out) = folder_with(b"old");
+    let mut permissions = fs::metadata(&out).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&out, permissions).unwrap();
+    let output = clip(SHIPPED.as_ref(), &["--max-norm", "1", "--json", "-o", out.to_str().unwrap()]);
+    assert!(assert_fails(&output, "read-only").contains("read-only"));
+    assert_eq!((fs::read(&out).unwrap(), files(&folder).len()), (b"old".to_vec(), 1));
+}
+
+/// A limit on the size of files stands for the full disk, and catches `root` too, whom no permissions hold.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_leaves_the_old_file() {
+    let (folder, out) = folder_with(b"old");
+    let limited = r#"trap "" XFSZ; ulimit -f 8; exec "$@""#;
+    let gradclip =
+        [env!("CARGO_BIN_EXE_gradclip"), "clip", SHIPPED, "--max-norm=1", "--device=cpu", "--json", "-o"];
+    let output = Command::new("sh").args(["-c", limited, "sh"]).args(gradclip).arg(&out).output().unwrap();
+    assert!(assert_fails(&output, "full disk").contains("cannot write"));
+    assert_eq!((fs::read(&out).unwrap(), files(&folder).len()), (b"old".to_vec(), 1));
+}
+
+#[test]
+#[cfg(unix)]
+fn links_and_permissions_are_kept() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    let (folder, file) = folder_with(&one_tensor(&[3.0, 4.0]));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let link = folder.path().join("link");
+    symlink(&file, &link).unwrap();
+    clip_json(&file, &["--value", "1", "-o", link.to_str().unwrap()]);
+    assert!(link.is_symlink(), "the link was replaced by a file");
+    assert_eq!(fs::read(&file).unwrap(), one_tensor(&[1.0, 1.0]));
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+}
+
+/// A run that clips a file, through a shell that prepares it.
+#[cfg(unix)]
+fn prepared(script: &str, args: &[&std::ffi::OsStr]) -> Command {
+    let mut command = Command::new("sh");
+    let gradclip = [env!("CARGO_BIN_EXE_gradclip"), "clip", "--max-norm=1", "--device=cpu", "--json"];
+    command.args(["-c", &format!(r#"{script}; exec "$@""#), "sh"]).args(gradclip).args(args);
+    command
+}
+
+/// A sparse file of zeros, long enough to be caught at being written.
+#[cfg(unix)]
+fn long_file(path: &std::path::Path, elements: u64) {
+    let header =
+        format!(r#"{{"w":{{"dtype":"F32","shape":[{elements}],"data_offsets":[0,{}]}}}}"#, elements * 4);
+    fs::write(path, crate::raw(&header, &[])).unwrap();
+    let file = fs::OpenOptions::new().append(true).open(path).unwrap();
+    file.set_len(8 + header.len() as u64 + elements * 4).unwrap();
+}
+
+/// Starts a run that replaces a private file, and waits until it writes. None if it was too quick for that. The files in the
+/// folder are the input, the old output, and what is being written.
+#[cfg(unix)]
+fn caught_writing(
+    folder: &tempfile::TempDir,
+    input: &std::path::Path,
+    out: &std::path::Path,
+) -> Option<(std::process::Child, std::path::PathBuf)> {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fs::write(out, b"old").unwrap();
+    fs::set_permissions(out, fs::Permissions::from_mode(0o600)).unwrap();
+    let args = ["-o".as_ref(), out.as_os_str(), input.as_os_str()];
+    let mut child = prepared("umask 0", &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        if let Some(third) = files(folder).into_iter().find(|file| file != input && file != out) {
+            return Some((child, third));
+        }
+    }
+    None
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupted_run_leaves_the_old_file_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
+    for (name, signal) in [("INT", 2), ("TERM", 15)] {
+        // Longer and longer, until the signal arrives in time.
+        let interrupted = (22..30).map(|log| 1 << log).any(|elements| {
+            long_file(&input, elements);
+            let Some((mut child, unfinished)) = caught_writing(&folder, &input, &out) else { return false };
+            let mode = fs::metadata(&unfinished).map(|about| about.permissions().mode() & 0o777);
+            assert!(
+                mode.is_err() || mode.is_ok_and(|mode| mode == 0o600),
+                "others may read what is being written"
+            );
+            assert!(
+                Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap().success()
+            );
+            let status = child.wait().unwrap();
+            assert_eq!(files(&folder), [&*input, &*out], "{name}: something is left behind");
+            if status.success() {
+                return false;
+            }
+            assert_eq!(status.signal(), Some(signal), "{name}: {status}");
+            true
+        });
+        assert!(interrupted, "{name}");
+        assert_eq!(fs::read(&out).unwrap(), b"old", "{name}");
+    }
+}
+
+/// Elements that were not measured must not be scaled.
+#[test]
+#[cfg(unix)]
+fn an_input_that_changes_meanwhile_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
+    let caught = (22..30).map(|log| 1 << log).any(|elements| {
+        long_file(&input, elements);
+        let Some((child, _)) = caught_writing(&folder, &input, &out) else { return false };
+        let writer = fs::OpenOptions::new().append(true).open(&input).unwrap();
+        writer.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let output = child.wait_with_output().unwrap();
+        if output.status.success() {
+            return false;
+        }
+        assert!(
+            assert_fails(&output, "changed").contains("in.safetensors: it was changed while it was read")
+        );
+        true
+    });
+    assert!(caught);
+    assert_eq!(files(&folder), [&*input, &*out]);
+    assert_eq!(fs::read(&out).unwrap(), b"old");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_new_file_obeys_the_umask() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (folder, file) = folder_with(&one_tensor(&[3.0]));
+    for (umask, mode) in [("022", 0o644), ("077", 0o600)] {
+        let out = folder.path().join(umask);
+        let output = prepared(&format!("umask {umask}"), &["-o".as_ref(), out.as_os_str(), file.as_os_str()])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(fs::metadata(&out).unwrap().permissions().mode() & 0o777, mode, "{umask}");
+    }
+}
+
+/// Only root can give files away. Whoever cannot is refused where a file is not theirs.
+#[test]
+#[cfg(unix)]
+fn the_owner_is_kept() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+
+    let (_folder, file) = folder_with(&one_tensor(&[3.0, 4.0]));
+    if let Err(error) = chown(&file, Some(1234), Some(2345)) {
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+        return;
+    }
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    clip_json(&file, &["--value", "1", "-o", file.to_str().unwrap()]);
+    let about = fs::metadata(&file).unwrap();
+    assert_eq!((about.uid(), about.gid(), about.mode() & 0o7777), (1234, 2345, 0o640));
+    assert_eq!(fs::read(&file).unwrap(), one_tensor(&[1.0, 1.0]));
+}
+
+#[test]
+#[cfg(unix)]
+fn what_cannot_be_replaced_is_refused() {
+    use std::os::unix::fs::symlink;
+
+    let (folder, file) = folder_with(&one_tensor(&[3.0]));
+    let path = |name: &str| folder.path().join(name);
+    symlink("nowhere", path("dangling")).unwrap();
+    symlink("loop", path("loop")).unwrap();
+    fs::write(path("one"), b"old").unwrap();
+    fs::hard_link(path("one"), path("other")).unwrap();
+    assert!(Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    fs::write(path("flat"), b"old").unwrap();
+    let before = files(&folder);
+    let long = "x".repeat(300);
+    let cases = [
+        ("dangling", "symbolic link that leads nowhere"),
+        ("loop", "symbolic link that leads nowhere"),
+        ("one", "2 names (hard links)"),
+        ("pipe", "not a regular file"),
+        ("new/", "names no file"),
+        ("..", "names no file"),
+        ("flat/new", "cannot write"),
+        ("missing/new", "cannot write"),
+        (&long, "cannot write"),
+    ];
+    for (name, words) in cases {
+        // The missing input shows that nobody waits for the input to hear of the output.
+        for file in [&file, &path("missing")] {
+            let output = clip(file, &["--max-norm", "1", "--json", "-o", path(name).to_str().unwrap()]);
+            let message = assert_fails(&output, name);
+            assert!(message.contains(words) && message.contains("cannot write"), "{name}: {message}");
+        }
+        assert_eq!(files(&folder), before, "{name}");
+    }
+    assert_eq!(fs::read(path("other")).unwrap(), b"old");
+}
+
+/// A pipe would wait for a writer who never comes.
+#[test]
+#[cfg(unix)]
+fn only_regular_files_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for input in [&*pipe, "/dev/null".as_ref(), folder.path()] {
+        let message = assert_fails(&clip(input, &["--max-norm", "1"]), "input");
+        assert!(message.contains("not a regular file"), "{message}");
+    }
+}
