@@ -11,7 +11,7 @@ fn gradients() -> impl Iterator<Item = Vec<f32>> {
 }
 
 /// The bits of everything that a clip says and does.
-fn outcome(gradient: &[f32], clip: Clip) -> impl PartialEq + std::fmt::Debug {
+fn outcome(gradient: &[f32], clip: Clip) -> impl PartialEq {
     let mut after = gradient.to_vec();
     let mut plan = ClipPlan::new(&[clip.tensor_stats()]).unwrap();
     let records = plan.clip(&mut [Gradient::f32(&mut after)]).unwrap();
@@ -29,7 +29,7 @@ fn subnormal_numbers_count_whatever_the_caller_thinks_of_them() {
             for clip in [clip, clip.loss_scale(0.3), clip.loss_scale(3e38)] {
                 let expected = outcome(&gradient, clip);
                 let found = in_odd_modes(|| outcome(&gradient, clip));
-                assert_eq!(found, expected, "{norm_type:?} of {} elements", gradient.len());
+                assert!(found == expected, "{norm_type:?} of {} elements", gradient.len());
             }
         }
         let expected = (total_norm(&[&gradient]), measure(&[&gradient], 1e-39).unwrap());
@@ -46,7 +46,7 @@ fn threads_that_inherited_the_modes_are_no_exception() {
     let expected = outcome(&gradient, clip);
     let pool = || rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     let found = in_odd_modes(pool).install(|| outcome(&gradient, clip));
-    assert_eq!(found, expected);
+    assert!(found == expected);
 }
 
 #[test]
