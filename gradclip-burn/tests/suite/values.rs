@@ -116,7 +116,11 @@ fn norms_of_any_p() {
                 let record = clipped.records().unwrap()[0];
                 assert!(!record.non_finite(), "{what}");
                 let unbounded = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
-                assert!(close(unbounded, expected) || record.norm_exponent == gradclip::ClipRecord::EMPTY_EXPONENT, "{what}");
+                assert!(
+                    close(unbounded, expected)
+                        || record.norm_exponent == gradclip::ClipRecord::EMPTY_EXPONENT,
+                    "{what}"
+                );
                 let coef = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
                 let after = model.biases_of(&grads);
                 for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
@@ -368,7 +372,8 @@ fn norms_and_factors_beyond_f32() {
                     let found = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
                     assert!((found / norm - 1.0).abs() < 1e-5, "{what}: {found}, not {norm}");
                     let factor = f64::from(limit) / norm / f64::from(scale);
-                    let found = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
+                    let found =
+                        f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
                     assert!((found / factor - 1.0).abs() < 1e-5, "{what}: {found}, not {factor}");
                     let after = model.biases_of(&grads);
                     for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
@@ -393,7 +398,8 @@ fn norms_that_overlook_an_infinity_do_not_hide_it() {
                 let tensors = before.iter().map(|g| vector(g, &device)).collect();
                 let (model, mut grads) = Model::with_gradients(tensors);
                 let clipped = clipper(clip.non_finite(policy)).clip(&mut grads, &model).unwrap();
-                let (record, what) = (clipped.records().unwrap()[0], format!("{p}, {policy:?} on {device:?}"));
+                let (record, what) =
+                    (clipped.records().unwrap()[0], format!("{p}, {policy:?} on {device:?}"));
                 assert!(record.total_norm.is_finite() && record.non_finite(), "{what}: {record:?}");
                 assert_eq!(record.first_non_finite(), Some(0), "{what}");
                 let after = model.biases_of(&grads);
