@@ -274,3 +274,20 @@ fn parameters_and_rows_go_along() {
         assert_near(cpu::total_norm(&[&on_gpu[0][own]]), limit);
     }
 }
+
+/// A thread that waits may run what tells another that its slices have arrived.
+#[test]
+fn threads_share_a_clipper() {
+    let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let mut slice = [3.0, -4.0];
+                    clipper.clip(&mut [&mut slice], Clip::by_value(2.5)).unwrap();
+                    assert_eq!(slice, [2.5, -2.5]);
+                }
+            });
+        }
+    });
+}
