@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn a_cause_that_was_told_already_is_not_repeated() {
-        let region = gradclip::Error::Misaligned { gradient: 3, what: "offset", given: 2, multiple: 4 };
+        let region =
+            gradclip::Error::Misaligned { gradient: 3.into(), what: "offset", given: 2, multiple: 4 };
         let error = anyhow::Error::new(gradclip::Error::Parameter { error: Box::new(region.clone()) });
         assert_eq!(message(&error), error.to_string());
         let error = anyhow::Error::new(region.clone()).context("cannot read g");
@@ -139,7 +140,7 @@ mod tests {
             &["clip", "f", "--max-norm", "1", "--groups", "\u{1b}[0m=-1"],
             &["clip", "f", "--max-norm", "1", "--\u{7}x"],
             &["clip", "f", "--max-norm", "1", "--nonfinite", "\u{9b}skip"],
-            &["clip", "f", "--max-norm", "1", "\u{8}g"],
+            &["devices", "\u{8}g"],
             &["clip", "f", "--max-norm", "1", "--groups", &long],
             &["clip", "f", "--max-norm", "1", &format!("--{long}")],
             &["bench", "--seconds", "\u{1b}c"],
