@@ -72,7 +72,7 @@ fn no_control_character_of_a_name_reaches_the_terminal() {
     let args = ["--max-norm", "1", "--groups", &group, "--plot", plot.to_str().unwrap()];
     let output = clip(&file, &args);
     assert_no_controls(out(&output));
-    assert!(out(&output).contains(r#"a\u{1b}[31mred\u{1b}]0;title\u{7}\0\r\u{8}\u{9b}2J\u{202e}gnp"#));
+    assert!(out(&output).contains(r"a\u{1b}[31mred\u{1b}]0;title\u{7}\0\r\u{8}\u{9b}2J\u{202e}gnp"));
     assert_no_controls(&fs::read_to_string(&plot).unwrap());
     assert_eq!(clip_json(&file, &["--max-norm", "1"])["tensors"][0]["name"], CONTROLS);
 

@@ -47,8 +47,8 @@ pub(crate) struct Manner {
 
     /// Clip the tensors whose names match PATTERN as a group, to a LIMIT of its own; may be repeated
     ///
-    /// * matches any characters and ? any single one. A tensor belongs to the first group that it matches; --max-norm limits the
-    /// tensors that match none. A group without tensors is an error.
+    /// In PATTERN, * matches any characters and ? any single one. A tensor belongs to the first group that it matches;
+    /// --max-norm limits the tensors that match none. A group without tensors is an error.
     #[arg(long, value_name = "PATTERN=LIMIT", conflicts_with = "value")]
     groups: Vec<Group>,
 

@@ -11,7 +11,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::file::Target;
 use crate::manner::Scope;
 use crate::report::Report;
-use crate::text::{self, shortened};
+use crate::text::{path as shown_path, shortened, width};
 
 pub(crate) const FONT: (&str, u32) = ("sans-serif", 15);
 pub(crate) const TITLE: (&str, u32) = ("sans-serif", 19);
@@ -43,9 +43,9 @@ const STRIP: i32 = 56;
 const GAP: i32 = 36;
 const ROW: f64 = 20.0;
 /// The rows of a picture, which have less than [`ROW`] each if they are many.
-const ROWS: f64 = 4200.0;
+const ROWS: usize = 4200;
 /// The least from one name to the next.
-const LABEL: f64 = 13.0;
+const LABEL: usize = 13;
 const LEGEND_ROW: i32 = 24;
 /// What an average letter is wide, of the height of its font. No font is at hand to ask.
 const LETTER: f64 = 0.56;
@@ -69,7 +69,7 @@ impl Output {
             ensure!(
                 whole(path) != whole(other),
                 "cannot write {}: another file of this command is there",
-                text::path(path)
+                shown_path(path)
             );
         }
         Ok(Self(target))
@@ -106,15 +106,15 @@ pub(crate) fn norms(report: &Report) -> Result<String> {
         let area = SVGBackend::with_string(&mut svg, layout.size()).into_drawing_area();
         area.fill(&WHITE).map_err(failed)?;
         let title = "Norms before and after clipping";
-        layout.text(&area, title, (MARGIN, MARGIN + 10), TITLE, HPos::Left)?;
+        text(&area, title, (MARGIN, MARGIN + 10), TITLE, HPos::Left)?;
         layout.legend(&area)?;
         layout.axis(&area)?;
         for (index, line) in totals.iter().enumerate() {
-            layout.line(&area, line, layout.total_y(index), true)?;
+            layout.line(&area, line, layout.total_y(index), ROW, true)?;
         }
-        let every = (LABEL / layout.row).ceil().max(1.0) as usize;
+        let every = (tensors.len() * LABEL).div_ceil(ROWS).max(1);
         for (index, line) in tensors.iter().enumerate() {
-            layout.line(&area, line, layout.tensor_y(index), index % every == 0)?;
+            layout.line(&area, line, layout.tensor_y(index), layout.row, index.is_multiple_of(every))?;
         }
         area.present().map_err(failed)?;
     }
@@ -186,15 +186,15 @@ impl Layout {
         let values = || all().flat_map(|line| [line.before, line.after]);
         let zeros = values().any(|norm| norm == 0.0);
         let not_finite = values().any(|norm| !norm.is_finite());
-        let limits = || all().filter_map(|line| line.limit).filter(|limit| limit.is_finite() && *limit > 0.0);
-        let on_axis = values().chain(limits()).filter(|norm| norm.is_finite() && *norm > 0.0);
+        let limits = || all().filter_map(|line| line.limit).filter(|limit| is_on_axis(*limit));
+        let on_axis = values().chain(limits()).filter(|norm| is_on_axis(*norm));
         let (low, high) =
             on_axis.fold((f32::INFINITY, 0.0_f32), |(low, high), norm| (norm.min(low), norm.max(high)));
         let decades = if low > high {
             (-1, 1)
         } else {
-            let low = low.log10().floor() as i32;
-            (low, (high.log10().ceil() as i32).max(low + 1))
+            let low = whole(low.log10().floor().into());
+            (low, whole(high.log10().ceil().into()).max(low + 1))
         };
 
         let mut legend = vec![(Mark::Before, "before".into()), (Mark::After, "after".into())];
@@ -221,7 +221,7 @@ impl Layout {
         let axis = zeros_left + if zeros { STRIP + GAP } else { 0 };
         let axis_end = axis + AXIS_WIDTH;
         let not_finite_left = axis_end + if not_finite { GAP } else { 0 };
-        let row = (ROWS / tensors.len().max(1) as f64).min(ROW);
+        let row = (ROWS as f64 / tensors.len().max(1) as f64).min(ROW);
         let mut layout = Self {
             legend,
             names,
@@ -237,8 +237,8 @@ impl Layout {
         };
         let legend_rows = layout.legend_places().last().map_or(0, |&(_, y)| y) + LEGEND_ROW;
         layout.top = legend_rows + 36;
-        layout.tensors_top = layout.top + (ROW * totals.len() as f64) as i32 + 12;
-        layout.bottom = layout.tensors_top + (row * tensors.len() as f64).ceil() as i32 + 6;
+        layout.tensors_top = layout.top + whole(ROW * totals.len() as f64) + 12;
+        layout.bottom = layout.tensors_top + whole((row * tensors.len() as f64).ceil()) + 6;
         layout
     }
 
@@ -247,11 +247,11 @@ impl Layout {
     }
 
     fn total_y(&self, index: usize) -> i32 {
-        self.top + (ROW * (index as f64 + 0.5)) as i32
+        self.top + whole(ROW * (index as f64 + 0.5))
     }
 
     fn tensor_y(&self, index: usize) -> i32 {
-        self.tensors_top + (self.row * (index as f64 + 0.5)) as i32
+        self.tensors_top + whole(self.row * (index as f64 + 0.5))
     }
 
     fn x(&self, norm: f32) -> i32 {
@@ -266,7 +266,7 @@ impl Layout {
 
     fn x_of_exponent(&self, exponent: f64) -> i32 {
         let (low, high) = (f64::from(self.decades.0), f64::from(self.decades.1));
-        self.axis + ((exponent - low) / (high - low) * f64::from(AXIS_WIDTH)).round() as i32
+        self.axis + whole((exponent - low) / (high - low) * f64::from(AXIS_WIDTH))
     }
 
     fn axis(&self, area: &Area<'_>) -> Result<()> {
@@ -296,59 +296,39 @@ impl Layout {
             }
         }
         let below = (self.axis + AXIS_WIDTH / 2, self.bottom + 40);
-        self.text(area, "norm", below, FONT, HPos::Center)
+        text(area, "norm", below, FONT, HPos::Center)
     }
 
     /// Above and below, since a picture of many tensors is higher than a screen.
     fn number(&self, area: &Area<'_>, number: &str, x: i32) -> Result<()> {
-        self.text(area, number, (x, self.top - 14), FONT, HPos::Center)?;
-        self.text(area, number, (x, self.bottom + 16), FONT, HPos::Center)
+        text(area, number, (x, self.top - 14), FONT, HPos::Center)?;
+        text(area, number, (x, self.bottom + 16), FONT, HPos::Center)
     }
 
-    fn line(&self, area: &Area<'_>, line: &Line, y: i32, named: bool) -> Result<()> {
+    /// A row of this height.
+    fn line(&self, area: &Area<'_>, line: &Line, y: i32, row: f64, named: bool) -> Result<()> {
         let Line { name, color, before, after, limit } = line;
         if named {
-            self.text(area, name, (self.names, y), (FONT.0, 13), HPos::Right)?;
+            text(area, name, (self.names, y), (FONT.0, 13), HPos::Right)?;
         }
-        if let Some(limit) = limit.filter(|limit| limit.is_finite()) {
-            self.mark(area, Mark::Limit, (self.x(limit), y), *color)?;
+        if let Some(limit) = limit.filter(|limit| is_on_axis(*limit)) {
+            mark(area, Mark::Limit, (self.x(limit), y), *color, row)?;
         }
         let ends = [(self.x(*before), y), (self.x(*after), y)];
         if ends[0] != ends[1] {
-            let style = color.mix(0.4).stroke_width(if self.row < 6.0 { 1 } else { 2 });
+            let style = color.mix(0.4).stroke_width(if row < 6.0 { 1 } else { 2 });
             area.draw(&PathElement::new(ends, style)).map_err(failed)?;
         }
-        for (norm, mark, at) in [(before, Mark::Before, ends[0]), (after, Mark::After, ends[1])] {
-            self.mark(area, if norm.is_finite() { mark } else { Mark::NotFinite }, at, *color)?;
+        for (norm, kind, at) in [(before, Mark::Before, ends[0]), (after, Mark::After, ends[1])] {
+            mark(area, if norm.is_finite() { kind } else { Mark::NotFinite }, at, *color, row)?;
         }
         Ok(())
     }
 
-    fn mark(&self, area: &Area<'_>, mark: Mark, at: (i32, i32), color: RGBColor) -> Result<()> {
-        let (x, y) = at;
-        let radius = (self.row * 0.22).clamp(1.0, 4.0) as i32;
-        match mark {
-            // So large that it shows around the other one, where nothing was clipped.
-            Mark::Before => area.draw(&Circle::new(at, radius + 2, color)),
-            Mark::After => area.draw(&Circle::new(at, radius, color.filled())),
-            Mark::Limit => {
-                let half = (self.row / 2.0).clamp(1.0, 8.0) as i32;
-                area.draw(&PathElement::new([(x, y - half), (x, y + half)], INK.stroke_width(2)))
-            }
-            Mark::NotFinite => area.draw(&Cross::new(at, radius + 1, NOT_FINITE.stroke_width(2))),
-            Mark::Group(color) => {
-                area.draw(&Rectangle::new([(x - 6, y - 6), (x + 6, y + 6)], color.filled()))
-            }
-            Mark::More => Ok(()),
-        }
-        .map_err(failed)
-    }
-
     fn legend(&self, area: &Area<'_>) -> Result<()> {
-        let size = Self { row: ROW, legend: Vec::new(), ..*self };
-        for ((mark, name), (x, y)) in self.legend.iter().zip(self.legend_places()) {
-            size.mark(area, *mark, (x + 8, y), OTHERS)?;
-            self.text(area, name, (x + 24, y), FONT, HPos::Left)?;
+        for ((kind, name), (x, y)) in self.legend.iter().zip(self.legend_places()) {
+            mark(area, *kind, (x + 8, y), OTHERS, ROW)?;
+            text(area, name, (x + 24, y), FONT, HPos::Left)?;
         }
         Ok(())
     }
@@ -366,23 +346,45 @@ impl Layout {
         };
         self.legend.iter().map(place).collect()
     }
+}
 
-    #[expect(clippy::unused_self, reason = "it belongs to the drawing methods")]
-    fn text(
-        &self,
-        area: &Area<'_>,
-        text: &str,
-        at: (i32, i32),
-        font: (&'static str, u32),
-        anchor: HPos,
-    ) -> Result<()> {
-        let style = TextStyle::from(font.into_font()).color(&INK).pos(Pos::new(anchor, VPos::Center));
-        area.draw(&Text::new(text, at, style)).map_err(failed)
+/// A mark in a row of this height.
+fn mark(area: &Area<'_>, mark: Mark, at: (i32, i32), color: RGBColor, row: f64) -> Result<()> {
+    let (x, y) = at;
+    let radius = whole((row * 0.22).clamp(1.0, 4.0));
+    match mark {
+        // So large that it shows around the other one, where nothing was clipped.
+        Mark::Before => area.draw(&Circle::new(at, radius + if radius > 1 { 2 } else { 1 }, color)),
+        Mark::After => area.draw(&Circle::new(at, radius, color.filled())),
+        Mark::Limit => {
+            let half = whole((row / 2.0).clamp(1.0, 8.0));
+            area.draw(&PathElement::new([(x, y - half), (x, y + half)], INK.stroke_width(2)))
+        }
+        Mark::NotFinite => area.draw(&Cross::new(at, radius + 1, NOT_FINITE.stroke_width(2))),
+        Mark::Group(color) => area.draw(&Rectangle::new([(x - 6, y - 6), (x + 6, y + 6)], color.filled())),
+        Mark::More => Ok(()),
     }
+    .map_err(failed)
+}
+
+fn text(area: &Area<'_>, text: &str, at: (i32, i32), font: (&'static str, u32), anchor: HPos) -> Result<()> {
+    let style = TextStyle::from(font.into_font()).color(&INK).pos(Pos::new(anchor, VPos::Center));
+    area.draw(&Text::new(text, at, style)).map_err(failed)
+}
+
+/// To whole pixels, or powers of ten.
+#[expect(clippy::cast_possible_truncation, reason = "what is drawn is within some thousand pixels")]
+fn whole(x: f64) -> i32 {
+    x.round() as i32
+}
+
+/// Whether a norm has a place on a logarithmic axis.
+fn is_on_axis(norm: f32) -> bool {
+    norm.is_finite() && norm > 0.0
 }
 
 fn text_width(text: &str, height: u32) -> i32 {
-    (text::width(text) as f64 * f64::from(height) * LETTER) as i32
+    whole(width(text) as f64 * f64::from(height) * LETTER)
 }
 
 /// A power of ten, as a number along an axis.

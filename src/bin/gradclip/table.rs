@@ -81,10 +81,10 @@ mod tests {
             table.row([name.into(), "x".into(), n.into()]);
         }
         let expected = "\
-name          of    n
-w             x     1
-重み          x    20
-e\u{301}\\u{1b}[m    x   300
+name       of    n
+w          x     1
+重み       x    20
+e\u{301}\\u{1b}[m  x   300
 ";
         assert_eq!(table.to_string(), expected);
     }
