@@ -93,15 +93,20 @@ fn shown(mut error: clap::Error) -> clap::Error {
     let context: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
     for (kind, value) in context {
         let shorten = |text: &String| shortened(text, WIDTH);
-        let short = match &value {
-            ContextValue::String(text) => ContextValue::String(shorten(text)),
-            ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(shorten).collect()),
-            _ => continue,
-        };
-        if short != value {
-            error.insert(kind, short);
-            // Sentences of advice that repeat the argument in full.
-            error.remove(ContextKind::Suggested);
+        match value {
+            ContextValue::String(text) => {
+                error.insert(kind, ContextValue::String(shorten(&text)));
+            }
+            ContextValue::Strings(texts) => {
+                error.insert(kind, ContextValue::Strings(texts.iter().map(shorten).collect()));
+            }
+            // Whole sentences that repeat an argument. They are advice, and can be done without.
+            ContextValue::StyledStrs(texts) if kind == ContextKind::Suggested => {
+                if texts.iter().map(ToString::to_string).any(|text| text != shortened(&text, MESSAGE)) {
+                    error.remove(kind);
+                }
+            }
+            _ => {}
         }
     }
     error
@@ -120,7 +125,8 @@ mod tests {
 
     #[test]
     fn a_cause_that_was_told_already_is_not_repeated() {
-        let region = gradclip::Error::Misaligned { gradient: 3.into(), what: "offset", given: 2, multiple: 4 };
+        let region =
+            gradclip::Error::Misaligned { gradient: 3.into(), what: "offset", given: 2, multiple: 4 };
         let error = anyhow::Error::new(gradclip::Error::Parameter { error: Box::new(region.clone()) });
         assert_eq!(message(&error), error.to_string());
         let error = anyhow::Error::new(region.clone()).context("cannot read g");
