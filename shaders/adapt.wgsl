@@ -26,9 +26,10 @@ fn items() -> u32 {
 
 fn each(index: u32) {
     var record = records[index];
-    let norm = bitcast<u32>(record.total_norm);
-    // What is not finite is no part of any history.
-    if (norm >= INFINITY || record.first_non_finite != NO_GRADIENT) {
+    let norm = wide_norm(record);
+    // What is not finite is no part of any history, nor is a norm that was not supplied.
+    let is_missing = (record.flags & CLIP_RECORD_NORM_MISSING) != 0u;
+    if (is_missing || norm.significand >= INFINITY || record.first_non_finite != NO_GRADIENT) {
         return;
     }
     var history = histories[index];
@@ -37,9 +38,20 @@ fn each(index: u32) {
         history.steps = 0u;
     }
     var counted = record.total_norm;
-    if (exceeds(history, counted)) {
+    let is_beyond = nearest_f32(norm) == INFINITY;
+    let is_spike = is_beyond || exceeds(history, counted);
+    if (is_beyond) {
+        // A history cannot hold the norm, only a limit of it.
+        counted = limit_beyond(history, norm);
+        if (history.steps < measure.warm_up || bitcast<u32>(counted) >= INFINITY) {
+            histories[index] = history;
+            return;
+        }
+    } else if (is_spike) {
         counted = limit_of(history, counted);
-        conclude(&record, norm, min(counted, segments[index].max_norm));
+    }
+    if (is_spike) {
+        conclude(&record, wide(bitcast<u32>(min(counted, segments[index].max_norm))));
         records[index] = record;
     }
     histories[index] = with_norm(history, counted);
@@ -53,6 +65,14 @@ fn exceeds(history: NormHistory, norm: f32) -> bool {
 fn limit_of(history: NormHistory, norm: f32) -> f32 {
     let most = measure.threshold * history.deviation;
     return history.mean + most * (most / (norm - history.mean));
+}
+
+// The same for a norm beyond f32, all of it divided by the norm's power of two.
+fn limit_beyond(history: NormHistory, norm: Wide) -> f32 {
+    let most = measure.threshold * history.deviation;
+    let mean = scaled_down(bitcast<u32>(history.mean), norm.exponent);
+    let ratio = scaled_down(bitcast<u32>(most), norm.exponent) / (bitcast<f32>(norm.significand) - mean);
+    return history.mean + most * ratio;
 }
 
 fn with_norm(history: NormHistory, norm: f32) -> NormHistory {

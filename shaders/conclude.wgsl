@@ -7,20 +7,34 @@ const POLICY_SKIP: u32 = 1u;
 const POLICY_ZERO: u32 = 2u;
 const POLICY_POISON: u32 = 3u;
 
-// What follows from a norm without the loss scale, and from whether there is a gradient that is not finite.
-fn conclude(record: ptr<function, ClipRecord>, norm: u32, max_norm: f32) {
-    let coef = coefficient(norm, max_norm);
-    (*record).total_norm = bitcast<f32>(norm);
-    (*record).clip_coef = bitcast<f32>(coef);
-    (*record).flags = select(CLIP_RECORD_CLIPPED, 0u, coef == ONE);
-    (*record).factor = bitcast<f32>(coef);
-    if ((coef & MAGNITUDE) < INFINITY && measure.inverse_scale != 1.0) {
-        (*record).factor = bitcast<f32>(product(coef, bitcast<u32>(measure.inverse_scale)));
+// What follows from the norm in the record, which has no loss scale in it, and from whether there is a gradient that is not
+// finite.
+fn conclude(record: ptr<function, ClipRecord>, limit: Wide) {
+    let norm = wide_norm(*record);
+    let coef = coefficient(norm, limit);
+    (*record).total_norm = bitcast<f32>(nearest_f32(norm));
+    (*record).clip_coef = bitcast<f32>(nearest_f32(coef));
+    let is_one = coef.significand == ONE && coef.exponent == 0;
+    (*record).flags = select(CLIP_RECORD_CLIPPED, 0u, is_one);
+    set_factor(record, coef);
+    if ((coef.significand & MAGNITUDE) < INFINITY && measure.inverse_scale != 1.0) {
+        set_factor(record, wide_product(coef, wide(bitcast<u32>(measure.inverse_scale))));
     }
-    let no_number = norm >= INFINITY || (coef & MAGNITUDE) > INFINITY;
+    // A norm that f32 does not hold is a number all the same.
+    let no_number = norm.significand >= INFINITY || (coef.significand & MAGNITUDE) > INFINITY;
     if (no_number || (*record).first_non_finite != NO_GRADIENT) {
         obey_policy(record);
     }
+}
+
+fn wide_norm(record: ClipRecord) -> Wide {
+    return Wide(bitcast<u32>(record.norm_significand), record.norm_exponent);
+}
+
+fn set_factor(record: ptr<function, ClipRecord>, factor: Wide) {
+    (*record).factor = bitcast<f32>(nearest_f32(factor));
+    (*record).factor_significand = bitcast<f32>(factor.significand);
+    (*record).factor_exponent = factor.exponent;
 }
 
 fn obey_policy(record: ptr<function, ClipRecord>) {
@@ -28,42 +42,61 @@ fn obey_policy(record: ptr<function, ClipRecord>) {
     switch measure.policy {
         case POLICY_SKIP: {
             (*record).flags |= CLIP_RECORD_SKIP;
-            (*record).factor = 1.0;
+            set_factor(record, Wide(ONE, 0));
         }
         case POLICY_ZERO: {
             (*record).flags |= CLIP_RECORD_ZERO;
-            (*record).factor = 0.0;
+            set_factor(record, Wide(0u, 0));
         }
         case POLICY_POISON: {
-            var nan = NAN; // not a constant, which may not be NaN
-            (*record).factor = bitcast<f32>(nan);
+            set_factor(record, Wide(NAN, 0));
         }
         default: {}
     }
 }
 
-// min(max_norm * (1 / (norm + epsilon)), 1), as PyTorch computes it.
-fn coefficient(norm: u32, max_norm: f32) -> u32 {
-    let limit = bitcast<u32>(max_norm);
-    let no_limit = (limit & MAGNITUDE) > INFINITY;
-    if (no_limit || norm > INFINITY || (norm == INFINITY && (limit & MAGNITUDE) == INFINITY)) {
-        return NAN; // ∞ · (1/∞) among them
+// min(limit * (1 / (norm + epsilon)), 1), in PyTorch's order of operations, each rounded to the precision of f32 but none of
+// them to its range: the norm may exceed it, and limit and coefficient may be subnormal.
+fn coefficient(norm: Wide, limit: Wide) -> Wide {
+    let most = limit.significand & MAGNITUDE;
+    if (most > INFINITY || norm.significand > INFINITY || (norm.significand == INFINITY && most == INFINITY)) {
+        return Wide(NAN, 0); // ∞ · (1/∞) among them
     }
-    if (norm == INFINITY) {
-        return limit & SIGN; // a zero
+    if (norm.significand == INFINITY) {
+        return Wide(limit.significand & SIGN, 0); // a zero
     }
-    let sum = bitcast<u32>(bitcast<f32>(norm) + measure.epsilon);
-    // Here the product below would be at least 1, and might overflow; or there is nothing to divide by.
-    let unlimited = (limit & MAGNITUDE) == INFINITY || 0.5 * max_norm > bitcast<f32>(sum);
-    if (unlimited || sum < SMALLEST_NORMAL) {
-        return ONE;
+    let sum = plus_epsilon(norm);
+    // There is no limit, or nothing to divide by.
+    if (most == INFINITY || sum.significand == 0u || sum.exponent < -126) {
+        return Wide(ONE, 0);
     }
-    if ((limit & MAGNITUDE) == 0u || sum == INFINITY) {
-        return limit & SIGN;
+    if (most == 0u) {
+        return limit;
     }
-    // By exponents and significands: a limit may be subnormal, and so may the reciprocal of a sum above 2^126.
-    let a = split(limit & MAGNITUDE);
-    let b = split(sum);
-    let coef = scaled_up(a.significand * reciprocal(b.significand), a.exponent - b.exponent);
-    return select(coef | SIGN, min(coef, ONE), (limit & SIGN) == 0u);
+    let inverse = reciprocal(bitcast<f32>(sum.significand));
+    let coef = normalized(bitcast<f32>(most) * inverse, limit.exponent - sum.exponent);
+    if ((limit.significand & SIGN) != 0u) {
+        return Wide(coef.significand | SIGN, coef.exponent);
+    }
+    if (coef.exponent >= 0) {
+        return Wide(ONE, 0);
+    }
+    return coef;
+}
+
+fn plus_epsilon(norm: Wide) -> Wide {
+    let epsilon = wide(bitcast<u32>(measure.epsilon));
+    if (norm.significand == 0u) {
+        return epsilon;
+    }
+    if (epsilon.significand == 0u) {
+        return norm;
+    }
+    let exponent = max(norm.exponent, epsilon.exponent);
+    return normalized(lowered(norm, exponent) + lowered(epsilon, exponent), exponent);
+}
+
+// number * 2^-exponent, for a number above zero that is less than 2 * 2^exponent; some tiny number where that is tinier.
+fn lowered(number: Wide, exponent: i32) -> f32 {
+    return bitcast<f32>(number.significand) * power_of_two(max(number.exponent - exponent, -126));
 }

@@ -18,6 +18,9 @@ fn items() -> u32 {
 
 fn each(index: u32) {
     let flags = records[index].flags;
+    if ((flags & CLIP_RECORD_NORM_MISSING) != 0u) {
+        return;
+    }
     let norm = bitcast<u32>(records[index].total_norm);
     var count = counts[index];
     count.steps += 1u;

@@ -4,7 +4,7 @@
 // and lets a compiler reassociate products. So these work on significands in [1, 2). Integers settle the last bit of roots and
 // reciprocals, and the exponents; a product that is subnormal is rounded twice.
 //
-// Interface: `square_root`, `reciprocal`, `product`. Needs float_bits.wgsl.
+// Interface: `square_root`, `reciprocal`; `Wide`, `wide`, `normalized`, `wide_product`, `nearest_f32`. Needs float_bits.wgsl.
 
 // More units in the last place than any estimate of a device is off by; it bounds the loops, whatever a device returns.
 const MOST_CORRECTIONS: u32 = 16u;
@@ -53,13 +53,46 @@ fn reciprocal(value: f32) -> f32 {
     return f32(quotient) * power_of_two(-24);
 }
 
-// The bits of a * b, for the bits of two finite numbers: a subnormal counts for what it is.
-fn product(a: u32, b: u32) -> u32 {
-    let sign = (a ^ b) & SIGN;
-    if ((a & MAGNITUDE) == 0u || (b & MAGNITUDE) == 0u) {
-        return sign;
+// A number of any size: significand * 2^exponent. The bits of a significand whose magnitude is in [1, 2); or those of a zero,
+// an infinity or a NaN, whose exponent means nothing.
+struct Wide {
+    significand: u32,
+    exponent: i32,
+}
+
+// The same number; a subnormal counts for what it is.
+fn wide(bits: u32) -> Wide {
+    let magnitude = bits & MAGNITUDE;
+    if (magnitude == 0u || magnitude >= INFINITY) {
+        return Wide(bits, 0);
     }
-    let x = split(a & MAGNITUDE);
-    let y = split(b & MAGNITUDE);
-    return sign | scaled_up(x.significand * y.significand, x.exponent + y.exponent);
+    let own = split(magnitude);
+    return Wide((bits & SIGN) | bitcast<u32>(own.significand), own.exponent);
+}
+
+// value * 2^exponent, for a normal value above zero.
+fn normalized(value: f32, exponent: i32) -> Wide {
+    let bits = bitcast<u32>(value);
+    return Wide((bits & 0x7fffffu) | ONE, exponent + i32(bits >> 23u) - 127);
+}
+
+// a * b, for two finite numbers.
+fn wide_product(a: Wide, b: Wide) -> Wide {
+    let sign = (a.significand ^ b.significand) & SIGN;
+    let x = a.significand & MAGNITUDE;
+    let y = b.significand & MAGNITUDE;
+    if (x == 0u || y == 0u) {
+        return Wide(sign, 0);
+    }
+    let magnitude = normalized(bitcast<f32>(x) * bitcast<f32>(y), a.exponent + b.exponent);
+    return Wide(sign | magnitude.significand, magnitude.exponent);
+}
+
+// The bits of the nearest f32; infinity where it is too large.
+fn nearest_f32(number: Wide) -> u32 {
+    let significand = number.significand & MAGNITUDE;
+    if (significand == 0u || significand >= INFINITY) {
+        return number.significand;
+    }
+    return (number.significand & SIGN) | scaled_up(bitcast<f32>(significand), number.exponent);
 }

@@ -7,11 +7,9 @@
 // Writes the record of a segment with this norm and largest magnitude, whose first partial that is not finite is this.
 fn leave(index: u32, segment: Segment, found: Found, largest: u32, first_non_finite: u32, counts: Counts) {
     var record: ClipRecord;
-    var norm = found.bits;
     record.norm_significand = bitcast<f32>(found.bits);
     if (!found.special) {
         let unscaled = without_loss_scale(found);
-        norm = scaled_up(unscaled.value, unscaled.exponent);
         record.norm_significand = unscaled.value;
         record.norm_exponent = unscaled.exponent;
     }
@@ -23,6 +21,6 @@ fn leave(index: u32, segment: Segment, found: Found, largest: u32, first_non_fin
     if (first_non_finite != NO_PARTIAL) {
         record.first_non_finite = owners[first_non_finite];
     }
-    conclude(&record, norm, segment.max_norm);
+    conclude(&record, wide(bitcast<u32>(segment.max_norm)));
     records[index] = record;
 }

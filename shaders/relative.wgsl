@@ -13,22 +13,31 @@ fn items() -> u32 {
 
 fn each(index: u32) {
     var record = records[index];
-    let norm = bitcast<u32>(parameter_records[index].total_norm);
-    conclude(&record, bitcast<u32>(record.total_norm), limit_of(norm, segments[index].max_norm));
+    conclude(&record, limit_of(wide_norm(parameter_records[index]), segments[index].max_norm));
     records[index] = record;
 }
 
 // By bits where the product would not be one of finite numbers.
-fn limit_of(norm: u32, ratio: f32) -> f32 {
-    if ((bitcast<u32>(ratio) & MAGNITUDE) >= INFINITY) {
+fn limit_of(norm: Wide, max_norm: f32) -> Wide {
+    let ratio = wide(bitcast<u32>(max_norm));
+    if ((ratio.significand & MAGNITUDE) >= INFINITY) {
         return ratio;
     }
-    if (norm < INFINITY) {
-        return bitcast<f32>(product(bitcast<u32>(ratio), max(norm, bitcast<u32>(measure.floor))));
+    if (norm.significand >= INFINITY) {
+        return Wide(select(INFINITY, NAN, norm.significand > INFINITY || ratio.significand == 0u), 0);
     }
-    var special = INFINITY; // not a constant, which may not be infinite
-    if (norm > INFINITY || ratio == 0.0) {
-        special = NAN;
+    return wide_product(ratio, larger(norm, wide(bitcast<u32>(measure.floor))));
+}
+
+// Of two finite numbers that are not negative.
+fn larger(a: Wide, b: Wide) -> Wide {
+    if (a.significand == 0u) {
+        return b;
     }
-    return bitcast<f32>(special);
+    let is_a = b.significand == 0u || a.exponent > b.exponent
+        || (a.exponent == b.exponent && a.significand >= b.significand);
+    if (is_a) {
+        return a;
+    }
+    return b;
 }

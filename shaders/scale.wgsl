@@ -15,11 +15,11 @@ fn nothing_to_do(target_index: u32) -> bool {
     return bitcast<u32>(records[target_index * SEGMENTED].factor) == ONE;
 }
 
-// Whether a native multiplication suffices: the factor is normal or zero, and no measured element is infinite or NaN.
+// Whether a native multiplication suffices: f32 holds the factor, and no measured element is infinite or NaN.
 fn is_plain(target_index: u32) -> bool {
     let record = &records[target_index * SEGMENTED];
-    let is_subnormal = (bitcast<u32>((*record).factor) & MAGNITUDE) - 1u < SMALLEST_NORMAL - 1u;
-    return ((*record).flags & CLIP_RECORD_NON_FINITE) == 0u && !is_subnormal;
+    let is_in_range = u32((*record).factor_exponent + 126) < 254u;
+    return ((*record).flags & CLIP_RECORD_NON_FINITE) == 0u && is_in_range;
 }
 
 fn apply_plain(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
@@ -34,20 +34,20 @@ fn apply(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
     if (((*record).flags & CLIP_RECORD_ZERO) != 0u) {
         return vec4<u32>();
     }
-    return ieee_product(bits, bitcast<u32>((*record).factor));
+    return ieee_product(bits, Wide(bitcast<u32>((*record).factor_significand), (*record).factor_exponent));
 }
 
 // The product where a device that knows no NaN, no infinity and no subnormal factor might make something else of it.
-fn ieee_product(bits: vec4<u32>, factor: u32) -> vec4<u32> {
+fn ieee_product(bits: vec4<u32>, factor: Wide) -> vec4<u32> {
     let not_finite = (bits & vec4(INFINITY)) == vec4(INFINITY);
-    let is_zero = (factor & MAGNITUDE) == 0u;
-    let is_nan = (factor & MAGNITUDE) > INFINITY;
+    let is_zero = (factor.significand & MAGNITUDE) == 0u;
+    let is_nan = (factor.significand & MAGNITUDE) > INFINITY;
     let finite = vec4(
-        product(bits.x, factor),
-        product(bits.y, factor),
-        product(bits.z, factor),
-        product(bits.w, factor),
+        nearest_f32(wide_product(wide(bits.x), factor)),
+        nearest_f32(wide_product(wide(bits.y), factor)),
+        nearest_f32(wide_product(wide(bits.z), factor)),
+        nearest_f32(wide_product(wide(bits.w), factor)),
     );
-    let infinite = select(bits, vec4(NAN), vec4(is_zero));
+    let infinite = select(bits ^ vec4(factor.significand & SIGN), vec4(NAN), vec4(is_zero));
     return select(select(finite, infinite, not_finite), vec4(NAN), vec4(is_nan));
 }

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use crate::float_state::in_default_modes;
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// How gradients are to be clipped.
@@ -160,8 +161,11 @@ fn differ<T: PartialEq + Debug>(
     (one != other).then(|| (option, [one, other].map(|value| format!("{value:?}"))))
 }
 
-/// Checks the limits of groups.
-pub(crate) fn check_max_norms(max_norms: &[f32]) -> Result<(), Error> {
+/// Checks new limits, one for each group.
+pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
+    if groups != max_norms.len() {
+        return Err(Error::Limits { given: max_norms.len(), groups });
+    }
     let is_invalid = |max_norm: &f32| max_norm.is_nan() || *max_norm < 0.0;
     let Some(group) = max_norms.iter().position(is_invalid) else { return Ok(()) };
     let error = Error::MaxNorm { given: max_norms[group] };
@@ -170,7 +174,7 @@ pub(crate) fn check_max_norms(max_norms: &[f32]) -> Result<(), Error> {
 
 /// What undoes a loss scale.
 pub(crate) fn inverse_scale(scale: f32) -> Result<f32, Error> {
-    let inverse = scale.recip();
+    let inverse = in_default_modes(|| scale.recip());
     if scale > 0.0 && scale.is_finite() && inverse.is_finite() {
         Ok(inverse)
     } else {
@@ -305,11 +309,13 @@ impl Scope {
     }
 }
 
-/// The limit of a clip by the norm of a parameter: how large a share of that is allowed.
-pub(crate) fn relative_limit(clipping: f32, parameter_norm: f32, floor: f32) -> f32 {
-    // Not `f32::max`, which would lose a NaN.
+/// The limit of a clip by the norm of a parameter: how large a share of that is allowed. The norm may exceed f32, and the
+/// limit too.
+pub(crate) fn relative_limit(clipping: f32, parameter_norm: f64, floor: f32) -> f64 {
+    let [clipping, floor] = [clipping, floor].map(f64::from);
+    // Not `f64::max`, which would lose a NaN.
     let norm = if parameter_norm < floor { floor } else { parameter_norm };
-    if clipping == f32::INFINITY { clipping } else { clipping * norm }
+    if clipping == f64::INFINITY { clipping } else { clipping * norm }
 }
 
 impl Clip {
@@ -326,8 +332,10 @@ impl Clip {
     /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
     /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
-    /// `max_norm` of 0 zeroes the gradients; infinity leaves gradients of a finite norm as they are. A negative or NaN
-    /// `max_norm` is an [`Error::MaxNorm`] when the clip is used.
+    /// `max_norm` of 0 zeroes the gradients; infinity leaves gradients of a finite norm as they are. It is no exemption: under an
+    /// infinite limit the coefficient of an infinite norm is NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN.
+    /// Gradients that are to be left alone do not belong on the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when
+    /// the clip is used.
     ///
     /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).
     #[must_use]
@@ -419,7 +427,7 @@ impl Clip {
     /// It is for gradients that are spread over several devices: measure each part by a plan of its own, join their
     /// norms with [`join_norms`](crate::join_norms), and scale each part with the total. On the GPU,
     /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) hands it
-    /// over; until then it is 0.
+    /// over; until then nothing is scaled, and tickets fail with [`Error::NormMissing`].
     #[must_use]
     pub const fn by_supplied_norm(max_norm: f32) -> Self {
         Self::by(Method::SuppliedNorm { max_norm })
@@ -480,7 +488,7 @@ impl Clip {
         Self { epsilon, ..self }
     }
 
-    /// What becomes of gradients whose norm is infinite or NaN, or that hold an infinity or a NaN.
+    /// What becomes of gradients that hold an infinity or a NaN, or whose supplied norm is one.
     ///
     /// ```
     /// use gradclip::{Clip, NonFinite, cpu};
@@ -521,7 +529,8 @@ impl Clip {
 
     /// Measure the norm and compute the factor, but leave the gradients as they are: the optimizer
     /// multiplies by [`ClipRecord::factor`](crate::ClipRecord::factor) where it reads a gradient anyway, which
-    /// saves a read and a write of them all.
+    /// saves a read and a write of them all. [`RECORD_WGSL`](crate::RECORD_WGSL) has a function for that, also for factors that
+    /// f32 does not hold.
     ///
     /// A clip by value has no factor; for it this is an [`Error::NeedsNorm`] when the clip is used.
     #[must_use]

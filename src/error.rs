@@ -209,6 +209,20 @@ pub enum Error {
         elements: u64,
     },
 
+    /// Too many rows without elements.
+    #[error(
+        "gradient {gradient} has {rows} rows and no elements, but all gradients without elements together may have \
+         {most} rows"
+    )]
+    EmptyRows {
+        /// The gradient that exceeds the limit.
+        gradient: GradientId,
+        /// The number of its rows.
+        rows: u64,
+        /// The limit for all gradients without elements together.
+        most: u64,
+    },
+
     /// A norm type that does not exist, or that this kind of clip does not have.
     #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms has the L2 norm only")]
     NormType {
@@ -286,8 +300,8 @@ pub enum Error {
         first_non_finite(gradient.as_ref())
     )]
     NonFinite {
-        /// The first gradient that holds an infinity or a NaN. None where every element is finite: the supplied norm, the
-        /// limit or the norm of another p is not.
+        /// The first gradient that holds an infinity or a NaN. None where only a supplied norm, the norm of a parameter, or
+        /// the limit is infinite or NaN.
         gradient: Option<GradientId>,
         /// The norm.
         total_norm: f32,
@@ -326,7 +340,10 @@ pub enum Error {
     },
 
     /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm) without a norm.
-    #[error("Clip::by_supplied_norm needs a norm: cpu::clip_with_norm takes one on the CPU")]
+    #[error(
+        "Clip::by_supplied_norm needs a norm: ClipPlan::supply_norm or copy_norm gives one to a plan, cpu::clip_with_norm \
+         takes one on the CPU"
+    )]
     NormMissing,
 
     /// A norm supplied to a plan that measures its own, or needs none.
@@ -416,11 +433,20 @@ pub enum Error {
         allowed: u64,
     },
 
-    /// wgpu refused a gradient's buffer: it belongs to another device, or has been destroyed.
+    /// A buffer that is mapped, so that wgpu would not submit what uses it.
     #[error(
-        "wgpu refused the buffers; each must belong to the clipper's device and not be destroyed: {message}"
+        "gradient {gradient}: its buffer is mapped, but it must be unmapped before a plan is prepared for it"
     )]
+    Mapped {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// wgpu refused a buffer: it belongs to another device, has been destroyed, or is mapped.
+    #[error("{}, which must belong to the clipper's device and not be destroyed or mapped: {message}", refused(gradient.as_ref()))]
     Refused {
+        /// The first gradient whose buffer was refused; none where it is the source of a number.
+        gradient: Option<GradientId>,
         /// What wgpu said.
         message: String,
     },
@@ -433,6 +459,17 @@ pub enum Error {
         /// Its size in bytes.
         bytes: u64,
     },
+
+    /// A queue of another device than the plan's.
+    #[error("the queue belongs to another device than the plan, so nothing was written")]
+    Queue,
+
+    /// A read-back whose command buffer wgpu refused when it was submitted.
+    #[error(
+        "nothing to read back: wgpu refused the submission with the commands of this read-back, so they never ran; \
+         its validation error says why"
+    )]
+    Rejected,
 
     /// A read-back was waited for whose command encoder had not been submitted.
     #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
@@ -447,12 +484,15 @@ pub enum Error {
         error: Box<Self>,
     },
 
-    /// The device was lost or destroyed before the outcome could be read.
-    #[error("the device was lost before the outcome could be read")]
+    /// The device was lost or destroyed.
+    #[error("the device was lost or destroyed; a new one is needed, with a new clipper and new plans")]
     DeviceLost,
 
-    /// A read-back of a plan that clips by value.
-    #[error("a clip by value measures no norm: there is no record to read back")]
+    /// A read-back where nothing was measured: of a clip by value, or before the plan was encoded for the first time.
+    #[error(
+        "there is nothing to read back: no norm was measured before it (a clip by value measures none; ClipPlan::encode \
+         and encode_norm do)"
+    )]
     NothingMeasured,
 
     /// The device that was asked for does not exist, or cannot be opened.
@@ -478,6 +518,12 @@ fn number(x: f32) -> String {
     } else {
         format!("{x:e}")
     }
+}
+
+fn refused(gradient: Option<&GradientId>) -> String {
+    gradient.map_or("wgpu refused a buffer".to_owned(), |gradient| {
+        format!("gradient {gradient}: wgpu refused its buffer")
+    })
 }
 
 fn group_count(groups: usize) -> String {

@@ -1,5 +1,6 @@
 //! Joining norms that were measured apart: on several devices, of several shards, by several plans.
 
+use crate::float_state::in_default_modes;
 use crate::{ClipRecord, NormType};
 
 /// The norm of all gradients together, from the records of their parts; the order does not matter but for rounding.
@@ -23,15 +24,20 @@ use crate::{ClipRecord, NormType};
 /// # Ok::<(), gradclip::Error>(())
 /// ```
 #[must_use]
+pub fn join_norms<'a>(parts: impl IntoIterator<Item = &'a ClipRecord>, norm_type: NormType) -> f32 {
+    let parts: Vec<_> = parts.into_iter().collect();
+    in_default_modes(|| join(&parts, norm_type))
+}
+
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the norm of f32 gradients is an f32; too large is infinite"
 )]
-pub fn join_norms<'a>(parts: impl IntoIterator<Item = &'a ClipRecord>, norm_type: NormType) -> f32 {
+fn join(parts: &[&ClipRecord], norm_type: NormType) -> f32 {
     let norms: Vec<f64> = parts
-        .into_iter()
+        .iter()
         .filter(|part| part.norm_exponent != ClipRecord::EMPTY_EXPONENT)
-        .map(|part| f64::from(part.norm_significand) * f64::from(part.norm_exponent).exp2())
+        .map(|part| part.norm())
         .collect();
     if norms.iter().any(|norm| norm.is_nan()) {
         return f32::NAN;

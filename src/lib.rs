@@ -6,6 +6,7 @@ mod clip;
 pub mod cpu;
 mod dtype;
 mod error;
+mod float_state;
 mod gpu;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/embedding.md")]
@@ -15,6 +16,7 @@ mod loss_scale;
 mod options;
 mod record;
 pub mod reference;
+mod rows;
 mod slices;
 mod stats;
 mod step_counts;

@@ -67,8 +67,9 @@ impl Epsilon {
     }
 }
 
-/// What becomes of gradients if one of them holds an infinity or a NaN, or their norm exceeds `f32::MAX`. It is decided
-/// where the gradients are, without asking the host.
+/// What becomes of gradients if one of them holds an infinity or a NaN, or a norm that was supplied is one. It is decided
+/// where the gradients are, without asking the host. A norm of finite gradients that exceeds `f32::MAX` is no such case: they
+/// are scaled like any others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NonFinite {
     /// As PyTorch does: they are multiplied by the coefficient as always. With an infinite norm that is 0, so that

@@ -7,28 +7,36 @@ use bytemuck::{Pod, Zeroable};
 use crate::clip::ByNorm;
 use crate::{Error, GradientId, NonFinite};
 
-/// The WGSL declaration of the record: `struct ClipRecord` and its flag constants, for a shader of yours that binds
-/// [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer).
+/// The WGSL declaration of the record: `struct ClipRecord`, its flag constants, and `clip_record_scaled`, which applies its
+/// factor. It is for a shader of yours that binds [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer).
 ///
 /// ```wgsl
-/// @group(0) @binding(0) var<uniform> record: ClipRecord;
-/// // ... gradient * record.factor
+/// @group(0) @binding(0) var<storage, read> record: ClipRecord;
+/// // ... clip_record_scaled(record, gradient)
 /// ```
-pub const RECORD_WGSL: &str = include_str!("../shaders/record.wgsl");
+///
+/// `gradient * record.factor` is the same, and shorter, wherever the factor is not less than `2^-126`. A factor is only less
+/// than that where the norm is `2^126` times the limit or more; f32 has few or no bits for it then, and a device may take it for
+/// 0.
+pub const RECORD_WGSL: &str =
+    concat!(include_str!("../shaders/record.wgsl"), "\n", include_str!("../shaders/apply_record.wgsl"));
 
 /// The outcome of a clip by a norm.
 ///
-/// On the device it is 32 bytes, eight little-endian words in the order of the fields below; [`RECORD_WGSL`] declares
+/// On the device it is 40 bytes, ten little-endian words in the order of the fields below; [`RECORD_WGSL`] declares
 /// it for shaders, with their offsets. All of it speaks of the gradients without their loss scale.
 #[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ClipRecord {
-    /// The norm before clipping. Infinite where it exceeds `f32::MAX`.
+    /// The norm before clipping. Infinite where it exceeds `f32::MAX`; [`norm_significand`](Self::norm_significand) and
+    /// [`norm_exponent`](Self::norm_exponent) have it then.
     pub total_norm: f32,
-    /// The factor that brings the gradients to the limit; exactly 1 where they are within it.
+    /// The factor that brings the gradients to the limit; exactly 1 where they are within it. Subnormal or 0 where the norm is
+    /// more than `2^126` times the limit.
     pub clip_coef: f32,
     /// What every element is multiplied by: [`clip_coef`](Self::clip_coef) times the inverse of the loss scale, or what
-    /// the policy for gradients that are not finite makes of it.
+    /// the policy for gradients that are not finite makes of it. Below `2^-126` it has lost bits, and
+    /// [`factor_significand`](Self::factor_significand) and [`factor_exponent`](Self::factor_exponent) are what is multiplied by.
     pub factor: f32,
     /// The largest absolute value of any element: the infinity norm. NaN if any element is NaN.
     pub max_magnitude: f32,
@@ -40,12 +48,17 @@ pub struct ClipRecord {
     /// See [`norm_significand`](Self::norm_significand). [`EMPTY_EXPONENT`](Self::EMPTY_EXPONENT), beside a significand of 0,
     /// where nothing was measured.
     pub norm_exponent: i32,
+    /// The factor once more, as `factor_significand · 2^factor_exponent`, where [`factor`](Self::factor) has left the range of
+    /// f32. The magnitude of the significand is 0, NaN, or in `[1, 2)`.
+    pub factor_significand: f32,
+    /// See [`factor_significand`](Self::factor_significand). 0 beside a significand of 0 or NaN.
+    pub factor_exponent: i32,
 }
 
 /// What is known of gradients once they have been read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
-    /// With the loss scale still in it. NaN or infinite if they are not finite and the norm says so.
+    /// With the loss scale still in it. NaN or infinite if and only if elements are and the norm says so.
     pub(crate) norm: f64,
     pub(crate) max_magnitude: f32,
     pub(crate) first_non_finite: Option<u32>,
@@ -58,6 +71,8 @@ impl ClipRecord {
     const NON_FINITE: u32 = 2;
     const SKIP: u32 = 4;
     const ZERO: u32 = 8;
+    const UNMEASURED: u32 = 16;
+    const NORM_MISSING: u32 = 32;
     const NO_GRADIENT: u32 = u32::MAX;
 
     /// The [`norm_exponent`](Self::norm_exponent) of no elements at all. Their norm is 0, but unlike another norm of 0 it is no
@@ -75,7 +90,12 @@ impl ClipRecord {
         first_non_finite: Self::NO_GRADIENT,
         norm_significand: 0.0,
         norm_exponent: Self::EMPTY_EXPONENT,
+        factor_significand: 1.0,
+        factor_exponent: 0,
     };
+
+    /// The record of a plan until its first norm pass: [`UNCLIPPED`](Self::UNCLIPPED), but no outcome of anything.
+    pub(crate) const NOTHING_MEASURED: Self = Self { flags: Self::UNMEASURED, ..Self::UNCLIPPED };
 
     /// The record of a shard that could not be measured, since its device was lost, say. Joined with the others it makes
     /// the total NaN on every device, so that all of them do what their policy says for gradients that are not finite.
@@ -88,38 +108,50 @@ impl ClipRecord {
         first_non_finite: Self::NO_GRADIENT,
         norm_significand: f32::NAN,
         norm_exponent: 0,
+        factor_significand: f32::NAN,
+        factor_exponent: 0,
     };
 
-    /// The record of gradients of which this was measured, clipped to `max_norm` in this manner.
-    pub(crate) fn new(measured: Measured, norm: &ByNorm, max_norm: f32) -> Self {
-        let unscaled = measured.norm * f64::from(norm.inverse_norm_scale());
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the norm of f32 gradients is an f32; too large is infinite"
-        )]
-        let total_norm = unscaled as f32;
-        let clip_coef = clip_coef(total_norm, max_norm, norm.epsilon);
+    /// Builds the record of a measurement and a limit. The limit may exceed f32, as a share of a parameter's norm.
+    pub(crate) fn new(measured: Measured, norm: &ByNorm, limit: f64) -> Self {
+        let mut unscaled = measured.norm * f64::from(norm.inverse_norm_scale());
+        if measured.norm.is_finite() {
+            unscaled = unscaled.min(f64::MAX);
+        }
+        let wide_norm = Wide::of(unscaled);
+        let (coef, clip_coef) = coefficient(wide_norm, Wide::of(limit), norm.epsilon);
         // A coefficient is NaN without a norm or without a limit.
-        let non_finite = !total_norm.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
+        let non_finite = !unscaled.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
         let (factor, policy) = match norm.non_finite {
-            NonFinite::Skip | NonFinite::Error if non_finite => (1.0, Self::SKIP),
-            NonFinite::Zero if non_finite => (0.0, Self::ZERO),
-            NonFinite::Poison if non_finite => (f32::NAN, 0),
-            _ => (clip_coef * norm.inverse_scale, 0),
+            NonFinite::Skip | NonFinite::Error if non_finite => (Wide::ONE, Self::SKIP),
+            NonFinite::Zero if non_finite => (Wide::of(0.0), Self::ZERO),
+            NonFinite::Poison if non_finite => (Wide::of(f64::NAN), 0),
+            _ => (coef.times(Wide::of(norm.inverse_scale.into())), 0),
         };
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
-        let (norm_significand, norm_exponent) =
-            if measured.empty { (0.0, Self::EMPTY_EXPONENT) } else { split(unscaled) };
         Self {
-            total_norm,
+            total_norm: nearest_f32(unscaled),
             clip_coef,
-            factor,
+            factor: nearest_f32(factor.value()),
             max_magnitude: measured.max_magnitude * norm.inverse_scale,
             flags: clipped | if non_finite { Self::NON_FINITE } else { 0 } | policy,
             first_non_finite: measured.first_non_finite.unwrap_or(Self::NO_GRADIENT),
-            norm_significand,
-            norm_exponent,
+            norm_significand: wide_norm.significand,
+            norm_exponent: if measured.empty { Self::EMPTY_EXPONENT } else { wide_norm.exponent },
+            factor_significand: factor.significand,
+            factor_exponent: factor.exponent,
         }
+    }
+
+    /// The norm, also where f32 does not hold it.
+    pub(crate) fn norm(&self) -> f64 {
+        Wide { significand: self.norm_significand, exponent: self.norm_exponent }.value()
+    }
+
+    /// What every element is multiplied by, if f32 does not hold it.
+    pub(crate) fn factor_below_f32(&self) -> Option<f64> {
+        let factor = Wide { significand: self.factor_significand, exponent: self.factor_exponent };
+        (factor.exponent < f32::MIN_EXP - 1).then(|| factor.value())
     }
 
     /// Whether the coefficient differs from 1: the gradients exceed the limit, or are not finite.
@@ -128,8 +160,9 @@ impl ClipRecord {
         self.flags & Self::CLIPPED != 0
     }
 
-    /// Whether a gradient holds an infinity or a NaN; or, where [`first_non_finite`](Self::first_non_finite) is none, the norm
-    /// of finite gradients exceeds `f32::MAX`, or the limit is NaN.
+    /// Whether a gradient holds an infinity or a NaN; or, where [`first_non_finite`](Self::first_non_finite) is none, a supplied
+    /// norm or the norm of a parameter is infinite or NaN, or the limit is NaN. A norm of finite gradients that exceeds
+    /// `f32::MAX` is a norm like any other.
     #[must_use]
     pub const fn non_finite(&self) -> bool {
         self.flags & Self::NON_FINITE != 0
@@ -154,6 +187,15 @@ impl ClipRecord {
         match self.first_non_finite {
             Self::NO_GRADIENT => None,
             index => Some(index as usize),
+        }
+    }
+
+    /// Whether it is the outcome of a norm pass.
+    pub(crate) const fn check_measured(&self) -> Result<(), Error> {
+        match self.flags {
+            flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormMissing),
+            flags if flags & Self::UNMEASURED != 0 => Err(Error::NothingMeasured),
+            _ => Ok(()),
         }
     }
 
@@ -192,6 +234,8 @@ impl ClipRecord {
             ("first_non_finite", offset_of!(Self, first_non_finite)),
             ("norm_significand", offset_of!(Self, norm_significand)),
             ("norm_exponent", offset_of!(Self, norm_exponent)),
+            ("factor_significand", offset_of!(Self, factor_significand)),
+            ("factor_exponent", offset_of!(Self, factor_exponent)),
         ];
         offsets.map(|(name, offset)| (name.to_owned(), offset)).to_vec()
     }
@@ -213,32 +257,108 @@ impl fmt::Debug for ClipRecord {
             .field("first_non_finite", &self.first_non_finite())
             .field("norm_significand", &self.norm_significand)
             .field("norm_exponent", &self.norm_exponent)
+            .field("factor_significand", &self.factor_significand)
+            .field("factor_exponent", &self.factor_exponent)
             .finish()
     }
 }
 
-/// The factor that brings a norm to at most `max_norm`, in the order of operations of PyTorch: add epsilon, take
-/// the reciprocal, multiply, clamp to 1. (Dividing instead differs by one unit in the last place in a quarter of
-/// the cases.) NaN stays NaN. Where norm and epsilon together are less than a normal f32 there is nothing to bring down,
-/// and no reciprocal.
-fn clip_coef(total_norm: f32, max_norm: f32, epsilon: f32) -> f32 {
-    let sum = total_norm + epsilon;
-    let coef = sum.recip() * max_norm;
+/// The coefficient that brings a norm to at most a limit, and the same as f32. Each operation is PyTorch's, in its order: add
+/// epsilon, take the reciprocal, multiply, clamp to 1. (Dividing instead differs by one unit in the last place in a quarter of
+/// the cases.) Each is rounded to the precision of f32, but none to its range. NaN stays NaN. Where norm and epsilon together
+/// are less than a normal f32 there is nothing to bring down, and no reciprocal.
+fn coefficient(norm: Wide, limit: Wide, epsilon: f32) -> (Wide, f32) {
+    // An f64 holds the sum of two f32 well enough that rounding it once more changes nothing.
+    let sum = Wide::of(norm.value() + f64::from(epsilon));
+    let is_nothing = sum.value() < f64::from(f32::MIN_POSITIVE) && !limit.significand.is_nan();
+    let product = f64::from(sum.significand.recip()) * f64::from(limit.significand);
+    let coef = Wide::of(product).shifted(limit.exponent - sum.exponent);
     // Not `min`, which would turn NaN into 1.
-    if coef > 1.0 || (sum < f32::MIN_POSITIVE && !max_norm.is_nan()) { 1.0 } else { coef }
+    if is_nothing || coef.value() > 1.0 {
+        return (Wide::ONE, 1.0);
+    }
+    // Rounded once, also where it is subnormal.
+    (coef, nearest_f32(product * power_of_two(limit.exponent - sum.exponent)))
 }
 
-/// A norm as significand and exponent.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the significand is rounded to f32; the exponent is small"
-)]
-fn split(norm: f64) -> (f32, i32) {
-    if norm == 0.0 || !norm.is_finite() {
-        return (norm as f32, 0);
+/// A number of any size, in the precision of f32: `significand · 2^exponent`. The magnitude of the significand is in `[1, 2)`;
+/// or it is a zero, an infinity or a NaN, whose exponent means nothing.
+#[derive(Clone, Copy)]
+struct Wide {
+    significand: f32,
+    exponent: i32,
+}
+
+impl Wide {
+    const ONE: Self = Self { significand: 1.0, exponent: 0 };
+
+    /// The nearest one. A subnormal f64 is 0: no number here is that small.
+    #[expect(clippy::cast_possible_truncation, reason = "the significand is what is rounded")]
+    fn of(number: f64) -> Self {
+        const SIGNIFICAND: u64 = (1 << (f64::MANTISSA_DIGITS - 1)) - 1;
+        let field = number.to_bits() >> (f64::MANTISSA_DIGITS - 1) & 0x7ff;
+        if field == 0 || field == 0x7ff {
+            let significand = if field == 0 { 0.0_f32.copysign(number as f32) } else { number as f32 };
+            return Self { significand, exponent: 0 };
+        }
+        let one = 1.0_f64.copysign(number).to_bits();
+        let significand = f64::from_bits(number.to_bits() & SIGNIFICAND | one) as f32;
+        let exponent = field as i32 - (f64::MAX_EXP - 1);
+        // A number just below a power of two rounds up to it.
+        if significand.abs() == 2.0 {
+            Self { significand: significand / 2.0, exponent: exponent + 1 }
+        } else {
+            Self { significand, exponent }
+        }
     }
-    let exponent = norm.log2().floor() as i32;
-    let significand = (norm * f64::from(-exponent).exp2()) as f32;
-    // A norm just below a power of two rounds up to it.
-    if significand >= 2.0 { (significand / 2.0, exponent + 1) } else { (significand, exponent) }
+
+    /// As f64; where that would be 0, a number that is 0 once it has been multiplied by any finite f32 and rounded.
+    fn value(self) -> f64 {
+        f64::from(self.significand) * power_of_two(self.exponent)
+    }
+
+    fn times(self, other: Self) -> Self {
+        let product = Self::of(f64::from(self.significand) * f64::from(other.significand));
+        product.shifted(self.exponent + other.exponent)
+    }
+
+    /// Times a power of two.
+    fn shifted(self, exponent: i32) -> Self {
+        let is_number = self.significand != 0.0 && self.significand.is_finite();
+        Self { exponent: if is_number { self.exponent + exponent } else { 0 }, ..self }
+    }
+}
+
+/// Two to a power, as f64; to the nearest one that is a normal number of f64 and its inverse too.
+fn power_of_two(exponent: i32) -> f64 {
+    f64::from(exponent.clamp(-1022, 1023)).exp2()
+}
+
+/// Rounded to the precision of f32, but not to its range.
+pub(crate) fn in_f32_precision(number: f64) -> f64 {
+    if number.is_finite() { Wide::of(number).value() } else { number }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted; too large is infinite")]
+fn nearest_f32(number: f64) -> f32 {
+    number as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_of_any_size_is_its_significand_times_a_power_of_two() {
+        let wide = |number: f64| {
+            let Wide { significand, exponent } = Wide::of(number);
+            (significand, exponent)
+        };
+        assert_eq!([5.0, 1.0, -0.75].map(wide), [(1.25, 2), (1.0, 0), (-1.5, -1)]);
+        assert_eq!(wide(f32::from_bits(1).into()), (1.0, -149));
+        assert_eq!(wide(2.0 - 1e-12), (1.0, 1), "rounded up to a power of two");
+        assert_eq!([0.0, f64::INFINITY, f64::MAX].map(wide), [(0.0, 0), (f32::INFINITY, 0), (1.0, 1024)]);
+        assert!(wide(f64::NAN).0.is_nan());
+        assert_eq!(Wide::of(-3e-310).value(), 0.0);
+    }
 }

@@ -22,3 +22,18 @@ pub struct TensorStats {
     /// How many elements are 0, of either sign; `u32::MAX` if more.
     pub zeros: u32,
 }
+
+impl TensorStats {
+    /// The statistics of a plan until its first norm pass. No gradient has these: a magnitude has no sign.
+    pub(crate) const UNMEASURED: Self = Self {
+        norm: f32::NAN,
+        max_magnitude: f32::from_bits(u32::MAX),
+        non_finite: u32::MAX,
+        zeros: u32::MAX,
+    };
+
+    /// Whether they come from a norm pass.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.max_magnitude.to_bits() != Self::UNMEASURED.max_magnitude.to_bits()
+    }
+}

@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::Error;
+use crate::float_state::in_default_modes;
 
 /// How a limit adapts to the norms of past steps: a norm that exceeds their mean by too many deviations is a spike, and is
 /// clipped the harder the more of a spike it is.
@@ -78,8 +79,14 @@ impl ZClip {
     /// // Seventeen deviations above the mean: the limit is 1.5 + 2.5² / 17 · 0.5.
     /// assert!((z_clip.limit(&mut history, 10.0).unwrap() - 1.68382).abs() < 1e-5);
     /// ```
-    #[expect(clippy::cast_possible_truncation, reason = "what is between f32 numbers is in their range")]
     pub fn limit(&self, history: &mut NormHistory, norm: f32) -> Option<f32> {
+        in_default_modes(|| self.limit_of(history, norm.into()))
+    }
+
+    /// The same for a norm that may exceed f32. A history cannot hold such a one, only a limit of it: without one it stays as it
+    /// is.
+    #[expect(clippy::cast_possible_truncation, reason = "what is between f32 numbers is in their range")]
+    pub(crate) fn limit_of(&self, history: &mut NormHistory, norm: f64) -> Option<f32> {
         if !norm.is_finite() {
             return None;
         }
@@ -89,11 +96,15 @@ impl ZClip {
         }
         let [mean, deviation] = [history.mean, history.deviation].map(f64::from);
         let most = f64::from(self.z_threshold) * deviation;
-        let above = f64::from(norm) - mean;
+        let above = norm - mean;
         let limit =
             (history.steps >= self.warm_up && above > most).then(|| (mean + most * (most / above)) as f32);
+        let counted = limit.unwrap_or(norm as f32);
+        if counted.is_infinite() {
+            return None;
+        }
 
-        let distance = f64::from(limit.unwrap_or(norm)) - mean;
+        let distance = f64::from(counted) - mean;
         let (rate, share) = if history.steps < self.warm_up {
             history.steps += 1;
             // Mean and deviation of all so far.

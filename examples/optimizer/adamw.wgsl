@@ -1,6 +1,6 @@
 // AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that clips where it reads a gradient anyway.
 //
-// One invocation an element. `ClipRecord` comes from gradclip::RECORD_WGSL.
+// One invocation an element. `ClipRecord` and `clip_record_scaled` come from gradclip::RECORD_WGSL.
 
 struct Hyperparameters {
     learning_rate: f32,
@@ -24,7 +24,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (i >= arrayLength(&parameters)) {
         return;
     }
-    let g = gradients[i] * record.factor;
+    let g = clip_record_scaled(record, gradients[i]);
 
     let m = mix(g, moments[i].x, hyper.beta1);
     let v = mix(g * g, moments[i].y, hyper.beta2);

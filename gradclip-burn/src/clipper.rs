@@ -256,6 +256,10 @@ impl GradClipper {
     }
 
     /// Clips these by the kernels, where they can, or else by tensor operations. If that measures nothing, says which it was.
+    #[cfg_attr(
+        not(feature = "wgpu"),
+        expect(clippy::unused_self, reason = "only the kernels have tables that are kept")
+    )]
     fn dispatch(&self, gradients: Vec<Gradient>, task: &Arc<Task>) -> (Vec<Gradient>, Result<Source, bool>) {
         #[cfg(feature = "wgpu")]
         let gradients = match crate::by_kernels::clip(gradients, task, &self.cache) {

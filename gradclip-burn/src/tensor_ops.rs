@@ -141,6 +141,7 @@ fn measure(gradients: &[Gradient], norm: &ByNorm, task: &Task, device: &Device) 
 }
 
 /// A norm as a product, which may exceed f32, and the largest magnitude. One element each.
+#[derive(Clone)]
 struct Norm {
     /// At least 1 for p > 0, at most 1 for p < 0. Or the norm itself, of which the unit then is 1.
     ratio: Tensor<1>,

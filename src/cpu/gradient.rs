@@ -4,6 +4,7 @@ use std::{fmt, iter, mem};
 
 use half::{bf16, f16};
 
+use crate::rows::Rows;
 use crate::{DType, Error, GradientId};
 
 /// A gradient in main memory, and the part that it has in a clip.
@@ -101,7 +102,8 @@ impl<'a> Gradient<'a> {
 
     /// Of how many rows it is made, one after the other and each as long as the others: the first number of its shape. A
     /// clip of each gradient by itself clips each row by itself then, and leaves a record for each; all others do not
-    /// care. A weight of the shape `[out, in]` has `out` rows.
+    /// care. A weight of the shape `[out, in]` has `out` rows. An empty gradient may have rows, too: all of them together at
+    /// most 2²⁰.
     #[must_use]
     pub const fn rows(mut self, rows: usize) -> Self {
         self.rows = rows;
@@ -333,6 +335,7 @@ impl ElementsMut<'_> {
 
 /// That every gradient belongs to one of so many groups, has rows of the same length, and its parameter if it needs one.
 pub(super) fn check(gradients: &[Gradient<'_>], groups: usize, with_parameters: bool) -> Result<(), Error> {
+    let mut all_rows = Rows::default();
     for (index, gradient) in gradients.iter().enumerate() {
         let Gradient { group, measured, rows, parameter, label, .. } = *gradient;
         let id = || GradientId::new(index, label);
@@ -340,9 +343,7 @@ pub(super) fn check(gradients: &[Gradient<'_>], groups: usize, with_parameters: 
         if group >= groups {
             return Err(Error::Group { gradient: id(), given: group, groups });
         }
-        if rows == 0 || !elements.is_multiple_of(rows) {
-            return Err(Error::Rows { gradient: id(), rows: rows as u64, elements: elements as u64 });
-        }
+        all_rows.check(&id, rows as u64, elements as u64)?;
         if !with_parameters {
             continue;
         }

@@ -33,7 +33,7 @@ impl Measured {
         !self.max_magnitude().is_finite()
     }
 
-    /// The norm of what was measured.
+    /// The norm of what was measured. That of finite elements is finite: the largest f64 where it exceeds even that.
     pub(super) fn norm(self, norm_type: NormType) -> f64 {
         let unit = self.unit(norm_type.p());
         match norm_type {
@@ -45,7 +45,7 @@ impl Measured {
             NormType::L1 => self.sum,
             NormType::L2 => self.sum.sqrt(),
             NormType::Inf | NormType::P(f32::NEG_INFINITY) => unit,
-            NormType::P(p) => unit * self.sum.powf(f64::from(p).recip()),
+            NormType::P(p) => (unit * self.sum.powf(f64::from(p).recip())).min(f64::MAX),
         }
     }
 

@@ -1,13 +1,15 @@
 //! Which piece goes where: gradients are halved again and again, and the halves run side by side.
 //!
 //! Where to halve follows from the lengths of the gradients alone, never from the number of threads, and the halves
-//! of a sum are added left to right: the bits are the same on any machine.
+//! of a sum are added left to right: the bits are the same on any machine. Each piece of work sets the floating-point modes
+//! that it needs, on whatever thread it runs; none of them is held while a thread may take up somebody else's work.
 
 #[cfg(feature = "rayon")]
 use std::sync::OnceLock;
 
 use super::gradient::{Elements, ElementsMut};
 use super::kernels::{self, Change};
+use crate::float_state::in_default_modes;
 
 /// The elements (64 KiB of f32) that have a sum of their own; a gradient is cut at multiples of it.
 pub(super) const PIECE: usize = 1 << 14;
@@ -65,13 +67,15 @@ fn reduce_into<R: Reduction>(
 ) {
     let len: usize = gradients.iter().map(Elements::len).sum();
     if len <= task {
-        let pieces: Vec<_> = gradients.iter().flat_map(|gradient| gradient.pieces(PIECE)).collect();
-        let mut of_pieces = &reduction.pieces(&pieces)[..];
-        for (gradient, found) in gradients.iter().zip(found) {
-            let (own, after) = of_pieces.split_at(gradient.len().div_ceil(PIECE));
-            *found = reduction.gradient(whole(gradient.len(), own, reduction));
-            of_pieces = after;
-        }
+        in_default_modes(|| {
+            let pieces: Vec<_> = gradients.iter().flat_map(|gradient| gradient.pieces(PIECE)).collect();
+            let mut of_pieces = &reduction.pieces(&pieces)[..];
+            for (gradient, found) in gradients.iter().zip(found) {
+                let (own, after) = of_pieces.split_at(gradient.len().div_ceil(PIECE));
+                *found = reduction.gradient(whole(gradient.len(), own, reduction));
+                of_pieces = after;
+            }
+        });
     } else if let [gradient] = gradients {
         found[0] = reduction.gradient(reduce_one(*gradient, reduction, task));
     } else {
@@ -85,12 +89,14 @@ fn reduce_into<R: Reduction>(
 
 fn reduce_one<R: Reduction>(gradient: Elements<'_>, reduction: &R, task: usize) -> R::Output {
     if gradient.len() <= task {
-        let pieces: Vec<_> = gradient.pieces(PIECE).collect();
-        whole(gradient.len(), &reduction.pieces(&pieces), reduction)
+        in_default_modes(|| {
+            let pieces: Vec<_> = gradient.pieces(PIECE).collect();
+            whole(gradient.len(), &reduction.pieces(&pieces), reduction)
+        })
     } else {
         let (left, right) = gradient.split_at(middle(gradient.len()));
         let (left, right) = join(|| reduce_one(left, reduction, task), || reduce_one(right, reduction, task));
-        reduction.and(left, right)
+        in_default_modes(|| reduction.and(left, right))
     }
 }
 
@@ -132,7 +138,7 @@ fn change_all(gradients: &mut [(ElementsMut<'_>, Change)], task: usize) {
         for (elements, change) in gradients {
             pieces.extend(elements.reborrow().pieces(PIECE).into_iter().map(|piece| (piece, *change)));
         }
-        kernels::change(&mut pieces);
+        in_default_modes(|| kernels::change(&mut pieces));
     } else if let [(elements, change)] = gradients {
         change_one(elements.reborrow(), *change, task);
     } else {

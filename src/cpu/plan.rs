@@ -6,7 +6,8 @@ use super::gradient::{self, Gradient};
 use super::kernels::Change;
 use super::parallel;
 use super::records::{self, Basis};
-use crate::clip::{ByNorm, Operation, Scope};
+use crate::clip::{self, ByNorm, Operation, Scope};
+use crate::float_state::in_default_modes;
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
 pub use measurement::{Measurement, scale};
 
@@ -72,7 +73,7 @@ impl ClipPlan {
         self.remember(records::count(gradients, norm.scope, self.operations.len()))?;
         let (bases, stats) = records::measure(gradients, &norm, &self.limits());
         self.tensor_stats = stats;
-        self.conclude(gradients, &norm, &bases)
+        self.finish(gradients, &norm, &bases)
     }
 
     /// The same for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
@@ -90,12 +91,17 @@ impl ClipPlan {
         };
         gradient::check(gradients, self.operations.len(), false)?;
         self.remember(self.operations.len())?;
-        // `ClipRecord::new` undoes the loss scale.
-        let scaled = f64::from(total_norm) / f64::from(norm.inverse_norm_scale());
+        let scaled = in_default_modes(|| {
+            // A zero has no sign here, and nothing negative is a norm.
+            let total_norm = if total_norm < 0.0 { f32::NAN } else { total_norm.abs() };
+            // `ClipRecord::new` undoes the loss scale.
+            f64::from(total_norm) / f64::from(norm.inverse_norm_scale())
+        });
         let measured =
             record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
-        let bases: Vec<_> = self.limits().into_iter().map(|limit| Basis { measured, limit }).collect();
-        self.conclude(gradients, &norm, &bases)
+        let basis = |limit: f32| Basis { measured, limit: limit.into() };
+        let bases: Vec<_> = in_default_modes(|| self.limits().into_iter().map(basis).collect());
+        self.finish(gradients, &norm, &bases)
     }
 
     /// What each gradient of the last step was by itself, if the clip asks for
@@ -118,6 +124,48 @@ impl ClipPlan {
         &self.histories
     }
 
+    /// Changes the limits: one for each group.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
+    /// [`Error::NeedsNorm`] for a clip by value. The plan is then unchanged.
+    pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
+        self.check_by_norm("set_max_norms")?;
+        clip::check_max_norms(max_norms, self.operations.len())?;
+        for (norm, &max_norm) in self.norms_mut().zip(max_norms) {
+            norm.max_norm = max_norm;
+        }
+        Ok(())
+    }
+
+    /// Changes the loss scale, as [`Clip::loss_scale`](crate::Clip::loss_scale).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
+    pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
+        self.check_by_norm("set_loss_scale")?;
+        let inverse_scale = clip::inverse_scale(scale)?;
+        self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
+        Ok(())
+    }
+
+    /// Sets the step counts: to start again, or to continue from another plan, also from one on a GPU. No counts at all start
+    /// again.
+    ///
+    /// The number of records is known when the gradients are: [`clip`](Self::clip) returns [`Error::Records`] if there are more
+    /// or fewer counts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NeedsNorm`] for a clip by value, which counts nothing.
+    pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
+        self.check_by_norm("set_step_counts")?;
+        self.step_counts = counts.to_vec();
+        Ok(())
+    }
+
     /// Restores that, also from a plan on a GPU.
     ///
     /// # Errors
@@ -131,6 +179,21 @@ impl ClipPlan {
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
         self.histories = histories.to_vec();
         Ok(())
+    }
+
+    fn check_by_norm(&self, what: &'static str) -> Result<(), Error> {
+        match self.operations[0] {
+            Operation::Norm(_) => Ok(()),
+            Operation::Clamp { .. } => Err(Error::NeedsNorm { what, clip: "a clip by value" }),
+        }
+    }
+
+    /// The clips of the groups, if they are by norm.
+    fn norms_mut(&mut self) -> impl Iterator<Item = &mut ByNorm> {
+        self.operations.iter_mut().filter_map(|operation| match operation {
+            Operation::Norm(norm) => Some(norm),
+            Operation::Clamp { .. } => None,
+        })
     }
 
     fn limits(&self) -> Vec<f32> {
@@ -150,30 +213,37 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// From what was measured, or supplied, to the records, and to what becomes of the gradients.
-    fn conclude(
+    /// Concludes a step from what was measured, or supplied, and changes the gradients.
+    fn finish(
         &mut self,
         gradients: &mut [Gradient<'_>],
         norm: &ByNorm,
         bases: &[Basis],
     ) -> Result<Vec<ClipRecord>, Error> {
-        let kept = self.histories.iter_mut().zip(&mut self.step_counts);
-        let records: Vec<_> = bases
-            .iter()
-            .zip(kept)
-            .map(|(basis, (history, counts))| {
-                let record = basis.record(norm, history);
-                counts.add(&record);
-                record
-            })
-            .collect();
-        let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
-        if let Some(index) = records.iter().position(|record| is_error(&record)) {
-            let label = |gradient: usize| gradients.get(gradient).and_then(|gradient| gradient.label);
-            return Err(records[index].non_finite_error(index, records.len(), label));
-        }
+        let records = self.records(norm, bases, |index| gradients[index].label)?;
         self.change(gradients, &records);
         Ok(records)
+    }
+
+    /// Makes the records, and remembers them. `label` gives the label of a gradient by its index.
+    fn records<'a>(
+        &mut self,
+        norm: &ByNorm,
+        bases: &[Basis],
+        label: impl FnOnce(usize) -> Option<&'a str>,
+    ) -> Result<Vec<ClipRecord>, Error> {
+        let kept = self.histories.iter_mut().zip(&mut self.step_counts);
+        let conclude = |(basis, (history, counts)): (&Basis, (&mut NormHistory, &mut StepCounts))| {
+            let record = basis.record(norm, history);
+            counts.add(&record);
+            record
+        };
+        let records: Vec<_> = in_default_modes(|| bases.iter().zip(kept).map(conclude).collect());
+        let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
+        match records.iter().position(|record| is_error(&record)) {
+            Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
+            None => Ok(records),
+        }
     }
 
     fn change(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {

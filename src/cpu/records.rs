@@ -6,13 +6,15 @@ use super::measured::Measured;
 use super::parallel::{self, Reduction as _};
 use super::stats::Stats;
 use crate::clip::{self, ByNorm, Scope};
+use crate::float_state::in_default_modes;
 use crate::{ClipRecord, NormHistory, TensorStats, record};
 
 /// What a record is made of.
 #[derive(Clone, Copy)]
 pub(super) struct Basis {
     pub(super) measured: record::Measured,
-    pub(super) limit: f32,
+    /// It may exceed f32, as a share of a parameter's norm.
+    pub(super) limit: f64,
 }
 
 impl Basis {
@@ -20,8 +22,8 @@ impl Basis {
     pub(super) fn record(&self, norm: &ByNorm, history: &mut NormHistory) -> ClipRecord {
         let record = ClipRecord::new(self.measured, norm, self.limit);
         let z_clip = norm.z_clip.filter(|_| !record.non_finite());
-        match z_clip.and_then(|z_clip| z_clip.limit(history, record.total_norm)) {
-            Some(limit) => ClipRecord::new(self.measured, norm, limit.min(self.limit)),
+        match z_clip.and_then(|z_clip| z_clip.limit_of(history, record.norm())) {
+            Some(limit) => ClipRecord::new(self.measured, norm, self.limit.min(limit.into())),
             None => record,
         }
     }
@@ -84,7 +86,7 @@ pub(super) fn measure(
         let limit = |member: &Member<'_>| {
             norm.scope.limit(member.group, member.elements.len() as u64, member.measured).among(max_norms)
         };
-        members.iter().map(limit).collect()
+        in_default_modes(|| members.iter().map(limit).collect())
     };
     members.retain(|member| member.measured);
     // What shares a record side by side, in the order of the gradients.
@@ -99,11 +101,25 @@ pub(super) fn measure(
     } else {
         (parallel::reduce(&all, &norm.norm_type), Vec::new())
     };
+    in_default_modes(|| conclude(gradients.len(), norm, max_norms, limits, &members, &measured, &counts))
+}
+
+/// What follows for each record, and each gradient, from what was measured of the members, and then of their parameters.
+fn conclude(
+    gradients: usize,
+    norm: &ByNorm,
+    max_norms: &[f32],
+    limits: Vec<f32>,
+    members: &[Member<'_>],
+    measured: &[Measured],
+    counts: &[Counts],
+) -> (Vec<Basis>, Vec<TensorStats>) {
     let (own, of_parameters) = measured.split_at(members.len());
     let found: Vec<_> = members.iter().map(|member| member.elements.len()).zip(own.iter().copied()).collect();
 
     let nothing = together(&[], norm, |_| 0);
-    let mut bases: Vec<_> = limits.into_iter().map(|limit| Basis { measured: nothing, limit }).collect();
+    let mut bases: Vec<_> =
+        limits.into_iter().map(|limit| Basis { measured: nothing, limit: limit.into() }).collect();
     let mut rest = &found[..];
     for own in members.chunk_by(|one, next| one.record == next.record) {
         let (found, after) = rest.split_at(own.len());
@@ -112,11 +128,11 @@ pub(super) fn measure(
     }
     if let Scope::Parameter { floor } = norm.scope {
         for (member, parameter) in members.iter().zip(of_parameters) {
-            let limit = &mut bases[member.record].limit;
-            *limit = clip::relative_limit(*limit, rounded(parameter.norm(norm.norm_type)), floor);
+            let parameter_norm = record::in_f32_precision(parameter.norm(norm.norm_type));
+            bases[member.record].limit = clip::relative_limit(max_norms[member.group], parameter_norm, floor);
         }
     }
-    let stats = norm.tensor_stats.then(|| stats(gradients.len(), &members, own, &counts, norm));
+    let stats = norm.tensor_stats.then(|| stats(gradients, members, own, counts, norm));
     (bases, stats.unwrap_or_default())
 }
 
@@ -154,19 +170,11 @@ pub(super) fn together(found: &Found, norm: &ByNorm, gradient: impl Fn(usize) ->
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the norm of f32 parameters is an f32; too large is infinite"
-)]
-fn rounded(norm: f64) -> f32 {
-    norm as f32
-}
-
 /// The record of a plain clip of slices in single precision to a valid limit.
 pub(super) fn of_slices(gradients: &[&[f32]], max_norm: f32) -> ClipRecord {
     let norm = ByNorm::l2(max_norm);
     let elements: Vec<_> = gradients.iter().map(|elements| Elements::F32(elements)).collect();
     let lens = elements.iter().map(Elements::len);
     let found: Vec<_> = lens.zip(parallel::reduce(&elements, &norm.norm_type)).collect();
-    ClipRecord::new(together(&found, &norm, |index| index), &norm, max_norm)
+    in_default_modes(|| ClipRecord::new(together(&found, &norm, |index| index), &norm, max_norm.into()))
 }

@@ -5,6 +5,7 @@ use super::kernels::{self, Counts};
 use super::measured::Measured;
 use super::parallel::{self, Reduction};
 use crate::clip::{ByNorm, Operation};
+use crate::float_state::in_default_modes;
 use crate::{Clip, Error, NormType, TensorStats};
 
 /// What each gradient is by itself, in the norm type and without the loss scale of `clip`. Writes nothing. Where the
@@ -25,9 +26,12 @@ pub fn tensor_stats(gradients: &[Gradient<'_>], clip: Clip) -> Result<Vec<Tensor
     let (indices, elements): (Vec<_>, Vec<_>) =
         measured.map(|(index, gradient)| (index, gradient.elements())).unzip();
     let mut stats = vec![TensorStats::default(); gradients.len()];
-    for (index, found) in indices.into_iter().zip(parallel::reduce(&elements, &Stats(norm.norm_type))) {
-        stats[index] = Stats::of(found, &norm);
-    }
+    let found = parallel::reduce(&elements, &Stats(norm.norm_type));
+    in_default_modes(|| {
+        for (index, found) in indices.into_iter().zip(found) {
+            stats[index] = Stats::of(found, &norm);
+        }
+    });
     Ok(stats)
 }
 

@@ -1,6 +1,8 @@
 //! What every clip in main memory promises.
 
 mod groups;
+#[cfg(target_arch = "x86_64")]
+mod modes;
 mod narrow;
 mod norms;
 mod policies;
@@ -59,11 +61,16 @@ fn squares_neither_overflow_nor_vanish() {
 }
 
 #[test]
-fn a_norm_beyond_f32_is_infinite() {
-    let (record, gradient) = clipped([f32::MAX, -f32::MAX, 0.0], 1.0);
-    assert!(record.non_finite());
-    assert_eq!((record.total_norm, record.max_magnitude, record.clip_coef), (f32::INFINITY, f32::MAX, 0.0));
-    assert_eq!(bits(&[gradient]), bits(&[[0.0, -0.0, 0.0]]));
+fn a_norm_beyond_f32_is_a_norm_all_the_same() {
+    let (record, gradient) = clipped([3e38, 3e38, -3e38, 3e38], 1.0);
+    assert!(record.clipped() && !record.non_finite());
+    assert_eq!((record.total_norm, record.max_magnitude), (f32::INFINITY, 3e38));
+    assert!((record.norm() / 6e38 - 1.0).abs() < 1e-7);
+    assert_eq!(gradient.map(|x| (x * 1e6).round() / 1e6), [0.5, 0.5, -0.5, 0.5]);
+    // A coefficient that f32 takes for 0.
+    let (record, gradient) = clipped([f32::MAX; 4], 1e-20);
+    assert_eq!((record.clip_coef, record.factor), (0.0, 0.0));
+    assert!(gradient.iter().all(|x| (x / 5e-21 - 1.0).abs() < 1e-6), "{gradient:?}");
 }
 
 #[test]

@@ -6,10 +6,13 @@ mod changes;
 mod norm;
 mod results;
 
+use std::sync::Arc;
+
 use wgpu::CommandEncoder;
 
 use super::labels::Labels;
 use super::read_back::Results;
+use super::watched::Watched;
 use crate::clip::Limit;
 
 #[cfg(test)]
@@ -20,7 +23,7 @@ pub(super) use norm::{Measure, Segment};
 /// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
 /// Encoding records dispatches and does nothing else: it neither submits, nor waits, nor allocates, nor fails. The
-/// encoder must belong to the clipper's device. The dispatches run in the order of the command buffer: after the
+/// encoder must belong to the clipper's device, which wgpu checks only when the encoder is finished. The dispatches run in the order of the command buffer: after the
 /// backward pass that was encoded or submitted before, and before the optimizer that comes after.
 #[derive(Debug)]
 pub struct ClipPlan {
@@ -38,7 +41,7 @@ pub struct ClipPlan {
 /// What a clip by a norm works with from step to step.
 #[derive(Debug)]
 struct Outcome {
-    device: wgpu::Device,
+    watched: Arc<Watched>,
     records: Results,
     /// How many there are.
     count: usize,

@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::clip_plan::{ClipPlan, build};
 use super::device::is_software;
-use super::gradient::{Gradient, Set};
+use super::gradient::{Gradient, Set, Span};
 use super::kernels::{
     Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES,
     WIDE_WORKGROUP_SIZE, WORKGROUP_BYTES, WORKGROUP_SIZE,
 };
 use super::layout::{LARGEST_TILE, Limits};
-use super::scope::guarded;
 use super::slots::FIRST_SLOT;
-use crate::{Clip, Error};
+use super::watched::Watched;
+use crate::{Clip, Error, GradientId};
 
 /// More windows than this are not bound at once, whatever the device allows. On an H100 the norm kernel takes as long with 64
 /// slots as with one, within 4 %; with 256 it takes 20 to 50 % longer.
@@ -36,7 +36,7 @@ pub struct Clipper {
 }
 
 struct Inner {
-    device: wgpu::Device,
+    watched: Arc<Watched>,
     limits: Limits,
     /// Fills the slots of a kernel that a batch has no window for: an alignment's worth each, so that none overlap.
     filler: wgpu::Buffer,
@@ -97,19 +97,20 @@ impl Clipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`] if the device allows less than the smallest kernel needs.
+    /// [`Error::Limit`] if the device allows less than the smallest kernel needs; [`Error::DeviceLost`] if it is lost.
     pub fn new(device: &wgpu::Device) -> Result<Self, Error> {
         let limits = usable(&device.limits(), &device.adapter_info())?;
         let bytes = limits.alignment * limits.slots as u64;
-        let filler = guarded(device, "the clipper", bytes, || {
-            device.create_buffer(&wgpu::BufferDescriptor {
+        let watched = Arc::new(Watched::new(device.clone()));
+        let filler = watched.guarded("the clipper", bytes, || {
+            Ok(device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.filler"),
                 size: bytes,
                 usage: wgpu::BufferUsages::STORAGE,
                 mapped_at_creation: false,
-            })
+            }))
         })?;
-        let inner = Inner { device: device.clone(), limits, filler, kernels: Mutex::default() };
+        let inner = Inner { watched, limits, filler, kernels: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -123,8 +124,9 @@ impl Clipper {
     /// An [`Error`] that names the gradient, by its index, and the numbers, if one does not lie in its buffer as it
     /// must, two overlap, the clip's values make no sense, or the device has not enough of something.
     ///
-    /// wgpu cannot tell a buffer of another [`wgpu::Instance`] from one of this device; every other buffer that does
-    /// not belong here is an [`Error::Refused`].
+    /// [`Error::Mapped`] or [`Error::Refused`] if a buffer is mapped, has been destroyed or belongs to another device. A
+    /// buffer of another [`wgpu::Instance`] is not recognised: wgpu cannot tell it from one of this device.
+    /// [`Error::DeviceLost`] if the device is lost.
     pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
         self.prepare_groups(gradients, &[clip])
     }
@@ -165,13 +167,37 @@ impl Clipper {
     pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
         let operations = Clip::all_checked(clips)?;
         let with_parameters = operations[0].is_relative();
-        build(self, &operations, &Set::resolve(gradients, clips.len(), with_parameters)?)
+        let set = Set::resolve(gradients, clips.len(), with_parameters)?;
+        build(self, &operations, &set).map_err(|error| match error {
+            Error::Refused { gradient: None, .. } => self.refused(&set).unwrap_or(error),
+            error => error,
+        })
+    }
+
+    /// The error that names the gradient whose buffer wgpu refuses, or whose parameter's.
+    fn refused(&self, set: &Set<'_>) -> Option<Error> {
+        let objection = |span: &Span| {
+            let buffer = set.buffers[span.buffer];
+            let message = self.inner.watched.objection(|| bind(self.device(), buffer))?;
+            let gradient = GradientId::new(span.gradient, set.labels.get(span.gradient));
+            Some(Error::Refused { gradient: Some(gradient), message })
+        };
+        let mut gradients = set.spans.iter().filter(|span| span.len > 0);
+        let mut parameters = set.parameters.iter().flatten().filter(|span| span.len > 0);
+        gradients.find_map(objection).or_else(|| {
+            let error = Box::new(parameters.find_map(objection)?);
+            Some(Error::Parameter { error })
+        })
     }
 
     /// The device it clips on.
     #[must_use]
     pub fn device(&self) -> &wgpu::Device {
-        &self.inner.device
+        self.inner.watched.device()
+    }
+
+    pub(crate) fn watched(&self) -> &Arc<Watched> {
+        &self.inner.watched
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -185,18 +211,20 @@ impl Clipper {
         workgroups: usize,
         make: impl FnOnce() -> Result<ClipPlan, Error>,
     ) -> Result<ClipPlan, Error> {
-        const WHAT: &str = "a plan for this many elements and gradients";
-        let allowed = self.inner.limits.binding_bytes.min(self.inner.device.limits().max_buffer_size);
-        if scratch > allowed {
-            let name = "max_storage_buffer_binding_size and max_buffer_size";
-            return Err(Error::Limit { what: WHAT, name, needed: scratch, allowed });
-        }
+        self.check_scratch(scratch)?;
         let (allowed, workgroups) = (u64::from(self.inner.limits.grid), workgroups as u64);
         if workgroups > allowed * allowed {
             let name = "max_compute_workgroups_per_dimension";
-            return Err(Error::Limit { what: WHAT, name, needed: workgroups.isqrt() + 1, allowed });
+            return Err(Error::Limit { what: PLAN, name, needed: workgroups.isqrt() + 1, allowed });
         }
-        guarded(&self.inner.device, "a clip plan", scratch, make)?
+        self.inner.watched.guarded("a clip plan", scratch, make)
+    }
+
+    /// Checks that a plan may have tables and partials of so many bytes.
+    pub(super) fn check_scratch(&self, needed: u64) -> Result<(), Error> {
+        let allowed = self.inner.limits.binding_bytes.min(self.device().limits().max_buffer_size);
+        let name = "max_storage_buffer_binding_size and max_buffer_size";
+        if needed > allowed { Err(Error::Limit { what: PLAN, name, needed, allowed }) } else { Ok(()) }
     }
 
     /// The binding that fills slot number `slot`.
@@ -216,16 +244,43 @@ impl Clipper {
         if let Some(compiled) = kernels.get(&kernel) {
             return Ok(compiled.clone());
         }
-        let compiled = guarded(&self.inner.device, "a kernel", 0, || kernel.compile(&self.inner.device))?;
+        let compiled = self.inner.watched.guarded("a kernel", 0, || Ok(kernel.compile(self.device())))?;
         kernels.insert(kernel, compiled.clone());
         Ok(compiled)
     }
 }
 
+/// What needs more than a device allows.
+const PLAN: &str = "a plan for this many elements, gradients and rows";
+
 impl fmt::Debug for Clipper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clipper").field("device", &self.inner.device).finish_non_exhaustive()
+        f.debug_struct("Clipper").field("device", self.device()).finish_non_exhaustive()
     }
+}
+
+/// Binds the first word of a buffer, to see whether wgpu will.
+fn bind(device: &wgpu::Device, buffer: &wgpu::Buffer) -> wgpu::BindGroup {
+    let label = Some("gradclip.check");
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label,
+        entries: &[wgpu::BindGroupLayoutEntry {
+            binding: 0,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only: true },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        }],
+    });
+    let word = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(4) };
+    device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label,
+        layout: &layout,
+        entries: &[wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(word) }],
+    })
 }
 
 /// What a plan may use of a device, if that is enough.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::labels::Labels;
 use super::region::{Extent, Region};
+use crate::rows::Rows;
 use crate::{DType, Error, GradientId};
 
 /// One gradient: a whole buffer, or a range of one that holds other things too.
@@ -78,7 +79,8 @@ impl<'a> Gradient<'a> {
 
     /// Of how many rows it is made, one after the other and each as long as the others: the first number of its shape. A
     /// clip of each gradient by itself clips each row by itself then, and leaves a record for each; all others do not
-    /// care. A weight of the shape `[out, in]` has `out` rows.
+    /// care. A weight of the shape `[out, in]` has `out` rows. An empty gradient may have rows, too: all of them together at
+    /// most 2²⁰.
     #[must_use]
     pub const fn rows(self, rows: u64) -> Self {
         Self { rows, ..self }
@@ -173,6 +175,7 @@ impl<'a> Set<'a> {
         let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
         let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
         let mut parameters = Vec::new();
+        let mut all_rows = Rows::default();
         for (index, gradient) in gradients.iter().enumerate() {
             let &Gradient { ref region, group, measured, scaled, rows, ref parameter, label } = gradient;
             let id = || GradientId::new(index, label);
@@ -185,9 +188,7 @@ impl<'a> Set<'a> {
             let dtype = region.dtype;
             let span =
                 Span { buffer, dtype, start: elements.start, len, gradient: index, group, measured, scaled };
-            if rows == 0 || !len.is_multiple_of(rows) {
-                return Err(Error::Rows { gradient: id(), rows, elements: len });
-            }
+            all_rows.check(&id, rows, len)?;
             spans.push(span);
             rows_of.push(rows);
             if with_parameters {

@@ -10,8 +10,8 @@ pub(crate) mod layout;
 mod read_back;
 mod read_back_queue;
 mod region;
-pub(crate) mod scope;
 mod slots;
+pub(crate) mod watched;
 
 pub use clip_plan::ClipPlan;
 pub use clipper::Clipper;

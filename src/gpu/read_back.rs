@@ -1,6 +1,8 @@
 //! Reading a record back without a stall: a copy into a small staging buffer, and a ticket for it.
 
 use std::future::IntoFuture;
+#[cfg(not(target_arch = "wasm32"))]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +11,8 @@ use std::time::Duration;
 use bytemuck::Pod;
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
-use super::scope::{guarded, now_or_never};
-use crate::{ClipRecord, Error};
+use super::watched::{Watched, is_mapped, now_or_never};
+use crate::{ClipRecord, Error, TensorStats};
 
 /// What a buffer held.
 type Outcome = Result<Vec<u8>, Error>;
@@ -33,7 +35,7 @@ pub struct ReadBack<R = ClipRecord> {
 
 #[derive(Debug)]
 enum State {
-    UnderWay { device: wgpu::Device, delivery: Arc<Delivery>, receiver: OneshotReceiver<Outcome> },
+    UnderWay { delivery: Arc<Delivery>, receiver: OneshotReceiver<Outcome> },
     Failed(Error),
 }
 
@@ -42,15 +44,22 @@ pub(super) fn all<T: Pod>(bytes: &[u8]) -> Vec<T> {
     bytemuck::pod_collect_to_vec(bytes)
 }
 
-/// The first record.
-pub(super) fn first(bytes: &[u8]) -> ClipRecord {
-    // There is none where each of no gradients was clipped by itself.
-    all(bytes).first().copied().unwrap_or(ClipRecord::UNCLIPPED)
+/// All records, each of which must come from a norm pass.
+pub(super) fn all_records(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
+    let records: Vec<ClipRecord> = all(bytes);
+    records.iter().try_for_each(ClipRecord::check_measured)?;
+    Ok(records)
 }
 
-/// [`all`] records, where gradients that are not finite are an error.
+/// The first of [`all_records`].
+pub(super) fn first(bytes: &[u8]) -> Result<ClipRecord, Error> {
+    // There is none where each of no gradients was clipped by itself.
+    Ok(all_records(bytes)?.first().copied().unwrap_or(ClipRecord::UNCLIPPED))
+}
+
+/// [`all_records`], where gradients that are not finite are an error.
 pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
-    let records: Vec<ClipRecord> = all(bytes);
+    let records = all_records(bytes)?;
     match records.iter().position(ClipRecord::skip) {
         Some(index) => Err(records[index].non_finite_error(index, records.len(), |_| None)),
         None => Ok(records),
@@ -59,7 +68,14 @@ pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
 
 /// The [`first`] record, where gradients that are not finite are an error.
 pub(super) fn first_finite(bytes: &[u8]) -> Result<ClipRecord, Error> {
-    all_finite(bytes).map(|_| first(bytes))
+    all_finite(bytes)?;
+    first(bytes)
+}
+
+/// All statistics, each of which must come from a norm pass.
+pub(super) fn all_stats(bytes: &[u8]) -> Result<Vec<TensorStats>, Error> {
+    let stats: Vec<TensorStats> = all(bytes);
+    if stats.iter().all(TensorStats::is_measured) { Ok(stats) } else { Err(Error::NothingMeasured) }
 }
 
 impl<R> ReadBack<R> {
@@ -71,8 +87,8 @@ impl<R> ReadBack<R> {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         match &self.state {
-            State::UnderWay { device, delivery, .. } => {
-                poll(device, wgpu::PollType::Poll);
+            State::UnderWay { delivery, .. } => {
+                delivery.poll(wgpu::PollType::Poll);
                 delivery.is_made()
             }
             State::Failed(_) => true,
@@ -84,13 +100,14 @@ impl<R> ReadBack<R> {
     /// # Errors
     ///
     /// [`Error::NotSubmitted`] if the encoder has not been submitted (which takes a second to find out), or was dropped;
-    /// [`Error::DeviceLost`] if the device was lost or destroyed before it got there; [`Error::NothingMeasured`] for a
-    /// clip by value; [`Error::NonFinite`] if the gradients are not finite and the policy is
-    /// [`NonFinite::Error`](crate::NonFinite::Error).
+    /// [`Error::Rejected`] if wgpu refused its submission; [`Error::DeviceLost`] if the device was lost or destroyed
+    /// before it got there; [`Error::NothingMeasured`] for a clip by value, or if nothing has been measured before;
+    /// [`Error::NormMissing`] if no norm has been supplied to a plan that takes one; [`Error::NonFinite`] if the gradients
+    /// are not finite and the policy is [`NonFinite::Error`](crate::NonFinite::Error).
     pub fn wait(self) -> Result<R, Error> {
         let outcome = match self.state {
-            State::UnderWay { device, delivery, receiver } => {
-                drive(&device, &delivery);
+            State::UnderWay { delivery, receiver } => {
+                delivery.drive();
                 now_or_never(receiver.receive()).flatten().unwrap_or(Err(Error::NotSubmitted))
             }
             State::Failed(error) => Err(error),
@@ -107,8 +124,8 @@ impl<R: 'static> IntoFuture for ReadBack<R> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let outcome = match self.state {
-                State::UnderWay { device, delivery, receiver } => {
-                    drive_in_background(device, delivery);
+                State::UnderWay { delivery, receiver } => {
+                    drive_in_background(delivery);
                     receiver.receive().await.unwrap_or(Err(Error::NotSubmitted))
                 }
                 State::Failed(error) => Err(error),
@@ -121,9 +138,23 @@ impl<R: 'static> IntoFuture for ReadBack<R> {
 /// The sending side of a ticket. What is delivered first counts.
 #[derive(Debug)]
 struct Delivery {
+    staging: Arc<Staging>,
+    /// Gone once somebody has looked into it.
+    page: Mutex<Option<Page>>,
     sender: OneshotSender<Outcome>,
     made: AtomicBool,
 }
+
+/// How long to sleep before looking again whether this ticket's step is done. To wait for the device instead is to wait
+/// for later steps too; and to wait with a timeout, in wgpu-core 30.0.1, is to panic where another thread polls.
+const PATIENCE: Duration = Duration::from_micros(50);
+
+/// How often to do so, before waiting for all that has been submitted.
+const PATIENT_WAITS: u32 = 2000;
+
+/// For how many milliseconds, after all that had been submitted is finished, a ticket waits for its own submission: by
+/// another thread, or in a call of `submit` that has not returned.
+const GRACE: u32 = 1000;
 
 impl Delivery {
     fn make(&self, outcome: Outcome) {
@@ -135,70 +166,108 @@ impl Delivery {
     fn is_made(&self) -> bool {
         self.made.load(Ordering::Acquire)
     }
-}
 
-/// How long to sleep before looking again whether this ticket's step is done. To wait for the device instead is to wait
-/// for later steps too; and to wait with a timeout, in wgpu-core 30.0.1, is to panic where another thread polls.
-const PATIENCE: Duration = Duration::from_micros(50);
-
-/// How often to do so, before waiting for all that has been submitted.
-const PATIENT_WAITS: u32 = 2000;
-
-/// How many milliseconds all that has been submitted must have been finished for an undelivered ticket to count as not
-/// submitted: another thread that polls the device may have taken the delivery out of wgpu's hands, and not made it yet,
-/// since callbacks of others come before it.
-const GRACE: u32 = 1000;
-
-/// Polls the device until the delivery has been made, if only of the news that there will be none.
-fn drive(device: &wgpu::Device, delivery: &Delivery) {
-    // Whether all that had been submitted when this began is finished. Only then can it be told that the ticket's
-    // encoder was not; new steps may come all the time.
-    let mut settled = false;
-    let (mut waits, mut idle) = (0, 0);
-    loop {
-        // It takes two polls: one finds that the copy is done, and its callback maps the staging buffer; the next
-        // finds it mapped.
-        settled |= poll(device, wgpu::PollType::Poll);
-        if delivery.is_made() {
-            return;
-        }
-        if settled {
-            idle += 1;
-            match idle {
-                1 => {}
-                2..=GRACE => std::thread::sleep(Duration::from_millis(1)),
-                _ => delivery.make(Err(Error::NotSubmitted)),
+    /// Makes the delivery if the staging buffer is mapped, and tells whether it is made.
+    ///
+    /// The callback of the mapping does so too, but it may be late: whichever thread polls takes all callbacks out of
+    /// wgpu's hands and runs one after the other, however slow those of others are.
+    fn collect(&self) -> bool {
+        let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
+        match page.take() {
+            Some(mapped) if is_mapped(&mapped.buffer) => {
+                self.make(self.staging.read(mapped));
+                true
             }
-        } else {
-            waits += 1;
-            if waits <= PATIENT_WAITS {
-                std::thread::sleep(PATIENCE);
+            not_yet => {
+                *page = not_yet;
+                self.is_made()
+            }
+        }
+    }
+
+    /// Polls the device, and tells whether all that has been submitted is finished.
+    fn poll(&self, poll: wgpu::PollType) -> bool {
+        let finished = self.staging.watched.poll(poll).unwrap_or_else(|error| {
+            self.make(Err(error));
+            true
+        });
+        self.collect();
+        finished
+    }
+
+    /// Polls the device until the delivery has been made, if only of the news that there will be none.
+    fn drive(&self) {
+        // Whether all that had been submitted when this began is finished. Only then can it be told that the ticket's
+        // encoder was not; new steps may come all the time.
+        let mut settled = false;
+        let (mut waits, mut idle) = (0, 0);
+        loop {
+            settled |= self.poll(wgpu::PollType::Poll);
+            if self.is_made() {
+                return;
+            }
+            if settled {
+                // What had been submitted would be mapped by now.
+                idle += 1;
+                match idle {
+                    1 if self.staging.watched.is_lost() => self.make(Err(Error::DeviceLost)),
+                    1 => {}
+                    2..=GRACE => std::thread::sleep(Duration::from_millis(1)),
+                    _ => self.make(Err(self.staging.watched.lost_or(Error::NotSubmitted))),
+                }
             } else {
-                settled = poll(device, wgpu::PollType::wait_indefinitely());
+                waits += 1;
+                if waits <= PATIENT_WAITS {
+                    std::thread::sleep(PATIENCE);
+                } else {
+                    settled = self.poll(wgpu::PollType::wait_indefinitely());
+                }
             }
         }
     }
 }
 
-/// Whether all that has been submitted is finished.
-fn poll(device: &wgpu::Device, poll: wgpu::PollType) -> bool {
-    device.poll(poll).is_ok_and(|status| status.wait_finished())
+/// A delivery that wgpu holds on to, as part of the callback of a mapping. It is dropped with an encoder that is never
+/// submitted.
+struct Promise(Arc<Delivery>);
+
+impl Promise {
+    /// To be called when the staging buffer is mapped, or will never be.
+    fn keep(self) {
+        if !self.0.collect() {
+            // It is not mapped, or was until the device was destroyed.
+            self.0.make(Err(Error::DeviceLost));
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        // Callbacks are dropped too where one before them panics, and then the buffer is mapped.
+        if !self.0.collect() {
+            self.0.make(Err(Error::NotSubmitted));
+        }
+    }
 }
 
 /// Natively nothing happens unless somebody polls the device, and a future must not block its executor.
 #[cfg(not(target_arch = "wasm32"))]
 #[expect(clippy::needless_pass_by_value, reason = "where there is no thread the delivery must be let go")]
-fn drive_in_background(device: wgpu::Device, delivery: Arc<Delivery>) {
+fn drive_in_background(delivery: Arc<Delivery>) {
     let thread = std::thread::Builder::new().name("gradclip.read_back".into());
-    let (to_poll, to_make) = (device.clone(), delivery.clone());
-    if thread.spawn(move || drive(&to_poll, &to_make)).is_err() {
-        drive(&device, &delivery);
+    let driven = delivery.clone();
+    let drive = move || {
+        // A callback of the caller's that panics in this thread must not leave the future without an end.
+        while catch_unwind(AssertUnwindSafe(|| driven.drive())).is_err() {}
+    };
+    if thread.spawn(drive).is_err() {
+        delivery.drive();
     }
 }
 
 /// In a browser the page's event loop does it. The delivery is let go, so that the channel closes with the encoder.
 #[cfg(target_arch = "wasm32")]
-fn drive_in_background(_: wgpu::Device, _: Arc<Delivery>) {}
+fn drive_in_background(_: Arc<Delivery>) {}
 
 /// A buffer that a plan leaves something in, and the staging buffers through which that comes back.
 #[derive(Debug)]
@@ -207,11 +276,29 @@ pub(super) struct Results {
     staging: Arc<Staging>,
 }
 
+/// What follows on the results in their buffer, and is copied with them: a mark that shows whether the copy has been made.
+///
+/// A staging buffer is a word longer than that. Its copies go to its start and to its second word by turns, so that the mark
+/// is never where the copy before has left it, but a zero. Where a mark is, the copy that was to leave it there has run.
+const TRAILER: [u32; 3] = [0, u32::from_le_bytes(*b"ran!"), 0];
+
+/// How far copies of the second kind are shifted.
+const SHIFT: usize = size_of::<u32>();
+
 impl Results {
-    /// Of which so many bytes mean something: a plan for nothing has a record that does not.
-    pub(super) fn new(device: &wgpu::Device, buffer: wgpu::Buffer, bytes: usize) -> Self {
-        let (device, size) = (device.clone(), buffer.size());
-        Self { buffer, staging: Arc::new(Staging { device, size, bytes, free: Mutex::default() }) }
+    /// A buffer that holds `value` `count` times, or once where that is 0, since a buffer without any cannot be bound.
+    pub(super) fn new<T: Pod>(
+        watched: Arc<Watched>,
+        value: T,
+        count: usize,
+        holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
+    ) -> Self {
+        let values = vec![value; count.max(1)];
+        let contents = [bytemuck::cast_slice(&values), bytemuck::bytes_of(&TRAILER)].concat();
+        let size = contents.len() as u64;
+        let (bytes, trailer) = (count * size_of::<T>(), size_of_val(&values[..]));
+        let staging = Staging { watched, size, bytes, trailer, free: Mutex::default() };
+        Self { buffer: holding(&contents), staging: Arc::new(staging) }
     }
 
     pub(super) fn read_back<R>(
@@ -220,71 +307,79 @@ impl Results {
         reading: Reading<R>,
     ) -> ReadBack<R> {
         let Self { buffer: results, staging } = self;
-        let buffer = match staging.take() {
-            Ok(buffer) => buffer,
+        let page = match staging.take() {
+            Ok(page) => page,
             Err(error) => return ReadBack::failed(error),
         };
-        encoder.copy_buffer_to_buffer(results, 0, &buffer, 0, staging.size);
+        let buffer = page.buffer.clone();
+        encoder.copy_buffer_to_buffer(results, 0, &buffer, page.shift as u64, staging.size);
         let (sender, receiver) = oneshot_channel();
-        let delivery = Arc::new(Delivery { sender, made: AtomicBool::new(false) });
-        let device = staging.device.clone();
-        let (staging, to_make) = (staging.clone(), delivery.clone());
-        // Mapping on submit would be shorter, but where the device has been lost in between it fails inside the
-        // caller's `submit`, outside of any error scope of ours, and panics there.
-        encoder.on_submitted_work_done(move || staging.map(&buffer, to_make));
-        ReadBack { state: State::UnderWay { device, delivery, receiver }, reading }
+        let (staging, page, made) = (staging.clone(), Mutex::new(Some(page)), AtomicBool::new(false));
+        let delivery = Arc::new(Delivery { staging, page, sender, made });
+        let promise = Promise(delivery.clone());
+        // On a lost device this is an error of the callback only, since the buffer is a valid one.
+        encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |_| promise.keep());
+        ReadBack { state: State::UnderWay { delivery, receiver }, reading }
     }
+}
+
+/// A staging buffer, and where the next copy goes.
+#[derive(Debug)]
+struct Page {
+    buffer: wgpu::Buffer,
+    /// In bytes: 0 or [`SHIFT`].
+    shift: usize,
 }
 
 /// Buffers that the host can read. A ticket takes one and gives it back when what is in it has arrived.
 #[derive(Debug)]
 struct Staging {
-    device: wgpu::Device,
-    /// Of each buffer, in bytes.
+    watched: Arc<Watched>,
+    /// How many bytes are copied.
     size: u64,
     /// How many of them mean something.
     bytes: usize,
-    free: Mutex<Vec<wgpu::Buffer>>,
+    /// Where in them the trailer begins.
+    trailer: usize,
+    free: Mutex<Vec<Page>>,
 }
 
 impl Staging {
-    fn take(&self) -> Result<wgpu::Buffer, Error> {
-        if let Some(buffer) = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-            return Ok(buffer);
+    fn take(&self) -> Result<Page, Error> {
+        if let Some(page) = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return Ok(page);
         }
-        let size = self.size;
-        guarded(&self.device, "a read-back", size, || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
+        let size = self.size + SHIFT as u64;
+        let buffer = self.watched.guarded("a read-back", size, || {
+            let buffer = self.watched.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.read_back"),
                 size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        })
-    }
-
-    /// Maps a buffer that the GPU has written, and sends what is in it.
-    fn map(self: Arc<Self>, buffer: &wgpu::Buffer, delivery: Arc<Delivery>) {
-        let device = self.device.clone();
-        let mapped = buffer.clone();
-        let refused = guarded(&device, "a read-back", 0, || {
-            buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-                let outcome = result.map_err(|_| Error::DeviceLost).and_then(|()| self.contents(mapped));
-                delivery.make(outcome);
+                // Filled with zeros. Else its memory might hold the mark of a buffer that was freed: where only another
+                // command buffer of a submission is refused, wgpu takes this one for written.
+                mapped_at_creation: true,
             });
-        });
-        if let Err(error) = refused {
-            log::debug!("mapping a read-back: {error}");
-        }
+            buffer.unmap();
+            Ok(buffer)
+        })?;
+        Ok(Page { buffer, shift: 0 })
     }
 
-    fn contents(&self, buffer: wgpu::Buffer) -> Outcome {
-        let bytes = {
+    /// What is in a buffer that is mapped.
+    fn read(&self, page: Page) -> Outcome {
+        let Page { buffer, shift } = page;
+        let results = {
             let range = buffer.get_mapped_range(..).map_err(|_| Error::DeviceLost)?;
-            range[..self.bytes].to_vec()
+            let copied = range.iter().skip(shift);
+            let trailer = copied.clone().skip(self.trailer);
+            let is_written = trailer.take(size_of_val(&TRAILER)).eq(bytemuck::bytes_of(&TRAILER));
+            is_written.then(|| copied.take(self.bytes).copied().collect())
         };
         buffer.unmap();
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-        Ok(bytes)
+        // If it has not been written it is not used again: its mark is where that of the next ticket would be.
+        let results = results.ok_or_else(|| self.watched.lost_or(Error::Rejected))?;
+        let next = Page { buffer, shift: SHIFT - shift };
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(next);
+        Ok(results)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::watched::is_mapped;
 use crate::{DType, Error, GradientId};
 
 /// A whole buffer, or a range of one that holds other things too.
@@ -32,6 +33,9 @@ impl<'a> Region<'a> {
     pub(super) fn elements(&self, id: &dyn Fn() -> GradientId) -> Result<Range<u64>, Error> {
         self.check_usage(id)?;
         let bytes = self.bytes(id)?;
+        if !bytes.is_empty() && is_mapped(self.buffer) {
+            return Err(Error::Mapped { gradient: id() });
+        }
         let size = self.dtype.size();
         Ok(bytes.start / size..bytes.end / size)
     }

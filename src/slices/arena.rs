@@ -10,7 +10,7 @@ use crate::clip::Operation;
 use crate::cpu::Gradient;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
-use crate::gpu::scope::{guarded, now_or_never};
+use crate::gpu::watched::{Watched, now_or_never};
 use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
@@ -56,6 +56,10 @@ impl Gpu {
 
     fn device(&self) -> &wgpu::Device {
         self.clipper.device()
+    }
+
+    fn watched(&self) -> &Watched {
+        self.clipper.watched()
     }
 
     pub(super) fn clip(
@@ -114,14 +118,16 @@ impl Gpu {
         let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.encode(&mut encoder);
         let ticket = plan.record_buffer().map(|_| plan.read_back_all(&mut encoder));
-        self.queue.submit([encoder.finish()]);
-        self.wait();
+        self.watched().guarded("the clip of the gradients", 0, || {
+            self.queue.submit([encoder.finish()]);
+            self.wait()
+        })?;
         ticket.map_or(Ok(Vec::new()), ReadBack::wait)
     }
 
     fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        guarded(self.device(), "the gradients", sizes.iter().sum(), || {
+        self.watched().guarded("the gradients", sizes.iter().sum(), || {
             let buffer = |&size| {
                 let label = Some("gradclip.arena");
                 self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -131,7 +137,7 @@ impl Gpu {
                     mapped_at_creation: false,
                 })
             };
-            sizes.iter().map(buffer).collect()
+            Ok(sizes.iter().map(buffer).collect())
         })
     }
 
@@ -141,7 +147,7 @@ impl Gpu {
         parts: &[Part],
         arenas: &[wgpu::Buffer],
     ) -> Result<(), Error> {
-        guarded(self.device(), "the upload of the gradients", CHUNK_BYTES, || {
+        self.watched().guarded("the upload of the gradients", CHUNK_BYTES, || {
             let mut in_flight = 0;
             for part in parts {
                 let bytes = &slices[part.slice].0[part.range.clone()];
@@ -152,13 +158,13 @@ impl Gpu {
                     in_flight += chunk.len() as u64;
                     if in_flight >= CHUNK_BYTES {
                         self.queue.submit([]);
-                        self.wait();
+                        self.wait()?;
                         in_flight = 0;
                     }
                 }
             }
             self.queue.submit([]);
-            self.wait();
+            self.wait()
         })
     }
 
@@ -201,13 +207,13 @@ impl Gpu {
     }
 
     fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
-        guarded(self.device(), "the way back of the gradients", size, || {
-            self.device().create_buffer(&wgpu::BufferDescriptor {
+        self.watched().guarded("the way back of the gradients", size, || {
+            Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.download"),
                 size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
-            })
+            }))
         })
     }
 
@@ -220,7 +226,7 @@ impl Gpu {
     ) -> Result<(), Error> {
         let size = chunk.end - chunk.start;
         let (sender, receiver) = oneshot_channel();
-        guarded(self.device(), "the way back of the gradients", size, || {
+        self.watched().guarded("the way back of the gradients", size, || {
             let mut encoder =
                 self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);
@@ -229,8 +235,8 @@ impl Gpu {
                 // The receiver outlives the wait below.
                 let _ = sender.send(mapped.is_ok());
             });
+            self.wait()
         })?;
-        self.wait();
         if now_or_never(receiver.receive()).flatten() != Some(true) {
             return Err(Error::DeviceLost);
         }
@@ -239,10 +245,9 @@ impl Gpu {
         Ok(())
     }
 
-    fn wait(&self) {
-        if let Err(error) = self.device().poll(wgpu::PollType::wait_indefinitely()) {
-            log::warn!("waiting for the device: {error}");
-        }
+    /// Waits for all that has been submitted.
+    fn wait(&self) -> Result<(), Error> {
+        self.watched().poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ())
     }
 }
 
@@ -344,6 +349,9 @@ fn in_slices(error: Error, parts: &[Part]) -> Error {
     match error {
         Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
+        Error::EmptyRows { gradient, rows, most } => {
+            Error::EmptyRows { gradient: slice(gradient), rows, most }
+        }
         Error::NonFinite { gradient, total_norm, record } => {
             Error::NonFinite { gradient: gradient.map(slice), total_norm, record }
         }

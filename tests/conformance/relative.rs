@@ -135,6 +135,23 @@ fn errors() -> Vec<Case> {
         case("rows_together", Norm(1.0), &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
         case("no_rows", relative, &none, Error::Rows { gradient: 1.into(), rows: 0, elements: 3 }),
     ];
+    // Rows without elements are whatever a caller says; so there is a bound.
+    let most = 1 << 20;
+    let empty = |rows| f32.rows(rows).parameter(&[]);
+    for method in [relative, Own(1.0), Rms(1.0), Norm(1.0)] {
+        for (name, rows, gradient) in
+            [("most", [usize::MAX, 1], 0), ("beside_another", [1, 1 << 40], 1), ("together", [most, 2], 1)]
+        {
+            let name = format!("relative/error/empty_rows_{name}/{method:?}");
+            let error = Error::EmptyRows {
+                gradient: gradient.into(),
+                rows: rows[gradient] as u64,
+                most: most as u64,
+            };
+            let roles = rows.map(empty);
+            cases.push(Case::of(name, &[&[], &[]], method, Expect::Error(error)).roles(&roles));
+        }
+    }
     for given in [-1.0, NAN] {
         cases.push(case(&format!("clipping_{given}"), Relative(given, 1.0), &own, Error::MaxNorm { given }));
     }

@@ -27,7 +27,7 @@ pub(crate) struct Step<'a> {
 /// What shares a record: the gradients, and the elements of each.
 struct Segment<'a> {
     members: Vec<(usize, &'a [f32])>,
-    limit: f32,
+    limit: f64,
     /// Whether a path has the limit as it is here, and not from a norm that it has measured.
     limit_is_exact: bool,
 }
@@ -89,7 +89,7 @@ impl Step<'_> {
                 let Method::Norm(max_norm) = *method else { panic!("{method:?} among others") };
                 let members = self.members(group).into_iter();
                 let members = members.map(|index| (index, &self.before[index][..])).collect();
-                Segment { members, limit: max_norm, limit_is_exact: true }
+                Segment { members, limit: max_norm.into(), limit_is_exact: true }
             };
             return self.options.methods.iter().enumerate().map(group).collect();
         }
@@ -103,18 +103,21 @@ impl Step<'_> {
         let role = &self.roles[gradient];
         let elements = self.rows_of(gradient, &self.before[gradient])[row];
         if !role.measured {
-            return Segment { members: Vec::new(), limit: f32::INFINITY, limit_is_exact: true };
+            return Segment { members: Vec::new(), limit: f64::INFINITY, limit_is_exact: true };
         }
         #[expect(clippy::cast_possible_truncation, reason = "too large a limit is infinite")]
         let limit = match self.options.methods[role.group] {
-            Method::Own(max_norm) => max_norm,
-            Method::Rms(threshold) => (f64::from(threshold) * (elements.len().max(1) as f64).sqrt()) as f32,
-            Method::Relative(f32::INFINITY, _) => f32::INFINITY,
+            Method::Own(max_norm) => max_norm.into(),
+            Method::Rms(threshold) => {
+                f64::from((f64::from(threshold) * (elements.len().max(1) as f64).sqrt()) as f32)
+            }
+            Method::Relative(f32::INFINITY, _) => f64::INFINITY,
             Method::Relative(clipping, floor) => {
                 let parameter = role.parameter.expect("a parameter");
                 let parameter = self.rows_of(gradient, parameter)[row];
-                let norm = reference::norm(&[parameter], self.options.norm_type) as f32;
-                clipping * if norm < floor { floor } else { norm }
+                let norm = in_f32_precision(reference::norm(&[parameter], self.options.norm_type));
+                let floor = f64::from(floor);
+                in_f32_precision(f64::from(clipping) * if norm < floor { floor } else { norm })
             }
             method => panic!("{method:?} has no rows"),
         };
@@ -203,7 +206,7 @@ impl Precision {
         } else if record.zeroed() {
             check_elements(gradient, elements, |_| exactly(0.0));
         } else {
-            let scaled = |g| self.scaled(g, record.factor).map(|product| rounded(role.dtype, product));
+            let scaled = |g| self.scaled(g, record).map(|product| rounded(role.dtype, product));
             check_elements(gradient, elements, scaled);
         }
     }
@@ -236,14 +239,14 @@ impl Precision {
             "the largest magnitude is {largest:e}, but expected was {expected:e}"
         );
 
-        let (coef, expected) = (record.clip_coef, coefficient(norm, segment.limit, step.epsilon()));
+        let (coef, expected) = (record.clip_coef, coefficient(unbounded, segment.limit, step.epsilon()));
         let tolerance = if segment.limit_is_exact {
             self.coefficient
         } else {
             self.coefficient + (self.norm)(step.options.norm_type, elements) + 2.0 * ROUNDING
         };
         assert!(
-            self.is_product(coef, expected.into(), tolerance) && (coef <= 1.0 || coef.is_nan()),
+            self.is_product(coef, expected, tolerance) && (coef <= 1.0 || coef.is_nan()),
             "the coefficient is {coef:e}, but expected was {expected:e}"
         );
         assert_eq!(record.clipped(), coef != 1.0, "clipped, with the coefficient {coef:e}");
@@ -251,32 +254,51 @@ impl Precision {
         let is_bad = |(_, elements): &&(usize, &[f32])| elements.iter().any(|g| !g.is_finite());
         let first = segment.members.iter().find(is_bad).map(|(gradient, _)| *gradient);
         assert_eq!(record.first_non_finite(), first, "the first gradient that is not finite");
-        let non_finite = !norm.is_finite() || expected.is_nan() || first.is_some();
+        // Not a norm that exceeds f32.
+        let non_finite = expected.is_nan() || first.is_some();
         assert_eq!(record.non_finite(), non_finite, "non-finite, with the norm {norm:e}");
         let policy = if non_finite { step.options.non_finite } else { NonFinite::Propagate };
         assert_eq!(record.skip(), matches!(policy, NonFinite::Skip | NonFinite::Error), "skip");
         assert_eq!(record.zeroed(), policy == NonFinite::Zero, "zeroed");
+        // Where f32 holds the coefficient, the factor follows from it to the bit.
+        let (coef, tolerance) = if coef.is_normal() || coef.is_nan() || expected == 0.0 {
+            (coef.into(), 0.0)
+        } else {
+            (in_f32_precision(expected), tolerance + ROUNDING)
+        };
         let expected = match policy {
-            NonFinite::Propagate => coef * inverse,
+            NonFinite::Propagate => in_f32_precision(coef * f64::from(inverse)),
             NonFinite::Skip | NonFinite::Error => 1.0,
             NonFinite::Zero => 0.0,
-            NonFinite::Poison => f32::NAN,
+            NonFinite::Poison => f64::NAN,
         };
-        let factor = record.factor;
+        let factor = factor_of(record);
         assert!(
-            self.is_product(factor, expected.into(), 0.0),
+            (factor - expected).abs() <= tolerance * expected.abs() || factor.is_nan() && expected.is_nan(),
             "the factor is {factor:e}, but expected was {expected:e}"
+        );
+        assert!(
+            self.is_product(record.factor, factor, 0.0),
+            "it is {factor:e}, but also {:e}",
+            record.factor
         );
     }
 
     /// What may become of an element.
-    fn scaled(&self, g: f32, factor: f32) -> [f32; 2] {
-        if factor == 1.0 {
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+    fn scaled(&self, g: f32, record: &ClipRecord) -> [f32; 3] {
+        if record.factor == 1.0 {
             return exactly(g);
         }
-        let product = g * factor;
-        let may_vanish = self.flushes && [g, factor, product].iter().any(|x| x.is_subnormal());
-        [product, if may_vanish { 0.0_f32.copysign(product) } else { product }]
+        let exact = f64::from(g) * factor_of(record);
+        // Rounded once; or first to the precision of f32, and then to a subnormal.
+        let (once, twice) = (exact as f32, in_f32_precision(exact) as f32);
+        let may_vanish = self.flushes && [g, once].iter().any(|x| x.is_subnormal());
+        [
+            once,
+            if self.flushes { twice } else { once },
+            if may_vanish { 0.0_f32.copysign(once) } else { once },
+        ]
     }
 
     /// How the outcome stands to what PyTorch does.
@@ -319,7 +341,7 @@ impl Precision {
 }
 
 /// Every element of a gradient must be one of the two that are allowed.
-fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: impl Fn(f32) -> [f32; 2]) {
+fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: impl Fn(f32) -> [f32; 3]) {
     for (element, (&before, &after)) in before.iter().zip(after).enumerate() {
         let allowed = expected(before);
         assert!(
@@ -329,15 +351,33 @@ fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: imp
     }
 }
 
-/// PyTorch's coefficient, with its order of operations. Without a normal number to divide by it is 1.
-fn coefficient(norm: f32, max_norm: f32, epsilon: f32) -> f32 {
-    let coef = (norm + epsilon).recip() * max_norm;
-    let is_nothing = norm + epsilon < f32::MIN_POSITIVE && !max_norm.is_nan();
+/// The coefficient, with PyTorch's order of operations: each is rounded to the precision of f32, but not to its range. Without
+/// a normal number to divide by it is 1. The product is left to be rounded.
+fn coefficient(norm: f64, max_norm: f64, epsilon: f32) -> f64 {
+    let sum = in_f32_precision(norm + f64::from(epsilon));
+    let coef = in_f32_precision(sum.recip()) * max_norm;
+    let is_nothing = sum < f64::from(f32::MIN_POSITIVE) && !max_norm.is_nan();
     if coef > 1.0 || is_nothing { 1.0 } else { coef }
 }
 
-fn exactly(g: f32) -> [f32; 2] {
-    [g, g]
+/// What every element is multiplied by. 2^-1000 is as good as anything less.
+fn factor_of(record: &ClipRecord) -> f64 {
+    f64::from(record.factor_significand) * f64::from(record.factor_exponent.max(-1000)).exp2()
+}
+
+/// The nearest number of 24 bits.
+fn in_f32_precision(x: f64) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let unit = x.abs().log2().floor().exp2();
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+    let significand = (x / unit) as f32;
+    f64::from(significand) * unit
+}
+
+fn exactly(g: f32) -> [f32; 3] {
+    [g, g, g]
 }
 
 /// The same bits; any NaN is as good as any other.

@@ -24,6 +24,8 @@ pub(crate) fn cases() -> Vec<Case> {
         each(),
         epsilons(),
         peers(),
+        far(),
+        options_and_norms(),
         errors(),
     ];
     suites.into_iter().flatten().collect()
@@ -79,10 +81,10 @@ fn norms() -> Vec<Case> {
     cases
 }
 
-/// Each policy, for gradients whose third one is odd, or whose norm is.
+/// Each policy, for gradients whose third one is odd, or whose norm is beyond f32.
 fn policies() -> Vec<Case> {
     use NonFinite::{Poison, Propagate, Skip, Zero};
-    // The third is finite, but its norm exceeds what f32 holds.
+    // The third is finite, but its norm exceeds what f32 holds: no policy is for that.
     const KINDS: [(&str, f32); 5] =
         [("nan", NAN), ("infinity", -INF), ("overflow", 3.3e38), ("clipped", 3.0), ("within", 0.25)];
     let mut cases = Vec::new();
@@ -94,15 +96,7 @@ fn policies() -> Vec<Case> {
                 continue;
             }
             for norm_type in [NormType::L2, NormType::L1, NormType::P(0.0), NormType::P(3.0)] {
-                // Their norms of what is finite are finite, or of what is not.
-                if kind == "overflow" && norm_type == NormType::P(0.0) {
-                    continue;
-                }
                 for scale in [None, Some(4.0)] {
-                    // Divided by four, no norm overflows.
-                    if kind == "overflow" && scale.is_some() {
-                        continue;
-                    }
                     let name = format!("policy/{kind}/{dtype:?}/{norm_type:?}/{scale:?}");
                     let options = Options { loss_scale: scale, ..options(Norm(2.5)).norm_type(norm_type) };
                     for policy in [Propagate, Skip, Zero, Poison] {
@@ -110,17 +104,17 @@ fn policies() -> Vec<Case> {
                         cases.push(row(format!("{name}/{policy:?}"), &contents, options).all(dtype));
                     }
                     let total_norm = match (kind, norm_type) {
-                        ("nan" | "infinity", NormType::P(0.0)) => 3.0,
+                        (_, NormType::P(0.0)) => 3.0,
                         ("nan", _) => NAN,
                         _ => INF,
                     };
                     let expect = match kind {
-                        "clipped" | "within" => Expect::Definition,
-                        _ => Expect::Error(Error::NonFinite {
-                            gradient: (kind != "overflow").then(|| 2.into()),
+                        "nan" | "infinity" => Expect::Error(Error::NonFinite {
+                            gradient: Some(2.into()),
                             total_norm,
                             record: None,
                         }),
+                        _ => Expect::Definition,
                     };
                     let options = options.non_finite(NonFinite::Error);
                     cases.push(Case::of(format!("{name}/Error"), &contents, options, expect).all(dtype));
@@ -484,6 +478,86 @@ fn peers() -> Vec<Case> {
             &[&[0.0, NAN], &[0.0]],
         ),
     ]
+}
+
+/// Norms that f32 does not hold, and factors that it does not hold: for those it has fewer bits, or none.
+fn far() -> Vec<Case> {
+    let huge: &[&[f32]] = &[&[3e38, -3e38, 1.0], &[], &[3e38, 1e30, -0.0, 3e38]];
+    let norms = [NormType::L2, NormType::L1, NormType::Inf, NormType::P(3.0), NormType::P(0.5)];
+    let limits = [1e38, 1.0, 1e-2, 1e-10, 1e-37, 1e-40, 1e-45, 0.0];
+    let mut cases = Vec::new();
+    for norm_type in norms {
+        for limit in limits {
+            let name = |kind: &str| format!("far/{norm_type:?}/{limit:e}/{kind}");
+            let to = |method| options(method).norm_type(norm_type);
+            cases.push(row(name("together"), huge, to(Norm(limit))));
+            cases.push(row(name("each"), huge, to(Own(limit))));
+            cases.push(row(name("bf16"), huge, to(Norm(limit))).all(BF16));
+            let skip = to(Norm(limit)).non_finite(NonFinite::Skip).epsilon(Epsilon::None);
+            cases.push(row(name("skip"), huge, skip));
+        }
+    }
+    for scale in [128.0, 0.25, 1e-3, 1e37, 1e-37] {
+        for limit in [1.0, 1e-30] {
+            let name = |kind: &str| format!("far/scale_{scale:e}/{limit:e}/{kind}");
+            let scaled = options(Norm(limit)).loss_scale(scale);
+            cases.push(row(name("f32"), huge, scaled.clone()));
+            let halves: &[&[f32]] = &[&[60000.0, -1.0, 6e-8], &[3e38, 2.0], &[3e38; 3]];
+            let types = [F16, BF16, F32].map(Role::of);
+            cases.push(row(name("mixed"), halves, scaled.clone()).roles(&types));
+            cases.push(row(name("f16"), &halves[..1], scaled.clone()).all(F16));
+            cases.push(row(name("coefficient"), huge, scaled.coefficient_only()));
+        }
+    }
+    // An epsilon that takes norm and sum beyond f32, or is what counts in it.
+    for epsilon in [3e38, 1e30] {
+        let loud = options(Norm(1.0)).epsilon(Epsilon::Value(epsilon));
+        cases.push(row(format!("far/epsilon_{epsilon:e}"), &[&[2e38, 1e38]], loud.clone()));
+        cases.push(row(format!("far/epsilon_{epsilon:e}/huge"), huge, loud));
+    }
+    // Long enough for whole vectors, tiles and edges; and groups of which one is ordinary.
+    let long = || vec![vec![3e38; 4099], vec![1.0; 5], vec![-3e38; 8192]];
+    for dtype in [F32, BF16] {
+        cases.push(Case::new(format!("far/long/{dtype:?}"), long, Norm(1.0), Expect::Definition).all(dtype));
+    }
+    let groups = Options::groups(&[Norm(1.0), Norm(1.0)]);
+    let roles = [Role::of(F32), Role::of(F32).group(1), Role::of(F32).unmeasured()];
+    cases.push(Case::new("far/groups", long, groups, Expect::Definition).roles(&roles));
+    cases
+}
+
+/// Every option beside every type of norm: what a norm does not see of the elements, policies and scales see.
+fn options_and_norms() -> Vec<Case> {
+    use NonFinite::{Poison, Propagate, Skip, Zero};
+    const CONTENTS: [(&str, &[&[f32]]); 6] = [
+        ("finite", &[&[128.0, -64.0], &[], &[256.0]]),
+        ("zeros", &[&[128.0, 0.0], &[0.0, -0.0], &[256.0]]),
+        ("nan", &[&[128.0, NAN], &[0.0], &[256.0]]),
+        ("infinity", &[&[128.0, 1.0], &[-INF, 2.0], &[0.0]]),
+        ("only_infinity", &[&[INF], &[-INF], &[]]),
+        ("huge", &[&[3e38, -3e38], &[3e38, 1.0], &[2e38]]),
+    ];
+    let norms = [NormType::L1, NormType::L2, NormType::Inf].into_iter();
+    let powers = [0.0, 0.5, 3.0, -1.0, -INF].map(NormType::P);
+    let mut cases = Vec::new();
+    for norm_type in norms.chain(powers) {
+        for (content, gradients) in CONTENTS {
+            for policy in [Propagate, Skip, Zero, Poison] {
+                let name = |kind: &str| format!("options/{norm_type:?}/{content}/{policy:?}/{kind}");
+                let to = |options: Options| options.norm_type(norm_type).non_finite(policy).loss_scale(128.0);
+                let f32 = Role::of(F32);
+                cases.push(row(name("together"), gradients, to(Norm(0.5).into())));
+                cases.push(row(name("each"), gradients, to(Own(0.5).into())));
+                let groups = to(Options::groups(&[Norm(0.5), Norm(0.25)]));
+                let roles = [f32, f32.group(1), f32.unscaled()];
+                cases.push(row(name("groups"), gradients, groups).roles(&roles));
+                let relative = to(Method::Relative(0.1, 1e-3).into());
+                let parameters: Vec<_> = gradients.iter().map(|own| f32.parameter(own)).collect();
+                cases.push(row(name("relative"), gradients, relative).roles(&parameters));
+            }
+        }
+    }
+    cases
 }
 
 /// Options that make no sense.

@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use gradclip::wgpu::{self, BufferUsages};
-use gradclip::{Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, cpu};
+use gradclip::{
+    Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, StepCounts, cpu,
+};
 
 use crate::common::least_limits;
 
@@ -361,18 +363,101 @@ fn a_norm_is_supplied_to_those_who_need_it() {
 fn a_buffer_must_be_of_this_device_and_alive() {
     let noop = Noop::new(wgpu::Limits::default());
     let clipper = noop.clipper();
-    let good = noop.storage(64);
+    let (good, empty) = (noop.storage(64), noop.storage(0));
     let foreign = noop.sibling().storage(64);
     let dead = noop.storage(64);
     dead.destroy();
+    let is_refused = |error: &Error, index| matches!(error, Error::Refused { gradient, message } if gradient.as_ref().is_some_and(|gradient| gradient.index == index) && !message.is_empty());
     for bad in [&foreign, &dead] {
         for clip in [NORM, NORM.coefficient_only(), Clip::by_value(1.0)] {
-            let error = clipper.prepare(&[f32s(&good), f32s(bad)], clip).unwrap_err();
-            assert!(matches!(&error, Error::Refused { message } if !message.is_empty()), "{error:?}");
+            let gradients = [f32s(&empty), f32s(&good).elements(0..4), f32s(bad), f32s(&good).elements(4..8)];
+            let error = clipper.prepare(&gradients, clip).unwrap_err();
+            assert!(is_refused(&error, 2), "{error:?}");
+        }
+        let parameters = [&good, bad].map(|buffer| Parameter::new(buffer, DType::F32).elements(0..4));
+        let gradients = parameters.map(|parameter| (f32s(&good), parameter));
+        let gradients: Vec<_> = (0..)
+            .zip(gradients)
+            .map(|(at, (gradient, parameter))| gradient.elements(4 * at..4 * at + 4).parameter(parameter))
+            .collect();
+        match clipper.prepare(&gradients, Clip::by_parameter_norm(0.1, 1e-3)).unwrap_err() {
+            Error::Parameter { error } => assert!(is_refused(&error, 1), "{error:?}"),
+            error => panic!("{error:?}"),
         }
     }
     // A failure leaves nothing behind.
     clipper.prepare(&[f32s(&good)], NORM).unwrap();
+}
+
+/// wgpu would say so when the plan is submitted, and name no gradient.
+#[test]
+fn a_buffer_must_not_be_mapped() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let good = noop.storage(64);
+    let mapped = noop.device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: 64,
+        usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC,
+        mapped_at_creation: true,
+    });
+    let error = Error::Mapped { gradient: 1.into() };
+    assert_eq!(clipper.prepare(&[f32s(&good), f32s(&mapped)], NORM).unwrap_err(), error);
+    let gradient = f32s(&good).parameter(Parameter::new(&mapped, DType::F32));
+    let error = Error::Parameter { error: Box::new(Error::Mapped { gradient: 0.into() }) };
+    assert_eq!(clipper.prepare(&[gradient], Clip::by_parameter_norm(0.1, 1e-3)).unwrap_err(), error);
+    let plan = clipper.prepare(&[f32s(&good)], Clip::by_supplied_norm(1.0)).unwrap();
+    let mut encoder = noop.encoder();
+    let error = plan.copy_norm(&mut encoder, &mapped, 0).unwrap_err();
+    assert!(matches!(error, Error::Refused { gradient: None, .. }), "{error:?}");
+    mapped.unmap();
+    clipper.prepare(&[f32s(&good), f32s(&mapped)], NORM).unwrap();
+    plan.copy_norm(&mut encoder, &mapped, 0).unwrap();
+    noop.queue.submit([encoder.finish()]);
+}
+
+/// wgpu would say so when the encoder is finished, which cannot be submitted then.
+#[test]
+fn a_number_is_copied_from_a_buffer_of_this_device_that_is_alive() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let buffer = noop.storage(16);
+    let plan = |clip| noop.clipper().prepare(&[f32s(&buffer)], clip).unwrap();
+    let (supplied, measures) = (plan(Clip::by_supplied_norm(1.0)), plan(NORM));
+    let foreign = noop.sibling().buffer(16, BufferUsages::COPY_SRC);
+    let dead = noop.buffer(16, BufferUsages::COPY_SRC);
+    dead.destroy();
+    let mut encoder = noop.encoder();
+    for bad in [&foreign, &dead] {
+        for outcome in [
+            supplied.copy_norm(&mut encoder, bad, 0),
+            measures.copy_max_norm(&mut encoder, 0, bad, 0),
+            measures.copy_inverse_loss_scale(&mut encoder, bad, 0),
+        ] {
+            let error = outcome.unwrap_err();
+            assert!(matches!(error, Error::Refused { gradient: None, .. }), "{error:?}");
+        }
+    }
+    noop.queue.submit([encoder.finish()]);
+}
+
+/// Without a handler of uncaptured errors that device panics.
+#[test]
+fn a_queue_of_another_device_is_refused() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let buffer = noop.storage(16);
+    let plan = |clip| noop.clipper().prepare(&[f32s(&buffer)], clip).unwrap();
+    let (supplied, measures) = (plan(Clip::by_supplied_norm(1.0)), plan(NORM.count_steps()));
+    let (_device, queue) =
+        pollster::block_on(noop.adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
+    for outcome in [
+        measures.set_max_norms(&queue, &[1.0]),
+        measures.set_loss_scale(&queue, 2.0),
+        measures.set_step_counts(&queue, &[StepCounts::default()]),
+        supplied.supply_norm(&queue, 1.0),
+    ] {
+        assert_eq!(outcome, Err(Error::Queue));
+    }
+    measures.set_max_norms(&noop.queue, &[1.0]).unwrap();
 }
 
 #[test]

@@ -5,19 +5,24 @@ use gradclip::{
 };
 
 use crate::common::Gpu;
-use crate::gpu;
+use crate::{gpu, gpu_with};
 
 /// A plan for gradients of one element each, which change from step to step.
-struct Training {
-    gpu: &'static Gpu,
+struct Training<'a> {
+    gpu: &'a Gpu,
     buffers: Vec<wgpu::Buffer>,
     plan: ClipPlan,
 }
 
-impl Training {
+impl Training<'static> {
     /// With as many groups as there are gradients.
     fn new(gradients: usize, clip: Clip) -> Self {
-        let gpu = gpu();
+        Self::on(gpu(), gradients, clip)
+    }
+}
+
+impl<'a> Training<'a> {
+    fn on(gpu: &'a Gpu, gradients: usize, clip: Clip) -> Self {
         let buffer = |_| {
             gpu.device.create_buffer(&wgpu::BufferDescriptor {
                 label: None,
@@ -134,6 +139,49 @@ fn an_error_has_its_step_and_loses_no_other() {
     assert_eq!(next(), Ok(Vec::new()));
     let message = error(2).unwrap_err().to_string();
     assert!(message.starts_with("step 2: ") && message.contains("gradient 0"), "{message}");
+}
+
+/// It holds up nobody: an encoder that was dropped is known to be no step.
+#[test]
+fn an_encoder_that_was_dropped_is_an_error_of_its_step() {
+    let training = Training::new(1, Clip::by_global_norm(1.0));
+    let mut log = ReadBackQueue::new();
+    log.push(0, training.step(&[1.0], ClipPlan::read_back));
+    let device = &training.gpu.device;
+    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    log.push(1, training.plan.read_back(&mut encoder));
+    drop(encoder);
+    log.push(2, training.step(&[3.0], ClipPlan::read_back));
+    let mut outcomes = Vec::new();
+    while !log.is_empty() {
+        match log.arrived() {
+            Ok(records) => {
+                outcomes.extend(records.into_iter().map(|(step, record)| Ok((step, record.total_norm))))
+            }
+            Err(error) => outcomes.push(Err(error)),
+        }
+        std::thread::yield_now();
+    }
+    let dropped = Error::Step { step: 1, error: Box::new(Error::NotSubmitted) };
+    assert_eq!(outcomes, [Ok((0, 1.0)), Err(dropped), Ok((2, 3.0))]);
+}
+
+#[test]
+fn a_lost_device_is_an_error_of_each_step() {
+    let gpu = gpu_with(|_| {});
+    let training = Training::on(&gpu, 1, Clip::by_global_norm(1.0));
+    let mut log = ReadBackQueue::new();
+    gpu.device.destroy();
+    for step in 0..5 {
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        log.push(step, training.plan.read_back(&mut encoder));
+        gpu.queue.submit([encoder.finish()]);
+    }
+    for step in 0..5 {
+        let error = log.wait().unwrap_err();
+        assert_eq!(error, Error::Step { step, error: Box::new(Error::DeviceLost) });
+    }
+    assert_eq!(log.arrived(), Ok(Vec::new()));
 }
 
 #[test]

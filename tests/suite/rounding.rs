@@ -3,6 +3,7 @@
 //! A software adapter rounds its own to nearest, and would pass without any correction. So the estimates that the shader
 //! corrects are spoiled here, by as much as WGSL lets a device be off.
 
+use gradclip::RECORD_WGSL;
 use gradclip::wgpu::{self, BufferUsages, util::DeviceExt as _};
 
 use crate::common::noise;
@@ -25,7 +26,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         results[id.x] = vec4(
             bitcast<u32>(root),
             bitcast<u32>(reciprocal(significand)),
-            product(pair.x, pair.y),
+            nearest_f32(wide_product(wide(pair.x), wide(pair.y))),
             bitcast<u32>(significand),
         );
     }
@@ -83,6 +84,27 @@ fn run(source: &str, pairs: &[[f32; 2]]) -> Vec<[u32; 4]> {
     gpu.read(&results)
 }
 
+/// What an optimizer's shader multiplies by, that of a record whose factor is the second number times 2^-200.
+const OPTIMIZER: &str = "
+@group(0) @binding(0) var<storage, read> pairs: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read_write> results: array<vec4<u32>>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x < arrayLength(&pairs)) {
+        let pair = pairs[id.x];
+        var record: ClipRecord;
+        record.factor_significand = bitcast<f32>((pair.y & 0x807fffffu) | 0x3f800000u);
+        record.factor_exponent = i32((pair.y >> 23u) & 0xffu) - 127 - 200;
+        let scaled = clip_record_scaled(record, bitcast<f32>(pair.x));
+        record.factor = bitcast<f32>(pair.y);
+        record.factor_exponent += 200;
+        let plain = clip_record_scaled(record, bitcast<f32>(pair.x));
+        results[id.x] = vec4(bitcast<u32>(scaled), bitcast<u32>(plain), 0u, 0u);
+    }
+}
+";
+
 /// Normal numbers above zero of every exponent: random ones, and those at the edges of a significand.
 fn numbers() -> Vec<f32> {
     let edges = [0, 1, 2, 0x3f_ffff, 0x40_0000, 0x40_0001, 0x7f_fffe, 0x7f_ffff];
@@ -124,4 +146,30 @@ fn products_are_those_of_a_processor_with_subnormals() {
         let most = u32::from(expected != 0.0 && expected.abs() < f32::MIN_POSITIVE);
         assert!(off <= most, "{x} * {y} is {found}, not {expected}");
     }
+}
+
+#[test]
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+fn an_optimizer_applies_factors_that_f32_does_not_hold() {
+    let mut pairs: Vec<_> =
+        numbers().into_iter().zip(numbers().into_iter().rev().map(|y| y.sqrt())).collect();
+    // The exponents of the second are from -64 to 63; the products of the last ones are normal.
+    pairs.extend(numbers().into_iter().map(|x| (-x, 1e19)));
+    pairs.extend([(0.0, 1.0), (-0.0, 1.0), (1e-40, 1e19), (f32::MAX, 1.8e19), (-f32::MAX, -1.8e19)]);
+    let pairs: Vec<_> = pairs.into_iter().map(|(x, y)| [x, y]).collect();
+    let mut normal = 0;
+    for ([x, y], [scaled, plain, ..]) in pairs.iter().zip(run(&[RECORD_WGSL, OPTIMIZER].concat(), &pairs)) {
+        let [scaled, plain] = [scaled, plain].map(f32::from_bits);
+        assert!(plain == x * y || (x * y).is_subnormal() || x.is_subnormal(), "{x} * {y} is {plain}");
+        let expected = (f64::from(*x) * f64::from(*y) * (-200_f64).exp2()) as f32;
+        // A subnormal product is rounded twice, or flushed.
+        let off = scaled.to_bits().abs_diff(expected.to_bits());
+        let is_tiny = expected.abs() < f32::MIN_POSITIVE;
+        assert!(
+            off <= u32::from(is_tiny) || is_tiny && scaled == 0.0,
+            "{scaled:e}, not {expected:e}, of {x} and {y}"
+        );
+        normal += u32::from(!is_tiny);
+    }
+    assert!(normal > 100, "{normal} products that are normal are no test");
 }

@@ -203,6 +203,107 @@ fn norms_of_zero_limit_nothing() {
     }
 }
 
+/// Beyond f32 a norm is a spike, in which the history sees no more than its limit.
+#[test]
+fn norms_beyond_f32_are_spikes() {
+    let clip = clip(ZClip { warm_up: 2, ..ZClip::default() }).norm_type(NormType::P(0.5));
+    let spike = [3e38_f32; 4];
+    let limited = |after: f32, history: NormHistory| {
+        // A norm of 16 times an element.
+        assert!((1.0..1.5).contains(&(16.0 * after)), "{after}");
+        assert!((1.0..1.5).contains(&history.mean), "{history:?}");
+    };
+    let gpu = gpu();
+    let buffer = gpu.writable(16);
+    let plan = gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], clip).unwrap();
+    let mut on_cpu = cpu::ClipPlan::new(&[clip]).unwrap();
+    for (step, numbers) in [[0.0625; 4], spike, [0.08; 4], [0.07; 4], spike].into_iter().enumerate() {
+        gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&numbers));
+        let (record, history) = gpu.submit(|encoder| {
+            plan.encode(encoder);
+            (plan.read_back(encoder), plan.read_back_histories(encoder))
+        });
+        let (record, history) = (record.wait().unwrap(), history.wait().unwrap()[0]);
+        let mut after = numbers;
+        let expected = on_cpu.clip(&mut [cpu::Gradient::f32(&mut after)]).unwrap()[0];
+        assert_eq!((record.non_finite(), record.total_norm), (false, expected.total_norm));
+        assert!(is_near(history.mean, on_cpu.histories()[0].mean, history.mean), "{history:?}");
+        assert_eq!(history.steps, on_cpu.histories()[0].steps);
+        match step {
+            // The warm-up leaves it alone.
+            1 => assert_eq!((history.steps, after), (1, spike)),
+            4 => {
+                limited(after[0], on_cpu.histories()[0]);
+                limited(gpu.read::<f32>(&buffer)[0], history);
+            }
+            _ => assert_eq!(after, numbers),
+        }
+    }
+}
+
+/// Nothing negative is a norm, whoever supplies it, and zero has no sign.
+#[test]
+fn a_supplied_norm_that_is_none_is_nan() {
+    let gpu = gpu();
+    let buffer = gpu.writable(4);
+    let clip = Clip::by_supplied_norm(1.0).non_finite(NonFinite::Skip);
+    let plan = gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], clip).unwrap();
+    for (norm, skip) in [(-5.0, true), (-0.0, false), (f32::NAN, true), (f32::INFINITY, true), (1e-45, false)]
+    {
+        plan.supply_norm(&gpu.queue, norm).unwrap();
+        let record = gpu.submit(|encoder| {
+            plan.encode(encoder);
+            plan.read_back(encoder)
+        });
+        let on_cpu = cpu::clip_with_norm(&mut [cpu::Gradient::f32(&mut [3.0])], clip, norm).unwrap();
+        for record in [record.wait().unwrap(), on_cpu] {
+            let is_same = record.total_norm == norm || record.total_norm.is_nan() && !(norm >= 0.0);
+            assert!(record.skip() == skip && is_same, "{norm} became {record:?}");
+        }
+    }
+}
+
+/// What a plan on the CPU changes between steps is what a new plan would have done.
+#[test]
+fn a_plan_on_the_cpu_changes_from_step_to_step() {
+    let clips = |limits: [f32; 2], scale| {
+        limits.map(|limit| Clip::by_global_norm(limit).epsilon(Epsilon::None).loss_scale(scale))
+    };
+    let step = |plan: &mut cpu::ClipPlan| {
+        let (mut a, mut b) = ([3.0, 4.0], [-12.0]);
+        let mut gradients = [cpu::Gradient::f32(&mut a), cpu::Gradient::f32(&mut b).group(1)];
+        (plan.clip(&mut gradients).unwrap(), a, b)
+    };
+    let mut plan = cpu::ClipPlan::new(&clips([1.0, 2.0], 1.0)).unwrap();
+    let fresh = |limits, scale| step(&mut cpu::ClipPlan::new(&clips(limits, scale)).unwrap());
+    assert_eq!(step(&mut plan), fresh([1.0, 2.0], 1.0));
+    plan.set_max_norms(&[0.5, 100.0]).unwrap();
+    assert_eq!(step(&mut plan), fresh([0.5, 100.0], 1.0));
+    plan.set_loss_scale(4.0).unwrap();
+    assert_eq!(step(&mut plan), fresh([0.5, 100.0], 4.0));
+    assert_eq!(plan.set_max_norms(&[1.0]), Err(Error::Limits { given: 1, groups: 2 }));
+    assert_eq!(plan.set_max_norms(&[1.0, -2.0]), Err(Error::MaxNorm { given: -2.0 }));
+    assert_eq!(plan.set_loss_scale(0.0), Err(Error::LossScale { given: 0.0 }));
+    assert_eq!(step(&mut plan), fresh([0.5, 100.0], 4.0), "an error changes nothing");
+
+    let counts = [StepCounts { steps: 7, clipped: 3, non_finite: 1, largest_norm: 9.0 }; 2];
+    plan.set_step_counts(&counts).unwrap();
+    step(&mut plan);
+    assert_eq!(plan.step_counts()[0], StepCounts { steps: 8, clipped: 4, ..counts[0] });
+    plan.set_step_counts(&[]).unwrap();
+    step(&mut plan);
+    assert_eq!((plan.step_counts().len(), plan.step_counts()[1].steps), (2, 1));
+    plan.set_step_counts(&counts[..1]).unwrap();
+    let error = plan.clip(&mut [cpu::Gradient::f32(&mut [1.0])]).unwrap_err();
+    assert_eq!(error, Error::Records { what: "counts", given: 1, records: 2 });
+
+    let mut by_value = cpu::ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
+    let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
+    assert_eq!(by_value.set_max_norms(&[1.0]), needs_norm("set_max_norms"));
+    assert_eq!(by_value.set_loss_scale(2.0), needs_norm("set_loss_scale"));
+    assert_eq!(by_value.set_step_counts(&counts), needs_norm("set_step_counts"));
+}
+
 #[test]
 fn a_fixed_limit_below_the_other_holds() {
     let z_clip = ZClip { warm_up: 2, ..ZClip::default() };

@@ -44,7 +44,7 @@ fn gradients(model: &Model, step: [f32; 3], device: &Device) -> GradientsParams 
     let (first, second) = step.split_at(2);
     let targets = [vector(first, device), vector(second, device)];
     let losses = model.biases.iter().zip(targets).map(|(bias, target)| (bias.val() * target).sum());
-    GradientsParams::from_grads(losses.reduce(|a, b| a + b).unwrap().backward(), model)
+    GradientsParams::from_grads(losses.reduce(|a, b| a + b).expect("two losses").backward(), model)
 }
 
 /// Its step sizes depend on moments and on the number of steps: one that is counted and not made shows in the next.
@@ -74,7 +74,7 @@ fn trained(
 fn trained_by_a_loop(device: &Device, steps: &[[f32; 3]], clipper: &GradClipper) -> Vec<f32> {
     let mut optimizer = adam();
     trained(device, steps, |model, mut gradients| {
-        clipper.clip(&mut gradients, &model).unwrap();
+        clipper.clip(&mut gradients, &model).expect("no error");
         optimizer.step(0.1, model, gradients)
     })
 }

@@ -114,8 +114,10 @@ fn norms_of_any_p() {
                     "{what}: {found}, not {expected}"
                 );
                 let record = clipped.records().unwrap()[0];
-                assert_eq!(record.non_finite(), beyond, "{what}");
-                let coef = f64::from(record.clip_coef);
+                assert!(!record.non_finite(), "{what}");
+                let unbounded = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
+                assert!(close(unbounded, expected) || record.norm_exponent == gradclip::ClipRecord::EMPTY_EXPONENT, "{what}");
+                let coef = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
                 let after = model.biases_of(&grads);
                 for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
                     // What is subnormal may be flushed.
@@ -178,12 +180,12 @@ fn squares_that_would_leave_f32() {
 fn on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>) {
     let mut gradients = gradients.to_vec();
     let mut list: Vec<_> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
-    let record = cpu::clip(&mut list, clip).unwrap().unwrap();
+    let record = cpu::clip(&mut list, clip).expect("a clip that means something").expect("a record");
     (record, gradients)
 }
 
-/// Every norm type, every policy, and gradients that are finite, that are not, and whose norm is beyond f32: the kernels and the
-/// tensor operations say and do what the CPU path does.
+/// Every norm type, every policy, and gradients that are finite and that are not: the kernels and the tensor operations say and do
+/// what the CPU path does.
 #[test]
 fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
     let norm_types = [
@@ -202,7 +204,6 @@ fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
         of(f32::INFINITY),
         of(f32::NEG_INFINITY),
         of(f32::NAN),
-        vec![vec![3e38; 4], vec![-3e38, 1.0]],
         vec![vec![1e-3, f32::INFINITY], vec![f32::NAN]],
     ];
     let same = |found: f32, expected: f32| {
@@ -343,5 +344,66 @@ fn f64_stays_f64() {
         assert!((coef - factor).abs() < 1e-7, "{coef}");
         let after: Vec<f64> = grads.get::<1>(model.biases[0].id).unwrap().into_data().try_to_vec().unwrap();
         assert_eq!(after, before.map(|x| x * coef));
+    }
+}
+
+/// Norms that f32 does not hold, and factors below what it holds: what is finite is scaled, by no policy zeroed or skipped.
+#[test]
+fn norms_and_factors_beyond_f32() {
+    let sets = [vec![vec![3e38; 4]], vec![vec![3e38, -3e38, 1.0], Vec::new(), vec![1e30; 33]]];
+    let norms = [NormType::L2, NormType::L1, NormType::Inf, NormType::P(3.0)];
+    for device in devices() {
+        for (before, norm_type) in sets.iter().flat_map(|before| norms.map(|norm_type| (before, norm_type))) {
+            for (limit, scale) in [(1.0, 1.0), (1e-10, 1.0), (1e38, 1.0), (1.0, 1024.0), (1e-3, 0.25)] {
+                for policy in [NonFinite::Skip, NonFinite::Zero, NonFinite::Propagate] {
+                    let tensors = before.iter().map(|g| vector(g, &device)).collect();
+                    let (model, mut grads) = Model::with_gradients(tensors);
+                    let clip = Clip::by_global_norm(limit).norm_type(norm_type).non_finite(policy);
+                    let clipped = clipper(clip.loss_scale(scale)).clip(&mut grads, &model).unwrap();
+                    let what = format!("{norm_type:?} to {limit} with {scale} and {policy:?} on {device:?}");
+                    let record = clipped.records().unwrap()[0];
+                    assert!(!record.non_finite() && !record.skip() && record.clipped(), "{what}: {record:?}");
+                    let slices: Vec<&[f32]> = before.iter().map(Vec::as_slice).collect();
+                    let norm = gradclip::reference::norm(&slices, norm_type) / f64::from(scale);
+                    let found = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
+                    assert!((found / norm - 1.0).abs() < 1e-5, "{what}: {found}, not {norm}");
+                    let factor = f64::from(limit) / norm / f64::from(scale);
+                    let found = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
+                    assert!((found / factor - 1.0).abs() < 1e-5, "{what}: {found}, not {factor}");
+                    let after = model.biases_of(&grads);
+                    for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
+                        let (after, expected) = (f64::from(*after), f64::from(*before) * factor);
+                        let most = 1e-5 * expected.abs() + f64::from(f32::MIN_POSITIVE);
+                        assert!((after - expected).abs() <= most, "{what}: {after}, not {expected}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A norm of p <= 0 may be finite though an element is not: the policy looks at the elements, and so does the factor.
+#[test]
+fn norms_that_overlook_an_infinity_do_not_hide_it() {
+    for device in devices() {
+        for p in [0.0, -1.0, f32::NEG_INFINITY] {
+            let before = vec![vec![2.0, f32::INFINITY], vec![3.0]];
+            let clip = Clip::by_global_norm(0.5).norm_type(NormType::P(p));
+            for policy in [NonFinite::Skip, NonFinite::Zero, NonFinite::Poison] {
+                let tensors = before.iter().map(|g| vector(g, &device)).collect();
+                let (model, mut grads) = Model::with_gradients(tensors);
+                let clipped = clipper(clip.non_finite(policy)).clip(&mut grads, &model).unwrap();
+                let (record, what) = (clipped.records().unwrap()[0], format!("{p}, {policy:?} on {device:?}"));
+                assert!(record.total_norm.is_finite() && record.non_finite(), "{what}: {record:?}");
+                assert_eq!(record.first_non_finite(), Some(0), "{what}");
+                let after = model.biases_of(&grads);
+                let all = after.iter().flatten();
+                match policy {
+                    NonFinite::Skip => assert_eq!(after, before, "{what}"),
+                    NonFinite::Zero => assert!(all.into_iter().all(|x| *x == 0.0), "{what}: {after:?}"),
+                    _ => assert!(all.into_iter().all(|x| x.is_nan()), "{what}: {after:?}"),
+                }
+            }
+        }
     }
 }

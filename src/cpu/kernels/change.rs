@@ -13,6 +13,8 @@ use crate::cpu::gradient::ElementsMut;
 pub(in crate::cpu) enum Change {
     /// It is multiplied by this.
     Scale(f32),
+    /// It is multiplied by this, which f32 does not hold.
+    ScaleFar(f64),
     /// It becomes +0, whatever it was.
     Zero,
     /// It goes to the nearest number in this range.
@@ -22,10 +24,11 @@ pub(in crate::cpu) enum Change {
 impl Change {
     /// What a record asks for. A factor of 1 would leave every bit as it was.
     pub(in crate::cpu) fn of(record: &ClipRecord) -> Option<Self> {
-        match record.factor {
+        match (record.factor, record.factor_below_f32()) {
             _ if record.zeroed() => Some(Self::Zero),
-            1.0 => None,
-            factor => Some(Self::Scale(factor)),
+            (_, Some(factor)) => Some(Self::ScaleFar(factor)),
+            (1.0, None) => None,
+            (factor, None) => Some(Self::Scale(factor)),
         }
     }
 }
@@ -87,6 +90,7 @@ impl Stream for Writing<'_, '_> {
 fn write<I: Isa, E: Element>(grain: &mut [E], change: Change, walk: Walk) {
     match change {
         Change::Scale(factor) => I::run(Scale(grain, factor, walk)),
+        Change::ScaleFar(factor) => grain.iter_mut().for_each(|x| *x = scaled_far(*x, factor)),
         Change::Zero => grain.fill(E::narrow(0.0)),
         Change::Clamp { low, high } => I::run(Clamp(grain, E::bound(low), E::bound(high), walk)),
     }
@@ -114,6 +118,13 @@ impl<E: Element> Kernel for Scale<'_, E> {
             *x = E::narrow(x.widen() * factor);
         }
     }
+}
+
+/// The product of an element and a factor that f32 does not hold, rounded to f32 before it is rounded to the element's type.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+fn scaled_far<E: Element>(x: E, factor: f64) -> E {
+    E::narrow((f64::from(x.widen()) * factor) as f32)
 }
 
 struct Clamp<'a, E>(&'a mut [E], E, E, Walk);
@@ -214,6 +225,7 @@ mod tests {
             .iter()
             .map(|x| match how {
                 Change::Scale(factor) => E::narrow(x.widen() * factor).bits(),
+                Change::ScaleFar(factor) => E::narrow(reference::scale(x.widen(), factor)).bits(),
                 Change::Zero => E::Bits::default(),
                 Change::Clamp { .. } if x.widen().is_nan() => x.bits(),
                 Change::Clamp { low, high } => {
@@ -229,7 +241,12 @@ mod tests {
     #[test]
     fn changes_every_length_and_type_to_the_bit() {
         let clamps = RANGES.map(|(low, high)| Change::Clamp { low, high });
-        for how in clamps.into_iter().chain([Change::Zero, Change::Scale(0.3), Change::Scale(0.0)]) {
+        for how in clamps.into_iter().chain([
+            Change::Zero,
+            Change::Scale(0.3),
+            Change::Scale(0.0),
+            Change::ScaleFar(1e-44),
+        ]) {
             for len in lengths() {
                 agrees_with_f32::<f32>(len, how, f32::MAX);
                 agrees_with_f32::<f16>(len, how, 65504.0);

@@ -10,6 +10,7 @@ use crate::cpu::measured::Measured;
 use crate::cpu::parallel::{self, PIECE, Reduction};
 use crate::cpu::records::{self, Basis};
 use crate::cpu::stats::Stats;
+use crate::float_state::in_default_modes;
 use crate::{ClipRecord, Error, GradientId, NormType};
 
 /// Measures one gradient piece by piece, for gradients that do not fit into memory, or arrive one part after the other.
@@ -157,12 +158,14 @@ impl ClipPlan {
                 return Err(Error::OtherMeasurement { gradient: gradient() });
             }
         }
-        let found: Vec<_> = gradients.iter().map(Measurement::found).collect();
-        let bases = self.bases(gradients, &found, &norm);
+        let (bases, stats) = in_default_modes(|| {
+            let found: Vec<_> = gradients.iter().map(Measurement::found).collect();
+            let stats = found.iter().filter(|_| norm.tensor_stats).map(|&found| Stats::of(found, &norm));
+            (self.bases(gradients, &found, &norm), stats.collect())
+        });
         self.remember(bases.len())?;
-        let stats = found.iter().filter(|_| norm.tensor_stats).map(|&found| Stats::of(found, &norm));
-        self.tensor_stats = stats.collect();
-        self.conclude(&mut [], &norm, &bases).map_err(|error| labelled(error, gradients))
+        self.tensor_stats = stats;
+        self.records(&norm, &bases, |index| gradients[index].label.as_deref())
     }
 
     /// How this plan measures.
@@ -194,19 +197,9 @@ impl ClipPlan {
                 let Measurement { group, len, .. } = gradients[record];
                 norm.scope.limit(group, len as u64, true).among(&limits)
             };
-            Basis { measured: records::together(&parts, norm, |index| members[index]), limit }
+            Basis { measured: records::together(&parts, norm, |index| members[index]), limit: limit.into() }
         };
         members.iter().enumerate().map(basis).collect()
-    }
-}
-
-/// The error with the label of the measurement that it names.
-fn labelled(error: Error, gradients: &[Measurement]) -> Error {
-    match error {
-        Error::NonFinite { gradient: Some(GradientId { index, .. }), total_norm, record } => {
-            Error::NonFinite { gradient: Some(gradients[index].id(index)), total_norm, record }
-        }
-        other => other,
     }
 }
 

@@ -82,13 +82,28 @@ fn finite_gradients_meet_no_policy() {
 }
 
 #[test]
-fn a_norm_beyond_f32_meets_them_too() {
+fn a_norm_beyond_f32_meets_none() {
     let huge = [f32::MAX, -f32::MAX];
-    let (record, _, b) = clipped(FINITE, huge, NonFinite::Skip).unwrap();
-    assert_eq!((record.skip(), record.first_non_finite(), b), (true, None, huge.map(f32::to_bits)));
+    let expected = clipped(FINITE, huge, NonFinite::Propagate).unwrap();
+    assert!(!expected.0.non_finite() && expected.0.total_norm.is_infinite());
+    assert_ne!(expected.2, huge.map(f32::to_bits));
+    for policy in [NonFinite::Skip, NonFinite::Zero, NonFinite::Poison, NonFinite::Error] {
+        assert_eq!(clipped(FINITE, huge, policy), Ok(expected), "{policy:?}");
+    }
+}
+
+#[test]
+fn an_infinite_norm_that_is_supplied_meets_them() {
+    let clip = |policy| {
+        let mut gradient = [3.0];
+        let clip = Clip::by_supplied_norm(1.0).non_finite(policy);
+        let record = clip_with_norm(&mut [Gradient::f32(&mut gradient)], clip, f32::INFINITY)?;
+        Ok((record.skip(), record.first_non_finite(), gradient))
+    };
+    assert_eq!(clip(NonFinite::Skip), Ok((true, None, [3.0])));
+    assert_eq!(clip(NonFinite::Propagate), Ok((false, None, [0.0])));
     let error = Error::NonFinite { gradient: None, total_norm: f32::INFINITY, record: None };
-    assert_eq!(clipped(FINITE, huge, NonFinite::Error), Err(error));
-    assert_eq!(clipped(FINITE, huge, NonFinite::Zero).unwrap().2, [0; 2]);
+    assert_eq!(clip(NonFinite::Error), Err(error));
 }
 
 #[test]
@@ -127,7 +142,10 @@ fn a_loss_scale_is_undone_before_clipping() {
             assert_eq!(bits(&[scaled]), bits(&[expected]), "{norm_type:?} of {scale}");
             let mut expected = unscaled;
             expected.factor /= scale;
+            expected.factor_exponent = record.factor_exponent;
             assert_eq!(record, expected);
+            let factor = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
+            assert_eq!(factor, record.factor.into());
         }
     }
 }

@@ -57,8 +57,8 @@ impl<'a> Builder<'a> {
         value: T,
         count: usize,
     ) -> Results {
-        let buffer = self.holding(label, usage, &vec![value; count.max(1)]);
-        Results::new(self.clipper.device(), buffer, count * size_of::<T>())
+        let watched = self.clipper.watched().clone();
+        Results::new(watched, value, count, |contents| self.holding(label, usage, contents))
     }
 
     pub(super) fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {

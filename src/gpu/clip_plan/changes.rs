@@ -1,16 +1,19 @@
 //! What of a plan changes from step to step: limits, the loss scale, a supplied norm, and what is restored.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
 use super::{ClipPlan, Measure, Outcome, Segment};
 use crate::gpu::read_back::Results;
-use crate::gpu::scope::guarded;
+use crate::gpu::watched::{is_destroyed, is_mapped};
 use crate::{Error, NormHistory, StepCounts, clip};
 
 impl ClipPlan {
     /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,
-    /// whenever it was encoded.
+    /// whenever it was encoded. The queue must be that of the clipper's device, here and in all that follows:
+    /// [`Error::Queue`] if it belongs to another device without a handler of uncaptured errors; with one, that is told.
     ///
     /// # Errors
     ///
@@ -18,10 +21,7 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm("set_max_norms")?;
-        if outcome.groups != max_norms.len() {
-            return Err(Error::Limits { given: max_norms.len(), groups: outcome.groups });
-        }
-        clip::check_max_norms(max_norms)?;
+        clip::check_max_norms(max_norms, outcome.groups)?;
         let mut table = outcome.table.clone();
         for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
             segment.max_norm = limit.among(max_norms);
@@ -35,7 +35,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if the bytes cannot be copied; [`Error::NoGroup`] if there is no such group;
+    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::NoGroup`] if there is no such group;
     /// [`Error::NotByGroup`] if each gradient is clipped by itself; [`Error::NeedsNorm`] for a clip by value.
     pub fn copy_max_norm(
         &self,
@@ -52,7 +52,7 @@ impl ClipPlan {
             return Err(Error::NoGroup { given: group, groups: outcome.groups });
         }
         let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
-        copy_number(encoder, source, offset, &outcome.segments, at as u64)
+        outcome.copy_number(encoder, source, offset, &outcome.segments, at as u64)
     }
 
     /// Changes the loss scale, as [`Clip::loss_scale`](crate::Clip::loss_scale), for every command buffer that is
@@ -72,18 +72,20 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
     pub fn copy_inverse_loss_scale(
         &self,
         encoder: &mut CommandEncoder,
         source: &wgpu::Buffer,
         offset: u64,
     ) -> Result<(), Error> {
-        copy_number(encoder, source, offset, &self.by_norm("copy_inverse_loss_scale")?.measure, INVERSE_SCALE)
+        let outcome = self.by_norm("copy_inverse_loss_scale")?;
+        outcome.copy_number(encoder, source, offset, &outcome.measure, INVERSE_SCALE)
     }
 
     /// Supplies the norm of a plan that measures none ([`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm)), for
-    /// every command buffer that is submitted after this call.
+    /// every command buffer that is submitted after this call. An infinite norm, as one of shards that exceeds f32, makes the
+    /// coefficient 0; a negative one counts as NaN.
     ///
     /// # Errors
     ///
@@ -98,14 +100,16 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] if the bytes cannot be copied; [`Error::MeasuresItself`] if the plan measures its norm.
+    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::MeasuresItself`] if the plan
+    /// measures its norm.
     pub fn copy_norm(
         &self,
         encoder: &mut CommandEncoder,
         source: &wgpu::Buffer,
         offset: u64,
     ) -> Result<(), Error> {
-        copy_number(encoder, source, offset, self.supplied()?.1, 0)
+        let (outcome, supplied) = self.supplied()?;
+        outcome.copy_number(encoder, source, offset, supplied, 0)
     }
 
     fn by_norm(&self, what: &'static str) -> Result<&Outcome, Error> {
@@ -161,23 +165,40 @@ impl Outcome {
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        guarded(&self.device, "new options", bytes.len() as u64, || queue.write_buffer(buffer, offset, bytes))
+        self.watched.guarded("new options", bytes.len() as u64, || {
+            // What wgpu has against a queue of another device it tells that device, which panics unless it has a handler.
+            let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
+            catch_unwind(write).map_err(|_| Error::Queue)
+        })
     }
-}
 
-/// Copies 4 bytes from a caller's buffer to one of ours, if wgpu will not mind.
-fn copy_number(
-    encoder: &mut CommandEncoder,
-    source: &wgpu::Buffer,
-    offset: u64,
-    to: &wgpu::Buffer,
-    at: u64,
-) -> Result<(), Error> {
-    let usage = source.usage();
-    let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
-    if !usage.contains(BufferUsages::COPY_SRC) || !fits {
-        return Err(Error::Source { offset, len: source.size(), usage: format!("{usage:?}") });
+    /// Copies 4 bytes from a caller's buffer to one of ours, if wgpu will not mind.
+    fn copy_number(
+        &self,
+        encoder: &mut CommandEncoder,
+        source: &wgpu::Buffer,
+        offset: u64,
+        to: &wgpu::Buffer,
+        at: u64,
+    ) -> Result<(), Error> {
+        let usage = source.usage();
+        let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
+        if !usage.contains(BufferUsages::COPY_SRC) || !fits {
+            return Err(Error::Source { offset, len: source.size(), usage: format!("{usage:?}") });
+        }
+        let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
+        if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
+            return Err(Error::Refused { gradient: None, message: reason.to_owned() });
+        }
+        // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
+        self.watched.guarded("a copied number", 0, || {
+            let device = self.watched.device();
+            let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            trial.copy_buffer_to_buffer(source, offset, to, at, 4);
+            trial.finish();
+            Ok(())
+        })?;
+        encoder.copy_buffer_to_buffer(source, offset, to, at, 4);
+        Ok(())
     }
-    encoder.copy_buffer_to_buffer(source, offset, to, at, 4);
-    Ok(())
 }

@@ -23,6 +23,9 @@ const COPY_DST: BufferUsages = BufferUsages::COPY_DST;
 /// Of what lasts from step to step, and can be saved and restored.
 const KEPT: BufferUsages = STORAGE.union(COPY_SRC).union(COPY_DST);
 
+/// `NOT_SUPPLIED` of `supply.wgsl`: the bits of the supplied norm until there is one.
+const NOT_SUPPLIED: u32 = u32::MAX;
+
 /// `Segment` of `segment.wgsl`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -128,6 +131,11 @@ pub(super) fn by_norm(
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
     let finding = Finding::of(norm.norm_type, norm.tensor_stats);
+    if !norm.scope.is_together() {
+        // Before the host makes a list of them.
+        let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
+        clipper.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
+    }
     let units = Units::of(norm.scope, max_norms.len(), set);
     let layout = units.lay_out(clipper, norm.scope != Scope::Supplied, finding);
     let scratch = size_of_val(&layout.tiles[..])
@@ -158,7 +166,7 @@ pub(super) fn by_norm(
         let (norm_pass, records) = (stages.steps, stages.records);
         let Buffers { measure, segments, records: record_buffer, .. } = buffers;
         let outcome = Outcome {
-            device: clipper.device().clone(),
+            watched: clipper.watched().clone(),
             is_error: norm.non_finite == NonFinite::Error,
             together: norm.scope.is_together(),
             groups: max_norms.len(),
@@ -212,7 +220,7 @@ impl Buffers {
             owners: builder.holding("gradclip.owners", STORAGE, owners),
             measure: builder.holding("gradclip.measure", UNIFORM.union(COPY_DST), &[Measure::of(norm)]),
             segments: builder.holding("gradclip.segments", STORAGE.union(COPY_DST), table),
-            records: builder.results("gradclip.records", usage, ClipRecord::UNCLIPPED, *records),
+            records: builder.results("gradclip.records", usage, ClipRecord::NOTHING_MEASURED, *records),
         }
     }
 
@@ -245,7 +253,7 @@ impl Stages<'_> {
     fn find(&mut self, builder: &mut Builder<'_>, buffers: &Buffers) -> Result<Option<wgpu::Buffer>, Error> {
         let finding = self.finding;
         if self.norm.scope == Scope::Supplied {
-            let supplied = builder.holding("gradclip.supplied", STORAGE.union(COPY_DST), &[0.0_f32]);
+            let supplied = builder.holding("gradclip.supplied", STORAGE.union(COPY_DST), &[NOT_SUPPLIED]);
             self.steps.push(builder.per_invocation(
                 Kernel::Supply,
                 &buffers.with(&supplied),
@@ -330,7 +338,7 @@ impl Stages<'_> {
             segment.count += 1;
         }
         let usage = STORAGE.union(COPY_SRC);
-        let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::default(), gradients);
+        let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients);
         let segments = builder.holding("gradclip.tensor_segments", STORAGE, &table);
         let bindings = buffers.finalizing([&buffers.measure, &segments, &buffers.owners, &stats.buffer]);
         self.steps.push(builder.per_workgroup(self.finalize(Leaves::Stats), &bindings, gradients)?);

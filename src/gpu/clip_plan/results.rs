@@ -11,7 +11,9 @@ impl ClipPlan {
     /// there is but one), and copied from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one for each
     /// group; or one for each gradient, or each of its [`rows`](crate::Gradient::rows), where each is clipped by itself.
     ///
-    /// It holds what the last norm pass found. None for a clip by value, which measures nothing.
+    /// It holds what the last norm pass found, and before the first one the coefficient 1 with the flag
+    /// `CLIP_RECORD_UNMEASURED`. A few bytes that are none of a record follow on the last one. None for a clip by value,
+    /// which measures nothing.
     #[must_use]
     pub fn record_buffer(&self) -> Option<&wgpu::Buffer> {
         self.outcome.as_ref().map(|outcome| &outcome.records.buffer)
@@ -21,13 +23,14 @@ impl ClipPlan {
     /// encoder has been submitted. Any number of tickets may be under way. Where there are several records, it is the
     /// first.
     ///
-    /// A small staging buffer is allocated where none of an earlier ticket is free.
+    /// Before the first norm pass the ticket fails with [`Error::NothingMeasured`]. A small staging buffer is allocated where
+    /// none of an earlier ticket is free.
     pub fn read_back(&self, encoder: &mut CommandEncoder) -> ReadBack {
         match &self.outcome {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::first_finite)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, |bytes| Ok(read_back::first(bytes))),
+            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::first),
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -39,7 +42,7 @@ impl ClipPlan {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::all_finite)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
+            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::all_records),
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -62,7 +65,7 @@ impl ClipPlan {
     /// here. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket fails with [`Error::NotAskedFor`].
     pub fn read_back_tensor_stats(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<TensorStats>> {
         match self.tensor_stats() {
-            Ok(stats) => stats.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
+            Ok(stats) => stats.read_back(encoder, read_back::all_stats),
             Err(error) => ReadBack::failed(error),
         }
     }

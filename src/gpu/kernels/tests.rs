@@ -12,7 +12,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use super::*;
 use crate::gpu::clip_plan::{Bounds, Measure, Segment};
 use crate::gpu::layout::Tile;
-use crate::{ClipRecord, NormHistory, StepCounts, TensorStats};
+use crate::{ClipRecord, NormHistory, RECORD_WGSL, StepCounts, TensorStats};
 
 /// Every kernel, with numbers of slots that cover the generator: the edges, powers of two, what devices allow.
 fn all() -> Vec<Kernel> {
@@ -93,12 +93,20 @@ fn tint_accepts_every_kernel() {
         println!("NOT RUN: there is no tint on the PATH; only naga has seen the kernels");
         return;
     }
-    for kernel in all() {
+    let kernels = all().into_iter().map(|kernel| (format!("{kernel:?}"), kernel.source()));
+    for (name, text) in kernels.chain([("RECORD_WGSL".to_owned(), RECORD_WGSL.to_owned())]) {
         let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
-        file.write_all(kernel.source().as_bytes()).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
         let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
-        assert!(output.status.success(), "{kernel:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// The text for the shaders of others needs nothing else.
+#[test]
+fn the_record_is_declared_for_others() {
+    let module = naga::front::wgsl::parse_str(RECORD_WGSL).unwrap();
+    Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap();
 }
 
 #[test]

@@ -143,9 +143,15 @@ fn a_supplied_norm_is_that_of_a_clip() {
         let buffer = gpu.buffer(&[3.0, -4.0]);
         let gradient = Gradient::new(&buffer, DType::F32);
         let plan = gpu.clipper.prepare(&[gradient], clip).unwrap();
-        // Until it is supplied it is 0, and only the loss scale is undone.
-        gpu.submit(|encoder| plan.encode_norm(encoder));
-        assert_eq!(run(&plan)[0].factor, 1.0 / loss_scale);
+        // Until it is supplied nothing is clipped, nor the loss scale undone, and the ticket says so.
+        let (before, missing, one) = gpu.submit(|encoder| {
+            let before = plan.read_back(encoder);
+            plan.encode(encoder);
+            (before, plan.read_back_all(encoder), plan.read_back(encoder))
+        });
+        assert_eq!(before.wait(), Err(Error::NothingMeasured));
+        assert_eq!((missing.wait(), one.wait()), (Err(Error::NormMissing), Err(Error::NormMissing)));
+        assert_eq!(gpu.read::<f32>(&buffer), [3.0, -4.0]);
         plan.supply_norm(&gpu.queue, norm).unwrap();
         let before: Vec<f32> = gpu.read(&buffer);
         let record = run(&plan)[0];

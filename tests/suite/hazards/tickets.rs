@@ -1,12 +1,13 @@
 //! Tickets in every state, threads, and devices that go away.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{mem, panic, thread};
 
 use gradclip::wgpu::{self, CommandEncoderDescriptor};
-use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, ReadBack};
+use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, NonFinite, ReadBack};
 
 use crate::common::{Gpu, noise};
 use crate::{gpu, gpu_with};
@@ -70,8 +71,8 @@ fn a_ticket_holds_the_record_of_its_place() {
         plan.encode(encoder);
         (before, first, plan.read_back(encoder))
     });
-    let [before, first, second] = [before, first, second].map(|ticket| ticket.wait().unwrap());
-    assert_eq!((before.total_norm, before.clip_coef), (0.0, 1.0));
+    assert_eq!(before.wait(), Err(Error::NothingMeasured));
+    let [first, second] = [first, second].map(|ticket| ticket.wait().unwrap());
     assert_eq!(first.total_norm, 5.0);
     assert!((second.total_norm - 2.5).abs() < 1e-5);
 }
@@ -87,6 +88,81 @@ fn a_ticket_can_be_looked_at_and_awaited() {
             thread::yield_now();
         }
         assert_eq!(ticket.wait().unwrap().total_norm, 5.0);
+    }
+}
+
+/// There is nothing to tell of before the first norm pass; what is counted over the steps is 0.
+#[test]
+fn nothing_is_told_of_what_was_not_measured() {
+    let gpu = gpu();
+    let buffer = gpu.buffer(&[3.0, 4.0]);
+    let gradients = [Gradient::new(&buffer, DType::F32), Gradient::new(&buffer, DType::F32).elements(0..0)];
+    for clip in [MEASURE, Clip::by_norm(1.0), MEASURE.non_finite(NonFinite::Error)] {
+        let plan = gpu.clipper.prepare(&gradients, clip.tensor_stats().count_steps()).unwrap();
+        let tickets = |encoder: &mut wgpu::CommandEncoder| {
+            let records = (plan.read_back(encoder), plan.read_back_all(encoder));
+            (records, plan.read_back_tensor_stats(encoder), plan.read_back_step_counts(encoder))
+        };
+        let ((first, all), stats, counts) = gpu.submit(tickets);
+        assert_eq!(first.wait(), Err(Error::NothingMeasured));
+        assert_eq!(all.wait(), Err(Error::NothingMeasured));
+        assert_eq!(stats.wait(), Err(Error::NothingMeasured));
+        assert!(counts.wait().unwrap().iter().all(|counts| counts.steps == 0));
+        let ((first, all), stats, counts) = gpu.submit(|encoder| {
+            plan.encode_norm(encoder);
+            tickets(encoder)
+        });
+        assert_eq!(first.wait().unwrap().total_norm, 5.0);
+        assert_eq!(all.wait().unwrap().len(), plan.records());
+        assert_eq!(stats.wait().unwrap().len(), 2);
+        assert!(counts.wait().unwrap().iter().all(|counts| counts.steps == 1));
+    }
+}
+
+/// What a command buffer was to leave behind that wgpu has refused is not what the one before has left.
+#[test]
+fn a_rejected_submission_has_no_record() {
+    let gpu = gpu_with(|_| {});
+    let gradient = gpu.buffer(&[3.0, 4.0]);
+    let clip = MEASURE.count_steps();
+    let plan = gpu.clipper.prepare(&[Gradient::new(&gradient, DType::F32)], clip).unwrap();
+    let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let buffer = || {
+        let descriptor = wgpu::BufferDescriptor { label: None, size: 4, usage, mapped_at_creation: false };
+        gpu.device.create_buffer(&descriptor)
+    };
+    let commands = |is_good: bool, with: &dyn Fn(&mut wgpu::CommandEncoder)| {
+        let (mut encoder, source, target) = (encoder(&gpu), buffer(), buffer());
+        encoder.copy_buffer_to_buffer(&source, 0, &target, 0, 4);
+        with(&mut encoder);
+        if !is_good {
+            source.destroy();
+        }
+        encoder.finish()
+    };
+    // In all ways a staging buffer may have come about: new, used once, used twice, given up.
+    for (step, is_good) in [false, true, false, true, true, false, false, true].into_iter().enumerate() {
+        for in_one in [true, false] {
+            let tickets = RefCell::new(None);
+            let recorded = |encoder: &mut wgpu::CommandEncoder| {
+                plan.encode(encoder);
+                *tickets.borrow_mut() = Some((plan.read_back(encoder), plan.read_back_step_counts(encoder)));
+            };
+            let scope = gpu.device.push_error_scope(wgpu::ErrorFilter::Validation);
+            if in_one {
+                gpu.queue.submit([commands(is_good, &recorded)]);
+            } else {
+                // Here wgpu takes what is in order for done, until it finds what is not.
+                let good = commands(true, &recorded);
+                gpu.queue.submit([good, commands(is_good, &|_| ())]);
+            }
+            assert_eq!(pollster::block_on(scope.pop()).is_none(), is_good, "step {step}");
+            let (record, counts) = tickets.take().unwrap();
+            let norm = record.wait().map(|record| record.total_norm);
+            assert_eq!(norm, if is_good { Ok(5.0) } else { Err(Error::Rejected) }, "step {step}");
+            let steps = pollster::block_on(async { counts.await }).map(|counts| counts.len());
+            assert_eq!(steps, if is_good { Ok(1) } else { Err(Error::Rejected) }, "step {step}");
+        }
     }
 }
 
@@ -120,27 +196,51 @@ fn threads_wait_at_the_same_time() {
     });
 }
 
-/// Callbacks run one after the other on the thread that polls: that of a ticket may come late, but it comes.
+/// Callbacks run one after the other on the thread that polls, so that of a ticket may never come. The ticket does not
+/// depend on it: here the callback before it goes on until the ticket has been redeemed.
 #[test]
-fn a_slow_callback_on_another_thread_delays_a_ticket() {
+fn a_callback_on_another_thread_does_not_hold_up_a_ticket() {
     let gpu = gpu_with(|_| {});
     let plan = plan(&gpu, &[3.0, 4.0], MEASURE);
-    for redeem in [ReadBack::wait, awaited] {
-        let (started, is_started) = mpsc::channel();
-        let ticket = gpu.submit(|encoder| {
-            plan.encode(encoder);
-            encoder.on_submitted_work_done(move || {
+    for redeem in [ReadBack::wait, awaited, looked_at] {
+        // Callbacks of mappings come first, in the order in which the buffers were mapped.
+        for maps in [false, true] {
+            let (started, is_started) = mpsc::channel();
+            let (redeemed, is_redeemed) = mpsc::channel::<()>();
+            let slow = move || {
                 started.send(()).unwrap();
-                thread::sleep(Duration::from_millis(300));
+                is_redeemed.recv().unwrap_err();
+            };
+            let mapped = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: 4,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
             });
-            plan.read_back(encoder)
-        });
-        thread::scope(|scope| {
-            scope.spawn(|| gpu.device.poll(wgpu::PollType::wait_indefinitely()));
-            is_started.recv().unwrap();
-            assert_eq!(redeem(ticket).map(|record| record.total_norm), Ok(5.0));
-        });
+            let ticket = gpu.submit(|encoder| {
+                if maps {
+                    encoder.map_buffer_on_submit(&mapped, wgpu::MapMode::Read, .., move |_| slow());
+                } else {
+                    encoder.on_submitted_work_done(slow);
+                }
+                plan.encode(encoder);
+                plan.read_back(encoder)
+            });
+            thread::scope(|scope| {
+                scope.spawn(|| gpu.device.poll(wgpu::PollType::wait_indefinitely()));
+                is_started.recv().unwrap();
+                assert_eq!(redeem(ticket).map(|record| record.total_norm), Ok(5.0));
+                drop(redeemed);
+            });
+        }
     }
+}
+
+fn looked_at(ticket: ReadBack) -> Result<ClipRecord, Error> {
+    while !ticket.is_ready() {
+        thread::yield_now();
+    }
+    ticket.wait()
 }
 
 #[test]

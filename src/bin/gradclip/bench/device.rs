@@ -1,9 +1,10 @@
 //! A device with a clock: how something is timed there.
 
-use std::sync::mpsc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use gradclip::{Clipper, DeviceChoice, adapters, is_software, wgpu};
 use wgpu::{Buffer, BufferUsages, CommandBuffer, CommandEncoder, Features, PollType};
 
@@ -22,6 +23,8 @@ pub(crate) struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) clipper: Clipper,
+    /// The first error of wgpu that no error scope has caught.
+    complaint: Arc<OnceLock<String>>,
     clock: Option<Clock>,
     pub(crate) kernels: Kernels,
     pub(crate) staging: Buffer,
@@ -59,6 +62,11 @@ impl Gpu {
         });
         let (device, queue) =
             pollster::block_on(request).with_context(|| format!("cannot open {:?}", info.name))?;
+        let complaint = Arc::<OnceLock<String>>::default();
+        let complain = complaint.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let _ = complain.set(error.to_string());
+        }));
         let clock = features
             .contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
             .then(|| Clock::new(&device, queue.get_timestamp_period()));
@@ -70,6 +78,7 @@ impl Gpu {
             name: format!("{} ({}, {})", info.name, info.backend, info.driver_info),
             software,
             clipper: Clipper::new(&device)?,
+            complaint,
             clock,
             sweep: sweep.map(|buffers| kernels.read(&buffers)),
             kernels,
@@ -91,8 +100,14 @@ impl Gpu {
 
     pub(crate) fn submit_and_wait(&self, commands: impl IntoIterator<Item = CommandBuffer>) -> Result<()> {
         self.queue.submit(commands);
-        self.device.poll(PollType::wait_indefinitely())?;
-        Ok(())
+        self.wait()
+    }
+
+    /// Waits for all that has been submitted. wgpu 30 panics where the driver has lost the device.
+    fn wait(&self) -> Result<()> {
+        let wait = AssertUnwindSafe(|| self.device.poll(PollType::wait_indefinitely()));
+        catch_unwind(wait).map_err(|_| gradclip::Error::DeviceLost)??;
+        self.complaint.get().map_or(Ok(()), |complaint| bail!("{complaint}"))
     }
 
     pub(crate) fn run(&self, encode: impl FnOnce(&mut CommandEncoder)) -> Result<()> {
@@ -145,7 +160,7 @@ impl Gpu {
         buffer.map_async(wgpu::MapMode::Read, .., move |mapped| {
             let _ = sender.send(mapped);
         });
-        self.device.poll(PollType::wait_indefinitely())?;
+        self.wait()?;
         receiver.recv()??;
         let result = look(&buffer.get_mapped_range(..).map_err(|error| anyhow!("{error:?}"))?);
         buffer.unmap();
