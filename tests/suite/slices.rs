@@ -172,7 +172,7 @@ fn only_what_is_not_finite_is_left_out() {
         let error = clipper.clip_groups(&mut gradients, &clip(NonFinite::Error)).unwrap_err();
         assert_eq!(
             error,
-            Error::NonFinite { gradient: Some(2.into()), total_norm: f32::INFINITY, record: None }
+            Error::NonFinite { gradient: Some(2.into()), total_norm: f32::INFINITY, record: Some(2) }
         );
 
         let records = clipper.clip_groups(&mut gradients, &clip(NonFinite::Skip)).unwrap().record;
