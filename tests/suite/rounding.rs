@@ -151,8 +151,7 @@ fn products_are_those_of_a_processor_with_subnormals() {
 #[test]
 #[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
 fn an_optimizer_applies_factors_that_f32_does_not_hold() {
-    let mut pairs: Vec<_> =
-        numbers().into_iter().zip(numbers().into_iter().rev().map(|y| y.sqrt())).collect();
+    let mut pairs: Vec<_> = numbers().into_iter().zip(numbers().into_iter().rev().map(f32::sqrt)).collect();
     // The exponents of the second are from -64 to 63; the products of the last ones are normal.
     pairs.extend(numbers().into_iter().map(|x| (-x, 1e19)));
     pairs.extend([(0.0, 1.0), (-0.0, 1.0), (1e-40, 1e19), (f32::MAX, 1.8e19), (-f32::MAX, -1.8e19)]);

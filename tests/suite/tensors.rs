@@ -71,8 +71,10 @@ fn special_gradients() -> Vec<Vec<f32>> {
 #[test]
 fn each_gradient_has_its_statistics_besides() {
     for gradients in [gradients(), special_gradients()] {
-        for norm_type in [NormType::L2, NormType::L1, NormType::Inf, NormType::P(3.0), NormType::P(0.0)] {
+        let powers = [3.0, 0.5, 0.0, -1.0, f32::NEG_INFINITY].map(NormType::P);
+        for norm_type in [NormType::L2, NormType::L1, NormType::Inf].into_iter().chain(powers) {
             let clip = Clip::by_global_norm(1.0).norm_type(norm_type).loss_scale(4.0);
+            let inverse = if norm_type == NormType::P(0.0) { 1.0 } else { 0.25 };
             let (on_gpu, all) = measured(&gradients, clip);
             let (on_cpu, _) = measured_on_cpu(&gradients, clip);
             assert_eq!(on_gpu.len(), gradients.len());
@@ -80,6 +82,13 @@ fn each_gradient_has_its_statistics_besides() {
                 let close = (gpu.norm - cpu.norm).abs() <= 3e-6 * cpu.norm || gpu.norm == cpu.norm;
                 let both_nan = gpu.norm.is_nan() && cpu.norm.is_nan();
                 assert!(close || both_nan, "{norm_type:?}, gradient {index}: {gpu:?} but {cpu:?}");
+                let exact = reference::norm(&[&gradients[index]], norm_type) * inverse;
+                let close =
+                    (f64::from(cpu.norm) - exact).abs() <= 1e-7 * exact || f64::from(cpu.norm) == exact;
+                assert!(
+                    close || exact.is_nan() && both_nan,
+                    "{norm_type:?}, gradient {index}: {cpu:?}, {exact}"
+                );
                 let same = gpu.max_magnitude == cpu.max_magnitude
                     || gpu.max_magnitude.is_nan() && cpu.max_magnitude.is_nan();
                 assert!(same, "{norm_type:?}, gradient {index}: {gpu:?} but {cpu:?}");
