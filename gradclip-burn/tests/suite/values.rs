@@ -117,8 +117,7 @@ fn norms_of_any_p() {
                 assert!(!record.non_finite(), "{what}");
                 let unbounded = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
                 assert!(
-                    close(unbounded, expected)
-                        || record.norm_exponent == gradclip::ClipRecord::EMPTY_EXPONENT,
+                    close(unbounded, expected) || record.norm_exponent == ClipRecord::EMPTY_EXPONENT,
                     "{what}"
                 );
                 let coef = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
