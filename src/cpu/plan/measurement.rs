@@ -349,7 +349,7 @@ mod tests {
         let mut fine = plan.measurement().unwrap();
         fine.add_f32(&[3.0]).unwrap();
         let mut broken = plan.measurement().unwrap().group(1).label("broken");
-        broken.add_bf16(&[bf16::ONE; PIECE]).unwrap();
+        broken.add_bf16(&vec![bf16::ONE; PIECE]).unwrap();
         broken.add_bf16(&[bf16::NEG_INFINITY]).unwrap();
         let gradient = Some(GradientId { index: 2, label: Some("broken".into()) });
         let error = Error::NonFinite { gradient, total_norm: f32::INFINITY, record: Some(1) };
