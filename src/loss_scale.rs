@@ -232,9 +232,9 @@ mod tests {
 
     #[test]
     fn grows_after_an_interval_of_good_steps() {
+        use ScaleUpdate::{Grown, Kept};
         let mut scale = scale(8.0).growth(4.0, 3).unwrap();
         let updates: Vec<_> = (0..7).map(|_| (scale.update(&record(1.0)), scale.scale())).collect();
-        use ScaleUpdate::{Grown, Kept};
         let expected = [
             (Kept, 8.0),
             (Kept, 8.0),

@@ -185,9 +185,9 @@ impl Clipped {
                 let counts = counted(&stats.non_finite).await?.into_iter().zip(counted(&stats.zeros).await?);
                 let rows = floats(&stats.norms).await?.into_iter().zip(floats(gradient_maxima).await?);
                 rows.zip(counts)
-                    .map(|((norm, max_magnitude), (non_finite, zeros))| TensorStats {
+                    .map(|((norm, largest), (non_finite, zeros))| TensorStats {
                         norm,
-                        max_magnitude,
+                        max_magnitude: largest * self.task.inverse_scale(),
                         non_finite,
                         zeros,
                     })
@@ -218,13 +218,14 @@ async fn counted(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
 
 /// The records that the kernels would have left.
 async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>, Error> {
-    let Measured { norms, coefs, factors, shifted_norms, shifts, gradient_maxima, .. } = measured;
+    let Measured { norms, coefs, factors, shifted_norms, shifted_factors, shifts, gradient_maxima, .. } =
+        measured;
     // In one tensor, so that the host waits once.
-    let all = [norms, coefs, factors, shifted_norms, shifts, gradient_maxima].map(Tensor::clone).to_vec();
-    let all = floats(&Tensor::cat(all, 0)).await?;
-    let (of_segments, maxima) = all.split_at(5 * task.segments.len());
+    let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, gradient_maxima];
+    let all = floats(&Tensor::cat(all.map(Tensor::clone).to_vec(), 0)).await?;
+    let (of_segments, maxima) = all.split_at(6 * task.segments.len());
     let record = |segment: usize| {
-        let [norm, coef, factor, shifted_norm, shift] =
+        let [norm, coef, factor, shifted_norm, shifted_factor, shift] =
             std::array::from_fn(|number| of_segments[number * task.segments.len() + segment]);
         let members = || (0..maxima.len()).filter(|&index| task.segment_of[index] == segment);
         let largest = members()
@@ -242,22 +243,25 @@ async fn records_of(measured: &Measured, task: &Task) -> Result<Vec<ClipRecord>,
         } else {
             split(f64::from(shifted_norm) / f64::from(shift))
         };
+        let (factor_significand, factor_exponent) = split(f64::from(shifted_factor) * f64::from(shift));
         let words = [
             norm.to_bits(),
             coef.to_bits(),
             factor.to_bits(),
-            largest.to_bits(),
+            (largest * task.inverse_scale()).to_bits(),
             u32::from(coef != 1.0) | u32::from(bad) << 1 | policy,
             first.and_then(|index| u32::try_from(index).ok()).unwrap_or(u32::MAX),
             significand.to_bits(),
             exponent.cast_unsigned(),
+            factor_significand.to_bits(),
+            factor_exponent.cast_unsigned(),
         ];
         bytemuck::cast(words)
     };
     Ok((0..task.segments.len()).map(record).collect())
 }
 
-/// An f32 times a power of two as significand in `[1, 2)` and exponent; what has none is its own significand.
+/// An f32 times a power of two, not negative, as significand in `[1, 2)` and exponent; what has none is its own significand.
 #[expect(clippy::cast_possible_truncation, reason = "the significand of an f32")]
 fn split(number: f64) -> (f32, i32) {
     if number == 0.0 || !number.is_finite() {

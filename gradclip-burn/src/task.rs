@@ -86,6 +86,14 @@ impl Task {
         }
     }
 
+    /// What undoes the loss scale in gradients.
+    pub(crate) const fn inverse_scale(&self) -> f32 {
+        match self.method {
+            Method::Norm(norm) => norm.inverse_scale,
+            Method::Clamp => 1.0,
+        }
+    }
+
     pub(crate) const fn non_finite(&self) -> NonFinite {
         match self.method {
             Method::Norm(norm) => norm.non_finite,

@@ -25,7 +25,7 @@ pub(crate) struct Measured {
     non_finite: Tensor<1, Bool>,
     /// Whether it has no element at all.
     pub(crate) empty: Vec<bool>,
-    /// Of each gradient.
+    /// Of each gradient, with the loss scale still in it: without it a finite one may exceed f32.
     pub(crate) gradient_maxima: Tensor<1>,
     /// Of each gradient, if that is wanted.
     pub(crate) stats: Option<Stats>,
@@ -131,7 +131,7 @@ fn measure(gradients: &[Gradient], norm: &ByNorm, task: &Task, device: &Device) 
         shifts,
         non_finite: bad,
         empty,
-        gradient_maxima: Tensor::cat(maxima, 0).mul_scalar(norm.inverse_scale),
+        gradient_maxima: Tensor::cat(maxima, 0),
         stats: norm.tensor_stats.then(|| Stats {
             norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
             non_finite: Tensor::cat(non_finite, 0),

@@ -3,14 +3,12 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use futures_intrusive::channel::shared::oneshot_channel;
-
 use super::Timings;
 use crate::clip::Operation;
 use crate::cpu::Gradient;
 use crate::gpu::device::open;
 use crate::gpu::layout::LARGEST_TILE;
-use crate::gpu::watched::{Watched, now_or_never};
+use crate::gpu::watched::Watched;
 use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
@@ -225,21 +223,15 @@ impl Gpu {
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Error> {
         let size = chunk.end - chunk.start;
-        let (sender, receiver) = oneshot_channel();
         self.watched().guarded("the way back of the gradients", size, || {
             let mut encoder =
                 self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);
             self.queue.submit([encoder.finish()]);
-            staging.map_async(wgpu::MapMode::Read, ..size, move |mapped| {
-                // The receiver outlives the wait below.
-                let _ = sender.send(mapped.is_ok());
-            });
+            // Its callback may come late, from another thread that polls; the buffer is mapped nonetheless.
+            staging.map_async(wgpu::MapMode::Read, ..size, |_| ());
             self.wait()
         })?;
-        if now_or_never(receiver.receive()).flatten() != Some(true) {
-            return Err(Error::DeviceLost);
-        }
         take(&staging.get_mapped_range(..size).map_err(|_| Error::DeviceLost)?);
         staging.unmap();
         Ok(())

@@ -250,9 +250,9 @@ fn what_cannot_be_measured_is_an_error() {
         (&["--max-bytes", "1K"], "--max-bytes"),
         (&["--device", "no such GPU"], "no such GPU"),
         (&["--plot", "/no/such/folder/plot.svg", "--max-bytes", "4K"], "/no/such/folder"),
-        (&["--plot", ".", "--max-bytes", "4K"], "cannot write ."),
+        (&["--plot", ".", "--max-bytes", "4K"], "must end in .svg"),
         (&["--save", ".", "--max-bytes", "4K"], "cannot write ."),
-        (&["--save", "x", "--plot", "./x", "--max-bytes", "4K"], "another file of this command"),
+        (&["--save", "x.svg", "--plot", "./x.svg", "--max-bytes", "4K"], "another file there"),
         (&["--only", "cpu/*/norm", "--plot", "x.svg", "--max-bytes", "4K"], "nothing to plot"),
         (&["--only", "resnet50", "--plot", "x.svg", "--max-bytes", "1M"], "nothing to plot"),
         (

@@ -147,6 +147,21 @@ fn an_input_that_changes_meanwhile_is_an_error() {
 
 #[test]
 #[cfg(unix)]
+fn a_failed_run_leaves_no_folder() {
+    let (folder, file) = folder_with(&one_tensor(&[3.0]));
+    let (other, out) = (folder.path().join("other.safetensors"), folder.path().join("out"));
+    fs::write(&other, crate::with_tensors(&[("v", &[4.0])])).unwrap();
+    let args = ["-o".as_ref(), out.as_os_str(), file.as_os_str(), other.as_os_str()];
+    let output = prepared(r#"trap "" XFSZ; ulimit -f 0"#, &args).output().unwrap();
+    assert!(assert_fails(&output, "full disk").contains("cannot write"));
+    assert_eq!(files(&folder), [file.clone(), other.clone()]);
+    let output = prepared("true", &args).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(files(&folder), [file, other, out]);
+}
+
+#[test]
+#[cfg(unix)]
 fn a_new_file_obeys_the_umask() {
     use std::os::unix::fs::PermissionsExt as _;
 

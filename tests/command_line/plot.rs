@@ -105,20 +105,22 @@ fn fails_at_once(file: &Path, plot: &Path, folder: &TempDir) -> String {
 fn a_picture_that_cannot_be_written_is_an_error_before_any_work() {
     let (folder, file) = folder_with(&one_tensor(&[3.0, 4.0]));
     let missing = folder.path().join("missing.safetensors");
-    for plot in [folder.path().to_owned(), folder.path().join("no folder/plot.svg")] {
+    let svg = folder.path().join("folder.svg");
+    fs::create_dir(&svg).unwrap();
+    for plot in [folder.path().to_owned(), svg, file.clone(), folder.path().join("no folder/plot.svg")] {
         // The missing input shows that nobody has looked for it yet.
         let message = fails_at_once(&missing, &plot, &folder);
         assert!(message.contains("cannot write"), "{message}");
     }
-    let before = fs::read(&file).unwrap();
-    for plot in [file.clone(), folder.path().join("./gradients.safetensors")] {
-        assert!(fails_at_once(&file, &plot, &folder).contains("another file of this command"));
+    let [misnamed, to] = ["grads.svg", "out.svg"].map(|name| folder.path().join(name));
+    fs::copy(&file, &misnamed).unwrap();
+    for (plot, to) in [(&misnamed, &to), (&folder.path().join("./grads.svg"), &to), (&to, &to)] {
+        let args = ["--max-norm", "1", "-o", to.to_str().unwrap(), "--plot", plot.to_str().unwrap()];
+        let message = assert_fails(&clip(&misnamed, &args), "plot");
+        assert!(message.contains("reads or writes another file there"), "{message}");
     }
-    assert!(
-        fails_at_once(&file, &folder.path().join("out.safetensors"), &folder)
-            .contains("another file of this")
-    );
-    assert_eq!(fs::read(&file).unwrap(), before);
+    assert_eq!(fs::read(&misnamed).unwrap(), fs::read(&file).unwrap());
+    assert!(!to.exists());
 }
 
 /// The disk is found full when the report has been printed.

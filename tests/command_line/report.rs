@@ -78,7 +78,14 @@ fn the_table_shows_names_norms_and_the_device() {
 
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
-    for args in [&["devices"][..], &["clip", SHIPPED, "--max-norm", "1", "--device", "cpu"]] {
+    for args in [
+        &["devices"][..],
+        &["devices", "--json"],
+        &["clip", SHIPPED, "--max-norm", "1", "--device", "cpu"],
+        &["clip", SHIPPED, "--max-norm", "1", "--device", "cpu", "--json"],
+        &["clip", "--help"],
+        &["bench", "--seconds", "0", "--device", "cpu", "--only", "2^10/f32", "--json"],
+    ] {
         let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();

@@ -95,7 +95,7 @@ fn records_arrive_without_a_wait() {
         steps.extend(log.arrived().unwrap().into_iter().map(|(step, _)| step));
         std::thread::yield_now();
     }
-    assert_eq!(steps, Vec::from_iter(0..20));
+    assert!(steps.iter().copied().eq(0..20), "{steps:?}");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn an_encoder_that_was_dropped_is_an_error_of_its_step() {
     while !log.is_empty() {
         match log.arrived() {
             Ok(records) => {
-                outcomes.extend(records.into_iter().map(|(step, record)| Ok((step, record.total_norm))))
+                outcomes.extend(records.into_iter().map(|(step, record)| Ok((step, record.total_norm))));
             }
             Err(error) => outcomes.push(Err(error)),
         }

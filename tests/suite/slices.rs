@@ -172,7 +172,7 @@ fn only_what_is_not_finite_is_left_out() {
         let error = clipper.clip_groups(&mut gradients, &clip(NonFinite::Error)).unwrap_err();
         assert_eq!(
             error,
-            Error::NonFinite { gradient: Some(2.into()), total_norm: f32::INFINITY, record: None }
+            Error::NonFinite { gradient: Some(2.into()), total_norm: f32::INFINITY, record: Some(2) }
         );
 
         let records = clipper.clip_groups(&mut gradients, &clip(NonFinite::Skip)).unwrap().record;
@@ -273,4 +273,21 @@ fn parameters_and_rows_go_along() {
         let limit = 0.01 * reference::total_norm(&[&weight[own.clone()]]);
         assert_near(cpu::total_norm(&[&on_gpu[0][own]]), limit);
     }
+}
+
+/// A thread that waits may run what tells another that its slices have arrived.
+#[test]
+fn threads_share_a_clipper() {
+    let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let mut slice = [3.0, -4.0];
+                    clipper.clip(&mut [&mut slice], Clip::by_value(2.5)).unwrap();
+                    assert_eq!(slice, [2.5, -2.5]);
+                }
+            });
+        }
+    });
 }

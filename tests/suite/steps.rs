@@ -284,7 +284,8 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     plan.set_loss_scale(4.0).unwrap();
     assert_eq!(step(&mut plan), fresh([0.5, 100.0], 4.0));
     assert_eq!(plan.set_max_norms(&[1.0]), Err(Error::Limits { given: 1, groups: 2 }));
-    assert_eq!(plan.set_max_norms(&[1.0, -2.0]), Err(Error::MaxNorm { given: -2.0 }));
+    let error = Error::InGroup { group: 1, error: Box::new(Error::MaxNorm { given: -2.0 }) };
+    assert_eq!(plan.set_max_norms(&[1.0, -2.0]), Err(error));
     assert_eq!(plan.set_loss_scale(0.0), Err(Error::LossScale { given: 0.0 }));
     assert_eq!(step(&mut plan), fresh([0.5, 100.0], 4.0), "an error changes nothing");
 

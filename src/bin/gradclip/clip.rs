@@ -24,8 +24,8 @@ use crate::text::quoted;
 /// Several files, or the shards of an index, are one set of gradients with one joint norm. The CPU path reads them piece by
 /// piece, so they may be larger than memory. A GPU needs all of them in memory.
 ///
-/// Output replaces an existing file only once it is completely on disk, and keeps that file's owner and mode. SIGINT and
-/// SIGTERM remove unfinished files. If the process is killed in another way, files named .gradclip-* may remain beside the
+/// Output replaces an existing file only once it is completely on disk, and keeps that file's owner and mode, but no access
+/// control lists or extended attributes. Several files are replaced one after the other. SIGINT and SIGTERM remove unfinished files. If the process is killed in another way, files named .gradclip-* may remain beside the
 /// output; they can be deleted.
 #[derive(clap::Args)]
 pub(crate) struct Args {

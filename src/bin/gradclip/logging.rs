@@ -32,7 +32,8 @@ pub(crate) fn start() {
         let style = buffer.default_level_style(level);
         write!(buffer, "[{time} {style}{level:<5}{style:#} {}]", escaped(record.target()))?;
         // A driver's message may have several lines, but nothing else that a terminal obeys.
-        record.args().to_string().lines().try_for_each(|line| writeln!(buffer, " {}", escaped(line)))
+        let message = record.args().to_string().replace('\t', "    ");
+        message.lines().try_for_each(|line| writeln!(buffer, " {}", escaped(line)))
     });
     builder.init();
 }

@@ -93,20 +93,15 @@ fn shown(mut error: clap::Error) -> clap::Error {
     let context: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
     for (kind, value) in context {
         let shorten = |text: &String| shortened(text, WIDTH);
-        match value {
-            ContextValue::String(text) => {
-                error.insert(kind, ContextValue::String(shorten(&text)));
-            }
-            ContextValue::Strings(texts) => {
-                error.insert(kind, ContextValue::Strings(texts.iter().map(shorten).collect()));
-            }
-            // Whole sentences that repeat an argument. They are advice, and can be done without.
-            ContextValue::StyledStrs(texts) if kind == ContextKind::Suggested => {
-                if texts.iter().map(ToString::to_string).any(|text| text != shortened(&text, MESSAGE)) {
-                    error.remove(kind);
-                }
-            }
-            _ => {}
+        let short = match &value {
+            ContextValue::String(text) => ContextValue::String(shorten(text)),
+            ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(shorten).collect()),
+            _ => continue,
+        };
+        if short != value {
+            error.insert(kind, short);
+            // Sentences of advice that repeat the argument in full.
+            error.remove(ContextKind::Suggested);
         }
     }
     error
@@ -145,7 +140,7 @@ mod tests {
             &["clip", "f", "--max-norm", "1", "--groups", "\u{1b}[0m=-1"],
             &["clip", "f", "--max-norm", "1", "--\u{7}x"],
             &["clip", "f", "--max-norm", "1", "--nonfinite", "\u{9b}skip"],
-            &["clip", "f", "--max-norm", "1", "\u{8}g"],
+            &["devices", "\u{8}g"],
             &["clip", "f", "--max-norm", "1", "--groups", &long],
             &["clip", "f", "--max-norm", "1", &format!("--{long}")],
             &["bench", "--seconds", "\u{1b}c"],

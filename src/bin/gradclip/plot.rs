@@ -11,7 +11,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::file::Target;
 use crate::manner::Scope;
 use crate::report::Report;
-use crate::text::{path as shown_path, shortened, width};
+use crate::text::{self, shortened};
 
 pub(crate) const FONT: (&str, u32) = ("sans-serif", 15);
 pub(crate) const TITLE: (&str, u32) = ("sans-serif", 19);
@@ -63,15 +63,14 @@ impl Output {
     /// Fails where writing would, as far as that can be known, or where it would replace one of the files that the same
     /// command reads or writes.
     pub(crate) fn check<'a>(path: &Path, others: impl IntoIterator<Item = &'a Path>) -> Result<Self> {
+        let cannot_write = || format!("cannot write {}", text::path(path));
+        // Which also keeps it away from gradients, whatever a folder of them holds.
+        let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+        ensure!(is_svg, "{}: the plot is an SVG, so its name must end in .svg", cannot_write());
         let target = Target::check(path)?;
         let whole = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
-        for other in others {
-            ensure!(
-                whole(path) != whole(other),
-                "cannot write {}: another file of this command is there",
-                shown_path(path)
-            );
-        }
+        let is_other = others.into_iter().all(|other| whole(path) != whole(other));
+        ensure!(is_other, "{}: the command reads or writes another file there", cannot_write());
         Ok(Self(target))
     }
 
@@ -384,7 +383,7 @@ fn is_on_axis(norm: f32) -> bool {
 }
 
 fn text_width(text: &str, height: u32) -> i32 {
-    whole(width(text) as f64 * f64::from(height) * LETTER)
+    whole(text::width(text) as f64 * f64::from(height) * LETTER)
 }
 
 /// A power of ten, as a number along an axis.

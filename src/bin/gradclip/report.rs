@@ -65,7 +65,8 @@ impl Report {
             write!(out, "\n{}", self.group_table())?;
         }
         if !self.excluded.is_empty() {
-            outcome.row(["excluded".into(), format!("{} tensors", self.excluded.len())]);
+            let count = self.excluded.len();
+            outcome.row(["excluded".into(), format!("{count} tensor{}", if count == 1 { "" } else { "s" })]);
         }
         outcome.row(["device".into(), self.device.clone()]);
         outcome.row(["time".into(), self.times()]);

@@ -280,6 +280,6 @@ fn one_gradient_is_an_error_of_all() {
         plan.encode(encoder);
         (plan.read_back(encoder), plan.read_back_all(encoder))
     });
-    let expected = Error::NonFinite { gradient: Some(1.into()), total_norm: f32::INFINITY, record: None };
+    let expected = Error::NonFinite { gradient: Some(1.into()), total_norm: f32::INFINITY, record: Some(1) };
     assert_eq!((one.wait().unwrap_err(), all.wait().unwrap_err()), (expected.clone(), expected));
 }

@@ -236,6 +236,20 @@ fn a_callback_on_another_thread_does_not_hold_up_a_ticket() {
     }
 }
 
+/// A future has a thread of its own that polls, and so runs the callbacks of others.
+#[test]
+fn a_callback_that_panics_does_not_take_a_future_with_it() {
+    let gpu = gpu_with(|_| {});
+    let plan = plan(&gpu, &[3.0, 4.0], MEASURE);
+    let ticket = gpu.submit(|encoder| {
+        encoder.on_submitted_work_done(|| panic!("as the test wants it"));
+        plan.encode(encoder);
+        plan.read_back(encoder)
+    });
+    let norm = in_time(move || awaited(ticket)).map(|record| record.map(|record| record.total_norm));
+    assert_eq!(norm, Some(Ok(5.0)));
+}
+
 fn looked_at(ticket: ReadBack) -> Result<ClipRecord, Error> {
     while !ticket.is_ready() {
         thread::yield_now();
