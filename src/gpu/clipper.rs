@@ -251,7 +251,7 @@ impl Clipper {
 }
 
 /// What needs more than a device allows.
-const PLAN: &str = "a plan for this many elements, gradients and rows";
+const PLAN: &str = "a plan for the elements and rows of these gradients";
 
 impl fmt::Debug for Clipper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

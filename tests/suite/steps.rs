@@ -298,7 +298,7 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     assert_eq!((plan.step_counts().len(), plan.step_counts()[1].steps), (2, 1));
     plan.set_step_counts(&counts[..1]).unwrap();
     let error = plan.clip(&mut [cpu::Gradient::f32(&mut [1.0])]).unwrap_err();
-    assert_eq!(error, Error::Records { what: "counts", given: 1, records: 2 });
+    assert_eq!(error, Error::Records { what: "step counts", given: 1, records: 2 });
 
     let mut by_value = cpu::ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
     let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
@@ -376,7 +376,7 @@ fn what_a_plan_does_not_keep_is_an_error() {
     let plan = gpu.clipper.prepare(&gradients, Clip::by_global_norm(1.0)).unwrap();
     let (histories, counts) =
         gpu.submit(|encoder| (plan.read_back_histories(encoder), plan.read_back_step_counts(encoder)));
-    let no_history = Error::NotAskedFor { what: "histories of norms", with: "z_clip" };
+    let no_history = Error::NotAskedFor { what: "norm histories", with: "z_clip" };
     assert_eq!(histories.wait(), Err(no_history.clone()));
     assert_eq!(plan.set_histories(&gpu.queue, &[]), Err(no_history.clone()));
     assert!(matches!(counts.wait(), Err(Error::NotAskedFor { with: "count_steps", .. })));
@@ -385,7 +385,7 @@ fn what_a_plan_does_not_keep_is_an_error() {
     let z_clip = Clip::by_global_norm(1.0).z_clip(ZClip::default());
     let plan = gpu.clipper.prepare(&gradients, z_clip.count_steps()).unwrap();
     let two = [NormHistory::default(); 2];
-    let error = Error::Records { what: "histories", given: 2, records: 1 };
+    let error = Error::Records { what: "norm histories", given: 2, records: 1 };
     assert_eq!(plan.set_histories(&gpu.queue, &two), Err(error.clone()));
     let given = NormHistory { mean: f32::NAN, ..NormHistory::default() };
     assert!(matches!(plan.set_histories(&gpu.queue, &[given]), Err(Error::History { record: 0, .. })));

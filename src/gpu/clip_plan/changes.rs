@@ -129,7 +129,7 @@ impl ClipPlan {
     /// [`Error::NotAskedFor`] if the plan does not count; [`Error::Records`] if they are not as many as the records.
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
-        outcome.restore(queue, kept, "counts", counts)
+        outcome.restore(queue, kept, "step counts", counts)
     }
 
     /// Restores that state: in this plan, or in one that was made anew, since buffers have moved. It holds for every
@@ -142,7 +142,7 @@ impl ClipPlan {
     pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
         let (outcome, kept) = self.histories()?;
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
-        outcome.restore(queue, kept, "histories", histories)
+        outcome.restore(queue, kept, "norm histories", histories)
     }
 }
 
@@ -165,7 +165,7 @@ impl Outcome {
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.watched.guarded("new options", bytes.len() as u64, || {
+        self.watched.guarded("the new values of the plan", bytes.len() as u64, || {
             // What wgpu has against a queue of another device it tells that device, which panics unless it has a handler.
             let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
             catch_unwind(write).map_err(|_| Error::Queue)
@@ -191,7 +191,7 @@ impl Outcome {
             return Err(Error::Refused { gradient: None, message: reason.to_owned() });
         }
         // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
-        self.watched.guarded("a copied number", 0, || {
+        self.watched.guarded("the copy of a number", 0, || {
             let device = self.watched.device();
             let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             trial.copy_buffer_to_buffer(source, offset, to, at, 4);

@@ -90,17 +90,17 @@ impl ClipPlan {
 
     fn tensor_stats(&self) -> Result<&Results, Error> {
         let stats = self.outcome.as_ref().and_then(|outcome| outcome.tensor_stats.as_ref());
-        stats.ok_or(Error::NotAskedFor { what: "statistics of each gradient", with: "tensor_stats" })
+        stats.ok_or(Error::NotAskedFor { what: "statistics of its gradients", with: "tensor_stats" })
     }
 
     pub(super) fn step_counts(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "counts over the steps", with: "count_steps" };
+        let error = Error::NotAskedFor { what: "step counts", with: "count_steps" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.step_counts.as_ref()?))).ok_or(error)
     }
 
     pub(super) fn histories(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "histories of norms", with: "z_clip" };
+        let error = Error::NotAskedFor { what: "norm histories", with: "z_clip" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.histories.as_ref()?))).ok_or(error)
     }
