@@ -96,8 +96,8 @@ pub(crate) struct Args {
 
     /// Measure nothing; report from saved JSON lines which GPU targets are met, or missed by how much, in Markdown
     ///
-    /// Takes lines of `gradclip bench` with --save or --json, and of `benches/pytorch/compare.py` and the host bench with --json.
-    /// A missed target is not an error.
+    /// Takes the lines of `gradclip bench` with --save or --json, and those of `benches/pytorch/compare.py` and the host bench
+    /// with --json. A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",
@@ -162,13 +162,14 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let possible = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
-    let seconds = text.parse().ok().filter(possible).ok_or("it must be a number from 0 to less than 1e9")?;
+    let seconds =
+        text.parse().ok().filter(possible).ok_or("it must be a number of at least 0 and less than 1e9")?;
     Ok(Duration::from_secs_f64(seconds))
 }
 
 fn rated(text: &str) -> Result<f64, String> {
     let possible = |rated: &f64| *rated > 0.0 && rated.is_finite();
-    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive number".into())
+    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive, finite number".into())
 }
 
 fn cannot_write(path: &FilePath) -> String {
