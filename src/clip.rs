@@ -505,10 +505,11 @@ impl Clip {
         Self { non_finite: policy, ..self }
     }
 
-    /// The gradients are those of a loss that was multiplied by `scale`: undo it in the same pass.
+    /// Undoes a loss scale in the same pass, for gradients of a loss that was multiplied by `scale`.
     ///
     /// The norm, the limit and the record are those of the gradients without the scale, and the factor in the record
-    /// includes `1 / scale`. The 0-norm, a count, has no scale to undo. It is what `GradScaler.unscale_` and `clip_grad_norm_` of PyTorch do one after the other.
+    /// includes `1 / scale`. The 0-norm is a count, which the scale does not change. PyTorch does the same in two calls,
+    /// `GradScaler.unscale_` and `clip_grad_norm_`.
     /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] keeps one
     /// that adapts.
     ///
