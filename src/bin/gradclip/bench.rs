@@ -69,7 +69,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     max_bytes: Option<usize>,
 
-    /// About how long to measure in total; every row is repeated a few times in any case
+    /// The approximate time to measure in total; every row is repeated a few times in any case
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
@@ -82,7 +82,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     cold_bytes: Option<usize>,
 
-    /// Print JSON, one object a line, instead of tables
+    /// Print JSON, one object per line, instead of tables
     #[arg(long)]
     json: bool,
 
@@ -94,7 +94,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Measure nothing; report from saved JSON lines which GPU targets are met, or missed by how much, in Markdown
+    /// Measure nothing; read saved JSON lines, and report each GPU target as met or missed, as Markdown
     ///
     /// Takes the lines of `gradclip bench` with --save or --json, and those of `benches/pytorch/compare.py` and the host bench
     /// with --json. A missed target is not an error.
