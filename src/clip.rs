@@ -332,10 +332,10 @@ impl Clip {
     /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
     /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
-    /// `max_norm` of 0 zeroes the gradients; infinity leaves gradients of a finite norm as they are. It is no exemption: under an
-    /// infinite limit the coefficient of an infinite norm is NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN.
-    /// Gradients that are to be left alone do not belong on the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when
-    /// the clip is used.
+    /// A `max_norm` of 0 zeroes the gradients. An infinite one leaves gradients of a finite norm unchanged, but still multiplies
+    /// others: the coefficient of an infinite norm is then NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN. To
+    /// leave gradients alone, leave them out of the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when the clip
+    /// is used.
     ///
     /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).
     #[must_use]
