@@ -58,20 +58,20 @@ impl<'a> Gradient<'a> {
         Self { region: self.region.with(Extent::Bytes(range)), ..self }
     }
 
-    /// Which of the clips of [`Clipper::prepare_groups`](crate::Clipper::prepare_groups) it belongs to; the first, unless
-    /// this is called.
+    /// Sets the group: the index of the gradient's clip in [`Clipper::prepare_groups`](crate::Clipper::prepare_groups). The default
+    /// is 0.
     #[must_use]
     pub const fn group(self, group: usize) -> Self {
         Self { group, ..self }
     }
 
-    /// Leaves it out of the norm; it is scaled with the others.
+    /// Leaves the gradient out of the norm, but scales it with the others.
     #[must_use]
     pub const fn unmeasured(self) -> Self {
         Self { measured: false, ..self }
     }
 
-    /// Counts it in the norm, but never writes it.
+    /// Counts the gradient in the norm, but never writes it.
     #[must_use]
     pub const fn unscaled(self) -> Self {
         Self { scaled: false, ..self }
