@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::{Error, GradientId};
+
 /// A label for each gradient, or nothing at all where no gradient has one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Labels(Arc<[Option<Box<str>>]>);
 
 impl Labels {
@@ -14,5 +16,16 @@ impl Labels {
 
     pub(super) fn get(&self, gradient: usize) -> Option<&str> {
         self.0.get(gradient)?.as_deref()
+    }
+
+    /// Adds its label to the gradient of an error that was found on the device.
+    pub(super) fn name(&self, error: Error) -> Error {
+        match error {
+            Error::NonFinite { gradient: Some(GradientId { index, .. }), total_norm, record } => {
+                let gradient = Some(GradientId::new(index, self.get(index)));
+                Error::NonFinite { gradient, total_norm, record }
+            }
+            other => other,
+        }
     }
 }

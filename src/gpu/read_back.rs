@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytemuck::Pod;
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
+use super::labels::Labels;
 use super::watched::{Watched, is_mapped, now_or_never};
 use crate::{ClipRecord, Error, TensorStats};
 
@@ -31,6 +32,7 @@ type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 pub struct ReadBack<R = ClipRecord> {
     state: State,
     reading: Reading<R>,
+    labels: Labels,
 }
 
 #[derive(Debug)]
@@ -80,7 +82,13 @@ pub(super) fn all_stats(bytes: &[u8]) -> Result<Vec<TensorStats>, Error> {
 
 impl<R> ReadBack<R> {
     pub(super) fn failed(error: Error) -> Self {
-        Self { state: State::Failed(error), reading: |_| Err(Error::NothingMeasured) }
+        let reading: Reading<R> = |_| Err(Error::NothingMeasured);
+        Self { state: State::Failed(error), reading, labels: Labels::default() }
+    }
+
+    /// Names gradients by these labels, should there be an error about one.
+    pub(super) fn labelled(self, labels: &Labels) -> Self {
+        Self { labels: labels.clone(), ..self }
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Does not wait.
@@ -113,7 +121,7 @@ impl<R> ReadBack<R> {
             }
             State::Failed(error) => Err(error),
         };
-        (self.reading)(&outcome?)
+        (self.reading)(&outcome?).map_err(|error| self.labels.name(error))
     }
 }
 
@@ -131,7 +139,7 @@ impl<R: 'static> IntoFuture for ReadBack<R> {
                 }
                 State::Failed(error) => Err(error),
             };
-            (self.reading)(&outcome?)
+            (self.reading)(&outcome?).map_err(|error| self.labels.name(error))
         })
     }
 }
@@ -320,7 +328,7 @@ impl Results {
         let promise = Promise(delivery.clone());
         // On a lost device this is an error of the callback only, since the buffer is a valid one.
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |_| promise.keep());
-        ReadBack { state: State::UnderWay { delivery, receiver }, reading }
+        ReadBack { state: State::UnderWay { delivery, receiver }, reading, labels: Labels::default() }
     }
 }
 

@@ -27,7 +27,7 @@ impl ClipPlan {
     pub fn read_back(&self, encoder: &mut CommandEncoder) -> ReadBack {
         match &self.outcome {
             Some(Outcome { is_error: true, records, .. }) => {
-                records.read_back(encoder, read_back::first_finite)
+                records.read_back(encoder, read_back::first_finite).labelled(&self.labels)
             }
             Some(Outcome { records, .. }) => records.read_back(encoder, read_back::first),
             None => ReadBack::failed(Error::NothingMeasured),
@@ -39,7 +39,7 @@ impl ClipPlan {
     pub fn read_back_all(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
         match &self.outcome {
             Some(Outcome { is_error: true, records, .. }) => {
-                records.read_back(encoder, read_back::all_finite)
+                records.read_back(encoder, read_back::all_finite).labelled(&self.labels)
             }
             Some(Outcome { records, .. }) => records.read_back(encoder, read_back::all_records),
             None => ReadBack::failed(Error::NothingMeasured),

@@ -2,7 +2,8 @@
 
 use gradclip::wgpu::{Buffer, CommandEncoderDescriptor};
 use gradclip::{
-    Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, NonFinite, NormType, cpu, join_norms,
+    Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, GradientId, NonFinite, NormType, cpu,
+    join_norms,
 };
 
 use crate::common::{bits, noise};
@@ -273,13 +274,16 @@ fn all_records_are_read_back_in_order() {
 fn one_gradient_is_an_error_of_all() {
     let gpu = gpu();
     let buffers = [gpu.buffer(&[1.0]), gpu.buffer(&[f32::INFINITY]), gpu.buffer(&[f32::NAN])];
-    let gradients = buffers.each_ref().map(|buffer| Gradient::new(buffer, DType::F32));
+    let mut gradients = buffers.each_ref().map(|buffer| Gradient::new(buffer, DType::F32));
+    gradients[1] = gradients[1].clone().label("head");
     let clipper: &Clipper = &gpu.clipper;
     let plan = clipper.prepare(&gradients, Clip::by_norm(2.0).non_finite(NonFinite::Error)).unwrap();
+    assert_eq!([plan.label(0), plan.label(1), plan.label(3)], [None, Some("head"), None]);
     let (one, all) = gpu.submit(|encoder| {
         plan.encode(encoder);
         (plan.read_back(encoder), plan.read_back_all(encoder))
     });
-    let expected = Error::NonFinite { gradient: Some(1.into()), total_norm: f32::INFINITY, record: Some(1) };
+    let gradient = Some(GradientId { index: 1, label: Some("head".into()) });
+    let expected = Error::NonFinite { gradient, total_norm: f32::INFINITY, record: Some(1) };
     assert_eq!((one.wait().unwrap_err(), all.wait().unwrap_err()), (expected.clone(), expected));
 }
