@@ -92,11 +92,14 @@ impl ClipPlan {
     /// [`Error::MeasuresItself`] if the plan measures its norm, or has none.
     pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
         let (outcome, supplied) = self.supplied()?;
+        // One NaN stands for no norm.
+        let total_norm = if total_norm.is_nan() { f32::NAN } else { total_norm };
         outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
     }
 
     /// Copies the norm of such a plan from 4 bytes of a buffer of yours, an f32, at this place in the encoder: the
-    /// `total_norm` of another plan's record, or what an all-reduce left.
+    /// `total_norm` of another plan's record, or what an all-reduce left. A NaN whose bits are all 1 counts as none: nothing is
+    /// scaled, and tickets fail with [`Error::NormMissing`].
     ///
     /// # Errors
     ///
