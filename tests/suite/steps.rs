@@ -389,6 +389,12 @@ fn what_a_plan_does_not_keep_is_an_error() {
     assert_eq!(plan.set_histories(&gpu.queue, &two), Err(error.clone()));
     let given = NormHistory { mean: f32::NAN, ..NormHistory::default() };
     assert!(matches!(plan.set_histories(&gpu.queue, &[given]), Err(Error::History { record: 0, .. })));
+    for largest_norm in [f32::NAN, f32::INFINITY, -1.0] {
+        let given = [StepCounts { largest_norm, ..StepCounts::default() }];
+        let refused = |result| matches!(result, Err(Error::StepCounts { record: 0, .. }));
+        assert!(refused(plan.set_step_counts(&gpu.queue, &given)));
+        assert!(refused(cpu::ClipPlan::new(&[z_clip]).unwrap().set_step_counts(&given)));
+    }
     let mut on_cpu = cpu::ClipPlan::new(&[z_clip]).unwrap();
     on_cpu.set_histories(&two).unwrap();
     let mut element = [3.0];

@@ -129,9 +129,11 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the plan does not count; [`Error::Records`] if they are not as many as the records.
+    /// [`Error::NotAskedFor`] if the plan does not count; [`Error::Records`] if they are not as many as the records;
+    /// [`Error::StepCounts`] if one cannot have come about.
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
+        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
         outcome.restore(queue, kept, "counts", counts)
     }
 
