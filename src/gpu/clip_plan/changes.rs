@@ -193,7 +193,8 @@ impl Outcome {
         }
         let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
         if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
-            return Err(Error::Refused { gradient: None, message: reason.to_owned() });
+            // With a device, all of its buffers are destroyed.
+            return Err(self.watched.lost_or(Error::Refused { gradient: None, message: reason.to_owned() }));
         }
         // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
         self.watched.guarded("a copied number", 0, || {
