@@ -307,6 +307,22 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     assert_eq!(by_value.set_step_counts(&counts), needs_norm("set_step_counts"));
 }
 
+/// Without memory the mean is the last norm, however far it has fallen.
+#[test]
+fn a_mean_falls_as_far_as_norms_do() {
+    for (alpha, mean) in [(0.0, 5.0), (1e-6, 1e24)] {
+        let clip = clip(ZClip { alpha, warm_up: 1, ..ZClip::default() });
+        let (mut on_gpu, mut on_cpu) = (OnGpu::new(clip), cpu::ClipPlan::new(&[clip]).unwrap());
+        let steps: [&mut dyn Steps; 2] = [&mut on_gpu, &mut on_cpu];
+        for steps in steps {
+            steps.step(1e30);
+            let history = steps.step(5.0).1;
+            // 1 - α is an f32 on the device.
+            assert!((history.mean - mean).abs() <= 0.1 * mean, "α {alpha}: {history:?}");
+        }
+    }
+}
+
 #[test]
 fn a_fixed_limit_below_the_other_holds() {
     let z_clip = ZClip { warm_up: 2, ..ZClip::default() };
