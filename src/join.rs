@@ -12,7 +12,8 @@ use crate::{ClipRecord, NormType};
 /// It is computed in f64 from [`norm_significand`](ClipRecord::norm_significand) and
 /// [`norm_exponent`](ClipRecord::norm_exponent), so that a part whose norm exceeds f32 is no loss. No parts have the norm
 /// 0, and a part without any element ([`ClipRecord::UNCLIPPED`]) adds nothing. A part that is not finite makes the total
-/// so: NaN if one is NaN, or could not be measured ([`ClipRecord::FAILED`]). Every part must have been measured with the
+/// so: NaN if one is NaN, or could not be measured ([`ClipRecord::FAILED`]). For p ≤ 0 the norm of gradients that are not
+/// finite may be a number, and then the total is one too: [`ClipRecord::non_finite`] of the parts tells. Every part must have been measured with the
 /// same norm type. Hand the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
 ///
 /// ```
