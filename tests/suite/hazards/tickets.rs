@@ -31,7 +31,7 @@ fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
 }
 
 /// After so long nothing more is to be expected.
-const HANGING: Duration = Duration::from_secs(20);
+const HANGING: Duration = Duration::from_secs(60);
 
 /// Runs what must not hang; none if it does.
 fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Option<T> {
