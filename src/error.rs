@@ -127,6 +127,17 @@ pub enum Error {
         given: crate::NormHistory,
     },
 
+    /// Saved step counts with a value out of range.
+    #[error(
+        "the counts of record {record} are {given:?}, but their largest norm must be finite and not negative"
+    )]
+    StepCounts {
+        /// The index of the record.
+        record: usize,
+        /// The counts that were given.
+        given: crate::StepCounts,
+    },
+
     /// A number of step counts or histories that differs from the number of records.
     #[error("the number of {what} is {given}, but the number of records is {records}, and each needs one")]
     Records {

@@ -12,8 +12,9 @@ use crate::{ClipRecord, NormType};
 /// It is computed in f64 from [`norm_significand`](ClipRecord::norm_significand) and
 /// [`norm_exponent`](ClipRecord::norm_exponent), so that it is right for a part whose norm exceeds f32. An empty list has the
 /// norm 0, and a part without elements ([`ClipRecord::UNCLIPPED`]) adds nothing. A non-finite part makes the total non-finite:
-/// NaN if a part is NaN or could not be measured ([`ClipRecord::FAILED`]). All parts must be measured with the same norm
-/// type. Pass the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
+/// NaN if a part is NaN or could not be measured ([`ClipRecord::FAILED`]). For p ≤ 0 the norm of non-finite
+/// gradients may be finite, and so may the total; check [`ClipRecord::non_finite`] of each part. All parts must be measured
+/// with the same norm type. Pass the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
 ///
 /// ```
 /// use gradclip::{ClipRecord, NormType, cpu, join_norms};

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::ClipRecord;
+use crate::{ClipRecord, Error};
 
 /// Counts over steps of how often clipping engaged, for one group or for one gradient that is clipped on its own.
 ///
@@ -45,5 +45,11 @@ impl StepCounts {
         if record.total_norm.is_finite() {
             self.largest_norm = self.largest_norm.max(record.total_norm);
         }
+    }
+
+    /// That they can have come about. Of the other numbers any can, since they wrap.
+    pub(crate) fn checked(&self, record: usize) -> Result<(), Error> {
+        let is_good = self.largest_norm.is_finite() && self.largest_norm >= 0.0;
+        if is_good { Ok(()) } else { Err(Error::StepCounts { record, given: *self }) }
     }
 }

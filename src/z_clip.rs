@@ -112,7 +112,10 @@ impl ZClip {
         } else {
             (1.0 - f64::from(self.alpha), f64::from(self.alpha))
         };
-        history.mean = (mean + rate * distance) as f32;
+        // From the nearer end: what is left of a mean may be little, and its rounding more than the norm.
+        let next =
+            if rate > 0.5 { f64::from(counted) - (1.0 - rate) * distance } else { mean + rate * distance };
+        history.mean = next as f32;
         let variance = (1.0 - rate) * (deviation * deviation + rate * share * distance * distance);
         history.deviation = variance.sqrt() as f32;
         limit

@@ -159,9 +159,10 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NeedsNorm`] for a clip by value, which counts nothing.
+    /// [`Error::NeedsNorm`] for a clip by value, which counts nothing; [`Error::StepCounts`] if one cannot have come about.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.check_by_norm("set_step_counts")?;
+        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
         self.step_counts = counts.to_vec();
         Ok(())
     }

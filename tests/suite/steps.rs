@@ -307,6 +307,22 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     assert_eq!(by_value.set_step_counts(&counts), needs_norm("set_step_counts"));
 }
 
+/// Without memory the mean is the last norm, however far it has fallen.
+#[test]
+fn a_mean_falls_as_far_as_norms_do() {
+    for (alpha, mean) in [(0.0, 5.0), (1e-6, 1e24)] {
+        let clip = clip(ZClip { alpha, warm_up: 1, ..ZClip::default() });
+        let (mut on_gpu, mut on_cpu) = (OnGpu::new(clip), cpu::ClipPlan::new(&[clip]).unwrap());
+        let steps: [&mut dyn Steps; 2] = [&mut on_gpu, &mut on_cpu];
+        for steps in steps {
+            steps.step(1e30);
+            let history = steps.step(5.0).1;
+            // 1 - α is an f32 on the device.
+            assert!((history.mean - mean).abs() <= 0.1 * mean, "α {alpha}: {history:?}");
+        }
+    }
+}
+
 #[test]
 fn a_fixed_limit_below_the_other_holds() {
     let z_clip = ZClip { warm_up: 2, ..ZClip::default() };
@@ -389,6 +405,12 @@ fn what_a_plan_does_not_keep_is_an_error() {
     assert_eq!(plan.set_histories(&gpu.queue, &two), Err(error.clone()));
     let given = NormHistory { mean: f32::NAN, ..NormHistory::default() };
     assert!(matches!(plan.set_histories(&gpu.queue, &[given]), Err(Error::History { record: 0, .. })));
+    for largest_norm in [f32::NAN, f32::INFINITY, -1.0] {
+        let given = [StepCounts { largest_norm, ..StepCounts::default() }];
+        let refused = |result| matches!(result, Err(Error::StepCounts { record: 0, .. }));
+        assert!(refused(plan.set_step_counts(&gpu.queue, &given)));
+        assert!(refused(cpu::ClipPlan::new(&[z_clip]).unwrap().set_step_counts(&given)));
+    }
     let mut on_cpu = cpu::ClipPlan::new(&[z_clip]).unwrap();
     on_cpu.set_histories(&two).unwrap();
     let mut element = [3.0];

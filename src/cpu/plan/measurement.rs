@@ -131,9 +131,9 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingMeasured`] for a clip by value, [`Error::NormMissing`] for one by a supplied norm.
+    /// [`Error::NeedsNorm`] for a clip by value, [`Error::NormMissing`] for one by a supplied norm.
     pub fn measurement(&self) -> Result<Measurement, Error> {
-        let ByNorm { norm_type, tensor_stats: counts, .. } = self.measures()?;
+        let ByNorm { norm_type, tensor_stats: counts, .. } = self.measures("measurement")?;
         Ok(Measurement { norm_type, counts, group: 0, label: None, len: 0, pieces: Vec::new() })
     }
 
@@ -145,7 +145,7 @@ impl ClipPlan {
     /// Those of [`clip`](Self::clip) and [`measurement`](Self::measurement); [`Error::OtherMeasurement`] if a measurement was
     /// begun by a plan with another norm type or another value of [`tensor_stats`](crate::Clip::tensor_stats).
     pub fn conclude_measurements(&mut self, gradients: &[Measurement]) -> Result<Vec<ClipRecord>, Error> {
-        let norm = self.measures()?;
+        let norm = self.measures("conclude_measurements")?;
         let groups = self.operations.len();
         for (index, measurement) in gradients.iter().enumerate() {
             let gradient = || measurement.id(index);
@@ -170,12 +170,12 @@ impl ClipPlan {
         self.records(&norm, &bases, |index| gradients[index].label.as_deref())
     }
 
-    /// How this plan measures.
-    fn measures(&self) -> Result<ByNorm, Error> {
+    /// How this plan measures, for the method `what`.
+    fn measures(&self, what: &'static str) -> Result<ByNorm, Error> {
         match self.operations[0] {
             Operation::Norm(norm) if norm.scope == Scope::Supplied => Err(Error::NormMissing),
             Operation::Norm(norm) => Ok(norm),
-            Operation::Clamp { .. } => Err(Error::NothingMeasured),
+            Operation::Clamp { .. } => Err(Error::NeedsNorm { what, clip: "a clip by value" }),
         }
     }
 
@@ -384,13 +384,13 @@ mod tests {
         }
         let mut relative = ClipPlan::new(&[Clip::by_parameter_norm(0.1, 0.1)]).unwrap();
         assert_eq!(relative.conclude_measurements(&[odd]), Err(Error::NoParameter { gradient: 0.into() }));
-        for (clip, error) in
-            [(Clip::by_value(1.0), Error::NothingMeasured), (Clip::by_supplied_norm(1.0), Error::NormMissing)]
-        {
-            let mut plan = ClipPlan::new(&[clip]).unwrap();
-            assert_eq!(plan.measurement().err(), Some(error.clone()));
-            assert_eq!(plan.conclude_measurements(&[]), Err(error));
-        }
+        let mut supplied = ClipPlan::new(&[Clip::by_supplied_norm(1.0)]).unwrap();
+        assert_eq!(supplied.measurement().err(), Some(Error::NormMissing));
+        assert_eq!(supplied.conclude_measurements(&[]), Err(Error::NormMissing));
+        let mut by_value = ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
+        let needs_norm = |what| Error::NeedsNorm { what, clip: "a clip by value" };
+        assert_eq!(by_value.measurement().err(), Some(needs_norm("measurement")));
+        assert_eq!(by_value.conclude_measurements(&[]), Err(needs_norm("conclude_measurements")));
     }
 
     #[test]

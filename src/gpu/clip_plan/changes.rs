@@ -92,11 +92,14 @@ impl ClipPlan {
     /// [`Error::MeasuresItself`] for any other clip; [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
         let (outcome, supplied) = self.supplied()?;
+        // One NaN stands for no norm.
+        let total_norm = if total_norm.is_nan() { f32::NAN } else { total_norm };
         outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
     }
 
     /// Copies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), an f32, from 4 bytes of your buffer
     /// at this point of the encoder: the `total_norm` of another plan's record, or the result of an all-reduce.
+    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormMissing`].
     ///
     /// # Errors
     ///
@@ -126,9 +129,11 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::NotAskedFor`] if the clip has no [`count_steps`](crate::Clip::count_steps); [`Error::Records`] if the number of
-    /// counts differs from that of the records; [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// counts differs from that of the records; [`Error::StepCounts`] if a largest norm is negative or not finite;
+    /// [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
+        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
         outcome.restore(queue, kept, "step counts", counts)
     }
 
@@ -189,7 +194,8 @@ impl Outcome {
         }
         let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
         if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
-            return Err(Error::Refused { gradient: None, message: reason.to_owned() });
+            // With a device, all of its buffers are destroyed.
+            return Err(self.watched.lost_or(Error::Refused { gradient: None, message: reason.to_owned() }));
         }
         // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
         self.watched.guarded("the copy of a number", 0, || {
