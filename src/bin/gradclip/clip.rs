@@ -65,6 +65,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let manner = &args.manner;
     // An impossible limit, an output out of reach and a missing device should not be found only after long work.
     Clip::all_checked(&manner.clips())?;
+    manner.check_total_norm()?;
     let inputs = Inputs::new(&args.gradients)?;
     let output = args.output.as_deref().map(|path| Output::check(path, inputs.are_several())).transpose()?;
     let others = || {
