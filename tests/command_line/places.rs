@@ -34,7 +34,7 @@ fn a_full_disk_leaves_the_old_file() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_limit_on_the_size_of_files_leaves_nothing_behind() {
-    let (folder, file) = folder_with(&one_tensor(&[3.0; 10_000]));
+    let (folder, file) = folder_with(&one_tensor(&vec![3.0; 10_000]));
     let (out, plot) = (folder.path().join("out.safetensors"), folder.path().join("plot.svg"));
     for (option, to) in [("-o", &out), ("--plot", &plot)] {
         let args = [option.as_ref(), to.as_os_str(), file.as_os_str()];

@@ -274,7 +274,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
                 star = Some((at, matched));
             }
             Some(&wanted) if wanted == '?' || wanted == name[matched] => {
-                (at, matched) = (at + 1, matched + 1)
+                (at, matched) = (at + 1, matched + 1);
             }
             _ => {
                 let Some((after, tried)) = &mut star else { return false };

@@ -37,16 +37,16 @@ pub(crate) fn lines(text: &str) -> String {
 pub(crate) fn shortened(text: &str, width: usize) -> String {
     // A character without a width counts too, or nothing would bound a pile of accents.
     let cost = |c: char| c.width().unwrap_or(0).max(1);
-    let (head, tail) = match (text.char_indices().nth(width), text.char_indices().rev().nth(width)) {
-        // Only the ends are looked at: a name may have a hundred million characters.
-        (Some((end, _)), Some((start, _))) => (escaped(&text[..end]), escaped(&text[start..])),
-        _ => {
-            let whole = escaped(text);
-            if whole.chars().map(cost).sum::<usize>() <= width {
-                return whole;
-            }
-            (whole.clone(), whole)
+    let ends = (text.char_indices().nth(width), text.char_indices().rev().nth(width));
+    let (head, tail) = if let (Some((end, _)), Some((start, _))) = ends {
+        // Nothing else is looked at: a name may have a hundred million characters.
+        (escaped(&text[..end]), escaped(&text[start..]))
+    } else {
+        let whole = escaped(text);
+        if whole.chars().map(cost).sum::<usize>() <= width {
+            return whole;
         }
+        (whole.clone(), whole)
     };
     let room = width.saturating_sub(1);
     let fitting = |chars: &mut dyn Iterator<Item = char>, room: usize| {
