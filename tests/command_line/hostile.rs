@@ -48,6 +48,18 @@ fn a_name_or_shape_or_pattern_of_any_length_is_shown_shortened_and_kept_in_json(
     assert_eq!(report["groups"][0]["pattern"].as_str().unwrap().len() + 2, group.len());
 }
 
+/// Each character of the pattern was once compared with each of a name: minutes for these.
+#[test]
+fn a_long_pattern_is_soon_compared_with_many_names() {
+    let names = (0..50_000).map(|index| format!("layer.{index}")).chain(["x".repeat(60_000)]);
+    let empty = json!({ "dtype": "F32", "shape": [0], "data_offsets": [0, 0] });
+    let header: Map<String, Value> = names.map(|name| (name, empty.clone())).collect();
+    let (_folder, file) = folder_with(&raw(&Value::from(header).to_string(), &[]));
+    let group = format!("{}=1", "x".repeat(60_000));
+    let report = clip_json(&file, &["--max-norm", "1", "--groups", &group, "--exclude", "layer.*"]);
+    assert_eq!(report["tensors"].as_array().unwrap().len(), 1);
+}
+
 /// One name of 60,000 characters once padded every other row to its own length: 3 GB for this file.
 #[test]
 fn one_long_name_does_not_widen_every_row() {
@@ -74,7 +86,9 @@ fn no_control_character_of_a_name_reaches_the_terminal() {
     assert_no_controls(out(&output));
     assert!(out(&output).contains(r"a\u{1b}[31mred\u{1b}]0;title\u{7}\0\r\u{8}\u{9b}2J\u{202e}gnp"));
     assert_no_controls(&fs::read_to_string(&plot).unwrap());
-    assert_eq!(clip_json(&file, &["--max-norm", "1"])["tensors"][0]["name"], CONTROLS);
+    let output = clip(&file, &["--max-norm", "1", "--json"]);
+    assert_no_controls(out(&output));
+    assert_eq!(serde_json::from_str::<Value>(out(&output)).unwrap()["tensors"][0]["name"], CONTROLS);
 
     let message = assert_fails(&clip(&file, &["--max-norm", "1", "--nonfinite", "error"]), "named");
     assert_no_controls(&message);

@@ -30,6 +30,22 @@ fn a_full_disk_leaves_the_old_file() {
     assert_eq!((fs::read(&out).unwrap(), files(&folder).len()), (b"old".to_vec(), 1));
 }
 
+/// Without the trap of the test above: what `ulimit -f` does by itself is to end the process by a signal.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_limit_on_the_size_of_files_leaves_nothing_behind() {
+    let (folder, file) = folder_with(&one_tensor(&vec![3.0; 10_000]));
+    let (out, plot) = (folder.path().join("out.safetensors"), folder.path().join("plot.svg"));
+    for (option, to) in [("-o", &out), ("--plot", &plot)] {
+        let args = [option.as_ref(), to.as_os_str(), file.as_os_str()];
+        let output = prepared("ulimit -f 1", &args).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let message = str::from_utf8(&output.stderr).unwrap();
+        assert!(message.contains("cannot write") && message.contains("File too large"), "{message}");
+        assert_eq!(files(&folder), [&*file]);
+    }
+}
+
 #[test]
 #[cfg(unix)]
 fn links_and_permissions_are_kept() {
@@ -72,12 +88,23 @@ fn caught_writing(
     input: &std::path::Path,
     out: &std::path::Path,
 ) -> Option<(std::process::Child, std::path::PathBuf)> {
+    caught_writing_after("umask 0", folder, input, out)
+}
+
+/// The same of a run that a script prepares.
+#[cfg(unix)]
+fn caught_writing_after(
+    script: &str,
+    folder: &tempfile::TempDir,
+    input: &std::path::Path,
+    out: &std::path::Path,
+) -> Option<(std::process::Child, std::path::PathBuf)> {
     use std::os::unix::fs::PermissionsExt as _;
 
     fs::write(out, b"old").unwrap();
     fs::set_permissions(out, fs::Permissions::from_mode(0o600)).unwrap();
     let args = ["-o".as_ref(), out.as_os_str(), input.as_os_str()];
-    let mut child = prepared("umask 0", &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = prepared(script, &args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     while child.try_wait().unwrap().is_none() {
         if let Some(third) = files(folder).into_iter().find(|file| file != input && file != out) {
             return Some((child, third));
@@ -94,7 +121,11 @@ fn an_interrupted_run_leaves_the_old_file_alone() {
 
     let folder = tempfile::tempdir().unwrap();
     let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
-    for (name, signal) in [("INT", 2), ("TERM", 15)] {
+    let mut signals = vec![("INT", 2), ("TERM", 15)];
+    if cfg!(target_os = "linux") && !hangups_are_ignored() {
+        signals.push(("HUP", 1));
+    }
+    for (name, signal) in signals {
         // Longer and longer, until the signal arrives in time.
         let interrupted = (22..30).map(|log| 1 << log).any(|elements| {
             long_file(&input, elements);
@@ -118,6 +149,35 @@ fn an_interrupted_run_leaves_the_old_file_alone() {
         assert!(interrupted, "{name}");
         assert_eq!(fs::read(&out).unwrap(), b"old", "{name}");
     }
+}
+
+/// As under `nohup`, which what it starts inherits.
+#[cfg(unix)]
+fn hangups_are_ignored() -> bool {
+    let ignores = r#"trap "exit 1" HUP; kill -s HUP $$; exit 0"#;
+    Command::new("sh").args(["-c", ignores]).status().unwrap().success()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_that_is_ignored_interrupts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
+    let caught = (22..30).map(|log| 1 << log).any(|elements| {
+        long_file(&input, elements);
+        let ignoring = r#"trap "" INT HUP; umask 0"#;
+        let Some((mut child, _)) = caught_writing_after(ignoring, &folder, &input, &out) else {
+            return false;
+        };
+        for name in ["INT", "HUP"] {
+            let _ = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+        }
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{status}");
+        true
+    });
+    assert!(caught);
+    assert_eq!(files(&folder), [&*input, &*out]);
 }
 
 /// Elements that were not measured must not be scaled.

@@ -259,3 +259,38 @@ fn what_does_not_fit_into_memory_is_named() {
     }
     assert_eq!(files(&folder), [file]);
 }
+
+/// The second would replace the first.
+#[test]
+#[cfg(unix)]
+fn two_names_that_lead_to_one_file_are_refused() {
+    use std::os::unix::fs::symlink;
+
+    let (folder, paths) = model(&sound_index());
+    let [first, second] = [&*paths[0], &*paths[1]];
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let place = |file: &Path| out.join(file.file_name().unwrap());
+    fs::write(place(first), b"old").unwrap();
+    symlink(place(first), place(second)).unwrap();
+    let output = run(&[first, second], &["--max-norm", "1", "-o", out.to_str().unwrap()]);
+    let message = assert_fails(&output, "one file");
+    assert!(message.contains("lead to this file"), "{message}");
+    assert_eq!(fs::read(place(first)).unwrap(), b"old");
+}
+
+#[test]
+fn a_plot_replaces_no_shard_and_no_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let [shard, index, out] = ["shard.svg", INDEX, "out"].map(|name| folder.path().join(name));
+    let tensors = with_tensors(&[("w", &[3.0])]);
+    fs::write(&shard, &tensors).unwrap();
+    fs::write(&index, self::index(&[("w", "shard.svg")])).unwrap();
+    fs::create_dir(&out).unwrap();
+    for plot in [&shard, &out.join("shard.svg")] {
+        let args = ["--max-norm", "1", "-o", out.to_str().unwrap(), "--plot", plot.to_str().unwrap()];
+        let message = assert_fails(&run(&[&index], &args), "plot");
+        assert!(message.contains("reads or writes another file there"), "{message}");
+    }
+    assert_eq!(fs::read(&shard).unwrap(), tensors);
+}

@@ -178,10 +178,11 @@ fn cannot_write(path: &FilePath) -> String {
 
 /// JSON lines, one value a line.
 fn json_lines(lines: impl IntoIterator<Item = Value>) -> String {
-    lines.into_iter().fold(String::new(), |mut text, line| {
-        writeln!(text, "{line}").expect("a string takes everything");
+    let text = lines.into_iter().fold(Vec::new(), |mut text, line| {
+        text::write_json(&mut text, &line).expect("memory takes everything");
         text
-    })
+    });
+    String::from_utf8(text).expect("JSON is UTF-8")
 }
 
 /// The file of `--save`. It grows set by set, so that an interrupted run keeps what it has measured.

@@ -25,8 +25,8 @@ use crate::text::quoted;
 /// piece, so they may be larger than memory. A GPU needs all of them in memory.
 ///
 /// Output replaces an existing file only once it is completely on disk, and keeps that file's owner and mode, but no access
-/// control lists or extended attributes. Several files are replaced one after the other. On SIGINT and SIGTERM the command
-/// removes unfinished files. If it is killed in another way, files named .gradclip-* may remain beside the output; they can
+/// control lists or extended attributes. Several files are replaced one after the other. On SIGHUP, SIGINT and SIGTERM the
+/// command removes unfinished files. If it is killed in another way, files named .gradclip-* may remain beside the output; they can
 /// be deleted.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -66,9 +66,14 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let manner = &args.manner;
     // An impossible limit, an output out of reach and a missing device should not be found only after long work.
     Clip::all_checked(&manner.clips())?;
+    manner.check_total_norm()?;
     let inputs = Inputs::new(&args.gradients)?;
     let output = args.output.as_deref().map(|path| Output::check(path, inputs.are_several())).transpose()?;
-    let others = || args.gradients.iter().chain(&args.output).map(PathBuf::as_path);
+    let others = || {
+        let within = |path: &PathBuf| Some(args.output.as_ref()?.join(path.file_name()?));
+        let read = args.gradients.iter().chain(inputs.paths()).cloned();
+        read.chain(args.output.clone()).chain(inputs.paths().iter().filter_map(within))
+    };
     let plot = args.plot.as_deref().map(|path| plot::Output::check(path, others())).transpose()?;
 
     let progress = Progress::new(args.json);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::stdout;
 use crate::table::Table;
+use crate::text;
 
 const HEADING: [&str; 9] =
     ["", "name", "backend", "type", "driver", "buffer", "binding", "bindings", "workgroups"];
@@ -31,8 +32,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let adapters = adapters();
     let auto = DeviceChoice::Auto.choose(&adapters)?;
-    let text = if args.json { json(&adapters, auto) } else { table(&adapters, auto) };
-    out.write_all(text.as_bytes()).context(stdout::FAILED)
+    let printed = if args.json {
+        text::write_json(out, &json(&adapters, auto))
+    } else {
+        out.write_all(table(&adapters, auto).as_bytes())
+    };
+    printed.context(stdout::FAILED)
 }
 
 fn table(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {
@@ -59,14 +64,13 @@ fn table(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {
     table.to_string() + LEGEND
 }
 
-fn json(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {
-    let report = json!({
+fn json(adapters: &[wgpu::Adapter], auto: Option<usize>) -> Value {
+    json!({
         "adapters": adapters.iter().map(adapter).collect::<Vec<_>>(),
         "cpu": { "threads": cpu::threads() },
         // An index into `adapters`; null is the CPU path.
         "auto": auto,
-    });
-    format!("{report}\n")
+    })
 }
 
 fn adapter(adapter: &wgpu::Adapter) -> Value {

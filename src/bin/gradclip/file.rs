@@ -23,6 +23,7 @@ use half::{bf16, f16};
 
 use crate::stages::Stages;
 use crate::text::{self, quoted};
+pub(crate) use interrupt::survive_file_size_limit;
 pub(crate) use output::{Output, Target, Writer};
 pub(crate) use set::{Files, Inputs};
 use set::{Source, cannot_read};

@@ -48,6 +48,7 @@ enum Command {
 
 fn main() -> ExitCode {
     logging::start();
+    file::survive_file_size_limit();
     let mut out = Stdout::new();
     let done = match Cli::try_parse() {
         Ok(Cli { command: Command::Clip(args) }) => clip::run(&args, &mut out),

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use gradclip::{Clip, NonFinite, NormType};
 
@@ -83,7 +83,7 @@ struct Limit {
     value: Option<f32>,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Policy {
     /// Scale them anyway, as PyTorch does
     #[default]
@@ -151,6 +151,17 @@ impl Manner {
     /// The norm to scale by, if it is not to be measured.
     pub(crate) fn total_norm(&self) -> Option<f32> {
         self.total_norm
+    }
+
+    /// Fails if a norm was given that the policy refuses. No element is to blame, so nothing needs to be read.
+    pub(crate) fn check_total_norm(&self) -> Result<()> {
+        let refused = self.total_norm.filter(|norm| !norm.is_finite() && self.nonfinite == Policy::Error);
+        match refused {
+            Some(norm) => {
+                bail!("--total-norm is {norm}, which --nonfinite error refuses; nothing was clipped")
+            }
+            None => Ok(()),
+        }
     }
 
     /// The limit of each group.
@@ -252,22 +263,27 @@ fn total_norm(text: &str) -> Result<f32, String> {
 
 /// Whether a name is what a pattern says, in which `*` stands for any characters and `?` for any one.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
-    let name: Vec<char> = name.chars().collect();
-    // Whether the pattern up to here matches the first so many characters.
-    let mut matched = vec![false; name.len() + 1];
-    matched[0] = true;
-    for wanted in pattern.chars() {
-        if wanted == '*' {
-            let shortest = matched.iter().position(|&is| is).unwrap_or(matched.len());
-            matched[shortest..].fill(true);
-        } else {
-            for (end, &found) in name.iter().enumerate().rev() {
-                matched[end + 1] = matched[end] && (wanted == '?' || wanted == found);
+    let [pattern, name] = [pattern, name].map(|text| text.chars().collect::<Vec<_>>());
+    let (mut at, mut matched) = (0, 0);
+    // What follows the last star, and where in the name that is tried. Earlier stars need not take more than they have.
+    let mut star = None;
+    while matched < name.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                at += 1;
+                star = Some((at, matched));
             }
-            matched[0] = false;
+            Some(&wanted) if wanted == '?' || wanted == name[matched] => {
+                (at, matched) = (at + 1, matched + 1);
+            }
+            _ => {
+                let Some((after, tried)) = &mut star else { return false };
+                *tried += 1;
+                (at, matched) = (*after, *tried);
+            }
         }
     }
-    matched[name.len()]
+    pattern[at..].iter().all(|&rest| rest == '*')
 }
 
 #[cfg(test)]
@@ -285,6 +301,9 @@ mod tests {
             ("*.w*", "a.b.weight"),
             ("?.b", "ä.b"),
             ("*ab", "aab"),
+            ("*a*ab*", "aaab"),
+            ("a*b?d*", "abbbdbcd"),
+            ("?*?", "ab"),
         ] {
             assert!(matches(pattern, name), "{pattern:?} matches {name:?}");
         }
@@ -296,6 +315,9 @@ mod tests {
             ("h*d", "head2"),
             ("a?", "a"),
             ("A", "a"),
+            ("*a*ab", "aaba"),
+            ("?*?", "a"),
+            ("a*", "ba"),
         ] {
             assert!(!matches(pattern, name), "{pattern:?} does not match {name:?}");
         }

@@ -62,14 +62,14 @@ pub(crate) struct Output(Target);
 impl Output {
     /// Fails where writing would, as far as that can be known, or where it would replace one of the files that the same
     /// command reads or writes.
-    pub(crate) fn check<'a>(path: &Path, others: impl IntoIterator<Item = &'a Path>) -> Result<Self> {
+    pub(crate) fn check(path: &Path, others: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self> {
         let cannot_write = || format!("cannot write {}", text::path(path));
         // Which also keeps it away from gradients, whatever a folder of them holds.
         let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
         ensure!(is_svg, "{}: the plot is an SVG, so its name must end in .svg", cannot_write());
         let target = Target::check(path)?;
         let whole = |path: &Path| fs::canonicalize(path).or_else(|_| std::path::absolute(path)).ok();
-        let is_other = others.into_iter().all(|other| whole(path) != whole(other));
+        let is_other = others.into_iter().all(|other| whole(path) != whole(other.as_ref()));
         ensure!(is_other, "{}: the command reads or writes another file there", cannot_write());
         Ok(Self(target))
     }

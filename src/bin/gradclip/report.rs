@@ -10,7 +10,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use crate::file::Tensor;
 use crate::manner::Scope;
 use crate::table::{Columns, Table};
-use crate::text::{WIDTH, shortened};
+use crate::text::{self, WIDTH, shortened};
 
 /// The widest shape or pattern of a group in the table of tensors.
 const NARROW: usize = 40;
@@ -132,8 +132,7 @@ impl Report {
 
     /// For programs: one JSON object.
     pub(crate) fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
-        serde_json::to_writer(&mut *out, self)?;
-        writeln!(out)
+        text::write_json(out, self)
     }
 
     fn non_finite(&self) -> bool {

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM while files are written: unfinished files are removed before the process ends.
+//! SIGHUP, SIGINT and SIGTERM while files are written: unfinished files are removed before the process ends.
 
 use anyhow::{Result, ensure};
 
@@ -13,14 +13,24 @@ impl Interrupts {
     }
 }
 
+/// Makes a file that grows beyond `ulimit -f` an error of the write, and so an error that cleans up, like a full disk. The signal
+/// that comes with it would end the process.
+pub(crate) fn survive_file_size_limit() {
+    // Where the signal cannot be handled it does what it always did.
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
+}
+
 #[cfg(unix)]
 mod unix {
-    use std::io;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::{fs, io};
 
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use signal_hook::{flag, low_level};
+
+    const SIGNALS: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
 
     /// Holds signals back, as flags, so that no thread is needed and ordinary errors clean up. A second signal ends the process at
     /// once, as does the first after this is dropped.
@@ -34,7 +44,9 @@ mod unix {
     impl Interrupts {
         pub(in crate::file) fn hold() -> io::Result<Self> {
             let held = Self { pending: Arc::default(), usual: Arc::default() };
-            for signal in [SIGINT, SIGTERM] {
+            // Where that is not known, a hangup may do what it always did, and the other two are not ignored.
+            let ignored = |signal| is_ignored(signal).unwrap_or(signal == SIGHUP);
+            for signal in SIGNALS.into_iter().filter(|&signal| !ignored(signal)) {
                 // In this order: the first signal still finds the flag unset.
                 flag::register_conditional_default(signal, Arc::clone(&held.usual))?;
                 flag::register(signal, Arc::clone(&held.usual))?;
@@ -48,13 +60,20 @@ mod unix {
         }
     }
 
+    /// Whether whoever started the process wants the signal ignored, as `nohup` does.
+    fn is_ignored(signal: i32) -> Option<bool> {
+        let status = fs::read_to_string("/proc/self/status").ok()?;
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        let ignored = u64::from_str_radix(ignored.trim(), 16).ok()?;
+        Some(ignored >> (signal - 1) & 1 == 1)
+    }
+
     impl Drop for Interrupts {
         /// Ends the process by the signal that was held back.
         fn drop(&mut self) {
             self.usual.store(true, Ordering::SeqCst);
             let pending = self.pending.load(Ordering::SeqCst);
-            if let Some(signal) =
-                [SIGINT, SIGTERM].into_iter().find(|signal| signal.unsigned_abs() as usize == pending)
+            if let Some(signal) = SIGNALS.into_iter().find(|signal| signal.unsigned_abs() as usize == pending)
             {
                 // The process goes on only if this fails.
                 let _ = low_level::emulate_default_handler(signal);

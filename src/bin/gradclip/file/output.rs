@@ -1,5 +1,6 @@
 //! Files that are written beside what they replace, and take its place when all of them are safely on disk.
 
+use std::collections::HashSet;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -44,7 +45,20 @@ impl Output {
         match self {
             Self::File(target) => Ok(vec![target]),
             Self::Folder(folder) if folder.exists() => {
-                names.iter().map(|name| Target::check(&folder.join(name))).collect()
+                let targets = names.iter().map(|name| Target::check(&folder.join(name)));
+                let targets = targets.collect::<Result<Vec<_>>>()?;
+                let mut files = HashSet::new();
+                for target in targets.iter().filter(|target| target.old.is_some()) {
+                    let file = fs::canonicalize(&target.path).with_context(|| cannot_write(&target.path))?;
+                    let file = files.replace(file);
+                    ensure!(
+                        file.is_none(),
+                        "{}: two names in {} lead to this file, and it can hold only one",
+                        cannot_write(&target.path),
+                        text::path(&folder)
+                    );
+                }
+                Ok(targets)
             }
             Self::Folder(folder) => {
                 let target = |name: &&Path| Target { path: folder.join(name), old: None };

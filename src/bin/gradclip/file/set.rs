@@ -49,6 +49,11 @@ impl Inputs {
         Ok(Self { paths: index.files.iter().map(|file| folder.join(file)).collect(), index: Some(index) })
     }
 
+    /// The files of gradients.
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
     /// Whether the output is a folder.
     pub(crate) fn are_several(&self) -> bool {
         self.paths.len() != 1 || self.index.is_some()
