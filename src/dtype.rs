@@ -24,8 +24,11 @@ impl DType {
         }
     }
 
-    /// The nearest number of this type, ties to even; finite if the number is.
-    pub(crate) fn round(self, number: f32) -> f32 {
+    /// Rounds a number to this type, to nearest even. A finite number stays finite: 1e6 becomes 65504 in f16.
+    ///
+    /// The bounds of a clip by value are rounded like this, so that a finite bound never makes an element infinite.
+    #[must_use]
+    pub fn round(self, number: f32) -> f32 {
         let (nearest, most) = match self {
             Self::F32 => (number, f32::MAX),
             Self::F16 => (f16::from_f32(number).to_f32(), f16::MAX.to_f32()),

@@ -253,10 +253,16 @@ fn scale(gradient: Gradient, measured: &Measured, segment: usize, policy: NonFin
     gradient.replaced(scaled)
 }
 
-fn clamp(gradient: Gradient, [low, high]: [f32; 2]) -> Gradient {
+fn clamp(gradient: Gradient, bounds: [f32; 2]) -> Gradient {
     if gradient.count == 0 {
         return gradient;
     }
+    // Rounded first: a bound that became infinite with the elements would let them be infinite.
+    let [low, high] = bounds.map(|bound| match gradient.dtype {
+        DType::F16 => gradclip::DType::F16.round(bound),
+        DType::BF16 => gradclip::DType::BF16.round(bound),
+        _ => bound,
+    });
     let wide = gradient.flat().cast(wide(gradient.dtype));
     let nan = wide.clone().is_nan();
     let clamped = wide.clone().clamp(low, high).mask_where(nan, wide).cast(gradient.dtype);

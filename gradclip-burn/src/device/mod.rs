@@ -77,26 +77,29 @@ pub(crate) fn clip(
         .into_iter()
         .map(|gradient| if task.writes { own(gradient) } else { dense(gradient) })
         .collect();
-    let measured =
-        match task.method {
-            Method::Norm(norm) => {
-                let measured = launch.measure(&gradients, &tables, &norm, task.segments.len());
-                if task.writes {
-                    launch.apply(&gradients, &tables, &measured.records.handle, |manner, slots| {
-                        Kernel::Scale { segmented, manner, slots }
-                    });
-                }
-                Some(measured)
+    let measured = match task.method {
+        Method::Norm(norm) => {
+            let measured = launch.measure(&gradients, &tables, &norm, task.segments.len());
+            if task.writes {
+                launch.apply(
+                    &gradients,
+                    &tables,
+                    |_| &measured.records.handle,
+                    |manner, slots| Kernel::Scale { segmented, manner, slots },
+                );
             }
-            Method::Clamp => {
-                launch.apply(&gradients, &tables, &tables.limits, |manner, slots| Kernel::Clamp {
-                    segmented,
-                    manner,
-                    slots,
-                });
-                None
-            }
-        };
+            Some(measured)
+        }
+        Method::Clamp => {
+            let bounds = |manner: Manner| tables.limits.of(manner.dtype);
+            launch.apply(&gradients, &tables, bounds, |manner, slots| Kernel::Clamp {
+                segmented,
+                manner,
+                slots,
+            });
+            None
+        }
+    };
     Clipped { gradients, measured }
 }
 
@@ -161,7 +164,7 @@ impl Launch<'_> {
             [
                 read(&partials),
                 read(&tables.measure),
-                read(&tables.limits),
+                read(tables.limits.of(gradclip::DType::F32)),
                 read(&tables.owners),
                 written(&records),
                 written(&norms),
@@ -185,16 +188,17 @@ impl Launch<'_> {
 
     /// Changes the gradients in place, by what stands in `by` for each segment. Backwards: what the norm pass has read last
     /// may still be in the cache.
-    fn apply(
+    fn apply<'a>(
         &self,
         gradients: &[CubeTensor],
         tables: &Tables,
-        by: &Handle,
+        by: impl Fn(Manner) -> &'a Handle,
         kernel: impl Fn(Manner, usize) -> Kernel,
     ) {
         for batch in tables.batches.iter().rev() {
             let slots = slots_for(batch.members.len(), slots(self.client));
-            let first = [(&batch.of_segments, BufferIOAttr::ReadOnly), (by, BufferIOAttr::ReadOnly)];
+            let first =
+                [(&batch.of_segments, BufferIOAttr::ReadOnly), (by(batch.manner), BufferIOAttr::ReadOnly)];
             let kernel = kernel(batch.manner, slots);
             self.over(kernel, batch.tiles, first, gradients, &batch.members, slots, BufferIOAttr::ReadWrite);
         }

@@ -7,6 +7,7 @@ use burn::cubecl::client::Client;
 use burn::cubecl::server::Handle;
 use burn_cubecl::CubeDevice;
 use bytemuck::{Pod, Zeroable, cast_slice};
+use gradclip::DType;
 use gradclip::wgsl::Manner;
 
 use super::layout::{Extent, lay_out};
@@ -32,8 +33,41 @@ pub(super) struct Tables {
     layout: Arc<OnDevice>,
     /// How to measure; `Measure` of `segment.wgsl`.
     pub(super) measure: Handle,
-    /// Of each segment its partials and its limit, or its bounds.
-    pub(super) limits: Handle,
+    pub(super) limits: Limits,
+}
+
+/// What the gradients of each segment must keep to.
+#[derive(Clone)]
+pub(super) enum Limits {
+    /// Of each segment its partials and its limit; `Segment` of `segment.wgsl`.
+    Norm(Handle),
+    /// Of each segment its bounds, rounded to each type of elements; `Bounds` of `clamp.wgsl`.
+    Value { f32: Handle, f16: Handle, bf16: Handle },
+}
+
+impl Limits {
+    fn new(client: &Client, layout: &OnDevice, task: &Task) -> Self {
+        if let Method::Norm(_) = task.method {
+            let segments = layout.segments.iter().zip(&task.segments);
+            let segments: Vec<_> = segments.map(|(of, limit)| Segment::of(of, limit[1])).collect();
+            return Self::Norm(client.create_from_slice(cast_slice(&segments)));
+        }
+        let rounded = |dtype: DType| {
+            let bounds = task.segments.iter().map(|bounds| bounds.map(|bound| dtype.round(bound)));
+            client.create_from_slice(cast_slice(&bounds.collect::<Vec<_>>()))
+        };
+        Self::Value { f32: rounded(DType::F32), f16: rounded(DType::F16), bf16: rounded(DType::BF16) }
+    }
+
+    /// Those of gradients of this type.
+    pub(super) fn of(&self, dtype: DType) -> &Handle {
+        match self {
+            Self::Norm(segments) => segments,
+            Self::Value { f16, .. } if dtype == DType::F16 => f16,
+            Self::Value { bf16, .. } if dtype == DType::BF16 => bf16,
+            Self::Value { f32, .. } => f32,
+        }
+    }
 }
 
 impl std::ops::Deref for Tables {
@@ -130,18 +164,7 @@ impl Cache {
 
 impl Tables {
     fn new(client: &Client, layout: Arc<OnDevice>, task: &Task) -> Self {
-        let limits = match task.method {
-            Method::Norm(_) => {
-                let segments: Vec<_> = layout
-                    .segments
-                    .iter()
-                    .zip(&task.segments)
-                    .map(|(of, limit)| Segment::of(of, limit[1]))
-                    .collect();
-                client.create_from_slice(cast_slice(&segments))
-            }
-            Method::Clamp => client.create_from_slice(cast_slice(&task.segments)),
-        };
+        let limits = Limits::new(client, &layout, task);
         let measure = match task.method {
             Method::Norm(norm) => Measure {
                 epsilon: norm.epsilon,

@@ -289,6 +289,25 @@ fn by_value_clamps_and_leaves_nan() {
     }
 }
 
+/// A bound that f16 or bf16 would round to infinity is their largest number.
+#[test]
+fn a_finite_bound_leaves_no_infinity() {
+    for device in devices() {
+        let halves = vec![f16::INFINITY, f16::from_f32(3.0), f16::NEG_INFINITY];
+        let brains = vec![bf16::INFINITY, bf16::from_f32(3.0), bf16::NEG_INFINITY];
+        let (model, mut grads) = Model::with_gradients(vec![
+            Tensor::from_data(TensorData::new(halves, [3]), (&device, DType::F16)),
+            Tensor::from_data(TensorData::new(brains, [3]), (&device, DType::BF16)),
+        ]);
+        clipper(Clip::by_value(f32::MAX)).clip(&mut grads, &model).unwrap();
+        let after = |index: usize| grads.get::<1>(model.biases[index].id).unwrap().into_data();
+        let halves: Vec<f16> = after(0).try_to_vec().unwrap();
+        let brains: Vec<bf16> = after(1).try_to_vec().unwrap();
+        assert_eq!(halves, [f16::MAX, f16::from_f32(3.0), f16::MIN], "{device:?}");
+        assert_eq!(brains, [bf16::MAX, bf16::from_f32(3.0), bf16::MIN], "{device:?}");
+    }
+}
+
 /// Half precision on the kernels: they need nothing of the device, so gradients are uploaded and read as they are.
 #[test]
 fn narrow_elements() {
