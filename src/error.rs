@@ -57,10 +57,10 @@ impl fmt::Display for GradientId {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A `max_norm` that is negative or NaN.
-    #[error("max_norm is {}, but it must be 0 or greater", number(*given))]
+    /// A limit that is negative or NaN: a `max_norm`, a `threshold` or a `clipping`.
+    #[error("the limit is {}, but it must be 0 or greater", number(*given))]
     MaxNorm {
-        /// The `max_norm` of the clip.
+        /// The limit of the clip.
         given: f32,
     },
 
@@ -330,10 +330,12 @@ pub enum Error {
     /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that follows a piece of another length than a multiple of
     /// [`PIECE`](crate::cpu::Measurement::PIECE).
     #[error(
-        "a piece begins at element {at} of its gradient, but every piece except the last must have a multiple of \
-         {multiple} elements"
+        "a piece begins at element {at} of {}, but every piece except the last must have a multiple of {multiple} elements",
+        labelled(label.as_deref())
     )]
     Piece {
+        /// The label of the measurement.
+        label: Option<Box<str>>,
         /// The start of the piece, in elements from the start of its gradient.
         at: u64,
         /// The required divisor of `at`, in elements.
@@ -550,6 +552,10 @@ fn refused(gradient: Option<&GradientId>) -> String {
     })
 }
 
+fn labelled(label: Option<&str>) -> String {
+    label.map_or("its gradient".to_owned(), |label| format!("gradient {label:?}"))
+}
+
 fn group_count(groups: usize) -> String {
     match groups {
         1 => "there is only group 0".to_owned(),
@@ -590,7 +596,7 @@ mod tests {
         );
         says(
             &Clip::by_global_norm(-1e30).checked().unwrap_err(),
-            "max_norm is -1e30, but it must be 0 or greater",
+            "the limit is -1e30, but it must be 0 or greater",
         );
         says(
             &Clip::by_value_range(1.0, -0.5).checked().unwrap_err(),
@@ -603,7 +609,7 @@ mod tests {
         let clip = Clip::by_global_norm(1.0);
         says(
             &Clip::all_checked(&[clip, Clip::by_global_norm(f32::NAN)]).unwrap_err(),
-            "group 1: max_norm is NaN, but it must be 0 or greater",
+            "group 1: the limit is NaN, but it must be 0 or greater",
         );
         says(
             &Clip::all_checked(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),

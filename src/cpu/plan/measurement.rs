@@ -101,7 +101,11 @@ impl Measurement {
             return Ok(());
         }
         if !self.len.is_multiple_of(PIECE) {
-            return Err(Error::Piece { at: self.len as u64, multiple: PIECE as u64 });
+            return Err(Error::Piece {
+                label: self.label.clone(),
+                at: self.len as u64,
+                multiple: PIECE as u64,
+            });
         }
         self.len += elements.len();
         // Each as if it were a gradient, since those are measured side by side.
@@ -363,7 +367,12 @@ mod tests {
         let mut odd = plan.measurement().unwrap();
         odd.add_f32(&[1.0; 3]).unwrap();
         odd.add_f32(&[]).unwrap();
-        assert_eq!(odd.add_f32(&[1.0]), Err(Error::Piece { at: 3, multiple: PIECE as u64 }));
+        let error = odd.clone().label("w").add_f32(&[1.0]).unwrap_err();
+        assert_eq!(error, Error::Piece { label: Some("w".into()), at: 3, multiple: PIECE as u64 });
+        assert!(
+            error.to_string().starts_with("a piece begins at element 3 of gradient \"w\", but"),
+            "{error}"
+        );
         assert_eq!(
             plan.conclude_measurements(&[odd.clone()]).unwrap()[0].total_norm,
             3.0_f32.sqrt(),
