@@ -81,11 +81,17 @@ fn with_norm(history: NormHistory, norm: f32) -> NormHistory {
         let steps = history.steps + 1u;
         let rate = 1.0 / f32(steps);
         let spread = sqrt(1.0 - rate) * hypotenuse(history.deviation, sqrt(rate) * distance);
-        return NormHistory(steps, history.mean + rate * distance, spread);
+        return NormHistory(steps, mean_with(history.mean, norm, rate), spread);
     }
     let rest = 1.0 - measure.rate;
     let spread = sqrt(rest) * hypotenuse(history.deviation, sqrt(measure.rate * rest) * distance);
-    return NormHistory(history.steps, history.mean + measure.rate * distance, spread);
+    return NormHistory(history.steps, mean_with(history.mean, norm, measure.rate), spread);
+}
+
+// From the nearer end: what is left of a mean may be little, and its rounding more than the norm.
+fn mean_with(mean: f32, norm: f32, rate: f32) -> f32 {
+    let distance = norm - mean;
+    return select(mean + rate * distance, norm - (1.0 - rate) * distance, rate > 0.5);
 }
 
 // sqrt(a^2 + b^2), where the squares may leave f32.

@@ -332,10 +332,10 @@ impl Clip {
     /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
     /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
-    /// `max_norm` of 0 zeroes the gradients; infinity leaves gradients of a finite norm as they are. It is no exemption: under an
-    /// infinite limit the coefficient of an infinite norm is NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN.
-    /// Gradients that are to be left alone do not belong on the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when
-    /// the clip is used.
+    /// A `max_norm` of 0 zeroes the gradients. An infinite one leaves gradients of a finite norm unchanged, but still multiplies
+    /// others: the coefficient of an infinite norm is then NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN. To
+    /// leave gradients alone, leave them out of the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when the clip
+    /// is used.
     ///
     /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).
     #[must_use]
@@ -505,10 +505,11 @@ impl Clip {
         Self { non_finite: policy, ..self }
     }
 
-    /// The gradients are those of a loss that was multiplied by `scale`: undo it in the same pass.
+    /// Undoes a loss scale in the same pass, for gradients of a loss that was multiplied by `scale`.
     ///
     /// The norm, the limit and the record are those of the gradients without the scale, and the factor in the record
-    /// includes `1 / scale`. The 0-norm, a count, has no scale to undo. It is what `GradScaler.unscale_` and `clip_grad_norm_` of PyTorch do one after the other.
+    /// includes `1 / scale`. The 0-norm is a count, which the scale does not change. PyTorch does the same in two calls,
+    /// `GradScaler.unscale_` and `clip_grad_norm_`.
     /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] keeps one
     /// that adapts.
     ///

@@ -58,22 +58,22 @@ impl fmt::Display for GradientId {
 #[non_exhaustive]
 pub enum Error {
     /// A `max_norm` that is negative or NaN.
-    #[error("max_norm is {}, but it must be zero, positive or infinite", number(*given))]
+    #[error("max_norm is {}, but it must be 0 or greater", number(*given))]
     MaxNorm {
         /// The `max_norm` of the clip.
         given: f32,
     },
 
     /// A `clip_value` that is negative or NaN.
-    #[error("clip_value is {}, but it must be zero, positive or infinite", number(*given))]
+    #[error("clip_value is {}, but it must be 0 or greater", number(*given))]
     ClipValue {
         /// The `clip_value` of the clip.
         given: f32,
     },
 
-    /// A range to clip to that is empty or has a NaN in it.
+    /// A range of a clip by value that is empty or has a NaN bound.
     #[error(
-        "the range to clip to is [{}, {}], but neither bound may be NaN, and low must not exceed high",
+        "low is {} and high is {}, but neither may be NaN, and low must not exceed high",
         number(*low),
         number(*high)
     )]
@@ -114,7 +114,7 @@ pub enum Error {
         "{given:?} is invalid: alpha must be in [0, 1), z_threshold positive and finite, and warm_up at least 1"
     )]
     ZClip {
-        /// The options that were given.
+        /// The value that was given.
         given: crate::ZClip,
     },
 
@@ -127,12 +127,23 @@ pub enum Error {
         given: crate::NormHistory,
     },
 
-    /// A number of step counts or histories that differs from the number of records of the plan.
-    #[error("{given} {what} were given, but the plan has {records} records, and each needs one")]
+    /// Saved step counts with a value out of range.
+    #[error(
+        "the counts of record {record} are {given:?}, but their largest norm must be finite and not negative"
+    )]
+    StepCounts {
+        /// The index of the record.
+        record: usize,
+        /// The counts that were given.
+        given: crate::StepCounts,
+    },
+
+    /// A number of step counts or histories that differs from the number of records.
+    #[error("the number of {what} is {given}, but the number of records is {records}, and each needs one")]
     Records {
         /// The kind of state.
         what: &'static str,
-        /// The number of values that were given.
+        /// The number of values that were given, or kept from the step before.
         given: usize,
         /// The number of records.
         records: usize,
@@ -148,9 +159,7 @@ pub enum Error {
     },
 
     /// An option whose state or results a plan keeps, in a call that makes no plan.
-    #[error(
-        "Clip::{option} needs a plan, which keeps what it finds: cpu::ClipPlan, or Clipper::prepare on a GPU"
-    )]
+    #[error("Clip::{option} needs a plan to keep its results: cpu::ClipPlan, or Clipper::prepare on a GPU")]
     NeedsPlan {
         /// The option: `z_clip`, `tensor_stats` or `count_steps`.
         option: &'static str,
@@ -165,7 +174,7 @@ pub enum Error {
 
     /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) together with [`z_clip`](crate::Clip::z_clip).
     #[error(
-        "Clip::by_parameter_norm takes its limits from the parameters, so z_clip cannot set them as well"
+        "Clip::by_parameter_norm takes its limits from the parameters, so Clip::z_clip cannot set them too"
     )]
     TwoLimits,
 
@@ -192,7 +201,7 @@ pub enum Error {
     /// An invalid buffer or range of a parameter.
     #[error("the parameter of {error}")]
     Parameter {
-        /// The same error, said of the gradient.
+        /// The error, worded as for the gradient itself.
         error: Box<Self>,
     },
 
@@ -211,8 +220,8 @@ pub enum Error {
 
     /// Too many rows without elements.
     #[error(
-        "gradient {gradient} has {rows} rows and no elements, but all gradients without elements together may have \
-         {most} rows"
+        "gradient {gradient} has {rows} rows and no elements, but all gradients without elements may have at most \
+         {most} rows together"
     )]
     EmptyRows {
         /// The gradient that exceeds the limit.
@@ -224,7 +233,7 @@ pub enum Error {
     },
 
     /// A norm type that does not exist, or that this kind of clip does not have.
-    #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms has the L2 norm only")]
+    #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms takes only the L2 norm")]
     NormType {
         /// The norm type of the clip.
         given: crate::NormType,
@@ -295,9 +304,9 @@ pub enum Error {
     /// Non-finite gradients, under the policy [`NonFinite::Error`](crate::NonFinite::Error). The gradients of that record
     /// are unchanged.
     #[error(
-        "the total norm is {total_norm}, so the gradients{} were left unclipped: {}",
+        "the gradients{} were left unclipped: {} (the total norm is {total_norm})",
         of_record(*record),
-        first_non_finite(gradient.as_ref())
+        what_is_not_finite(gradient.as_ref())
     )]
     NonFinite {
         /// The first gradient that holds an infinity or a NaN. None where only a supplied norm, the norm of a parameter, or
@@ -310,7 +319,7 @@ pub enum Error {
     },
 
     /// A number of limits that differs from the number of groups.
-    #[error("{given} limits were given, but the number of groups is {groups}, and each needs one")]
+    #[error("the number of limits is {given}, but the number of groups is {groups}, and each needs one")]
     Limits {
         /// The number of limits.
         given: usize,
@@ -318,21 +327,24 @@ pub enum Error {
         groups: usize,
     },
 
-    /// A piece of a gradient that follows one which was not made of whole blocks: [`cpu::Measurement`](crate::cpu::Measurement).
+    /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that follows a piece of another length than a multiple of
+    /// [`PIECE`](crate::cpu::Measurement::PIECE).
     #[error(
-        "a piece begins at element {at} of its gradient, but all pieces except the last must have a multiple of {multiple} elements"
+        "a piece begins at element {at} of its gradient, but every piece except the last must have a multiple of \
+         {multiple} elements"
     )]
     Piece {
-        /// Where the piece begins, in elements.
+        /// The start of the piece, in elements from the start of its gradient.
         at: u64,
-        /// What that must be a multiple of.
+        /// The required divisor of `at`, in elements.
         multiple: u64,
     },
 
-    /// A [`cpu::Measurement`](crate::cpu::Measurement) that was made by a plan with another norm type, or without
-    /// [`tensor_stats`](crate::Clip::tensor_stats) where this plan has them.
+    /// A [`cpu::Measurement`](crate::cpu::Measurement) begun by a plan whose norm type or
+    /// [`tensor_stats`](crate::Clip::tensor_stats) differs from that of the plan that concludes it.
     #[error(
-        "the measurement of gradient {gradient} is of another clip: its norm type or its tensor_stats differ"
+        "the measurement of gradient {gradient} was begun by a plan with another norm type, or with another value of \
+         tensor_stats"
     )]
     OtherMeasurement {
         /// The gradient.
@@ -341,19 +353,19 @@ pub enum Error {
 
     /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm) without a norm.
     #[error(
-        "Clip::by_supplied_norm needs a norm: ClipPlan::supply_norm or copy_norm gives one to a plan, cpu::clip_with_norm \
-         takes one on the CPU"
+        "no norm was supplied, but Clip::by_supplied_norm needs one: call ClipPlan::supply_norm or copy_norm for a plan \
+         on a GPU, or clip_with_norm for slices"
     )]
     NormMissing,
 
-    /// A norm supplied to a plan that measures its own, or needs none.
-    #[error("this plan takes no norm: only Clip::by_supplied_norm does")]
+    /// A norm supplied to a clip that measures its own, or needs none.
+    #[error("this clip takes no supplied norm: only Clip::by_supplied_norm does")]
     MeasuresItself,
 
     /// A buffer from which a number cannot be copied.
     #[error(
-        "4 bytes at offset {offset} cannot be copied from a buffer of {len} bytes with the usages {usage}: it needs \
-         COPY_SRC, and the offset must be a multiple of 4"
+        "4 bytes at offset {offset} cannot be copied from a buffer of {len} bytes with the usages {usage}: the buffer \
+         needs COPY_SRC and must hold all 4 bytes, and the offset must be a multiple of 4"
     )]
     Source {
         /// The offset of the number, in bytes.
@@ -393,7 +405,10 @@ pub enum Error {
     },
 
     /// A range that exceeds its buffer, or ends before it begins.
-    #[error("gradient {gradient}: it covers bytes {start}..{end}, but its buffer has {len} bytes")]
+    #[error(
+        "gradient {gradient}: its range is bytes {start}..{end}, but it must not end before it begins, nor past the \
+         {len} bytes of its buffer"
+    )]
     OutOfBounds {
         /// The gradient.
         gradient: GradientId,
@@ -421,7 +436,7 @@ pub enum Error {
     },
 
     /// The device allows less than is needed.
-    #[error("{what} needs {name} of at least {needed}, but the device allows {allowed}")]
+    #[error("{what} needs a {name} of at least {needed}, but the device allows {allowed}")]
     Limit {
         /// What needs it.
         what: &'static str,
@@ -442,8 +457,11 @@ pub enum Error {
         gradient: GradientId,
     },
 
-    /// wgpu refused a buffer: it belongs to another device, has been destroyed, or is mapped.
-    #[error("{}, which must belong to the clipper's device and not be destroyed or mapped: {message}", refused(gradient.as_ref()))]
+    /// wgpu refused a buffer that belongs to another device, has been destroyed, or is mapped; or another resource.
+    #[error(
+        "{}; buffers must belong to the clipper's device and be neither destroyed nor mapped: {message}",
+        refused(gradient.as_ref())
+    )]
     Refused {
         /// The first gradient whose buffer was refused; none where it is the source of a number.
         gradient: Option<GradientId>,
@@ -452,26 +470,28 @@ pub enum Error {
     },
 
     /// The device has no room for what was asked.
-    #[error("out of memory for {what} ({bytes} bytes)")]
+    #[error("out of memory for {what}{}", size(*bytes))]
     OutOfMemory {
         /// What was to be allocated.
         what: &'static str,
-        /// Its size in bytes.
+        /// Its size in bytes; 0 if it is not known.
         bytes: u64,
     },
 
-    /// A queue of another device than the plan's.
-    #[error("the queue belongs to another device than the plan, so nothing was written")]
+    /// A queue that does not belong to the plan's device.
+    #[error(
+        "the queue belongs to another device, but it must be that of the plan's device; nothing was written"
+    )]
     Queue,
 
     /// A read-back whose command buffer wgpu refused when it was submitted.
     #[error(
         "nothing to read back: wgpu refused the submission with the commands of this read-back, so they never ran; \
-         its validation error says why"
+         wgpu's validation error says why"
     )]
     Rejected,
 
-    /// A read-back was waited for whose command encoder had not been submitted.
+    /// A read-back whose command encoder was not submitted before the wait.
     #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
     NotSubmitted,
 
@@ -485,13 +505,13 @@ pub enum Error {
     },
 
     /// The device was lost or destroyed.
-    #[error("the device was lost or destroyed; a new one is needed, with a new clipper and new plans")]
+    #[error("the device was lost or destroyed; open a new device, and make a new clipper and new plans")]
     DeviceLost,
 
-    /// A read-back where nothing was measured: of a clip by value, or before the plan was encoded for the first time.
+    /// A result of a clip that measured nothing: a clip by value, or a plan that was not encoded before.
     #[error(
-        "there is nothing to read back: no norm was measured before it (a clip by value measures none; ClipPlan::encode \
-         and encode_norm do)"
+        "no norm was measured: a clip by value measures none, and a plan measures its first one when the commands of \
+         ClipPlan::encode or encode_norm run"
     )]
     NothingMeasured,
 
@@ -511,7 +531,7 @@ impl Error {
     }
 }
 
-/// The shortest digits that tell one f32 from the next, with an exponent where zeros would fill the line.
+/// Formats an f32 by its shortest unique digits, with an exponent where zeros would fill the line.
 fn number(x: f32) -> String {
     if x == 0.0 || !x.is_finite() || (1e-4..1e7).contains(&x.abs()) {
         format!("{x}")
@@ -520,8 +540,12 @@ fn number(x: f32) -> String {
     }
 }
 
+fn size(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!(" ({bytes} bytes)") }
+}
+
 fn refused(gradient: Option<&GradientId>) -> String {
-    gradient.map_or("wgpu refused a buffer".to_owned(), |gradient| {
+    gradient.map_or("wgpu refused a buffer or another resource".to_owned(), |gradient| {
         format!("gradient {gradient}: wgpu refused its buffer")
     })
 }
@@ -537,10 +561,10 @@ fn of_record(record: Option<usize>) -> String {
     record.map_or_else(String::new, |record| format!(" of record {record}"))
 }
 
-fn first_non_finite(gradient: Option<&GradientId>) -> String {
+fn what_is_not_finite(gradient: Option<&GradientId>) -> String {
     match gradient {
         Some(gradient) => format!("gradient {gradient} is the first with an infinity or a NaN"),
-        None => "no element is infinite or NaN".to_owned(),
+        None => "a supplied norm, the norm of a parameter or the limit is infinite or NaN".to_owned(),
     }
 }
 
@@ -566,11 +590,11 @@ mod tests {
         );
         says(
             &Clip::by_global_norm(-1e30).checked().unwrap_err(),
-            "max_norm is -1e30, but it must be zero, positive or infinite",
+            "max_norm is -1e30, but it must be 0 or greater",
         );
         says(
             &Clip::by_value_range(1.0, -0.5).checked().unwrap_err(),
-            "the range to clip to is [1, -0.5], but neither bound may be NaN, and low must not exceed high",
+            "low is 1 and high is -0.5, but neither may be NaN, and low must not exceed high",
         );
     }
 
@@ -579,7 +603,7 @@ mod tests {
         let clip = Clip::by_global_norm(1.0);
         says(
             &Clip::all_checked(&[clip, Clip::by_global_norm(f32::NAN)]).unwrap_err(),
-            "group 1: max_norm is NaN, but it must be zero, positive or infinite",
+            "group 1: max_norm is NaN, but it must be 0 or greater",
         );
         says(
             &Clip::all_checked(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),
@@ -607,13 +631,14 @@ mod tests {
         let mut gradients = [Gradient::f32(&mut fine), Gradient::f32(&mut bad).group(1).label("head")];
         says(
             &cpu::clip_groups(&mut gradients, &[clip; 2]).unwrap_err(),
-            "the total norm is inf, so the gradients of record 1 were left unclipped: gradient 1 (\"head\") is the \
-             first with an infinity or a NaN",
+            "the gradients of record 1 were left unclipped: gradient 1 (\"head\") is the first with an infinity or a \
+             NaN (the total norm is inf)",
         );
         let clip = Clip::by_supplied_norm(1.0).non_finite(NonFinite::Error);
         says(
             &cpu::clip_with_norm(&mut gradients[..1], clip, f32::NAN).unwrap_err(),
-            "the total norm is NaN, so the gradients were left unclipped: no element is infinite or NaN",
+            "the gradients were left unclipped: a supplied norm, the norm of a parameter or the limit is infinite or \
+             NaN (the total norm is NaN)",
         );
     }
 

@@ -3,17 +3,18 @@
 use crate::float_state::in_default_modes;
 use crate::{ClipRecord, NormType};
 
-/// The norm of all gradients together, from the records of their parts; the order does not matter but for rounding.
+/// Computes the joint norm of all gradients from the records of their parts. The order of the parts affects only rounding.
 ///
 /// ```text
 /// total_norm = (Σ norm^p)^(1/p)        the largest for p = ∞, the sum for p = 0, the smallest for p = -∞
 /// ```
 ///
 /// It is computed in f64 from [`norm_significand`](ClipRecord::norm_significand) and
-/// [`norm_exponent`](ClipRecord::norm_exponent), so that a part whose norm exceeds f32 is no loss. No parts have the norm
-/// 0, and a part without any element ([`ClipRecord::UNCLIPPED`]) adds nothing. A part that is not finite makes the total
-/// so: NaN if one is NaN, or could not be measured ([`ClipRecord::FAILED`]). Every part must have been measured with the
-/// same norm type. Hand the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
+/// [`norm_exponent`](ClipRecord::norm_exponent), so that it is right for a part whose norm exceeds f32. An empty list has the
+/// norm 0, and a part without elements ([`ClipRecord::UNCLIPPED`]) adds nothing. A non-finite part makes the total non-finite:
+/// NaN if a part is NaN or could not be measured ([`ClipRecord::FAILED`]). For p ≤ 0 the norm of non-finite
+/// gradients may be finite, and so may the total; check [`ClipRecord::non_finite`] of each part. All parts must be measured
+/// with the same norm type. Pass the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
 ///
 /// ```
 /// use gradclip::{ClipRecord, NormType, cpu, join_norms};

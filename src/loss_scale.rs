@@ -33,7 +33,7 @@ use crate::{ClipRecord, Error};
 /// assert_eq!(loss_scale.update(&good), ScaleUpdate::Grown);
 /// assert_eq!(loss_scale.scale(), 1024.0);
 ///
-/// // All of it, as plain data: 24 bytes for a checkpoint.
+/// // The complete state, as 24 bytes of plain data for a checkpoint.
 /// let saved = loss_scale.state();
 /// assert_eq!(LossScale::from_state(saved)?, loss_scale);
 /// # Ok::<(), gradclip::Error>(())
@@ -41,13 +41,13 @@ use crate::{ClipRecord, Error};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale(LossScaleState);
 
-/// All that a [`LossScale`] is: to save it, and to [restore](LossScale::from_state) it.
+/// The complete state of a [`LossScale`], to save in a checkpoint and to [restore](LossScale::from_state).
 ///
-/// It is 24 bytes, six words in the order of the fields, without padding.
+/// It is plain data of 24 bytes: six words in the order of the fields, without padding.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct LossScaleState {
-    /// What to multiply the loss by.
+    /// The factor to multiply the loss by.
     pub scale: f32,
     /// The factor by which the scale grows.
     pub growth: f32,
@@ -55,28 +55,28 @@ pub struct LossScaleState {
     pub backoff: f32,
     /// The least scale.
     pub floor: f32,
-    /// After how many good steps the scale grows.
+    /// The number of good steps after which the scale grows.
     pub interval: u32,
-    /// How many steps have been good since the scale last changed.
+    /// The number of good steps since the scale last changed.
     pub good_steps: u32,
 }
 
-/// What a step has done to a [`LossScale`].
+/// The effect of a step on a [`LossScale`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScaleUpdate {
-    /// The gradients were finite, and the scale is as it was.
+    /// The gradients were finite, and the scale is unchanged.
     Kept,
-    /// The gradients were finite, and so were enough before them: the scale has grown.
+    /// The gradients were finite for `interval` steps in a row, and the scale has grown.
     Grown,
-    /// The gradients overflowed: the scale has shrunk.
+    /// The gradients overflowed, and the scale has shrunk.
     Shrunk,
-    /// The gradients overflowed, and the scale is at its floor. If that happens again and again, the scale is not the
-    /// reason: stop the training and look for it.
+    /// The gradients overflowed, and the scale is at its floor. If this happens at many steps, the scale is not the cause:
+    /// stop the training and look for the cause.
     AtFloor,
 }
 
 impl ScaleUpdate {
-    /// Whether the gradients were not finite, so that the step does not count.
+    /// Whether the gradients were not finite, so that the step is to be left out.
     #[must_use]
     pub const fn overflowed(self) -> bool {
         matches!(self, Self::Shrunk | Self::AtFloor)
@@ -98,7 +98,7 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// Begins with this scale; otherwise as the default.
+    /// Starts from `scale`, with the other options of the default.
     ///
     /// # Errors
     ///
@@ -126,23 +126,24 @@ impl LossScale {
         Self::from_state(LossScaleState { backoff: factor, ..self.0 })
     }
 
-    /// Sets the least scale: it shrinks no further, and [`update`](Self::update) says [`ScaleUpdate::AtFloor`].
+    /// Sets the least scale. The scale never shrinks below it; [`update`](Self::update) returns [`ScaleUpdate::AtFloor`]
+    /// when it is reached.
     ///
-    /// The default is as low as a scale can be that a clip accepts, since `GradScaler` has none. 1 makes sense where
-    /// gradients without a scale are known to be in range.
+    /// The default is [`f32::MIN_POSITIVE`], since `GradScaler` has no floor. Choose 1 if the gradients do not underflow
+    /// without a loss scale.
     ///
     /// # Errors
     ///
-    /// [`Error::LossScaleOption`] if it or its inverse is not positive and finite, or if it is above the scale.
+    /// [`Error::LossScaleOption`] if `floor` or its inverse is not positive and finite, or if `floor` is above the scale.
     pub fn floor(self, floor: f32) -> Result<Self, Error> {
         Self::from_state(LossScaleState { floor, ..self.0 })
     }
 
-    /// Goes on from what was saved.
+    /// Restores a saved state.
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] and [`Error::LossScaleOption`], as of [`new`](Self::new) and of the methods that set options.
+    /// [`Error::LossScale`] and [`Error::LossScaleOption`], as for [`new`](Self::new) and the methods that set options.
     pub fn from_state(state: LossScaleState) -> Result<Self, Error> {
         let LossScaleState { scale, growth, backoff, floor, interval, good_steps: _ } = state;
         inverse_scale(scale)?;
@@ -162,33 +163,33 @@ impl LossScale {
         Ok(Self(state))
     }
 
-    /// All of it, to be saved.
+    /// Returns the complete state, to save in a checkpoint.
     #[must_use]
     pub const fn state(&self) -> LossScaleState {
         self.0
     }
 
-    /// What to multiply the loss by.
+    /// The factor to multiply the loss by.
     #[must_use]
     pub const fn scale(&self) -> f32 {
         self.0.scale
     }
 
-    /// How many steps have been good since the scale last changed.
+    /// The number of good steps since the scale last changed.
     #[must_use]
     pub const fn good_steps(&self) -> u32 {
         self.0.good_steps
     }
 
-    /// Takes note of a step by its record. Where it has several, see [`update_all`](Self::update_all).
+    /// Updates the scale after a step that has one record. For several records, call [`update_all`](Self::update_all).
     pub fn update(&mut self, record: &ClipRecord) -> ScaleUpdate {
         self.update_all(std::slice::from_ref(record))
     }
 
-    /// Takes note of one step by all of its records: those of its groups, or of gradients that are clipped each by itself. The
-    /// step is good if all of them are finite.
+    /// Updates the scale after one step with several records: one for each group, or for each gradient that is clipped by its
+    /// own norm. The step is good if all of them are finite.
     ///
-    /// A norm that exceeds f32 while every element is finite is no reason to shrink, as for PyTorch.
+    /// A norm of finite elements that exceeds f32 does not shrink the scale, as in PyTorch.
     pub fn update_all(&mut self, records: &[ClipRecord]) -> ScaleUpdate {
         let state = &mut self.0;
         if !records.iter().all(is_finite) {
@@ -211,8 +212,7 @@ impl LossScale {
     }
 }
 
-/// Whether the gradients were finite, though their norm may exceed f32; not so where the norm is not known, as of a shard that
-/// failed.
+/// Whether the gradients were finite. Their norm may exceed f32. False if the norm is unknown, as for a shard that failed.
 fn is_finite(record: &ClipRecord) -> bool {
     record.first_non_finite().is_none() && record.norm_significand.is_finite()
 }

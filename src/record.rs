@@ -1,4 +1,4 @@
-//! What happened: the record that a clip leaves behind, whose layout Rust and WGSL share.
+//! `ClipRecord`: the outcome of a clip, with one layout for Rust and WGSL.
 
 use std::fmt;
 
@@ -7,51 +7,50 @@ use bytemuck::{Pod, Zeroable};
 use crate::clip::ByNorm;
 use crate::{Error, GradientId, NonFinite};
 
-/// The WGSL declaration of the record: `struct ClipRecord`, its flag constants, and `clip_record_scaled`, which applies its
-/// factor. It is for a shader of yours that binds [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer).
+/// The WGSL declaration of the record, for your shader that binds [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer):
+/// `struct ClipRecord`, its flag constants, and `clip_record_scaled`, which multiplies an element by the factor.
 ///
 /// ```wgsl
 /// @group(0) @binding(0) var<storage, read> record: ClipRecord;
 /// // ... clip_record_scaled(record, gradient)
 /// ```
 ///
-/// `gradient * record.factor` is the same, and shorter, wherever the factor is not less than `2^-126`. A factor is only less
-/// than that where the norm is `2^126` times the limit or more; f32 has few or no bits for it then, and a device may take it for
-/// 0.
+/// `gradient * record.factor` gives the same result if the factor is at least `2^-126`. It is smaller only if the norm exceeds
+/// the limit `2^126` times or more. f32 then holds few or no bits of the factor, and a device may flush it to 0.
 pub const RECORD_WGSL: &str =
     concat!(include_str!("../shaders/record.wgsl"), "\n", include_str!("../shaders/apply_record.wgsl"));
 
 /// The outcome of a clip by a norm.
 ///
 /// On the device it is 40 bytes, ten little-endian words in the order of the fields below; [`RECORD_WGSL`] declares
-/// it for shaders, with their offsets. All of it speaks of the gradients without their loss scale.
+/// it for shaders. All norms are those of the gradients without their loss scale.
 #[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ClipRecord {
-    /// The norm before clipping. Infinite where it exceeds `f32::MAX`; [`norm_significand`](Self::norm_significand) and
-    /// [`norm_exponent`](Self::norm_exponent) have it then.
+    /// The norm before clipping. Infinite if it exceeds `f32::MAX`; [`norm_significand`](Self::norm_significand) and
+    /// [`norm_exponent`](Self::norm_exponent) then hold its value.
     pub total_norm: f32,
-    /// The factor that brings the gradients to the limit; exactly 1 where they are within it. Subnormal or 0 where the norm is
+    /// The coefficient that brings the gradients to the limit; exactly 1 if they are within it. Subnormal or 0 if the norm is
     /// more than `2^126` times the limit.
     pub clip_coef: f32,
-    /// What every element is multiplied by: [`clip_coef`](Self::clip_coef) times the inverse of the loss scale, or what
-    /// the policy for gradients that are not finite makes of it. Below `2^-126` it has lost bits, and
-    /// [`factor_significand`](Self::factor_significand) and [`factor_exponent`](Self::factor_exponent) are what is multiplied by.
+    /// The factor that multiplies every element: [`clip_coef`](Self::clip_coef) times the inverse of the loss scale, or the
+    /// value that the policy for non-finite gradients sets. Below `2^-126` it has lost bits, and the elements are multiplied
+    /// by [`factor_significand`](Self::factor_significand) and [`factor_exponent`](Self::factor_exponent) instead.
     pub factor: f32,
     /// The largest absolute value of any element: the infinity norm. NaN if any element is NaN.
     pub max_magnitude: f32,
     flags: u32,
     first_non_finite: u32,
-    /// The norm once more, as `norm_significand · 2^norm_exponent`: exact where [`total_norm`](Self::total_norm) has left
-    /// the range of f32. The significand is 0, infinite, NaN, or in `[1, 2)`.
+    /// The norm as `norm_significand · 2^norm_exponent`, also if [`total_norm`](Self::total_norm) exceeds the range of f32. The
+    /// significand is 0, infinite, NaN, or in `[1, 2)`.
     pub norm_significand: f32,
-    /// See [`norm_significand`](Self::norm_significand). [`EMPTY_EXPONENT`](Self::EMPTY_EXPONENT), beside a significand of 0,
-    /// where nothing was measured.
+    /// See [`norm_significand`](Self::norm_significand). [`EMPTY_EXPONENT`](Self::EMPTY_EXPONENT), with a significand of 0, if
+    /// no element was measured.
     pub norm_exponent: i32,
-    /// The factor once more, as `factor_significand · 2^factor_exponent`, where [`factor`](Self::factor) has left the range of
+    /// The factor as `factor_significand · 2^factor_exponent`, also if [`factor`](Self::factor) is below the normal range of
     /// f32. The magnitude of the significand is 0, NaN, or in `[1, 2)`.
     pub factor_significand: f32,
-    /// See [`factor_significand`](Self::factor_significand). 0 beside a significand of 0 or NaN.
+    /// See [`factor_significand`](Self::factor_significand). 0 if the significand is 0 or NaN.
     pub factor_exponent: i32,
 }
 
@@ -75,8 +74,8 @@ impl ClipRecord {
     const NORM_MISSING: u32 = 32;
     const NO_GRADIENT: u32 = u32::MAX;
 
-    /// The [`norm_exponent`](Self::norm_exponent) of no elements at all. Their norm is 0, but unlike another norm of 0 it is no
-    /// part of a joint norm of a negative p; [`join_norms`](crate::join_norms) looks for it.
+    /// The [`norm_exponent`](Self::norm_exponent) of a record of no elements. It distinguishes the norm of no elements from the
+    /// norm 0 of zeros, which makes a joint norm of a negative p 0; [`join_norms`](crate::join_norms) skips the former.
     pub const EMPTY_EXPONENT: i32 = i32::MIN;
 
     /// The record before anything has been measured: a scale pass, or an optimizer, that reads it changes nothing. It is

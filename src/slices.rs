@@ -86,7 +86,7 @@ impl DeviceChoice {
     }
 }
 
-/// What clipped.
+/// The device that clipped.
 #[derive(Clone, Debug)]
 pub enum SliceDevice {
     /// The CPU path.
@@ -109,12 +109,12 @@ impl fmt::Display for SliceDevice {
     }
 }
 
-/// What came of clipping host slices. `R` is a [`ClipRecord`], or several, where norms were measured.
+/// The outcome of a clip of host slices. `R` is a [`ClipRecord`], or several.
 #[derive(Clone, Debug)]
 pub struct Clipped<R> {
-    /// The outcome.
+    /// The record, or the records.
     pub record: R,
-    /// What clipped.
+    /// The device that clipped.
     pub device: SliceDevice,
     /// How long each stage took.
     pub timings: Timings,
@@ -175,7 +175,7 @@ impl SliceClipper {
         Ok(Self { choice, gpu })
     }
 
-    /// What clips.
+    /// The device that clips.
     #[must_use]
     pub fn device(&self) -> SliceDevice {
         match &self.gpu {
@@ -184,8 +184,8 @@ impl SliceClipper {
         }
     }
 
-    /// Clips these gradients, together, in this manner. The record is that of a clip by global norm; one by value
-    /// measures nothing, and for one of each gradient by itself [`clip_groups`](Self::clip_groups) has the records.
+    /// Clips gradients as one group, and returns the record of a clip by global norm. A clip by value has no record; call
+    /// [`clip_groups`](Self::clip_groups) for the records of a clip of each gradient on its own.
     ///
     /// # Errors
     ///
@@ -209,10 +209,10 @@ impl SliceClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`cpu::clip_groups`], [`Error::NeedsPlan`] among them; that the GPU has not enough memory or is lost; or [`Error::Limit`] if a gradient that
-    /// must stay in one piece is larger than the device's `max_buffer_size`: one with a norm of its own, and each where
-    /// gradients are counted (p = 0). No slice is changed then, unless the GPU is lost while it hands the clipped
-    /// gradients back.
+    /// Those of [`cpu::clip_groups`], including [`Error::NeedsPlan`]; [`Error::OutOfMemory`] and [`Error::DeviceLost`] of a GPU;
+    /// [`Error::Limit`] if a gradient that must stay in one buffer exceeds the device's `max_buffer_size`: a gradient with a
+    /// norm of its own, or any gradient for the 0-norm. No slice is changed then, unless the GPU is lost while the clipped
+    /// gradients are copied back.
     pub fn clip_groups(
         &self,
         gradients: &mut [Gradient<'_>],
@@ -226,12 +226,12 @@ impl SliceClipper {
         self.carry_out(gradients, clips, None)
     }
 
-    /// Clips gradients by a norm that was measured elsewhere, for a [`Clip::by_supplied_norm`]. Returns the record.
+    /// Clips gradients by `total_norm`, a norm that was measured elsewhere. `clip` must be a [`Clip::by_supplied_norm`], and all
+    /// gradients must belong to group 0.
     ///
     /// # Errors
     ///
-    /// Those of [`clip_groups`](Self::clip_groups), all gradients belonging to group 0; [`Error::MeasuresItself`] for any other
-    /// clip.
+    /// Those of [`clip_groups`](Self::clip_groups); [`Error::MeasuresItself`] for any other clip.
     pub fn clip_with_norm(
         &self,
         gradients: &mut [Gradient<'_>],

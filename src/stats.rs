@@ -1,4 +1,4 @@
-//! What can be known of one gradient alone.
+//! `TensorStats`: the statistics of one gradient.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,20 +6,20 @@ use bytemuck::{Pod, Zeroable};
 /// [`ClipPlan::tensor_stats_buffer`](crate::ClipPlan::tensor_stats_buffer).
 pub const TENSOR_STATS_WGSL: &str = include_str!("../shaders/tensor_stats.wgsl");
 
-/// One gradient of several, by itself: what tells which layer explodes, vanishes or is not finite. It speaks of the
-/// gradient before clipping and without its loss scale. Of an unmeasured gradient, which is not read, all is 0.
+/// The statistics of one gradient, which show the layer that explodes, vanishes or is not finite. They are those before clipping,
+/// without the loss scale. All fields are 0 for an unmeasured gradient, which is not read.
 ///
 /// On the device it is 16 bytes, four little-endian words in the order of the fields; [`TENSOR_STATS_WGSL`] declares it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct TensorStats {
-    /// The norm of this gradient alone, of the clip's norm type. Infinite where it exceeds `f32::MAX`.
+    /// The norm of this gradient, of the clip's norm type. Infinite if it exceeds `f32::MAX`.
     pub norm: f32,
     /// The largest absolute value of its elements; NaN if one of them is NaN.
     pub max_magnitude: f32,
-    /// How many elements are infinite or NaN; `u32::MAX` if more.
+    /// The number of infinite and NaN elements, at most `u32::MAX`.
     pub non_finite: u32,
-    /// How many elements are 0, of either sign; `u32::MAX` if more.
+    /// The number of elements that are 0, of either sign, at most `u32::MAX`.
     pub zeros: u32,
 }
 

@@ -1,10 +1,10 @@
-//! What is counted over the steps of a training.
+//! `StepCounts`: counts over the steps of a training.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::ClipRecord;
+use crate::{ClipRecord, Error};
 
-/// How often clipping has engaged: counts over steps, of one group, or of one gradient that is clipped by itself.
+/// Counts over steps of how often clipping engaged, for one group or for one gradient that is clipped on its own.
 ///
 /// A plan whose clip [counts steps](crate::Clip::count_steps) keeps them on the device;
 /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) keeps them always. For records that come from elsewhere, [`add`](Self::add)
@@ -26,13 +26,13 @@ use crate::ClipRecord;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct StepCounts {
-    /// How many norms were measured, or supplied.
+    /// The number of norms that were measured or supplied.
     pub steps: u32,
-    /// How often the coefficient differed from 1; [`ClipRecord::clipped`].
+    /// The number of steps whose coefficient differed from 1: [`ClipRecord::clipped`].
     pub clipped: u32,
-    /// How often the gradients were not finite; [`ClipRecord::non_finite`].
+    /// The number of steps whose gradients were not finite: [`ClipRecord::non_finite`].
     pub non_finite: u32,
-    /// The largest norm that was finite.
+    /// The largest finite norm.
     pub largest_norm: f32,
 }
 
@@ -45,5 +45,11 @@ impl StepCounts {
         if record.total_norm.is_finite() {
             self.largest_norm = self.largest_norm.max(record.total_norm);
         }
+    }
+
+    /// That they can have come about. Of the other numbers any can, since they wrap.
+    pub(crate) fn checked(&self, record: usize) -> Result<(), Error> {
+        let is_good = self.largest_norm.is_finite() && self.largest_norm >= 0.0;
+        if is_good { Ok(()) } else { Err(Error::StepCounts { record, given: *self }) }
     }
 }

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::Error;
 use crate::float_state::in_default_modes;
 
-/// How a limit adapts to the norms of past steps: a norm that exceeds their mean by too many deviations is a spike, and is
-/// clipped the harder the more of a spike it is.
+/// The options of a limit that adapts to the norms of past steps. A norm that exceeds their mean by more than `z_threshold`
+/// deviations is a spike; the larger the spike, the lower its limit.
 ///
 /// ```text
 /// z      = (norm - mean) / deviation
@@ -17,20 +17,20 @@ use crate::float_state::in_default_modes;
 /// ```
 ///
 /// It is ZClip with adaptive scaling (Kumar, Owen, Chowdhury and Güra, "ZClip: Adaptive Spike Mitigation for LLM
-/// Pre-Training", 2025, arXiv:2504.02507), with its defaults. The first `warm_up` steps do not limit; after them mean and
-/// deviation are those of these steps. In three things it differs: nothing is added to the deviation before it divides, so
-/// that the scale of the gradients does not matter; a norm that is not finite leaves the history as it is; and a warm-up whose
-/// norms were all 0 starts again.
+/// Pre-Training", 2025, arXiv:2504.02507), with its defaults. The first `warm_up` steps have no limit; they give the initial mean
+/// and deviation. It differs from the paper in three ways: nothing is added to the deviation before the division, so that it
+/// works at any scale of the gradients; a non-finite norm does not change the history; and a warm-up whose norms were all 0
+/// starts again.
 ///
-/// Set it with [`Clip::z_clip`](crate::Clip::z_clip). It decides where the gradients are, on the device if they are
-/// there, and asks no host; the host may read its [`NormHistory`], save it, and restore it.
+/// Set it with [`Clip::z_clip`](crate::Clip::z_clip). The limit is computed where the gradients are, on the device without a host
+/// stall or on the CPU. The host can read the [`NormHistory`], save it and restore it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ZClip {
-    /// α, how much of mean and deviation is kept from step to step; from 0 to less than 1.
+    /// α, the share of mean and deviation that is kept from step to step; in `[0, 1)`.
     pub alpha: f32,
-    /// How many deviations above the mean are too many; positive.
+    /// The number of deviations above the mean from which a norm is a spike; positive and finite.
     pub z_threshold: f32,
-    /// How many steps only measure; at least 1.
+    /// The number of steps that only measure; at least 1.
     pub warm_up: u32,
 }
 
@@ -41,17 +41,17 @@ impl Default for ZClip {
     }
 }
 
-/// What a [`ZClip`] remembers of past norms: its whole state.
+/// The complete state of a [`ZClip`]: the mean and deviation of past norms.
 ///
 /// On the device it is 12 bytes, three little-endian words in the order of the fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NormHistory {
-    /// How many norms it has seen, up to the end of the warm-up.
+    /// The number of norms added so far, at most `warm_up`.
     pub steps: u32,
-    /// Their mean.
+    /// The mean of the norms.
     pub mean: f32,
-    /// Their standard deviation σ.
+    /// The standard deviation σ of the norms.
     pub deviation: f32,
 }
 
@@ -64,8 +64,8 @@ impl ZClip {
         if is_good { Ok(self) } else { Err(Error::ZClip { given: self }) }
     }
 
-    /// The limit for this norm, if it is a spike; and in any case the history with this norm in it. It is what
-    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) and the device do at every step.
+    /// Adds `norm` to `history`, and returns the limit for it if it is a spike. [`cpu::ClipPlan`](crate::cpu::ClipPlan) and the
+    /// device do the same at every step.
     ///
     /// ```
     /// use gradclip::{NormHistory, ZClip};
@@ -112,7 +112,10 @@ impl ZClip {
         } else {
             (1.0 - f64::from(self.alpha), f64::from(self.alpha))
         };
-        history.mean = (mean + rate * distance) as f32;
+        // From the nearer end: what is left of a mean may be little, and its rounding more than the norm.
+        let next =
+            if rate > 0.5 { f64::from(counted) - (1.0 - rate) * distance } else { mean + rate * distance };
+        history.mean = next as f32;
         let variance = (1.0 - rate) * (deviation * deviation + rate * share * distance * distance);
         history.deviation = variance.sqrt() as f32;
         limit
@@ -120,7 +123,7 @@ impl ZClip {
 }
 
 impl NormHistory {
-    /// That it is one that can come about.
+    /// Checks that the history is valid.
     pub(crate) fn checked(&self, record: usize) -> Result<(), Error> {
         let is_good = [self.mean, self.deviation].iter().all(|x| x.is_finite() && *x >= 0.0);
         if is_good { Ok(()) } else { Err(Error::History { record, given: *self }) }

@@ -1,4 +1,4 @@
-//! What came of a clip.
+//! `Clipped`: the outcome of a clip.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,8 +9,8 @@ use gradclip::{ClipRecord, NonFinite, NormType, TensorStats};
 use crate::tensor_ops::Measured;
 use crate::{Error, task::Task};
 
-/// What a clip by norm has measured. It is on the device: [`norm`](Self::norm) and [`factor`](Self::factor) go into further
-/// tensor operations as they are, and [`records`](Self::records) is for the step in which you want to log.
+/// The outcome of a clip by norm, on the device. [`norm`](Self::norm) and [`factor`](Self::factor) are tensors for further
+/// operations; [`records`](Self::records) reads the outcome back, to log it.
 #[derive(Clone, Debug)]
 pub struct Clipped {
     source: Source,
@@ -49,7 +49,7 @@ impl Clipped {
         Self { source, paths, task, known: Arc::default(), skipped: false }
     }
 
-    /// The same, of a step that is to be left out.
+    /// Marks the step as left out.
     pub(crate) fn leaving_out_the_step(self) -> Self {
         Self { skipped: true, ..self }
     }
@@ -58,9 +58,9 @@ impl Clipped {
         &self.task
     }
 
-    /// Whether this step is left out: some gradient is not finite, and the policy is [`NonFinite::Skip`]. The container that was
-    /// clipped then holds no gradient of the module any more, so that Burn's optimizers change neither parameters nor their
-    /// own state. Known without a further wait.
+    /// Whether this step is left out: a gradient is not finite, and the policy is [`NonFinite::Skip`]. The clip has then removed
+    /// all gradients of the module from the container, so that Burn's optimizers change neither parameters nor their own
+    /// state. Does not wait.
     #[must_use]
     pub const fn skipped(&self) -> bool {
         self.skipped

@@ -30,8 +30,8 @@ pub(crate) type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 /// # }
 /// ```
 ///
-/// Make one and keep it: it remembers what the shapes of a model need on the device. Clones share that. It serves any
-/// number of models, devices and threads.
+/// Make one and keep it: it caches the tables that the shapes of a model need on the device, and clones share the cache. One
+/// clipper serves any number of models, devices and threads.
 #[derive(Clone)]
 pub struct GradClipper {
     /// Of what belongs to no group, and of each group: what was asked for, and the same checked.
@@ -62,8 +62,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if the options mean nothing; [`Error::Unsupported`] for what gradclip can and this cannot:
-    /// `Clip::by_parameter_norm`, `by_supplied_norm`, `z_clip`, `count_steps`.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::by_parameter_norm`, `by_supplied_norm`,
+    /// `z_clip` and `count_steps`, which this package does not support.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
@@ -94,10 +94,10 @@ impl GradClipper {
         Self::new(Clip::by_value(clip_value))
     }
 
-    /// Clips some parameters by themselves: those whose path satisfies `matches` have a norm and a limit of their own. A path
-    /// is that of Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first group that wants it, and
-    /// to what the clipper was made for if none does. A clip of a module of which no parameter belongs to the group is
-    /// [`Error::EmptyGroup`].
+    /// Adds a group: the parameters whose path satisfies `matches`, with a norm and a limit of their own. A path is that of
+    /// Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first group that matches its path, and to
+    /// the clip of [`new`](Self::new) if none does. [`clip`](Self::clip) returns [`Error::EmptyGroup`] for a module without a
+    /// parameter in the group.
     ///
     /// ```
     /// # use gradclip_burn::{Clip, GradClipper};
@@ -120,7 +120,7 @@ impl GradClipper {
         Ok(self)
     }
 
-    /// Changes how that is clipped which belongs to no group: for limits that follow a schedule. A new limit costs the upload of
+    /// Replaces the clip of the parameters that belong to no group, for a limit that follows a schedule. It costs the upload of
     /// a few bytes.
     ///
     /// # Errors
@@ -141,27 +141,28 @@ impl GradClipper {
     /// Clips the gradients of `module`, and leaves them in `gradients`. Tied parameters count once; those without a gradient
     /// are left out; gradients of other modules stay as they are.
     ///
-    /// On Burn's wgpu runtime, with this package's feature `wgpu`, they are clipped by gradclip's kernels, in Burn's own stream and
-    /// memory: in place, or in a copy where somebody else holds the same memory. Elsewhere it is Burn's own tensor operations. Nothing is read back and
-    /// nothing waited for, except under these two policies for gradients that are not finite, which decide whether there is a
-    /// step at all. Both read the records back, some words for each norm, before they return:
+    /// On Burn's wgpu runtime, with this package's feature `wgpu`, gradclip's kernels clip them in Burn's own stream and memory:
+    /// in place, or in a copy if another tensor shares the memory. Elsewhere Burn's tensor operations clip them. The call reads
+    /// nothing back and does not wait, except under two policies for non-finite gradients, which decide whether there is a
+    /// step. Both read the records back, some words for each norm, before they return:
     ///
-    /// - [`NonFinite::Skip`]: if a record says `skip`, the gradients of `module` are taken out of `gradients`. A step of Burn's
-    ///   optimizer then changes neither parameters nor its own state; [`Clipped::skipped`] says so. What is left out is the
-    ///   whole step, also where only one of several groups is not finite.
-    /// - [`NonFinite::Error`]: such gradients are [`Error::NonFinite`]. They are as they were; groups that are finite have been
-    ///   clipped.
+    /// - [`NonFinite::Skip`]: if a norm is not finite, the call removes the gradients of `module` from `gradients`. A step of
+    ///   Burn's optimizer then changes neither parameters nor its own state, and [`Clipped::skipped`] is true. The whole step
+    ///   is left out, even if only one of several groups is not finite.
+    /// - [`NonFinite::Error`]: the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of finite
+    ///   groups are clipped.
     ///
     /// # Errors
     ///
     /// [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group without a
-    /// parameter; [`Error::NoGradients`] if parameters require gradients, and `gradients` has none of any. Gradients are then as
-    /// they were. [`Error::NonFinite`] as above. [`Error::Backend`] if the device could not be asked.
+    /// parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of them. The gradients are
+    /// then unchanged. [`Error::NonFinite`] as above. [`Error::Backend`] if the records could not be read back.
     pub fn clip<M: Module>(&self, gradients: &mut GradientsParams, module: &M) -> Result<Clipped, Error> {
         pollster::block_on(self.clip_async(gradients, module))
     }
 
-    /// [`clip`](Self::clip), for callers that must not block: it may wait under [`NonFinite::Skip`] and [`NonFinite::Error`].
+    /// [`clip`](Self::clip) for callers that must not block: it awaits the records under [`NonFinite::Skip`] and
+    /// [`NonFinite::Error`].
     ///
     /// # Errors
     ///
@@ -174,7 +175,7 @@ impl GradClipper {
         self.run(&self.operations, gradients, module).await
     }
 
-    /// Clips as `clip` says, where that is known only now: otherwise [`clip`](Self::clip). Groups keep theirs.
+    /// [`clip`](Self::clip) with another clip for the parameters that belong to no group, in this call only.
     ///
     /// # Errors
     ///
@@ -194,8 +195,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip). After [`Error::NonFinite`] and [`Error::Backend`] the sums are there, otherwise what was
-    /// given.
+    /// Those of [`clip`](Self::clip). After [`Error::NonFinite`] and [`Error::Backend`], `gradients` holds the sums; after other
+    /// errors it is unchanged.
     pub fn clip_multi<M: Module>(
         &self,
         gradients: &mut MultiGradientsParams,
@@ -225,7 +226,7 @@ impl GradClipper {
         Ok(clipped)
     }
 
-    /// Clips at some time, without waiting for it.
+    /// Launches the clip, without waiting for it.
     fn launch<M: Module>(
         &self,
         operations: &[Operation],

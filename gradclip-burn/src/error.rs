@@ -1,24 +1,27 @@
-//! What can go wrong.
+//! The errors of a clip and of an optimizer step.
 
 use std::fmt;
 
 use burn::tensor::{DType, ExecutionError};
 
-/// Why gradients were not clipped, or what came of it not read. Gradients are as they were, if nothing else is said.
+/// The reason why gradients were not clipped, or why the outcome could not be read. Unless a variant says otherwise, the
+/// gradients are unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The options of a [`Clip`](gradclip::Clip) mean nothing, or those of two groups differ in more than their limits.
+    /// An option of a [`Clip`](gradclip::Clip) is invalid, or the clips of two groups differ in more than their limits.
     #[error(transparent)]
     Clip(#[from] gradclip::Error),
-    /// Something that gradclip can and this package cannot.
+    /// An option that gradclip supports and this package does not.
     #[error("{option} is not supported on Burn's tensors")]
     Unsupported {
-        /// What was asked for.
+        /// The option.
         option: &'static str,
     },
-    /// A gradient that cannot be measured or scaled.
-    #[error("the gradient of {parameter} is of type {dtype:?}, which cannot be clipped")]
+    /// A gradient whose elements are not floating-point numbers.
+    #[error(
+        "the gradient of {parameter} has dtype {dtype:?}, but only floating-point gradients can be clipped"
+    )]
     Type {
         /// The path of the parameter in its module.
         parameter: String,
@@ -27,52 +30,64 @@ pub enum Error {
     },
     /// A gradient that was registered with another rank than its parameter has.
     ///
-    /// Burn's container knows the rank of what it holds, and panics when asked for another; it cannot be asked which. So that
-    /// panic is caught here, before anything is changed, which a panic hook sees, and which needs a build that unwinds.
-    #[error("the gradient registered for {parameter} has not the rank {rank} of the parameter")]
+    /// Burn's container does not tell the rank of a gradient, and panics when asked for a gradient of another rank. This crate
+    /// catches that panic before it changes anything. A panic hook still sees the panic, and the build must unwind.
+    #[error(
+        "the gradient registered for {parameter} has another rank than the parameter, whose rank is {rank}"
+    )]
     Rank {
         /// The path of the parameter in its module.
         parameter: String,
         /// Its rank.
         rank: usize,
     },
-    /// A group to which no parameter of the module belongs: its function wants none, or only such as an earlier group has.
-    #[error("no parameter of the module belongs to group {group}; its parameters are {}", list(parameters))]
+    /// A group without a parameter: its function matches no parameter of the module, or only parameters of earlier groups.
+    #[error(
+        "no parameter of the module belongs to group {group}; the module's parameters are {}",
+        list(parameters)
+    )]
     EmptyGroup {
-        /// Which group: 1 is the first one that was added with [`GradClipper::group`](crate::GradClipper::group).
+        /// The index of the group. 1 is the first group added with [`GradClipper::group`](crate::GradClipper::group).
         group: usize,
         /// The paths of the parameters of the module.
         parameters: Vec<String>,
     },
-    /// There is no gradient of any parameter of the module, though some require one: the gradients of another model, or a loss
-    /// that does not depend on this one.
-    #[error("{}; its parameters are {}", without_gradients(*given), list(parameters))]
+    /// A container without a gradient of any parameter of the module, though some parameters require one. It holds the gradients
+    /// of another model, or the loss does not depend on the module.
+    #[error("{}; the module's parameters are {}", without_gradients(*given), list(parameters))]
     NoGradients {
-        /// How many gradients there are.
+        /// The number of gradients in the container.
         given: usize,
         /// The paths of the parameters of the module.
         parameters: Vec<String>,
     },
-    /// A gradient is not finite, and the policy for that is [`NonFinite::Error`](gradclip::NonFinite::Error).
-    #[error("the gradients are not finite{}", .parameter.as_ref().map(|p| format!(": {p} is the first of them")).unwrap_or_default())]
+    /// Non-finite gradients, under the policy [`NonFinite::Error`](gradclip::NonFinite::Error).
+    #[error("{}", not_finite(parameter.as_deref()))]
     NonFinite {
-        /// The path of the first parameter with such a gradient; none if all are finite and only their norm is not.
+        /// The path of the first parameter whose gradient holds an infinity or a NaN; none if only the norm does.
         parameter: Option<String>,
     },
-    /// The backend could not execute what it was given.
-    #[error("the outcome of a clip could not be read")]
+    /// The backend failed to execute the operations of the clip.
+    #[error("the outcome of the clip could not be read back from the device")]
     Backend(#[source] ExecutionError),
 }
 
 fn without_gradients(given: usize) -> String {
     match given {
         0 => "there is no gradient of the module, though some of its parameters require one".to_owned(),
-        1 => "the one gradient given is not of a parameter of the module".to_owned(),
-        _ => format!("none of the {given} gradients given is of a parameter of the module"),
+        1 => "the one gradient given belongs to no parameter of the module".to_owned(),
+        _ => format!("none of the {given} gradients given belongs to a parameter of the module"),
     }
 }
 
-/// The first of these paths, and how many more there are.
+fn not_finite(parameter: Option<&str>) -> String {
+    match parameter {
+        Some(parameter) => format!("the gradient of {parameter} is the first with an infinity or a NaN"),
+        None => "the norm of the gradients is infinite or NaN".to_owned(),
+    }
+}
+
+/// Lists the first paths, and the number of the others.
 fn list(paths: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = paths[..paths.len().min(SHOWN)].join(", ");
@@ -83,13 +98,13 @@ fn list(paths: &[String]) -> String {
     }
 }
 
-/// A step of a [`ClippedOptimizer`](crate::ClippedOptimizer) that was not made: why not, and the module as it was before it.
+/// The error of a step of a [`ClippedOptimizer`](crate::ClippedOptimizer), with the unchanged module.
 ///
-/// Where the module is not needed any more, `?` turns it into its [`Error`].
+/// `?` converts it to its [`Error`] and drops the module, in functions that return that error.
 pub struct StepError<M> {
-    /// The module, as it was.
+    /// The module, unchanged.
     pub module: M,
-    /// Why there was no step.
+    /// The reason why no step was made.
     pub error: Error,
 }
 

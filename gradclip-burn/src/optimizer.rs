@@ -8,8 +8,8 @@ use crate::{Clipped, GradClipper, StepError};
 
 /// An optimizer of Burn's whose steps begin with a clip.
 ///
-/// Burn clips inside its optimizers, where each parameter is met by itself: that cannot be by global norm. This clips the
-/// gradients of the whole module, and hands them on. Its [`step`](Self::step) has the arguments of Burn's.
+/// Burn clips inside its optimizers, one parameter at a time, and so cannot clip by global norm. This optimizer clips the
+/// gradients of the whole module, then calls Burn's. Its [`step`](Self::step) takes the same arguments as Burn's.
 #[derive(Clone)]
 pub struct ClippedOptimizer {
     /// The optimizer, for what it offers besides: records, groups.
@@ -34,10 +34,10 @@ impl ClippedOptimizer {
 
     /// Clips the gradients of `module`, and updates it with them.
     ///
-    /// Under [`NonFinite::Skip`](gradclip::NonFinite::Skip), gradients that are not finite leave the module and the state of
-    /// the optimizer as they are: [`last`](Self::last) then says [`skipped`](Clipped::skipped). That policy and
-    /// [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step, to read a record back; the others do
-    /// not wait.
+    /// Under [`NonFinite::Skip`](gradclip::NonFinite::Skip), a step with non-finite gradients changes neither the module nor the
+    /// state of the optimizer, and [`skipped`](Clipped::skipped) of [`last`](Self::last) is true. This policy and
+    /// [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step to read a record back; the other
+    /// policies do not wait.
     ///
     /// ```
     /// # use burn::{module::Module, optim::GradientsParams};
@@ -55,7 +55,7 @@ impl ClippedOptimizer {
     ///
     /// # Errors
     ///
-    /// Those of [`GradClipper::clip`], with the module as it was. The optimizer's state is as it was, too.
+    /// Those of [`GradClipper::clip`], together with the unchanged module. The state of the optimizer is unchanged too.
     pub fn step<M: Module>(
         &mut self,
         learning_rate: impl Into<ModuleLearningRate>,
@@ -65,7 +65,7 @@ impl ClippedOptimizer {
         pollster::block_on(self.step_async(learning_rate, module, gradients))
     }
 
-    /// [`step`](Self::step), for callers that must not block.
+    /// [`step`](Self::step) for callers that must not block.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl ClippedOptimizer {
         }
     }
 
-    /// What the clip of the last step has measured; nothing after a step that failed.
+    /// The outcome of the clip of the last step; none after a step that failed.
     #[must_use]
     pub fn last(&self) -> Option<&Clipped> {
         self.last.as_ref()

@@ -26,8 +26,7 @@ pub struct Gradient<'a> {
     pub(crate) label: Option<&'a str>,
 }
 
-/// The parameter that a gradient is of. It is only read, and only by a
-/// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm).
+/// The parameter of a gradient. Only [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) reads it, and no clip writes it.
 #[derive(Clone, Copy)]
 pub struct Parameter<'a> {
     elements: Elements<'a>,
@@ -71,39 +70,38 @@ impl<'a> Gradient<'a> {
         Self { elements, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
     }
 
-    /// Names it in errors, which otherwise have its index only: the name of its parameter, say.
+    /// Sets a label, such as the name of the parameter, which errors show beside the index.
     #[must_use]
     pub const fn label(mut self, label: &'a str) -> Self {
         self.label = Some(label);
         self
     }
 
-    /// Which of the clips it belongs to, as an index; 0 unless this is called.
+    /// Sets the group: the index of the gradient's clip. The default is 0.
     #[must_use]
     pub const fn group(mut self, group: usize) -> Self {
         self.group = group;
         self
     }
 
-    /// Leave it out of the norm, but scale it with the others. Of the clips that give every gradient a norm of its own
-    /// only the loss scale is left for it.
+    /// Leaves the gradient out of the norm, but scales it with the others. A clip of each gradient on its own only undoes its
+    /// loss scale.
     #[must_use]
     pub const fn unmeasured(mut self) -> Self {
         self.measured = false;
         self
     }
 
-    /// Count it in the norm, but do not write it.
+    /// Counts the gradient in the norm, but never writes it.
     #[must_use]
     pub const fn unscaled(mut self) -> Self {
         self.scaled = false;
         self
     }
 
-    /// Of how many rows it is made, one after the other and each as long as the others: the first number of its shape. A
-    /// clip of each gradient by itself clips each row by itself then, and leaves a record for each; all others do not
-    /// care. A weight of the shape `[out, in]` has `out` rows. An empty gradient may have rows, too: all of them together at
-    /// most 2²⁰.
+    /// Splits the gradient into `rows` consecutive rows of equal length; the number is the first of its shape. A clip of each
+    /// gradient on its own then clips each row on its own, and returns a record for each. Other clips ignore it. A weight of
+    /// the shape `[out, in]` has `out` rows. Empty gradients may have rows too, at most 2²⁰ together.
     #[must_use]
     pub const fn rows(mut self, rows: usize) -> Self {
         self.rows = rows;

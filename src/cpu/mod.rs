@@ -77,15 +77,15 @@ pub fn clip(gradients: &mut [&mut [f32]], clip: Clip) -> Result<Option<ClipRecor
 
 /// Clips gradients in place, all of which belong to group 0.
 ///
-/// A clip by global norm returns one record; [`Clip::by_norm`], [`Clip::by_rms`] and [`Clip::by_parameter_norm`] return one
-/// per gradient, or per [row](Gradient::rows), in the order of the gradients, and a clip by value none. Where the factor is 1, or only the coefficient was asked for, nothing is
-/// written.
+/// A clip by global norm returns one record. [`Clip::by_norm`], [`Clip::by_rms`] and [`Clip::by_parameter_norm`] return one
+/// for each gradient, or for each [row](Gradient::rows), in the order of the gradients. A clip by value returns none. Nothing
+/// is written if the factor is 1 or the clip is [`Clip::coefficient_only`].
 ///
 /// # Errors
 ///
 /// The values of `clip` are not valid, as its constructors describe; [`Error::Group`] if a gradient belongs to another
-/// group; what [`Gradient`] says of rows and parameters; [`Error::NeedsPlan`] for an option whose results only a plan returns; or
-/// [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
+/// group; the errors of rows and parameters (see [`Gradient`]); [`Error::NeedsPlan`] for an option whose results only a plan
+/// returns; or [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
 pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRecord>, Error> {
     clip_groups(gradients, &[clip])
 }

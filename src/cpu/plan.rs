@@ -1,4 +1,4 @@
-//! `ClipPlan`: how to clip on the CPU, step after step, and what is remembered from one to the next.
+//! `ClipPlan`: clips on the CPU step after step, and keeps state between steps.
 
 mod measurement;
 
@@ -11,10 +11,10 @@ use crate::float_state::in_default_modes;
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
 pub use measurement::{Measurement, scale};
 
-/// How to clip, step after step, and what is remembered from one to the next: the [`ClipPlan`](crate::ClipPlan) of the CPU.
-/// Unlike that one it does not hold on to gradients.
+/// Clips step after step on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
+/// [`ClipPlan`](crate::ClipPlan) of the GPU, it holds no gradients.
 ///
-/// A clip that remembers nothing needs no plan: [`clip_groups`](super::clip_groups) makes one for one step.
+/// A clip without such state needs no plan: call [`clip_groups`](super::clip_groups).
 ///
 /// ```
 /// use gradclip::{Clip, cpu};
@@ -38,12 +38,12 @@ pub struct ClipPlan {
 }
 
 impl ClipPlan {
-    /// For groups of gradients with these clips.
+    /// Creates a plan with one clip for each group of gradients.
     ///
     /// # Errors
     ///
-    /// The values of a clip are not valid; [`Error::Groups`] if they differ in more than their limits; [`Error::NoClip`] if
-    /// there is none.
+    /// Those of [`Clip::checked`] for each clip; [`Error::Groups`] if the clips differ in more than their limits;
+    /// [`Error::NoClip`] if `clips` is empty.
     pub fn new(clips: &[Clip]) -> Result<Self, Error> {
         Ok(Self {
             operations: Clip::all_checked(clips)?,
@@ -58,7 +58,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// Those of [`clip_groups`](super::clip_groups); [`Error::Records`] if the number of records is another than in the
+    /// Those of [`clip_groups`](super::clip_groups); [`Error::Records`] if the number of records differs from that of the
     /// step before. All gradients are then untouched.
     pub fn clip(&mut self, gradients: &mut [Gradient<'_>]) -> Result<Vec<ClipRecord>, Error> {
         gradient::check(gradients, self.operations.len(), self.operations[0].is_relative())?;
@@ -76,7 +76,7 @@ impl ClipPlan {
         self.finish(gradients, &norm, &bases)
     }
 
-    /// The same for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
+    /// [`clip`](Self::clip) for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
     ///
     /// # Errors
     ///
@@ -104,32 +104,32 @@ impl ClipPlan {
         self.finish(gradients, &norm, &bases)
     }
 
-    /// What each gradient of the last step was by itself, if the clip asks for
-    /// [`tensor_stats`](crate::Clip::tensor_stats); else nothing.
+    /// The statistics of each gradient of the last step. Empty unless the clip asks for
+    /// [`tensor_stats`](crate::Clip::tensor_stats).
     #[must_use]
     pub fn tensor_stats(&self) -> &[TensorStats] {
         &self.tensor_stats
     }
 
-    /// What was counted over the steps, for each record. Nothing before the first step.
+    /// The counts over the steps, one for each record. Empty before the first step.
     #[must_use]
     pub fn step_counts(&self) -> &[StepCounts] {
         &self.step_counts
     }
 
-    /// What a [`z_clip`](crate::Clip::z_clip) remembers, for each record: what to save with a checkpoint. Nothing before
+    /// The norm histories of a [`z_clip`](crate::Clip::z_clip), one for each record, to save with a checkpoint. Empty before
     /// the first step.
     #[must_use]
     pub fn histories(&self) -> &[NormHistory] {
         &self.histories
     }
 
-    /// Changes the limits: one for each group.
+    /// Changes the limits, one for each group, for the steps that follow.
     ///
     /// # Errors
     ///
-    /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
-    /// [`Error::NeedsNorm`] for a clip by value. The plan is then unchanged.
+    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::Limits`] if the number of limits differs from that of the
+    /// groups; [`Error::NeedsNorm`] for a clip by value. The plan is then unchanged.
     pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
         self.check_by_norm("set_max_norms")?;
         clip::check_max_norms(max_norms, self.operations.len())?;
@@ -139,11 +139,11 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Changes the loss scale, as [`Clip::loss_scale`](crate::Clip::loss_scale).
+    /// Changes the [loss scale](crate::Clip::loss_scale) for the steps that follow.
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
         self.check_by_norm("set_loss_scale")?;
         let inverse_scale = clip::inverse_scale(scale)?;
@@ -151,30 +151,33 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Sets the step counts: to start again, or to continue from another plan, also from one on a GPU. No counts at all start
-    /// again.
+    /// Replaces the step counts, one for each record: to continue those of another plan, on the CPU or on a GPU. An empty slice
+    /// starts from zero.
     ///
-    /// The number of records is known when the gradients are: [`clip`](Self::clip) returns [`Error::Records`] if there are more
-    /// or fewer counts.
+    /// The plan learns the number of records from the gradients of the next step. If the number of counts differs from it,
+    /// [`clip`](Self::clip) returns [`Error::Records`].
     ///
     /// # Errors
     ///
-    /// [`Error::NeedsNorm`] for a clip by value, which counts nothing.
+    /// [`Error::NeedsNorm`] for a clip by value, which counts nothing; [`Error::StepCounts`] if one cannot have come about.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.check_by_norm("set_step_counts")?;
+        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
         self.step_counts = counts.to_vec();
         Ok(())
     }
 
-    /// Restores that, also from a plan on a GPU.
+    /// Restores saved histories, one for each record, of a plan on the CPU or on a GPU.
+    ///
+    /// The plan learns the number of records from the gradients of the next step. If the number of histories differs from it,
+    /// [`clip`](Self::clip) returns [`Error::Records`].
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the limit does not follow past norms; [`Error::History`] if one cannot have come about.
-    /// Whether they are as many as the records is known when the gradients are: [`clip`](Self::clip) says so.
+    /// [`Error::NotAskedFor`] if the clip has no [`z_clip`](crate::Clip::z_clip); [`Error::History`] if a history is invalid.
     pub fn set_histories(&mut self, histories: &[NormHistory]) -> Result<(), Error> {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
-            return Err(Error::NotAskedFor { what: "histories of norms", with: "z_clip" });
+            return Err(Error::NotAskedFor { what: "norm histories", with: "z_clip" });
         }
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
         self.histories = histories.to_vec();
@@ -203,7 +206,9 @@ impl ClipPlan {
     /// Makes room for so many records, or finds that there is.
     fn remember(&mut self, records: usize) -> Result<(), Error> {
         let is_first = |len: usize| len == 0;
-        for (what, given) in [("histories", self.histories.len()), ("counts", self.step_counts.len())] {
+        for (what, given) in
+            [("norm histories", self.histories.len()), ("step counts", self.step_counts.len())]
+        {
             if !is_first(given) && given != records {
                 return Err(Error::Records { what, given, records });
             }

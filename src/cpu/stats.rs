@@ -14,12 +14,12 @@ use crate::{Clip, Error, NormType, TensorStats};
 ///
 /// # Errors
 ///
-/// The values of `clip` are not valid, or it is one by value, which measures nothing ([`Error::NothingMeasured`]);
+/// The values of `clip` are not valid, or it is one by value, which measures nothing ([`Error::NeedsNorm`]);
 /// [`Error::NeedsPlan`] for an option that needs a plan.
 pub fn tensor_stats(gradients: &[Gradient<'_>], clip: Clip) -> Result<Vec<TensorStats>, Error> {
     let operation = clip.checked()?;
     let Operation::Norm(norm) = operation else {
-        return Err(Error::NothingMeasured);
+        return Err(Error::NeedsNorm { what: "cpu::tensor_stats", clip: "a clip by value" });
     };
     Operation::Norm(ByNorm { tensor_stats: false, ..norm }).check_without_plan()?;
     let measured = gradients.iter().enumerate().filter(|(_, gradient)| gradient.measured);
@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn of_a_clip_by_value_there_are_none() {
-        assert_eq!(tensor_stats(&[], Clip::by_value(1.0)), Err(Error::NothingMeasured));
+        let needs_norm = Error::NeedsNorm { what: "cpu::tensor_stats", clip: "a clip by value" };
+        assert_eq!(tensor_stats(&[], Clip::by_value(1.0)), Err(needs_norm));
         assert_eq!(tensor_stats(&[], Clip::by_norm(-1.0)), Err(Error::MaxNorm { given: -1.0 }));
     }
 }

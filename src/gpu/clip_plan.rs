@@ -22,9 +22,9 @@ pub(super) use norm::{Measure, Segment};
 
 /// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
-/// Encoding records dispatches and does nothing else: it neither submits, nor waits, nor allocates, nor fails. The
-/// encoder must belong to the clipper's device, which wgpu checks only when the encoder is finished. The dispatches run in the order of the command buffer: after the
-/// backward pass that was encoded or submitted before, and before the optimizer that comes after.
+/// Encoding only records dispatches: it does not submit, wait, allocate or fail. The encoder must belong to the clipper's
+/// device, which wgpu checks only when the encoder is finished. The dispatches run in the order of the command buffer: after
+/// the backward pass that was encoded or submitted before, and before the optimizer that comes after.
 #[derive(Debug)]
 pub struct ClipPlan {
     /// The norm pass; empty for a clip by value.
@@ -110,7 +110,7 @@ impl ClipPlan {
         self.norm.len() + if self.coefficient_only { 0 } else { self.apply.len() }
     }
 
-    /// The label of a gradient, by its index in the list that the plan was made of:
+    /// Returns the label of a gradient by its index in the list that the plan was prepared for:
     /// [`ClipRecord::first_non_finite`](crate::ClipRecord::first_non_finite) and the order of
     /// [`TensorStats`](crate::TensorStats) are such indices. None without a [label](crate::Gradient::label).
     #[must_use]

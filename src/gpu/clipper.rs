@@ -90,10 +90,10 @@ impl Clipper {
         }
     }
 
-    /// A clipper for this device.
+    /// Creates a clipper for `device`.
     ///
-    /// wgpu's default limits are enough, as are WebGPU's, and no optional feature is needed.
-    /// [`recommended_limits`](Self::recommended_limits) are faster where there are many buffers, or large ones.
+    /// The default limits of wgpu and of WebGPU are enough, and no optional feature is needed.
+    /// [`recommended_limits`](Self::recommended_limits) are faster for many buffers, or large ones.
     ///
     /// # Errors
     ///
@@ -114,25 +114,25 @@ impl Clipper {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Plans to clip these gradients, together, in this manner: checks everything, compiles, allocates, binds.
+    /// Prepares a plan that clips `gradients` as one group: checks the input, compiles kernels, allocates and binds buffers.
     ///
-    /// The plan holds on to the buffers. It can be encoded any number of times, and is good until a gradient moves to
-    /// another buffer or range. An empty list is fine: its norm is 0. Nothing is written to a gradient.
+    /// The plan keeps the buffers alive. It can be encoded any number of times, and stays valid until one of its gradients
+    /// moves to another buffer or range. An empty list is allowed; its norm is 0. This call writes to no gradient.
     ///
     /// # Errors
     ///
-    /// An [`Error`] that names the gradient, by its index, and the numbers, if one does not lie in its buffer as it
-    /// must, two overlap, the clip's values make no sense, or the device has not enough of something.
+    /// An [`Error`] with the index and label of the gradient, and the numbers, if a range is invalid or two gradients overlap;
+    /// the errors of [`Clip::checked`]; [`Error::Limit`] or [`Error::OutOfMemory`] if the device allows too little.
     ///
     /// [`Error::Mapped`] or [`Error::Refused`] if a buffer is mapped, has been destroyed or belongs to another device. A
-    /// buffer of another [`wgpu::Instance`] is not recognised: wgpu cannot tell it from one of this device.
+    /// buffer of another [`wgpu::Instance`] is not detected: wgpu cannot tell it from one of this device.
     /// [`Error::DeviceLost`] if the device is lost.
     pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
         self.prepare_groups(gradients, &[clip])
     }
 
-    /// [`prepare`](Self::prepare) for gradients that belong to several groups, each with a limit of its own: one plan, one
-    /// pass, a record for each group. [`Gradient::group`] says which of the clips a gradient belongs to.
+    /// [`prepare`](Self::prepare) for gradients of several groups, each with its own limit: one plan, one pass, and a record for
+    /// each group. [`Gradient::group`] is the index of a gradient's clip in `clips`.
     ///
     /// ```
     /// # let adapter = gradclip::adapters().into_iter().next().expect("an adapter: scripts/test installs a software one");
@@ -162,8 +162,8 @@ impl Clipper {
     ///
     /// # Errors
     ///
-    /// As for [`prepare`](Self::prepare); [`Error::Group`] if there is no clip for a gradient's group, and
-    /// [`Error::Groups`] if the clips differ in more than their limit.
+    /// Those of [`prepare`](Self::prepare); [`Error::Group`] if there is no clip for a gradient's group; [`Error::Groups`] if the
+    /// clips differ in more than their limits; [`Error::NoClip`] if `clips` is empty.
     pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
         let operations = Clip::all_checked(clips)?;
         let with_parameters = operations[0].is_relative();
@@ -251,7 +251,7 @@ impl Clipper {
 }
 
 /// What needs more than a device allows.
-const PLAN: &str = "a plan for this many elements, gradients and rows";
+const PLAN: &str = "a plan for the elements and rows of these gradients";
 
 impl fmt::Debug for Clipper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -71,11 +71,11 @@ pub(crate) async fn open(adapter: &Adapter) -> Result<(wgpu::Device, wgpu::Queue
         ..wgpu::DeviceDescriptor::default()
     };
     let no_device = |found: String| {
-        let wanted = format!("device of the adapter {:?}", adapter.get_info().name);
+        let wanted = format!("usable device of the adapter {:?}", adapter.get_info().name);
         Error::NoDevice { wanted, found }
     };
     // wgpu 30 panics where the driver has no memory for the pipelines of wgpu's own.
     let request = catch_unwind(AssertUnwindSafe(|| adapter.request_device(&descriptor)))
-        .map_err(|_| no_device("wgpu panicked while it opened it".to_owned()))?;
+        .map_err(|_| no_device("wgpu panicked while it opened the device".to_owned()))?;
     request.await.map_err(|error| no_device(error.to_string()))
 }

@@ -38,8 +38,8 @@ impl<'a> Gradient<'a> {
         Self { region, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
     }
 
-    /// Names it in errors, which otherwise have its index only: the name of its parameter, say. The plan keeps the label:
-    /// see [`ClipPlan::label`](crate::ClipPlan::label).
+    /// Sets a label, such as the name of the parameter, which errors show beside the index. The plan keeps it:
+    /// [`ClipPlan::label`](crate::ClipPlan::label).
     #[must_use]
     pub const fn label(self, label: &'a str) -> Self {
         Self { label: Some(label), ..self }
@@ -58,29 +58,28 @@ impl<'a> Gradient<'a> {
         Self { region: self.region.with(Extent::Bytes(range)), ..self }
     }
 
-    /// Which of the clips of [`Clipper::prepare_groups`](crate::Clipper::prepare_groups) it belongs to; the first, unless
-    /// this is called.
+    /// Sets the group: the index of the gradient's clip in [`Clipper::prepare_groups`](crate::Clipper::prepare_groups). The default
+    /// is 0.
     #[must_use]
     pub const fn group(self, group: usize) -> Self {
         Self { group, ..self }
     }
 
-    /// Leaves it out of the norm; it is scaled with the others.
+    /// Leaves the gradient out of the norm, but scales it with the others.
     #[must_use]
     pub const fn unmeasured(self) -> Self {
         Self { measured: false, ..self }
     }
 
-    /// Counts it in the norm, but never writes it.
+    /// Counts the gradient in the norm, but never writes it.
     #[must_use]
     pub const fn unscaled(self) -> Self {
         Self { scaled: false, ..self }
     }
 
-    /// Of how many rows it is made, one after the other and each as long as the others: the first number of its shape. A
-    /// clip of each gradient by itself clips each row by itself then, and leaves a record for each; all others do not
-    /// care. A weight of the shape `[out, in]` has `out` rows. An empty gradient may have rows, too: all of them together at
-    /// most 2²⁰.
+    /// Splits the gradient into `rows` consecutive rows of equal length; the number is the first of its shape. A clip of each
+    /// gradient on its own then clips each row on its own, and leaves a record for each. Other clips ignore it. A weight of
+    /// the shape `[out, in]` has `out` rows. Empty gradients may have rows too, at most 2²⁰ together.
     #[must_use]
     pub const fn rows(self, rows: u64) -> Self {
         Self { rows, ..self }

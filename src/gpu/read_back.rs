@@ -23,10 +23,10 @@ type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 
 /// A ticket for the record of one step, from [`ClipPlan::read_back`](crate::ClipPlan::read_back).
 ///
-/// Redeem it with [`wait`](Self::wait) or `.await` once the encoder has been submitted: at once, or some steps later,
-/// when the record has long arrived and nothing has to be waited for. To drop it is fine.
+/// Redeem it with [`wait`](Self::wait) or `.await` after the encoder was submitted: immediately, or some steps later, when the
+/// record has arrived and the host need not wait. A ticket may be dropped at any time.
 ///
-/// `R` is a [`ClipRecord`], or the `Vec` of all of a plan, or of what else it keeps.
+/// `R` is a [`ClipRecord`], or a `Vec` of all records, statistics, counts or histories of a plan.
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
 pub struct ReadBack<R = ClipRecord> {
@@ -103,15 +103,16 @@ impl<R> ReadBack<R> {
         }
     }
 
-    /// Waits until the GPU has got there, and gives the record.
+    /// Waits for the GPU, and returns the record.
     ///
     /// # Errors
     ///
-    /// [`Error::NotSubmitted`] if the encoder has not been submitted (which takes a second to find out), or was dropped;
-    /// [`Error::Rejected`] if wgpu refused its submission; [`Error::DeviceLost`] if the device was lost or destroyed
-    /// before it got there; [`Error::NothingMeasured`] for a clip by value, or if nothing has been measured before;
-    /// [`Error::NormMissing`] if no norm has been supplied to a plan that takes one; [`Error::NonFinite`] if the gradients
-    /// are not finite and the policy is [`NonFinite::Error`](crate::NonFinite::Error).
+    /// [`Error::NotSubmitted`] if the encoder was not submitted (detected after about a second) or was dropped;
+    /// [`Error::Rejected`] if wgpu refused its submission; [`Error::DeviceLost`] if the device was lost or destroyed before the
+    /// copy ran; [`Error::NothingMeasured`] for a clip by value, or if no norm pass ran before the copy;
+    /// [`Error::NormMissing`] if no norm was supplied to a plan of
+    /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm); [`Error::NonFinite`] if the gradients are not finite and the
+    /// policy is [`NonFinite::Error`](crate::NonFinite::Error).
     pub fn wait(self) -> Result<R, Error> {
         let outcome = match self.state {
             State::UnderWay { delivery, receiver } => {

@@ -1,12 +1,12 @@
-//! The records of many steps, each handed out once and in order, for those who log and will not wait.
+//! `ReadBackQueue`: the records of many steps, each returned once and in order, without a host stall.
 
 use std::collections::VecDeque;
 
 use super::read_back::ReadBack;
 use crate::{ClipRecord, Error};
 
-/// Tickets of steps that are under way, in the order of their steps. Each record comes out once it has arrived, some steps
-/// after its own, without waiting for the GPU.
+/// A queue of the tickets of steps that the device has not finished. It returns each record once, in the order of the steps, when
+/// the record has arrived, usually some steps later. It does not wait for the GPU.
 ///
 /// ```
 /// # let adapter = gradclip::adapters().into_iter().next().expect("an adapter: scripts/test installs a software one");
@@ -37,17 +37,16 @@ use crate::{ClipRecord, Error};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// `R` is what a ticket reads: a [`ClipRecord`], or the records of all groups, statistics or counts, as of
-/// [`ReadBack`].
+/// `R` is the result of a ticket: a [`ClipRecord`], the records of all groups, statistics or counts; see [`ReadBack`].
 ///
-/// Nothing is dropped, however late the host looks. What is kept is a ticket with its staging buffer, a few bytes, for each
-/// step that was pushed and not handed out: where the host calls [`arrived`](Self::arrived) at every step, those are the
-/// steps that the device has not finished. Where it should not run ahead further, let it [`wait`](Self::wait) once
-/// [`len`](Self::len) is too large. To drop the queue is fine.
+/// The queue drops no record, however late the host asks. For each step that was pushed and not yet returned it keeps a ticket
+/// and a small staging buffer. If the host calls [`arrived`](Self::arrived) at every step, those are the steps that the device
+/// has not finished. To bound how far the host runs ahead, call [`wait`](Self::wait) when [`len`](Self::len) exceeds your
+/// bound. The queue may be dropped at any time.
 #[derive(Debug)]
 pub struct ReadBackQueue<R = ClipRecord> {
     under_way: VecDeque<(u64, ReadBack<R>)>,
-    /// An error that came behind records that were handed out first.
+    /// An error to return by the next call, after the records of the steps before it.
     failed: Option<Error>,
 }
 
@@ -58,52 +57,52 @@ impl<R> Default for ReadBackQueue<R> {
 }
 
 impl<R> ReadBackQueue<R> {
-    /// A queue without tickets.
+    /// Creates an empty queue.
     #[must_use]
     pub const fn new() -> Self {
         Self { under_way: VecDeque::new(), failed: None }
     }
 
-    /// Takes the ticket of a step. Push tickets in the order in which their encoders are submitted. One whose encoder is
-    /// kept, and not submitted, holds up those behind it.
+    /// Adds the ticket of a step. Push tickets in the order in which their encoders are submitted. A ticket whose encoder is
+    /// kept without being submitted holds up all later tickets.
     pub fn push(&mut self, step: u64, ticket: ReadBack<R>) {
         self.under_way.push_back((step, ticket));
     }
 
-    /// The records that have arrived since the last call, each with its step, in the order of the steps. Does not wait: what
-    /// has not arrived comes with a later call.
+    /// Returns the records that have arrived since the last call, each with its step, in the order of the steps. Does not wait:
+    /// a later call returns the others.
     ///
     /// # Errors
     ///
-    /// [`Error::Step`], which has the step and an error of [`ReadBack::wait`]. No record is lost by it: those of the steps
-    /// before were handed out by an earlier call, and the next call goes on with the step after.
+    /// [`Error::Step`], which holds the step and the error of [`ReadBack::wait`]. It loses no record: earlier calls have returned
+    /// those of earlier steps, and the next call continues with the next step.
     pub fn arrived(&mut self) -> Result<Vec<(u64, R)>, Error> {
         self.take(ReadBack::is_ready)
     }
 
-    /// The records of all steps that were pushed, as [`arrived`](Self::arrived) has them. Waits for the device: for the end of a
-    /// training, or of an epoch.
+    /// Waits for the device, and returns the records of all steps that were pushed and not yet returned. It is meant for the
+    /// end of an epoch or of the training.
     ///
     /// # Errors
     ///
-    /// Those of [`arrived`](Self::arrived). Call it again for the steps after.
+    /// Those of [`arrived`](Self::arrived). Call it again for the remaining steps.
     pub fn wait(&mut self) -> Result<Vec<(u64, R)>, Error> {
         self.take(|_| true)
     }
 
-    /// How many steps were pushed whose outcome has not been handed out.
+    /// The number of steps that were pushed and whose record or error has not been returned.
     #[must_use]
     pub fn len(&self) -> usize {
         self.under_way.len() + usize::from(self.failed.is_some())
     }
 
-    /// Whether the outcome of every step has been handed out.
+    /// Whether the record or error of every step has been returned.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The outcomes from the front on, as long as tickets are to be redeemed, up to an error.
+    /// Redeems tickets from the front while `redeems` holds, up to the first error.
     fn take(&mut self, redeems: impl Fn(&ReadBack<R>) -> bool) -> Result<Vec<(u64, R)>, Error> {
         if let Some(error) = self.failed.take() {
             return Err(error);

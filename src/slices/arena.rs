@@ -105,7 +105,7 @@ impl Gpu {
         let lens: Vec<_> = slices.iter().map(|(bytes, dtype)| (bytes.len(), *dtype)).collect();
         let needed = lens.iter().map(|(bytes, _)| *bytes as u64).max().unwrap_or(0);
         if whole && needed > allowed {
-            let what = "a gradient that must not be cut, to be clipped by this norm,";
+            let what = "a gradient that this clip must keep in one buffer";
             return Err(Error::Limit { what, name: "max_buffer_size", needed, allowed });
         }
         Ok(place(&lens, ARENA_BYTES.min(allowed), whole))
@@ -205,7 +205,7 @@ impl Gpu {
     }
 
     fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
-        self.watched().guarded("the way back of the gradients", size, || {
+        self.watched().guarded("the download of the gradients", size, || {
             Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.download"),
                 size,
@@ -223,7 +223,7 @@ impl Gpu {
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Error> {
         let size = chunk.end - chunk.start;
-        self.watched().guarded("the way back of the gradients", size, || {
+        self.watched().guarded("the download of the gradients", size, || {
             let mut encoder =
                 self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);

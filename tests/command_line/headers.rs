@@ -35,7 +35,7 @@ fn damaged_lengths_are_refused() {
         ("empty", vec![], &["0 bytes"]),
         ("shorter than its length", vec![1, 2, 3, 4], &["4 bytes"]),
         ("huge header", length(u64::MAX), &["header", "18446744073709551615"]),
-        ("header past the end", length(100), &["header is 100 bytes", "62 bytes follow"]),
+        ("header past the end", length(100), &["a header of 100 bytes", "62 bytes follow"]),
         ("data truncated", sound[..sound.len() - 1].to_vec(), &["describes 8 bytes", "7 bytes follow"]),
         ("data left over", [&sound[..], &[0]].concat(), &["describes 8 bytes", "9 bytes follow"]),
     ];
@@ -51,7 +51,7 @@ fn damaged_lengths_are_refused() {
 fn damaged_entries_are_refused() {
     let w = |shape, start, end| single(&entry("F32", shape, start, end));
     let cases: [(&str, String, usize, &[&str]); 20] = [
-        ("not JSON", "gradients!".into(), 0, &["not JSON"]),
+        ("not JSON", "gradients!".into(), 0, &["not valid JSON"]),
         ("cut JSON", r#"{"w":{"dtype":"F32""#.into(), 0, &["tensor \"w\"", "EOF"]),
         ("not an object", "[1, 2]".into(), 0, &["header is damaged", "sequence", "object"]),
         ("no tensors", "{}".into(), 0, &["no tensors"]),
@@ -98,7 +98,7 @@ fn damaged_entries_are_refused() {
             "one offset",
             single(r#"{"dtype":"F32","shape":[2],"data_offsets":[8]}"#),
             8,
-            &["tensor \"w\"", "data_offsets", "1 numbers"],
+            &["tensor \"w\"", "data_offsets", "the number of offsets is 1"],
         ),
         (
             "three offsets",
@@ -123,7 +123,7 @@ fn damaged_entries_are_refused() {
             "a key of metadata twice",
             r#"{"__metadata__":{"a":"b","a":"c"}}"#.into(),
             0,
-            &["__metadata__", "\"a\" comes twice"],
+            &["__metadata__", "\"a\" is there twice"],
         ),
         (
             "a name that a terminal would obey",
@@ -135,7 +135,7 @@ fn damaged_entries_are_refused() {
     for (name, header, data, words) in cases {
         assert_refused(name, &raw(&header, &vec![0; data]), words);
     }
-    assert_refused("not UTF-8", &[&1_u64.to_le_bytes()[..], &[0xff]].concat(), &["not JSON"]);
+    assert_refused("not UTF-8", &[&1_u64.to_le_bytes()[..], &[0xff]].concat(), &["not valid JSON"]);
     let long = format!(r#"{{"{}":7}}"#, "x".repeat(60_000));
     assert_refused("a long name", &raw(&long, &[]), &["xx…xx"]);
 }
@@ -204,15 +204,19 @@ fn a_field_or_name_that_comes_twice_is_refused_whatever_it_is() {
 #[test]
 fn dtypes_that_cannot_be_clipped_are_named() {
     let i64 = single(&entry("I64", "[1]", 0, 8));
-    let words = ["\"w\" is of dtype \"I64\"", "F32, F16 and BF16", "--exclude"];
+    let words = ["\"w\" has dtype \"I64\"", "F32, F16 and BF16", "--exclude"];
     assert_refused("I64", &raw(&i64, &[0; 8]), &words);
     assert_refused(
         "unheard of",
         &raw(&single(&entry("Q8", "[9]", 0, 8)), &[0; 8]),
-        &["\"w\" is of dtype \"Q8\""],
+        &["\"w\" has dtype \"Q8\""],
     );
     let several = format!(r#"{{"v":{},"w":{}}}"#, entry("F64", "[1]", 0, 8), entry("I64", "[1]", 8, 16));
-    assert_refused("several", &raw(&several, &[0; 16]), &["\"v\" is of dtype \"F64\" (and 1 more)"]);
+    assert_refused(
+        "several",
+        &raw(&several, &[0; 16]),
+        &["\"v\" has dtype \"F64\"", "the first of 2 such tensors"],
+    );
 }
 
 #[test]
@@ -231,15 +235,11 @@ fn other_formats_are_recognised() {
         ("NumPy", b"\x93NUMPY\x01\0v\0{'descr': '<f4'}", "NumPy"),
         ("GGUF", b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0", "GGUF"),
         ("gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\x03garbage", "gzip"),
-        (
-            "index",
-            br#"{"metadata":{},"weight_map":{"w":"a.safetensors"}}"#,
-            "must have a name that ends in .json",
-        ),
+        ("index", br#"{"metadata":{},"weight_map":{"w":"a.safetensors"}}"#, "its name must end in .json"),
         ("config", b"{\n  \"hidden_size\": 8\n}", "JSON"),
     ];
     for (name, content, words) in cases {
-        assert_refused(name, content, &[words, "no .safetensors file"]);
+        assert_refused(name, content, &[words, "not a .safetensors file"]);
     }
     // Lengths whose first bytes are those of other formats.
     for len in [0x0280, 0x8b1f, 123] {

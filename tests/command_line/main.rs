@@ -159,7 +159,7 @@ fn impossible_arguments_are_refused() {
         assert!(message.contains(expected), "{message}");
     }
     // In the words of the command line: the option, what was given, and what is allowed.
-    let not_negative = "it must be a number that is not negative";
+    let not_negative = "it must be a number, 0 or greater";
     let refused: [(&[&str], &[&str]); 11] = [
         (&["--max-norm", "-1"], &["'-1'", "--max-norm", not_negative]),
         (&["--max-norm", "NaN"], &["'NaN'", "--max-norm", not_negative]),

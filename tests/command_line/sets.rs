@@ -105,15 +105,15 @@ fn sets_that_do_not_fit_together_are_refused() {
     let all = [("a.w", first), ("a.b", first), ("b.w", second)];
     let cases: [(String, &[&str]); 11] = [
         ("{}".into(), &["no weight_map"]),
-        ("[1]".into(), &["no index", "weight_map"]),
-        ("nothing".into(), &["no index"]),
+        ("[1]".into(), &["not the index", "weight_map"]),
+        ("nothing".into(), &["not the index"]),
         (r#"{"weight_map":{}}"#.into(), &["empty"]),
         (r#"{"weight_map":{"a.w":7}}"#.into(), &["\"a.w\"", "`7`"]),
         (r#"{"weight_map":{"a.w":"x","a.w":"y"}}"#.into(), &["\"a.w\" twice"]),
         (index(&[all[0], all[2]]), &["\"a.b\"", first, "does not list"]),
-        (index(&[all[0], all[1], ("b.w", first), ("c", second)]), &["it says that tensor"]),
-        (index(&[all[0], all[1], all[2], ("c", second)]), &["\"c\"", second, "is not"]),
-        (index(&[all[0], ("a.b", "../x"), all[2]]), &["\"../x\"", "not the name of a file"]),
+        (index(&[all[0], all[1], ("b.w", first), ("c", second)]), &["its weight_map places tensor"]),
+        (index(&[all[0], all[1], all[2], ("c", second)]), &["\"c\"", second, "no file has"]),
+        (index(&[all[0], ("a.b", "../x"), all[2]]), &["\"../x\"", "without a path"]),
         (index(&[all[0], ("a.b", "model-3.safetensors"), all[2]]), &["model-3.safetensors"]),
     ];
     for (index, words) in cases {
@@ -135,8 +135,8 @@ fn sets_that_do_not_fit_together_are_refused() {
     let cases: [(&[&Path], &Path, &[&str]); 6] = [
         (&[first, second, first], &out, &["tensor \"a.w\" is in", "and in"]),
         (&[first, &renamed], &out, &["two of the files are called model-00001"]),
-        (&[index, first], &out, &["nothing may be given beside it"]),
-        (&[first, second], &file, &["written to a folder"]),
+        (&[index, first], &out, &["no other file may be given with it"]),
+        (&[first, second], &file, &["need a folder"]),
         (&[index], &file.join("x"), &["cannot write"]),
         (&[index], &folder.path().join("no/such"), &["cannot write"]),
     ];

@@ -298,13 +298,29 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     assert_eq!((plan.step_counts().len(), plan.step_counts()[1].steps), (2, 1));
     plan.set_step_counts(&counts[..1]).unwrap();
     let error = plan.clip(&mut [cpu::Gradient::f32(&mut [1.0])]).unwrap_err();
-    assert_eq!(error, Error::Records { what: "counts", given: 1, records: 2 });
+    assert_eq!(error, Error::Records { what: "step counts", given: 1, records: 2 });
 
     let mut by_value = cpu::ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
     let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
     assert_eq!(by_value.set_max_norms(&[1.0]), needs_norm("set_max_norms"));
     assert_eq!(by_value.set_loss_scale(2.0), needs_norm("set_loss_scale"));
     assert_eq!(by_value.set_step_counts(&counts), needs_norm("set_step_counts"));
+}
+
+/// Without memory the mean is the last norm, however far it has fallen.
+#[test]
+fn a_mean_falls_as_far_as_norms_do() {
+    for (alpha, mean) in [(0.0, 5.0), (1e-6, 1e24)] {
+        let clip = clip(ZClip { alpha, warm_up: 1, ..ZClip::default() });
+        let (mut on_gpu, mut on_cpu) = (OnGpu::new(clip), cpu::ClipPlan::new(&[clip]).unwrap());
+        let steps: [&mut dyn Steps; 2] = [&mut on_gpu, &mut on_cpu];
+        for steps in steps {
+            steps.step(1e30);
+            let history = steps.step(5.0).1;
+            // 1 - α is an f32 on the device.
+            assert!((history.mean - mean).abs() <= 0.1 * mean, "α {alpha}: {history:?}");
+        }
+    }
 }
 
 #[test]
@@ -376,7 +392,7 @@ fn what_a_plan_does_not_keep_is_an_error() {
     let plan = gpu.clipper.prepare(&gradients, Clip::by_global_norm(1.0)).unwrap();
     let (histories, counts) =
         gpu.submit(|encoder| (plan.read_back_histories(encoder), plan.read_back_step_counts(encoder)));
-    let no_history = Error::NotAskedFor { what: "histories of norms", with: "z_clip" };
+    let no_history = Error::NotAskedFor { what: "norm histories", with: "z_clip" };
     assert_eq!(histories.wait(), Err(no_history.clone()));
     assert_eq!(plan.set_histories(&gpu.queue, &[]), Err(no_history.clone()));
     assert!(matches!(counts.wait(), Err(Error::NotAskedFor { with: "count_steps", .. })));
@@ -385,10 +401,16 @@ fn what_a_plan_does_not_keep_is_an_error() {
     let z_clip = Clip::by_global_norm(1.0).z_clip(ZClip::default());
     let plan = gpu.clipper.prepare(&gradients, z_clip.count_steps()).unwrap();
     let two = [NormHistory::default(); 2];
-    let error = Error::Records { what: "histories", given: 2, records: 1 };
+    let error = Error::Records { what: "norm histories", given: 2, records: 1 };
     assert_eq!(plan.set_histories(&gpu.queue, &two), Err(error.clone()));
     let given = NormHistory { mean: f32::NAN, ..NormHistory::default() };
     assert!(matches!(plan.set_histories(&gpu.queue, &[given]), Err(Error::History { record: 0, .. })));
+    for largest_norm in [f32::NAN, f32::INFINITY, -1.0] {
+        let given = [StepCounts { largest_norm, ..StepCounts::default() }];
+        let refused = |result| matches!(result, Err(Error::StepCounts { record: 0, .. }));
+        assert!(refused(plan.set_step_counts(&gpu.queue, &given)));
+        assert!(refused(cpu::ClipPlan::new(&[z_clip]).unwrap().set_step_counts(&given)));
+    }
     let mut on_cpu = cpu::ClipPlan::new(&[z_clip]).unwrap();
     on_cpu.set_histories(&two).unwrap();
     let mut element = [3.0];

@@ -37,9 +37,10 @@ use crate::{Clipped, Error, GradClipper};
 ///
 /// # Gradients that are not finite
 ///
-/// [`NonFinite::Skip`](gradclip::NonFinite::Skip) leaves the step out: parameters and optimizer stay as they are.
-/// [`NonFinite::Error`](gradclip::NonFinite::Error) does too, and is an error. Both have to know before the optimizer runs, so with them each step waits for the device; with the other
-/// policies none does.
+/// [`NonFinite::Skip`](gradclip::NonFinite::Skip) leaves the step out: parameters and optimizer are unchanged.
+/// [`NonFinite::Error`](gradclip::NonFinite::Error) leaves it out too, and stops the training with an error. Under these two
+/// policies each step waits for the device, since the outcome must be known before the optimizer runs. Under the other
+/// policies no step waits.
 ///
 /// # Errors
 ///

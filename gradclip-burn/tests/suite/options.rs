@@ -244,7 +244,7 @@ fn a_group_without_a_parameter_is_named() {
             let error = clipper.clip(&mut grads, &model).unwrap_err();
             assert!(matches!(&error, Error::EmptyGroup { group: found, .. } if *found == group), "{error}");
             assert!(
-                error.to_string().contains(&format!("group {group}; its parameters are biases.0")),
+                error.to_string().contains(&format!("group {group}; the module's parameters are biases.0")),
                 "{error}"
             );
             assert_eq!(model.biases_of(&grads).concat(), [3.0, 4.0]);

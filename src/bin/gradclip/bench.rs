@@ -69,7 +69,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     max_bytes: Option<usize>,
 
-    /// About how long to measure in total; every row is repeated a few times in any case
+    /// The approximate time to measure in total; every row is repeated a few times in any case
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
@@ -82,7 +82,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     cold_bytes: Option<usize>,
 
-    /// Print JSON, one object a line, instead of tables
+    /// Print JSON, one object per line, instead of tables
     #[arg(long)]
     json: bool,
 
@@ -94,10 +94,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Measure nothing; report from saved JSON lines which GPU targets are met, or missed by how much, in Markdown
+    /// Measure nothing; read saved JSON lines, and report each GPU target as met or missed, as Markdown
     ///
-    /// Takes lines of `gradclip bench` with --save or --json, and of `benches/pytorch/compare.py` and the host bench with --json.
-    /// A missed target is not an error.
+    /// Takes the lines of `gradclip bench` with --save or --json, and those of `benches/pytorch/compare.py` and the host bench
+    /// with --json. A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",
@@ -162,13 +162,14 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let possible = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
-    let seconds = text.parse().ok().filter(possible).ok_or("it must be a number from 0 to less than 1e9")?;
+    let seconds =
+        text.parse().ok().filter(possible).ok_or("it must be a number of at least 0 and less than 1e9")?;
     Ok(Duration::from_secs_f64(seconds))
 }
 
 fn rated(text: &str) -> Result<f64, String> {
     let possible = |rated: &f64| *rated > 0.0 && rated.is_finite();
-    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive number".into())
+    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive, finite number".into())
 }
 
 fn cannot_write(path: &FilePath) -> String {

@@ -25,8 +25,9 @@ use crate::text::quoted;
 /// piece, so they may be larger than memory. A GPU needs all of them in memory.
 ///
 /// Output replaces an existing file only once it is completely on disk, and keeps that file's owner and mode, but no access
-/// control lists or extended attributes. Several files are replaced one after the other. SIGHUP, SIGINT and SIGTERM remove unfinished files. If the process is killed in another way, files named .gradclip-* may remain beside the
-/// output; they can be deleted.
+/// control lists or extended attributes. Several files are replaced one after the other. On SIGHUP, SIGINT and SIGTERM
+/// the command removes unfinished files. If it is killed in another way, files named .gradclip-* may remain beside the output; they can
+/// be deleted.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Files of named F32, F16 or BF16 tensors, or the .safetensors.index.json of a sharded model
@@ -38,8 +39,8 @@ pub(crate) struct Args {
 
     /// Write the clipped gradients to this file, which may be the input
     ///
-    /// With several input files, or an index, this is a folder. Files and index keep their names in it. It may be the folder that
-    /// they come from, and is created if it does not exist.
+    /// With several input files, or an index, this is a folder, in which files and index keep their names. It may be the folder
+    /// of the input files, and is created if it does not exist.
     #[arg(short, long, value_name = "OUT.safetensors|DIR")]
     output: Option<PathBuf>,
 
@@ -55,8 +56,8 @@ pub(crate) struct Args {
 
     /// Print one JSON object instead of tables
     ///
-    /// NaN and infinities are written as strings. With --groups, the top-level norms and coefficient are those of the tensors that
-    /// match no pattern, and null if there are none.
+    /// NaN and infinities are written as strings. With --groups, the top-level norms and coefficient are those of the tensors
+    /// that match no pattern, and null if there are none.
     #[arg(long)]
     json: bool,
 }
@@ -114,11 +115,12 @@ fn fits_into_memory(gradients: &Gradients) -> Result<()> {
     let (needed, available) = (gradients.bytes(), available_memory().map_or(u64::MAX, |bytes| bytes as u64));
     let largest = gradients
         .largest()
-        .map(|tensor| format!("; tensor {} alone takes {}", quoted(&tensor.name), tensor.bytes));
+        .map(|tensor| format!(" (tensor {} alone takes {})", quoted(&tensor.name), tensor.bytes));
+    let allowed = available / 10 * 9;
     ensure!(
-        needed <= available / 10 * 9,
-        "the gradients take {needed} bytes, and a GPU needs all of them in main memory, where {available} bytes are available{}; \
-         --device cpu reads them piece by piece",
+        needed <= allowed,
+        "the gradients take {needed} bytes{}, and a GPU needs all of them in main memory, of which they may take {allowed} bytes \
+         (90 % of what is available); --device cpu reads them piece by piece",
         largest.unwrap_or_default()
     );
     Ok(())
@@ -306,7 +308,7 @@ fn named(error: Error, tensors: &[Tensor]) -> anyhow::Error {
         Error::NonFinite { gradient: Some(gradient), total_norm, .. } => {
             let name = quoted(&tensors[gradient.index].name);
             anyhow!(
-                "tensor {name} holds an infinity or a NaN (the norm is {total_norm}); nothing was clipped"
+                "tensor {name} is the first with an infinity or a NaN (the norm is {total_norm}); nothing was clipped"
             )
         }
         other => other.into(),

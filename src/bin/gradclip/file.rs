@@ -124,10 +124,13 @@ impl Gradients {
                 parts.push(Part { extent, tensor });
             }
             if let [(name, dtype), more @ ..] = &others[..] {
-                let more =
-                    if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
+                let more = if more.is_empty() {
+                    String::new()
+                } else {
+                    format!(" (it is the first of {} such tensors)", more.len() + 1)
+                };
                 let error = anyhow!(
-                    "tensor {} is of dtype {}{more}, but only F32, F16 and BF16 are allowed; --exclude leaves it as it is",
+                    "tensor {} has dtype {}, but only F32, F16 and BF16 can be clipped; --exclude leaves a tensor as it is{more}",
                     quoted(name),
                     quoted(dtype)
                 );
@@ -135,7 +138,7 @@ impl Gradients {
             }
             gradients.sources.push((source, parts));
         }
-        ensure!(!gradients.tensors.is_empty(), "every tensor is excluded, so that nothing is left to clip");
+        ensure!(!gradients.tensors.is_empty(), "--exclude matches every tensor, so nothing is left to clip");
         Ok(gradients)
     }
 
@@ -171,7 +174,7 @@ impl Gradients {
         sorted.sort();
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             bail!(
-                "two of the files are called {}, and the folder of -o can hold only one",
+                "two of the files are called {}, but the folder of -o can hold only one file of that name",
                 text::path(pair[0])
             );
         }

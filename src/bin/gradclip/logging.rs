@@ -21,7 +21,7 @@ pub(crate) fn start() {
             }
             Err(error) => warn(&format!("{FILTERS}: {error}")),
         },
-        Err(VarError::NotUnicode(_)) => warn(&format!("{FILTERS} is not UTF-8")),
+        Err(VarError::NotUnicode(_)) => warn(&format!("{FILTERS}: it is not UTF-8")),
         Err(VarError::NotPresent) => {}
     }
     if let Ok(style) = env::var(STYLE) {

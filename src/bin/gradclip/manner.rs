@@ -9,7 +9,7 @@ use gradclip::{Clip, NonFinite, NormType};
 use crate::text::quoted;
 
 /// What every limit must be.
-const LIMIT: &str = "it must be a number that is not negative";
+const LIMIT: &str = "it must be a number, 0 or greater";
 
 #[derive(clap::Args)]
 pub(crate) struct Manner {
@@ -27,15 +27,15 @@ pub(crate) struct Manner {
     )]
     norm_type: NormType,
 
-    /// Clip each tensor by itself: each has its own norm and its own factor
+    /// Clip each tensor on its own, by its own norm and factor
     #[arg(long, conflicts_with = "value")]
     per_tensor: bool,
 
-    /// What to do with gradients whose norm is not finite
+    /// What to do with gradients that hold an infinity or a NaN
     #[arg(long, value_enum, default_value_t, value_name = "POLICY", conflicts_with = "value")]
     nonfinite: Policy,
 
-    /// Undo a loss scale: these are the gradients of a loss that was multiplied by S
+    /// Undo a loss scale: the loss was multiplied by S before the backward pass
     #[arg(
         long,
         value_name = "S",
@@ -45,21 +45,21 @@ pub(crate) struct Manner {
     )]
     loss_scale: Option<f32>,
 
-    /// Clip the tensors whose names match PATTERN as a group, to a LIMIT of its own; may be repeated
+    /// Clip the tensors whose names match PATTERN as a group with its own LIMIT; may be repeated
     ///
-    /// In PATTERN, * matches any characters and ? any single one. A tensor belongs to the first group that it matches;
+    /// In PATTERN, * matches any characters and ? any single one. A tensor belongs to the first group whose pattern matches;
     /// --max-norm limits the tensors that match none. A group without tensors is an error.
     #[arg(long, value_name = "PATTERN=LIMIT", conflicts_with = "value")]
     groups: Vec<Group>,
 
-    /// Leave out the tensors whose names match PATTERN: neither measure nor change them; may be repeated
+    /// Neither measure nor change the tensors whose names match PATTERN; may be repeated
     ///
-    /// Patterns are as in --groups, and apply first. Excluded tensors may have any dtype. A pattern that matches no tensor is an
-    /// error.
+    /// Patterns are as in --groups, and apply before them. Excluded tensors may have any dtype. A pattern that matches no
+    /// tensor is an error.
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
 
-    /// Clip by this total norm instead of measuring it, where these gradients are part of a larger set
+    /// Use this total norm instead of measuring it, for gradients that are part of a larger set
     #[arg(
         long,
         value_name = "NORM",
@@ -85,7 +85,7 @@ struct Limit {
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Policy {
-    /// Scale them all the same, as PyTorch does
+    /// Scale them anyway, as PyTorch does
     #[default]
     Propagate,
     /// Leave them unchanged
@@ -138,12 +138,12 @@ impl Manner {
         };
         let groups = tensors.map(&mut assign).collect();
         for (pattern, excludes) in self.exclude.iter().zip(excludes) {
-            ensure!(excludes, "--exclude {}: no tensor has a name that matches", quoted(pattern));
+            ensure!(excludes, "--exclude {}: no tensor name matches", quoted(pattern));
         }
         for ((group, matched), used) in self.groups.iter().zip(matched).zip(&is_used[1..]) {
             let pattern = quoted(&group.pattern);
-            ensure!(matched, "--groups {pattern}: no tensor has a name that matches");
-            ensure!(used, "--groups {pattern}: all tensors that match are excluded or in an earlier group");
+            ensure!(matched, "--groups {pattern}: no tensor name matches");
+            ensure!(used, "--groups {pattern}: every tensor that matches is excluded or in an earlier group");
         }
         Ok(groups)
     }
@@ -252,13 +252,13 @@ fn norm_type(text: &str) -> Result<NormType, String> {
 }
 
 fn number(text: &str) -> Result<f32, String> {
-    text.parse().map_err(|_| "it is not a number".into())
+    text.parse().map_err(|_| "it must be a number".into())
 }
 
 /// A norm that was measured elsewhere, which may be infinite or NaN.
 fn total_norm(text: &str) -> Result<f32, String> {
     let norm = number(text)?;
-    if norm < 0.0 { Err("a norm is not negative".to_owned()) } else { Ok(norm) }
+    if norm < 0.0 { Err("it must be 0 or greater, or NaN".to_owned()) } else { Ok(norm) }
 }
 
 /// Whether a name is what a pattern says, in which `*` stands for any characters and `?` for any one.

@@ -1,4 +1,4 @@
-//! Gradients that are not in memory all at once: measured piece by piece, and then scaled piece by piece.
+//! Gradients that are not in memory all at once. They are measured piece by piece, and then scaled piece by piece.
 
 use half::{bf16, f16};
 
@@ -13,12 +13,13 @@ use crate::cpu::stats::Stats;
 use crate::float_state::in_default_modes;
 use crate::{ClipRecord, Error, GradientId, NormType};
 
-/// Measures one gradient piece by piece, for gradients that do not fit into memory, or arrive one part after the other.
+/// Measures one gradient piece by piece, for gradients that do not fit into memory or arrive in parts.
 ///
-/// [`ClipPlan::measurement`] begins one; [`ClipPlan::conclude_measurements`] turns those of all gradients into the records that
-/// [`ClipPlan::clip`] would return, to the bit. [`scale`] then applies a record to each piece.
+/// [`ClipPlan::measurement`] begins a measurement. [`ClipPlan::conclude_measurements`] computes the records from the
+/// measurements of all gradients, with the same bits as [`ClipPlan::clip`]. [`scale`] then applies a record to each piece.
 ///
-/// It keeps some 16 bytes for each [`PIECE`](Self::PIECE) elements, 32 with [`tensor_stats`](crate::Clip::tensor_stats).
+/// A measurement keeps some 16 bytes for each [`PIECE`](Self::PIECE) elements, or 32 with
+/// [`tensor_stats`](crate::Clip::tensor_stats).
 ///
 /// ```
 /// use gradclip::cpu::{self, Gradient, Measurement};
@@ -51,17 +52,17 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// All pieces of a gradient except the last have a multiple of this many elements.
+    /// The block length in elements: every piece of a gradient except the last must have a multiple of it.
     pub const PIECE: usize = PIECE;
 
-    /// Sets the group of the gradient: which of the plan's clips it belongs to; 0 unless this is called.
+    /// Sets the group of the gradient: the index of its clip in the plan. The default is 0.
     #[must_use]
     pub const fn group(mut self, group: usize) -> Self {
         self.group = group;
         self
     }
 
-    /// Names the gradient, for errors.
+    /// Sets the name of the gradient, for errors.
     #[must_use]
     pub fn label(mut self, label: &str) -> Self {
         self.label = Some(label.into());
@@ -72,7 +73,7 @@ impl Measurement {
     ///
     /// # Errors
     ///
-    /// [`Error::Piece`] if the elements before them are not a multiple of [`PIECE`](Self::PIECE).
+    /// [`Error::Piece`] if the number of elements added before is not a multiple of [`PIECE`](Self::PIECE).
     pub fn add_f32(&mut self, elements: &[f32]) -> Result<(), Error> {
         self.add(Elements::F32(elements))
     }
@@ -126,25 +127,25 @@ impl Measurement {
 }
 
 impl ClipPlan {
-    /// Begins to measure a gradient of a step that is not in memory all at once.
+    /// Begins the measurement of one gradient of a step, for a gradient that is not in memory all at once.
     ///
     /// # Errors
     ///
-    /// [`Error::NothingMeasured`] for a clip by value, [`Error::NormMissing`] for one by a supplied norm.
+    /// [`Error::NeedsNorm`] for a clip by value, [`Error::NormMissing`] for one by a supplied norm.
     pub fn measurement(&self) -> Result<Measurement, Error> {
-        let ByNorm { norm_type, tensor_stats: counts, .. } = self.measures()?;
+        let ByNorm { norm_type, tensor_stats: counts, .. } = self.measures("measurement")?;
         Ok(Measurement { norm_type, counts, group: 0, label: None, len: 0, pieces: Vec::new() })
     }
 
-    /// Concludes a step whose gradients were measured in pieces. It returns the records that [`clip`](Self::clip) would, and
-    /// remembers what that would; the gradients are yet to be [scaled](scale).
+    /// Concludes a step whose gradients were measured in pieces. Returns the same records as [`clip`](Self::clip), and updates
+    /// the counts, histories and statistics of the plan like it. It changes no gradient: [`scale`] does.
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip) and [`measurement`](Self::measurement); [`Error::OtherMeasurement`] if one was begun by
-    /// another plan whose clip measures something else.
+    /// Those of [`clip`](Self::clip) and [`measurement`](Self::measurement); [`Error::OtherMeasurement`] if a measurement was
+    /// begun by a plan with another norm type or another value of [`tensor_stats`](crate::Clip::tensor_stats).
     pub fn conclude_measurements(&mut self, gradients: &[Measurement]) -> Result<Vec<ClipRecord>, Error> {
-        let norm = self.measures()?;
+        let norm = self.measures("conclude_measurements")?;
         let groups = self.operations.len();
         for (index, measurement) in gradients.iter().enumerate() {
             let gradient = || measurement.id(index);
@@ -169,12 +170,12 @@ impl ClipPlan {
         self.records(&norm, &bases, |index| gradients[index].label.as_deref())
     }
 
-    /// How this plan measures.
-    fn measures(&self) -> Result<ByNorm, Error> {
+    /// How this plan measures, for the method `what`.
+    fn measures(&self, what: &'static str) -> Result<ByNorm, Error> {
         match self.operations[0] {
             Operation::Norm(norm) if norm.scope == Scope::Supplied => Err(Error::NormMissing),
             Operation::Norm(norm) => Ok(norm),
-            Operation::Clamp { .. } => Err(Error::NothingMeasured),
+            Operation::Clamp { .. } => Err(Error::NeedsNorm { what, clip: "a clip by value" }),
         }
     }
 
@@ -204,11 +205,11 @@ impl ClipPlan {
     }
 }
 
-/// Scales gradients in place as a record says: the second half of a clip by norm, for pieces of gradients whose record is
-/// known already. All of them are scaled by this record, whatever their groups and rows.
+/// Multiplies gradients in place by the factor of a record. This is the second half of a clip by norm, for pieces of gradients
+/// whose record is known. The record applies to all of `gradients`, whatever their groups and rows.
 ///
-/// Nothing is written where the record's [`factor`](ClipRecord::factor) is 1, nor to what is
-/// [unscaled](Gradient::unscaled).
+/// Nothing is written if the record's [`factor`](ClipRecord::factor) is 1. [Unscaled](Gradient::unscaled) gradients are never
+/// written.
 pub fn scale(gradients: &mut [Gradient<'_>], record: &ClipRecord) {
     let Some(change) = Change::of(record) else { return };
     let elements = gradients.iter_mut().filter_map(Gradient::scaled_elements);
@@ -383,13 +384,13 @@ mod tests {
         }
         let mut relative = ClipPlan::new(&[Clip::by_parameter_norm(0.1, 0.1)]).unwrap();
         assert_eq!(relative.conclude_measurements(&[odd]), Err(Error::NoParameter { gradient: 0.into() }));
-        for (clip, error) in
-            [(Clip::by_value(1.0), Error::NothingMeasured), (Clip::by_supplied_norm(1.0), Error::NormMissing)]
-        {
-            let mut plan = ClipPlan::new(&[clip]).unwrap();
-            assert_eq!(plan.measurement().err(), Some(error.clone()));
-            assert_eq!(plan.conclude_measurements(&[]), Err(error));
-        }
+        let mut supplied = ClipPlan::new(&[Clip::by_supplied_norm(1.0)]).unwrap();
+        assert_eq!(supplied.measurement().err(), Some(Error::NormMissing));
+        assert_eq!(supplied.conclude_measurements(&[]), Err(Error::NormMissing));
+        let mut by_value = ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
+        let needs_norm = |what| Error::NeedsNorm { what, clip: "a clip by value" };
+        assert_eq!(by_value.measurement().err(), Some(needs_norm("measurement")));
+        assert_eq!(by_value.conclude_measurements(&[]), Err(needs_norm("conclude_measurements")));
     }
 
     #[test]

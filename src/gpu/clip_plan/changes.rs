@@ -1,4 +1,4 @@
-//! What of a plan changes from step to step: limits, the loss scale, a supplied norm, and what is restored.
+//! The values of a plan that change from step to step: limits, the loss scale, a supplied norm, and restored state.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,14 +11,14 @@ use crate::gpu::watched::{is_destroyed, is_mapped};
 use crate::{Error, NormHistory, StepCounts, clip};
 
 impl ClipPlan {
-    /// Changes the limits: one for each group. It holds for every command buffer that is submitted after this call,
-    /// whenever it was encoded. The queue must be that of the clipper's device, here and in all that follows:
-    /// [`Error::Queue`] if it belongs to another device without a handler of uncaptured errors; with one, that is told.
+    /// Changes the limits, one for each group, for every command buffer that is submitted after this call, whenever it was
+    /// encoded. `queue` must be that of the clipper's device, here and in the methods below.
     ///
     /// # Errors
     ///
-    /// [`Error::MaxNorm`] if one is negative or NaN; [`Error::Limits`] if they are not as many as the groups;
-    /// [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::Limits`] if the number of limits differs from that of the
+    /// groups; [`Error::NeedsNorm`] for a clip by value; [`Error::Queue`] if the queue belongs to another device. If that other
+    /// device has a handler for uncaptured errors, the handler receives wgpu's error instead, and this call returns `Ok`.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm("set_max_norms")?;
         clip::check_max_norms(max_norms, outcome.groups)?;
@@ -29,9 +29,8 @@ impl ClipPlan {
         outcome.write(queue, &outcome.segments, 0, bytemuck::cast_slice(&table))
     }
 
-    /// Copies the limit of a group from 4 bytes of a buffer of yours, an f32, at this place in the encoder. Whether it is
-    /// a limit cannot be checked there: a negative one flips signs, and for NaN the policy for gradients that are
-    /// not finite says what becomes of them.
+    /// Copies the limit of a group, an f32, from 4 bytes of your buffer at this point of the encoder. The value is not checked: a
+    /// negative limit flips signs, and a NaN limit is handled by the policy for non-finite gradients.
     ///
     /// # Errors
     ///
@@ -60,15 +59,16 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if it or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value;
+    /// [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
         let outcome = self.by_norm("set_loss_scale")?;
         let inverse = clip::inverse_scale(scale)?;
         outcome.write(queue, &outcome.measure, INVERSE_SCALE, &inverse.to_le_bytes())
     }
 
-    /// Copies the inverse of the loss scale from 4 bytes of a buffer of yours, an f32, at this place in the encoder. It
-    /// must be positive and finite, which cannot be checked there.
+    /// Copies the inverse of the loss scale, an f32, from 4 bytes of your buffer at this point of the encoder. It must be
+    /// positive and finite; the value is not checked.
     ///
     /// # Errors
     ///
@@ -83,25 +83,27 @@ impl ClipPlan {
         outcome.copy_number(encoder, source, offset, &outcome.measure, INVERSE_SCALE)
     }
 
-    /// Supplies the norm of a plan that measures none ([`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm)), for
-    /// every command buffer that is submitted after this call. An infinite norm, as one of shards that exceeds f32, makes the
-    /// coefficient 0; a negative one counts as NaN.
+    /// Supplies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), for every command buffer that is
+    /// submitted after this call. An infinite norm, such as the joint norm of shards that exceeds f32, makes the coefficient 0;
+    /// a negative norm counts as NaN.
     ///
     /// # Errors
     ///
-    /// [`Error::MeasuresItself`] if the plan measures its norm, or has none.
+    /// [`Error::MeasuresItself`] for any other clip; [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
         let (outcome, supplied) = self.supplied()?;
+        // One NaN stands for no norm.
+        let total_norm = if total_norm.is_nan() { f32::NAN } else { total_norm };
         outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
     }
 
-    /// Copies the norm of such a plan from 4 bytes of a buffer of yours, an f32, at this place in the encoder: the
-    /// `total_norm` of another plan's record, or what an all-reduce left.
+    /// Copies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), an f32, from 4 bytes of your buffer
+    /// at this point of the encoder: the `total_norm` of another plan's record, or the result of an all-reduce.
+    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormMissing`].
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::MeasuresItself`] if the plan
-    /// measures its norm.
+    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::MeasuresItself`] for any other clip.
     pub fn copy_norm(
         &self,
         encoder: &mut CommandEncoder,
@@ -121,28 +123,32 @@ impl ClipPlan {
         outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::MeasuresItself)
     }
 
-    /// Sets the counts: to begin again, or to go on where another plan has ended. It holds for every command buffer that
-    /// is submitted after this call.
+    /// Replaces the step counts, one for each record, for every command buffer that is submitted after this call: to start from
+    /// zero, or to continue those of another plan.
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the plan does not count; [`Error::Records`] if they are not as many as the records.
+    /// [`Error::NotAskedFor`] if the clip has no [`count_steps`](crate::Clip::count_steps); [`Error::Records`] if the number of
+    /// counts differs from that of the records; [`Error::StepCounts`] if a largest norm is negative or not finite;
+    /// [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
-        outcome.restore(queue, kept, "counts", counts)
+        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        outcome.restore(queue, kept, "step counts", counts)
     }
 
-    /// Restores that state: in this plan, or in one that was made anew, since buffers have moved. It holds for every
-    /// command buffer that is submitted after this call.
+    /// Restores the norm histories of a [`z_clip`](crate::Clip::z_clip), one for each record, for every command buffer that is
+    /// submitted after this call: from a checkpoint, or from the plan of gradients that have moved.
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the limit does not follow past norms; [`Error::Records`] if they are not as many as the
-    /// records; [`Error::History`] if one cannot have come about.
+    /// [`Error::NotAskedFor`] if the clip has no `z_clip`; [`Error::Records`] if the number of histories differs from that of
+    /// the records; [`Error::History`] if a history is invalid; [`Error::Queue`] as for
+    /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
         let (outcome, kept) = self.histories()?;
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
-        outcome.restore(queue, kept, "histories", histories)
+        outcome.restore(queue, kept, "norm histories", histories)
     }
 }
 
@@ -165,8 +171,8 @@ impl Outcome {
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.watched.guarded("new options", bytes.len() as u64, || {
-            // What wgpu has against a queue of another device it tells that device, which panics unless it has a handler.
+        self.watched.guarded("the new values of the plan", bytes.len() as u64, || {
+            // wgpu reports the error of a queue to the queue's own device, which panics unless it has a handler.
             let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
             catch_unwind(write).map_err(|_| Error::Queue)
         })
@@ -188,10 +194,11 @@ impl Outcome {
         }
         let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
         if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
-            return Err(Error::Refused { gradient: None, message: reason.to_owned() });
+            // With a device, all of its buffers are destroyed.
+            return Err(self.watched.lost_or(Error::Refused { gradient: None, message: reason.to_owned() }));
         }
         // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
-        self.watched.guarded("a copied number", 0, || {
+        self.watched.guarded("the copy of a number", 0, || {
             let device = self.watched.device();
             let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             trial.copy_buffer_to_buffer(source, offset, to, at, 4);

@@ -1,4 +1,4 @@
-//! What a plan leaves behind, for shaders and for the host.
+//! The results of a plan, for shaders and for the host.
 
 use wgpu::CommandEncoder;
 
@@ -7,24 +7,23 @@ use crate::gpu::read_back::{self, ReadBack, Results};
 use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
 
 impl ClipPlan {
-    /// The buffer with the [`ClipRecord`]s, for a shader of yours: it can be bound as storage (as uniform too, where
-    /// there is but one), and copied from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one for each
-    /// group; or one for each gradient, or each of its [`rows`](crate::Gradient::rows), where each is clipped by itself.
+    /// The buffer with the [`ClipRecord`]s, for your shader to bind as storage (or as uniform if there is only one record), and to
+    /// copy from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one record for each group; or, if each gradient
+    /// is clipped on its own, one for each gradient or each of its [`rows`](crate::Gradient::rows).
     ///
-    /// It holds what the last norm pass found, and before the first one the coefficient 1 with the flag
-    /// `CLIP_RECORD_UNMEASURED`. A few bytes that are none of a record follow on the last one. None for a clip by value,
-    /// which measures nothing.
+    /// A record holds the result of the last norm pass. Before the first one it holds the coefficient 1 and the flag
+    /// `CLIP_RECORD_UNMEASURED`. The last record is followed by a few bytes that belong to no record. None for a clip by
+    /// value, which measures nothing.
     #[must_use]
     pub fn record_buffer(&self) -> Option<&wgpu::Buffer> {
         self.outcome.as_ref().map(|outcome| &outcome.records.buffer)
     }
 
-    /// Records a copy of the record, taken at this place in the encoder; the ticket gives it to the host once the
-    /// encoder has been submitted. Any number of tickets may be under way. Where there are several records, it is the
-    /// first.
+    /// Records a copy of the first record at this point of the encoder. The ticket returns it to the host after the encoder was
+    /// submitted. Any number of tickets may be in flight.
     ///
-    /// Before the first norm pass the ticket fails with [`Error::NothingMeasured`]. A small staging buffer is allocated where
-    /// none of an earlier ticket is free.
+    /// Before the first norm pass the ticket returns [`Error::NothingMeasured`]. The call allocates a small staging buffer unless
+    /// that of an earlier ticket is free.
     pub fn read_back(&self, encoder: &mut CommandEncoder) -> ReadBack {
         match &self.outcome {
             Some(Outcome { is_error: true, records, .. }) => {
@@ -35,8 +34,8 @@ impl ClipPlan {
         }
     }
 
-    /// [`read_back`](Self::read_back) of all records: one for each group; or one for each gradient, or each of its rows,
-    /// where each is clipped by itself.
+    /// [`read_back`](Self::read_back) of all records: one for each group; or, if each gradient is clipped on its own, one for each
+    /// gradient or each of its rows.
     pub fn read_back_all(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
         match &self.outcome {
             Some(Outcome { is_error: true, records, .. }) => {
@@ -47,22 +46,22 @@ impl ClipPlan {
         }
     }
 
-    /// How many records there are.
+    /// The number of records.
     #[must_use]
     pub fn records(&self) -> usize {
         self.outcome.as_ref().map_or(0, |outcome| outcome.count)
     }
 
-    /// The buffer with the [`TensorStats`] of each gradient, in the order of the list, for a shader of yours: storage, and
-    /// to copy from. [`TENSOR_STATS_WGSL`](crate::TENSOR_STATS_WGSL) declares the type. None unless the clip asks for
+    /// The buffer with the [`TensorStats`] of each gradient, in the order of the list, for your shader to bind as storage and to
+    /// copy from. [`TENSOR_STATS_WGSL`](crate::TENSOR_STATS_WGSL) declares the type. None unless the clip asks for
     /// [`tensor_stats`](crate::Clip::tensor_stats).
     #[must_use]
     pub fn tensor_stats_buffer(&self) -> Option<&wgpu::Buffer> {
         self.outcome.as_ref()?.tensor_stats.as_ref().map(|stats| &stats.buffer)
     }
 
-    /// [`read_back`](Self::read_back) of these. That a gradient is not finite is what they are to tell; it is no error
-    /// here. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket fails with [`Error::NotAskedFor`].
+    /// [`read_back`](Self::read_back) of the [`TensorStats`] of each gradient. A non-finite gradient is no error here, whatever the
+    /// policy. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket returns [`Error::NotAskedFor`].
     pub fn read_back_tensor_stats(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<TensorStats>> {
         match self.tensor_stats() {
             Ok(stats) => stats.read_back(encoder, read_back::all_stats),
@@ -70,8 +69,8 @@ impl ClipPlan {
         }
     }
 
-    /// [`read_back`](Self::read_back) of what was counted since the plan was made: the counts of each record. Without
-    /// [`count_steps`](crate::Clip::count_steps) the ticket fails with [`Error::NotAskedFor`].
+    /// [`read_back`](Self::read_back) of the step counts of each record since the plan was made. Without
+    /// [`count_steps`](crate::Clip::count_steps) the ticket returns [`Error::NotAskedFor`].
     pub fn read_back_step_counts(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<StepCounts>> {
         match self.step_counts() {
             Ok((_, counts)) => counts.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -79,8 +78,8 @@ impl ClipPlan {
         }
     }
 
-    /// [`read_back`](Self::read_back) of the state of a [`z_clip`](crate::Clip::z_clip), for each record: what to save with
-    /// a checkpoint. Without one the ticket fails with [`Error::NotAskedFor`].
+    /// [`read_back`](Self::read_back) of the norm histories of a [`z_clip`](crate::Clip::z_clip), one for each record, to save with a
+    /// checkpoint. Without `z_clip` the ticket returns [`Error::NotAskedFor`].
     pub fn read_back_histories(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<NormHistory>> {
         match self.histories() {
             Ok((_, histories)) => histories.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -90,17 +89,17 @@ impl ClipPlan {
 
     fn tensor_stats(&self) -> Result<&Results, Error> {
         let stats = self.outcome.as_ref().and_then(|outcome| outcome.tensor_stats.as_ref());
-        stats.ok_or(Error::NotAskedFor { what: "statistics of each gradient", with: "tensor_stats" })
+        stats.ok_or(Error::NotAskedFor { what: "statistics of its gradients", with: "tensor_stats" })
     }
 
     pub(super) fn step_counts(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "counts over the steps", with: "count_steps" };
+        let error = Error::NotAskedFor { what: "step counts", with: "count_steps" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.step_counts.as_ref()?))).ok_or(error)
     }
 
     pub(super) fn histories(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "histories of norms", with: "z_clip" };
+        let error = Error::NotAskedFor { what: "norm histories", with: "z_clip" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.histories.as_ref()?))).ok_or(error)
     }

@@ -13,9 +13,9 @@ pub(crate) fn parse(text: &str) -> Result<usize, String> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        unit => return Err(format!("{} is not a unit: K, M, G and T are", quoted(unit))),
+        unit => return Err(format!("{} is not a unit; the units are K, M, G and T", quoted(unit))),
     };
-    number.checked_mul(1 << unit).ok_or_else(|| format!("{} is too much", quoted(text)))
+    number.checked_mul(1 << unit).ok_or_else(|| format!("{} is too large", quoted(text)))
 }
 
 #[cfg(test)]

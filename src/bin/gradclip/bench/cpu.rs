@@ -36,7 +36,8 @@ impl<'a> Cpu<'a> {
         let available = available_memory();
         ensure!(
             available.is_none_or(|available| needed.saturating_sub(pool.bytes().len()) <= available / 10 * 9),
-            "{needed} bytes of main memory are needed, and not available"
+            "{needed} bytes of main memory are needed, but only 90 % of {} available bytes may be used",
+            available.unwrap_or_default()
         );
         let pool = pool.at_least(needed);
         pool.par_chunks_mut(bytes).for_each(|place| place.copy_from_slice(pristine.bytes()));
@@ -73,7 +74,7 @@ impl<'a> Cpu<'a> {
         if let Some(record) = run(op, pristine, place)? {
             op.check_record(&record, norm)?;
         } else {
-            ensure!(op == Op::Clamp, "there is no record");
+            ensure!(op == Op::Clamp, "{}: there is no record", op.name());
         }
         let (before, after) = (self.pristine.bytes(), self.here());
         for range in &self.pristine.ranges {
@@ -185,9 +186,9 @@ pub(crate) fn model() -> String {
 /// Fails unless a set of so many bytes, and a copy of it to restore from, can be had.
 pub(crate) fn ensure_memory(bytes: usize) -> Result<()> {
     let available = available_memory().unwrap_or(usize::MAX);
-    (bytes <= available / 2)
-        .then_some(())
-        .with_context(|| format!("{bytes} bytes do not fit into main memory"))
+    (bytes <= available / 2).then_some(()).with_context(|| {
+        format!("{bytes} bytes are needed twice in main memory, but only {available} bytes are available")
+    })
 }
 
 #[cfg(test)]

@@ -162,7 +162,8 @@ impl Gpu {
         });
         self.wait()?;
         receiver.recv()??;
-        let result = look(&buffer.get_mapped_range(..).map_err(|error| anyhow!("{error:?}"))?);
+        let result =
+            look(&buffer.get_mapped_range(..).map_err(|error| anyhow!("cannot read results back: {error}"))?);
         buffer.unmap();
         result
     }
@@ -242,6 +243,6 @@ pub(crate) fn allocate_one(device: &wgpu::Device, size: usize, usage: BufferUsag
         scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop())).collect();
     match errors.into_iter().next() {
         None => Ok(buffer),
-        Some(error) => Err(anyhow!("a buffer of {size} bytes: {error}")),
+        Some(error) => Err(anyhow!("cannot allocate a buffer of {size} bytes: {error}")),
     }
 }

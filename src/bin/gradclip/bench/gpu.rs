@@ -300,7 +300,11 @@ fn chunks(pristine: &Pristine, largest: usize) -> Result<Vec<Range<usize>>> {
     let mut starts = vec![0];
     let ends = pristine.ranges.iter().skip(1).map(|range| range.start).chain([pristine.bytes().len()]);
     for (range, end) in pristine.ranges.iter().zip(ends) {
-        ensure!(end - range.start <= largest, "a buffer of the device has at most {largest} bytes");
+        let len = end - range.start;
+        ensure!(
+            len <= largest,
+            "a tensor takes {len} bytes, but a buffer of the device may have at most {largest}"
+        );
         if end - starts.last().copied().unwrap_or_default() > largest {
             starts.push(range.start);
         }

@@ -14,7 +14,7 @@ const GPU: RGBColor = BLUE;
 const CPU: RGBColor = ORANGE;
 /// Why there may be none.
 pub(crate) const NOTHING: &str =
-    "there is nothing to plot: it takes `clip exceeded` of a single tensor in f32";
+    "there is nothing to plot: a plot needs `clip exceeded` of a single f32 tensor";
 
 /// A line of points: the logarithm (2) of the elements, and something.
 struct Line {

@@ -202,9 +202,15 @@ impl Op {
 
     /// Fails if gradients of this norm have become something else than they should. Both are bytes of elements.
     pub(crate) fn check_elements(self, dtype: DType, before: &[u8], after: &[u8], norm: f64) -> Result<()> {
-        ensure!(before.len() == after.len(), "elements are missing");
+        ensure!(
+            before.len() == after.len(),
+            "{}: {} bytes became {}",
+            self.name(),
+            before.len(),
+            after.len()
+        );
         if !self.changes() {
-            ensure!(before == after, "{}: gradients were written that should stay", self.name());
+            ensure!(before == after, "{}: gradients that should stay as they are were written", self.name());
             return Ok(());
         }
         // A unit in the last place each, and of the least subnormal number of f16.

@@ -55,7 +55,7 @@ impl Header {
         let (header, data) = match Self::read_json(file, &start, file_len) {
             Ok(read) => read,
             Err(error) => match other_format(&start) {
-                Some(format) => bail!("it is no .safetensors file: it is {format}"),
+                Some(format) => bail!("it is not a .safetensors file but {format}"),
                 None => return Err(error),
             },
         };
@@ -66,12 +66,13 @@ impl Header {
     /// The entries, and where the data starts.
     fn read_json(file: &mut File, start: &[u8], file_len: u64) -> Result<(Vec<Entry>, u64)> {
         let (len, read) = start.split_first_chunk().with_context(|| {
-            format!("it is no .safetensors file: it has {file_len} bytes, fewer than the length of a header")
+            format!("it is not a .safetensors file: it has {file_len} bytes, but the length of the header takes {LEN_BYTES}")
         })?;
         let (len, rest) = (u64::from_le_bytes(*len), file_len.saturating_sub(LEN_BYTES));
         ensure!(
             len <= rest.min(MAX_LEN),
-            "it is damaged, or no .safetensors file: its header is {len} bytes long, but {rest} bytes follow, and {MAX_LEN} are allowed"
+            "it is damaged, or not a .safetensors file: its first {LEN_BYTES} bytes give a header of {len} bytes, but {rest} bytes \
+             follow, and a header may have at most {MAX_LEN}"
         );
         let json = super::zeros(usize::try_from(len)?);
         let mut json = json.with_context(|| format!("out of memory for its header ({len} bytes)"))?;
@@ -89,11 +90,8 @@ const SIGNATURE: usize = 64;
 /// What a file is whose first bytes are these, if it is something that people mistake for gradients.
 fn other_format(start: &[u8]) -> Option<&'static str> {
     const FORMATS: [(&[u8], &str); 11] = [
-        (
-            b"version https://git-lfs",
-            "a Git LFS pointer, which stands for the file until `git lfs pull` has fetched it",
-        ),
-        (b"PK\x03\x04", "a zip archive, such as torch.save and numpy.savez write"),
+        (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file that it stands for"),
+        (b"PK\x03\x04", "a zip archive, as torch.save and numpy.savez write"),
         (b"\x80\x02", PICKLE),
         (b"\x80\x03", PICKLE),
         (b"\x80\x04", PICKLE),
@@ -104,7 +102,7 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
         (b"\x1f\x8b", "compressed by gzip"),
         (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
     ];
-    const PICKLE: &str = "a Python pickle, such as older versions of torch.save write";
+    const PICKLE: &str = "a Python pickle, as older versions of torch.save write";
     // The length of a damaged header can begin with any bytes. Its highest ones are 0, and the header is an object.
     if start.get(5..9) == Some(b"\0\0\0{") {
         return None;
@@ -115,11 +113,11 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start().to_ascii_lowercase();
     let begins = |with: &str| text.starts_with(with.as_bytes());
     if begins("<!doctype html") || begins("<html") || begins("<head") {
-        Some("an HTML page, such as a download without permission leaves behind")
+        Some("an HTML page, as a download without permission leaves")
     } else if begins("<?xml") {
         Some("an XML document")
     } else if begins("{") && !start.contains(&0) {
-        Some("JSON; the index of a model in several files must have a name that ends in .json")
+        Some("JSON; if it is the index of a sharded model, its name must end in .json")
     } else {
         None
     }
@@ -135,7 +133,7 @@ fn cut_short(error: io::Error) -> anyhow::Error {
 fn damaged(error: serde_json::Error) -> anyhow::Error {
     let what = match error.classify() {
         Category::Data => "its header is damaged",
-        Category::Io | Category::Syntax | Category::Eof => "its header is not JSON",
+        Category::Io | Category::Syntax | Category::Eof => "its header is not valid JSON",
     };
     anyhow::Error::new(error).context(what)
 }
@@ -192,11 +190,12 @@ impl Entry {
             shape.iter().try_fold(known.bitsize() as u64, |bits, dimension| bits.checked_mul(*dimension));
         // A dimension of 0 makes up for any other.
         let bits = if shape.contains(&0) { Some(0) } else { bits };
-        let bits = bits.with_context(|| format!("tensor {name}: the size of its shape {shown} overflows"))?;
+        let bits =
+            bits.with_context(|| format!("tensor {name}: the size of its shape {shown} overflows 64 bits"))?;
         let len = extent.end - extent.start;
         ensure!(
             bits.is_multiple_of(8) && bits / 8 == len,
-            "tensor {name}: its shape {shown} of {dtype} takes {} bytes, but its data_offsets {} span {len}",
+            "tensor {name}: its shape {shown} of {dtype} takes {} bytes, but its data_offsets {} span {len} bytes",
             bits.div_ceil(8),
             self.offsets()
         );
@@ -228,7 +227,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     type Value = Entries;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with the name of each tensor")
+        f.write_str("an object with an entry for each tensor")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
@@ -245,7 +244,9 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 continue;
             }
             if entries.len() == MAX_TENSORS {
-                return Err(A::Error::custom(format_args!("it has more than {MAX_TENSORS} tensors")));
+                return Err(A::Error::custom(format_args!(
+                    "more than the {MAX_TENSORS} tensors that are allowed"
+                )));
             }
             let seed = EntrySeed { dimensions };
             let (dtype, shape, extent) = map
@@ -309,7 +310,7 @@ impl<'de> Visitor<'de> for EntrySeed {
         match offsets.ok_or_else(|| missing("data_offsets"))?[..] {
             [start, end] => Ok((dtype, shape, start..end)),
             ref other => Err(A::Error::custom(format_args!(
-                "data_offsets: {} numbers, but there must be 2",
+                "data_offsets: the number of offsets is {}, but it must be 2",
                 other.len()
             ))),
         }
@@ -354,9 +355,7 @@ impl<'de> Visitor<'de> for Numbers {
         while let Some(number) = seq.next_element()? {
             if numbers.len() == self.most {
                 let most = self.most;
-                return Err(A::Error::custom(format_args!(
-                    "more numbers than the {most} that are allowed here"
-                )));
+                return Err(A::Error::custom(format_args!("more numbers than the {most} that are allowed")));
             }
             numbers.push(number);
         }
@@ -393,10 +392,12 @@ impl<'de> Visitor<'de> for Metadata {
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<String>().map_err(|error| within(quoted(&key), &error))?;
             if keys.len() == MAX_TENSORS {
-                return Err(A::Error::custom(format_args!("more than {MAX_TENSORS} names")));
+                return Err(A::Error::custom(format_args!(
+                    "more than the {MAX_TENSORS} entries that are allowed"
+                )));
             }
             if let Some(key) = keys.replace(key) {
-                return Err(A::Error::custom(format_args!("{} comes twice", quoted(&key))));
+                return Err(A::Error::custom(format_args!("{} is there twice", quoted(&key))));
             }
         }
         Ok(())

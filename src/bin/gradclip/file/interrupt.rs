@@ -8,7 +8,7 @@ pub(super) use unix::Interrupts;
 impl Interrupts {
     /// Fails if the process has been asked to end.
     pub(super) fn check(&self) -> Result<()> {
-        ensure!(!self.pending(), "interrupted, and nothing was replaced");
+        ensure!(!self.pending(), "interrupted; no file was replaced");
         Ok(())
     }
 }

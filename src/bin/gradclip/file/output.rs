@@ -31,7 +31,7 @@ impl Output {
         }
         let about = || match fs::metadata(path) {
             Ok(about) => {
-                ensure!(about.is_dir(), "several files are written to a folder, but it is none");
+                ensure!(about.is_dir(), "several files need a folder, but it is not one");
                 probe(path)
             }
             Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => probe(parent(path)),
@@ -81,7 +81,7 @@ impl Target {
 
     fn find(path: &Path) -> Result<Self> {
         let named = path.file_name().is_some() && !path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        ensure!(named, "it names no file");
+        ensure!(named, "it does not name a file");
         let target = match fs::symlink_metadata(path) {
             Ok(about) if about.is_symlink() => {
                 // Behind the link, since the link itself would be replaced by a file.
@@ -192,7 +192,7 @@ impl Writer {
         for (done, (file, path)) in self.finished.drain(..).enumerate() {
             let place = || {
                 if done > 0 {
-                    format!("{}, after {done} of {all} files took their places", cannot_write(&path))
+                    format!("{}, after {done} of {all} files were replaced", cannot_write(&path))
                 } else {
                     cannot_write(&path)
                 }
@@ -204,7 +204,12 @@ impl Writer {
             }
         }
         folders.iter().try_for_each(|folder| {
-            sync(folder).with_context(|| format!("cannot be sure that {} is on disk", text::path(folder)))
+            sync(folder).with_context(|| {
+                format!(
+                    "the output is written, but its folder {} cannot be synced to disk",
+                    text::path(folder)
+                )
+            })
         })
     }
 }
@@ -243,7 +248,7 @@ fn sync(folder: &Path) -> io::Result<()> {
                 ErrorKind::InvalidInput | ErrorKind::PermissionDenied | ErrorKind::Unsupported
             ) =>
         {
-            log::debug!("{} was not synced: {error}", folder.display());
+            log::debug!("the folder {} was not synced to disk: {error}", folder.display());
             Ok(())
         }
         synced => synced,
@@ -268,7 +273,8 @@ fn inherit_owner(new: &File, old: &Metadata) -> Result<()> {
     let (uid, gid) = (old.uid(), old.gid());
     let about = new.metadata()?;
     if (about.uid(), about.gid()) != (uid, gid) {
-        let who = || format!("it belongs to user {uid} and group {gid}, to whom a new file cannot be given");
+        let who =
+            || format!("it belongs to user {uid} and group {gid}, and a new file cannot be given to them");
         fchown(new, Some(uid), Some(gid)).with_context(who)?;
     }
     Ok(())

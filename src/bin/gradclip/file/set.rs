@@ -70,7 +70,12 @@ impl Inputs {
             for entry in entries {
                 if let Some(other) = file_of.insert(&entry.name[..], file) {
                     let other: &Source = &files[other].0;
-                    bail!("tensor {} is in {} and in {}", quoted(&entry.name), other.name(), source.name());
+                    bail!(
+                        "tensor {} is in {} and in {}, but it may be given only once",
+                        quoted(&entry.name),
+                        other.name(),
+                        source.name()
+                    );
                 }
             }
         }
@@ -85,14 +90,18 @@ impl Inputs {
 impl Index {
     fn read(path: &Path, inputs: usize) -> Result<Self> {
         let (mut file, about) = open(path)?;
-        ensure!(inputs == 1, "an index names all of its files, so nothing may be given beside it");
-        ensure!(about.len() <= MAX_INDEX, "it is {} bytes long, but {MAX_INDEX} are allowed", about.len());
+        ensure!(inputs == 1, "an index names all of its files, so no other file may be given with it");
+        ensure!(
+            about.len() <= MAX_INDEX,
+            "it has {} bytes, but an index may have at most {MAX_INDEX}",
+            about.len()
+        );
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let IndexFile { weight_map: Some(WeightMap(weights)) } =
-            serde_json::from_slice(&bytes).context("it is no index of files")?
+            serde_json::from_slice(&bytes).context("it is not the index of a sharded model")?
         else {
-            bail!("it is no index of files: it has no weight_map");
+            bail!("it is not the index of a sharded model: it has no weight_map");
         };
         ensure!(!weights.is_empty(), "its weight_map is empty");
         let mut files: Vec<String> = weights.iter().map(|(_, file)| file.clone()).collect();
@@ -103,7 +112,7 @@ impl Index {
             let is_name = Path::new(file).file_name() == Some(OsStr::new(file));
             ensure!(
                 is_name,
-                "its weight_map names {}, which is not the name of a file beside it",
+                "its weight_map names {}, but it may name only files in its own folder, without a path",
                 quoted(file)
             );
         }
@@ -123,10 +132,14 @@ impl Index {
         for (tensor, file) in &self.file_of {
             let file = &self.files[*file];
             match found.get(&tensor[..]).map(|&found| &self.files[found]) {
-                None => bail!("it says that tensor {} is in {}, but it is not", quoted(tensor), quoted(file)),
+                None => bail!(
+                    "its weight_map places tensor {} in {}, but no file has that tensor",
+                    quoted(tensor),
+                    quoted(file)
+                ),
                 Some(found) => ensure!(
                     found == file,
-                    "it says that tensor {} is in {}, but it is in {}",
+                    "its weight_map places tensor {} in {}, but the tensor is in {}",
                     quoted(tensor),
                     quoted(file),
                     quoted(found)
@@ -137,7 +150,7 @@ impl Index {
             let is_listed = self.file_of.contains_key(tensor);
             ensure!(
                 is_listed,
-                "{} has tensor {}, which it does not list",
+                "{} has tensor {}, but the weight_map does not list it",
                 quoted(&self.files[file]),
                 quoted(tensor)
             );

@@ -111,7 +111,12 @@ impl Lines {
                 Line::Machine(machine) => self.begin(machine),
                 Line::Operation(row) | Line::Roofline(row) => {
                     let positive = row.seconds > 0.0 && row.seconds.is_finite();
-                    ensure!(positive, "{}: seconds is {}, and must be positive", at(), row.seconds);
+                    ensure!(
+                        positive,
+                        "{}: seconds is {}, but it must be positive and finite",
+                        at(),
+                        row.seconds
+                    );
                     if let Some(run) = self.runs.last_mut() {
                         run.rows.push(row);
                     }

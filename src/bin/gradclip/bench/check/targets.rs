@@ -90,15 +90,15 @@ use Unit::{Microseconds, Percent, Ratio};
 impl Target {
     const fn new(what: &'static str, quantity: Quantity, bound: Bound, unit: Unit) -> Self {
         let (from, lacking) = match quantity {
-            PyTorch(_) => (Source::PyTorch, "none is of 64 MiB or more"),
-            SmallClip => (Source::Gpu, "none is a clip of 2^18 f32"),
-            SeparateOverArena => (Source::Gpu, "none is of 148 to 291 tensors and 64 MiB or more"),
-            EncodeSeparate => (Source::Host, "none is of 148 to 291 separate buffers"),
-            EncodeArena => (Source::Host, "none is of an arena"),
-            PrepareAgain => (Source::Host, "none is of 291 separate buffers"),
-            Scratch => (Source::Gpu, "none is of a plan"),
+            PyTorch(_) => (Source::PyTorch, "is of 64 MiB or more"),
+            SmallClip => (Source::Gpu, "is a clip of 2^18 f32"),
+            SeparateOverArena => (Source::Gpu, "is of 148 to 291 tensors and 64 MiB or more"),
+            EncodeSeparate => (Source::Host, "is of 148 to 291 separate buffers"),
+            EncodeArena => (Source::Host, "is of an arena"),
+            PrepareAgain => (Source::Host, "is of 291 separate buffers"),
+            Scratch => (Source::Gpu, "is of a plan"),
             OfRated | OfRoofline(_) | OverNorm(_) | OverNormAndInPlace(_) => {
-                (Source::Gpu, "none is of 64 MiB or more")
+                (Source::Gpu, "is of 64 MiB or more")
             }
         };
         Self { what, quantity, bound, unit, from, lacking }
@@ -189,7 +189,7 @@ impl Target {
             if let Some(below) = below() {
                 return below;
             }
-            format!("not measured: of the lines of {source}, {}", self.lacking)
+            format!("not measured: no line of {source} {}", self.lacking)
         } else {
             format!("not measured: no lines of {source}")
         };
@@ -312,7 +312,7 @@ fn below_rated(lines: &Lines, rated: Option<f64>) -> Option<(String, String)> {
     let Some(best) = reads.iter().filter_map(percent).max_by(f64::total_cmp) else {
         return Some((unknown.into(), "-".into()));
     };
-    let text = format!("the read roofline reaches {best:.1} % of it, and not {REACHED} %");
+    let text = format!("the read roofline reaches {best:.1} % of it, but must reach {REACHED} %");
     Some((text, "does not apply".into()))
 }
 

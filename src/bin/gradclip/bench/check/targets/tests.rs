@@ -100,7 +100,7 @@ fn ratios_are_of_one_run_and_one_layout() {
 fn sets_below_64_mib_do_not_count() {
     let norm = |elements| with(row("some", 1, elements, "arena", "norm", 1e-3), "percent_of_roofline", 10.0);
     let what = "norm, of the read roofline";
-    let none = "not measured: of the lines of `gradclip bench` on a GPU, none is of 64 MiB or more";
+    let none = "not measured: no line of `gradclip bench` on a GPU is of 64 MiB or more";
     assert_outcome(&[norm((16 << 20) - 1)], what, none, "-");
     assert_outcome(&[norm(16 << 20)], what, "10.0 % (some f32)", "**missed** by 85.0 points, in 1 of 1");
 }
@@ -118,7 +118,7 @@ fn the_rated_bandwidth_counts_where_the_roofline_reaches_it() {
     let unknown = "not measured: the card's rated bandwidth is unknown (`--rated`)";
     for (gpu, reads, rated, measured, result) in [
         (CARD, 3350.0, None, "91.0 % (2^28 f32)", "met"),
-        (CARD, 3000.0, None, "the read roofline reaches 89.6 % of it, and not 90 %", "does not apply"),
+        (CARD, 3000.0, None, "the read roofline reaches 89.6 % of it, but must reach 90 %", "does not apply"),
         ("another card", 3350.0, None, unknown, "-"),
         ("another card", 3350.0, Some(3387.2), "90.0 % (2^28 f32)", "met"),
     ] {
@@ -176,7 +176,7 @@ fn models_in_separate_buffers_have_bounds_of_their_own() {
     assert_outcome(
         &lines[2..],
         "prepare again",
-        "not measured: of the lines of `gradclip bench` on a GPU or of the host bench, none is of 291 separate buffers",
+        "not measured: no line of `gradclip bench` on a GPU or of the host bench is of 291 separate buffers",
         "-",
     );
 }
@@ -190,7 +190,7 @@ fn a_small_clip_and_scratch_have_bounds_for_one_plan() {
     let scratch = "150.0 % (2^18 f32, clip exceeded, arena)";
     assert_outcome(&[clip(24e-6)], "scratch", scratch, "**missed** by 50.0 points, in 1 of 1");
     // A wall time is no GPU time.
-    let none = "not measured: of the lines of `gradclip bench` on a GPU, none is a clip of 2^18 f32";
+    let none = "not measured: no line of `gradclip bench` on a GPU is a clip of 2^18 f32";
     assert_outcome(&[with(clip(24e-6), "clock", "wall")], "clip of 1 MiB", none, "-");
 }
 
