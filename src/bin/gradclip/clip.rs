@@ -25,9 +25,9 @@ use crate::text::quoted;
 /// piece, so they may be larger than memory. A GPU needs all of them in memory.
 ///
 /// Output replaces an existing file only once it is completely on disk, and keeps that file's owner and mode, but no access
-/// control lists or extended attributes. Several files are replaced one after the other. On SIGHUP, SIGINT and SIGTERM the
-/// command removes unfinished files. If it is killed in another way, files named .gradclip-* may remain beside the output; they can
-/// be deleted.
+/// control lists or extended attributes. Several files are replaced one after the other. On SIGHUP, SIGINT and SIGTERM
+/// the command removes unfinished files. If it is killed in another way, files named .gradclip-* may remain beside the output;
+/// they can be deleted.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Files of named F32, F16 or BF16 tensors, or the .safetensors.index.json of a sharded model
