@@ -231,7 +231,7 @@ impl ByNorm {
             count_steps,
             z_clip,
         } = self;
-        None.or_else(|| differ("scope", scope, &other.scope))
+        differ("scope", scope, &other.scope)
             .or_else(|| differ("norm_type", norm_type, &other.norm_type))
             .or_else(|| differ("epsilon", epsilon, &other.epsilon))
             .or_else(|| differ("non_finite", non_finite, &other.non_finite))
