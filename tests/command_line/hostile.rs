@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{assert_fails, bytes, clip, clip_json, command, folder_with, one_tensor, raw, with_tensors};
 
-/// A stack that no machine has room for: every attempt to create a thread fails, as at the limit of `ulimit -u`.
-const NO_THREADS: (&str, &str) = ("RUST_MIN_STACK", "100000000000000");
+/// A stack longer than an address space of 47 bits: every attempt to create a thread fails, as at the limit of `ulimit -u`.
+const NO_THREADS: (&str, &str) = ("RUST_MIN_STACK", "1000000000000000");
 /// The narrowest table that holds a name, a group and the numbers; and what no line of one may exceed.
 const WIDE: usize = 400;
 
