@@ -1,7 +1,7 @@
 //! Names, shapes, streams and machines that are out to break the command.
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde_json::{Map, Value, json};
 
@@ -212,7 +212,7 @@ fn a_full_stdout_is_an_error() {
     assert!(plot.exists(), "the picture is not lost because the report is");
 
     // With nobody to complain to.
-    let mut nowhere: Command = command(&clip);
+    let mut nowhere: std::process::Command = command(&clip);
     assert_eq!(nowhere.stdout(full()).stderr(full()).status().unwrap().code(), Some(1));
     assert_eq!(command(&["clip"]).stderr(full()).status().unwrap().code(), Some(2));
 }
