@@ -8,9 +8,9 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use bytemuck::{Pod, Zeroable};
 use clap::Parser;
-use gradclip::wgsl::{Access, Finding, Kernel, Manner, WORKGROUP_SIZE, tile_elements};
+use gradclip::kernels::tables::{Tile, fold_grid, tile_elements};
+use gradclip::kernels::{Alignment, Dialect, Kernel, Reduction, TileFormat, WORKGROUP_SIZE};
 use gradclip::{DType, DeviceChoice, NormType, wgpu};
 use gradclip_measure::device::{Gpu, allocate_one};
 use gradclip_measure::table::Table;
@@ -142,10 +142,10 @@ impl Variant {
     }
 
     fn pipeline(self, device: &wgpu::Device) -> wgpu::ComputePipeline {
-        let manner = Manner { access: Access::Vectors, dtype: DType::F32 };
-        let finding = Finding::of(NormType::L2, false);
-        let kernel = Kernel::Partials { finding, manner, slots: self.slots };
-        let mut constants = kernel.constants();
+        let format = TileFormat { alignment: Alignment::Vector, dtype: DType::F32 };
+        let reduction = Reduction::new(NormType::L2, false);
+        let kernel = Kernel::Partials { reduction, format, slots: self.slots };
+        let mut constants = kernel.pipeline_constants();
         for (name, value) in &mut constants {
             if *name == "WORKGROUP_SIZE" {
                 *value = self.workgroup.into();
@@ -153,7 +153,7 @@ impl Variant {
         }
         let module = wgpu::ShaderModuleDescriptor {
             label: None,
-            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+            source: wgpu::ShaderSource::Wgsl(kernel.source(Dialect::WebGpu).into()),
         };
         let module = if self.checked {
             device.create_shader_module(module)
@@ -191,7 +191,7 @@ impl Variant {
             slot: word(index * self.tile / window),
             first: word(index * self.tile % window),
             count: word(self.tile),
-            partial: word(dispatch * count + index),
+            target_index: word(dispatch * count + index),
         };
         (0..count).map(tile).collect()
     }
@@ -200,16 +200,6 @@ impl Variant {
 /// A number that the shader indexes with.
 fn word(number: usize) -> u32 {
     u32::try_from(number).expect("a binding has fewer elements")
-}
-
-/// `Tile` of `tile.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Tile {
-    slot: u32,
-    first: u32,
-    count: u32,
-    partial: u32,
 }
 
 /// A variant on a buffer.
@@ -275,8 +265,8 @@ impl Launch {
             layout: &self.pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        let rows = word(tiles.len()).div_ceil(device.limits().max_compute_workgroups_per_dimension);
-        self.dispatches.push((bind_group, [word(tiles.len()).div_ceil(rows), rows]));
+        let grid = fold_grid(tiles.len(), device.limits().max_compute_workgroups_per_dimension);
+        self.dispatches.push((bind_group, grid));
     }
 
     fn encode(&self, encoder: &mut wgpu::CommandEncoder) {

@@ -530,7 +530,7 @@ impl Clip {
 
     /// Measure the norm and compute the factor, but leave the gradients as they are: the optimizer
     /// multiplies by [`ClipRecord::factor`](crate::ClipRecord::factor) where it reads a gradient anyway, which
-    /// saves a read and a write of them all. [`RECORD_WGSL`](crate::RECORD_WGSL) has a function for that, also for factors that
+    /// saves a read and a write of them all. [`CLIP_RECORD_WGSL`](crate::CLIP_RECORD_WGSL) has a function for that, also for factors that
     /// f32 does not hold.
     ///
     /// A clip by value has no factor; for it this is an [`Error::NeedsNorm`] when the clip is used.

@@ -12,6 +12,7 @@ mod gpu;
 #[doc = include_str!("../docs/embedding.md")]
 pub mod guide {}
 mod join;
+pub mod kernels;
 mod loss_scale;
 mod options;
 mod record;
@@ -20,7 +21,6 @@ mod rows;
 mod slices;
 mod stats;
 mod step_counts;
-pub mod wgsl;
 mod z_clip;
 
 pub use clip::{ByNorm, Clip, Operation, Scope};
@@ -32,7 +32,7 @@ pub use gpu::{
 pub use join::join_norms;
 pub use loss_scale::{LossScale, LossScaleState, ScaleUpdate};
 pub use options::{Epsilon, NonFinite, NormType};
-pub use record::{ClipRecord, RECORD_WGSL};
+pub use record::{CLIP_RECORD_WGSL, ClipRecord};
 pub use slices::{
     Clipped, DeviceChoice, SliceClipper, SliceDevice, Timings, clip_grad_norm, clip_grad_value,
 };

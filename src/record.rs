@@ -17,12 +17,11 @@ use crate::{Error, GradientId, NonFinite};
 ///
 /// `gradient * record.factor` gives the same result if the factor is at least `2^-126`. It is smaller only if the norm exceeds
 /// the limit `2^126` times or more. f32 then holds few or no bits of the factor, and a device may flush it to 0.
-pub const RECORD_WGSL: &str =
-    concat!(include_str!("../shaders/record.wgsl"), "\n", include_str!("../shaders/apply_record.wgsl"));
+pub const CLIP_RECORD_WGSL: &str = include_str!("../shaders/lib/clip_record.wgsl");
 
 /// The outcome of a clip by a norm.
 ///
-/// On the device it is 40 bytes, ten little-endian words in the order of the fields below; [`RECORD_WGSL`] declares
+/// On the device it is 40 bytes, ten little-endian words in the order of the fields below; [`CLIP_RECORD_WGSL`] declares
 /// it for shaders. All norms are those of the gradients without their loss scale.
 #[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]

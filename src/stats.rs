@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// The WGSL declaration of [`TensorStats`], for a shader of yours that binds
 /// [`ClipPlan::tensor_stats_buffer`](crate::ClipPlan::tensor_stats_buffer).
-pub const TENSOR_STATS_WGSL: &str = include_str!("../shaders/tensor_stats.wgsl");
+pub const TENSOR_STATS_WGSL: &str = include_str!("../shaders/lib/tensor_stats.wgsl");
 
 /// The statistics of one gradient, which show the layer that explodes, vanishes or is not finite. They are those before clipping,
 /// without the loss scale. All fields are 0 for an unmeasured gradient, which is not read.

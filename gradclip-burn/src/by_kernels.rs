@@ -7,7 +7,7 @@ use burn::module::ParamId;
 use burn::tensor::{DType, Tensor};
 
 use crate::clipped::Words;
-use crate::device::{self, Cache, Extent};
+use crate::device::{self, Cache, GradientShape};
 use crate::gradients::{AnyRank, Gradient};
 use crate::primitive::{KernelBackend, WgpuPrimitive};
 use crate::task::Task;
@@ -18,7 +18,7 @@ pub(crate) fn clip(
     task: &Arc<Task>,
     cache: &Cache,
 ) -> Result<(Vec<Gradient>, Option<Words>), Vec<Gradient>> {
-    let Some(extents) = extents(&gradients, &task.segment_of) else { return Err(gradients) };
+    let Some(shapes) = shapes(&gradients, &task.segment_of) else { return Err(gradients) };
     let mut shells = Vec::with_capacity(gradients.len());
     let mut primitives = Vec::with_capacity(gradients.len());
     for gradient in gradients {
@@ -26,7 +26,7 @@ pub(crate) fn clip(
         shells.push(shell);
         primitives.extend(primitive);
     }
-    let clipped = Wgpu::clip(primitives, extents, task.clone(), cache.clone());
+    let clipped = Wgpu::clip(primitives, shapes, task.clone(), cache.clone());
     let gradients =
         shells.into_iter().zip(clipped.gradients).map(|(shell, tensor)| shell.join(tensor)).collect();
     let words = clipped.measured.map(|measured| Words {
@@ -39,7 +39,7 @@ pub(crate) fn clip(
 }
 
 /// What the kernels need to know of the gradients, if they can take them: all on one device, which takes WGSL.
-fn extents(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<Extent>> {
+fn shapes(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<GradientShape>> {
     let device = Wgpu::device_of(primitive(gradients.first()?)?);
     if !device::takes_wgsl(&device) {
         return None;
@@ -47,7 +47,7 @@ fn extents(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<Extent>> 
     let each = gradients.iter().zip(segment_of).map(|(gradient, &segment)| {
         let here = Wgpu::device_of(primitive(gradient)?) == device;
         let dtype = device::elements_of(gradient.dtype).filter(|_| here)?;
-        Some(Extent { count: gradient.count, dtype, segment })
+        Some(GradientShape { count: gradient.count, dtype, segment })
     });
     each.collect()
 }

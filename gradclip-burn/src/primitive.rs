@@ -12,7 +12,7 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_fusion::stream::{Operation, StreamId};
 use burn_fusion::{Fusion, FusionBackend, FusionTensor};
 
-use crate::device::{self, Cache, Extent, RECORD_WORDS, STATS_WORDS};
+use crate::device::{self, Cache, GradientShape, RECORD_WORDS, STATS_WORDS};
 use crate::task::{Method, Task};
 
 /// A tensor of Burn's wgpu runtime.
@@ -39,10 +39,10 @@ pub(crate) struct Measured<P> {
 pub(crate) trait KernelBackend: BackendTypes {
     fn device_of(tensor: &Self::FloatTensorPrimitive) -> CubeDevice;
 
-    /// Clips these, which are as `extents` say and all on one device; at some time.
+    /// Clips these, which are as `shapes` say and all on one device; at some time.
     fn clip(
         gradients: Vec<Self::FloatTensorPrimitive>,
-        extents: Vec<Extent>,
+        shapes: Vec<GradientShape>,
         task: Arc<Task>,
         cache: Cache,
     ) -> Clipped<Self::FloatTensorPrimitive>;
@@ -55,11 +55,11 @@ impl KernelBackend for CubeBackend {
 
     fn clip(
         gradients: Vec<CubeTensor>,
-        extents: Vec<Extent>,
+        shapes: Vec<GradientShape>,
         task: Arc<Task>,
         cache: Cache,
     ) -> Clipped<CubeTensor> {
-        device::clip(gradients, &extents, &task, &cache)
+        device::clip(gradients, &shapes, &task, &cache)
     }
 }
 
@@ -76,7 +76,7 @@ where
 
     fn clip(
         gradients: Vec<FusionTensor<B::FusionRuntime>>,
-        extents: Vec<Extent>,
+        shapes: Vec<GradientShape>,
         task: Arc<Task>,
         cache: Cache,
     ) -> Clipped<FusionTensor<B::FusionRuntime>> {
@@ -104,7 +104,7 @@ where
         let operation = ClipOperation::<B> {
             inputs: inputs.clone(),
             outputs: outputs.iter().map(|output| output.id).collect(),
-            extents,
+            shapes,
             task,
             cache,
             backend: PhantomData,
@@ -127,7 +127,7 @@ struct ClipOperation<B> {
     inputs: Vec<TensorIr>,
     /// The gradients, then what is measured.
     outputs: Vec<TensorId>,
-    extents: Vec<Extent>,
+    shapes: Vec<GradientShape>,
     task: Arc<Task>,
     cache: Cache,
     backend: PhantomData<fn() -> B>,
@@ -145,7 +145,7 @@ where
 {
     fn execute(&self, handles: &mut HandleContainer<B::Handle>) -> Result<(), ExecutionError> {
         let gradients = self.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
-        let Clipped { gradients, measured } = device::clip(gradients, &self.extents, &self.task, &self.cache);
+        let Clipped { gradients, measured } = device::clip(gradients, &self.shapes, &self.task, &self.cache);
         let (of_gradients, of_measured) = self.outputs.split_at(self.inputs.len());
         for (gradient, id) in gradients.into_iter().zip(of_gradients) {
             handles.register_float_tensor::<B>(id, gradient);

@@ -105,24 +105,13 @@ impl Task {
     #[cfg(feature = "wgpu")]
     pub(crate) fn same_numbers(&self, other: &Self) -> bool {
         let bits = |task: &Self| match task.method {
-            Method::Norm(norm) => Some((norm.epsilon.to_bits(), norm.inverse_scale.to_bits(), policy(&norm))),
+            Method::Norm(norm) => Some((norm.epsilon.to_bits(), norm.inverse_scale.to_bits(), norm.non_finite)),
             Method::Clamp => None,
         };
         let segments = || self.segments.iter().zip(&other.segments);
         bits(self) == bits(other)
             && self.segments.len() == other.segments.len()
             && segments().all(|(a, b)| a.map(f32::to_bits) == b.map(f32::to_bits))
-    }
-}
-
-/// A `POLICY_*` of `conclude.wgsl`.
-#[cfg(feature = "wgpu")]
-pub(crate) const fn policy(norm: &ByNorm) -> u32 {
-    match norm.non_finite {
-        NonFinite::Propagate => 0,
-        NonFinite::Skip | NonFinite::Error => 1,
-        NonFinite::Zero => 2,
-        NonFinite::Poison => 3,
     }
 }
 

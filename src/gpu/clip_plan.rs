@@ -5,6 +5,7 @@ mod builder;
 mod changes;
 mod norm;
 mod results;
+mod segment_map;
 
 use std::sync::Arc;
 
@@ -14,11 +15,9 @@ use super::labels::Labels;
 use super::read_back::Results;
 use super::watched::Watched;
 use crate::clip::Limit;
+use crate::kernels::tables::Segment;
 
-#[cfg(test)]
-pub(super) use build::Bounds;
 pub(super) use build::build;
-pub(super) use norm::{Measure, Segment};
 
 /// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
@@ -47,8 +46,7 @@ struct Outcome {
     count: usize,
     /// Whether gradients that are not finite are an error when the record is read.
     is_error: bool,
-    /// `Measure` of `segment.wgsl`.
-    measure: wgpu::Buffer,
+    norm_params: wgpu::Buffer,
     /// `Segment`s of `segment.wgsl`, which hold the limits.
     segments: wgpu::Buffer,
     /// Where they are copied from when limits change.

@@ -7,24 +7,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::clip_plan::{ClipPlan, build};
 use super::device::is_software;
 use super::gradient::{Gradient, Set, Span};
-use super::kernels::{
-    Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES,
-    WIDE_WORKGROUP_SIZE, WORKGROUP_BYTES, WORKGROUP_SIZE,
-};
-use super::layout::{LARGEST_TILE, Limits};
-use super::slots::FIRST_SLOT;
+use super::layout::Limits;
+use super::pipeline::Pipeline;
 use super::watched::Watched;
+use crate::kernels::slots::FIRST_SLOT;
+use crate::kernels::tables::LARGEST_TILE;
+use crate::kernels::{
+    Kernel, MAX_BINDINGS_WITHOUT_SLOTS, MAX_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES, WIDE_WORKGROUP_SIZE,
+    WORKGROUP_BYTES, WORKGROUP_SIZE,
+};
 use crate::{Clip, Error, GradientId};
 
 /// More windows than this are not bound at once, whatever the device allows. On an H100 the norm kernel takes as long with 64
 /// slots as with one, within 4 %; with 256 it takes 20 to 50 % longer.
-const MOST_SLOTS: u32 = 64;
+const MAX_SLOTS: u32 = 64;
 
 /// The same on a software adapter, which compiles each case of every `switch` among slots for seconds.
-const MOST_SLOTS_IN_SOFTWARE: u32 = 32;
+const MAX_SLOTS_IN_SOFTWARE: u32 = 32;
 
 /// More banks of partials than this are not read at once: each makes the kernel that joins them longer.
-const MOST_BANKS: u32 = 16;
+const MAX_BANKS: u32 = 16;
 
 /// Clips gradients on one [`wgpu::Device`].
 ///
@@ -40,7 +42,7 @@ struct Inner {
     limits: Limits,
     /// Fills the slots of a kernel that a batch has no window for: an alignment's worth each, so that none overlap.
     filler: wgpu::Buffer,
-    kernels: Mutex<HashMap<Kernel, Compiled>>,
+    pipelines: Mutex<HashMap<Kernel, Pipeline>>,
 }
 
 impl Clipper {
@@ -57,7 +59,7 @@ impl Clipper {
     /// ```
     #[must_use]
     pub fn recommended_limits(adapter: &wgpu::Adapter, base: &wgpu::Limits) -> wgpu::Limits {
-        const BINDINGS: u32 = FIRST_SLOT + MOST_SLOTS;
+        const BINDINGS: u32 = FIRST_SLOT + MAX_SLOTS;
         let most = adapter.limits();
         let raised = |base: u32, most: u32| base.max(BINDINGS.min(most));
         let widened = |base: u32, most: u32| base.max(WIDE_WORKGROUP_SIZE.min(most));
@@ -110,7 +112,7 @@ impl Clipper {
                 mapped_at_creation: false,
             }))
         })?;
-        let inner = Inner { watched, limits, filler, kernels: Mutex::default() };
+        let inner = Inner { watched, limits, filler, pipelines: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -212,7 +214,8 @@ impl Clipper {
         make: impl FnOnce() -> Result<ClipPlan, Error>,
     ) -> Result<ClipPlan, Error> {
         self.check_scratch(scratch)?;
-        let (allowed, workgroups) = (u64::from(self.inner.limits.grid), workgroups as u64);
+        let (allowed, workgroups) =
+            (u64::from(self.inner.limits.workgroups_per_dimension), workgroups as u64);
         if workgroups > allowed * allowed {
             let name = "max_compute_workgroups_per_dimension";
             return Err(Error::Limit { what: PLAN, name, needed: workgroups.isqrt() + 1, allowed });
@@ -237,16 +240,17 @@ impl Clipper {
         }
     }
 
-    /// The kernel, compiled if no plan has needed it before.
-    pub(super) fn kernel(&self, kernel: Kernel) -> Result<Compiled, Error> {
-        // A map of finished kernels is whole even if a thread panicked while it held the lock.
-        let mut kernels = self.inner.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(compiled) = kernels.get(&kernel) {
-            return Ok(compiled.clone());
+    /// Returns the pipeline of a kernel, compiled on first use.
+    pub(super) fn pipeline(&self, kernel: Kernel) -> Result<Pipeline, Error> {
+        // The map only has finished pipelines, even if a thread panicked while it held the lock.
+        let mut pipelines = self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = pipelines.get(&kernel) {
+            return Ok(pipeline.clone());
         }
-        let compiled = self.inner.watched.guarded("a kernel", 0, || Ok(kernel.compile(self.device())))?;
-        kernels.insert(kernel, compiled.clone());
-        Ok(compiled)
+        let pipeline =
+            self.inner.watched.guarded("a kernel", 0, || Ok(Pipeline::compile(self.device(), kernel)))?;
+        pipelines.insert(kernel, pipeline.clone());
+        Ok(pipeline)
     }
 }
 
@@ -301,18 +305,18 @@ fn usable(device: &wgpu::Limits, adapter: &wgpu::AdapterInfo) -> Result<Limits, 
         ("max_compute_workgroups_per_dimension", 1 << 8, device.max_compute_workgroups_per_dimension.into()),
         (
             "max_storage_buffers_per_shader_stage",
-            MOST_STORAGE_WITHOUT_SLOTS.into(),
+            MAX_STORAGE_WITHOUT_SLOTS.into(),
             device.max_storage_buffers_per_shader_stage.into(),
         ),
         ("max_uniform_buffers_per_shader_stage", 1, device.max_uniform_buffers_per_shader_stage.into()),
         (
             "max_buffers_and_acceleration_structures_per_shader_stage",
-            MOST_BINDINGS_WITHOUT_SLOTS.into(),
+            MAX_BINDINGS_WITHOUT_SLOTS.into(),
             device.max_buffers_and_acceleration_structures_per_shader_stage.into(),
         ),
         (
             "max_bindings_per_bind_group",
-            MOST_BINDINGS_WITHOUT_SLOTS.into(),
+            MAX_BINDINGS_WITHOUT_SLOTS.into(),
             device.max_bindings_per_bind_group.into(),
         ),
         (
@@ -333,23 +337,23 @@ fn usable(device: &wgpu::Limits, adapter: &wgpu::AdapterInfo) -> Result<Limits, 
         .min(device.max_bindings_per_bind_group)
         - FIRST_SLOT;
     // Besides the first bank, the kernel that joins partials binds the places of partials and the other banks.
-    let more = device.max_storage_buffers_per_shader_stage.saturating_sub(MOST_STORAGE_WITHOUT_SLOTS).min(
+    let more = device.max_storage_buffers_per_shader_stage.saturating_sub(MAX_STORAGE_WITHOUT_SLOTS).min(
         device
             .max_buffers_and_acceleration_structures_per_shader_stage
             .min(device.max_bindings_per_bind_group)
-            .saturating_sub(MOST_BINDINGS_WITHOUT_SLOTS),
+            .saturating_sub(MAX_BINDINGS_WITHOUT_SLOTS),
     );
     Ok(Limits {
         // Windows are addressed in 32 bits, whatever a device allows.
         binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,
         alignment,
-        slots: slots.min(if is_software(adapter) { MOST_SLOTS_IN_SOFTWARE } else { MOST_SLOTS }) as usize,
+        slots: slots.min(if is_software(adapter) { MAX_SLOTS_IN_SOFTWARE } else { MAX_SLOTS }) as usize,
         // On Metal a pipeline that takes many registers may allow fewer invocations than its device.
         wide: adapter.backend != wgpu::Backend::Metal
             && WIDE_WORKGROUP_SIZE
                 <= device.max_compute_workgroup_size_x.min(device.max_compute_invocations_per_workgroup)
             && WIDE_WORKGROUP_BYTES <= device.max_compute_workgroup_storage_size,
-        banks: 1 << more.clamp(1, MOST_BANKS).ilog2(),
-        grid: device.max_compute_workgroups_per_dimension,
+        banks: 1 << more.clamp(1, MAX_BANKS).ilog2(),
+        workgroups_per_dimension: device.max_compute_workgroups_per_dimension,
     })
 }

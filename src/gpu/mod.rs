@@ -4,13 +4,12 @@ mod clip_plan;
 mod clipper;
 pub(crate) mod device;
 mod gradient;
-pub(crate) mod kernels;
 mod labels;
-pub(crate) mod layout;
+mod layout;
+mod pipeline;
 mod read_back;
 mod read_back_queue;
 mod region;
-mod slots;
 pub(crate) mod watched;
 
 pub use clip_plan::ClipPlan;

@@ -7,8 +7,8 @@ use super::Timings;
 use crate::clip::Operation;
 use crate::cpu::Gradient;
 use crate::gpu::device::open;
-use crate::gpu::layout::LARGEST_TILE;
 use crate::gpu::watched::Watched;
+use crate::kernels::tables::LARGEST_TILE;
 use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.

@@ -1,5 +1,5 @@
-//! The kernels, launched on Burn's own stream: on tensors of CubeCL, by the client that they come from. So they stand in
-//! the order of Burn's own work, on memory that CubeCL may share and move as it likes.
+//! Launches the kernels on Burn's own stream, by the CubeCL client of the tensors. So they run in the order of Burn's own work,
+//! on memory that CubeCL shares and moves.
 
 mod kernels;
 mod layout;
@@ -13,22 +13,24 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use gradclip::wgsl::{Finding, Kernel, Leaves, Manner};
+use gradclip::kernels::tables::fold_grid;
+use gradclip::kernels::{
+    Alignment, BindingType, Buffer, Kernel, Output, Reduction, TileFormat, WORKGROUP_SIZE, slot_count,
+};
 use gradclip::{ByNorm, ClipRecord, TensorStats};
 
-pub(crate) use layout::Extent;
+pub(crate) use layout::GradientShape;
 pub(crate) use tables::Cache;
 
 use crate::primitive::{Clipped, Measured};
 use crate::task::{Method, Task};
-use gradclip::wgsl::WORKGROUP_SIZE;
-use kernels::{Launchable, slots_for, stats_need_owners, to_measure};
-use tables::Tables;
+use kernels::GradclipKernel;
+use tables::{Batch, Tables};
 
-/// The most gradients in a dispatch: more would make the shaders' `switch` long, and save few dispatches.
-const MOST_SLOTS: usize = 32;
+/// The most gradients in one dispatch. More would lengthen the `switch` among slots and save few dispatches.
+const MAX_SLOTS: usize = 32;
 
-/// The words of a record, and of the statistics of a gradient.
+/// The length of a record and of the statistics of a gradient, in words.
 pub(crate) const RECORD_WORDS: usize = size_of::<ClipRecord>() / 4;
 pub(crate) const STATS_WORDS: usize = size_of::<TensorStats>() / 4;
 
@@ -42,10 +44,14 @@ pub(crate) fn takes_wgsl(device: &CubeDevice) -> bool {
     }
 }
 
+/// The most slots of a kernel on this device; 0 if the device is too small for the kernels.
 fn slots(client: &Client) -> usize {
-    // Two bindings are for other things; the kernel without slots has seven.
     let bindings = client.properties().hardware.max_bindings as usize;
-    if bindings < 7 { 0 } else { MOST_SLOTS.min(bindings - 2) }
+    // Partials, parameters, segments, gradients, records, norms and factors.
+    const FINALIZE_BINDINGS: usize = 7;
+    // Tiles, and one other buffer.
+    const BINDINGS_BESIDES_SLOTS: usize = 2;
+    if bindings < FINALIZE_BINDINGS { 0 } else { MAX_SLOTS.min(bindings - BINDINGS_BESIDES_SLOTS) }
 }
 
 /// The type of elements, if the kernels take it.
@@ -58,10 +64,10 @@ pub(crate) fn elements_of(dtype: DType) -> Option<gradclip::DType> {
     }
 }
 
-/// Clips these gradients, which are as `extents` say and all on one device. Nothing is waited for.
+/// Clips gradients of these shapes, all on one device, without a host stall.
 pub(crate) fn clip(
     gradients: Vec<CubeTensor>,
-    extents: &[Extent],
+    shapes: &[GradientShape],
     task: &Task,
     cache: &Cache,
 ) -> Clipped<CubeTensor> {
@@ -71,7 +77,7 @@ pub(crate) fn clip(
     };
     let segmented = task.segments.len() > 1;
     let launch = Launch { client: &client, device: &device };
-    let tables = cache.get(&client, &device, extents, task, slots(&client));
+    let tables = cache.get(&client, &device, shapes, task, slots(&client));
     // One after the other: of two gradients that are one buffer the first becomes a copy, and the second is alone.
     let gradients: Vec<_> = gradients
         .into_iter()
@@ -81,20 +87,20 @@ pub(crate) fn clip(
         Method::Norm(norm) => {
             let measured = launch.measure(&gradients, &tables, &norm, task.segments.len());
             if task.writes {
-                launch.apply(
+                launch.map(
                     &gradients,
                     &tables,
                     |_| &measured.records.handle,
-                    |manner, slots| Kernel::Scale { segmented, manner, slots },
+                    |format, slots| Kernel::Scale { segmented, format, slots },
                 );
             }
             Some(measured)
         }
         Method::Clamp => {
-            let bounds = |manner: Manner| tables.limits.of(manner.dtype);
-            launch.apply(&gradients, &tables, bounds, |manner, slots| Kernel::Clamp {
+            let bounds = |format: TileFormat| tables.limits.of(format.dtype);
+            launch.map(&gradients, &tables, bounds, |format, slots| Kernel::Clamp {
                 segmented,
-                manner,
+                format,
                 slots,
             });
             None
@@ -103,13 +109,13 @@ pub(crate) fn clip(
     Clipped { gradients, measured }
 }
 
-/// The gradient in memory that nobody else sees, so that it can be changed there.
+/// Returns the gradient in memory of its own, so that it can be changed in place.
 fn own(gradient: CubeTensor) -> CubeTensor {
     let gradient = dense(gradient);
     if gradient.can_mut() { gradient } else { dense(gradient.copy()) }
 }
 
-/// The gradient with its elements side by side, in whatever order.
+/// Returns the gradient with its elements adjacent in memory, in any order.
 fn dense(gradient: CubeTensor) -> CubeTensor {
     if !gradient.meta.is_tiled() && is_dense(gradient.meta.shape(), gradient.meta.strides()) {
         gradient
@@ -137,6 +143,7 @@ struct Launch<'a> {
 }
 
 impl Launch<'_> {
+    /// The norm pass: partials, records and statistics.
     fn measure(
         &self,
         gradients: &[CubeTensor],
@@ -144,104 +151,94 @@ impl Launch<'_> {
         norm: &ByNorm,
         segments: usize,
     ) -> Measured<CubeTensor> {
-        let finding = Finding::of(norm.norm_type, norm.tensor_stats);
-        let partials = self.client.empty((tables.partials * finding.partial_bytes()).max(16));
+        let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
+        let partials = self.client.empty((tables.partials * reduction.partial_bytes()).max(16));
         for batch in &tables.batches {
-            let slots = slots_for(batch.members.len(), slots(self.client));
-            let kernel = Kernel::Partials { finding, manner: to_measure(finding, batch.manner), slots };
-            let first = [(&batch.to_partials, BufferIOAttr::ReadOnly), (&partials, BufferIOAttr::ReadWrite)];
-            self.over(kernel, batch.tiles, first, gradients, &batch.members, slots, BufferIOAttr::ReadOnly);
+            let format = if reduction.loads_vectors() {
+                batch.format
+            } else {
+                TileFormat { alignment: Alignment::Element, ..batch.format }
+            };
+            let slots = slot_count(batch.members.len(), slots(self.client));
+            let kernel = Kernel::Partials { reduction, format, slots };
+            self.dispatch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
         }
 
         let norms = self.output(segments, DType::F32);
         let factors = self.output(segments, DType::F32);
         let records = self.output(segments * RECORD_WORDS, DType::U32);
-        let read = |handle: &Handle| (handle.clone(), BufferIOAttr::ReadOnly);
-        let written = |tensor: &CubeTensor| (tensor.handle.clone(), BufferIOAttr::ReadWrite);
-        self.dispatch(
-            Kernel::Finalize { finding, leaves: Leaves::Record, banks: 1, wide: false },
-            segments,
-            [
-                read(&partials),
-                read(&tables.measure),
-                read(tables.limits.of(gradclip::DType::F32)),
-                read(&tables.owners),
-                written(&records),
-                written(&norms),
-                written(&factors),
-            ],
-        );
+        let shared = |buffer| match buffer {
+            Buffer::Bank(_) => &partials,
+            Buffer::NormParams => tables.norm_params.as_ref().expect("a clip by norm has parameters"),
+            Buffer::GradientOfPartial => &tables.gradient_of_partial,
+            buffer => unreachable!("{buffer:?} is bound by one output only"),
+        };
+        let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false };
+        self.dispatch(finalize(Output::RecordAndFactor), segments, |buffer| match buffer {
+            Buffer::Segments => tables.limits.of(gradclip::DType::F32),
+            Buffer::Records => &records.handle,
+            Buffer::Norms => &norms.handle,
+            Buffer::Factors => &factors.handle,
+            buffer => shared(buffer),
+        });
         let stats = norm.tensor_stats.then(|| {
             let stats = self.output(gradients.len() * STATS_WORDS, DType::U32);
-            let first = [read(&partials), read(&tables.measure), read(&tables.gradients)];
-            let owners = stats_need_owners(finding).then(|| read(&tables.owners));
-            let buffers = first.into_iter().chain(owners).chain([written(&stats)]);
-            self.dispatch(
-                Kernel::Finalize { finding, leaves: Leaves::Stats, banks: 1, wide: false },
-                gradients.len(),
-                buffers,
-            );
+            self.dispatch(finalize(Output::TensorStats), gradients.len(), |buffer| match buffer {
+                Buffer::Segments => &tables.gradients,
+                Buffer::TensorStats => &stats.handle,
+                buffer => shared(buffer),
+            });
             stats
         });
         Measured { norms, factors, records, stats }
     }
 
-    /// Changes the gradients in place, by what stands in `by` for each segment. Backwards: what the norm pass has read last
-    /// may still be in the cache.
-    fn apply<'a>(
+    /// The elementwise pass, in place. `other` returns the records or bounds for a format. It runs backwards: the cache may still
+    /// have what the norm pass read last.
+    fn map<'a>(
         &self,
         gradients: &[CubeTensor],
         tables: &Tables,
-        by: impl Fn(Manner) -> &'a Handle,
-        kernel: impl Fn(Manner, usize) -> Kernel,
+        other: impl Fn(TileFormat) -> &'a Handle,
+        kernel: impl Fn(TileFormat, usize) -> Kernel,
     ) {
         for batch in tables.batches.iter().rev() {
-            let slots = slots_for(batch.members.len(), slots(self.client));
-            let first =
-                [(&batch.of_segments, BufferIOAttr::ReadOnly), (by(batch.manner), BufferIOAttr::ReadOnly)];
-            let kernel = kernel(batch.manner, slots);
-            self.over(kernel, batch.tiles, first, gradients, &batch.members, slots, BufferIOAttr::ReadWrite);
+            let kernel = kernel(batch.format, slot_count(batch.members.len(), slots(self.client)));
+            self.dispatch_batch(kernel, batch, gradients, &batch.map_tiles, other(batch.format));
         }
     }
 
-    /// Dispatches a kernel with slots.
-    #[expect(clippy::too_many_arguments, reason = "each is one of what a dispatch is made of")]
-    fn over(
+    /// Dispatches a kernel with slots, which binds one `other` buffer besides tiles and gradients.
+    fn dispatch_batch(
         &self,
         kernel: Kernel,
-        workgroups: usize,
-        first: [(&Handle, BufferIOAttr); 2],
+        batch: &Batch,
         gradients: &[CubeTensor],
-        members: &[usize],
-        slots: usize,
-        io: BufferIOAttr,
+        tiles: &Handle,
+        other: &Handle,
     ) {
-        let first = first.map(|(handle, io)| (handle.clone(), io));
-        // No tile names the slots beyond the members; something has to be bound there.
-        let in_slots = (0..slots).map(|slot| {
-            let member = members[slot.min(members.len() - 1)];
-            (gradients[member].handle.clone(), io)
+        self.dispatch(kernel, batch.tiles, |buffer| match buffer {
+            Buffer::Tiles => tiles,
+            // No tile refers to the slots after the last member, but every slot must be bound.
+            Buffer::Slot(slot) => &gradients[batch.members[slot.min(batch.members.len() - 1)]].handle,
+            _ => other,
         });
-        self.dispatch(kernel, workgroups, first.into_iter().chain(in_slots));
     }
 
-    fn dispatch(
-        &self,
-        kernel: Kernel,
-        workgroups: usize,
-        buffers: impl IntoIterator<Item = (Handle, BufferIOAttr)>,
-    ) {
-        // A grid that is too long is folded into two dimensions, evenly.
-        let most = self.client.properties().hardware.max_cube_count.0 as usize;
-        let rows = workgroups.div_ceil(most).max(1);
-        let [x, y] = [workgroups.div_ceil(rows), rows].map(|side| u32::try_from(side).unwrap_or(u32::MAX));
-        let arguments = buffers.into_iter().fold(KernelArguments::new(), |arguments, (handle, io)| {
-            arguments.with_buffer_io(handle.binding(), io)
+    /// Dispatches a kernel; `buffer` returns the buffer for each of its bindings.
+    fn dispatch<'a>(&self, kernel: Kernel, workgroups: usize, buffer: impl Fn(Buffer) -> &'a Handle) {
+        let arguments = kernel.bindings().into_iter().fold(KernelArguments::new(), |arguments, binding| {
+            let io = match binding.ty {
+                BindingType::Read | BindingType::Uniform => BufferIOAttr::ReadOnly,
+                BindingType::ReadWrite => BufferIOAttr::ReadWrite,
+            };
+            arguments.with_buffer_io(buffer(binding.buffer).clone().binding(), io)
         });
-        self.client.launch(Box::new(Launchable(kernel)), CubeCount::Static(x, y, 1), arguments);
+        let [x, y] = fold_grid(workgroups, self.client.properties().hardware.max_cube_count.0);
+        self.client.launch(Box::new(GradclipKernel(kernel)), CubeCount::Static(x, y, 1), arguments);
     }
 
-    /// A tensor that a kernel fills.
+    /// Allocates a tensor for a kernel to fill.
     fn output(&self, elements: usize, dtype: DType) -> CubeTensor {
         CubeTensor::new_contiguous(
             self.client.clone(),

@@ -1,20 +1,21 @@
-//! What the kernels read besides gradients. It depends on the shapes of a model and on the options only, so it is uploaded
-//! once and kept: a step uploads nothing.
+//! The tables that the kernels read. They depend only on the shapes of a model and on the options, so they are uploaded once and
+//! kept: a step uploads nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::cubecl::client::Client;
 use burn::cubecl::server::Handle;
 use burn_cubecl::CubeDevice;
-use bytemuck::{Pod, Zeroable, cast_slice};
+use bytemuck::cast_slice;
 use gradclip::DType;
-use gradclip::wgsl::Manner;
+use gradclip::kernels::TileFormat;
+use gradclip::kernels::tables::{Bounds, NormParams, Segment};
 
-use super::layout::{Extent, lay_out};
-use crate::task::{Method, Task, policy};
+use super::layout::{GradientShape, lay_out};
+use crate::task::{Method, Task};
 
-/// How many sets of shapes are remembered: some models have parameters that get a gradient in some steps only.
-const REMEMBERED: usize = 8;
+/// The number of sets of shapes in the cache. Some models have parameters that have a gradient only in some steps.
+const CACHED: usize = 8;
 
 /// The tables of past clips, shared by the clones of a clipper.
 #[derive(Clone, Default)]
@@ -22,26 +23,26 @@ pub(crate) struct Cache(Arc<Mutex<Vec<Entry>>>);
 
 struct Entry {
     device: CubeDevice,
-    extents: Vec<Extent>,
+    shapes: Vec<GradientShape>,
     task: Task,
     tables: Tables,
 }
 
-/// What a clip reads, on the device.
+/// The tables of a clip, on the device.
 #[derive(Clone)]
 pub(super) struct Tables {
     layout: Arc<OnDevice>,
-    /// How to measure; `Measure` of `segment.wgsl`.
-    pub(super) measure: Handle,
+    /// [`NormParams`]; None for a clip by value.
+    pub(super) norm_params: Option<Handle>,
     pub(super) limits: Limits,
 }
 
-/// What the gradients of each segment must keep to.
+/// The limits of the segments.
 #[derive(Clone)]
 pub(super) enum Limits {
-    /// Of each segment its partials and its limit; `Segment` of `segment.wgsl`.
+    /// The [`Segment`]s of a clip by norm.
     Norm(Handle),
-    /// Of each segment its bounds, rounded to each type of elements; `Bounds` of `clamp.wgsl`.
+    /// The [`Bounds`] of a clip by value, rounded to each type of elements.
     Value { f32: Handle, f16: Handle, bf16: Handle },
 }
 
@@ -49,17 +50,17 @@ impl Limits {
     fn new(client: &Client, layout: &OnDevice, task: &Task) -> Self {
         if let Method::Norm(_) = task.method {
             let segments = layout.segments.iter().zip(&task.segments);
-            let segments: Vec<_> = segments.map(|(of, limit)| Segment::of(of, limit[1])).collect();
+            let segments: Vec<_> = segments.map(|(partials, limit)| Segment::new(partials, limit[1])).collect();
             return Self::Norm(client.create_from_slice(cast_slice(&segments)));
         }
         let rounded = |dtype: DType| {
-            let bounds = task.segments.iter().map(|bounds| bounds.map(|bound| dtype.round(bound)));
+            let bounds = task.segments.iter().map(|&bounds| Bounds::new(bounds, dtype));
             client.create_from_slice(cast_slice(&bounds.collect::<Vec<_>>()))
         };
         Self::Value { f32: rounded(DType::F32), f16: rounded(DType::F16), bf16: rounded(DType::BF16) }
     }
 
-    /// Those of gradients of this type.
+    /// The limits for gradients of this type.
     pub(super) fn of(&self, dtype: DType) -> &Handle {
         match self {
             Self::Norm(segments) => segments,
@@ -81,82 +82,57 @@ impl std::ops::Deref for Tables {
 /// A layout, on the device.
 pub(super) struct OnDevice {
     pub(super) batches: Vec<Batch>,
-    /// How many partials there are.
+    /// The number of partials.
     pub(super) partials: usize,
-    /// Of each partial, the gradient that it is of.
-    pub(super) owners: Handle,
-    /// Of each gradient its partials.
+    /// The gradient of each partial.
+    pub(super) gradient_of_partial: Handle,
+    /// A [`Segment`] for each gradient.
     pub(super) gradients: Handle,
     segments: Vec<std::ops::Range<usize>>,
 }
 
 /// A dispatch.
 pub(super) struct Batch {
-    pub(super) manner: Manner,
+    pub(super) format: TileFormat,
     /// The gradient in each slot.
     pub(super) members: Vec<usize>,
+    /// The number of tiles of either pass.
     pub(super) tiles: usize,
-    pub(super) to_partials: Handle,
-    pub(super) of_segments: Handle,
-}
-
-/// `Segment` of `segment.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Segment {
-    pub(super) first: u32,
-    pub(super) count: u32,
-    pub(super) max_norm: f32,
-}
-
-impl Segment {
-    fn of(partials: &std::ops::Range<usize>, max_norm: f32) -> Self {
-        let narrow = |number| u32::try_from(number).unwrap_or(u32::MAX);
-        Self { first: narrow(partials.start), count: narrow(partials.len()), max_norm }
-    }
-}
-
-/// `Measure` of `segment.wgsl`; what else stands there is for stages that are not used here.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Measure {
-    pub(super) epsilon: f32,
-    pub(super) policy: u32,
-    pub(super) inverse_scale: f32,
-    unused: [u32; 4],
+    pub(super) norm_tiles: Handle,
+    pub(super) map_tiles: Handle,
 }
 
 impl Cache {
-    /// The tables of a clip, from the cache if they are there.
+    /// Returns the tables of a clip, from the cache if possible.
     pub(super) fn get(
         &self,
         client: &Client,
         device: &CubeDevice,
-        extents: &[Extent],
+        shapes: &[GradientShape],
         task: &Task,
         slots: usize,
     ) -> Tables {
-        // A clip that panicked has left whole entries, or none.
+        // The list only has complete entries, even if a clip panicked.
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = entries.iter().position(|entry| {
             entry.device == *device
-                && entry.extents == extents
+                && entry.shapes == shapes
                 && entry.task.segments.len() == task.segments.len()
         });
         let mut entry = if let Some(index) = found {
             entries.remove(index)
         } else {
-            let layout = Arc::new(OnDevice::new(client, extents, task.segments.len(), slots));
+            let layout = Arc::new(OnDevice::new(client, shapes, task.segments.len(), slots));
             let tables = Tables::new(client, layout, task);
-            Entry { device: device.clone(), extents: extents.to_vec(), task: task.clone(), tables }
+            Entry { device: device.clone(), shapes: shapes.to_vec(), task: task.clone(), tables }
         };
-        // A limit that follows a schedule replaces some bytes, not the layout.
+        // A new limit replaces some bytes, not the layout.
         if !entry.task.same_numbers(task) {
             entry.tables = Tables::new(client, entry.tables.layout, task);
             entry.task = task.clone();
         }
         let tables = entry.tables.clone();
-        entries.truncate(REMEMBERED - 1);
+        entries.truncate(CACHED - 1);
         entries.insert(0, entry);
         tables
     }
@@ -165,41 +141,39 @@ impl Cache {
 impl Tables {
     fn new(client: &Client, layout: Arc<OnDevice>, task: &Task) -> Self {
         let limits = Limits::new(client, &layout, task);
-        let measure = match task.method {
-            Method::Norm(norm) => Measure {
-                epsilon: norm.epsilon,
-                policy: policy(&norm),
-                inverse_scale: norm.inverse_scale,
-                unused: [0; 4],
-            },
-            Method::Clamp => Measure::zeroed(),
+        let norm_params = match task.method {
+            Method::Norm(norm) => {
+                Some(client.create_from_slice(bytemuck::bytes_of(&NormParams::new(&norm))))
+            }
+            Method::Clamp => None,
         };
-        Self { layout, measure: client.create_from_slice(bytemuck::bytes_of(&measure)), limits }
+        Self { layout, norm_params, limits }
     }
 }
 
 impl OnDevice {
-    fn new(client: &Client, extents: &[Extent], segments: usize, slots: usize) -> Self {
-        let layout = lay_out(extents, segments, slots);
+    fn new(client: &Client, shapes: &[GradientShape], segments: usize, slots: usize) -> Self {
+        let layout = lay_out(shapes, segments, slots);
         let batches = layout
             .batches
             .into_iter()
             .map(|batch| Batch {
-                manner: batch.manner,
+                format: batch.format,
                 members: batch.members,
-                tiles: batch.to_partials.len(),
-                to_partials: client.create_from_slice(cast_slice(&batch.to_partials)),
-                of_segments: client.create_from_slice(cast_slice(&batch.of_segments)),
+                tiles: batch.norm_tiles.len(),
+                norm_tiles: client.create_from_slice(cast_slice(&batch.norm_tiles)),
+                map_tiles: client.create_from_slice(cast_slice(&batch.map_tiles)),
             })
             .collect();
         let gradients: Vec<_> =
-            layout.gradients.iter().map(|partials| Segment::of(partials, f32::INFINITY)).collect();
-        // Nothing is not bound: where there are no partials at all, nobody reads this.
-        let owners = if layout.owners.is_empty() { &[0][..] } else { &layout.owners };
+            layout.gradients.iter().map(|partials| Segment::new(partials, f32::INFINITY)).collect();
+        // An empty buffer cannot be bound. Without partials, no kernel reads this one.
+        let gradient_of_partial =
+            if layout.gradient_of_partial.is_empty() { &[0][..] } else { &layout.gradient_of_partial };
         Self {
             batches,
-            partials: layout.owners.len(),
-            owners: client.create_from_slice(cast_slice(owners)),
+            partials: layout.gradient_of_partial.len(),
+            gradient_of_partial: client.create_from_slice(cast_slice(gradient_of_partial)),
             gradients: client.create_from_slice(cast_slice(&gradients)),
             segments: layout.segments,
         }

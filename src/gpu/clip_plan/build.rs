@@ -1,7 +1,5 @@
-//! How a plan is made: what it lays out, which buffers it has, and which dispatches. Those of a clip by norm are made in
-//! `norm.rs`.
+//! The construction of a plan; for a clip by norm, in `norm.rs`.
 
-use bytemuck::{Pod, Zeroable};
 use wgpu::BufferUsages;
 
 use super::ClipPlan;
@@ -10,19 +8,12 @@ use super::norm::by_norm;
 use crate::clip::Operation;
 use crate::gpu::clipper::Clipper;
 use crate::gpu::gradient::{Set, in_address_order};
-use crate::gpu::kernels::Kernel;
 use crate::gpu::layout::{self, Batch, Request};
+use crate::kernels::Kernel;
+use crate::kernels::tables::Bounds;
 use crate::{DType, Error};
 
-/// `Bounds` of `clamp.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(in crate::gpu) struct Bounds {
-    pub(in crate::gpu) low: f32,
-    pub(in crate::gpu) high: f32,
-}
-
-/// Allocates and binds. Of the operations, one for each group, only the limits differ.
+/// Builds a plan. `operations` has one operation for each group; they differ only in their limits.
 pub(in crate::gpu) fn build(
     clipper: &Clipper,
     operations: &[Operation],
@@ -44,24 +35,23 @@ fn by_value(clipper: &Clipper, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<Cli
         segment_of: &set.spans.iter().map(|span| span.group).collect::<Vec<_>>(),
         segments,
         measures: false,
-        norm_reads_vectors: false,
+        norm_loads_vectors: false,
     };
     let layout = layout::lay_out(request, clipper.limits());
     clipper.guarded(size_of_val(&layout.tiles[..]) as u64, layout.largest_dispatch(), || {
         let mut builder = Builder::new(clipper, &set.buffers, &layout.tiles);
         let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(|dtype| {
-            let rounded = |bounds: &[f32; 2]| bounds.map(|bound| dtype.round(bound));
-            let bounds: Vec<_> = bounds.iter().map(rounded).map(|[low, high]| Bounds { low, high }).collect();
-            builder.holding("gradclip.bounds", BufferUsages::STORAGE, &bounds)
+            let bounds: Vec<_> = bounds.iter().map(|&bounds| Bounds::new(bounds, dtype)).collect();
+            builder.buffer("gradclip.bounds", BufferUsages::STORAGE, &bounds)
         });
-        let bounds_of = |_, batch: &Batch| match batch.manner.dtype {
+        let bounds_of = |_, batch: &Batch| match batch.format.dtype {
             DType::F32 => &f32,
             DType::F16 => &f16,
             DType::BF16 => &bf16,
         };
         let segmented = segments > 1;
-        let clamp = |manner, slots| Kernel::Clamp { segmented, manner, slots };
-        let apply = builder.steps(&layout.apply, bounds_of, clamp)?;
+        let clamp = |format, slots| Kernel::Clamp { segmented, format, slots };
+        let apply = builder.batches(&layout.apply, bounds_of, clamp)?;
         let scratch_bytes = builder.bytes;
         Ok(ClipPlan {
             norm: Vec::new(),

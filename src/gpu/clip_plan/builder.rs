@@ -1,4 +1,4 @@
-//! What plans are made of: buffers with something in them, and dispatches with their bind groups.
+//! `Builder`: the buffers and the bound dispatches of one plan.
 
 use bytemuck::Pod;
 use wgpu::BufferUsages;
@@ -6,50 +6,72 @@ use wgpu::BufferUsages;
 use super::Step;
 use crate::Error;
 use crate::gpu::clipper::Clipper;
-use crate::gpu::kernels::{Compiled, Kernel, WORKGROUP_SIZE};
-use crate::gpu::layout::{Batch, Manner, Tile};
+use crate::gpu::layout::Batch;
+use crate::gpu::pipeline::Pipeline;
 use crate::gpu::read_back::Results;
-use crate::gpu::slots::slots_for;
+use crate::kernels::tables::{Tile, fold_grid};
+use crate::kernels::{Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
 
-/// Makes the buffers and the steps of one plan. What wgpu has against them, the error scope around it learns.
+/// Creates the buffers and the steps of one plan. Validation errors surface in the enclosing error scope.
 pub(super) struct Builder<'a> {
     clipper: &'a Clipper,
     buffers: &'a [&'a wgpu::Buffer],
     tiles: wgpu::Buffer,
-    /// Allocated so far.
+    /// The bytes allocated so far.
     pub(super) bytes: u64,
 }
 
 impl<'a> Builder<'a> {
     pub(super) fn new(clipper: &'a Clipper, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
-        // A buffer of no bytes cannot be bound; nor is it, since no batch is without a tile.
+        // A buffer of no bytes is invalid. Without tiles there are no batches, so nothing binds this one.
         let tiles = or_one(tiles, &Tile { slot: 0, first: 0, count: 0, target_index: 0 });
-        let table = filled(clipper.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);
+        let table = create_buffer(clipper.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);
         Self { clipper, buffers, bytes: table.size(), tiles: table }
     }
 
-    /// A dispatch of a kernel that binds no gradients, with so many workgroups.
-    pub(super) fn per_workgroup(
+    /// Creates a dispatch of `workgroups` workgroups. `buffer` returns the buffer for each binding of the kernel.
+    pub(super) fn per_workgroup<'b>(
         &self,
         kernel: Kernel,
-        bindings: &[&wgpu::Buffer],
         workgroups: usize,
+        buffer: impl Fn(Buffer) -> &'b wgpu::Buffer,
     ) -> Result<Step, Error> {
-        let bindings = bindings.iter().map(|buffer| buffer.as_entire_buffer_binding());
-        Ok(self.step(self.clipper.kernel(kernel)?, bindings, workgroups))
+        let pipeline = self.clipper.pipeline(kernel)?;
+        Ok(self.step(pipeline, |name| buffer(name).as_entire_buffer_binding(), workgroups))
     }
 
-    /// The same with so many invocations, or some more.
-    pub(super) fn per_invocation(
+    /// Creates a dispatch of at least `invocations` invocations, as [`per_workgroup`](Self::per_workgroup).
+    pub(super) fn per_invocation<'b>(
         &self,
         kernel: Kernel,
-        bindings: &[&wgpu::Buffer],
         invocations: usize,
+        buffer: impl Fn(Buffer) -> &'b wgpu::Buffer,
     ) -> Result<Step, Error> {
-        self.per_workgroup(kernel, bindings, invocations.div_ceil(WORKGROUP_SIZE as usize))
+        self.per_workgroup(kernel, invocations.div_ceil(WORKGROUP_SIZE as usize), buffer)
     }
 
-    /// Something that the host can read, at first so many times the same.
+    /// Creates a dispatch for each batch. `other` returns the buffer that the kernel binds besides tiles and gradients, by the
+    /// index of the batch.
+    pub(super) fn batches<'b>(
+        &self,
+        batches: &[Batch],
+        other: impl Fn(usize, &Batch) -> &'b wgpu::Buffer,
+        kernel: impl Fn(TileFormat, usize) -> Kernel,
+    ) -> Result<Vec<Step>, Error> {
+        let step = |(index, batch): (usize, &Batch)| {
+            let slots = slot_count(batch.windows.len(), self.clipper.limits().slots);
+            let pipeline = self.clipper.pipeline(kernel(batch.format, slots))?;
+            let binding = |buffer| match buffer {
+                Buffer::Tiles => self.tiles_of(batch),
+                Buffer::Slot(slot) => self.slot(batch, slot),
+                _ => other(index, batch).as_entire_buffer_binding(),
+            };
+            Ok(self.step(pipeline, binding, batch.tiles.len()))
+        };
+        batches.iter().enumerate().map(step).collect()
+    }
+
+    /// Creates a readable buffer initialised to `count` copies of `value`.
     pub(super) fn results<T: Pod>(
         &mut self,
         label: &str,
@@ -58,12 +80,12 @@ impl<'a> Builder<'a> {
         count: usize,
     ) -> Results {
         let watched = self.clipper.watched().clone();
-        Results::new(watched, value, count, |contents| self.holding(label, usage, contents))
+        Results::new(watched, value, count, |contents| self.buffer(label, usage, contents))
     }
 
-    pub(super) fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
+    pub(super) fn buffer<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
         self.bytes += size_of_val(values) as u64;
-        filled(self.clipper.device(), label, usage, values)
+        create_buffer(self.clipper.device(), label, usage, values)
     }
 
     pub(super) fn zeroed(&mut self, label: &str, size: usize) -> wgpu::Buffer {
@@ -76,26 +98,14 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// A step for each batch. `second` is what the kernel binds besides tiles and gradients, by the number of the batch.
-    pub(super) fn steps<'b>(
-        &self,
-        batches: &[Batch],
-        second: impl Fn(usize, &Batch) -> &'b wgpu::Buffer,
-        kernel: impl Fn(Manner, usize) -> Kernel,
-    ) -> Result<Vec<Step>, Error> {
-        let step = |(number, batch): (usize, &Batch)| {
-            let slots = slots_for(batch.windows.len(), self.clipper.limits().slots);
-            let kernel = self.clipper.kernel(kernel(batch.manner, slots))?;
-            let fixed = [self.tiles_of(batch), second(number, batch).as_entire_buffer_binding()];
-            let windows = batch.windows.iter().map(|window| wgpu::BufferBinding {
-                buffer: self.buffers[window.buffer],
-                offset: window.offset,
-                size: wgpu::BufferSize::new(window.size),
-            });
-            let fillers = (batch.windows.len()..slots).map(|slot| self.clipper.filler(slot));
-            Ok(self.step(kernel, fixed.into_iter().chain(windows).chain(fillers), batch.tiles.len()))
-        };
-        batches.iter().enumerate().map(step).collect()
+    /// The window in a slot, or a filler for a slot without one.
+    fn slot(&self, batch: &Batch, slot: usize) -> wgpu::BufferBinding<'_> {
+        let Some(window) = batch.windows.get(slot) else { return self.clipper.filler(slot) };
+        wgpu::BufferBinding {
+            buffer: self.buffers[window.buffer],
+            offset: window.offset,
+            size: wgpu::BufferSize::new(window.size),
+        }
     }
 
     fn tiles_of(&self, batch: &Batch) -> wgpu::BufferBinding<'_> {
@@ -109,38 +119,44 @@ impl<'a> Builder<'a> {
 
     fn step<'b>(
         &self,
-        kernel: Compiled,
-        bindings: impl IntoIterator<Item = wgpu::BufferBinding<'b>>,
+        pipeline: Pipeline,
+        binding: impl Fn(Buffer) -> wgpu::BufferBinding<'b>,
         workgroups: usize,
     ) -> Step {
         let entries: Vec<_> = (0..)
-            .zip(bindings)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(buffer),
+            .zip(pipeline.bindings.iter())
+            .map(|(index, described)| wgpu::BindGroupEntry {
+                binding: index,
+                resource: wgpu::BindingResource::Buffer(binding(described.buffer)),
             })
             .collect();
         let bind_group = self.clipper.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.label),
-            layout: &kernel.bind_group_layout,
+            label: Some(pipeline.label),
+            layout: &pipeline.bind_group_layout,
             entries: &entries,
         });
-        Step { pipeline: kernel.pipeline, bind_group, grid: self.clipper.limits().fold(workgroups) }
+        let grid = fold_grid(workgroups, self.clipper.limits().workgroups_per_dimension);
+        Step { pipeline: pipeline.compute, bind_group, grid }
     }
 }
 
-/// A buffer without any element cannot be bound.
+/// Returns `values`, or `one` if there are none: a buffer of no bytes cannot be bound.
 pub(super) fn or_one<'a, T>(values: &'a [T], one: &'a T) -> &'a [T] {
     if values.is_empty() { std::slice::from_ref(one) } else { values }
 }
 
-/// A buffer with these values in it; without a queue, which a clipper does not have.
-fn filled<T: Pod>(device: &wgpu::Device, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
+/// Creates a buffer with these values, without a queue, which a clipper does not have.
+fn create_buffer<T: Pod>(
+    device: &wgpu::Device,
+    label: &str,
+    usage: BufferUsages,
+    values: &[T],
+) -> wgpu::Buffer {
     let contents: &[u8] = bytemuck::cast_slice(values);
     let size = contents.len() as u64;
     let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true };
     let buffer = device.create_buffer(&descriptor);
-    // A buffer that could not be made has no mapped range; the error scope around this knows why.
+    // A failed buffer has no mapped range; the error is in the enclosing error scope.
     if let Ok(mut range) = buffer.get_mapped_range_mut(..) {
         range.slice(..).copy_from_slice(contents);
     }

@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
-use super::{ClipPlan, Measure, Outcome, Segment};
+use super::{ClipPlan, Outcome};
 use crate::gpu::read_back::Results;
 use crate::gpu::watched::{is_destroyed, is_mapped};
+use crate::kernels::tables::{NormParams, Segment};
 use crate::{Error, NormHistory, StepCounts, clip};
 
 impl ClipPlan {
@@ -64,7 +65,7 @@ impl ClipPlan {
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
         let outcome = self.by_norm("set_loss_scale")?;
         let inverse = clip::inverse_scale(scale)?;
-        outcome.write(queue, &outcome.measure, INVERSE_SCALE, &inverse.to_le_bytes())
+        outcome.write(queue, &outcome.norm_params, INVERSE_SCALE, &inverse.to_le_bytes())
     }
 
     /// Copies the inverse of the loss scale, an f32, from 4 bytes of your buffer at this point of the encoder. It must be
@@ -80,7 +81,7 @@ impl ClipPlan {
         offset: u64,
     ) -> Result<(), Error> {
         let outcome = self.by_norm("copy_inverse_loss_scale")?;
-        outcome.copy_number(encoder, source, offset, &outcome.measure, INVERSE_SCALE)
+        outcome.copy_number(encoder, source, offset, &outcome.norm_params, INVERSE_SCALE)
     }
 
     /// Supplies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), for every command buffer that is
@@ -152,8 +153,8 @@ impl ClipPlan {
     }
 }
 
-/// Where the inverse of the loss scale lies in `Measure`.
-const INVERSE_SCALE: u64 = std::mem::offset_of!(Measure, inverse_scale) as u64;
+/// Where the inverse of the loss scale lies in `NormParams`.
+const INVERSE_SCALE: u64 = std::mem::offset_of!(NormParams, inverse_scale) as u64;
 
 impl Outcome {
     /// Writes what is kept for each record.

@@ -1,18 +1,17 @@
-//! How a plan of a clip by norm is made.
+//! The construction of a plan for a clip by norm: its buffers and its stages.
 
-use std::ops::Range;
-
-use bytemuck::{Pod, Zeroable};
 use wgpu::BufferUsages;
 
 use super::builder::{Builder, or_one};
+use super::segment_map::SegmentMap;
 use super::{ClipPlan, Outcome, Step};
-use crate::clip::{ByNorm, Limit, Scope};
+use crate::clip::{ByNorm, Scope};
 use crate::gpu::clipper::Clipper;
-use crate::gpu::gradient::{Set, Span, in_address_order};
-use crate::gpu::kernels::{Finding, Kernel, Leaves};
-use crate::gpu::layout::{self, Layout, Request};
+use crate::gpu::gradient::Set;
+use crate::gpu::layout::Layout;
 use crate::gpu::read_back::Results;
+use crate::kernels::tables::{NormParams, Segment};
+use crate::kernels::{Buffer, Kernel, Output, Reduction};
 use crate::{ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats};
 
 const STORAGE: BufferUsages = BufferUsages::STORAGE;
@@ -20,169 +19,75 @@ const UNIFORM: BufferUsages = BufferUsages::UNIFORM;
 const COPY_SRC: BufferUsages = BufferUsages::COPY_SRC;
 const COPY_DST: BufferUsages = BufferUsages::COPY_DST;
 
-/// Of what lasts from step to step, and can be saved and restored.
-const KEPT: BufferUsages = STORAGE.union(COPY_SRC).union(COPY_DST);
+/// The usage of state that lasts from step to step and can be saved and restored.
+const STATE: BufferUsages = STORAGE.union(COPY_SRC).union(COPY_DST);
 
-/// `NOT_SUPPLIED` of `supply.wgsl`: the bits of the supplied norm until there is one.
+/// The initial bits of the supplied norm: `NOT_SUPPLIED` of `supplied_norm.wgsl`.
 const NOT_SUPPLIED: u32 = u32::MAX;
 
-/// `Segment` of `segment.wgsl`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-pub(in crate::gpu) struct Segment {
-    pub(in crate::gpu) first: u32,
-    pub(in crate::gpu) count: u32,
-    pub(in crate::gpu) max_norm: f32,
-}
-
-impl Segment {
-    fn new(partials: &Range<usize>, max_norm: f32) -> Self {
-        let number = |number: usize| u32::try_from(number).expect("partials are counted in 32 bits");
-        Self { first: number(partials.start), count: number(partials.len()), max_norm }
-    }
-}
-
-/// `Measure` of `segment.wgsl`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(in crate::gpu) struct Measure {
-    pub(in crate::gpu) epsilon: f32,
-    pub(in crate::gpu) policy: u32,
-    pub(in crate::gpu) inverse_scale: f32,
-    pub(in crate::gpu) floor: f32,
-    pub(in crate::gpu) rate: f32,
-    pub(in crate::gpu) threshold: f32,
-    pub(in crate::gpu) warm_up: u32,
-}
-
-impl Measure {
-    fn of(norm: &ByNorm) -> Self {
-        // The POLICY_* of `conclude.wgsl`. What is an error on the host is left alone on the device.
-        let policy = match norm.non_finite {
-            NonFinite::Propagate => 0,
-            NonFinite::Skip | NonFinite::Error => 1,
-            NonFinite::Zero => 2,
-            NonFinite::Poison => 3,
-        };
-        let floor = if let Scope::Parameter { floor } = norm.scope { floor } else { 0.0 };
-        let z_clip = norm.z_clip.unwrap_or_default();
-        Self {
-            epsilon: norm.epsilon,
-            policy,
-            inverse_scale: norm.inverse_scale,
-            floor,
-            rate: 1.0 - z_clip.alpha,
-            threshold: z_clip.z_threshold,
-            warm_up: z_clip.warm_up,
-        }
-    }
-}
-
-/// What is measured, and what has a record.
-struct Units {
-    /// The gradients, or their rows; and after them the same of their parameters.
-    spans: Vec<Span>,
-    /// Of each span: the segment that it belongs to. The first segments have the records.
-    segment_of: Vec<usize>,
-    segments: usize,
-    /// Of each record: how its limit follows from those of the groups.
-    limits: Vec<Limit>,
-}
-
-impl Units {
-    fn of(scope: Scope, groups: usize, set: &Set<'_>) -> Self {
-        if scope.is_together() {
-            let segment_of = set.spans.iter().map(|span| span.group).collect();
-            let limits = (0..groups).map(|group| Limit::Of { group }).collect();
-            return Self { spans: set.spans.clone(), segment_of, segments: groups, limits };
-        }
-        let rows = |(span, &rows): (&Span, &u64)| span.rows(rows);
-        let gradients: Vec<Span> = set.spans.iter().zip(&set.rows).flat_map(rows).collect();
-        let limit = |span: &Span| scope.limit(span.group, span.len, span.measured);
-        let limits = gradients.iter().map(limit).collect();
-        let parameters = set.parameters.iter().zip(&set.spans).zip(&set.rows).flat_map(
-            |((parameter, gradient), &rows)| {
-                // What is not measured need not have one.
-                let nothing = Span { len: 0, ..*gradient };
-                parameter.unwrap_or(nothing).rows(rows)
-            },
-        );
-        let spans: Vec<Span> = gradients.iter().copied().chain(parameters).collect();
-        Self { segment_of: (0..spans.len()).collect(), segments: spans.len(), limits, spans }
-    }
-
-    fn lay_out(&self, clipper: &Clipper, measures: bool, finding: Finding) -> Layout {
-        let request = Request {
-            spans: &self.spans,
-            order: &in_address_order(&self.spans),
-            segment_of: &self.segment_of,
-            segments: self.segments,
-            measures,
-            norm_reads_vectors: finding.reads_vectors(),
-        };
-        layout::lay_out(request, clipper.limits())
-    }
-}
-
+/// Builds a plan with one group for each limit.
 pub(super) fn by_norm(
     clipper: &Clipper,
     norm: &ByNorm,
     max_norms: &[f32],
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
-    let finding = Finding::of(norm.norm_type, norm.tensor_stats);
     if !norm.scope.is_together() {
-        // Before the host makes a list of them.
+        // Checked before the host allocates the table of segments.
         let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
         clipper.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
     }
-    let units = Units::of(norm.scope, max_norms.len(), set);
-    let layout = units.lay_out(clipper, norm.scope != Scope::Supplied, finding);
+    let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
+    let map = SegmentMap::new(norm.scope, max_norms.len(), set);
+    let layout = map.lay_out(clipper.limits(), norm.scope != Scope::Supplied, reduction);
     let scratch = size_of_val(&layout.tiles[..])
-        + layout.owners.len() * finding.partial_bytes()
-        + size_of_val(&layout.places[..])
-        + units.segments * size_of::<ClipRecord>();
+        + layout.gradient_of_partial.len() * reduction.partial_bytes()
+        + size_of_val(&layout.partial_locations[..])
+        + map.segments * size_of::<ClipRecord>();
     clipper.guarded(scratch as u64, layout.largest_dispatch(), || {
         let mut builder = Builder::new(clipper, &set.buffers, &layout.tiles);
-        let limits = units.limits.iter().map(|limit| limit.among(max_norms));
-        let table = layout.segments.iter().zip(limits).map(|(partials, limit)| Segment::new(partials, limit));
-        let table: Vec<_> = table.collect();
-        // The plain kernels for any p have but one size.
-        let wide = clipper.limits().wide && finding.reads_vectors() && layout.wants_wide_workgroups();
-        let (layout, records) = (&layout, table.len());
-        let mut stages = Stages { norm, finding, layout, wide, records, steps: Vec::new() };
-        // Nothing is clipped by itself where there is nothing; the record says so.
-        let table = or_one(&table, &Segment { first: 0, count: 0, max_norm: max_norms[0] }).to_vec();
+        let table = map.table(&layout.segments, max_norms);
+        let records = table.len();
+        // A plan without gradients has one record, too: of nothing.
+        let table = or_one(&table, &Segment { max_norm: max_norms[0], ..Segment::EMPTY }).to_vec();
+        let buffers = Buffers::new(&mut builder, norm, reduction, &layout, &table, records);
+        let wide = clipper.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
+        let mut stages =
+            Stages { norm, reduction, layout: &layout, buffers, wide, records, steps: Vec::new() };
 
-        let buffers = Buffers::new(&mut builder, &stages, &table);
-        let supplied = stages.find(&mut builder, &buffers)?;
-        stages.relate_to_parameters(&mut builder, &buffers)?;
-        let histories = stages.adapt(&mut builder, &buffers)?;
-        let step_counts = stages.count(&mut builder, &buffers)?;
-        let tensor_stats = stages.tensor_stats(&mut builder, &buffers, set.spans.len())?;
+        let supplied = if norm.scope == Scope::Supplied {
+            Some(stages.supplied_norm(&mut builder)?)
+        } else {
+            stages.measured_norm(&mut builder)?;
+            None
+        };
+        stages.agc(&mut builder)?;
+        let histories = stages.z_clip(&mut builder)?;
+        let step_counts = stages.step_counts(&mut builder)?;
+        let tensor_stats = stages.tensor_stats(&mut builder, set.spans.len())?;
+
+        let Stages { buffers, steps, .. } = stages;
         let segmented = table.len() > 1;
-        let scale = |manner, slots| Kernel::Scale { segmented, manner, slots };
-        let apply = builder.steps(&layout.apply, |_, _| &buffers.records.buffer, scale)?;
-        let (norm_pass, records) = (stages.steps, stages.records);
-        let Buffers { measure, segments, records: record_buffer, .. } = buffers;
+        let scale = |format, slots| Kernel::Scale { segmented, format, slots };
+        let apply = builder.batches(&layout.apply, |_, _| &buffers.records.buffer, scale)?;
         let outcome = Outcome {
             watched: clipper.watched().clone(),
             is_error: norm.non_finite == NonFinite::Error,
             together: norm.scope.is_together(),
             groups: max_norms.len(),
-            limits: units.limits,
+            limits: map.limits,
             table,
             count: records,
-            records: record_buffer,
-            measure,
-            segments,
+            records: buffers.records,
+            norm_params: buffers.norm_params,
+            segments: buffers.segments,
             supplied,
             histories,
             step_counts,
             tensor_stats,
         };
         Ok(ClipPlan {
-            norm: norm_pass,
+            norm: steps,
             apply,
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
@@ -192,156 +97,178 @@ pub(super) fn by_norm(
     })
 }
 
-/// What the stages that leave or change records share.
+/// The buffers that several stages share.
 struct Buffers {
-    /// The partials, bank by bank.
+    /// The partials, by bank.
     banks: Vec<wgpu::Buffer>,
-    /// Where in them each partial is, if there are several.
-    places: Option<wgpu::Buffer>,
-    owners: wgpu::Buffer,
-    measure: wgpu::Buffer,
+    /// Only with several banks.
+    partial_locations: Option<wgpu::Buffer>,
+    gradient_of_partial: wgpu::Buffer,
+    norm_params: wgpu::Buffer,
     segments: wgpu::Buffer,
     records: Results,
 }
 
 impl Buffers {
-    fn new(builder: &mut Builder<'_>, stages: &Stages<'_>, table: &[Segment]) -> Self {
-        let Stages { norm, finding, layout, records, .. } = stages;
-        let owners = or_one(&layout.owners, &0);
-        let usage = STORAGE.union(UNIFORM).union(COPY_SRC);
+    fn new(
+        builder: &mut Builder<'_>,
+        norm: &ByNorm,
+        reduction: Reduction,
+        layout: &Layout,
+        table: &[Segment],
+        records: usize,
+    ) -> Self {
+        let gradients = or_one(&layout.gradient_of_partial, &0);
+        let record_usage = STORAGE.union(UNIFORM).union(COPY_SRC);
         Self {
             banks: layout
                 .banks
                 .iter()
-                .map(|&len| builder.zeroed("gradclip.partials", len.max(1) * finding.partial_bytes()))
+                .map(|&len| builder.zeroed("gradclip.partials", len.max(1) * reduction.partial_bytes()))
                 .collect(),
-            places: (layout.banks.len() > 1)
-                .then(|| builder.holding("gradclip.places", STORAGE, &layout.places)),
-            owners: builder.holding("gradclip.owners", STORAGE, owners),
-            measure: builder.holding("gradclip.measure", UNIFORM.union(COPY_DST), &[Measure::of(norm)]),
-            segments: builder.holding("gradclip.segments", STORAGE.union(COPY_DST), table),
-            records: builder.results("gradclip.records", usage, ClipRecord::NOTHING_MEASURED, *records),
+            partial_locations: (layout.banks.len() > 1)
+                .then(|| builder.buffer("gradclip.partial_locations", STORAGE, &layout.partial_locations)),
+            gradient_of_partial: builder.buffer("gradclip.gradient_of_partial", STORAGE, gradients),
+            norm_params: builder.buffer(
+                "gradclip.norm_params",
+                UNIFORM.union(COPY_DST),
+                &[NormParams::new(norm)],
+            ),
+            segments: builder.buffer("gradclip.segments", STORAGE.union(COPY_DST), table),
+            records: builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records),
         }
     }
 
-    /// What a finalize kernel binds: partials, and besides them these four.
-    fn finalizing<'a>(&'a self, others: [&'a wgpu::Buffer; 4]) -> Vec<&'a wgpu::Buffer> {
-        let rest = self.places.iter().chain(&self.banks[1..]);
-        [&self.banks[0]].into_iter().chain(others).chain(rest).collect()
-    }
-
-    /// What a stage binds that makes records from this, or changes them by it.
-    fn with<'a>(&'a self, first: &'a wgpu::Buffer) -> [&'a wgpu::Buffer; 5] {
-        [first, &self.measure, &self.segments, &self.owners, &self.records.buffer]
+    fn get(&self, buffer: Buffer) -> &wgpu::Buffer {
+        match buffer {
+            Buffer::Bank(bank) => &self.banks[bank],
+            Buffer::PartialLocations => self.partial_locations.as_ref().expect("bound with several banks"),
+            Buffer::GradientOfPartial => &self.gradient_of_partial,
+            Buffer::NormParams => &self.norm_params,
+            Buffer::Segments => &self.segments,
+            Buffer::Records => &self.records.buffer,
+            buffer => unreachable!("{buffer:?} belongs to a single stage"),
+        }
     }
 }
 
-/// The stages of a norm pass: each adds its dispatches, if the clip asks for it.
+/// The stages of a norm pass. Each method adds the dispatches of one, if the clip needs it.
 struct Stages<'a> {
     norm: &'a ByNorm,
-    finding: Finding,
+    reduction: Reduction,
     layout: &'a Layout,
-    /// Whether wide workgroups join the partials.
+    buffers: Buffers,
+    /// Whether wide workgroups reduce the partials.
     wide: bool,
-    /// How many records mean something.
+    /// The number of records, 0 for a plan without gradients.
     records: usize,
     steps: Vec<Step>,
 }
 
 impl Stages<'_> {
-    /// Records, from partials and their sums, or from a norm that is supplied; returns where that goes.
-    fn find(&mut self, builder: &mut Builder<'_>, buffers: &Buffers) -> Result<Option<wgpu::Buffer>, Error> {
-        let finding = self.finding;
-        if self.norm.scope == Scope::Supplied {
-            let supplied = builder.holding("gradclip.supplied", STORAGE.union(COPY_DST), &[NOT_SUPPLIED]);
-            self.steps.push(builder.per_invocation(
-                Kernel::Supply,
-                &buffers.with(&supplied),
-                self.records,
-            )?);
-            return Ok(Some(supplied));
-        }
-        let partials = |manner, slots| Kernel::Partials { finding, manner, slots };
-        let bank = |batch, _: &_| &buffers.banks[self.layout.bank_of(batch)];
-        self.steps.extend(builder.steps(&self.layout.norm, bank, partials)?);
-        let [_, others @ ..] = buffers.with(&buffers.banks[0]);
-        let finalize = self.finalize(Leaves::Record);
-        self.steps.push(builder.per_workgroup(finalize, &buffers.finalizing(others), self.records)?);
-        Ok(None)
-    }
-
-    fn finalize(&self, leaves: Leaves) -> Kernel {
-        // Statistics are of many gradients, most of them small.
-        let wide = self.wide && leaves == Leaves::Record;
-        Kernel::Finalize { finding: self.finding, leaves, banks: self.layout.banks.len(), wide }
-    }
-
-    /// Limits that are relative to the norms of the parameters, which have records of their own.
-    fn relate_to_parameters(&mut self, builder: &mut Builder<'_>, buffers: &Buffers) -> Result<(), Error> {
-        if !matches!(self.norm.scope, Scope::Parameter { .. }) {
-            return Ok(());
-        }
-        let parameters = &self.layout.segments[self.records..];
-        let table: Vec<_> = parameters.iter().map(|partials| Segment::new(partials, f32::INFINITY)).collect();
-        let table = or_one(&table, &Segment { first: 0, count: 0, max_norm: f32::INFINITY });
-        // No loss scale is in a parameter.
-        let measure = Measure { inverse_scale: 1.0, ..Measure::of(self.norm) };
-        let measure = builder.holding("gradclip.parameter_measure", UNIFORM, &[measure]);
-        let segments = builder.holding("gradclip.parameter_segments", STORAGE, table);
-        let unclipped = vec![ClipRecord::UNCLIPPED; table.len()];
-        let records = builder.holding("gradclip.parameter_records", STORAGE, &unclipped);
-        let bindings = buffers.finalizing([&measure, &segments, &buffers.owners, &records]);
-        let finalize = self.finalize(Leaves::Record);
-        self.steps.push(builder.per_workgroup(finalize, &bindings, self.records)?);
-        self.steps.push(builder.per_invocation(Kernel::Relative, &buffers.with(&records), self.records)?);
+    /// Reduces gradients to partials, and partials to records.
+    fn measured_norm(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
+        let reduction = self.reduction;
+        let partials = |format, slots| Kernel::Partials { reduction, format, slots };
+        let bank = |batch, _: &_| &self.buffers.banks[self.layout.bank_of(batch)];
+        self.steps.extend(builder.batches(&self.layout.norm, bank, partials)?);
+        let finalize = self.finalize(Output::Record);
+        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| self.buffers.get(buffer))?);
         Ok(())
     }
 
-    /// Limits that follow the norms of past steps.
-    fn adapt(&mut self, builder: &mut Builder<'_>, buffers: &Buffers) -> Result<Option<Results>, Error> {
+    fn finalize(&self, output: Output) -> Kernel {
+        // Statistics have many segments, most of them small.
+        let wide = self.wide && output != Output::TensorStats;
+        Kernel::Finalize { reduction: self.reduction, output, banks: self.layout.banks.len(), wide }
+    }
+
+    /// Makes records from a supplied norm. Returns the buffer of that norm.
+    fn supplied_norm(&mut self, builder: &mut Builder<'_>) -> Result<wgpu::Buffer, Error> {
+        let supplied = builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[NOT_SUPPLIED]);
+        self.steps.push(builder.per_invocation(Kernel::SuppliedNorm, self.records, |buffer| {
+            if buffer == Buffer::SuppliedNorm { &supplied } else { self.buffers.get(buffer) }
+        })?);
+        Ok(supplied)
+    }
+
+    /// Adaptive gradient clipping: measures the parameters, then replaces the limits.
+    fn agc(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
+        if !matches!(self.norm.scope, Scope::Parameter { .. }) {
+            return Ok(());
+        }
+        let partials = &self.layout.segments[self.records..];
+        let table: Vec<_> = partials.iter().map(|partials| Segment::new(partials, f32::INFINITY)).collect();
+        let table = or_one(&table, &Segment::EMPTY);
+        // Parameters have no loss scale.
+        let norm_params = NormParams { inverse_scale: 1.0, ..NormParams::new(self.norm) };
+        let norm_params = builder.buffer("gradclip.parameter_norm_params", UNIFORM, &[norm_params]);
+        let segments = builder.buffer("gradclip.parameter_segments", STORAGE, table);
+        let unclipped = vec![ClipRecord::UNCLIPPED; table.len()];
+        let records = builder.buffer("gradclip.parameter_records", STORAGE, &unclipped);
+        let finalize = self.finalize(Output::Record);
+        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
+            Buffer::NormParams => &norm_params,
+            Buffer::Segments => &segments,
+            Buffer::Records => &records,
+            buffer => self.buffers.get(buffer),
+        })?);
+        self.steps.push(builder.per_invocation(Kernel::Agc, self.records, |buffer| {
+            if buffer == Buffer::ParameterRecords { &records } else { self.buffers.get(buffer) }
+        })?);
+        Ok(())
+    }
+
+    /// Limits that follow past norms.
+    fn z_clip(&mut self, builder: &mut Builder<'_>) -> Result<Option<Results>, Error> {
         if self.norm.z_clip.is_none() {
             return Ok(None);
         }
-        let histories = builder.results("gradclip.histories", KEPT, NormHistory::default(), self.records);
-        let bindings = buffers.with(&histories.buffer);
-        self.steps.push(builder.per_invocation(Kernel::Adapt, &bindings, self.records)?);
+        let histories = builder.results("gradclip.histories", STATE, NormHistory::default(), self.records);
+        self.steps.push(builder.per_invocation(Kernel::ZClip, self.records, |buffer| {
+            if buffer == Buffer::Histories { &histories.buffer } else { self.buffers.get(buffer) }
+        })?);
         Ok(Some(histories))
     }
 
-    fn count(&mut self, builder: &mut Builder<'_>, buffers: &Buffers) -> Result<Option<Results>, Error> {
+    fn step_counts(&mut self, builder: &mut Builder<'_>) -> Result<Option<Results>, Error> {
         if !self.norm.count_steps {
             return Ok(None);
         }
-        let counts = builder.results("gradclip.step_counts", KEPT, StepCounts::default(), self.records);
-        let bindings = [&buffers.records.buffer, &counts.buffer];
-        self.steps.push(builder.per_invocation(Kernel::Count, &bindings, self.records)?);
+        let counts = builder.results("gradclip.step_counts", STATE, StepCounts::default(), self.records);
+        self.steps.push(builder.per_invocation(Kernel::StepCounts, self.records, |buffer| {
+            if buffer == Buffer::StepCounts { &counts.buffer } else { self.buffers.get(buffer) }
+        })?);
         Ok(Some(counts))
     }
 
-    /// What each of so many gradients is by itself.
+    /// The statistics of each gradient.
     fn tensor_stats(
         &mut self,
         builder: &mut Builder<'_>,
-        buffers: &Buffers,
         gradients: usize,
     ) -> Result<Option<Results>, Error> {
         if !self.norm.tensor_stats {
             return Ok(None);
         }
-        let nothing = Segment { first: 0, count: 0, max_norm: f32::INFINITY };
-        let mut table = vec![nothing; gradients.max(1)];
-        // The partials of a gradient follow on one another; those of the parameters come after all of them.
-        let own = self.layout.segments[..self.records].iter().map(|partials| partials.end).max().unwrap_or(0);
-        for (partial, &owner) in (0..).zip(&self.layout.owners[..own]) {
-            let segment = &mut table[owner as usize];
+        let mut table = vec![Segment::EMPTY; gradients.max(1)];
+        // The partials of a gradient are consecutive. Those of the parameters come after all of them.
+        let gradient_segments = &self.layout.segments[..self.records];
+        let end = gradient_segments.iter().map(|partials| partials.end).max().unwrap_or(0);
+        for (partial, &gradient) in (0..).zip(&self.layout.gradient_of_partial[..end]) {
+            let segment = &mut table[gradient as usize];
             segment.first = if segment.count == 0 { partial } else { segment.first };
             segment.count += 1;
         }
         let usage = STORAGE.union(COPY_SRC);
         let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients);
-        let segments = builder.holding("gradclip.tensor_segments", STORAGE, &table);
-        let bindings = buffers.finalizing([&buffers.measure, &segments, &buffers.owners, &stats.buffer]);
-        self.steps.push(builder.per_workgroup(self.finalize(Leaves::Stats), &bindings, gradients)?);
+        let segments = builder.buffer("gradclip.tensor_segments", STORAGE, &table);
+        let finalize = self.finalize(Output::TensorStats);
+        self.steps.push(builder.per_workgroup(finalize, gradients, |buffer| match buffer {
+            Buffer::Segments => &segments,
+            Buffer::TensorStats => &stats.buffer,
+            buffer => self.buffers.get(buffer),
+        })?);
         Ok(Some(stats))
     }
 }

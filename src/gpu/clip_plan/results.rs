@@ -8,7 +8,7 @@ use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
 
 impl ClipPlan {
     /// The buffer with the [`ClipRecord`]s, for your shader to bind as storage (or as uniform if there is only one record), and to
-    /// copy from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one record for each group; or, if each gradient
+    /// copy from. [`CLIP_RECORD_WGSL`](crate::CLIP_RECORD_WGSL) declares the type. There is one record for each group; or, if each gradient
     /// is clipped on its own, one for each gradient or each of its [`rows`](crate::Gradient::rows).
     ///
     /// A record holds the result of the last norm pass. Before the first one it holds the coefficient 1 and the flag

@@ -7,10 +7,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::gpu::gradient::in_address_order;
+use crate::kernels::tables::{LARGEST_TILE, fold_grid};
 
 /// WebGPU's baseline.
-const BASELINE: Limits =
-    Limits { binding_bytes: 128 << 20, alignment: 256, slots: 6, banks: 4, wide: false, grid: 65535 };
+const BASELINE: Limits = Limits {
+    binding_bytes: 128 << 20,
+    alignment: 256,
+    slots: 6,
+    banks: 4,
+    wide: false,
+    workgroups_per_dimension: 65535,
+};
 
 /// Gradients by buffer: the gap before each and its length.
 type Gaps = Vec<Vec<(u64, u64)>>;
@@ -33,7 +40,7 @@ fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
 
 fn request<'a>(spans: &'a [Span], order: &'a [usize], segment_of: &'a [usize]) -> Request<'a> {
     let segments = segment_of.iter().max().map_or(1, |most| most + 1);
-    Request { spans, order, segment_of, segments, measures: true, norm_reads_vectors: true }
+    Request { spans, order, segment_of, segments, measures: true, norm_loads_vectors: true }
 }
 
 fn laid_out(spans: &[Span], limits: Limits) -> Layout {
@@ -48,7 +55,7 @@ fn touched(layout: &Layout, batches: &[Batch]) -> Vec<(usize, u64, u64)> {
         .flat_map(|batch| layout.tiles[batch.tiles.clone()].iter().map(move |tile| (batch, tile)))
         .map(|(batch, tile)| {
             let window = &batch.windows[tile.slot as usize];
-            let size = batch.manner.dtype.size();
+            let size = batch.format.dtype.size();
             (window.buffer, window.offset + size * u64::from(tile.first), size * u64::from(tile.count))
         })
         .collect();
@@ -82,11 +89,11 @@ fn check_batch(layout: &Layout, batch: &Batch, limits: Limits) {
     }
     for tile in &layout.tiles[batch.tiles.clone()] {
         let window = &batch.windows[tile.slot as usize];
-        let size = batch.manner.dtype.size();
+        let size = batch.format.dtype.size();
         let (first, count) = (size * u64::from(tile.first), size * u64::from(tile.count));
         assert!(first + count <= window.size, "{tile:?} is inside {window:?}");
         assert!(u64::from(tile.count) <= LARGEST_TILE, "{tile:?} is not too large");
-        if batch.manner.access == Access::Vectors {
+        if batch.format.alignment == Alignment::Vector {
             assert_eq!((first % 16, count % 16), (0, 0), "{tile:?} is made of whole vectors");
         }
     }
@@ -94,7 +101,7 @@ fn check_batch(layout: &Layout, batch: &Batch, limits: Limits) {
 
 /// The tiles of the norm pass, each with its batch and the partial that it makes, in whichever bank.
 fn measuring(layout: &Layout) -> Vec<(&Batch, &Tile, usize)> {
-    let partial_at: HashMap<_, _> = layout.places.iter().zip(0..).collect();
+    let partial_at: HashMap<_, _> = layout.partial_locations.iter().zip(0..).collect();
     let mut measuring = Vec::new();
     for (number, batch) in layout.norm.iter().enumerate() {
         for tile in &layout.tiles[batch.tiles.clone()] {
@@ -112,8 +119,12 @@ fn measuring(layout: &Layout) -> Vec<(&Batch, &Tile, usize)> {
 fn check_banks(layout: &Layout, limits: Limits) {
     let banks = layout.banks.len();
     assert!(banks.is_power_of_two() && banks <= limits.banks, "{banks} banks can be bound");
-    assert_eq!(layout.banks.iter().sum::<usize>(), layout.owners.len(), "banks have room for the partials");
-    assert_eq!(layout.places.len(), if banks > 1 { layout.owners.len() } else { 0 });
+    assert_eq!(
+        layout.banks.iter().sum::<usize>(),
+        layout.gradient_of_partial.len(),
+        "banks have room for the partials"
+    );
+    assert_eq!(layout.partial_locations.len(), if banks > 1 { layout.gradient_of_partial.len() } else { 0 });
     for (number, batch) in layout.norm.iter().enumerate() {
         let len = layout.banks[layout.bank_of(number)];
         for tile in &layout.tiles[batch.tiles.clone()] {
@@ -122,7 +133,11 @@ fn check_banks(layout: &Layout, limits: Limits) {
     }
     let mut written: Vec<_> = measuring(layout).into_iter().map(|(.., partial)| partial).collect();
     written.sort_unstable();
-    assert_eq!(written, (0..layout.owners.len()).collect::<Vec<_>>(), "each partial is written by one tile");
+    assert_eq!(
+        written,
+        (0..layout.gradient_of_partial.len()).collect::<Vec<_>>(),
+        "each partial is written by one tile"
+    );
 }
 
 fn check(spans: &[Span], limits: Limits) {
@@ -162,7 +177,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             slots,
             banks: 1 << banks,
             wide: false,
-            grid: 65535,
+            workgroups_per_dimension: 65535,
         },
     )
 }
@@ -192,18 +207,18 @@ proptest! {
         let segment_of: Vec<_> = spans.iter().map(|span| span.group).collect();
         let layout = lay_out(Request { segments: 3, ..request(&spans, &order, &segment_of) }, limits);
         for (segment, partials) in layout.segments.iter().enumerate() {
-            let owners = &layout.owners[partials.clone()];
-            prop_assert!(owners.is_sorted(), "partials are in the order of the list");
-            for &owner in owners {
+            let gradient_of_partial = &layout.gradient_of_partial[partials.clone()];
+            prop_assert!(gradient_of_partial.is_sorted(), "partials are in the order of the list");
+            for &owner in gradient_of_partial {
                 prop_assert_eq!(segment_of[owner as usize], segment);
                 prop_assert!(spans[owner as usize].measured);
             }
         }
         for batch in &layout.apply {
             for tile in &layout.tiles[batch.tiles.clone()] {
-                let first = batch.windows[tile.slot as usize].offset / batch.manner.dtype.size() + u64::from(tile.first);
+                let first = batch.windows[tile.slot as usize].offset / batch.format.dtype.size() + u64::from(tile.first);
                 let own = spans.iter().position(|span| {
-                    span.dtype == batch.manner.dtype && (span.start..span.start + span.len).contains(&first)
+                    span.dtype == batch.format.dtype && (span.start..span.start + span.len).contains(&first)
                 });
                 prop_assert_eq!(own.map(|own| segment_of[own]), Some(tile.target_index as usize));
             }
@@ -267,7 +282,7 @@ proptest! {
 
     #[test]
     fn a_grid_covers_its_workgroups_within_the_limit(workgroups in 1..2_000_000_usize, grid in 2000..70_000_u32) {
-        let [x, y] = Limits { grid, ..BASELINE }.fold(workgroups);
+        let [x, y] = fold_grid(workgroups, grid);
         prop_assert!(x <= grid && y <= grid);
         let covered = x as usize * y as usize;
         prop_assert!(covered >= workgroups && covered < workgroups + y as usize);
@@ -299,9 +314,13 @@ fn neighbours_are_written_as_one_run() {
 fn edges_are_kept_apart_from_whole_vectors() {
     let layout = laid_out(&spans_of(&vec![vec![(3, 10)]]), BASELINE);
     assert_eq!(touched(&layout, &layout.apply), [(0, 12, 4), (0, 16, 32), (0, 48, 4)]);
-    let access: Vec<_> = layout.apply.iter().map(|batch| batch.manner.access).collect();
-    assert_eq!(access, [Access::Elements, Access::Vectors]);
-    assert_eq!(layout.norm[0].manner.access, Access::Elements, "a sum is not cut where the alignment says");
+    let access: Vec<_> = layout.apply.iter().map(|batch| batch.format.alignment).collect();
+    assert_eq!(access, [Alignment::Element, Alignment::Vector]);
+    assert_eq!(
+        layout.norm[0].format.alignment,
+        Alignment::Element,
+        "a sum is not cut where the alignment says"
+    );
 }
 
 #[test]
@@ -320,7 +339,7 @@ fn tables_and_partials_stay_small() {
         let words = 1_u64 << exponent;
         let layout =
             laid_out(&[span(0, DType::F32, 0, words)], Limits { binding_bytes: 1 << 31, ..BASELINE });
-        let scratch = 16 * layout.tiles.len() + 12 * layout.owners.len();
+        let scratch = 16 * layout.tiles.len() + 12 * layout.gradient_of_partial.len();
         assert!(
             scratch as u64 <= 4 * words / 1000 + (64 << 10),
             "2^{exponent} elements take {scratch} bytes"

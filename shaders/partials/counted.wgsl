@@ -1,0 +1,39 @@
+// A partial that also counts the elements that are zero and those that are not finite.
+//
+// provides: Partial, COUNTED, SCALED, combine, new_partial, select_partial, counts_of, without_padding
+// requires: float_bits, counts
+
+struct Partial {
+    sum: f32,     // of the norm's terms; of the scaled elements if SCALED is set
+    largest: u32, // the largest magnitude, as bits; SCALED is its sign bit
+    zeros: u32,
+    non_finite: u32,
+}
+
+const COUNTED: bool = true;
+const SCALED: u32 = SIGN;
+
+// If either is scaled, `largest` is the larger magnitude of the scaled ones.
+fn combine(a: Partial, b: Partial) -> Partial {
+    return new_partial(a.sum + b.sum, max(a.largest, b.largest), add_counts(counts_of(a), counts_of(b)));
+}
+
+fn new_partial(sum: f32, largest: u32, counts: Counts) -> Partial {
+    return Partial(sum, largest, counts.zeros, counts.non_finite);
+}
+
+// Returns `partial` if `condition` holds, otherwise the partial of no elements.
+fn select_partial(condition: bool, partial: Partial) -> Partial {
+    let words = vec3(partial.largest, partial.zeros, partial.non_finite);
+    let kept = select(vec3<u32>(), words, condition);
+    return Partial(select(0.0, partial.sum, condition), kept.x, kept.y, kept.z);
+}
+
+fn counts_of(partial: Partial) -> Counts {
+    return Counts(partial.zeros, partial.non_finite);
+}
+
+// Removes zeros that were read past the end of a tile from the counts.
+fn without_padding(partial: Partial, padding: u32) -> Partial {
+    return Partial(partial.sum, partial.largest, partial.zeros - padding, partial.non_finite);
+}

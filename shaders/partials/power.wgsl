@@ -1,0 +1,22 @@
+// A partial of a norm of general p: the sum of its terms, and the smallest and the largest magnitude. It always counts.
+//
+// provides: Partial, NO_ELEMENTS, combine
+// requires: float_bits, counts
+
+struct Partial {
+    sum: f32,      // of the terms; for p = 0, 1 if an element is not zero
+    smallest: u32, // magnitudes, as bits
+    largest: u32,
+    counts: Counts,
+}
+
+const NO_ELEMENTS: Partial = Partial(0.0, MAGNITUDE, 0u, Counts());
+
+fn combine(a: Partial, b: Partial) -> Partial {
+    return Partial(
+        a.sum + b.sum,
+        min(a.smallest, b.smallest),
+        max(a.largest, b.largest),
+        add_counts(a.counts, b.counts),
+    );
+}

@@ -1,0 +1,52 @@
+// Norm, after stage 2, for adaptive gradient clipping (AGC): computes the coefficients again, with limits relative to the norms
+// of the parameters. A. Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization" (2021).
+//
+//   limit = max_norm * max(norm of the parameter, floor)    where max_norm is the allowed ratio
+//
+// One invocation for each segment.
+//
+// requires: workgroup, segment, clip_coef, clip_record, float_bits, extended
+// binds: segments, norm_params, parameter_records, records
+// constants: WORKGROUP_SIZE
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = invocation_index(workgroup, grid, lane);
+    if (index >= arrayLength(&segments)) {
+        return;
+    }
+    var record = records[index];
+    let limit = agc_limit(norm_of_record(parameter_records[index]), segments[index].max_norm);
+    set_clip_coef(&record, limit);
+    records[index] = record;
+}
+
+// Decides infinities and NaNs by bits.
+fn agc_limit(parameter_norm: Extended, max_norm: f32) -> Extended {
+    let ratio = extended(bitcast<u32>(max_norm));
+    if ((ratio.significand & MAGNITUDE) >= INFINITY) {
+        return ratio;
+    }
+    if (parameter_norm.significand >= INFINITY) {
+        let is_nan = parameter_norm.significand > INFINITY || ratio.significand == 0u;
+        return Extended(select(INFINITY, NAN, is_nan), 0);
+    }
+    return extended_product(ratio, larger(parameter_norm, extended(bitcast<u32>(norm_params.floor))));
+}
+
+// Returns the larger of two finite numbers, neither of them negative.
+fn larger(a: Extended, b: Extended) -> Extended {
+    if (a.significand == 0u) {
+        return b;
+    }
+    let is_a = b.significand == 0u || a.exponent > b.exponent
+        || (a.exponent == b.exponent && a.significand >= b.significand);
+    if (is_a) {
+        return a;
+    }
+    return b;
+}

@@ -1,0 +1,43 @@
+// Norm, for a clip by a supplied norm: makes the records from the norm that the caller supplies.
+//
+// One invocation for each segment.
+//
+// requires: workgroup, segment, clip_coef, clip_record, float_bits, extended
+// binds: segments, supplied_norm, records
+// constants: WORKGROUP_SIZE
+
+// The initial bits of the supplied norm: a NaN that no computation returns.
+const NOT_SUPPLIED: u32 = 0xffffffffu;
+
+@compute @workgroup_size(WORKGROUP_SIZE)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = invocation_index(workgroup, grid, lane);
+    if (index >= arrayLength(&segments)) {
+        return;
+    }
+    var record: ClipRecord;
+    record.first_non_finite = CLIP_RECORD_NO_GRADIENT;
+    let bits = supplied_norm[0]; // without the loss scale
+    if (bits == NOT_SUPPLIED) {
+        record.clip_coef = 1.0;
+        record.factor = 1.0;
+        record.factor_significand = 1.0;
+        record.norm_exponent = CLIP_RECORD_EMPTY_EXPONENT;
+        record.flags = CLIP_RECORD_NORM_MISSING;
+        records[index] = record;
+        return;
+    }
+    var norm = extended(bits);
+    if ((norm.significand & SIGN) != 0u) {
+        // The sign of a zero is ignored; a negative norm is invalid.
+        norm = Extended(select(NAN, 0u, norm.significand == SIGN), 0);
+    }
+    record.norm_significand = bitcast<f32>(norm.significand);
+    record.norm_exponent = norm.exponent;
+    set_clip_coef(&record, extended(bitcast<u32>(segments[index].max_norm)));
+    records[index] = record;
+}

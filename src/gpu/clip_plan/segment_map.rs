@@ -1,0 +1,58 @@
+//! `SegmentMap`: which gradients share a norm, and which limit each norm has.
+
+use std::ops::Range;
+
+use crate::clip::{Limit, Scope};
+use crate::gpu::gradient::{Set, Span, in_address_order};
+use crate::gpu::layout::{self, Layout, Limits, Request};
+use crate::kernels::Reduction;
+use crate::kernels::tables::Segment;
+
+/// The segments of a plan. A segment is a group; or a gradient or a row that is clipped on its own; or its parameter.
+pub(super) struct SegmentMap {
+    /// The gradients or their rows, followed by their parameters or the rows of these.
+    spans: Vec<Span>,
+    /// The segment of each span. The segments of gradients come first; each has a record.
+    segment_of: Vec<usize>,
+    pub(super) segments: usize,
+    /// For each record, how its limit follows from those of the groups.
+    pub(super) limits: Vec<Limit>,
+}
+
+impl SegmentMap {
+    pub(super) fn new(scope: Scope, groups: usize, set: &Set<'_>) -> Self {
+        if scope.is_together() {
+            let segment_of = set.spans.iter().map(|span| span.group).collect();
+            let limits = (0..groups).map(|group| Limit::Of { group }).collect();
+            return Self { spans: set.spans.clone(), segment_of, segments: groups, limits };
+        }
+        let rows = |(span, &rows): (&Span, &u64)| span.rows(rows);
+        let mut spans: Vec<Span> = set.spans.iter().zip(&set.rows).flat_map(rows).collect();
+        let limits = spans.iter().map(|span| scope.limit(span.group, span.len, span.measured)).collect();
+        for ((parameter, gradient), &rows) in set.parameters.iter().zip(&set.spans).zip(&set.rows) {
+            // A gradient that is not measured needs no parameter.
+            let empty = Span { len: 0, ..*gradient };
+            spans.extend(parameter.unwrap_or(empty).rows(rows));
+        }
+        Self { segment_of: (0..spans.len()).collect(), segments: spans.len(), limits, spans }
+    }
+
+    /// Lays out the dispatches. `measures` is false if the norm is supplied.
+    pub(super) fn lay_out(&self, limits: Limits, measures: bool, reduction: Reduction) -> Layout {
+        let request = Request {
+            spans: &self.spans,
+            order: &in_address_order(&self.spans),
+            segment_of: &self.segment_of,
+            segments: self.segments,
+            measures,
+            norm_loads_vectors: reduction.loads_vectors(),
+        };
+        layout::lay_out(request, limits)
+    }
+
+    /// The segments that have records, with limits that follow from those of the groups.
+    pub(super) fn table(&self, partials: &[Range<usize>], max_norms: &[f32]) -> Vec<Segment> {
+        let limits = self.limits.iter().map(|limit| limit.among(max_norms));
+        partials.iter().zip(limits).map(|(partials, limit)| Segment::new(partials, limit)).collect()
+    }
+}

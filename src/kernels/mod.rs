@@ -1,0 +1,419 @@
+//! The kernels as data: the stages, their bindings, structs and constants, and the WGSL of each. The GPU path reads it, and so
+//! does any package that launches the kernels without wgpu: `gradclip-burn` does. To clip buffers of wgpu you do not need it.
+//!
+//! A [`Kernel`] names a stage and its variant. [`Kernel::source`] is its text, for one [`Dialect`]; [`Kernel::bindings`] is
+//! what a launch binds, in order; [`tables`] has the structs in the bound buffers. All of it may change with any minor version.
+//!
+//! ```
+//! use gradclip::kernels::{Alignment, Buffer, Dialect, Kernel, Reduction, TileFormat};
+//! use gradclip::{DType, NormType};
+//!
+//! let format = TileFormat { alignment: Alignment::Vector, dtype: DType::BF16 };
+//! let kernel = Kernel::Partials { reduction: Reduction::new(NormType::L2, false), format, slots: 3 };
+//! assert!(kernel.source(Dialect::WebGpu).contains("@compute"));
+//! assert_eq!(kernel.pipeline_constants(), [("WORKGROUP_SIZE", 256.0)]);
+//! assert_eq!(kernel.bindings()[1].buffer, Buffer::Partials);
+//! ```
+
+mod binding;
+mod dialect;
+pub(crate) mod slots;
+mod snippet;
+pub mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use binding::{Binding, BindingType, Buffer};
+pub use dialect::Dialect;
+pub use slots::slot_count;
+
+use dialect::Constant;
+use slots::SlotAccess;
+use snippet::Snippet;
+
+use crate::{DType, NormType};
+
+/// The invocations of a workgroup that works on a tile or a segment. Every device allows it.
+pub const WORKGROUP_SIZE: u32 = 256;
+
+/// The invocations of a workgroup that reduces many partials, if a device allows it.
+pub const WIDE_WORKGROUP_SIZE: u32 = 1024;
+
+/// The invocations of a workgroup whose tile is one of a gradient's edges: a few elements.
+const EDGE_WORKGROUP_SIZE: u32 = 32;
+
+/// The largest workgroup memory of any kernel but a wide one: 20 bytes for each invocation.
+pub(crate) const WORKGROUP_BYTES: u32 = 20 * WORKGROUP_SIZE;
+
+/// The largest workgroup memory of a wide kernel: 16 bytes for each invocation.
+pub(crate) const WIDE_WORKGROUP_BYTES: u32 = 16 * WIDE_WORKGROUP_SIZE;
+
+/// The most bindings of a kernel without slots and with one bank of partials.
+pub(crate) const MAX_BINDINGS_WITHOUT_SLOTS: u32 = 5;
+
+/// The most of them that are storage buffers.
+pub(crate) const MAX_STORAGE_WITHOUT_SLOTS: u32 = 4;
+
+/// A stage in one of its variants: one compute pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kernel {
+    /// Reduces each tile to a partial. One workgroup for each tile.
+    Partials {
+        /// The reduction.
+        reduction: Reduction,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+    /// Reduces the partials of each segment and writes its output. One workgroup for each segment.
+    Finalize {
+        /// The reduction that made the partials.
+        reduction: Reduction,
+        /// The output.
+        output: Output,
+        /// The number of buffers that hold partials: a power of two.
+        banks: usize,
+        /// Whether workgroups have [`WIDE_WORKGROUP_SIZE`] invocations, for thousands of partials in one segment.
+        wide: bool,
+    },
+    /// Makes records from a supplied norm. One invocation for each segment, as for the next three.
+    SuppliedNorm,
+    /// Computes coefficients again with limits relative to parameter norms: adaptive gradient clipping.
+    Agc,
+    /// Computes coefficients again with limits that follow past norms.
+    ZClip,
+    /// Counts steps by their outcome.
+    StepCounts,
+    /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
+    Scale {
+        /// Whether tiles obey different records.
+        segmented: bool,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+    /// Clamps the elements of each tile. One workgroup for each tile.
+    Clamp {
+        /// Whether tiles obey different bounds.
+        segmented: bool,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+}
+
+/// The format of the tiles of one dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TileFormat {
+    /// The alignment of the tiles.
+    pub alignment: Alignment,
+    /// The type of the elements.
+    pub dtype: DType,
+}
+
+/// The alignment of a tile in its buffer, which decides how it is loaded and stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Alignment {
+    /// The tile starts at a multiple of 16 bytes and is made of whole vectors of 16 bytes: one vector for each load.
+    Vector,
+    /// The tile starts at any element and has any length: one element for each load.
+    Element,
+}
+
+/// The output of [`Kernel::Finalize`] for each segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Output {
+    /// A [`ClipRecord`](crate::ClipRecord).
+    Record,
+    /// A `ClipRecord`, and its norm and its factor in arrays of f32.
+    RecordAndFactor,
+    /// The [`TensorStats`](crate::TensorStats) of a segment that is one gradient.
+    TensorStats,
+}
+
+/// A norm as a reduction: what the norm pass computes from each tile, its partial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reduction {
+    norm: Norm,
+    /// Whether elements that are zero or not finite are counted.
+    counted: bool,
+}
+
+/// A norm, as far as the shaders distinguish them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Norm {
+    L1,
+    L2,
+    Inf,
+    /// Any other p, by its bits.
+    Power(u32),
+}
+
+impl Reduction {
+    /// The reduction of a norm; `counted` adds counts of elements that are zero or not finite, which
+    /// [`Output::TensorStats`] needs.
+    #[must_use]
+    pub fn new(norm_type: NormType, counted: bool) -> Self {
+        let norm = match norm_type {
+            NormType::L1 => Norm::L1,
+            NormType::L2 => Norm::L2,
+            NormType::Inf => Norm::Inf,
+            NormType::P(p) => Norm::Power(p.to_bits()),
+        };
+        // The kernels of general p always count.
+        Self { norm, counted: counted || matches!(norm, Norm::Power(_)) }
+    }
+
+    /// The size of a partial, in bytes.
+    #[must_use]
+    pub const fn partial_bytes(self) -> usize {
+        match self {
+            Self { norm: Norm::Power(_), .. } => 20,
+            Self { counted: true, .. } => 16,
+            Self { counted: false, .. } => 8,
+        }
+    }
+
+    /// Whether there are kernels that load vectors, and wide ones. The kernels of general p have neither: a launch must use
+    /// [`Alignment::Element`] there.
+    #[must_use]
+    pub const fn loads_vectors(self) -> bool {
+        !matches!(self.norm, Norm::Power(_))
+    }
+
+    const fn norm_snippet(self) -> &'static str {
+        match self.norm {
+            Norm::L1 => "norms/l1",
+            Norm::L2 => "norms/l2",
+            Norm::Inf => "norms/inf",
+            Norm::Power(_) => "norms/power",
+        }
+    }
+
+    const fn partials_snippet(self) -> &'static str {
+        match self {
+            Self { norm: Norm::Power(_), .. } => "partials/power",
+            Self { counted: true, .. } => "partials/counted",
+            Self { counted: false, .. } => "partials/plain",
+        }
+    }
+
+    /// The value of POWER.
+    fn power(self) -> Option<f64> {
+        match self.norm {
+            // WGSL has no infinite constants.
+            Norm::Power(p) => Some(f64::from(f32::from_bits(p).max(f32::MIN))),
+            Norm::L1 | Norm::L2 | Norm::Inf => None,
+        }
+    }
+}
+
+impl Kernel {
+    /// The label of its pipeline and bind groups.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Partials { .. } => "gradclip.partials",
+            Self::Finalize { .. } => "gradclip.finalize",
+            Self::SuppliedNorm => "gradclip.supplied_norm",
+            Self::Agc => "gradclip.agc",
+            Self::ZClip => "gradclip.z_clip",
+            Self::StepCounts => "gradclip.step_counts",
+            Self::Scale { .. } => "gradclip.scale",
+            Self::Clamp { .. } => "gradclip.clamp",
+        }
+    }
+
+    /// Returns the WGSL text, with the entry point `main`.
+    #[must_use]
+    pub fn source(self, dialect: Dialect) -> String {
+        let snippets = self.snippets();
+        let mut text = String::new();
+        for constant in self.constants(&snippets, dialect) {
+            text.push_str(&dialect.declare_constant(&constant));
+        }
+        for (binding, index) in self.bindings_of(&snippets).into_iter().zip(0..) {
+            text.push_str(&dialect.declare_binding(index, binding.ty, &self.variable(binding.buffer)));
+        }
+        for snippet in snippets {
+            text.push('\n');
+            text.push_str(snippet.text);
+        }
+        if let Some((slots, access)) = self.slots() {
+            text.push_str(&slots::functions(slots, access));
+        }
+        if let Self::Finalize { banks, .. } = self {
+            text.push_str(&slots::bank_function(banks));
+        }
+        text
+    }
+
+    /// Returns what a launch binds; the index is the number of the binding, in group 0.
+    #[must_use]
+    pub fn bindings(self) -> Vec<Binding> {
+        self.bindings_of(&self.snippets())
+    }
+
+    /// Returns the pipeline-overridable constants that [`Dialect::WebGpu`] needs, with their values.
+    #[must_use]
+    pub fn pipeline_constants(self) -> Vec<(&'static str, f64)> {
+        let constants = self.constants(&self.snippets(), Dialect::WebGpu);
+        constants.iter().filter_map(Constant::number).collect()
+    }
+
+    /// Returns the number of invocations in a workgroup.
+    #[must_use]
+    pub fn workgroup_size(self, dialect: Dialect) -> u32 {
+        match self {
+            Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
+            Self::Scale { format, .. } | Self::Clamp { format, .. }
+                if format.alignment == Alignment::Element && dialect.unaligned_tiles_are_edges() =>
+            {
+                EDGE_WORKGROUP_SIZE
+            }
+            _ => WORKGROUP_SIZE,
+        }
+    }
+
+    /// The stage, followed by the snippets that it requires, directly or not.
+    fn snippets(self) -> Vec<&'static Snippet> {
+        let (stage, choices) = self.stage();
+        snippet::resolve(stage, &choices)
+    }
+
+    /// The file of the stage, and the file that this variant chooses in each folder of alternatives.
+    fn stage(self) -> (&'static str, Vec<&'static str>) {
+        match self {
+            Self::Partials { reduction, format, .. } => {
+                let stage =
+                    if reduction.loads_vectors() { "stages/partials" } else { "stages/partials_power" };
+                let loads = match format.alignment {
+                    Alignment::Vector => "loads/aligned",
+                    Alignment::Element => "loads/unaligned",
+                };
+                let norm = reduction.norm_snippet();
+                (stage, vec![elements(format.dtype), loads, norm, reduction.partials_snippet()])
+            }
+            Self::Finalize { reduction, output, .. } => {
+                let stage =
+                    if reduction.loads_vectors() { "stages/finalize" } else { "stages/finalize_power" };
+                let output = match output {
+                    Output::Record => "outputs/record",
+                    Output::RecordAndFactor => "outputs/record_and_factor",
+                    Output::TensorStats => "outputs/tensor_stats",
+                };
+                (stage, vec![output, reduction.norm_snippet(), reduction.partials_snippet()])
+            }
+            Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
+            Self::Agc => ("stages/agc", Vec::new()),
+            Self::ZClip => ("stages/z_clip", Vec::new()),
+            Self::StepCounts => ("stages/step_counts", Vec::new()),
+            Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
+            Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
+        }
+    }
+
+    fn constants(self, snippets: &[&Snippet], dialect: Dialect) -> Vec<Constant> {
+        let mut names: Vec<_> = snippets.iter().flat_map(|snippet| &snippet.constants).copied().collect();
+        names.sort_unstable();
+        names.dedup();
+        let constant = |name| match name {
+            "WORKGROUP_SIZE" => Constant::u32("WORKGROUP_SIZE", self.workgroup_size(dialect)),
+            "STRIDE" => Constant::derived("STRIDE", "ELEMENTS_PER_VECTOR * WORKGROUP_SIZE"),
+            "TURNS" => Constant::derived("TURNS", "WORKGROUP_SIZE / COLUMNS"),
+            "SEGMENTED" => Constant::u32("SEGMENTED", u32::from(self.is_segmented())),
+            "POWER" => Constant::f32("POWER", self.power()),
+            name => unreachable!("no kernel has the constant {name}"),
+        };
+        names.into_iter().map(constant).collect()
+    }
+
+    const fn is_segmented(self) -> bool {
+        matches!(self, Self::Scale { segmented: true, .. } | Self::Clamp { segmented: true, .. })
+    }
+
+    fn power(self) -> f64 {
+        match self {
+            Self::Partials { reduction, .. } | Self::Finalize { reduction, .. } => reduction.power(),
+            _ => None,
+        }
+        .unwrap_or_default()
+    }
+
+    fn bindings_of(self, snippets: &[&Snippet]) -> Vec<Binding> {
+        let mut buffers: Vec<_> =
+            snippets.iter().flat_map(|snippet| &snippet.binds).map(|name| Buffer::named(name)).collect();
+        if let Self::Finalize { banks, .. } = self {
+            buffers.extend((banks > 1).then_some(Buffer::PartialLocations));
+            buffers.extend((0..banks).map(Buffer::Bank));
+        }
+        if let Some((slots, _)) = self.slots() {
+            buffers.extend((0..slots).map(Buffer::Slot));
+        }
+        buffers.sort_unstable();
+        buffers.dedup();
+        buffers.into_iter().map(|buffer| Binding { buffer, ty: self.binding_type(buffer) }).collect()
+    }
+
+    /// How the kernel uses a buffer.
+    const fn binding_type(self, buffer: Buffer) -> BindingType {
+        match (buffer, self) {
+            (Buffer::NormParams, _) => BindingType::Uniform,
+            (Buffer::Records, Self::Scale { .. } | Self::StepCounts)
+            | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
+            (
+                Buffer::Partials
+                | Buffer::Records
+                | Buffer::Norms
+                | Buffer::Factors
+                | Buffer::TensorStats
+                | Buffer::Histories
+                | Buffer::StepCounts
+                | Buffer::Slot(_),
+                _,
+            ) => BindingType::ReadWrite,
+            _ => BindingType::Read,
+        }
+    }
+
+    /// The WGSL variable of a buffer: its name and its type.
+    fn variable(self, buffer: Buffer) -> (String, &'static str) {
+        match buffer {
+            Buffer::Slot(_) => {
+                (buffer.name(), self.slots().map_or("u32", |(_, access)| access.element_type()))
+            }
+            _ => (buffer.name(), buffer.element_type()),
+        }
+    }
+
+    /// The number of slots and their access, if the kernel has slots.
+    pub(crate) fn slots(self) -> Option<(usize, SlotAccess)> {
+        match self {
+            Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
+            Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
+                Some((slots, SlotAccess::writing(format)))
+            }
+            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::StepCounts => None,
+        }
+    }
+}
+
+const fn elements(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "elements/f32",
+        DType::F16 => "elements/f16",
+        DType::BF16 => "elements/bf16",
+    }
+}
+
+const fn map(format: TileFormat) -> &'static str {
+    match (format.alignment, format.dtype) {
+        (Alignment::Vector, _) => "maps/aligned",
+        (Alignment::Element, DType::F32) => "maps/unaligned_words",
+        (Alignment::Element, DType::F16 | DType::BF16) => "maps/unaligned_halves",
+    }
+}

@@ -1,0 +1,142 @@
+//! The structs in the buffers that kernels read, and the rules for their contents.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::clip::{ByNorm, Scope};
+use crate::{DType, NonFinite};
+
+/// A tile: the work of one workgroup. `Tile` of `tile.wgsl`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Tile {
+    /// The slot of the window that has the elements.
+    pub slot: u32,
+    /// The index of the first element, from the start of the window.
+    pub first: u32,
+    /// The number of elements.
+    pub count: u32,
+    /// In the norm pass, the index of the partial to write; in an elementwise pass, that of the record or bounds to apply.
+    pub target_index: u32,
+}
+
+/// A unit with a norm of its own. `Segment` of `segment.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Segment {
+    /// The index of its first partial.
+    pub first: u32,
+    /// The number of its partials.
+    pub count: u32,
+    /// The limit of its norm.
+    pub max_norm: f32,
+}
+
+impl Segment {
+    /// A segment without partials or limit.
+    pub const EMPTY: Self = Self { first: 0, count: 0, max_norm: f32::INFINITY };
+
+    /// Creates a segment from the indices of its partials.
+    ///
+    /// # Panics
+    ///
+    /// If an index exceeds 32 bits.
+    #[must_use]
+    pub fn new(partials: &Range<usize>, max_norm: f32) -> Self {
+        let number = |number: usize| u32::try_from(number).expect("partials are counted in 32 bits");
+        Self { first: number(partials.start), count: number(partials.len()), max_norm }
+    }
+}
+
+/// The parameters of a clip by norm. `NormParams` of `segment.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct NormParams {
+    /// The constant that is added to the norm.
+    pub epsilon: f32,
+    /// The policy for non-finite gradients, a `POLICY_*` of `clip_coef.wgsl`.
+    pub policy: u32,
+    /// The inverse of the loss scale.
+    pub inverse_scale: f32,
+    /// AGC: the smallest norm of a parameter.
+    pub floor: f32,
+    /// Z-clip: the weight of a new norm in the mean.
+    pub rate: f32,
+    /// Z-clip: the largest deviation from the mean, in standard deviations.
+    pub threshold: f32,
+    /// Z-clip: the number of steps without a limit.
+    pub warm_up: u32,
+}
+
+impl NormParams {
+    /// The parameters of a checked clip.
+    #[must_use]
+    pub fn new(norm: &ByNorm) -> Self {
+        let floor = if let Scope::Parameter { floor } = norm.scope { floor } else { 0.0 };
+        let z_clip = norm.z_clip.unwrap_or_default();
+        Self {
+            epsilon: norm.epsilon,
+            policy: policy(norm.non_finite),
+            inverse_scale: norm.inverse_scale,
+            floor,
+            rate: 1.0 - z_clip.alpha,
+            threshold: z_clip.z_threshold,
+            warm_up: z_clip.warm_up,
+        }
+    }
+}
+
+/// A `POLICY_*` of `clip_coef.wgsl`. An error on the host is a skipped step on the device.
+const fn policy(non_finite: NonFinite) -> u32 {
+    match non_finite {
+        NonFinite::Propagate => 0,
+        NonFinite::Skip | NonFinite::Error => 1,
+        NonFinite::Zero => 2,
+        NonFinite::Poison => 3,
+    }
+}
+
+/// The bounds of a clip by value. `Bounds` of `clamp.wgsl`.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Bounds {
+    /// The lower bound.
+    pub low: f32,
+    /// The upper bound.
+    pub high: f32,
+}
+
+impl Bounds {
+    /// Creates bounds for elements of a type; rounds them to it.
+    #[must_use]
+    pub fn new([low, high]: [f32; 2], dtype: DType) -> Self {
+        Self { low: dtype.round(low), high: dtype.round(high) }
+    }
+}
+
+/// The largest tile, in elements.
+pub(crate) const LARGEST_TILE: u64 = 1 << 16;
+
+/// Returns the length of a tile, in elements, for gradients with `total` elements together. The last tile of a gradient may be
+/// shorter.
+///
+/// Small sets have short tiles, so that there are workgroups for the whole GPU. Large sets have long tiles, so that the single
+/// workgroup that reduces the partials has few of them. Either way, tables and partials of f32 gradients take less than 0.1 %
+/// of the gradients' memory and 64 KiB.
+#[must_use]
+pub const fn tile_elements(total: u64) -> u64 {
+    match total {
+        0..=0x80_0000 => 1 << 12,
+        0x80_0001..=0x4000_0000 => 1 << 14,
+        _ => LARGEST_TILE,
+    }
+}
+
+/// Returns a grid of at least `workgroups` workgroups, in two dimensions if they exceed `max_per_dimension`. The rows are filled
+/// evenly, so at most one workgroup for each row is idle.
+#[must_use]
+pub fn fold_grid(workgroups: usize, max_per_dimension: u32) -> [u32; 2] {
+    let rows = workgroups.div_ceil(max_per_dimension as usize).max(1);
+    [workgroups.div_ceil(rows), rows].map(|side| u32::try_from(side).unwrap_or(u32::MAX))
+}

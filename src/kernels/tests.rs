@@ -1,0 +1,447 @@
+//! Every text that a device can get is accepted by two independent compilers, its bindings are those of the table, and its
+//! structs have the layout of those in Rust. Every WGSL file keeps to the interface that its first lines state.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::mem::offset_of;
+use std::process::{Command, Stdio};
+
+use naga::back::pipeline_constants::process_overrides;
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+use super::snippet::SNIPPETS;
+use super::tables::{Bounds, NormParams, Segment, Tile};
+use super::*;
+use crate::{CLIP_RECORD_WGSL, ClipRecord, NormHistory, StepCounts, TensorStats};
+
+const DIALECTS: [Dialect; 2] = [Dialect::WebGpu, Dialect::CubeCl];
+
+/// Every kernel, with numbers of slots that cover the generator: the small ones, powers of two, and what devices allow.
+fn all() -> Vec<Kernel> {
+    let norms = [NormType::L1, NormType::L2, NormType::Inf];
+    let mut reductions: Vec<_> = [false, true]
+        .into_iter()
+        .flat_map(|counted| norms.map(|norm| Reduction::new(norm, counted)))
+        .collect();
+    let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY];
+    reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
+    let mut kernels = vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::StepCounts];
+    for &reduction in &reductions {
+        for (banks, wide) in [(1, false), (1, reduction.loads_vectors()), (2, false), (16, false)] {
+            let finalize = |output| Kernel::Finalize { reduction, output, banks, wide };
+            kernels.extend([Output::Record, Output::RecordAndFactor, Output::TensorStats].map(finalize));
+        }
+    }
+    for slots in [1, 2, 3, 4, 6, 8, 16, 30, 32, 64] {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for alignment in [Alignment::Vector, Alignment::Element] {
+                let format = TileFormat { alignment, dtype };
+                let has_loads = |r: &&Reduction| alignment == Alignment::Element || r.loads_vectors();
+                let partials = |&reduction: &Reduction| Kernel::Partials { reduction, format, slots };
+                kernels.extend(reductions.iter().filter(has_loads).map(partials));
+                kernels.push(Kernel::Scale { segmented: true, format, slots });
+                kernels.push(Kernel::Clamp { segmented: true, format, slots });
+            }
+        }
+    }
+    kernels
+}
+
+fn parse(kernel: Kernel, dialect: Dialect) -> naga::Module {
+    let source = kernel.source(dialect);
+    naga::front::wgsl::parse_str(&source)
+        .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&source)))
+}
+
+fn validate(module: &naga::Module) -> ModuleInfo {
+    Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(module)
+        .unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+#[test]
+fn naga_accepts_every_kernel_without_any_optional_capability() {
+    for kernel in all() {
+        for dialect in DIALECTS {
+            let module = parse(kernel, dialect);
+            let info = validate(&module);
+            let [entry] = module.entry_points.as_slice() else { panic!("{kernel:?}: one entry point") };
+            assert_eq!(entry.name, "main");
+            if dialect == Dialect::CubeCl {
+                assert!(module.overrides.is_empty(), "{kernel:?} leaves constants to the pipeline");
+                assert_eq!(entry.workgroup_size, [kernel.workgroup_size(dialect), 1, 1]);
+            }
+            // Runtimes that derive the layout from the text see only the bindings that are used.
+            for (handle, variable) in module.global_variables.iter() {
+                assert!(
+                    !info.get_entry_point(0)[handle].is_empty(),
+                    "{kernel:?}: {:?} is unused",
+                    variable.name
+                );
+            }
+        }
+    }
+}
+
+/// These are the texts that wgpu gives to Vulkan, Metal and DirectX 12. One machine has at most one of them.
+#[test]
+fn naga_translates_every_kernel_for_every_backend() {
+    const MAIN: (naga::ShaderStage, &str) = (naga::ShaderStage::Compute, "main");
+    let (for_vulkan, for_metal, for_directx) = (
+        spv::Options::default(),
+        msl::Options::default(),
+        hlsl::Options {
+            // The number of workgroups is such a constant there.
+            special_constants_binding: Some(hlsl::BindTarget { space: 1, ..hlsl::BindTarget::default() }),
+            ..hlsl::Options::default()
+        },
+    );
+    for kernel in all() {
+        let module = parse(kernel, Dialect::WebGpu);
+        let info = validate(&module);
+        let constants =
+            kernel.pipeline_constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let (module, info) = process_overrides(&module, &info, Some(MAIN), &constants).unwrap();
+
+        let vulkan = spv::write_vec(&module, &info, &for_vulkan, None);
+        assert!(vulkan.is_ok(), "{kernel:?}: {vulkan:?}");
+        let metal = msl::write_string(&module, &info, &for_metal, &msl::PipelineOptions::default());
+        assert!(metal.is_ok(), "{kernel:?}: {metal:?}");
+        let (mut text, options) = (String::new(), hlsl::PipelineOptions::default());
+        let directx = hlsl::Writer::new(&mut text, &for_directx, &options).write(&module, &info, None);
+        assert!(directx.is_ok(), "{kernel:?}: {:?}", directx.err());
+        // HLSL shows the size of a load.
+        let loads_vectors =
+            matches!(kernel.slots(), Some((_, SlotAccess::ReadVectors | SlotAccess::WriteVectors)));
+        assert_eq!(text.contains("slot0_.Load4("), loads_vectors, "{kernel:?}");
+        assert!(text.contains("uint3(_NagaConstants.first_vertex"), "{kernel:?} knows the size of its grid");
+    }
+}
+
+#[test]
+fn tint_accepts_every_kernel() {
+    if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        println!("NOT RUN: there is no tint on the PATH; only naga has checked the kernels");
+        return;
+    }
+    let kernels = all().into_iter().map(|kernel| (format!("{kernel:?}"), kernel.source(Dialect::WebGpu)));
+    for (name, text) in kernels.chain([("CLIP_RECORD_WGSL".to_owned(), CLIP_RECORD_WGSL.to_owned())]) {
+        let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// The text for the shaders of callers requires nothing, and all its names have a prefix: they enter the caller's scope.
+#[test]
+fn the_record_text_stands_alone() {
+    validate(&naga::front::wgsl::parse_str(CLIP_RECORD_WGSL).unwrap());
+    for name in Code::new(CLIP_RECORD_WGSL).declared() {
+        let prefixes = ["ClipRecord", "CLIP_RECORD_", "clip_record_"];
+        assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+    }
+}
+
+#[test]
+fn the_host_sets_every_constant_without_a_value() {
+    for kernel in all() {
+        let module = parse(kernel, Dialect::WebGpu);
+        let open = module.overrides.iter().filter(|(_, constant)| constant.init.is_none());
+        let mut open: Vec<_> = open.map(|(_, constant)| constant.name.as_deref().unwrap()).collect();
+        let mut set: Vec<_> = kernel.pipeline_constants().into_iter().map(|(name, _)| name).collect();
+        open.sort_unstable();
+        set.sort_unstable();
+        assert_eq!(open, set, "{kernel:?}");
+    }
+}
+
+#[test]
+fn the_text_declares_the_bindings_of_the_table() {
+    for kernel in all() {
+        for dialect in DIALECTS {
+            let module = parse(kernel, dialect);
+            let mut declared: Vec<_> = module
+                .global_variables
+                .iter()
+                .filter_map(|(_, variable)| Some((variable.binding?, variable.name.clone()?, variable.space)))
+                .collect();
+            declared.sort_by_key(|(binding, ..)| binding.binding);
+            let declared: Vec<_> =
+                declared.into_iter().map(|(at, name, space)| (at.group, at.binding, name, space)).collect();
+            let storage = |access| naga::AddressSpace::Storage { access: naga::StorageAccess::LOAD | access };
+            let expected: Vec<_> = (0..)
+                .zip(kernel.bindings())
+                .map(|(index, Binding { buffer, ty })| {
+                    let space = match (dialect, ty) {
+                        (Dialect::CubeCl, _) | (_, BindingType::ReadWrite) => {
+                            storage(naga::StorageAccess::STORE)
+                        }
+                        (_, BindingType::Uniform) => naga::AddressSpace::Uniform,
+                        (_, BindingType::Read) => storage(naga::StorageAccess::empty()),
+                    };
+                    (0, index, buffer.name(), space)
+                })
+                .collect();
+            assert_eq!(declared, expected, "{kernel:?}");
+        }
+    }
+}
+
+#[test]
+fn slots_follow_the_tiles_and_one_other_buffer() {
+    for kernel in all() {
+        let Some((slots, _)) = kernel.slots() else { continue };
+        let buffers: Vec<_> = kernel.bindings().into_iter().map(|binding| binding.buffer).collect();
+        let (first, rest) = buffers.split_at(slots::FIRST_SLOT as usize);
+        assert_eq!(first[0], Buffer::Tiles, "{kernel:?}");
+        assert_eq!(rest, (0..slots).map(Buffer::Slot).collect::<Vec<_>>(), "{kernel:?}");
+    }
+}
+
+#[test]
+fn slot_counts_are_shared_by_sets_of_many_sizes() {
+    assert_eq!([1, 2, 3, 4, 5, 17, 30].map(|needed| slot_count(needed, 30)), [1, 2, 3, 4, 8, 30, 30]);
+    assert_eq!(slot_count(3, 2), 2);
+}
+
+/// The names and offsets of a WGSL struct's members, and its size.
+fn wgsl_layout(kernel: Kernel, name: &str) -> (Vec<(String, usize)>, usize) {
+    let module = parse(kernel, Dialect::WebGpu);
+    let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
+    let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("{name} is a struct") };
+    let members =
+        members.iter().map(|member| (member.name.clone().unwrap(), member.offset as usize)).collect();
+    (members, *span as usize)
+}
+
+macro_rules! assert_same_layout {
+    ($kernel:expr, $name:ident { $($field:ident),+ }) => {
+        let fields = vec![$((stringify!($field).to_owned(), offset_of!($name, $field))),+];
+        assert_eq!(wgsl_layout($kernel, stringify!($name)), (fields, size_of::<$name>()));
+    };
+}
+
+#[test]
+fn structs_have_the_same_layout_in_rust_and_wgsl() {
+    let format = TileFormat { alignment: Alignment::Vector, dtype: DType::F32 };
+    let scale = Kernel::Scale { segmented: false, format, slots: 1 };
+    let reduction = Reduction::new(NormType::L2, false);
+    let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false };
+    assert_same_layout!(scale, Tile { slot, first, count, target_index });
+    assert_same_layout!(finalize(Output::Record), Segment { first, count, max_norm });
+    assert_same_layout!(
+        finalize(Output::Record),
+        NormParams { epsilon, policy, inverse_scale, floor, rate, threshold, warm_up }
+    );
+    assert_same_layout!(
+        finalize(Output::TensorStats),
+        TensorStats { norm, max_magnitude, non_finite, zeros }
+    );
+    assert_same_layout!(Kernel::StepCounts, StepCounts { steps, clipped, non_finite, largest_norm });
+    assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
+    assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
+    let (members, size) = wgsl_layout(scale, "ClipRecord");
+    assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
+}
+
+#[test]
+fn partials_have_the_size_that_rust_allocates() {
+    for kernel in all() {
+        if let Kernel::Finalize { reduction, wide, .. } = kernel {
+            let (_, partial) = wgsl_layout(kernel, "Partial");
+            assert_eq!(reduction.partial_bytes(), partial, "{reduction:?}");
+            let (size, bytes) = if wide {
+                (WIDE_WORKGROUP_SIZE, WIDE_WORKGROUP_BYTES)
+            } else {
+                (WORKGROUP_SIZE, WORKGROUP_BYTES)
+            };
+            assert!(partial * size as usize <= bytes as usize, "{reduction:?}");
+        }
+    }
+}
+
+#[test]
+fn kernels_stay_within_the_limits_that_are_required_of_a_device() {
+    for kernel in all().into_iter().filter(|kernel| kernel.slots().is_none()) {
+        let bindings = kernel.bindings();
+        // Several banks, and the separate factors, are only for devices that allow as many more.
+        let more = match kernel {
+            Kernel::Finalize { banks, output, .. } => {
+                let banks = if banks > 1 { banks } else { 0 };
+                banks + if output == Output::RecordAndFactor { 2 } else { 0 }
+            }
+            _ => 0,
+        };
+        assert!(bindings.len() <= MAX_BINDINGS_WITHOUT_SLOTS as usize + more, "{kernel:?}");
+        let storage = bindings.iter().filter(|binding| binding.ty != BindingType::Uniform).count();
+        assert!(storage <= MAX_STORAGE_WITHOUT_SLOTS as usize + more, "{kernel:?}");
+    }
+}
+
+/// The code of a WGSL file, without comments, as words and signs.
+struct Code<'a>(Vec<&'a str>);
+
+impl<'a> Code<'a> {
+    fn new(text: &'a str) -> Self {
+        let mut tokens = Vec::new();
+        for line in text.lines() {
+            let mut rest = line.split("//").next().unwrap_or_default();
+            while let Some(first) = rest.chars().next() {
+                let is_word = |c: char| c.is_alphanumeric() || c == '_';
+                let len = if is_word(first) {
+                    rest.find(|c| !is_word(c)).unwrap_or(rest.len())
+                } else {
+                    first.len_utf8()
+                };
+                if !first.is_whitespace() {
+                    tokens.push(&rest[..len]);
+                }
+                rest = &rest[len..];
+            }
+        }
+        Self(tokens)
+    }
+
+    /// The names that the module scope declares.
+    fn declared(&self) -> BTreeSet<&'a str> {
+        let mut depth = 0;
+        let mut names = BTreeSet::new();
+        for (index, token) in self.0.iter().enumerate() {
+            match *token {
+                "{" => depth += 1,
+                "}" => depth -= 1,
+                "fn" | "struct" | "const" | "alias" if depth == 0 => {
+                    names.insert(self.0[index + 1]);
+                }
+                // `var<workgroup> name`
+                "var" if depth == 0 => {
+                    names.insert(self.0[index + 4]);
+                }
+                _ => {}
+            }
+        }
+        names
+    }
+
+    /// The names that may refer to the module scope: not members, and no declarations of locals, parameters or members.
+    fn used(&self) -> BTreeSet<&'a str> {
+        let at = |index: usize| self.0.get(index).copied().unwrap_or_default();
+        let refers = |index: &usize| {
+            let before = index.checked_sub(1).map_or("", at);
+            !matches!(before, "let" | "var" | "." | "fn" | "struct" | "const") && at(index + 1) != ":"
+        };
+        (0..self.0.len()).filter(refers).map(at).collect()
+    }
+}
+
+/// The generated functions (`slots.rs`).
+const SLOT_FUNCTIONS: [&str; 8] = [
+    "load_vector",
+    "load_vectors",
+    "load_word",
+    "load_atomic",
+    "store_vector",
+    "store_vectors",
+    "store_word",
+    "compare_exchange",
+];
+
+/// What a snippet calls the file with a name: its folder, or its own name in `lib/`.
+fn role(path: &str) -> &str {
+    match path.split_once('/') {
+        Some(("lib", name)) => name,
+        Some(("stages", _)) => "stage",
+        Some((folder, _)) => folder,
+        None => path,
+    }
+}
+
+/// Which roles provide a name.
+fn providers(name: &str) -> BTreeSet<&'static str> {
+    let mut roles: BTreeSet<_> =
+        SNIPPETS.iter().filter(|s| s.provides.contains(&name)).map(|s| role(s.path)).collect();
+    if SLOT_FUNCTIONS.contains(&name) {
+        roles.insert("slots");
+    }
+    if name == "partial_at" {
+        roles.insert("banks");
+    }
+    roles
+}
+
+#[test]
+fn every_snippet_states_its_interface() {
+    let faults: Vec<_> = SNIPPETS.iter().flat_map(faults_of).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The differences between the interface that a snippet states and its code.
+fn faults_of(snippet: &Snippet) -> Vec<String> {
+    let path = snippet.path;
+    let mut faults = Vec::new();
+    let mut compare = |what: &str, stated: &BTreeSet<&str>, actual: &BTreeSet<&str>| {
+        if stated != actual {
+            faults.push(format!("{path}: {what} {stated:?}, but the code says {actual:?}"));
+        }
+    };
+    let (declared, used) = (Code::new(snippet.text).declared(), used_by(snippet));
+
+    let dependents = SNIPPETS.iter().filter(|other| other.requires.contains(&role(path)));
+    let used_by_others: BTreeSet<_> = dependents.flat_map(used_by).collect();
+    let is_public = |name: &&str| used_by_others.contains(name) || path == "lib/clip_record";
+    let interface: BTreeSet<_> = declared.iter().copied().filter(is_public).collect();
+    compare("provides", &snippet.provides.clone().into_iter().collect(), &interface);
+
+    let buffers = used.iter().copied().filter(|name| binding::NAMED.iter().any(|row| row.0 == *name));
+    compare("binds", &snippet.binds.clone().into_iter().collect(), &buffers.collect());
+
+    let is_foreign = |name: &&str| !declared.contains(name);
+    let roles: BTreeSet<_> = used.iter().copied().filter(is_foreign).flat_map(providers).collect();
+    compare("requires", &snippet.requires.clone().into_iter().collect(), &roles);
+
+    let constants = ["WORKGROUP_SIZE", "STRIDE", "TURNS", "SEGMENTED", "POWER"];
+    let constants = constants.into_iter().filter(|name| used.contains(name)).collect();
+    compare("constants", &snippet.constants.clone().into_iter().collect(), &constants);
+    faults
+}
+
+/// The names that a snippet uses: those in its code, and those in the types of the buffers that it binds.
+fn used_by(snippet: &Snippet) -> BTreeSet<&'static str> {
+    let types = snippet.binds.clone().into_iter().map(|name| Buffer::named(name).element_type());
+    types.flat_map(|ty| Code::new(ty).0).chain(Code::new(snippet.text).used()).collect()
+}
+
+/// The files of a folder are alternatives, so they provide the same names. Those of general p are alternatives of nothing: they
+/// belong to the stages of general p.
+#[test]
+fn alternatives_provide_the_same_names() {
+    for one in SNIPPETS.iter().filter(|s| !["stage", "norms/power"].contains(&role(s.path))) {
+        for other in SNIPPETS.iter().filter(|s| role(s.path) == role(one.path)) {
+            if one.path.ends_with("/power") || other.path.ends_with("/power") {
+                continue;
+            }
+            assert_eq!(one.provides, other.provides, "{} and {}", one.path, other.path);
+        }
+    }
+}
+
+/// No file is forgotten in the table, and every file of the table is part of a kernel.
+#[test]
+fn the_table_has_every_file() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+    let mut files = BTreeSet::new();
+    for folder in std::fs::read_dir(root).unwrap() {
+        let folder = folder.unwrap().path();
+        for file in std::fs::read_dir(&folder).unwrap() {
+            let path = file.unwrap().path().with_extension("");
+            files.insert(path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/"));
+        }
+    }
+    let table: BTreeSet<_> = SNIPPETS.iter().map(|s| s.path.to_owned()).collect();
+    assert_eq!(files, table);
+    let used: BTreeSet<_> =
+        all().into_iter().flat_map(Kernel::snippets).map(|snippet| snippet.path.to_owned()).collect();
+    assert_eq!(used, table);
+}
