@@ -164,7 +164,7 @@ fn differ<T: PartialEq + Debug>(
 /// Checks new limits, one for each group.
 pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
     if groups != max_norms.len() {
-        return Err(Error::Limits { given: max_norms.len(), groups });
+        return Err(Error::LimitCount { given: max_norms.len(), groups });
     }
     let is_invalid = |max_norm: &f32| max_norm.is_nan() || *max_norm < 0.0;
     let Some(group) = max_norms.iter().position(is_invalid) else { return Ok(()) };
@@ -427,7 +427,7 @@ impl Clip {
     /// It is for gradients that are spread over several devices: measure each part by a plan of its own, join their
     /// norms with [`join_norms`](crate::join_norms), and scale each part with the total. On the GPU,
     /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) hands it
-    /// over; until then nothing is scaled, and tickets fail with [`Error::NormMissing`].
+    /// over; until then nothing is scaled, and tickets fail with [`Error::NormNotSupplied`].
     #[must_use]
     pub const fn by_supplied_norm(max_norm: f32) -> Self {
         Self::by(Method::SuppliedNorm { max_norm })
@@ -567,7 +567,7 @@ impl Clip {
     /// `Clip::by_global_norm(f32::INFINITY)`.
     ///
     /// Each record has a [`NormHistory`](crate::NormHistory) of its own, in the plan. A [`ZClip`] that makes no sense is an
-    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::TwoLimits`].
+    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::ConflictingLimits`].
     ///
     /// ```
     /// use gradclip::{Clip, ZClip, cpu};
@@ -592,7 +592,7 @@ impl Clip {
     ///
     /// # Errors
     ///
-    /// Those of [`checked`](Self::checked), [`Error::Groups`] where two differ in more than their limits, and
+    /// Those of [`checked`](Self::checked), [`Error::GroupsDiffer`] where two differ in more than their limits, and
     /// [`Error::NoClip`] without any.
     pub fn all_checked(clips: &[Self]) -> Result<Vec<Operation>, Error> {
         let of_group =
@@ -602,7 +602,7 @@ impl Clip {
         let Some(first) = operations.first() else { return Err(Error::NoClip) };
         for (second, operation) in operations.iter().enumerate() {
             if let Some((option, given)) = first.difference(operation) {
-                return Err(Error::Groups { first: 0, second, option, given });
+                return Err(Error::GroupsDiffer { first: 0, second, option, given });
             }
         }
         Ok(operations)
@@ -624,7 +624,7 @@ impl Clip {
     /// # Errors
     ///
     /// [`Error::MaxNorm`], [`Error::ClipValue`], [`Error::ClipRange`], [`Error::Epsilon`], [`Error::LossScale`],
-    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::TwoLimits`] and [`Error::NeedsNorm`], each for
+    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::ConflictingLimits`] and [`Error::NeedsNorm`], each for
     /// what it says.
     pub fn checked(self) -> Result<Operation, Error> {
         match self.method {
@@ -667,7 +667,7 @@ impl Clip {
             return Err(Error::NeedsNorm { what: "tensor_stats", clip: self.method.constructor() });
         }
         if z_clip.is_some() && matches!(scope, Scope::Parameter { .. }) {
-            return Err(Error::TwoLimits);
+            return Err(Error::ConflictingLimits);
         }
         Ok(Operation::Norm(ByNorm {
             norm_type,

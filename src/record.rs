@@ -192,7 +192,7 @@ impl ClipRecord {
     /// Whether it is the outcome of a norm pass.
     pub(crate) const fn check_measured(&self) -> Result<(), Error> {
         match self.flags {
-            flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormMissing),
+            flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormNotSupplied),
             flags if flags & Self::UNMEASURED != 0 => Err(Error::NothingMeasured),
             _ => Ok(()),
         }

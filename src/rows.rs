@@ -28,7 +28,7 @@ impl Rows {
         if elements == 0 && rows > 1 {
             self.empty = self.empty.saturating_add(rows);
             if self.empty > Self::MOST_EMPTY {
-                return Err(Error::EmptyRows { gradient: gradient(), rows, most: Self::MOST_EMPTY });
+                return Err(Error::TooManyEmptyRows { gradient: gradient(), rows, most: Self::MOST_EMPTY });
             }
         }
         Ok(())
@@ -48,10 +48,10 @@ mod tests {
         assert_eq!(check(1, 1 << 40, 1 << 40), Ok(()));
         assert_eq!(check(2, MOST - 5, 0), Ok(()));
         assert_eq!(check(3, 1, 0), Ok(()));
-        assert_eq!(check(4, 2, 0), Err(Error::EmptyRows { gradient: 4.into(), rows: 2, most: MOST }));
+        assert_eq!(check(4, 2, 0), Err(Error::TooManyEmptyRows { gradient: 4.into(), rows: 2, most: MOST }));
         assert_eq!(
             check(5, u64::MAX, 0),
-            Err(Error::EmptyRows { gradient: 5.into(), rows: u64::MAX, most: MOST })
+            Err(Error::TooManyEmptyRows { gradient: 5.into(), rows: u64::MAX, most: MOST })
         );
         assert_eq!(check(6, 0, 0), Err(Error::Rows { gradient: 6.into(), rows: 0, elements: 0 }));
     }

@@ -210,7 +210,7 @@ impl SliceClipper {
     /// # Errors
     ///
     /// Those of [`cpu::clip_groups`], including [`Error::NeedsPlan`]; [`Error::OutOfMemory`] and [`Error::DeviceLost`] of a GPU;
-    /// [`Error::Limit`] if a gradient that must stay in one buffer exceeds the device's `max_buffer_size`: a gradient with a
+    /// [`Error::DeviceLimit`] if a gradient that must stay in one buffer exceeds the device's `max_buffer_size`: a gradient with a
     /// norm of its own, or any gradient for the 0-norm. No slice is changed then, unless the GPU is lost while the clipped
     /// gradients are copied back.
     pub fn clip_groups(
@@ -220,7 +220,7 @@ impl SliceClipper {
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
         let operation = Clip::all_checked(clips)?[0];
         if let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation {
-            return Err(Error::NormMissing);
+            return Err(Error::NormNotSupplied);
         }
         operation.check_without_plan()?;
         self.carry_out(gradients, clips, None)
@@ -231,7 +231,7 @@ impl SliceClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`clip_groups`](Self::clip_groups); [`Error::MeasuresItself`] for any other clip.
+    /// Those of [`clip_groups`](Self::clip_groups); [`Error::UnexpectedNorm`] for any other clip.
     pub fn clip_with_norm(
         &self,
         gradients: &mut [Gradient<'_>],
@@ -240,7 +240,7 @@ impl SliceClipper {
     ) -> Result<Clipped<ClipRecord>, Error> {
         let operation = clip.checked()?;
         let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation else {
-            return Err(Error::MeasuresItself);
+            return Err(Error::UnexpectedNorm);
         };
         operation.check_without_plan()?;
         let Clipped { record, device, timings } = self.carry_out(gradients, &[clip], Some(total_norm))?;
@@ -259,7 +259,7 @@ impl SliceClipper {
                 Ok((record, timings)) => {
                     return Ok(Clipped { record, device: self.device(), timings });
                 }
-                Err(error @ (Error::OutOfMemory { .. } | Error::Limit { .. }))
+                Err(error @ (Error::OutOfMemory { .. } | Error::DeviceLimit { .. }))
                     if self.choice == DeviceChoice::Auto =>
                 {
                     log::warn!("{error}; clipping on the CPU path");

@@ -126,6 +126,6 @@ impl NormHistory {
     /// Checks that the history is valid.
     pub(crate) fn checked(&self, record: usize) -> Result<(), Error> {
         let is_good = [self.mean, self.deviation].iter().all(|x| x.is_finite() && *x >= 0.0);
-        if is_good { Ok(()) } else { Err(Error::History { record, given: *self }) }
+        if is_good { Ok(()) } else { Err(Error::NormHistory { record, given: *self }) }
     }
 }

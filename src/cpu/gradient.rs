@@ -339,14 +339,14 @@ pub(super) fn check(gradients: &[Gradient<'_>], groups: usize, with_parameters: 
         let id = || GradientId::new(index, label);
         let elements = gradient.elements.len();
         if group >= groups {
-            return Err(Error::Group { gradient: id(), given: group, groups });
+            return Err(Error::GroupWithoutClip { gradient: id(), given: group, groups });
         }
         all_rows.check(&id, rows as u64, elements as u64)?;
         if !with_parameters {
             continue;
         }
         match parameter.map(|parameter| parameter.len()) {
-            None if measured => return Err(Error::NoParameter { gradient: id() }),
+            None if measured => return Err(Error::MissingParameter { gradient: id() }),
             Some(len) if len != elements => {
                 let (given, needed) = (len as u64, elements as u64);
                 return Err(Error::ParameterLength { gradient: id(), given, needed });

@@ -83,7 +83,7 @@ pub fn clip(gradients: &mut [&mut [f32]], clip: Clip) -> Result<Option<ClipRecor
 ///
 /// # Errors
 ///
-/// The values of `clip` are not valid, as its constructors describe; [`Error::Group`] if a gradient belongs to another
+/// The values of `clip` are not valid, as its constructors describe; [`Error::GroupWithoutClip`] if a gradient belongs to another
 /// group; the errors of rows and parameters (see [`Gradient`]); [`Error::NeedsPlan`] for an option whose results only a plan
 /// returns; or [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
 pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRecord>, Error> {
@@ -96,7 +96,7 @@ pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRe
 ///
 /// # Errors
 ///
-/// Those of [`clip_all`] for any of the clips, and [`Error::Groups`] if they differ in more than their limits. All
+/// Those of [`clip_all`] for any of the clips, and [`Error::GroupsDiffer`] if they differ in more than their limits. All
 /// gradients are then untouched.
 pub fn clip_groups(gradients: &mut [Gradient<'_>], clips: &[Clip]) -> Result<Vec<ClipRecord>, Error> {
     let mut plan = ClipPlan::new(clips)?;
@@ -108,7 +108,7 @@ pub fn clip_groups(gradients: &mut [Gradient<'_>], clips: &[Clip]) -> Result<Vec
 ///
 /// # Errors
 ///
-/// Those of [`clip_all`]; [`Error::MeasuresItself`] for any other clip.
+/// Those of [`clip_all`]; [`Error::UnexpectedNorm`] for any other clip.
 pub fn clip_with_norm(
     gradients: &mut [Gradient<'_>],
     clip: Clip,

@@ -42,7 +42,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// Those of [`Clip::checked`] for each clip; [`Error::Groups`] if the clips differ in more than their limits;
+    /// Those of [`Clip::checked`] for each clip; [`Error::GroupsDiffer`] if the clips differ in more than their limits;
     /// [`Error::NoClip`] if `clips` is empty.
     pub fn new(clips: &[Clip]) -> Result<Self, Error> {
         Ok(Self {
@@ -58,12 +58,12 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// Those of [`clip_groups`](super::clip_groups); [`Error::Records`] if the number of records differs from that of the
+    /// Those of [`clip_groups`](super::clip_groups); [`Error::StateCount`] if the number of records differs from that of the
     /// step before. All gradients are then untouched.
     pub fn clip(&mut self, gradients: &mut [Gradient<'_>]) -> Result<Vec<ClipRecord>, Error> {
         gradient::check(gradients, self.operations.len(), self.operations[0].is_relative())?;
         let norm = match self.operations[0] {
-            Operation::Norm(norm) if norm.scope == Scope::Supplied => return Err(Error::NormMissing),
+            Operation::Norm(norm) if norm.scope == Scope::Supplied => return Err(Error::NormNotSupplied),
             Operation::Norm(norm) => norm,
             Operation::Clamp { .. } => {
                 self.change(gradients, &[]);
@@ -80,14 +80,14 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip); [`Error::MeasuresItself`] for any other clip.
+    /// Those of [`clip`](Self::clip); [`Error::UnexpectedNorm`] for any other clip.
     pub fn clip_with_norm(
         &mut self,
         gradients: &mut [Gradient<'_>],
         total_norm: f32,
     ) -> Result<Vec<ClipRecord>, Error> {
         let Operation::Norm(norm @ ByNorm { scope: Scope::Supplied, .. }) = self.operations[0] else {
-            return Err(Error::MeasuresItself);
+            return Err(Error::UnexpectedNorm);
         };
         gradient::check(gradients, self.operations.len(), false)?;
         self.remember(self.operations.len())?;
@@ -128,7 +128,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::Limits`] if the number of limits differs from that of the
+    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::LimitCount`] if the number of limits differs from that of the
     /// groups; [`Error::NeedsNorm`] for a clip by value. The plan is then unchanged.
     pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
         self.check_by_norm("set_max_norms")?;
@@ -155,7 +155,7 @@ impl ClipPlan {
     /// starts from zero.
     ///
     /// The plan learns the number of records from the gradients of the next step. If the number of counts differs from it,
-    /// [`clip`](Self::clip) returns [`Error::Records`].
+    /// [`clip`](Self::clip) returns [`Error::StateCount`].
     ///
     /// # Errors
     ///
@@ -170,14 +170,14 @@ impl ClipPlan {
     /// Restores saved histories, one for each record, of a plan on the CPU or on a GPU.
     ///
     /// The plan learns the number of records from the gradients of the next step. If the number of histories differs from it,
-    /// [`clip`](Self::clip) returns [`Error::Records`].
+    /// [`clip`](Self::clip) returns [`Error::StateCount`].
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the clip has no [`z_clip`](crate::Clip::z_clip); [`Error::History`] if a history is invalid.
+    /// [`Error::NotEnabled`] if the clip has no [`z_clip`](crate::Clip::z_clip); [`Error::NormHistory`] if a history is invalid.
     pub fn set_histories(&mut self, histories: &[NormHistory]) -> Result<(), Error> {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
-            return Err(Error::NotAskedFor { what: "norm histories", with: "z_clip" });
+            return Err(Error::NotEnabled { what: "norm histories", with: "z_clip" });
         }
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
         self.histories = histories.to_vec();
@@ -210,7 +210,7 @@ impl ClipPlan {
             [("norm histories", self.histories.len()), ("step counts", self.step_counts.len())]
         {
             if !is_first(given) && given != records {
-                return Err(Error::Records { what, given, records });
+                return Err(Error::StateCount { what, given, records });
             }
         }
         self.histories.resize(records, NormHistory::default());

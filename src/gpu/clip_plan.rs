@@ -2,17 +2,17 @@
 
 mod build;
 mod builder;
-mod changes;
 mod norm;
-mod results;
+mod outputs;
+mod update;
 
 use std::sync::Arc;
 
 use wgpu::CommandEncoder;
 
+use super::error_scope::CheckedDevice;
 use super::labels::Labels;
 use super::read_back::Results;
-use super::watched::Watched;
 use crate::clip::Limit;
 
 #[cfg(test)]
@@ -41,7 +41,7 @@ pub struct ClipPlan {
 /// What a clip by a norm works with from step to step.
 #[derive(Debug)]
 struct Outcome {
-    watched: Arc<Watched>,
+    checked_device: Arc<CheckedDevice>,
     records: Results,
     /// How many there are.
     count: usize,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::clip_plan::{ClipPlan, build};
 use super::device::is_software;
+use super::error_scope::CheckedDevice;
 use super::gradient::{Gradient, Set, Span};
 use super::kernels::{
     Compiled, Kernel, MOST_BINDINGS_WITHOUT_SLOTS, MOST_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES,
@@ -13,7 +14,6 @@ use super::kernels::{
 };
 use super::layout::{LARGEST_TILE, Limits};
 use super::slots::FIRST_SLOT;
-use super::watched::Watched;
 use crate::{Clip, Error, GradientId};
 
 /// More windows than this are not bound at once, whatever the device allows. On an H100 the norm kernel takes as long with 64
@@ -36,7 +36,7 @@ pub struct Clipper {
 }
 
 struct Inner {
-    watched: Arc<Watched>,
+    checked_device: Arc<CheckedDevice>,
     limits: Limits,
     /// Fills the slots of a kernel that a batch has no window for: an alignment's worth each, so that none overlap.
     filler: wgpu::Buffer,
@@ -97,12 +97,12 @@ impl Clipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`] if the device allows less than the smallest kernel needs; [`Error::DeviceLost`] if it is lost.
+    /// [`Error::DeviceLimit`] if the device allows less than the smallest kernel needs; [`Error::DeviceLost`] if it is lost.
     pub fn new(device: &wgpu::Device) -> Result<Self, Error> {
         let limits = usable(&device.limits(), &device.adapter_info())?;
         let bytes = limits.alignment * limits.slots as u64;
-        let watched = Arc::new(Watched::new(device.clone()));
-        let filler = watched.guarded("the clipper", bytes, || {
+        let checked_device = Arc::new(CheckedDevice::new(device.clone()));
+        let filler = checked_device.in_error_scope("the clipper", bytes, || {
             Ok(device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.filler"),
                 size: bytes,
@@ -110,7 +110,7 @@ impl Clipper {
                 mapped_at_creation: false,
             }))
         })?;
-        let inner = Inner { watched, limits, filler, kernels: Mutex::default() };
+        let inner = Inner { checked_device, limits, filler, kernels: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -122,9 +122,9 @@ impl Clipper {
     /// # Errors
     ///
     /// An [`Error`] with the index and label of the gradient, and the numbers, if a range is invalid or two gradients overlap;
-    /// the errors of [`Clip::checked`]; [`Error::Limit`] or [`Error::OutOfMemory`] if the device allows too little.
+    /// the errors of [`Clip::checked`]; [`Error::DeviceLimit`] or [`Error::OutOfMemory`] if the device allows too little.
     ///
-    /// [`Error::Mapped`] or [`Error::Refused`] if a buffer is mapped, has been destroyed or belongs to another device. A
+    /// [`Error::BufferMapped`] or [`Error::BufferRejected`] if a buffer is mapped, has been destroyed or belongs to another device. A
     /// buffer of another [`wgpu::Instance`] is not detected: wgpu cannot tell it from one of this device.
     /// [`Error::DeviceLost`] if the device is lost.
     pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
@@ -162,14 +162,14 @@ impl Clipper {
     ///
     /// # Errors
     ///
-    /// Those of [`prepare`](Self::prepare); [`Error::Group`] if there is no clip for a gradient's group; [`Error::Groups`] if the
+    /// Those of [`prepare`](Self::prepare); [`Error::GroupWithoutClip`] if there is no clip for a gradient's group; [`Error::GroupsDiffer`] if the
     /// clips differ in more than their limits; [`Error::NoClip`] if `clips` is empty.
     pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
         let operations = Clip::all_checked(clips)?;
         let with_parameters = operations[0].is_relative();
         let set = Set::resolve(gradients, clips.len(), with_parameters)?;
         build(self, &operations, &set).map_err(|error| match error {
-            Error::Refused { gradient: None, .. } => self.refused(&set).unwrap_or(error),
+            Error::BufferRejected { gradient: None, .. } => self.refused(&set).unwrap_or(error),
             error => error,
         })
     }
@@ -178,26 +178,26 @@ impl Clipper {
     fn refused(&self, set: &Set<'_>) -> Option<Error> {
         let objection = |span: &Span| {
             let buffer = set.buffers[span.buffer];
-            let message = self.inner.watched.objection(|| bind(self.device(), buffer))?;
+            let message = self.inner.checked_device.validation_error(|| bind(self.device(), buffer))?;
             let gradient = GradientId::new(span.gradient, set.labels.get(span.gradient));
-            Some(Error::Refused { gradient: Some(gradient), message })
+            Some(Error::BufferRejected { gradient: Some(gradient), message })
         };
         let mut gradients = set.spans.iter().filter(|span| span.len > 0);
         let mut parameters = set.parameters.iter().flatten().filter(|span| span.len > 0);
         gradients.find_map(objection).or_else(|| {
             let error = Box::new(parameters.find_map(objection)?);
-            Some(Error::Parameter { error })
+            Some(Error::InParameter { error })
         })
     }
 
     /// The device it clips on.
     #[must_use]
     pub fn device(&self) -> &wgpu::Device {
-        self.inner.watched.device()
+        self.inner.checked_device.device()
     }
 
-    pub(crate) fn watched(&self) -> &Arc<Watched> {
-        &self.inner.watched
+    pub(crate) fn checked_device(&self) -> &Arc<CheckedDevice> {
+        &self.inner.checked_device
     }
 
     pub(super) fn limits(&self) -> Limits {
@@ -215,16 +215,16 @@ impl Clipper {
         let (allowed, workgroups) = (u64::from(self.inner.limits.grid), workgroups as u64);
         if workgroups > allowed * allowed {
             let name = "max_compute_workgroups_per_dimension";
-            return Err(Error::Limit { what: PLAN, name, needed: workgroups.isqrt() + 1, allowed });
+            return Err(Error::DeviceLimit { what: PLAN, name, needed: workgroups.isqrt() + 1, allowed });
         }
-        self.inner.watched.guarded("a clip plan", scratch, make)
+        self.inner.checked_device.in_error_scope("a clip plan", scratch, make)
     }
 
     /// Checks that a plan may have tables and partials of so many bytes.
     pub(super) fn check_scratch(&self, needed: u64) -> Result<(), Error> {
         let allowed = self.inner.limits.binding_bytes.min(self.device().limits().max_buffer_size);
         let name = "max_storage_buffer_binding_size and max_buffer_size";
-        if needed > allowed { Err(Error::Limit { what: PLAN, name, needed, allowed }) } else { Ok(()) }
+        if needed > allowed { Err(Error::DeviceLimit { what: PLAN, name, needed, allowed }) } else { Ok(()) }
     }
 
     /// The binding that fills slot number `slot`.
@@ -244,7 +244,8 @@ impl Clipper {
         if let Some(compiled) = kernels.get(&kernel) {
             return Ok(compiled.clone());
         }
-        let compiled = self.inner.watched.guarded("a kernel", 0, || Ok(kernel.compile(self.device())))?;
+        let compiled =
+            self.inner.checked_device.in_error_scope("a kernel", 0, || Ok(kernel.compile(self.device())))?;
         kernels.insert(kernel, compiled.clone());
         Ok(compiled)
     }
@@ -324,7 +325,7 @@ fn usable(device: &wgpu::Limits, adapter: &wgpu::AdapterInfo) -> Result<Limits, 
     ];
     for (name, needed, allowed) in needed {
         if allowed < needed {
-            return Err(Error::Limit { what: "clipping", name, needed, allowed });
+            return Err(Error::DeviceLimit { what: "clipping", name, needed, allowed });
         }
     }
     let slots = device

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::buffer_range::BufferRange;
 use super::labels::Labels;
-use super::region::{Extent, Region};
 use crate::rows::Rows;
 use crate::{DType, Error, GradientId};
 
@@ -14,7 +14,7 @@ use crate::{DType, Error, GradientId};
 /// [`STORAGE`](wgpu::BufferUsages::STORAGE); nothing outside the range is taken into the result, or written.
 #[derive(Clone, Debug)]
 pub struct Gradient<'a> {
-    region: Region<'a>,
+    range: BufferRange<'a>,
     group: usize,
     measured: bool,
     scaled: bool,
@@ -27,15 +27,15 @@ pub struct Gradient<'a> {
 /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm).
 #[derive(Clone, Debug)]
 pub struct Parameter<'a> {
-    region: Region<'a>,
+    range: BufferRange<'a>,
 }
 
 impl<'a> Gradient<'a> {
     /// All of a buffer.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
-        let region = Region::new(buffer, dtype);
-        Self { region, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
+        let range = BufferRange::whole(buffer, dtype);
+        Self { range, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
     }
 
     /// Sets a label, such as the name of the parameter, which errors show beside the index. The plan keeps it:
@@ -48,14 +48,14 @@ impl<'a> Gradient<'a> {
     /// Only these elements, counted from the start of the buffer. The range may begin at any element and may be empty.
     #[must_use]
     pub const fn elements(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Elements(range)), ..self }
+        Self { range: self.range.with_elements(range), ..self }
     }
 
     /// Only these bytes of the buffer: for pools that hand out byte offsets. Both ends must be multiples of the
     /// element's size.
     #[must_use]
     pub const fn bytes(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Bytes(range)), ..self }
+        Self { range: self.range.with_bytes(range), ..self }
     }
 
     /// Sets the group: the index of the gradient's clip in [`Clipper::prepare_groups`](crate::Clipper::prepare_groups). The default
@@ -96,19 +96,19 @@ impl<'a> Parameter<'a> {
     /// All of a buffer.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
-        Self { region: Region::new(buffer, dtype) }
+        Self { range: BufferRange::whole(buffer, dtype) }
     }
 
     /// Only these elements; see [`Gradient::elements`].
     #[must_use]
     pub const fn elements(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Elements(range)) }
+        Self { range: self.range.with_elements(range) }
     }
 
     /// Only these bytes; see [`Gradient::bytes`].
     #[must_use]
     pub const fn bytes(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Bytes(range)) }
+        Self { range: self.range.with_bytes(range) }
     }
 }
 
@@ -176,15 +176,15 @@ impl<'a> Set<'a> {
         let mut parameters = Vec::new();
         let mut all_rows = Rows::default();
         for (index, gradient) in gradients.iter().enumerate() {
-            let &Gradient { ref region, group, measured, scaled, rows, ref parameter, label } = gradient;
+            let &Gradient { ref range, group, measured, scaled, rows, ref parameter, label } = gradient;
             let id = || GradientId::new(index, label);
             if group >= groups {
-                return Err(Error::Group { gradient: id(), given: group, groups });
+                return Err(Error::GroupWithoutClip { gradient: id(), given: group, groups });
             }
-            let elements = region.elements(&id)?;
+            let elements = range.elements(&id)?;
             let len = elements.end - elements.start;
-            let buffer = index_of(region.buffer);
-            let dtype = region.dtype;
+            let buffer = index_of(range.buffer);
+            let dtype = range.dtype;
             let span =
                 Span { buffer, dtype, start: elements.start, len, gradient: index, group, measured, scaled };
             all_rows.check(&id, rows, len)?;
@@ -193,7 +193,7 @@ impl<'a> Set<'a> {
             if with_parameters {
                 parameters.push(match parameter {
                     Some(parameter) => Some(parameter.of(&span, &id, &mut index_of)?),
-                    None if measured => return Err(Error::NoParameter { gradient: id() }),
+                    None if measured => return Err(Error::MissingParameter { gradient: id() }),
                     None => None,
                 });
             }
@@ -212,12 +212,12 @@ impl<'a> Parameter<'a> {
         index_of: &mut impl FnMut(&'a wgpu::Buffer) -> usize,
     ) -> Result<Span, Error> {
         let elements =
-            self.region.elements(id).map_err(|error| Error::Parameter { error: Box::new(error) })?;
+            self.range.elements(id).map_err(|error| Error::InParameter { error: Box::new(error) })?;
         let len = elements.end - elements.start;
         if len != gradient.len {
             return Err(Error::ParameterLength { gradient: id(), given: len, needed: gradient.len });
         }
-        let (buffer, dtype) = (index_of(self.region.buffer), self.region.dtype);
+        let (buffer, dtype) = (index_of(self.range.buffer), self.range.dtype);
         Ok(Span { buffer, dtype, start: elements.start, scaled: false, ..*gradient })
     }
 }

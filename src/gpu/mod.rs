@@ -1,17 +1,17 @@
 //! The GPU path: gradients in wgpu buffers, clipped in the caller's command encoder.
 
+mod buffer_range;
 mod clip_plan;
 mod clipper;
 pub(crate) mod device;
+pub(crate) mod error_scope;
 mod gradient;
 pub(crate) mod kernels;
 mod labels;
 pub(crate) mod layout;
 mod read_back;
 mod read_back_queue;
-mod region;
 mod slots;
-pub(crate) mod watched;
 
 pub use clip_plan::ClipPlan;
 pub use clipper::Clipper;

@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytemuck::Pod;
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
+use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
 use super::labels::Labels;
-use super::watched::{Watched, is_mapped, now_or_never};
 use crate::{ClipRecord, Error, TensorStats};
 
 /// What a buffer held.
@@ -108,9 +108,9 @@ impl<R> ReadBack<R> {
     /// # Errors
     ///
     /// [`Error::NotSubmitted`] if the encoder was not submitted (detected after about a second) or was dropped;
-    /// [`Error::Rejected`] if wgpu refused its submission; [`Error::DeviceLost`] if the device was lost or destroyed before the
+    /// [`Error::SubmissionRejected`] if wgpu refused its submission; [`Error::DeviceLost`] if the device was lost or destroyed before the
     /// copy ran; [`Error::NothingMeasured`] for a clip by value, or if no norm pass ran before the copy;
-    /// [`Error::NormMissing`] if no norm was supplied to a plan of
+    /// [`Error::NormNotSupplied`] if no norm was supplied to a plan of
     /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm); [`Error::NonFinite`] if the gradients are not finite and the
     /// policy is [`NonFinite::Error`](crate::NonFinite::Error).
     pub fn wait(self) -> Result<R, Error> {
@@ -196,7 +196,7 @@ impl Delivery {
 
     /// Polls the device, and tells whether all that has been submitted is finished.
     fn poll(&self, poll: wgpu::PollType) -> bool {
-        let finished = self.staging.watched.poll(poll).unwrap_or_else(|error| {
+        let finished = self.staging.checked_device.poll(poll).unwrap_or_else(|error| {
             self.make(Err(error));
             true
         });
@@ -219,10 +219,10 @@ impl Delivery {
                 // What had been submitted would be mapped by now.
                 idle += 1;
                 match idle {
-                    1 if self.staging.watched.is_lost() => self.make(Err(Error::DeviceLost)),
+                    1 if self.staging.checked_device.is_lost() => self.make(Err(Error::DeviceLost)),
                     1 => {}
                     2..=GRACE => std::thread::sleep(Duration::from_millis(1)),
-                    _ => self.make(Err(self.staging.watched.lost_or(Error::NotSubmitted))),
+                    _ => self.make(Err(self.staging.checked_device.lost_or(Error::NotSubmitted))),
                 }
             } else {
                 waits += 1;
@@ -297,7 +297,7 @@ const SHIFT: usize = size_of::<u32>();
 impl Results {
     /// A buffer that holds `value` `count` times, or once where that is 0, since a buffer without any cannot be bound.
     pub(super) fn new<T: Pod>(
-        watched: Arc<Watched>,
+        checked_device: Arc<CheckedDevice>,
         value: T,
         count: usize,
         holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
@@ -306,7 +306,7 @@ impl Results {
         let contents = [bytemuck::cast_slice(&values), bytemuck::bytes_of(&TRAILER)].concat();
         let size = contents.len() as u64;
         let (bytes, trailer) = (count * size_of::<T>(), size_of_val(&values[..]));
-        let staging = Staging { watched, size, bytes, trailer, free: Mutex::default() };
+        let staging = Staging { checked_device, size, bytes, trailer, free: Mutex::default() };
         Self { buffer: holding(&contents), staging: Arc::new(staging) }
     }
 
@@ -343,7 +343,7 @@ struct Page {
 /// Buffers that the host can read. A ticket takes one and gives it back when what is in it has arrived.
 #[derive(Debug)]
 struct Staging {
-    watched: Arc<Watched>,
+    checked_device: Arc<CheckedDevice>,
     /// How many bytes are copied.
     size: u64,
     /// How many of them mean something.
@@ -359,8 +359,8 @@ impl Staging {
             return Ok(page);
         }
         let size = self.size + SHIFT as u64;
-        let buffer = self.watched.guarded("a read-back", size, || {
-            let buffer = self.watched.device().create_buffer(&wgpu::BufferDescriptor {
+        let buffer = self.checked_device.in_error_scope("a read-back", size, || {
+            let buffer = self.checked_device.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.read_back"),
                 size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
@@ -386,7 +386,7 @@ impl Staging {
         };
         buffer.unmap();
         // If it has not been written it is not used again: its mark is where that of the next ticket would be.
-        let results = results.ok_or_else(|| self.watched.lost_or(Error::Rejected))?;
+        let results = results.ok_or_else(|| self.checked_device.lost_or(Error::SubmissionRejected))?;
         let next = Page { buffer, shift: SHIFT - shift };
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(next);
         Ok(results)

@@ -74,7 +74,7 @@ impl<R> ReadBackQueue<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Step`], which holds the step and the error of [`ReadBack::wait`]. It loses no record: earlier calls have returned
+    /// [`Error::InStep`], which holds the step and the error of [`ReadBack::wait`]. It loses no record: earlier calls have returned
     /// those of earlier steps, and the next call continues with the next step.
     pub fn arrived(&mut self) -> Result<Vec<(u64, R)>, Error> {
         self.take(ReadBack::is_ready)
@@ -113,7 +113,7 @@ impl<R> ReadBackQueue<R> {
             match ticket.wait() {
                 Ok(record) => records.push((step, record)),
                 Err(error) => {
-                    let error = Error::Step { step, error: Box::new(error) };
+                    let error = Error::InStep { step, error: Box::new(error) };
                     if records.is_empty() {
                         return Err(error);
                     }

@@ -7,8 +7,8 @@ use super::Timings;
 use crate::clip::Operation;
 use crate::cpu::Gradient;
 use crate::gpu::device::open;
+use crate::gpu::error_scope::CheckedDevice;
 use crate::gpu::layout::LARGEST_TILE;
-use crate::gpu::watched::Watched;
 use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
 /// The largest buffer to ask for; many drivers do not like larger ones.
@@ -56,8 +56,8 @@ impl Gpu {
         self.clipper.device()
     }
 
-    fn watched(&self) -> &Watched {
-        self.clipper.watched()
+    fn checked_device(&self) -> &CheckedDevice {
+        self.clipper.checked_device()
     }
 
     pub(super) fn clip(
@@ -106,7 +106,7 @@ impl Gpu {
         let needed = lens.iter().map(|(bytes, _)| *bytes as u64).max().unwrap_or(0);
         if whole && needed > allowed {
             let what = "a gradient that this clip must keep in one buffer";
-            return Err(Error::Limit { what, name: "max_buffer_size", needed, allowed });
+            return Err(Error::DeviceLimit { what, name: "max_buffer_size", needed, allowed });
         }
         Ok(place(&lens, ARENA_BYTES.min(allowed), whole))
     }
@@ -116,7 +116,7 @@ impl Gpu {
         let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.encode(&mut encoder);
         let ticket = plan.record_buffer().map(|_| plan.read_back_all(&mut encoder));
-        self.watched().guarded("the clip of the gradients", 0, || {
+        self.checked_device().in_error_scope("the clip of the gradients", 0, || {
             self.queue.submit([encoder.finish()]);
             self.wait()
         })?;
@@ -125,7 +125,7 @@ impl Gpu {
 
     fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        self.watched().guarded("the gradients", sizes.iter().sum(), || {
+        self.checked_device().in_error_scope("the gradients", sizes.iter().sum(), || {
             let buffer = |&size| {
                 let label = Some("gradclip.arena");
                 self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -145,7 +145,7 @@ impl Gpu {
         parts: &[Part],
         arenas: &[wgpu::Buffer],
     ) -> Result<(), Error> {
-        self.watched().guarded("the upload of the gradients", CHUNK_BYTES, || {
+        self.checked_device().in_error_scope("the upload of the gradients", CHUNK_BYTES, || {
             let mut in_flight = 0;
             for part in parts {
                 let bytes = &slices[part.slice].0[part.range.clone()];
@@ -205,7 +205,7 @@ impl Gpu {
     }
 
     fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
-        self.watched().guarded("the download of the gradients", size, || {
+        self.checked_device().in_error_scope("the download of the gradients", size, || {
             Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.download"),
                 size,
@@ -223,7 +223,7 @@ impl Gpu {
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Error> {
         let size = chunk.end - chunk.start;
-        self.watched().guarded("the download of the gradients", size, || {
+        self.checked_device().in_error_scope("the download of the gradients", size, || {
             let mut encoder =
                 self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);
@@ -239,7 +239,7 @@ impl Gpu {
 
     /// Waits for all that has been submitted.
     fn wait(&self) -> Result<(), Error> {
-        self.watched().poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ())
+        self.checked_device().poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ())
     }
 }
 
@@ -339,10 +339,12 @@ fn records_in_slices(records: Vec<ClipRecord>, parts: &[Part]) -> Vec<ClipRecord
 fn in_slices(error: Error, parts: &[Part]) -> Error {
     let slice = |part: GradientId| GradientId { index: parts[part.index].slice, ..part };
     match error {
-        Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
+        Error::GroupWithoutClip { gradient, given, groups } => {
+            Error::GroupWithoutClip { gradient: slice(gradient), given, groups }
+        }
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
-        Error::EmptyRows { gradient, rows, most } => {
-            Error::EmptyRows { gradient: slice(gradient), rows, most }
+        Error::TooManyEmptyRows { gradient, rows, most } => {
+            Error::TooManyEmptyRows { gradient: slice(gradient), rows, most }
         }
         Error::NonFinite { gradient, total_norm, record } => {
             Error::NonFinite { gradient: gradient.map(slice), total_norm, record }
@@ -496,7 +498,10 @@ mod tests {
         let error =
             gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip], None);
         assert!(
-            matches!(error, Err(Error::Group { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })),
+            matches!(
+                error,
+                Err(Error::GroupWithoutClip { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })
+            ),
             "{error:?}"
         );
     }
@@ -509,7 +514,7 @@ mod tests {
         for clip in [Clip::by_norm(1.0), Clip::by_rms(0.5), count] {
             let mut gradients = [Gradient::f32(&mut small), Gradient::f32(&mut large)];
             let error = gpu.clip(&mut gradients, &[clip], None).unwrap_err();
-            assert!(matches!(error, Error::Limit { name: "max_buffer_size", .. }), "{error}");
+            assert!(matches!(error, Error::DeviceLimit { name: "max_buffer_size", .. }), "{error}");
             assert!(gpu.clip(&mut gradients[..1], &[clip], None).is_ok());
         }
     }

@@ -138,7 +138,7 @@ fn queued(ticket: ReadBack) -> Result<ClipRecord, Error> {
         match queue.arrived() {
             Ok(records) if records.is_empty() => {}
             Ok(records) => return Ok(records[0].1),
-            Err(Error::Step { error, .. }) => return Err(*error),
+            Err(Error::InStep { error, .. }) => return Err(*error),
             Err(error) => panic!("{error:?}"),
         }
     }

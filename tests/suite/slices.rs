@@ -158,7 +158,7 @@ fn without_gradients_there_are_records_of_groups_only() {
         let numbers = [Clip::by_global_norm(1.0), Clip::by_norm(1.0), Clip::by_value(1.0)].map(records);
         assert_eq!(numbers, [2, 0, 0]);
         let supplied = clipper.clip_groups(&mut [], &[Clip::by_supplied_norm(1.0)]);
-        assert_eq!(supplied.unwrap_err(), Error::NormMissing);
+        assert_eq!(supplied.unwrap_err(), Error::NormNotSupplied);
     }
 }
 

@@ -205,7 +205,7 @@ fn they_are_there_where_they_were_asked_for_and_nowhere_else() {
         let plan = gpu.clipper.prepare(&placed.gradients(), clip).unwrap();
         assert!(plan.tensor_stats_buffer().is_none());
         let ticket = gpu.submit(|encoder| plan.read_back_tensor_stats(encoder));
-        assert!(matches!(ticket.wait(), Err(Error::NotAskedFor { with: "tensor_stats", .. })));
+        assert!(matches!(ticket.wait(), Err(Error::NotEnabled { with: "tensor_stats", .. })));
     }
     for (clip, name) in
         [(Clip::by_value(1.0), "Clip::by_value"), (Clip::by_supplied_norm(1.0), "Clip::by_supplied_norm")]

@@ -73,7 +73,7 @@ impl Measurement {
     ///
     /// # Errors
     ///
-    /// [`Error::Piece`] if the number of elements added before is not a multiple of [`PIECE`](Self::PIECE).
+    /// [`Error::MisalignedChunk`] if the number of elements added before is not a multiple of [`PIECE`](Self::PIECE).
     pub fn add_f32(&mut self, elements: &[f32]) -> Result<(), Error> {
         self.add(Elements::F32(elements))
     }
@@ -101,7 +101,7 @@ impl Measurement {
             return Ok(());
         }
         if !self.len.is_multiple_of(PIECE) {
-            return Err(Error::Piece {
+            return Err(Error::MisalignedChunk {
                 label: self.label.clone(),
                 at: self.len as u64,
                 multiple: PIECE as u64,
@@ -135,7 +135,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NeedsNorm`] for a clip by value, [`Error::NormMissing`] for one by a supplied norm.
+    /// [`Error::NeedsNorm`] for a clip by value, [`Error::NormNotSupplied`] for one by a supplied norm.
     pub fn measurement(&self) -> Result<Measurement, Error> {
         let ByNorm { norm_type, tensor_stats: counts, .. } = self.measures("measurement")?;
         Ok(Measurement { norm_type, counts, group: 0, label: None, len: 0, pieces: Vec::new() })
@@ -146,7 +146,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip) and [`measurement`](Self::measurement); [`Error::OtherMeasurement`] if a measurement was
+    /// Those of [`clip`](Self::clip) and [`measurement`](Self::measurement); [`Error::MeasurementMismatch`] if a measurement was
     /// begun by a plan with another norm type or another value of [`tensor_stats`](crate::Clip::tensor_stats).
     pub fn conclude_measurements(&mut self, gradients: &[Measurement]) -> Result<Vec<ClipRecord>, Error> {
         let norm = self.measures("conclude_measurements")?;
@@ -155,13 +155,13 @@ impl ClipPlan {
             let gradient = || measurement.id(index);
             let given = measurement.group;
             if given >= groups {
-                return Err(Error::Group { gradient: gradient(), given, groups });
+                return Err(Error::GroupWithoutClip { gradient: gradient(), given, groups });
             }
             if matches!(norm.scope, Scope::Parameter { .. }) {
-                return Err(Error::NoParameter { gradient: gradient() });
+                return Err(Error::MissingParameter { gradient: gradient() });
             }
             if (measurement.norm_type, measurement.counts) != (norm.norm_type, norm.tensor_stats) {
-                return Err(Error::OtherMeasurement { gradient: gradient() });
+                return Err(Error::MeasurementMismatch { gradient: gradient() });
             }
         }
         let (bases, stats) = in_default_modes(|| {
@@ -177,7 +177,7 @@ impl ClipPlan {
     /// How this plan measures, for the method `what`.
     fn measures(&self, what: &'static str) -> Result<ByNorm, Error> {
         match self.operations[0] {
-            Operation::Norm(norm) if norm.scope == Scope::Supplied => Err(Error::NormMissing),
+            Operation::Norm(norm) if norm.scope == Scope::Supplied => Err(Error::NormNotSupplied),
             Operation::Norm(norm) => Ok(norm),
             Operation::Clamp { .. } => Err(Error::NeedsNorm { what, clip: "a clip by value" }),
         }
@@ -368,7 +368,7 @@ mod tests {
         odd.add_f32(&[1.0; 3]).unwrap();
         odd.add_f32(&[]).unwrap();
         let error = odd.clone().label("w").add_f32(&[1.0]).unwrap_err();
-        assert_eq!(error, Error::Piece { label: Some("w".into()), at: 3, multiple: PIECE as u64 });
+        assert_eq!(error, Error::MisalignedChunk { label: Some("w".into()), at: 3, multiple: PIECE as u64 });
         assert!(
             error.to_string().starts_with("a piece begins at element 3 of gradient \"w\", but"),
             "{error}"
@@ -382,20 +382,23 @@ mod tests {
         let grouped = odd.clone().group(1);
         assert_eq!(
             plan.conclude_measurements(&[odd.clone(), grouped]),
-            Err(Error::Group { gradient: 1.into(), given: 1, groups: 1 })
+            Err(Error::GroupWithoutClip { gradient: 1.into(), given: 1, groups: 1 })
         );
         for other in [Clip::by_norm(1.0).norm_type(NormType::L1), Clip::by_norm(1.0).tensor_stats()] {
             let mut other = ClipPlan::new(&[other]).unwrap();
             assert_eq!(
                 other.conclude_measurements(&[odd.clone()]),
-                Err(Error::OtherMeasurement { gradient: 0.into() })
+                Err(Error::MeasurementMismatch { gradient: 0.into() })
             );
         }
         let mut relative = ClipPlan::new(&[Clip::by_parameter_norm(0.1, 0.1)]).unwrap();
-        assert_eq!(relative.conclude_measurements(&[odd]), Err(Error::NoParameter { gradient: 0.into() }));
+        assert_eq!(
+            relative.conclude_measurements(&[odd]),
+            Err(Error::MissingParameter { gradient: 0.into() })
+        );
         let mut supplied = ClipPlan::new(&[Clip::by_supplied_norm(1.0)]).unwrap();
-        assert_eq!(supplied.measurement().err(), Some(Error::NormMissing));
-        assert_eq!(supplied.conclude_measurements(&[]), Err(Error::NormMissing));
+        assert_eq!(supplied.measurement().err(), Some(Error::NormNotSupplied));
+        assert_eq!(supplied.conclude_measurements(&[]), Err(Error::NormNotSupplied));
         let mut by_value = ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
         let needs_norm = |what| Error::NeedsNorm { what, clip: "a clip by value" };
         assert_eq!(by_value.measurement().err(), Some(needs_norm("measurement")));

@@ -49,12 +49,15 @@ fn that_do_not_exist_or_do_not_fit_are_errors() {
     let clip = Clip::by_global_norm(1.0);
     let mut check =
         |group, clips: &[Clip]| clip_groups(&mut [Gradient::f32(&mut gradient).group(group)], clips);
-    assert_eq!(check(1, &[clip]), Err(Error::Group { gradient: 0.into(), given: 1, groups: 1 }));
+    assert_eq!(check(1, &[clip]), Err(Error::GroupWithoutClip { gradient: 0.into(), given: 1, groups: 1 }));
     assert_eq!(check(0, &[]), Err(Error::NoClip));
     for other in [clip.norm_type(NormType::L1), Clip::by_norm(1.0), Clip::by_value(1.0), clip.loss_scale(2.0)]
     {
         let outcome = check(0, &[clip, clip, other]);
-        assert!(matches!(outcome, Err(Error::Groups { first: 0, second: 2, .. })), "{other:?}: {outcome:?}");
+        assert!(
+            matches!(outcome, Err(Error::GroupsDiffer { first: 0, second: 2, .. })),
+            "{other:?}: {outcome:?}"
+        );
     }
     let error = Error::InGroup { group: 1, error: Box::new(Error::MaxNorm { given: -1.0 }) };
     assert_eq!(check(0, &[clip, Clip::by_global_norm(-1.0)]), Err(error));

@@ -57,8 +57,8 @@ impl<'a> Builder<'a> {
         value: T,
         count: usize,
     ) -> Results {
-        let watched = self.clipper.watched().clone();
-        Results::new(watched, value, count, |contents| self.holding(label, usage, contents))
+        let checked_device = self.clipper.checked_device().clone();
+        Results::new(checked_device, value, count, |contents| self.holding(label, usage, contents))
     }
 
     pub(super) fn holding<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {

@@ -166,7 +166,7 @@ pub(super) fn by_norm(
         let (norm_pass, records) = (stages.steps, stages.records);
         let Buffers { measure, segments, records: record_buffer, .. } = buffers;
         let outcome = Outcome {
-            watched: clipper.watched().clone(),
+            checked_device: clipper.checked_device().clone(),
             is_error: norm.non_finite == NonFinite::Error,
             together: norm.scope.is_together(),
             groups: max_norms.len(),

@@ -61,7 +61,7 @@ impl ClipPlan {
     }
 
     /// [`read_back`](Self::read_back) of the [`TensorStats`] of each gradient. A non-finite gradient is no error here, whatever the
-    /// policy. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket returns [`Error::NotAskedFor`].
+    /// policy. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket returns [`Error::NotEnabled`].
     pub fn read_back_tensor_stats(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<TensorStats>> {
         match self.tensor_stats() {
             Ok(stats) => stats.read_back(encoder, read_back::all_stats),
@@ -70,7 +70,7 @@ impl ClipPlan {
     }
 
     /// [`read_back`](Self::read_back) of the step counts of each record since the plan was made. Without
-    /// [`count_steps`](crate::Clip::count_steps) the ticket returns [`Error::NotAskedFor`].
+    /// [`count_steps`](crate::Clip::count_steps) the ticket returns [`Error::NotEnabled`].
     pub fn read_back_step_counts(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<StepCounts>> {
         match self.step_counts() {
             Ok((_, counts)) => counts.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -79,7 +79,7 @@ impl ClipPlan {
     }
 
     /// [`read_back`](Self::read_back) of the norm histories of a [`z_clip`](crate::Clip::z_clip), one for each record, to save with a
-    /// checkpoint. Without `z_clip` the ticket returns [`Error::NotAskedFor`].
+    /// checkpoint. Without `z_clip` the ticket returns [`Error::NotEnabled`].
     pub fn read_back_histories(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<NormHistory>> {
         match self.histories() {
             Ok((_, histories)) => histories.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -89,17 +89,17 @@ impl ClipPlan {
 
     fn tensor_stats(&self) -> Result<&Results, Error> {
         let stats = self.outcome.as_ref().and_then(|outcome| outcome.tensor_stats.as_ref());
-        stats.ok_or(Error::NotAskedFor { what: "statistics of its gradients", with: "tensor_stats" })
+        stats.ok_or(Error::NotEnabled { what: "statistics of its gradients", with: "tensor_stats" })
     }
 
     pub(super) fn step_counts(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "step counts", with: "count_steps" };
+        let error = Error::NotEnabled { what: "step counts", with: "count_steps" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.step_counts.as_ref()?))).ok_or(error)
     }
 
     pub(super) fn histories(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "norm histories", with: "z_clip" };
+        let error = Error::NotEnabled { what: "norm histories", with: "z_clip" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.histories.as_ref()?))).ok_or(error)
     }

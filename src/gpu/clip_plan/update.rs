@@ -6,8 +6,8 @@ use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
 use super::{ClipPlan, Measure, Outcome, Segment};
+use crate::gpu::error_scope::{is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
-use crate::gpu::watched::{is_destroyed, is_mapped};
 use crate::{Error, NormHistory, StepCounts, clip};
 
 impl ClipPlan {
@@ -16,8 +16,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::Limits`] if the number of limits differs from that of the
-    /// groups; [`Error::NeedsNorm`] for a clip by value; [`Error::Queue`] if the queue belongs to another device. If that other
+    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::LimitCount`] if the number of limits differs from that of the
+    /// groups; [`Error::NeedsNorm`] for a clip by value; [`Error::ForeignQueue`] if the queue belongs to another device. If that other
     /// device has a handler for uncaptured errors, the handler receives wgpu's error instead, and this call returns `Ok`.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm("set_max_norms")?;
@@ -34,8 +34,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::NoGroup`] if there is no such group;
-    /// [`Error::NotByGroup`] if each gradient is clipped by itself; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NoSuchGroup`] if there is no such group;
+    /// [`Error::NoGroupLimit`] if each gradient is clipped by itself; [`Error::NeedsNorm`] for a clip by value.
     pub fn copy_max_norm(
         &self,
         encoder: &mut CommandEncoder,
@@ -45,10 +45,10 @@ impl ClipPlan {
     ) -> Result<(), Error> {
         let outcome = self.by_norm("copy_max_norm")?;
         if !outcome.together {
-            return Err(Error::NotByGroup { what: "copy_max_norm" });
+            return Err(Error::NoGroupLimit { what: "copy_max_norm" });
         }
         if group >= outcome.groups {
-            return Err(Error::NoGroup { given: group, groups: outcome.groups });
+            return Err(Error::NoSuchGroup { given: group, groups: outcome.groups });
         }
         let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
         outcome.copy_number(encoder, source, offset, &outcome.segments, at as u64)
@@ -60,7 +60,7 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value;
-    /// [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
         let outcome = self.by_norm("set_loss_scale")?;
         let inverse = clip::inverse_scale(scale)?;
@@ -72,7 +72,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
     pub fn copy_inverse_loss_scale(
         &self,
         encoder: &mut CommandEncoder,
@@ -89,7 +89,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::MeasuresItself`] for any other clip; [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// [`Error::UnexpectedNorm`] for any other clip; [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
         let (outcome, supplied) = self.supplied()?;
         // One NaN stands for no norm.
@@ -99,11 +99,11 @@ impl ClipPlan {
 
     /// Copies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), an f32, from 4 bytes of your buffer
     /// at this point of the encoder: the `total_norm` of another plan's record, or the result of an all-reduce.
-    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormMissing`].
+    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormNotSupplied`].
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::MeasuresItself`] for any other clip.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::UnexpectedNorm`] for any other clip.
     pub fn copy_norm(
         &self,
         encoder: &mut CommandEncoder,
@@ -119,8 +119,8 @@ impl ClipPlan {
     }
 
     fn supplied(&self) -> Result<(&Outcome, &wgpu::Buffer), Error> {
-        let outcome = self.outcome.as_ref().ok_or(Error::MeasuresItself)?;
-        outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::MeasuresItself)
+        let outcome = self.outcome.as_ref().ok_or(Error::UnexpectedNorm)?;
+        outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::UnexpectedNorm)
     }
 
     /// Replaces the step counts, one for each record, for every command buffer that is submitted after this call: to start from
@@ -128,9 +128,9 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the clip has no [`count_steps`](crate::Clip::count_steps); [`Error::Records`] if the number of
+    /// [`Error::NotEnabled`] if the clip has no [`count_steps`](crate::Clip::count_steps); [`Error::StateCount`] if the number of
     /// counts differs from that of the records; [`Error::StepCounts`] if a largest norm is negative or not finite;
-    /// [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
         counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
@@ -142,8 +142,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the clip has no `z_clip`; [`Error::Records`] if the number of histories differs from that of
-    /// the records; [`Error::History`] if a history is invalid; [`Error::Queue`] as for
+    /// [`Error::NotEnabled`] if the clip has no `z_clip`; [`Error::StateCount`] if the number of histories differs from that of
+    /// the records; [`Error::NormHistory`] if a history is invalid; [`Error::ForeignQueue`] as for
     /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
         let (outcome, kept) = self.histories()?;
@@ -165,16 +165,16 @@ impl Outcome {
         values: &[T],
     ) -> Result<(), Error> {
         if values.len() != self.count {
-            return Err(Error::Records { what, given: values.len(), records: self.count });
+            return Err(Error::StateCount { what, given: values.len(), records: self.count });
         }
         self.write(queue, &kept.buffer, 0, bytemuck::cast_slice(values))
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.watched.guarded("the new values of the plan", bytes.len() as u64, || {
+        self.checked_device.in_error_scope("the new values of the plan", bytes.len() as u64, || {
             // wgpu reports the error of a queue to the queue's own device, which panics unless it has a handler.
             let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
-            catch_unwind(write).map_err(|_| Error::Queue)
+            catch_unwind(write).map_err(|_| Error::ForeignQueue)
         })
     }
 
@@ -190,16 +190,18 @@ impl Outcome {
         let usage = source.usage();
         let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
         if !usage.contains(BufferUsages::COPY_SRC) || !fits {
-            return Err(Error::Source { offset, len: source.size(), usage: format!("{usage:?}") });
+            return Err(Error::CopySource { offset, len: source.size(), usage: format!("{usage:?}") });
         }
         let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
         if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
             // With a device, all of its buffers are destroyed.
-            return Err(self.watched.lost_or(Error::Refused { gradient: None, message: reason.to_owned() }));
+            return Err(self
+                .checked_device
+                .lost_or(Error::BufferRejected { gradient: None, message: reason.to_owned() }));
         }
         // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
-        self.watched.guarded("the copy of a number", 0, || {
-            let device = self.watched.device();
+        self.checked_device.in_error_scope("the copy of a number", 0, || {
+            let device = self.checked_device.device();
             let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             trial.copy_buffer_to_buffer(source, offset, to, at, 4);
             trial.finish();
