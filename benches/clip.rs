@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
-use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient, cpu, is_software, reference};
+use gradclip::adapters::is_software;
+use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient, cpu, reference};
 use wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wgpu::{BufferUsages, CommandEncoder, CommandEncoderDescriptor, PollType};
 
@@ -233,7 +234,7 @@ struct Gpu {
 impl Gpu {
     /// The best adapter, with all that it allows, introduced.
     fn open() -> Option<Self> {
-        let Some(adapter) = gradclip::adapters().into_iter().next() else {
+        let Some(adapter) = gradclip::adapters::enumerate().into_iter().next() else {
             println!("GPU path: no adapter");
             return None;
         };

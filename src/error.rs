@@ -57,7 +57,7 @@ impl fmt::Display for GradientId {
 ///
 /// | phase | errors |
 /// |---|---|
-/// | options of a clip, of a loss scale, and saved state | [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`StepCounts`](Self::StepCounts) |
+/// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`StepCounts`](Self::StepCounts) |
 /// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
 /// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NotEnabled`](Self::NotEnabled), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
@@ -66,6 +66,17 @@ impl fmt::Display for GradientId {
 #[non_exhaustive]
 pub enum Error {
     // Options of a clip, of a loss scale, and saved state.
+    /// Text that names no value of an option.
+    #[error("{given:?} is no {what}; allowed: {allowed}")]
+    Parse {
+        /// The option.
+        what: &'static str,
+        /// The text.
+        given: String,
+        /// The texts that are allowed.
+        allowed: &'static str,
+    },
+
     /// A limit that is negative or NaN: a `max_norm`, a `threshold` or a `clipping`.
     #[error("the limit is {}, but it must be 0 or greater", number(*given))]
     MaxNorm {
@@ -182,7 +193,7 @@ pub enum Error {
         given: [String; 2],
     },
 
-    /// An option of a [`LossScale`](crate::LossScale) that is out of range.
+    /// An option of a [`LossScale`](crate::loss_scale::LossScale) that is out of range.
     #[error("the {option} of the loss scale is {}, but it must be {allowed}", number(*given))]
     LossScaleOption {
         /// The option.
@@ -199,7 +210,7 @@ pub enum Error {
         /// The index of the record.
         record: usize,
         /// The history that was given.
-        given: crate::NormHistory,
+        given: crate::stats::NormHistory,
     },
 
     /// Saved step counts with a value out of range.
@@ -210,7 +221,7 @@ pub enum Error {
         /// The index of the record.
         record: usize,
         /// The counts that were given.
-        given: crate::StepCounts,
+        given: crate::stats::StepCounts,
     },
 
     // Gradients and parameters.
@@ -541,6 +552,10 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn parse(what: &'static str, given: &str, allowed: &'static str) -> Self {
+        Self::Parse { what, given: given.to_owned(), allowed }
+    }
+
     pub(crate) fn in_group(group: usize, error: Self) -> Self {
         Self::InGroup { group, error: Box::new(error) }
     }
@@ -621,11 +636,11 @@ mod tests {
     fn groups_are_named_and_compared() {
         let clip = Clip::by_global_norm(1.0);
         says(
-            &Clip::all_checked(&[clip, Clip::by_global_norm(f32::NAN)]).unwrap_err(),
+            &Clip::checked_groups(&[clip, Clip::by_global_norm(f32::NAN)]).unwrap_err(),
             "group 1: the limit is NaN, but it must be 0 or greater",
         );
         says(
-            &Clip::all_checked(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),
+            &Clip::checked_groups(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),
             "the clips of groups 0 and 1 differ in norm_type (L2 and P(3.0)), but only their limits may differ",
         );
         let mut gradient = [1.0];

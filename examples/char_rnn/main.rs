@@ -13,7 +13,7 @@ use std::env;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use gradclip::{Clip, ClipPlan, Clipper, DType, Gradient, RECORD_WGSL};
+use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, Clipper, DType, Gradient};
 use indicatif::{ProgressBar, ProgressStyle};
 use wgpu::{Device, PollType, Queue};
 
@@ -182,7 +182,7 @@ impl Training {
         ];
         let adamw = Kernel::new(
             device,
-            &[RECORD_WGSL, include_str!("../optimizer/adamw.wgsl")].concat(),
+            &[CLIP_RECORD_WGSL, include_str!("../optimizer/adamw.wgsl")].concat(),
             &[record, &hyperparameters, &gradients, &moments, &parameters],
             u32::try_from(places.end)?,
         );

@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient, RECORD_WGSL};
+use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient};
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -88,7 +88,7 @@ impl Training {
         );
         let adamw = Kernel::new(
             device,
-            &[RECORD_WGSL, include_str!("adamw.wgsl")].concat(),
+            &[CLIP_RECORD_WGSL, include_str!("adamw.wgsl")].concat(),
             &[&record, &hyperparameters, &gradients, &moments, &parameters],
             ELEMENTS.into(),
         );

@@ -59,6 +59,7 @@ pub use plan::{ClipPlan, Measurement, scale};
 pub use stats::tensor_stats;
 
 use crate::clip::{ByNorm, Operation, Scope};
+use crate::operation::check_stateless;
 use crate::{Clip, ClipRecord, Error};
 
 /// Clips gradients in single precision in place. A clip by global norm returns its record; the others, for which there
@@ -99,9 +100,7 @@ pub fn clip_all(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRe
 /// Those of [`clip_all`] for any of the clips, and [`Error::GroupsDiffer`] if they differ in more than their limits. All
 /// gradients are then untouched.
 pub fn clip_groups(gradients: &mut [Gradient<'_>], clips: &[Clip]) -> Result<Vec<ClipRecord>, Error> {
-    let mut plan = ClipPlan::new(clips)?;
-    clips[0].checked()?.check_without_plan()?;
-    plan.clip(gradients)
+    ClipPlan::of(check_stateless(clips)?).clip(gradients)
 }
 
 /// Clips gradients in place by a norm that was measured elsewhere, for a [`Clip::by_supplied_norm`]. Returns the record.
@@ -114,9 +113,7 @@ pub fn clip_with_norm(
     clip: Clip,
     total_norm: f32,
 ) -> Result<ClipRecord, Error> {
-    let mut plan = ClipPlan::new(&[clip])?;
-    clip.checked()?.check_without_plan()?;
-    let records = plan.clip_with_norm(gradients, total_norm)?;
+    let records = ClipPlan::of(check_stateless(&[clip])?).clip_with_norm(gradients, total_norm)?;
     Ok(records[0])
 }
 

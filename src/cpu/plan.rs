@@ -45,12 +45,12 @@ impl ClipPlan {
     /// Those of [`Clip::checked`] for each clip; [`Error::GroupsDiffer`] if the clips differ in more than their limits;
     /// [`Error::NoClip`] if `clips` is empty.
     pub fn new(clips: &[Clip]) -> Result<Self, Error> {
-        Ok(Self {
-            operations: Clip::all_checked(clips)?,
-            histories: Vec::new(),
-            step_counts: Vec::new(),
-            tensor_stats: Vec::new(),
-        })
+        Ok(Self::of(Clip::checked_groups(clips)?))
+    }
+
+    /// Creates a plan from the checked clip of each group.
+    pub(crate) fn of(operations: Vec<Operation>) -> Self {
+        Self { operations, histories: Vec::new(), step_counts: Vec::new(), tensor_stats: Vec::new() }
     }
 
     /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group), and returns the records
@@ -61,7 +61,7 @@ impl ClipPlan {
     /// Those of [`clip_groups`](super::clip_groups); [`Error::StateCount`] if the number of records differs from that of the
     /// step before. All gradients are then untouched.
     pub fn clip(&mut self, gradients: &mut [Gradient<'_>]) -> Result<Vec<ClipRecord>, Error> {
-        gradient::check(gradients, self.operations.len(), self.operations[0].is_relative())?;
+        gradient::check(gradients, self.operations.len(), self.operations[0].needs_parameters())?;
         let norm = match self.operations[0] {
             Operation::Norm(norm) if norm.scope == Scope::Supplied => return Err(Error::NormNotSupplied),
             Operation::Norm(norm) => norm,

@@ -129,7 +129,7 @@ fn conclude(
     if let Scope::Parameter { floor } = norm.scope {
         for (member, parameter) in members.iter().zip(of_parameters) {
             let parameter_norm = record::in_f32_precision(parameter.norm(norm.norm_type));
-            bases[member.record].limit = clip::relative_limit(max_norms[member.group], parameter_norm, floor);
+            bases[member.record].limit = clip::agc_limit(max_norms[member.group], parameter_norm, floor);
         }
     }
     let stats = norm.tensor_stats.then(|| stats(gradients, members, own, counts, norm));

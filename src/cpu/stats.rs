@@ -21,7 +21,7 @@ pub fn tensor_stats(gradients: &[Gradient<'_>], clip: Clip) -> Result<Vec<Tensor
     let Operation::Norm(norm) = operation else {
         return Err(Error::NeedsNorm { what: "cpu::tensor_stats", clip: "a clip by value" });
     };
-    Operation::Norm(ByNorm { tensor_stats: false, ..norm }).check_without_plan()?;
+    Operation::Norm(ByNorm { tensor_stats: false, ..norm }).check_stateless()?;
     let measured = gradients.iter().enumerate().filter(|(_, gradient)| gradient.measured);
     let (indices, elements): (Vec<_>, Vec<_>) =
         measured.map(|(index, gradient)| (index, gradient.elements())).unzip();

@@ -333,7 +333,7 @@ impl Kernel {
     }
 
     /// Compiles it.
-    pub(super) fn compile(self, device: &wgpu::Device) -> Compiled {
+    pub(super) fn compile(self, device: &wgpu::Device, cache: Option<&wgpu::PipelineCache>) -> Compiled {
         let label = Some(self.label());
         // Set for slots only: wgpu then checks their sizes once per plan, not at every dispatch.
         let least = self.slots().and_then(|(_, mode)| wgpu::BufferSize::new(mode.element_bytes()));
@@ -371,7 +371,7 @@ impl Kernel {
                 // Every invocation writes its place before any reads it.
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache,
         });
         log::debug!("compiled {self:?}");
         Compiled { label: self.label(), pipeline, bind_group_layout }

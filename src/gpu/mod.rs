@@ -3,7 +3,7 @@
 mod buffer_range;
 mod clip_plan;
 mod clipper;
-pub(crate) mod device;
+mod device_context;
 pub(crate) mod error_scope;
 mod gradient;
 pub(crate) mod kernels;
@@ -15,7 +15,6 @@ mod slots;
 
 pub use clip_plan::ClipPlan;
 pub use clipper::Clipper;
-pub use device::{adapters, adapters_async, is_software};
 pub use gradient::{Gradient, Parameter};
 pub use read_back::ReadBack;
 pub use read_back_queue::ReadBackQueue;

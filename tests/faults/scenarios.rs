@@ -4,11 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 use std::{env, fs, process, thread};
 
+use gradclip::slices::{DeviceChoice, SliceClipper};
 use gradclip::wgpu::{self, CommandEncoderDescriptor};
-use gradclip::{
-    Clip, ClipPlan, ClipRecord, Clipper, DType, DeviceChoice, Error, Gradient, ReadBack, ReadBackQueue,
-    SliceClipper,
-};
+use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, ReadBack, ReadBackQueue};
 
 /// The environment variable with the folder of the faults that are on.
 pub(crate) const FOLDER: &str = "FAULTS";
@@ -72,7 +70,7 @@ impl Gpu {
             eprintln!("it hangs");
             process::exit(1);
         });
-        let adapter = gradclip::adapters().into_iter().next().unwrap();
+        let adapter = gradclip::adapters::enumerate().into_iter().next().unwrap();
         assert_eq!(adapter.get_info().backend, wgpu::Backend::Vulkan);
         let (device, queue) =
             pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();

@@ -3,10 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use gradclip::stats::StepCounts;
 use gradclip::wgpu::{self, BufferUsages};
-use gradclip::{
-    Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, StepCounts, cpu,
-};
+use gradclip::{Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, cpu};
 
 use crate::common::least_limits;
 

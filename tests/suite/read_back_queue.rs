@@ -1,8 +1,7 @@
 //! The records of many steps: each once, in order, whenever the host looks.
 
-use gradclip::{
-    Clip, ClipPlan, DType, Error, Gradient, LossScale, NonFinite, ReadBack, ReadBackQueue, ScaleUpdate, wgpu,
-};
+use gradclip::loss_scale::{LossScale, ScaleUpdate};
+use gradclip::{Clip, ClipPlan, DType, Error, Gradient, NonFinite, ReadBack, ReadBackQueue, wgpu};
 
 use crate::common::Gpu;
 use crate::{gpu, gpu_with};

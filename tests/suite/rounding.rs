@@ -3,7 +3,7 @@
 //! A software adapter rounds its own to nearest, and would pass without any correction. So the estimates that the shader
 //! corrects are spoiled here, by as much as WGSL lets a device be off.
 
-use gradclip::RECORD_WGSL;
+use gradclip::CLIP_RECORD_WGSL;
 use gradclip::wgpu::{self, BufferUsages, util::DeviceExt as _};
 
 use crate::common::noise;
@@ -157,7 +157,9 @@ fn an_optimizer_applies_factors_that_f32_does_not_hold() {
     pairs.extend([(0.0, 1.0), (-0.0, 1.0), (1e-40, 1e19), (f32::MAX, 1.8e19), (-f32::MAX, -1.8e19)]);
     let pairs: Vec<_> = pairs.into_iter().map(|(x, y)| [x, y]).collect();
     let mut normal = 0;
-    for ([x, y], [scaled, plain, ..]) in pairs.iter().zip(run(&[RECORD_WGSL, OPTIMIZER].concat(), &pairs)) {
+    for ([x, y], [scaled, plain, ..]) in
+        pairs.iter().zip(run(&[CLIP_RECORD_WGSL, OPTIMIZER].concat(), &pairs))
+    {
         let [scaled, plain] = [scaled, plain].map(f32::from_bits);
         assert!(plain == x * y || (x * y).is_subnormal() || x.is_subnormal(), "{x} * {y} is {plain}");
         let expected = (f64::from(*x) * f64::from(*y) * (-200_f64).exp2()) as f32;

@@ -1,11 +1,9 @@
 //! Host slices, on the CPU path and through a GPU.
 
 use gradclip::cpu::Gradient;
+use gradclip::slices::{Clipped, DeviceChoice, SliceClipper, SliceDevice, clip_grad_norm, clip_grad_value};
 use gradclip::wgpu::DeviceType;
-use gradclip::{
-    Clip, Clipped, DeviceChoice, Epsilon, Error, NonFinite, NormType, SliceClipper, SliceDevice,
-    clip_grad_norm, clip_grad_value, cpu, reference,
-};
+use gradclip::{Clip, Epsilon, Error, NonFinite, NormType, cpu, reference};
 use half::{bf16, f16};
 
 use crate::common::{adapters, bits, noise};
@@ -196,10 +194,10 @@ fn one_call_is_enough() {
     assert_eq!(bits(&after), bits(&clamped(&gradients(), 0.5)));
 
     assert_eq!(
-        clip_grad_norm(&mut [], f32::NEG_INFINITY).unwrap_err(),
+        clip_grad_norm::<Vec<f32>>(&mut [], f32::NEG_INFINITY).unwrap_err(),
         Error::MaxNorm { given: f32::NEG_INFINITY }
     );
-    assert_eq!(clip_grad_value(&mut [], -1.0).unwrap_err(), Error::ClipValue { given: -1.0 });
+    assert_eq!(clip_grad_value::<Vec<f32>>(&mut [], -1.0).unwrap_err(), Error::ClipValue { given: -1.0 });
 }
 
 #[test]

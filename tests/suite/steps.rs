@@ -1,8 +1,9 @@
 //! What lasts from step to step: counts, and limits that follow past norms.
 
+use gradclip::slices::{DeviceChoice, SliceClipper};
+use gradclip::stats::{NormHistory, StepCounts};
 use gradclip::{
-    Clip, ClipPlan, ClipRecord, DType, DeviceChoice, Epsilon, Error, Gradient, NonFinite, NormHistory,
-    NormType, SliceClipper, StepCounts, ZClip, cpu, wgpu,
+    Clip, ClipPlan, ClipRecord, DType, Epsilon, Error, Gradient, NonFinite, NormType, ZClip, cpu, wgpu,
 };
 use serde_json::Value;
 

@@ -1,6 +1,7 @@
 //! Records of each gradient by itself.
 
-use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NormType, Parameter, TensorStats, cpu, reference};
+use gradclip::stats::TensorStats;
+use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NormType, Parameter, cpu, reference};
 use half::f16;
 
 use crate::common::{Gpu, noise};

@@ -32,7 +32,8 @@ use bench::workloads::{Pristine, Set, sets};
 use bench::{bytes, timing};
 use clap::Parser;
 use contest::{Contest, Way};
-use gradclip::{DType, DeviceChoice};
+use gradclip::slices::DeviceChoice;
+use gradclip::DType;
 use serde_json::{Value, json};
 use table::Table;
 

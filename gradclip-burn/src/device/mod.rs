@@ -14,7 +14,9 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use gradclip::wgsl::{Finding, Kernel, Leaves, Manner};
-use gradclip::{ByNorm, ClipRecord, TensorStats};
+use gradclip::operation::ByNorm;
+use gradclip::stats::TensorStats;
+use gradclip::ClipRecord;
 
 pub(crate) use layout::Extent;
 pub(crate) use tables::Cache;

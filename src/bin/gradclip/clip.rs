@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gradclip::cpu::{self, ClipPlan, Measurement};
-use gradclip::{Clip, ClipRecord, Clipped, DeviceChoice, Error, SliceClipper, SliceDevice, TensorStats};
+use gradclip::slices::{Clipped, DeviceChoice, SliceClipper, SliceDevice};
+use gradclip::stats::TensorStats;
+use gradclip::{Clip, ClipRecord, Error};
 
 use crate::bench::available_memory;
 use crate::file::{Chunk, Gradients, Inputs, Output, Target, Tensor, Writer};
@@ -65,7 +67,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let manner = &args.manner;
     // An impossible limit, an output out of reach and a missing device should not be found only after long work.
-    Clip::all_checked(&manner.clips())?;
+    Clip::checked_groups(&manner.clips())?;
     manner.check_total_norm()?;
     let inputs = Inputs::new(&args.gradients)?;
     let output = args.output.as_deref().map(|path| Output::check(path, inputs.are_several())).transpose()?;

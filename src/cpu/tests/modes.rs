@@ -1,8 +1,10 @@
 //! A caller's floating-point modes change no result.
 
 use super::*;
+use crate::distributed::join_norms;
 use crate::float_state::tests::in_odd_modes;
-use crate::{LossScale, NormHistory, NormType, ZClip, join_norms};
+use crate::loss_scale::LossScale;
+use crate::{NormHistory, NormType, ZClip};
 
 /// Magnitudes around the least normal number, in a gradient that one thread takes or several.
 fn gradients() -> impl Iterator<Item = Vec<f32>> {

@@ -8,7 +8,7 @@ use super::ClipPlan;
 use super::builder::Builder;
 use super::norm::by_norm;
 use crate::clip::Operation;
-use crate::gpu::clipper::Clipper;
+use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::{Set, in_address_order};
 use crate::gpu::kernels::Kernel;
 use crate::gpu::layout::{self, Batch, Request};
@@ -24,7 +24,7 @@ pub(in crate::gpu) struct Bounds {
 
 /// Allocates and binds. Of the operations, one for each group, only the limits differ.
 pub(in crate::gpu) fn build(
-    clipper: &Clipper,
+    clipper: &DeviceContext,
     operations: &[Operation],
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
@@ -36,7 +36,7 @@ pub(in crate::gpu) fn build(
     by_value(clipper, &bounds, set)
 }
 
-fn by_value(clipper: &Clipper, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<ClipPlan, Error> {
+fn by_value(clipper: &DeviceContext, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<ClipPlan, Error> {
     let segments = bounds.len();
     let request = Request {
         spans: &set.spans,

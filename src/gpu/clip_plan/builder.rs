@@ -5,7 +5,7 @@ use wgpu::BufferUsages;
 
 use super::Step;
 use crate::Error;
-use crate::gpu::clipper::Clipper;
+use crate::gpu::device_context::DeviceContext;
 use crate::gpu::kernels::{Compiled, Kernel, WORKGROUP_SIZE};
 use crate::gpu::layout::{Batch, Manner, Tile};
 use crate::gpu::read_back::Results;
@@ -13,7 +13,7 @@ use crate::gpu::slots::slots_for;
 
 /// Makes the buffers and the steps of one plan. What wgpu has against them, the error scope around it learns.
 pub(super) struct Builder<'a> {
-    clipper: &'a Clipper,
+    clipper: &'a DeviceContext,
     buffers: &'a [&'a wgpu::Buffer],
     tiles: wgpu::Buffer,
     /// Allocated so far.
@@ -21,7 +21,7 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(clipper: &'a Clipper, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
+    pub(super) fn new(clipper: &'a DeviceContext, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
         // A buffer of no bytes cannot be bound; nor is it, since no batch is without a tile.
         let tiles = or_one(tiles, &Tile { slot: 0, first: 0, count: 0, target_index: 0 });
         let table = filled(clipper.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);

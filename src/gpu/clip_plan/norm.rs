@@ -8,7 +8,7 @@ use wgpu::BufferUsages;
 use super::builder::{Builder, or_one};
 use super::{ClipPlan, Outcome, Step};
 use crate::clip::{ByNorm, Limit, Scope};
-use crate::gpu::clipper::Clipper;
+use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::{Set, Span, in_address_order};
 use crate::gpu::kernels::{Finding, Kernel, Leaves};
 use crate::gpu::layout::{self, Layout, Request};
@@ -111,7 +111,7 @@ impl Units {
         Self { segment_of: (0..spans.len()).collect(), segments: spans.len(), limits, spans }
     }
 
-    fn lay_out(&self, clipper: &Clipper, measures: bool, finding: Finding) -> Layout {
+    fn lay_out(&self, clipper: &DeviceContext, measures: bool, finding: Finding) -> Layout {
         let request = Request {
             spans: &self.spans,
             order: &in_address_order(&self.spans),
@@ -125,7 +125,7 @@ impl Units {
 }
 
 pub(super) fn by_norm(
-    clipper: &Clipper,
+    clipper: &DeviceContext,
     norm: &ByNorm,
     max_norms: &[f32],
     set: &Set<'_>,

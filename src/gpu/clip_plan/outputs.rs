@@ -1,4 +1,4 @@
-//! The results of a plan, for shaders and for the host.
+//! The outputs of a plan: buffers for shaders, and tickets for the host.
 
 use wgpu::CommandEncoder;
 
@@ -7,8 +7,8 @@ use crate::gpu::read_back::{self, ReadBack, Results};
 use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
 
 impl ClipPlan {
-    /// The buffer with the [`ClipRecord`]s, for your shader to bind as storage (or as uniform if there is only one record), and to
-    /// copy from. [`RECORD_WGSL`](crate::RECORD_WGSL) declares the type. There is one record for each group; or, if each gradient
+    /// Returns the buffer with the [`ClipRecord`]s, for a shader to bind as storage (or as uniform if there is only one record), and to
+    /// copy from. [`CLIP_RECORD_WGSL`](crate::CLIP_RECORD_WGSL) declares the type. There is one record for each group; or, if each gradient
     /// is clipped on its own, one for each gradient or each of its [`rows`](crate::Gradient::rows).
     ///
     /// A record holds the result of the last norm pass. Before the first one it holds the coefficient 1 and the flag
@@ -46,14 +46,14 @@ impl ClipPlan {
         }
     }
 
-    /// The number of records.
+    /// Returns the number of records.
     #[must_use]
     pub fn records(&self) -> usize {
         self.outcome.as_ref().map_or(0, |outcome| outcome.count)
     }
 
-    /// The buffer with the [`TensorStats`] of each gradient, in the order of the list, for your shader to bind as storage and to
-    /// copy from. [`TENSOR_STATS_WGSL`](crate::TENSOR_STATS_WGSL) declares the type. None unless the clip asks for
+    /// Returns the buffer with the [`TensorStats`] of each gradient, in the order of the list, for a shader to bind as storage and to
+    /// copy from. [`TENSOR_STATS_WGSL`](crate::stats::TENSOR_STATS_WGSL) declares the type. None unless the clip asks for
     /// [`tensor_stats`](crate::Clip::tensor_stats).
     #[must_use]
     pub fn tensor_stats_buffer(&self) -> Option<&wgpu::Buffer> {

@@ -1,4 +1,4 @@
-//! The values of a plan that change from step to step: limits, the loss scale, a supplied norm, and restored state.
+//! Updates of a plan between steps: limits, the loss scale, the supplied norm, and restored state.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,9 +6,11 @@ use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
 use super::{ClipPlan, Measure, Outcome, Segment};
+use crate::Error;
 use crate::gpu::error_scope::{is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
-use crate::{Error, NormHistory, StepCounts, clip};
+use crate::operation::{check_max_norms, inverse_scale};
+use crate::stats::{NormHistory, StepCounts};
 
 impl ClipPlan {
     /// Changes the limits, one for each group, for every command buffer that is submitted after this call, whenever it was
@@ -21,7 +23,7 @@ impl ClipPlan {
     /// device has a handler for uncaptured errors, the handler receives wgpu's error instead, and this call returns `Ok`.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm("set_max_norms")?;
-        clip::check_max_norms(max_norms, outcome.groups)?;
+        check_max_norms(max_norms, outcome.groups)?;
         let mut table = outcome.table.clone();
         for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
             segment.max_norm = limit.among(max_norms);
@@ -63,7 +65,7 @@ impl ClipPlan {
     /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
         let outcome = self.by_norm("set_loss_scale")?;
-        let inverse = clip::inverse_scale(scale)?;
+        let inverse = inverse_scale(scale)?;
         outcome.write(queue, &outcome.measure, INVERSE_SCALE, &inverse.to_le_bytes())
     }
 
@@ -92,7 +94,7 @@ impl ClipPlan {
     /// [`Error::UnexpectedNorm`] for any other clip; [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
         let (outcome, supplied) = self.supplied()?;
-        // One NaN stands for no norm.
+        // One NaN bit pattern means that no norm was supplied.
         let total_norm = if total_norm.is_nan() { f32::NAN } else { total_norm };
         outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
     }
@@ -152,11 +154,11 @@ impl ClipPlan {
     }
 }
 
-/// Where the inverse of the loss scale lies in `Measure`.
+/// The offset of the inverse loss scale in `Measure`.
 const INVERSE_SCALE: u64 = std::mem::offset_of!(Measure, inverse_scale) as u64;
 
 impl Outcome {
-    /// Writes what is kept for each record.
+    /// Writes one value for each record.
     fn restore<T: Pod>(
         &self,
         queue: &Queue,
@@ -172,13 +174,13 @@ impl Outcome {
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.checked_device.in_error_scope("the new values of the plan", bytes.len() as u64, || {
-            // wgpu reports the error of a queue to the queue's own device, which panics unless it has a handler.
+            // wgpu reports an error of the queue to the queue's own device, which panics unless it has a handler.
             let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
             catch_unwind(write).map_err(|_| Error::ForeignQueue)
         })
     }
 
-    /// Copies 4 bytes from a caller's buffer to one of ours, if wgpu will not mind.
+    /// Records a copy of 4 bytes from a buffer of the caller to one of the plan, after checking that wgpu accepts it.
     fn copy_number(
         &self,
         encoder: &mut CommandEncoder,
@@ -194,12 +196,13 @@ impl Outcome {
         }
         let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
         if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
-            // With a device, all of its buffers are destroyed.
+            // The loss of a device destroys its buffers.
             return Err(self
                 .checked_device
                 .lost_or(Error::BufferRejected { gradient: None, message: reason.to_owned() }));
         }
-        // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
+        // wgpu checks the device of a buffer when the encoder is finished. A trial encoder, which is never submitted, does that
+        // here.
         self.checked_device.in_error_scope("the copy of a number", 0, || {
             let device = self.checked_device.device();
             let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

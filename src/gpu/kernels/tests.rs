@@ -12,7 +12,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use super::*;
 use crate::gpu::clip_plan::{Bounds, Measure, Segment};
 use crate::gpu::layout::Tile;
-use crate::{ClipRecord, NormHistory, RECORD_WGSL, StepCounts, TensorStats};
+use crate::{CLIP_RECORD_WGSL, ClipRecord, NormHistory, StepCounts, TensorStats};
 
 /// Every kernel, with numbers of slots that cover the generator: the edges, powers of two, what devices allow.
 fn all() -> Vec<Kernel> {
@@ -94,7 +94,7 @@ fn tint_accepts_every_kernel() {
         return;
     }
     let kernels = all().into_iter().map(|kernel| (format!("{kernel:?}"), kernel.source()));
-    for (name, text) in kernels.chain([("RECORD_WGSL".to_owned(), RECORD_WGSL.to_owned())]) {
+    for (name, text) in kernels.chain([("CLIP_RECORD_WGSL".to_owned(), CLIP_RECORD_WGSL.to_owned())]) {
         let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
@@ -105,7 +105,7 @@ fn tint_accepts_every_kernel() {
 /// The text for the shaders of others needs nothing else.
 #[test]
 fn the_record_is_declared_for_others() {
-    let module = naga::front::wgsl::parse_str(RECORD_WGSL).unwrap();
+    let module = naga::front::wgsl::parse_str(CLIP_RECORD_WGSL).unwrap();
     Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).unwrap();
 }
 

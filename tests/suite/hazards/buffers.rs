@@ -1,7 +1,8 @@
 //! Neighbours, windows, grids, and numbers of tensors.
 
+use gradclip::adapters::is_software;
 use gradclip::wgpu::{CommandEncoderDescriptor, Limits};
-use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, NormType, cpu, is_software, reference};
+use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, NormType, cpu, reference};
 use half::{bf16, f16};
 
 use crate::common::{Gpu, adapters, bits, least_limits, noise};

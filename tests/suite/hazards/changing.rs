@@ -1,9 +1,9 @@
 //! Options that change from step to step, norms from elsewhere, and many records.
 
+use gradclip::distributed::join_norms;
 use gradclip::wgpu::{Buffer, CommandEncoderDescriptor};
 use gradclip::{
     Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, GradientId, NonFinite, NormType, cpu,
-    join_norms,
 };
 
 use crate::common::{bits, noise};

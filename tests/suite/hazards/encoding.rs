@@ -1,6 +1,6 @@
 //! What a caller does with an encoder.
 
-use gradclip::{Clip, Clipper, DType, Error, Gradient, RECORD_WGSL, ReadBack, cpu, wgpu};
+use gradclip::{CLIP_RECORD_WGSL, Clip, Clipper, DType, Error, Gradient, ReadBack, cpu, wgpu};
 
 use crate::common::{Gpu, bits, noise};
 use crate::gpu;
@@ -124,7 +124,7 @@ fn a_shader_reads_the_record() {
         layout: None,
         module: &gpu.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: None,
-            source: wgpu::ShaderSource::Wgsl([RECORD_WGSL, SHADER].concat().into()),
+            source: wgpu::ShaderSource::Wgsl([CLIP_RECORD_WGSL, SHADER].concat().into()),
         }),
         entry_point: None,
         compilation_options: wgpu::PipelineCompilationOptions::default(),
