@@ -1,40 +1,23 @@
-//! What the numbers of the norm kernel are worth on a device: `cargo bench --features cli --bench sweep`.
+//! What the numbers of the norm kernel are worth on a device: `cargo bench --bench sweep`.
 //!
 //! It launches the library's own text with other sizes of workgroup and tile, with more slots, in more dispatches, and as a
-//! module without run-time checks: all on the same bytes, in turn, beside the read roofline, by the files and the method of
+//! module without run-time checks: all on the same bytes, in turn, beside the read roofline, by the method of
 //! `gradclip bench`. Every answer is checked. The library has one value for each of these, and no knob; here is how to see
 //! whether it is the right one on some GPU.
-
-#[expect(dead_code, unused_imports, reason = "the command measures more than one kernel, and has tests")]
-#[path = "../src/bin/gradclip/bench"]
-mod bench {
-    pub(crate) mod bytes;
-    pub(crate) mod device;
-    pub(crate) mod kernels;
-    pub(crate) mod statistics;
-    pub(crate) mod timing;
-    pub(crate) mod workloads;
-}
-#[expect(unused_imports, reason = "it has tests")]
-#[path = "../src/bin/gradclip/table.rs"]
-mod table;
-#[expect(dead_code, unused_imports, reason = "the command shows names and paths, too, and has tests")]
-#[path = "../src/bin/gradclip/text.rs"]
-mod text;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use bench::device::{Gpu, allocate_one};
-use bench::timing::{Sample, Timed};
-use bench::workloads::{Pristine, Set};
-use bench::{bytes, timing};
 use bytemuck::{Pod, Zeroable};
 use clap::Parser;
 use gradclip::slices::DeviceChoice;
 use gradclip::wgsl::{Access, Finding, Kernel, Manner, WORKGROUP_SIZE, tile_elements};
 use gradclip::{DType, NormType, wgpu};
-use table::Table;
+use gradclip_measure::device::{Gpu, allocate_one};
+use gradclip_measure::table::Table;
+use gradclip_measure::timing::{Sample, Timed};
+use gradclip_measure::workloads::{Pristine, Set};
+use gradclip_measure::{bytes, timing};
 use wgpu::util::{BufferInitDescriptor, DeviceExt as _};
 use wgpu::{BufferUsages, ErrorFilter};
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """gradclip beside PyTorch: runs both in turn, set by set, and prints how many times as long PyTorch takes.
 
-    cargo build --release --features cli
+    cargo build --release
     benches/pytorch/compare.py --python PATH_OF_A_PYTHON_WITH_TORCH
 
 Needs nothing but Python, the `gradclip` binary (--gradclip), and a Python with PyTorch (--python).

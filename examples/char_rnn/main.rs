@@ -1,4 +1,4 @@
-//! Why gradients are clipped: `cargo run --release --features cli --example char_rnn -- --plot char_rnn.svg`
+//! Why gradients are clipped: `cargo run --release --example char_rnn -- --plot char_rnn.svg`
 //!
 //! A recurrent network learns to write, character by character, what three old poems say. All of it is written on wgpu
 //! directly: forward, back through time, clip, AdamW. It has rectified units and begins with a multiple of the identity

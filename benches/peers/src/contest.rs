@@ -2,13 +2,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use gradclip::{ClipPlan, DType, Gradient, wgpu};
+use gradclip_measure::device::{Gpu, allocate_one};
+use gradclip_measure::kernels::Bound;
+use gradclip_measure::timing::{Roofline, Sample, Work};
+use gradclip_measure::workloads::{Op, Pristine};
 use lampshade::{Reducer, U32Reduction};
 use wgpu::{Buffer, BufferUsages, CommandEncoder};
-
-use crate::bench::device::{Gpu, allocate_one};
-use crate::bench::kernels::Bound;
-use crate::bench::timing::{Roofline, Sample, Work};
-use crate::bench::workloads::{Op, Pristine};
 
 /// What reads a buffer once, and makes one number of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

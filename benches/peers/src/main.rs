@@ -1,23 +1,6 @@
 //! gradclip's norm of a buffer beside the sum of the same bytes by another crate, on the same device and in its encoder.
 //!
-//! The method is that of `gradclip bench`, by its own files: the same random elements, clock, turns and roofline.
-
-#[expect(dead_code, reason = "the command measures more than norms")]
-#[path = "../../../src/bin/gradclip/bench"]
-mod bench {
-    pub(crate) mod bytes;
-    pub(crate) mod device;
-    pub(crate) mod kernels;
-    pub(crate) mod rows;
-    pub(crate) mod statistics;
-    pub(crate) mod timing;
-    pub(crate) mod workloads;
-}
-#[path = "../../../src/bin/gradclip/table.rs"]
-mod table;
-#[expect(dead_code, reason = "the command shows names and paths, too")]
-#[path = "../../../src/bin/gradclip/text.rs"]
-mod text;
+//! The method is that of `gradclip bench`, by its own library: the same random elements, clock, turns and roofline.
 
 mod contest;
 
@@ -25,17 +8,17 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bench::device::Gpu;
-use bench::rows::{Path, Row, duration, significant};
-use bench::timing::Timed;
-use bench::workloads::{Pristine, Set, sets};
-use bench::{bytes, timing};
 use clap::Parser;
 use contest::{Contest, Way};
 use gradclip::slices::DeviceChoice;
 use gradclip::DType;
+use gradclip_measure::device::Gpu;
+use gradclip_measure::rows::{Path, Row, duration, significant};
+use gradclip_measure::table::Table;
+use gradclip_measure::timing::Timed;
+use gradclip_measure::workloads::{Pristine, Set, sets};
+use gradclip_measure::{bytes, timing};
 use serde_json::{Value, json};
-use table::Table;
 
 /// Without `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;

@@ -1,0 +1,341 @@
+//! The GPU path on a set's buffers.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use gradclip::{Clip, ClipPlan, Error, Gradient, wgpu};
+use wgpu::{Buffer, CommandEncoder};
+
+use crate::device::{Gpu, STAGING, allocate, largest_buffer};
+use crate::kernels::Bound;
+use crate::rows::Cost;
+use crate::statistics::Spread;
+use crate::timing::{Roofline, Sample, Work};
+use crate::workloads::{Op, Pristine};
+
+/// Of more elements than this, only so many bytes are looked at, evenly spread.
+const CHECKED: usize = 256 << 20;
+/// How often a plan is made again to see what that takes.
+const PREPARATIONS: usize = 9;
+
+/// How the gradients of a set lie on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One after the other in one buffer, or in as few as the device allows.
+    Arena,
+    /// Each in a buffer of its own.
+    Separate,
+}
+
+impl Layout {
+    /// Returns the name that rows show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Arena => "arena",
+            Self::Separate => "separate",
+        }
+    }
+}
+
+/// A set on the device.
+#[derive(Debug)]
+pub struct GpuSet<'a> {
+    gpu: &'a Gpu,
+    pristine: &'a Pristine,
+    cached: bool,
+    /// The arena of [`Pristine`], in as few buffers as the device allows.
+    originals: Vec<Buffer>,
+    arena: Vec<Buffer>,
+    read: (Bound, usize),
+    in_place: (Bound, usize),
+    places: Vec<Place>,
+}
+
+/// The gradients that repetitions change, and the plans to do so.
+#[derive(Debug)]
+struct Place {
+    layout: Layout,
+    /// What is copied there to restore them.
+    copies: Vec<Copy>,
+    tensors: Vec<Slot>,
+    plans: Vec<Planned>,
+}
+
+/// From an offset of a buffer of the originals to one of the place.
+#[derive(Debug)]
+struct Copy {
+    from: (Buffer, u64),
+    to: (Buffer, u64),
+    bytes: u64,
+}
+
+/// Where a tensor lies.
+#[derive(Debug)]
+struct Slot {
+    buffer: Buffer,
+    bytes: Range<u64>,
+}
+
+#[derive(Debug)]
+struct Planned {
+    op: Op,
+    plan: ClipPlan,
+    /// To make it again, with all kernels compiled.
+    prepare: Spread,
+}
+
+impl<'a> GpuSet<'a> {
+    /// Uploads a set in these layouts, and plans every operation.
+    pub fn new(gpu: &'a Gpu, pristine: &'a Pristine, cached: bool, layouts: &[Layout]) -> Result<Self> {
+        let chunks = chunks(pristine, largest_buffer(&gpu.device))?;
+        let sizes: Vec<usize> = chunks.iter().map(Range::len).collect();
+        let originals = allocate(&gpu.device, &sizes)?;
+        for (chunk, buffer) in chunks.iter().zip(&originals) {
+            gpu.write(buffer, &pristine.bytes()[chunk.clone()])?;
+        }
+        let arena = allocate(&gpu.device, &sizes)?;
+        let mut set = Self {
+            read: (gpu.kernels.read(&originals), 0),
+            in_place: (gpu.kernels.in_place(&originals), 0),
+            gpu,
+            pristine,
+            cached,
+            originals,
+            arena,
+            places: Vec::new(),
+        };
+        for &layout in layouts {
+            let mut place = set.place(layout, &chunks)?;
+            set.restore(&place)?;
+            place.plans =
+                Op::ALL.into_iter().map(|op| set.plan(op, &place.tensors)).collect::<Result<_>>()?;
+            set.places.push(place);
+        }
+        set.read.1 = gpu.best(cached, &set.read.0)?;
+        set.in_place.1 = gpu.best(cached, &set.in_place.0)?;
+        Ok(set)
+    }
+
+    fn place(&self, layout: Layout, chunks: &[Range<usize>]) -> Result<Place> {
+        let source = |range: &Range<usize>| {
+            let index = chunks.partition_point(|chunk| chunk.end <= range.start);
+            (index, (range.start - chunks[index].start) as u64)
+        };
+        let ranges = &self.pristine.ranges;
+        let mut place = Place { layout, copies: Vec::new(), tensors: Vec::new(), plans: Vec::new() };
+        match layout {
+            Layout::Arena => {
+                let copy = |(from, to): (&Buffer, &Buffer)| Copy {
+                    from: (from.clone(), 0),
+                    to: (to.clone(), 0),
+                    bytes: from.size(),
+                };
+                place.copies = self.originals.iter().zip(&self.arena).map(copy).collect();
+                place.tensors = ranges
+                    .iter()
+                    .map(|range| {
+                        let (index, offset) = source(range);
+                        Slot { buffer: self.arena[index].clone(), bytes: offset..offset + range.len() as u64 }
+                    })
+                    .collect();
+            }
+            Layout::Separate => {
+                let sizes: Vec<usize> = ranges.iter().map(|range| range.len().next_multiple_of(4)).collect();
+                for (range, buffer) in ranges.iter().zip(allocate(&self.gpu.device, &sizes)?) {
+                    let (index, offset) = source(range);
+                    let bytes = buffer.size();
+                    place.copies.push(Copy {
+                        from: (self.originals[index].clone(), offset),
+                        to: (buffer.clone(), 0),
+                        bytes,
+                    });
+                    place.tensors.push(Slot { buffer, bytes: 0..range.len() as u64 });
+                }
+            }
+        }
+        Ok(place)
+    }
+
+    fn plan(&self, op: Op, tensors: &[Slot]) -> Result<Planned> {
+        let clip = op.clip(self.pristine.norm);
+        let plan = self.prepare(tensors, clip)?;
+        let again = || {
+            let start = Instant::now();
+            self.prepare(tensors, clip).map(|_| start.elapsed().as_secs_f64())
+        };
+        let seconds = (0..PREPARATIONS).map(|_| again()).collect::<Result<Vec<_>, _>>()?;
+        Ok(Planned { op, plan, prepare: Spread::of(seconds).expect("it was made several times") })
+    }
+
+    fn prepare<'b>(&self, tensors: &'b [Slot], clip: Clip) -> Result<ClipPlan, Error> {
+        let dtype = self.pristine.dtype;
+        let gradient = |slot: &'b Slot| Gradient::new(&slot.buffer, dtype).bytes(slot.bytes.clone());
+        let gradients: Vec<_> = tensors.iter().map(gradient).collect();
+        self.gpu.clipper.prepare(&gradients, clip)
+    }
+
+    /// Runs the operation once. Fails if the result is wrong.
+    pub fn check(&self, layout: Layout, op: Op) -> Result<()> {
+        let (place, plan) = (self.find(layout), self.find(layout).find(op));
+        let norm = self.pristine.norm;
+        let mut encoder = self.gpu.encoder();
+        encode(op, plan, &mut encoder);
+        let record = (op != Op::Clamp).then(|| plan.plan.read_back(&mut encoder));
+        self.gpu.submit_and_wait([encoder.finish()])?;
+        if let Some(record) = record {
+            op.check_record(&record.wait()?, norm)?;
+        }
+        self.check_elements(op, place)?;
+        if op.changes() {
+            self.restore(place)?;
+        }
+        Ok(())
+    }
+
+    fn check_elements(&self, op: Op, place: &Place) -> Result<()> {
+        let Pristine { dtype, norm, ranges, .. } = self.pristine;
+        // Pieces of tensors that are looked at: where they lie on the device, and where in the original.
+        let mut pieces = Vec::new();
+        for (slot, range) in place.tensors.iter().zip(ranges) {
+            for offset in (0..range.len()).step_by(STAGING / 4) {
+                let len = (range.len() - offset).min(STAGING / 4);
+                let at = range.start + offset;
+                pieces.push((&slot.buffer, slot.bytes.start + offset as u64, at..at + len));
+            }
+        }
+        let total: usize = ranges.iter().map(Range::len).sum();
+        let step = total.div_ceil(CHECKED).max(1);
+        let mut pieces = pieces.into_iter().step_by(step).peekable();
+        while pieces.peek().is_some() {
+            let (mut batch, mut end) = (Vec::new(), 0);
+            while let Some((buffer, offset, range)) =
+                pieces.next_if(|(_, _, range)| end + range.len().next_multiple_of(256) <= STAGING)
+            {
+                let len = range.len();
+                batch.push((buffer, offset, range, end));
+                end += len.next_multiple_of(256);
+            }
+            self.gpu.run(|encoder| {
+                for (buffer, offset, range, to) in &batch {
+                    let len = range.len().next_multiple_of(4) as u64;
+                    encoder.copy_buffer_to_buffer(buffer, *offset, &self.gpu.staging, *to as u64, len);
+                }
+            })?;
+            self.gpu.mapped(&self.gpu.staging, |bytes| {
+                batch.iter().try_for_each(|(_, _, range, at)| {
+                    let (before, after) =
+                        (&self.pristine.bytes()[range.clone()], &bytes[*at..][..range.len()]);
+                    op.check_elements(*dtype, before, after, *norm)
+                })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Times one run.
+    pub fn time(&self, layout: Layout, work: Work) -> Result<Sample> {
+        let gpu = self.gpu;
+        match work {
+            Work::Roofline(roofline) => {
+                gpu.time(self.cached, |encoder| self.encode_roofline(roofline, encoder))
+            }
+            Work::Op(op) => {
+                let place = self.find(layout);
+                let plan = place.find(op);
+                let sample = gpu.time(self.cached, |encoder| encode(op, plan, encoder))?;
+                if op.changes() {
+                    self.restore(place)?;
+                }
+                Ok(sample)
+            }
+        }
+    }
+
+    fn encode_roofline(&self, roofline: Roofline, encoder: &mut CommandEncoder) {
+        let kernel = match roofline {
+            Roofline::Read => &self.read,
+            Roofline::InPlace => &self.in_place,
+            Roofline::Copy => {
+                for (from, to) in self.originals.iter().zip(&self.arena) {
+                    encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size());
+                }
+                return;
+            }
+        };
+        self.gpu.kernels.encode(&kernel.0, kernel.1, encoder);
+    }
+
+    fn restore(&self, place: &Place) -> Result<()> {
+        self.gpu.run(|encoder| {
+            for Copy { from: (source, start), to: (target, offset), bytes } in &place.copies {
+                encoder.copy_buffer_to_buffer(source, *start, target, *offset, *bytes);
+            }
+        })
+    }
+
+    /// Returns what the plan of an operation costs besides the time that it runs.
+    pub fn cost(&self, layout: Layout, op: Op) -> Cost {
+        let Planned { plan, prepare, .. } = self.find(layout).find(op);
+        Cost { dispatches: plan.dispatches(), scratch_bytes: plan.scratch_bytes(), prepare: *prepare }
+    }
+
+    fn find(&self, layout: Layout) -> &Place {
+        self.places.iter().find(|place| place.layout == layout).expect("the layout was asked for")
+    }
+}
+
+impl Place {
+    fn find(&self, op: Op) -> &Planned {
+        self.plans.iter().find(|plan| plan.op == op).expect("there is a plan for every operation")
+    }
+}
+
+fn encode(op: Op, Planned { plan, .. }: &Planned, encoder: &mut CommandEncoder) {
+    match op {
+        Op::Norm => plan.encode_norm(encoder),
+        _ => plan.encode(encoder),
+    }
+}
+
+/// The arena of a set in pieces that begin with a tensor and are no longer than a buffer may be.
+fn chunks(pristine: &Pristine, largest: usize) -> Result<Vec<Range<usize>>> {
+    let mut starts = vec![0];
+    let ends = pristine.ranges.iter().skip(1).map(|range| range.start).chain([pristine.bytes().len()]);
+    for (range, end) in pristine.ranges.iter().zip(ends) {
+        let len = end - range.start;
+        ensure!(
+            len <= largest,
+            "a tensor takes {len} bytes, but a buffer of the device may have at most {largest}"
+        );
+        if end - starts.last().copied().unwrap_or_default() > largest {
+            starts.push(range.start);
+        }
+    }
+    let ends = starts.iter().skip(1).copied().chain([pristine.bytes().len()]).collect::<Vec<_>>();
+    Ok(starts.into_iter().zip(ends).map(|(start, end)| start..end).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workloads::Set;
+    use gradclip::DType;
+
+    #[test]
+    fn an_arena_is_cut_between_tensors_where_buffers_are_small() {
+        let set = Set::new("any", DType::F32, vec![64, 65, 128, 1]);
+        let pristine = Pristine::new(&set);
+        assert_eq!(pristine.ranges, [0..256, 256..516, 768..1280, 1280..1284]);
+        for (largest, expected) in
+            [(4096, &[1536][..]), (1280, &[1280, 1536]), (768, &[768, 1536]), (512, &[256, 768, 1280, 1536])]
+        {
+            let chunks = chunks(&pristine, largest).unwrap();
+            let ends: Vec<usize> = chunks.iter().map(|chunk| chunk.end).collect();
+            let starts: Vec<usize> = chunks.iter().map(|chunk| chunk.start).collect();
+            assert_eq!(ends, expected, "{largest}");
+            assert_eq!((starts[0], &starts[1..]), (0, &ends[..ends.len() - 1]), "{largest}");
+        }
+        assert!(chunks(&pristine, 256).is_err());
+    }
+}

@@ -1,0 +1,23 @@
+//! What the benchmarks of gradclip share: sets of gradients, what is done to them, devices, rooflines, timing, and tables.
+//!
+//! The command's `bench`, `benches/sweep.rs` and `benches/peers` measure with it. It is not published, and has no stable API.
+
+#![allow(
+    clippy::missing_errors_doc,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    reason = "it is only for the packages of this repository"
+)]
+
+pub mod bytes;
+pub mod cpu;
+pub mod device;
+pub mod gpu;
+pub mod kernels;
+mod loops;
+pub mod rows;
+pub mod statistics;
+pub mod table;
+pub mod text;
+pub mod timing;
+pub mod workloads;

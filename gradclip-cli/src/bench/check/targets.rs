@@ -1,0 +1,321 @@
+//! The targets for a GPU, as data, and how saved lines meet them.
+
+use gradclip_measure::timing::{Roofline, Work};
+use gradclip_measure::workloads::Op;
+
+use super::lines::{Lines, Row, Run, medians};
+use super::rated;
+use super::tables::markdown;
+
+/// What most targets are about: sets of at least 64 MiB of gradients.
+const LARGE: u64 = 64 << 20;
+/// The tensors of a model, each in a buffer of its own: from GPT-2's to Llama-7B's.
+const MODELS: std::ops::RangeInclusive<usize> = 148..=291;
+/// The tensors of Llama-7B.
+const MOST_BUFFERS: usize = 291;
+/// 1 MiB of f32.
+const SMALL: &str = "2^18";
+/// The share of a card's rated bandwidth that its read roofline must reach for that target to apply.
+const REACHED: f64 = 90.0;
+
+const READ: &str = Work::Roofline(Roofline::Read).name();
+const IN_PLACE: &str = Work::Roofline(Roofline::InPlace).name();
+const NORM: &str = Op::Norm.name();
+
+/// One row of "What a GPU has to show".
+struct Target {
+    what: &'static str,
+    quantity: Quantity,
+    bound: Bound,
+    unit: Unit,
+    from: Source,
+    /// What the lines of the source lack where none of them counts.
+    lacking: &'static str,
+}
+
+/// What is measured, one value for each set, layout or operation.
+#[derive(Clone, Copy)]
+enum Quantity {
+    /// Percent of the roofline of the same run, in one arena.
+    OfRoofline(Op),
+    /// The norm's percent of the card's rated bandwidth, where the read roofline reaches [`REACHED`].
+    OfRated,
+    /// Time over that of the norm, in one arena.
+    OverNorm(Op),
+    /// Time over that of the norm and the in-place roofline together, in one arena.
+    OverNormAndInPlace(Op),
+    /// PyTorch's time with foreach over gradclip's, in either layout.
+    PyTorch(Op),
+    /// Time with separate buffers over that with one arena, of every operation.
+    SeparateOverArena,
+    /// GPU time of a clip of [`SMALL`], exceeded or not.
+    SmallClip,
+    /// The host's time to record a step for [`MODELS`] separate buffers.
+    EncodeSeparate,
+    /// The host's time to record a step for one arena.
+    EncodeArena,
+    /// The host's time to prepare a plan again for [`MOST_BUFFERS`] buffers.
+    PrepareAgain,
+    /// A plan's scratch memory, in percent of the bound: 0.1 % of as many elements of f32, and 64 KiB.
+    Scratch,
+}
+
+#[derive(Clone, Copy)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+#[derive(Clone, Copy)]
+enum Unit {
+    Percent,
+    Ratio,
+    Microseconds,
+}
+
+/// Which lines a target needs.
+#[derive(Clone, Copy)]
+enum Source {
+    Gpu,
+    PyTorch,
+    Host,
+}
+
+use Bound::{AtLeast, AtMost};
+use Quantity::{
+    EncodeArena, EncodeSeparate, OfRated, OfRoofline, OverNorm, OverNormAndInPlace, PrepareAgain, PyTorch,
+    Scratch, SeparateOverArena, SmallClip,
+};
+use Unit::{Microseconds, Percent, Ratio};
+
+impl Target {
+    const fn new(what: &'static str, quantity: Quantity, bound: Bound, unit: Unit) -> Self {
+        let (from, lacking) = match quantity {
+            PyTorch(_) => (Source::PyTorch, "is of 64 MiB or more"),
+            SmallClip => (Source::Gpu, "is a clip of 2^18 f32"),
+            SeparateOverArena => (Source::Gpu, "is of 148 to 291 tensors and 64 MiB or more"),
+            EncodeSeparate => (Source::Host, "is of 148 to 291 separate buffers"),
+            EncodeArena => (Source::Host, "is of an arena"),
+            PrepareAgain => (Source::Host, "is of 291 separate buffers"),
+            Scratch => (Source::Gpu, "is of a plan"),
+            OfRated | OfRoofline(_) | OverNorm(_) | OverNormAndInPlace(_) => {
+                (Source::Gpu, "is of 64 MiB or more")
+            }
+        };
+        Self { what, quantity, bound, unit, from, lacking }
+    }
+}
+
+/// The one place where targets are numbers.
+const TARGETS: [Target; 17] = [
+    Target::new("norm, of the read roofline", OfRoofline(Op::Norm), AtLeast(95.0), Percent),
+    Target::new("norm, of the card's rated bandwidth", OfRated, AtLeast(90.0), Percent),
+    Target::new("clamp, of the in-place roofline", OfRoofline(Op::Clamp), AtLeast(95.0), Percent),
+    Target::new("not exceeded / norm", OverNorm(Op::NotExceeded), AtMost(1.05), Ratio),
+    Target::new("exceeded / (norm + in place)", OverNormAndInPlace(Op::Exceeded), AtMost(1.05), Ratio),
+    Target::new("coefficient only / norm", OverNorm(Op::CoefficientOnly), AtMost(1.02), Ratio),
+    Target::new("PyTorch foreach / gradclip, norm", PyTorch(Op::Norm), AtLeast(1.0), Ratio),
+    Target::new("PyTorch foreach / gradclip, not exceeded", PyTorch(Op::NotExceeded), AtLeast(2.5), Ratio),
+    Target::new("PyTorch foreach / gradclip, exceeded", PyTorch(Op::Exceeded), AtLeast(1.0), Ratio),
+    Target::new("PyTorch foreach / gradclip, clamp", PyTorch(Op::Clamp), AtLeast(1.8), Ratio),
+    Target::new("PyTorch foreach / gradclip, unscale and clip", PyTorch(Op::LossScale), AtLeast(1.6), Ratio),
+    Target::new("148 to 291 separate buffers / one arena", SeparateOverArena, AtMost(1.10), Ratio),
+    Target::new("clip of 1 MiB, GPU time", SmallClip, AtMost(25.0), Microseconds),
+    Target::new("encode, 148 to 291 buffers", EncodeSeparate, AtMost(100.0), Microseconds),
+    Target::new("encode, one arena", EncodeArena, AtMost(10.0), Microseconds),
+    Target::new("prepare again, 291 buffers", PrepareAgain, AtMost(300.0), Microseconds),
+    Target::new("scratch, of 0.1 % of as many f32 and 64 KiB", Scratch, AtMost(100.0), Percent),
+];
+
+/// The targets as a Markdown table. `rated` replaces the card's rated bandwidth.
+pub(crate) fn table(lines: &Lines, rated: Option<f64>) -> String {
+    let rows = TARGETS.iter().map(|target| target.row(lines, rated)).collect();
+    let about = "Each row has its worst value first, then its best: of sets of 64 MiB and more, unless the row names others.\n\n";
+    format!("## Targets\n\n{about}{}", markdown(&["what", "target", "measured", "result"], rows))
+}
+
+impl Target {
+    fn row(&self, lines: &Lines, rated: Option<f64>) -> Vec<String> {
+        let mut values = medians(self.quantity.values(lines, rated));
+        values.sort_by(|(_, a), (_, b)| match self.bound {
+            AtLeast(_) => a.total_cmp(b),
+            AtMost(_) => b.total_cmp(a),
+        });
+        let (measured, result) = match &values[..] {
+            [] => self.absent(lines, rated),
+            [only] => (self.named(only), self.verdict(&values)),
+            [worst, .., best] => {
+                (format!("{} to {}", self.named(worst), self.named(best)), self.verdict(&values))
+            }
+        };
+        let target = match self.bound {
+            AtLeast(bound) => format!("at least {}", self.unit.text(bound)),
+            AtMost(bound) => format!("at most {}", self.unit.text(bound)),
+        };
+        vec![self.what.into(), target, measured, result]
+    }
+
+    fn named(&self, (name, value): &(String, f64)) -> String {
+        format!("{} ({name})", self.unit.text(*value))
+    }
+
+    /// Of values that begin with the worst.
+    fn verdict(&self, values: &[(String, f64)]) -> String {
+        let misses = |value: f64| match self.bound {
+            AtLeast(bound) => bound - value,
+            AtMost(bound) => value - bound,
+        };
+        let missed = values.iter().filter(|(_, value)| misses(*value) > 0.0).count();
+        let (Some((_, worst)), 1..) = (values.first(), missed) else { return "met".into() };
+        let by = match (self.unit, self.bound) {
+            (Percent, _) => format!("{:.1} points", misses(*worst)),
+            (Ratio, AtLeast(bound) | AtMost(bound)) => format!("{:.1} %", 100.0 * misses(*worst) / bound),
+            (Microseconds, _) => format!("{:.1} µs", misses(*worst)),
+        };
+        format!("**missed** by {by}, in {missed} of {}", values.len())
+    }
+
+    /// Why there is no value: no line of the source, or none that counts.
+    fn absent(&self, lines: &Lines, rated: Option<f64>) -> (String, String) {
+        let (source, any) = match self.from {
+            Source::Gpu => ("`gradclip bench` on a GPU", has(lines, Row::is_gradclip)),
+            Source::PyTorch => ("`compare.py --device cuda`", has(lines, Row::is_pytorch)),
+            Source::Host => (
+                "`gradclip bench` on a GPU or of the host bench",
+                !lines.hosts.is_empty() || has(lines, Row::is_gradclip),
+            ),
+        };
+        let below = || matches!(self.quantity, OfRated).then(|| below_rated(lines, rated)).flatten();
+        let measured = if any {
+            if let Some(below) = below() {
+                return below;
+            }
+            format!("not measured: no line of {source} {}", self.lacking)
+        } else {
+            format!("not measured: no lines of {source}")
+        };
+        (measured, "-".into())
+    }
+}
+
+fn has(lines: &Lines, is: fn(&Row) -> bool) -> bool {
+    lines.rows().any(|(_, row)| is(row) && row.path == "gpu" && !row.is_roofline())
+}
+
+impl Unit {
+    fn text(self, value: f64) -> String {
+        match self {
+            Percent => format!("{value:.1} %"),
+            Ratio => format!("{value:.3}"),
+            Microseconds => format!("{value:.1} µs"),
+        }
+    }
+}
+
+impl Quantity {
+    fn values(self, lines: &Lines, rated: Option<f64>) -> Vec<(String, f64)> {
+        let rows = lines.rows().filter(|(_, row)| row.path == "gpu" && !row.is_roofline());
+        match self {
+            PyTorch(op) => {
+                let foreach = |row: &Row| row.is_pytorch() && row.foreach == Some(true);
+                rows.filter(|(_, row)| foreach(row) && row.operation == op.name() && is_large(row))
+                    .flat_map(|(run, row)| lines.over_gradclip(run, row))
+                    .map(|(own, ratio)| (format!("{}, {}", own.name(), own.layout), ratio))
+                    .collect()
+            }
+            EncodeSeparate | EncodeArena | PrepareAgain => self.of_host(lines),
+            _ => rows
+                .filter(|(_, row)| row.is_gradclip())
+                .filter_map(|(run, row)| self.of_row(run, row, rated))
+                .collect(),
+        }
+    }
+
+    /// The value that a row of gradclip's on a GPU has for this quantity.
+    fn of_row(self, run: &Run, row: &Row, rated: Option<f64>) -> Option<(String, f64)> {
+        let is = |op: Op| row.operation == op.name() && row.layout == "arena" && is_large(row);
+        let (name, microseconds) = (row.name(), row.seconds * 1e6);
+        let named = format!("{name}, {}", row.operation);
+        Some(match self {
+            OfRoofline(op) if is(op) => (name, row.percent_of_roofline?),
+            OfRated if is(Op::Norm) => {
+                let rated = rated.or_else(|| rated_of(run))?;
+                let reached = 100.0 * run.beside(row, "arena", READ)?.gb_per_s / rated;
+                (reached >= REACHED).then_some((name, 100.0 * row.gb_per_s / rated))?
+            }
+            OverNorm(op) if is(op) => (name, run.over(row, NORM)?),
+            OverNormAndInPlace(op) if is(op) => (name, run.over_both(row, NORM, IN_PLACE)?),
+            SeparateOverArena
+                if row.layout == "separate" && is_large(row) && MODELS.contains(&row.tensors) =>
+            {
+                (named, row.seconds / run.beside(row, "arena", &row.operation)?.seconds)
+            }
+            SmallClip if is_small_clip(row) => (named, microseconds),
+            Scratch => {
+                let bound = 0.004 * row.elements as f64 + 65536.0;
+                (format!("{named}, {}", row.layout), 100.0 * row.scratch_bytes? / bound)
+            }
+            _ => return None,
+        })
+    }
+
+    /// Of rows on a GPU, and of the host bench.
+    fn of_host(self, lines: &Lines) -> Vec<(String, f64)> {
+        let own = |(_, row): (_, &Row)| {
+            let separate = row.layout == "separate";
+            let seconds = match self {
+                EncodeSeparate if separate && MODELS.contains(&row.tensors) => row.encode_seconds?,
+                EncodeArena if row.layout == "arena" => row.encode_seconds?,
+                PrepareAgain if separate && row.tensors == MOST_BUFFERS => row.prepare_seconds?,
+                _ => return None,
+            };
+            Some((format!("{}, {}", row.name(), row.operation), 1e6 * seconds))
+        };
+        let rows = lines
+            .rows()
+            .filter(|(_, row)| row.path == "gpu" && row.is_gradclip() && !row.is_roofline())
+            .filter_map(own);
+        let hosts = lines.hosts.iter().filter_map(|host| {
+            let seconds = match self {
+                EncodeSeparate if MODELS.contains(&host.buffers) => host.encode_seconds,
+                EncodeArena if host.buffers == 1 => host.encode_seconds,
+                PrepareAgain if host.buffers == MOST_BUFFERS => host.prepare_seconds,
+                _ => return None,
+            };
+            Some((format!("host bench, {} buffers", host.buffers), 1e6 * seconds))
+        });
+        rows.chain(hosts).collect()
+    }
+}
+
+fn is_large(row: &Row) -> bool {
+    row.bytes() >= LARGE
+}
+
+fn is_small_clip(row: &Row) -> bool {
+    let clips = [Op::Exceeded, Op::NotExceeded].map(Op::name);
+    row.set == SMALL && row.dtype == "f32" && row.clock == "gpu" && clips.contains(&&*row.operation)
+}
+
+fn rated_of(run: &Run) -> Option<f64> {
+    rated::of(run.gradclip.as_ref()?.gpu.as_ref()?)
+}
+
+/// Why no norm counts towards the rated bandwidth although large sets were measured; `None` if none was.
+fn below_rated(lines: &Lines, rated: Option<f64>) -> Option<(String, String)> {
+    let large = |(_, row): &(&Run, &Row)| row.path == "gpu" && row.operation == READ && is_large(row);
+    let reads: Vec<_> = lines.rows().filter(large).collect();
+    let percent = |&(run, row): &(&Run, &Row)| Some(100.0 * row.gb_per_s / rated.or_else(|| rated_of(run))?);
+    if reads.is_empty() {
+        return None;
+    }
+    let unknown = "not measured: the card's rated bandwidth is unknown (`--rated`)";
+    let Some(best) = reads.iter().filter_map(percent).max_by(f64::total_cmp) else {
+        return Some((unknown.into(), "-".into()));
+    };
+    let text = format!("the read roofline reaches {best:.1} % of it, but must reach {REACHED} %");
+    Some((text, "does not apply".into()))
+}
+
+#[cfg(test)]
+mod tests;

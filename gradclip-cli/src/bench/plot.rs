@@ -1,0 +1,125 @@
+//! The plot: time and percent of the roofline against size, the GPU against the CPU.
+
+use anyhow::{Result, ensure};
+use gradclip_measure::rows::{Measured, Path, Row, duration};
+use gradclip_measure::timing::Work;
+use gradclip_measure::workloads::{Op, Set};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use crate::plot::{BLUE, FONT, ORANGE, TITLE, failed};
+
+const SIZE: (u32, u32) = (960, 960);
+const GPU: RGBColor = BLUE;
+const CPU: RGBColor = ORANGE;
+/// Why there may be none.
+pub(crate) const NOTHING: &str =
+    "there is nothing to plot: a plot needs `clip exceeded` of a single f32 tensor";
+
+/// A line of points: the logarithm (2) of the elements, and something.
+struct Line {
+    name: String,
+    color: RGBColor,
+    /// Drawn thin.
+    minor: bool,
+    points: Vec<(f64, f64)>,
+}
+
+/// An SVG of the single tensors in f32 among what was measured.
+pub(crate) fn svg(all: &[Measured]) -> Result<String> {
+    let times = [
+        line(all, "CPU, wall", Path::Cpu, Op::Exceeded, false, |row| row.seconds().log10()),
+        line(all, "GPU, its own time", Path::Gpu, Op::Exceeded, false, |row| row.seconds().log10()),
+        line(all, "GPU, wall", Path::Gpu, Op::Exceeded, true, |row| row.timed.wall.median.log10()),
+    ];
+    let percents = [
+        line(all, "CPU, clip exceeded", Path::Cpu, Op::Exceeded, false, Row::percent),
+        line(all, "CPU, norm", Path::Cpu, Op::Norm, true, Row::percent),
+        line(all, "GPU, clip exceeded", Path::Gpu, Op::Exceeded, false, Row::percent),
+        line(all, "GPU, norm", Path::Gpu, Op::Norm, true, Row::percent),
+    ];
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE).map_err(failed)?;
+        let (upper, lower) = area.split_vertically(SIZE.1 / 2);
+        chart(&upper, "Time of a clip that is exceeded", &times, SeriesLabelPosition::UpperLeft, &|y| {
+            duration(10_f64.powf(*y))
+        })?;
+        chart(&lower, "Percent of the roofline", &percents, SeriesLabelPosition::LowerRight, &|y| {
+            format!("{y:.0} %")
+        })?;
+        area.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+fn line(all: &[Measured], name: &str, path: Path, op: Op, minor: bool, value: impl Fn(&Row) -> f64) -> Line {
+    let layout = if path == Path::Gpu { "arena" } else { "slices" };
+    let row = |measured: &'_ Measured| {
+        let row = measured.find(path, layout, Work::Op(op))?;
+        Some(((measured.set.elements() as f64).log2(), value(row)))
+    };
+    let singles = all.iter().filter(|measured| is_single(&measured.set));
+    let color = if path == Path::Gpu { GPU } else { CPU };
+    Line { name: name.into(), color, minor, points: singles.filter_map(row).collect() }
+}
+
+/// One f32 tensor that no cache holds: a point of a line.
+pub(crate) fn is_single(set: &Set) -> bool {
+    set.lens.len() == 1 && set.of == 1 && !set.cached && set.dtype == gradclip::DType::F32
+}
+
+fn chart(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    title: &str,
+    lines: &[Line],
+    legend: SeriesLabelPosition,
+    y_label: &dyn Fn(&f64) -> String,
+) -> Result<()> {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    ensure!(points().next().is_some(), NOTHING);
+    let [x, y] = [range(points().map(|point| point.0)), range(points().map(|point| point.1))];
+    let y = if y.end > 20.0 { 0.0..y.end.max(105.0) } else { y };
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, TITLE)
+        .margin(16)
+        .x_label_area_size(44)
+        .y_label_area_size(76)
+        .build_cartesian_2d(x, y)
+        .map_err(failed)?;
+    chart
+        .configure_mesh()
+        .x_desc("elements (f32)")
+        .x_label_formatter(&|x| if x.fract() == 0.0 { format!("2^{x}") } else { String::new() })
+        .y_label_formatter(&y_label)
+        .label_style(FONT)
+        .light_line_style(WHITE)
+        .draw()
+        .map_err(failed)?;
+    for Line { name, color, minor, points } in lines.iter().filter(|line| !line.points.is_empty()) {
+        let style = color.mix(if *minor { 0.5 } else { 1.0 }).stroke_width(if *minor { 2 } else { 3 });
+        chart
+            .draw_series(LineSeries::new(points.iter().copied(), style))
+            .map_err(failed)?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], style));
+        chart
+            .draw_series(points.iter().map(|&point| Circle::new(point, 3, style.filled())))
+            .map_err(failed)?;
+    }
+    chart
+        .configure_series_labels()
+        .position(legend)
+        .background_style(WHITE.mix(0.8))
+        .label_font(FONT)
+        .draw()
+        .map_err(failed)
+}
+
+/// From the least to the greatest, and never empty.
+fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let (low, high) =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (x.min(low), x.max(high)));
+    low - 0.25..high + 0.25
+}

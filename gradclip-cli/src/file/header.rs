@@ -1,0 +1,463 @@
+//! The header of a `.safetensors` file: which tensors there are, and where.
+//!
+//! It is read entry by entry and checked by hand, since an error must name the tensor and the numbers, and since no header may
+//! take memory out of proportion to its length.
+
+use std::collections::HashSet;
+use std::fmt::{self, Display};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::ops::Range;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use gradclip_measure::text::{WIDTH, quoted, shortened};
+use safetensors::Dtype;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess,
+    Visitor,
+};
+use serde_json::error::Category;
+
+/// The limit of the format, so that a damaged length cannot ask for all memory.
+const MAX_LEN: u64 = 100_000_000;
+/// Ten times what the largest models have in all of their files.
+const MAX_TENSORS: usize = 1 << 20;
+/// Of all shapes together.
+const MAX_DIMENSIONS: usize = 1 << 22;
+/// The bytes that hold the length of the header.
+const LEN_BYTES: u64 = size_of::<u64>() as u64;
+const METADATA: &str = "__metadata__";
+
+/// A header whose tensors cover all bytes of the data, each once.
+pub(super) struct Header {
+    /// In bytes from the start of the file.
+    pub(super) data: u64,
+    /// In the order of the data.
+    pub(super) tensors: Vec<Entry>,
+}
+
+/// A tensor as the header describes it.
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) dtype: Box<str>,
+    pub(super) shape: Vec<u64>,
+    /// In bytes from the start of the data.
+    pub(super) extent: Range<u64>,
+}
+
+impl Header {
+    /// Reads the header at the start of a file of so many bytes.
+    pub(super) fn read(file: &mut File, file_len: u64) -> Result<Self> {
+        let mut start = Vec::with_capacity(SIGNATURE);
+        file.take(SIGNATURE as u64).read_to_end(&mut start)?;
+        let (header, data) = match Self::read_json(file, &start, file_len) {
+            Ok(read) => read,
+            Err(error) => match other_format(&start) {
+                Some(format) => bail!("it is not a .safetensors file but {format}"),
+                None => return Err(error),
+            },
+        };
+        let tensors = check(header, file_len - data)?;
+        Ok(Self { data, tensors })
+    }
+
+    /// The entries, and where the data starts.
+    fn read_json(file: &mut File, start: &[u8], file_len: u64) -> Result<(Vec<Entry>, u64)> {
+        let (len, read) = start.split_first_chunk().with_context(|| {
+            format!("it is not a .safetensors file: it has {file_len} bytes, but the length of the header takes {LEN_BYTES}")
+        })?;
+        let (len, rest) = (u64::from_le_bytes(*len), file_len.saturating_sub(LEN_BYTES));
+        ensure!(
+            len <= rest.min(MAX_LEN),
+            "it is damaged, or not a .safetensors file: its first {LEN_BYTES} bytes give a header of {len} bytes, but {rest} bytes \
+             follow, and a header may have at most {MAX_LEN}"
+        );
+        let json = super::zeros(usize::try_from(len)?);
+        let mut json = json.with_context(|| format!("out of memory for its header ({len} bytes)"))?;
+        let known = read.len().min(json.len());
+        json[..known].copy_from_slice(&read[..known]);
+        file.read_exact(&mut json[known..]).map_err(cut_short)?;
+        let entries: Entries = serde_json::from_slice(&json).map_err(damaged)?;
+        Ok((entries.0, LEN_BYTES + len))
+    }
+}
+
+/// The first bytes of a file, enough to tell its format.
+const SIGNATURE: usize = 64;
+
+/// What a file is whose first bytes are these, if it is something that people mistake for gradients.
+fn other_format(start: &[u8]) -> Option<&'static str> {
+    const FORMATS: [(&[u8], &str); 11] = [
+        (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file that it stands for"),
+        (b"PK\x03\x04", "a zip archive, as torch.save and numpy.savez write"),
+        (b"\x80\x02", PICKLE),
+        (b"\x80\x03", PICKLE),
+        (b"\x80\x04", PICKLE),
+        (b"\x80\x05", PICKLE),
+        (b"\x93NUMPY", "a NumPy array"),
+        (b"GGUF", "a GGUF file"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"\x1f\x8b", "compressed by gzip"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    ];
+    const PICKLE: &str = "a Python pickle, as older versions of torch.save write";
+    // The length of a damaged header can begin with any bytes. Its highest ones are 0, and the header is an object.
+    if start.get(5..9) == Some(b"\0\0\0{") {
+        return None;
+    }
+    if let Some((_, format)) = FORMATS.iter().find(|(signature, _)| start.starts_with(signature)) {
+        return Some(format);
+    }
+    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start().to_ascii_lowercase();
+    let begins = |with: &str| text.starts_with(with.as_bytes());
+    if begins("<!doctype html") || begins("<html") || begins("<head") {
+        Some("an HTML page, as a download without permission leaves")
+    } else if begins("<?xml") {
+        Some("an XML document")
+    } else if begins("{") && !start.contains(&0) {
+        Some("JSON; if it is the index of a sharded model, its name must end in .json")
+    } else {
+        None
+    }
+}
+
+fn cut_short(error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => anyhow!("it became shorter while it was read"),
+        _ => error.into(),
+    }
+}
+
+fn damaged(error: serde_json::Error) -> anyhow::Error {
+    let what = match error.classify() {
+        Category::Data => "its header is damaged",
+        Category::Io | Category::Syntax | Category::Eof => "its header is not valid JSON",
+    };
+    anyhow::Error::new(error).context(what)
+}
+
+/// Checks names, sizes and places, and puts the tensors into the order of the data.
+fn check(mut tensors: Vec<Entry>, data: u64) -> Result<Vec<Entry>> {
+    ensure!(!tensors.is_empty(), "it holds no tensors");
+    let mut names = HashSet::with_capacity(tensors.len());
+    for tensor in &tensors {
+        ensure!(names.insert(&tensor.name[..]), "its header has tensor {} twice", quoted(&tensor.name));
+        tensor.check()?;
+    }
+    // Tensors without elements may share a place.
+    tensors.sort_by(|a, b| {
+        (a.extent.start, a.extent.end, &a.name).cmp(&(b.extent.start, b.extent.end, &b.name))
+    });
+    let mut end = 0;
+    let mut before: Option<&Entry> = None;
+    for tensor in &tensors {
+        let Entry { name, extent, .. } = tensor;
+        let name = quoted(name);
+        if extent.start > end {
+            bail!("bytes {end} to {} of its data, before tensor {name}, belong to no tensor", extent.start);
+        }
+        if let Some(before) = before.filter(|before| extent.start < before.extent.end) {
+            bail!(
+                "tensors {} and {name} overlap: their data_offsets are {} and {}",
+                quoted(&before.name),
+                before.offsets(),
+                tensor.offsets()
+            );
+        }
+        end = extent.end;
+        before = Some(tensor);
+    }
+    ensure!(end == data, "its header describes {end} bytes of tensors, but {data} bytes follow");
+    Ok(tensors)
+}
+
+impl Entry {
+    /// Checks that the shape needs as many bytes as there are.
+    fn check(&self) -> Result<()> {
+        let Self { name, dtype, shape, extent } = self;
+        let name = quoted(name);
+        ensure!(
+            extent.start <= extent.end,
+            "tensor {name} ends before it begins: its data_offsets are {}",
+            self.offsets()
+        );
+        // One that is not known has no size to check.
+        let Ok(known) = known_dtype(dtype) else { return Ok(()) };
+        let shown = shortened(&format!("{shape:?}"), WIDTH);
+        let bits =
+            shape.iter().try_fold(known.bitsize() as u64, |bits, dimension| bits.checked_mul(*dimension));
+        // A dimension of 0 makes up for any other.
+        let bits = if shape.contains(&0) { Some(0) } else { bits };
+        let bits =
+            bits.with_context(|| format!("tensor {name}: the size of its shape {shown} overflows 64 bits"))?;
+        let len = extent.end - extent.start;
+        ensure!(
+            bits.is_multiple_of(8) && bits / 8 == len,
+            "tensor {name}: its shape {shown} of {dtype} takes {} bytes, but its data_offsets {} span {len} bytes",
+            bits.div_ceil(8),
+            self.offsets()
+        );
+        Ok(())
+    }
+
+    fn offsets(&self) -> String {
+        format!("[{}, {}]", self.extent.start, self.extent.end)
+    }
+}
+
+fn known_dtype(name: &str) -> Result<Dtype, ValueError> {
+    let name: StrDeserializer<'_, ValueError> = name.into_deserializer();
+    Dtype::deserialize(name)
+}
+
+/// All entries of a header, in its own order.
+struct Entries(Vec<Entry>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with an entry for each tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let mut entries = Vec::new();
+        let mut has_metadata = false;
+        let mut dimensions = MAX_DIMENSIONS;
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                if has_metadata {
+                    return Err(A::Error::duplicate_field(METADATA));
+                }
+                has_metadata = true;
+                map.next_value_seed(Metadata).map_err(|error| within(METADATA, &error))?;
+                continue;
+            }
+            if entries.len() == MAX_TENSORS {
+                return Err(A::Error::custom(format_args!(
+                    "more than the {MAX_TENSORS} tensors that are allowed"
+                )));
+            }
+            let seed = EntrySeed { dimensions };
+            let (dtype, shape, extent) = map
+                .next_value_seed(seed)
+                .map_err(|error| within(format_args!("tensor {}", quoted(&name)), &error))?;
+            dimensions -= shape.len();
+            entries.push(Entry { name, dtype, shape, extent });
+        }
+        Ok(Entries(entries))
+    }
+}
+
+/// An error in a part of a header, with the part's name.
+fn within<E: Error>(part: impl Display, error: &E) -> E {
+    E::custom(format_args!("{part}: {error}"))
+}
+
+/// What is said of a tensor.
+struct EntrySeed {
+    /// The most that its shape may have.
+    dimensions: usize,
+}
+
+type Info = (Box<str>, Vec<u64>, Range<u64>);
+
+impl<'de> DeserializeSeed<'de> for EntrySeed {
+    type Value = Info;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Info, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EntrySeed {
+    type Value = Info;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with dtype, shape and data_offsets")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Info, A::Error> {
+        let (mut dtype, mut shape, mut offsets) = (None, None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            match &key[..] {
+                "dtype" => set(&mut dtype, "dtype", || map.next_value::<Box<str>>())?,
+                "shape" => {
+                    let numbers = Numbers { most: self.dimensions };
+                    set(&mut shape, "shape", || map.next_value_seed(numbers))?;
+                }
+                "data_offsets" => {
+                    set(&mut offsets, "data_offsets", || map.next_value_seed(Numbers { most: 2 }))?;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        let missing = A::Error::missing_field;
+        let dtype = dtype.ok_or_else(|| missing("dtype"))?;
+        let shape = shape.ok_or_else(|| missing("shape"))?;
+        match offsets.ok_or_else(|| missing("data_offsets"))?[..] {
+            [start, end] => Ok((dtype, shape, start..end)),
+            ref other => Err(A::Error::custom(format_args!(
+                "data_offsets: the number of offsets is {}, but it must be 2",
+                other.len()
+            ))),
+        }
+    }
+}
+
+/// Reads the value of a field that may come once.
+fn set<T, E: Error>(
+    field: &mut Option<T>,
+    name: &'static str,
+    value: impl FnOnce() -> Result<T, E>,
+) -> Result<(), E> {
+    if field.is_some() {
+        return Err(E::duplicate_field(name));
+    }
+    *field = Some(value().map_err(|error| within(name, &error))?);
+    Ok(())
+}
+
+/// At most so many numbers.
+struct Numbers {
+    most: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Numbers {
+    type Value = Vec<u64>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<u64>, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Numbers {
+    type Value = Vec<u64>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of whole numbers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<u64>, A::Error> {
+        let mut numbers = Vec::new();
+        while let Some(number) = seq.next_element()? {
+            if numbers.len() == self.most {
+                let most = self.most;
+                return Err(A::Error::custom(format_args!("more numbers than the {most} that are allowed")));
+            }
+            numbers.push(number);
+        }
+        numbers.shrink_to_fit();
+        Ok(numbers)
+    }
+}
+
+/// Names and texts, which are checked and not kept.
+struct Metadata;
+
+impl<'de> DeserializeSeed<'de> for Metadata {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Metadata {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of strings")
+    }
+
+    /// `null`, which other readers take as well.
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            map.next_value::<String>().map_err(|error| within(quoted(&key), &error))?;
+            if keys.len() == MAX_TENSORS {
+                return Err(A::Error::custom(format_args!(
+                    "more than the {MAX_TENSORS} entries that are allowed"
+                )));
+            }
+            if let Some(key) = keys.replace(key) {
+                return Err(A::Error::custom(format_args!("{} is there twice", quoted(&key))));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use safetensors::tensor::Metadata as Reference;
+
+    use super::*;
+
+    fn entries(header: &[u8], data: u64) -> Result<Vec<Entry>> {
+        check(serde_json::from_slice::<Entries>(header)?.0, data)
+    }
+
+    /// Names, shapes and a dtype, one after the other.
+    fn header(tensors: &[(String, Vec<u64>)]) -> (String, u64) {
+        let mut at = 0;
+        let entry = |(name, shape): &(String, Vec<u64>)| {
+            let start = at;
+            at += 2 * shape.iter().product::<u64>();
+            let name = serde_json::to_string(name).unwrap();
+            format!(r#"{name}:{{"dtype":"BF16","shape":{shape:?},"data_offsets":[{start},{at}]}}"#)
+        };
+        let entries: Vec<_> = tensors.iter().map(entry).collect();
+        (format!(r#"{{{},"__metadata__":{{"step":"7"}}}}"#, entries.join(",")), at)
+    }
+
+    proptest! {
+        #[test]
+        fn sound_headers_are_taken(
+            tensors in prop::collection::btree_map(".{0,5}", prop::collection::vec(0_u64..4, 0..4), 1..9),
+        ) {
+            let tensors: Vec<_> = tensors.into_iter().collect();
+            let (header, data) = header(&tensors);
+            let mut found = entries(header.as_bytes(), data).unwrap();
+            found.sort_by(|a, b| a.name.cmp(&b.name));
+            let found: Vec<_> = found.into_iter().map(|entry| (entry.name, entry.shape)).collect();
+            prop_assert_eq!(found, tensors);
+        }
+
+        /// What is taken is taken by the format's own reader, too, which is less strict.
+        #[test]
+        fn damaged_headers_are_taken_only_if_they_are_sound(
+            place in any::<prop::sample::Index>(),
+            len in 0_usize..3,
+            with in prop::sample::select(vec!["", "0", "9", "-", "\"", ",", "[", "]", "{", "}", "w", "null", "\\u0000"]),
+        ) {
+            let tensors = [("v".to_owned(), vec![2, 3]), ("w".to_owned(), vec![]), ("x".to_owned(), vec![0])];
+            let (mut header, data) = header(&tensors);
+            let start = place.index(header.len());
+            header.replace_range(start..header.len().min(start + len), with);
+            if entries(header.as_bytes(), data).is_ok() {
+                // It does not know dtypes of tomorrow.
+                if header.matches("\"BF16\"").count() == 3 {
+                    let reference: Result<Reference, _> = serde_json::from_str(&header);
+                    prop_assert!(reference.is_ok(), "{}: {:?}", header, reference);
+                }
+            }
+        }
+    }
+}

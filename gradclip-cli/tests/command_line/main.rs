@@ -1,0 +1,208 @@
+//! The `gradclip` command as its users meet it: what it prints, what it writes, and how it fails.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod bench;
+mod devices;
+mod exclude;
+mod files;
+mod headers;
+mod hostile;
+mod narrow;
+mod places;
+mod plot;
+mod report;
+mod sets;
+mod ways;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::SafeTensors;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/exploding_rnn.safetensors");
+/// Half a unit in the last place of an f32: what rounding a number once may change it by.
+const HALF_ULP: f64 = f32::EPSILON as f64 / 2.0;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradclip"));
+    command.args(args);
+    command
+}
+
+fn clip(file: &Path, args: &[&str]) -> Output {
+    command(&["clip", "--device", "cpu"]).arg(file).args(args).output().unwrap()
+}
+
+/// The one JSON object that a successful `clip --json` prints.
+fn clip_json(file: &Path, args: &[&str]) -> Value {
+    let output = clip(file, &[args, &["--json"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The command in so many KiB of address space. Each thread takes a part of it, so there are two.
+#[cfg(target_os = "linux")]
+fn clip_within(kib: usize, file: &Path, args: &[&str]) -> Output {
+    let limited = format!(r#"ulimit -v {kib}; exec "$@""#);
+    let gradclip = [env!("CARGO_BIN_EXE_gradclip"), "clip", "--max-norm=1", "--device=cpu"];
+    let mut command = Command::new("sh");
+    command.args(["-c", &limited, "sh"]).args(gradclip).arg(file).args(args);
+    command.env("RAYON_NUM_THREADS", "2").output().unwrap()
+}
+
+/// One line of explanation, exit code 1, and nothing that a script could take for a result.
+fn assert_fails(output: &Output, context: &str) -> String {
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{context}: {message}");
+    assert_eq!(output.stdout, b"", "{context}");
+    assert_eq!(message.lines().count(), 1, "{context}: {message}");
+    message
+}
+
+/// A folder with one file of these bytes.
+fn folder_with(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gradients.safetensors");
+    fs::write(&file, bytes).unwrap();
+    (folder, file)
+}
+
+fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn one_tensor(values: &[f32]) -> Vec<u8> {
+    with_tensors(&[("w", values)])
+}
+
+/// A file of these tensors, in this order.
+fn with_tensors(tensors: &[(&str, &[f32])]) -> Vec<u8> {
+    let tensors: Vec<_> = tensors.iter().map(|(name, values)| (*name, "F32", 4, bytes(values))).collect();
+    with_types(&tensors)
+}
+
+/// A file of names, dtypes, sizes of an element in bytes, and the elements.
+fn with_types(tensors: &[(&str, &str, usize, Vec<u8>)]) -> Vec<u8> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for (name, dtype, size, bytes) in tensors {
+        let extent = [data.len(), data.len() + bytes.len()];
+        let tensor = json!({ "dtype": dtype, "shape": [bytes.len() / size], "data_offsets": extent });
+        header.insert((*name).to_owned(), tensor);
+        data.extend_from_slice(bytes);
+    }
+    raw(&Value::from(header).to_string(), &data)
+}
+
+/// What `clip --json` reports, and the bytes that it writes.
+fn clip_bytes(input: &[u8], args: &[&str]) -> (Value, Vec<u8>) {
+    let (folder, file) = folder_with(input);
+    let out = folder.path().join("out.safetensors");
+    let report = clip_json(&file, &[args, &["-o", out.to_str().unwrap()]].concat());
+    (report, fs::read(out).unwrap())
+}
+
+/// [`clip_bytes`] of tensors, and their elements.
+fn clip_tensors(tensors: &[(&str, &[f32])], args: &[&str]) -> (Value, Vec<f32>) {
+    let (report, out) = clip_bytes(&with_tensors(tensors), args);
+    let (header, _) = SafeTensors::read_metadata(&out).unwrap();
+    (report, floats(&out[8 + header..]))
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+/// All elements of a file, in the order of the data.
+fn elements(file: &Path) -> Vec<f32> {
+    let bytes = fs::read(file).unwrap();
+    let (header, _) = SafeTensors::read_metadata(&bytes).unwrap();
+    floats(&bytes[8 + header..])
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+}
+
+fn assert_near(value: &Value, expected: f64, half_ulps: f64) {
+    let value = value.as_f64().unwrap();
+    let error = (value - expected).abs() / expected;
+    assert!(error <= half_ulps * HALF_ULP, "{value} is not {expected}, but off by {error:e}");
+}
+
+fn files(folder: &TempDir) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn impossible_arguments_are_refused() {
+    let (folder, file) = folder_with(&one_tensor(&[1.0]));
+    let missing = folder.path().join("missing.safetensors");
+    // The missing file shows that nobody waits for the file to hear of the rest.
+    let cases: [(&Path, &[&str], &str); 4] = [
+        (&missing, &["--max-norm", "1", "-o", "missing/out"], "cannot write missing/out"),
+        (&file, &["--max-norm", "1", "-o", folder.path().to_str().unwrap()], "not a regular file"),
+        (&missing, &["--max-norm", "1"], "cannot read"),
+        (folder.path(), &["--max-norm", "1"], "not a regular file"),
+    ];
+    for (file, args, expected) in cases {
+        let message = assert_fails(&clip(file, &[args, &["--json"]].concat()), expected);
+        assert!(message.contains(expected), "{message}");
+    }
+    // In the words of the command line: the option, what was given, and what is allowed.
+    let not_negative = "it must be a number, 0 or greater";
+    let refused: [(&[&str], &[&str]); 11] = [
+        (&["--max-norm", "-1"], &["'-1'", "--max-norm", not_negative]),
+        (&["--max-norm", "NaN"], &["'NaN'", "--max-norm", not_negative]),
+        (&["--max-norm", "one"], &["'one'", "--max-norm", not_negative]),
+        (&["--value", "-1"], &["'-1'", "--value", not_negative]),
+        (&["--value", "-inf"], &["'-inf'", "--value", not_negative]),
+        (&["--max-norm", "1", "--norm-type", "NaN"], &["'NaN'", "--norm-type", "it must be a number"]),
+        (&["--max-norm", "1", "--loss-scale", "-2"], &["'-2'", "--loss-scale", "positive and finite"]),
+        (&["--max-norm", "1", "--loss-scale", "0"], &["'0'", "--loss-scale", "positive and finite"]),
+        (&["--max-norm", "1", "--loss-scale", "2.9e-39"], &["'2.9e-39'", "--loss-scale"]),
+        (
+            &["--max-norm", "1", "--groups", "v=1", "--groups", "w.*=-3"],
+            &["--groups", r#""w.*" is "-3""#, not_negative],
+        ),
+        (&["--max-norm", "1", "--groups", "w=one"], &["--groups", r#""w" is "one""#, not_negative]),
+    ];
+    for (args, expected) in refused {
+        let output = clip(&missing, args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]), "{args:?}: {message}");
+        assert!(expected.iter().all(|part| message.contains(part)), "{args:?}: {message}");
+        assert!(!message.contains("0000000") && !message.contains("clip_value"), "{message}");
+    }
+    let by_norm_only: [&[&str]; 5] = [
+        &["--norm-type", "2"],
+        &["--per-tensor"],
+        &["--nonfinite", "skip"],
+        &["--loss-scale", "2"],
+        &["--groups", "w=1"],
+    ];
+    let by_value = by_norm_only.map(|option| [&["--value", "1"], option].concat());
+    let usages: [&[&str]; 7] = [
+        &[],
+        &["--max-norm", "1", "--value", "1"],
+        &["--max-norm"],
+        &["--max-norm", "1", "--norm-type", "two"],
+        &["--max-norm", "1", "--nonfinite", "ignore"],
+        &["--max-norm", "1", "--groups", "w"],
+        &["--groups", "w=1"],
+    ];
+    for usage in usages.into_iter().chain(by_value.iter().map(|usage| &usage[..])) {
+        let output = clip(&file, usage);
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]), "{usage:?}");
+    }
+    assert_eq!(files(&folder), [file]);
+}
