@@ -73,11 +73,11 @@ impl Isa for Avx2 {
 #[target_feature(enable = "avx2,f16c")]
 fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
     let mut wide = [0.0; LANES];
-    for (half, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
+    for (narrow, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
         #[expect(unsafe_code, reason = "loads and stores through pointers")]
         // SAFETY: reads and writes eight elements each; neither access needs alignment.
         unsafe {
-            _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(half.as_ptr().cast())));
+            _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(narrow.as_ptr().cast())));
         }
     }
     wide
@@ -89,11 +89,11 @@ fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
 #[target_feature(enable = "avx2")]
 fn widen_bf16(block: &[bf16; LANES]) -> [f32; LANES] {
     let mut wide = [0.0; LANES];
-    for (brain, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
+    for (narrow, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
         #[expect(unsafe_code, reason = "loads and stores through pointers")]
         // SAFETY: reads and writes eight elements each; neither access needs alignment.
         unsafe {
-            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(brain.as_ptr().cast()));
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(narrow.as_ptr().cast()));
             _mm256_storeu_si256(wide.as_mut_ptr().cast(), _mm256_slli_epi32::<16>(bits));
         }
     }

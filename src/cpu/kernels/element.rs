@@ -101,7 +101,7 @@ impl Element for f16 {
 
     #[inline(always)]
     fn clamped(self, low: Self, high: Self) -> Self {
-        Self::from_bits(clamped_half(self.to_bits(), low.to_bits(), high.to_bits(), 0x7c00))
+        Self::from_bits(clamp_u16(self.to_bits(), low.to_bits(), high.to_bits(), 0x7c00))
     }
 }
 
@@ -132,23 +132,23 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn clamped(self, low: Self, high: Self) -> Self {
-        Self::from_bits(clamped_half(self.to_bits(), low.to_bits(), high.to_bits(), 0x7f80))
+        Self::from_bits(clamp_u16(self.to_bits(), low.to_bits(), high.to_bits(), 0x7f80))
     }
 }
 
 /// Clamps a 16-bit element, given as bits, to `[low, high]`. `infinity` is the bit pattern of infinity. Integer comparisons
 /// process twice as many elements per instruction as f32 comparisons.
 #[inline(always)]
-const fn clamped_half(bits: u16, low: u16, high: u16, infinity: u16) -> u16 {
-    let key = ordered_half(bits);
-    let raised = select_half(key < ordered_half(low), low, bits);
-    let clamped = select_half(key > ordered_half(high), high, raised);
-    select_half(bits & 0x7fff > infinity, bits, clamped)
+const fn clamp_u16(bits: u16, low: u16, high: u16, infinity: u16) -> u16 {
+    let key = ordered_key(bits);
+    let raised = select_u16(key < ordered_key(low), low, bits);
+    let clamped = select_u16(key > ordered_key(high), high, raised);
+    select_u16(bits & 0x7fff > infinity, bits, clamped)
 }
 
 /// Maps the bits of a 16-bit element to an integer of the same order. Both zeros map to 0.
 #[inline(always)]
-const fn ordered_half(bits: u16) -> i16 {
+const fn ordered_key(bits: u16) -> i16 {
     let magnitude = (bits & 0x7fff).cast_signed();
     // 0 or -1; `(x ^ -1) - -1` is `-x`.
     let sign = bits.cast_signed() >> 15;
@@ -157,7 +157,7 @@ const fn ordered_half(bits: u16) -> i16 {
 
 /// [`select`] for 16 bits.
 #[inline(always)]
-const fn select_half(condition: bool, yes: u16, no: u16) -> u16 {
+const fn select_u16(condition: bool, yes: u16, no: u16) -> u16 {
     let mask = (condition as u16).wrapping_neg();
     yes & mask | no & !mask
 }

@@ -361,7 +361,7 @@ mod tests {
     }
 
     /// Lists chunks of every type and of lengths around that of a tile, most of them unaligned.
-    fn chunks<'a>(numbers: &'a [f32], halves: &'a [f16], brains: &'a [bf16]) -> Vec<Elements<'a>> {
+    fn chunks<'a>(numbers: &'a [f32], f16s: &'a [f16], bf16s: &'a [bf16]) -> Vec<Elements<'a>> {
         let lens = [
             TILE_LEN,
             5 * TILE_LEN,
@@ -376,8 +376,8 @@ mod tests {
         ];
         let wrap = |(i, len): (usize, usize)| match i % 3 {
             0 => Elements::F32(&numbers[i..][..len]),
-            1 => Elements::F16(&halves[i..][..len]),
-            _ => Elements::Bf16(&brains[i..][..len]),
+            1 => Elements::F16(&f16s[i..][..len]),
+            _ => Elements::Bf16(&bf16s[i..][..len]),
         };
         lens.into_iter().cycle().take(31).enumerate().map(wrap).collect()
     }
@@ -405,9 +405,9 @@ mod tests {
         for special in [&SPECIAL[..4], &SPECIAL, &[f32::NAN]] {
             let mut numbers = numbers(4099 + 31);
             numbers.iter_mut().step_by(61).zip(special.iter().cycle()).for_each(|(x, special)| *x = *special);
-            let halves: Vec<_> = numbers.iter().map(|&x| f16::from_f32(x / 1e10)).collect();
-            let brains: Vec<_> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
-            let chunks = chunks(&numbers, &halves, &brains);
+            let f16s: Vec<_> = numbers.iter().map(|&x| f16::from_f32(x / 1e10)).collect();
+            let bf16s: Vec<_> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
+            let chunks = chunks(&numbers, &f16s, &bf16s);
             check::<SumAndMax<Square>>(&chunks);
             check::<SumAndMax<Magnitude>>(&chunks);
             check::<MinAndMax>(&chunks);

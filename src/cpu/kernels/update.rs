@@ -106,7 +106,7 @@ impl<E: BlockElement> Kernel for Scale<'_, E> {
         let Self(elements, factor, traversal) = self;
         let (blocks, rest) = elements.as_chunks_mut::<LANES>();
         for block in blocks {
-            // In this loop, the prefetch also keeps compilers from vectorising across blocks, which halves the speed of
+            // In this loop, the prefetch also keeps compilers from vectorising across blocks, which f16s the speed of
             // 16-bit elements.
             traversal.prefetch(block);
             let mut wide = E::widen_block::<I>(block);
@@ -283,8 +283,8 @@ mod tests {
         /// Mixes element types, lengths around that of a tile, and updates.
         #[inline(always)]
         fn run<I: Isa>(self) -> Self::Output {
-            let Self(numbers, halves, brains, traversal, count) = self;
-            let (mut numbers, mut halves, mut brains) = (numbers.to_vec(), halves.to_vec(), brains.to_vec());
+            let Self(numbers, f16s, bf16s, traversal, count) = self;
+            let (mut numbers, mut f16s, mut bf16s) = (numbers.to_vec(), f16s.to_vec(), bf16s.to_vec());
             let updates = [
                 Update::Scale(0.3),
                 Update::Clamp { low: -1e3, high: 1e4 },
@@ -294,7 +294,7 @@ mod tests {
             ];
             let lens =
                 [TILE_LEN, 3 * TILE_LEN, 1, 7 * TILE_LEN + LANES + 1, TILE_LEN - 1, LANES, TILE_LEN + 1];
-            let mut rests = (&mut numbers[1..], &mut halves[1..], &mut brains[1..]);
+            let mut rests = (&mut numbers[1..], &mut f16s[1..], &mut bf16s[1..]);
             let mut chunks = Vec::new();
             for (i, len) in lens.into_iter().cycle().take(count).enumerate() {
                 let chunk = match i % 3 {
@@ -305,7 +305,7 @@ mod tests {
                 chunks.push((chunk, updates[i % updates.len()]));
             }
             UpdateChunks { chunks: &mut chunks, traversal }.run::<I>();
-            (bits(&numbers), bits(&halves), bits(&brains))
+            (bits(&numbers), bits(&f16s), bits(&bf16s))
         }
     }
 
@@ -313,11 +313,11 @@ mod tests {
     fn every_traversal_and_instruction_set_gives_the_same_bits() {
         let mut numbers = numbers(20 * TILE_LEN);
         numbers.iter_mut().step_by(61).zip(special(20 * TILE_LEN)).for_each(|(x, special)| *x = special);
-        let halves: Vec<_> = numbers.iter().map(|&x| f16::from_f32(x / 1e10)).collect();
-        let brains: Vec<_> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
+        let f16s: Vec<_> = numbers.iter().map(|&x| f16::from_f32(x / 1e10)).collect();
+        let bf16s: Vec<_> = numbers.iter().map(|&x| bf16::from_f32(x)).collect();
         for count in [0, 1, 2, 7, 8, 9, 17] {
             let updated =
-                |traversal| run_with_each_isa(|| UpdateCopies(&numbers, &halves, &brains, traversal, count));
+                |traversal| run_with_each_isa(|| UpdateCopies(&numbers, &f16s, &bf16s, traversal, count));
             let outputs: Vec<_> = Traversal::candidates().flat_map(updated).collect();
             assert!(outputs.iter().all(|output| *output == outputs[0]), "{count} chunks");
         }

@@ -28,13 +28,13 @@ fn subnormals_are_not_flushed_in_the_modes_of_the_caller() {
             let clip = Clip::by_global_norm(5e-39).norm_type(norm_type).epsilon(crate::Epsilon::Value(2e-38));
             for clip in [clip, clip.loss_scale(0.3), clip.loss_scale(3e38)] {
                 let expected = outcome(&gradient, clip);
-                let found = in_odd_modes(|| outcome(&gradient, clip));
-                assert!(found == expected, "{norm_type:?} of {} elements", gradient.len());
+                let actual = in_odd_modes(|| outcome(&gradient, clip));
+                assert!(actual == expected, "{norm_type:?} of {} elements", gradient.len());
             }
         }
         let expected = (total_norm(&[&gradient]), measure(&[&gradient], 1e-39).unwrap());
-        let found = in_odd_modes(|| (total_norm(&[&gradient]), measure(&[&gradient], 1e-39).unwrap()));
-        assert_eq!(found, expected);
+        let actual = in_odd_modes(|| (total_norm(&[&gradient]), measure(&[&gradient], 1e-39).unwrap()));
+        assert_eq!(actual, expected);
     }
 }
 
@@ -45,8 +45,8 @@ fn subnormals_are_not_flushed_on_threads_that_inherit_the_modes() {
     let clip = Clip::by_global_norm(1e-38).epsilon(crate::Epsilon::None);
     let expected = outcome(&gradient, clip);
     let pool = || rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    let found = in_odd_modes(pool).install(|| outcome(&gradient, clip));
-    assert!(found == expected);
+    let actual = in_odd_modes(pool).install(|| outcome(&gradient, clip));
+    assert!(actual == expected);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 
 use super::*;
+use crate::cpu::parallel::CHUNK_LEN;
 use crate::{GradientId, NonFinite, NormType, ZClip};
-use cpu::parallel::CHUNK_LEN;
 
 enum Values {
     F32(Vec<f32>),

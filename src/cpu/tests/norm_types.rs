@@ -65,8 +65,8 @@ fn powers_stay_in_range() {
     for magnitude in [1e30_f32, 1e-40, 1e-45, f32::MAX] {
         for p in [1.0, 2.0, 3.0, 0.5, 40.0, 1000.0, -1.0, -40.0] {
             let expected = f64::from(magnitude) * 4.0_f64.powf(1.0 / f64::from(p));
-            let found = norm(&[&[magnitude; 3], &[-magnitude]], p);
-            assert!(near(found, expected), "p = {p} of {magnitude:e}: {found:e} but {expected:e}");
+            let actual = norm(&[&[magnitude; 3], &[-magnitude]], p);
+            assert!(near(actual, expected), "p = {p} of {magnitude:e}: {actual:e} but {expected:e}");
         }
     }
     // If powers differ by more than the range of f64, the dominant magnitude is the norm.
