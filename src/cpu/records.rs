@@ -61,12 +61,12 @@ fn segments<'a>(gradients: &'a [Gradient<'_>], scope: Scope) -> Vec<Segment<'a>>
             continue;
         }
         let rows = gradient.rows;
-        let relative = matches!(scope, Scope::Parameter { .. }) && measured;
+        let needs_parameter = matches!(scope, Scope::Parameter { .. }) && measured;
         let first = segments.len();
         segments.extend((0..rows).map(|row| Segment {
             record: first + row,
             elements: elements.row(row, rows),
-            parameter: parameter.filter(|_| relative).map(|parameter| parameter.row(row, rows)),
+            parameter: parameter.filter(|_| needs_parameter).map(|parameter| parameter.row(row, rows)),
             ..segment
         }));
     }
