@@ -213,8 +213,10 @@ impl Path for OnCpu<'_> {
     }
 
     fn clip(&mut self) {
-        let mut slices: Vec<_> = self.gradients.iter_mut().map(Vec::as_mut_slice).collect();
-        self.record = cpu::clip(&mut slices, self.clip).expect("the limits are valid");
+        let mut list: Vec<_> =
+            self.gradients.iter_mut().map(|gradient| cpu::Gradient::f32(gradient)).collect();
+        let records = cpu::clip(&mut list, self.clip).expect("the limits are valid");
+        self.record = records.first().copied();
     }
 
     fn outcome(&self) -> Outcome {

@@ -137,7 +137,7 @@ impl Clip {
     ///
     /// let (mut steep, mut flat) = ([30.0, 40.0], [0.3]);
     /// let mut gradients = [Gradient::f32(&mut steep), Gradient::f32(&mut flat)];
-    /// let records = cpu::clip_all(&mut gradients, Clip::by_norm(5.0))?;
+    /// let records = cpu::clip(&mut gradients, Clip::by_norm(5.0))?;
     /// assert_eq!((records[0].total_norm, records[1].clip_coef), (50.0, 1.0));
     /// assert!((steep[0] - 3.0).abs() < 1e-6 && flat == [0.3]);
     /// # Ok::<(), gradclip::Error>(())
@@ -159,7 +159,7 @@ impl Clip {
     /// use gradclip::{Clip, cpu, cpu::Gradient};
     ///
     /// let mut gradient = [4.0; 9];
-    /// cpu::clip_all(&mut [Gradient::f32(&mut gradient)], Clip::by_rms(1.0))?;
+    /// cpu::clip(&mut [Gradient::f32(&mut gradient)], Clip::by_rms(1.0))?;
     /// assert_eq!(gradient, [1.0; 9]);
     /// # Ok::<(), gradclip::Error>(())
     /// ```
@@ -194,7 +194,7 @@ impl Clip {
     /// let weight = [3.0, 4.0, 0.0, 0.0];
     /// let mut gradient = [0.3, 0.4, 0.3, 0.4];
     /// let mut gradients = [Gradient::f32(&mut gradient).rows(2).parameter(Parameter::f32(&weight))];
-    /// let records = cpu::clip_all(&mut gradients, Clip::by_parameter_norm(0.01, 1e-3))?;
+    /// let records = cpu::clip(&mut gradients, Clip::by_parameter_norm(0.01, 1e-3))?;
     /// // Within 1 % of 5, and within 1 % of the floor.
     /// assert!((gradient[1] - 0.04).abs() < 1e-6 && (gradient[3] - 8e-6).abs() < 1e-9);
     /// assert_eq!(records.len(), 2);
@@ -252,11 +252,13 @@ impl Clip {
     /// Sets the norm type. The default is [`NormType::L2`], the only one that [`by_rms`](Self::by_rms) takes.
     ///
     /// ```
-    /// use gradclip::{Clip, NormType, cpu};
+    /// use gradclip::{Clip, NormType, cpu, cpu::Gradient};
     ///
     /// let norm = |norm_type| {
     ///     let clip = Clip::by_global_norm(1.0).norm_type(norm_type).coefficient_only();
-    ///     Ok::<_, gradclip::Error>(cpu::clip(&mut [&mut [3.0, -4.0], &mut [12.0]], clip)?.unwrap().total_norm)
+    ///     let (mut weight, mut bias) = ([3.0, -4.0], [12.0]);
+    ///     let records = cpu::clip(&mut [Gradient::f32(&mut weight), Gradient::f32(&mut bias)], clip)?;
+    ///     Ok::<_, gradclip::Error>(records[0].total_norm)
     /// };
     /// assert_eq!([norm(NormType::L1)?, norm(NormType::L2)?, norm(NormType::Inf)?], [19.0, 13.0, 12.0]);
     /// assert_eq!(norm(NormType::P(0.0))?, 2.0);
@@ -276,11 +278,11 @@ impl Clip {
     /// Sets the policy for gradients that hold an infinity or a NaN, or whose supplied norm is not finite.
     ///
     /// ```
-    /// use gradclip::{Clip, NonFinite, cpu};
+    /// use gradclip::{Clip, NonFinite, cpu, cpu::Gradient};
     ///
     /// let (mut good, mut bad) = ([3.0], [f32::NAN, 4.0]);
     /// let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Skip);
-    /// let record = cpu::clip(&mut [&mut good, &mut bad], clip)?.unwrap();
+    /// let record = cpu::clip(&mut [Gradient::f32(&mut good), Gradient::f32(&mut bad)], clip)?[0];
     /// assert!(record.skip() && record.first_non_finite() == Some(1));
     /// assert_eq!((good, bad[1]), ([3.0], 4.0));
     /// # Ok::<(), gradclip::Error>(())
@@ -300,10 +302,11 @@ impl Clip {
     /// scale.
     ///
     /// ```
-    /// use gradclip::{Clip, cpu};
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
     ///
     /// let mut scaled = [3.0 * 1024.0, 4.0 * 1024.0];
-    /// let record = cpu::clip(&mut [&mut scaled], Clip::by_global_norm(10.0).loss_scale(1024.0))?.unwrap();
+    /// let clip = Clip::by_global_norm(10.0).loss_scale(1024.0);
+    /// let record = cpu::clip(&mut [Gradient::f32(&mut scaled)], clip)?[0];
     /// assert_eq!((record.total_norm, record.factor, scaled), (5.0, 1.0 / 1024.0, [3.0, 4.0]));
     /// # Ok::<(), gradclip::Error>(())
     /// ```

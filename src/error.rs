@@ -12,7 +12,7 @@ use std::fmt;
 ///
 /// let mut weight = [1.0; 4];
 /// let mut gradients = [Gradient::f32(&mut weight).label("encoder.weight").rows(3)];
-/// let error = cpu::clip_all(&mut gradients, Clip::by_norm(1.0)).unwrap_err();
+/// let error = cpu::clip(&mut gradients, Clip::by_norm(1.0)).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
 ///     "gradient 0 (\"encoder.weight\") has 4 elements, which cannot be split into 3 rows of equal length"
@@ -473,7 +473,7 @@ pub enum Error {
     ForeignQueue,
 
     /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that follows a piece of another length than a multiple of
-    /// [`PIECE`](crate::cpu::Measurement::PIECE).
+    /// [`CHUNK_LEN`](crate::cpu::Measurement::CHUNK_LEN).
     #[error(
         "a piece begins at element {at} of {}, but every piece except the last must have a multiple of {multiple} elements",
         labelled(label.as_deref())

@@ -19,18 +19,19 @@ use crate::{ClipRecord, Error};
 /// ```
 ///
 /// ```
+/// use gradclip::cpu::{self, Gradient};
 /// use gradclip::loss_scale::{LossScale, ScaleUpdate};
-/// use gradclip::{Clip, NonFinite, cpu};
+/// use gradclip::{Clip, NonFinite};
 ///
 /// let mut loss_scale = LossScale::new(1024.0)?.growth(2.0, 1)?;
 /// let clip = |scale: &LossScale| Clip::by_global_norm(1.0).loss_scale(scale.scale()).non_finite(NonFinite::Skip);
 ///
-/// let overflowed = cpu::clip(&mut [&mut [f32::INFINITY]], clip(&loss_scale))?.unwrap();
+/// let overflowed = cpu::clip(&mut [Gradient::f32(&mut [f32::INFINITY])], clip(&loss_scale))?[0];
 /// assert!(overflowed.skip());
 /// assert_eq!(loss_scale.update(&overflowed), ScaleUpdate::Shrunk);
 /// assert_eq!(loss_scale.scale(), 512.0);
 ///
-/// let good = cpu::clip(&mut [&mut [300.0]], clip(&loss_scale))?.unwrap();
+/// let good = cpu::clip(&mut [Gradient::f32(&mut [300.0])], clip(&loss_scale))?[0];
 /// assert_eq!(loss_scale.update(&good), ScaleUpdate::Grown);
 /// assert_eq!(loss_scale.scale(), 1024.0);
 ///
@@ -249,7 +250,7 @@ mod tests {
     use crate::{Clip, cpu};
 
     fn record(gradient: f32) -> ClipRecord {
-        cpu::clip(&mut [&mut [gradient, 1.0]], Clip::by_global_norm(1.0)).unwrap().unwrap()
+        cpu::clip_grad_norm(&mut [[gradient, 1.0]], 1.0).unwrap()
     }
 
     fn scale(scale: f32) -> LossScale {
@@ -297,7 +298,7 @@ mod tests {
     #[test]
     fn a_norm_beyond_f32_is_a_good_step() {
         let mut gradient = [f32::MAX; 4];
-        let record = cpu::clip(&mut [&mut gradient], Clip::by_global_norm(1.0)).unwrap().unwrap();
+        let record = cpu::clip_grad_norm(&mut [&mut gradient], 1.0).unwrap();
         assert_eq!(record.total_norm, f32::INFINITY);
         assert_eq!(LossScale::default().update(&record), ScaleUpdate::Kept);
     }

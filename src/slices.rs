@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::adapters::{self, is_software};
 use crate::cpu::Gradient;
-use crate::operation::{ByNorm, Operation, Scope, check_stateless};
+use crate::operation::{Operation, check_stateless};
 use crate::{Clip, ClipRecord, Error, cpu};
 use arena::Gpu;
 
@@ -189,26 +189,47 @@ impl SliceClipper {
         }
     }
 
-    /// Clips gradients in single precision as one group: `&mut [Vec<f32>]`, `&mut [&mut [f32]]`, or any other slices.
-    ///
-    /// Returns the record of a clip by global norm. A clip by value has no record; for the records of a clip of each gradient on
-    /// its own, call [`clip_groups`](Self::clip_groups).
+    /// Clips f32 gradients so that their joint L2 norm is at most `max_norm`; see [`clip_grad_norm`].
     ///
     /// # Errors
     ///
     /// As for [`SliceClipper::clip_groups`].
-    pub fn clip<G: AsMut<[f32]>>(
+    pub fn clip_grad_norm<G: AsMut<[f32]>>(
         &self,
         gradients: &mut [G],
+        max_norm: f32,
+    ) -> Result<Clipped<ClipRecord>, Error> {
+        let Clipped { record, device, timings } =
+            self.clip(&mut as_gradients(gradients), Clip::by_global_norm(max_norm))?;
+        Ok(Clipped { record: record[0], device, timings })
+    }
+
+    /// Clamps every element of f32 gradients to `[-clip_value, clip_value]`; see [`clip_grad_value`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`SliceClipper::clip_groups`].
+    pub fn clip_grad_value<G: AsMut<[f32]>>(
+        &self,
+        gradients: &mut [G],
+        clip_value: f32,
+    ) -> Result<Clipped<()>, Error> {
+        let Clipped { device, timings, .. } =
+            self.clip(&mut as_gradients(gradients), Clip::by_value(clip_value))?;
+        Ok(Clipped { record: (), device, timings })
+    }
+
+    /// Clips gradients of any type, all of which belong to group 0. Returns the records of [`cpu::clip`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`SliceClipper::clip_groups`].
+    pub fn clip(
+        &self,
+        gradients: &mut [Gradient<'_>],
         clip: Clip,
-    ) -> Result<Clipped<Option<ClipRecord>>, Error> {
-        let operations = check_stateless(&[clip])?;
-        let is_global = matches!(operations[0], Operation::Norm(ByNorm { scope: Scope::Global, .. }));
-        let mut gradients: Vec<_> =
-            gradients.iter_mut().map(|elements| Gradient::f32(elements.as_mut())).collect();
-        let Clipped { record, device, timings } = self.clip_measured(&mut gradients, operations)?;
-        let record = record.first().copied().filter(|_| is_global);
-        Ok(Clipped { record, device, timings })
+    ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
+        self.clip_groups(gradients, &[clip])
     }
 
     /// Clips gradients of any type, each with the clip of its [group](cpu::Gradient::group).
@@ -227,7 +248,11 @@ impl SliceClipper {
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        self.clip_measured(gradients, check_stateless(clips)?)
+        let operations = check_stateless(clips)?;
+        if operations[0].needs_supplied_norm() {
+            return Err(Error::NormNotSupplied);
+        }
+        self.execute(gradients, operations, None)
     }
 
     /// Clips gradients by `total_norm`, a norm that was measured elsewhere. `clip` must be a [`Clip::by_supplied_norm`], and all
@@ -248,18 +273,6 @@ impl SliceClipper {
         }
         let Clipped { record, device, timings } = self.execute(gradients, operations, Some(total_norm))?;
         Ok(Clipped { record: record[0], device, timings })
-    }
-
-    /// Executes operations that measure their norm.
-    fn clip_measured(
-        &self,
-        gradients: &mut [Gradient<'_>],
-        operations: Vec<Operation>,
-    ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        if operations[0].needs_supplied_norm() {
-            return Err(Error::NormNotSupplied);
-        }
-        self.execute(gradients, operations, None)
     }
 
     /// Executes checked operations on the GPU or on the CPU path, with a norm if one is supplied.
@@ -309,15 +322,12 @@ impl SliceClipper {
 ///
 /// # Errors
 ///
-/// As for [`SliceClipper::clip`].
+/// As for [`SliceClipper::clip_groups`].
 pub fn clip_grad_norm<G: AsMut<[f32]>>(
     gradients: &mut [G],
     max_norm: f32,
 ) -> Result<Clipped<ClipRecord>, Error> {
-    let Clipped { record, device, timings } =
-        default_clipper().clip(gradients, Clip::by_global_norm(max_norm))?;
-    let record = record.ok_or(Error::NothingMeasured)?;
-    Ok(Clipped { record, device, timings })
+    default_clipper().clip_grad_norm(gradients, max_norm)
 }
 
 /// Clamps every element of host gradients to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`: see
@@ -325,10 +335,13 @@ pub fn clip_grad_norm<G: AsMut<[f32]>>(
 ///
 /// # Errors
 ///
-/// As for [`SliceClipper::clip`].
+/// As for [`SliceClipper::clip_groups`].
 pub fn clip_grad_value<G: AsMut<[f32]>>(gradients: &mut [G], clip_value: f32) -> Result<Clipped<()>, Error> {
-    let Clipped { device, timings, .. } = default_clipper().clip(gradients, Clip::by_value(clip_value))?;
-    Ok(Clipped { record: (), device, timings })
+    default_clipper().clip_grad_value(gradients, clip_value)
+}
+
+fn as_gradients<G: AsMut<[f32]>>(gradients: &mut [G]) -> Vec<Gradient<'_>> {
+    gradients.iter_mut().map(|elements| Gradient::f32(elements.as_mut())).collect()
 }
 
 fn default_clipper() -> &'static SliceClipper {

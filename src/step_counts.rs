@@ -11,11 +11,11 @@ use crate::{ClipRecord, Error};
 /// counts them.
 ///
 /// ```
-/// use gradclip::{Clip, cpu, stats::StepCounts};
+/// use gradclip::{cpu, stats::StepCounts};
 ///
 /// let mut counts = StepCounts::default();
 /// for gradient in [0.5, 3.0, f32::NAN, 2.0] {
-///     let record = cpu::clip(&mut [&mut [gradient]], Clip::by_global_norm(1.0))?.unwrap();
+///     let record = cpu::clip_grad_norm(&mut [[gradient]], 1.0)?;
 ///     counts.add(&record);
 /// }
 /// assert_eq!(counts, StepCounts { steps: 4, clipped: 3, non_finite: 1, largest_norm: 3.0 });

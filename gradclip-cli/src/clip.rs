@@ -171,7 +171,7 @@ fn clip(
             let mut piece = [chunk.gradient()];
             stages.time("clip", || {
                 match scope {
-                    Scope::Element => drop(cpu::clip_all(&mut piece, clips[group])?),
+                    Scope::Element => drop(cpu::clip(&mut piece, clips[group])?),
                     Scope::Tensor => cpu::scale(&mut piece, &records[tensor]),
                     Scope::Group => cpu::scale(&mut piece, &records[group]),
                 }
@@ -269,13 +269,13 @@ impl<'a> Measuring<'a> {
 
     fn add(&mut self, chunk: &Chunk<'_>) -> Result<()> {
         if chunk.is_first {
-            self.measurements.push(self.plan.measurement()?.group(self.group_of[chunk.tensor]));
+            self.measurements.push(self.plan.begin_measurement()?.group(self.group_of[chunk.tensor]));
         }
         Ok(chunk.add_to(&mut self.measurements[chunk.tensor])?)
     }
 
     fn conclude(&mut self) -> Result<Vec<ClipRecord>, Error> {
-        self.plan.conclude_measurements(&self.measurements)
+        self.plan.finish_measurements(&self.measurements)
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::buffer_range::BufferRange;
 use super::labels::Labels;
-use crate::rows::Rows;
+use crate::rows::RowLimit;
 use crate::{DType, Error, GradientId};
 
 /// A gradient in device memory: a whole buffer, or a range of one.
@@ -268,7 +268,7 @@ impl<'a> Set<'a> {
         let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
         let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
         let mut parameters = Vec::new();
-        let mut all_rows = Rows::default();
+        let mut row_limit = RowLimit::default();
         for (index, gradient) in gradients.iter().enumerate() {
             let &Gradient { ref range, group, measured, scaled, rows, ref parameter, label } = gradient;
             let id = || GradientId::new(index, label);
@@ -281,7 +281,7 @@ impl<'a> Set<'a> {
             let dtype = range.dtype;
             let span =
                 Span { buffer, dtype, start: elements.start, len, gradient: index, group, measured, scaled };
-            all_rows.check(&id, rows, len)?;
+            row_limit.check(&id, rows, len)?;
             spans.push(span);
             rows_of.push(rows);
             if with_parameters {

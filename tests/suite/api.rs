@@ -78,7 +78,7 @@ fn host_slices_are_vectors_or_slices() {
 
     let clipper = SliceClipper::new(&DeviceChoice::Cpu).unwrap();
     let mut arrays = [[3.0, 0.0], [4.0, 0.0]];
-    clipper.clip(&mut arrays, Clip::by_global_norm(1.0)).unwrap();
+    clipper.clip_grad_norm(&mut arrays, 1.0).unwrap();
     near(&[&arrays[0], &arrays[1][..1]]);
 }
 
@@ -265,7 +265,7 @@ fn an_option_that_a_clip_cannot_honour_is_an_error_on_every_way_in() {
         for clipper in &clippers {
             assert_eq!(clipper.clip_groups(&mut gradients, &[clip]).map(drop), Err(expected.clone()));
             assert_eq!(clipper.clip_with_norm(&mut gradients, clip, 1.0).map(drop), Err(expected.clone()));
-            assert_eq!(clipper.clip(&mut [vec![1.0]], clip).map(drop), Err(expected.clone()));
+            assert_eq!(clipper.clip(&mut gradients, clip).map(drop), Err(expected.clone()));
         }
     }
     // State and statistics need a plan, on every way in without one.
@@ -276,7 +276,7 @@ fn an_option_that_a_clip_cannot_honour_is_an_error_on_every_way_in() {
         assert_eq!(cpu::clip_groups(&mut gradients, &[clip]).map(drop), expected);
         for clipper in &clippers {
             assert_eq!(clipper.clip_groups(&mut gradients, &[clip]).map(drop), expected);
-            assert_eq!(clipper.clip(&mut [vec![1.0]], clip).map(drop), expected);
+            assert_eq!(clipper.clip(&mut gradients, clip).map(drop), expected);
         }
     }
 }
@@ -356,7 +356,7 @@ mod serialized {
     #[test]
     fn records_are_kept_bit_for_bit() {
         let record =
-            |gradient: &mut [f32], clip| cpu::clip_all(&mut [cpu::Gradient::f32(gradient)], clip).unwrap()[0];
+            |gradient: &mut [f32], clip| cpu::clip(&mut [cpu::Gradient::f32(gradient)], clip).unwrap()[0];
         let clip = Clip::by_global_norm(1.0);
         for record in [
             ClipRecord::UNCLIPPED,

@@ -257,7 +257,7 @@ fn options_must_make_sense() {
     ];
     for (clip, expected) in rows {
         // As text: NaN is not equal to itself.
-        for error in [clipper.prepare(&[], clip).unwrap_err(), cpu::clip_all(&mut [], clip).unwrap_err()] {
+        for error in [clipper.prepare(&[], clip).unwrap_err(), cpu::clip(&mut [], clip).unwrap_err()] {
             assert!(format!("{error:?}").starts_with(expected), "{error:?}, not {expected}");
         }
     }
@@ -362,7 +362,7 @@ fn changes_must_make_sense() {
 #[test]
 fn a_norm_is_supplied_to_those_who_need_it() {
     let supplied = Clip::by_supplied_norm(1.0);
-    assert_eq!(cpu::clip_all(&mut [], supplied), Err(Error::NormNotSupplied));
+    assert_eq!(cpu::clip(&mut [], supplied), Err(Error::NormNotSupplied));
     for measures in [NORM, Clip::by_norm(1.0), Clip::by_rms(1.0), Clip::by_value(1.0)] {
         assert_eq!(cpu::clip_with_norm(&mut [], measures, 1.0), Err(Error::UnexpectedNorm));
     }

@@ -457,10 +457,11 @@ fn what_makes_no_sense_is_an_error() {
     ] {
         let mut gradient = [3.0];
         let error = Error::NeedsPlan { option };
-        assert_eq!(cpu::clip(&mut [&mut gradient], clip).unwrap_err(), error);
+        assert_eq!(cpu::clip(&mut [cpu::Gradient::f32(&mut gradient)], clip).unwrap_err(), error);
         for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
             let clipper = SliceClipper::new(&choice).unwrap();
-            assert_eq!(clipper.clip(&mut [&mut gradient], clip).unwrap_err(), error);
+            let mut gradients = [cpu::Gradient::f32(&mut gradient)];
+            assert_eq!(clipper.clip(&mut gradients, clip).unwrap_err(), error);
         }
         assert_eq!(gradient, [3.0], "nothing was clipped");
     }
