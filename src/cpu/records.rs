@@ -133,8 +133,7 @@ fn record_inputs(
     if let Scope::Parameter { floor } = norm.scope {
         for (segment, sums) in segments.iter().zip(parameter_sums) {
             let parameter_norm = record::in_f32_precision(sums.norm(norm.norm_type));
-            inputs[segment.record].limit =
-                clip::agc_limit(max_norms[segment.group], parameter_norm, floor);
+            inputs[segment.record].limit = clip::agc_limit(max_norms[segment.group], parameter_norm, floor);
         }
     }
     inputs

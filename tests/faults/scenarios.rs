@@ -151,7 +151,7 @@ fn nothing_goes_wrong() {
     }
     let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
     let mut slice = [3.0, 4.0];
-    clipper.clip(&mut [&mut slice], Clip::by_value(2.5)).unwrap();
+    clipper.clip_grad_value(&mut [&mut slice], 2.5).unwrap();
     assert_eq!(slice, [2.5, 2.5]);
 }
 
@@ -295,7 +295,7 @@ fn slices_on_a_lost_device() {
         let mut slice = [3.0, 4.0];
         fault(what);
         for _ in 0..2 {
-            let outcome = clipper.clip(&mut [&mut slice], Clip::by_global_norm(1.0));
+            let outcome = clipper.clip_grad_norm(&mut [&mut slice], 1.0);
             assert_eq!(outcome.map(|_| ()).unwrap_err(), Error::DeviceLost);
         }
         assert_eq!(slice, [3.0, 4.0]);
@@ -313,7 +313,7 @@ fn slices_without_memory() {
         let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
         let mut slice = [3.0, 4.0];
         fault(what);
-        out_of_memory(clipper.clip(&mut [&mut slice], Clip::by_global_norm(1.0)));
+        out_of_memory(clipper.clip_grad_norm(&mut [&mut slice], 1.0));
         assert_eq!(slice, [3.0, 4.0]);
         mended(what);
     }

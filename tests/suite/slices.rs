@@ -50,7 +50,8 @@ fn both_devices_do_what_is_defined() {
         for (max_norm, coefficient_only) in [(1.0, false), (1e3, false), (1.0, true)] {
             let by_norm = Clip::by_global_norm(max_norm);
             let options = if coefficient_only { by_norm.coefficient_only() } else { by_norm };
-            let (outcome, after) = clip(gradients(), |slices| clipper.clip(&mut as_gradients(slices), options));
+            let (outcome, after) =
+                clip(gradients(), |slices| clipper.clip(&mut as_gradients(slices), options));
             let Clipped { record, device, .. } = outcome.unwrap();
             let [record] = record[..] else { panic!("{record:?}") };
             assert_eq!(matches!(device, SliceDevice::Gpu(_)), is_gpu);
@@ -60,7 +61,8 @@ fn both_devices_do_what_is_defined() {
             assert_eq!(bits(&after), bits(&scaled(&gradients(), coef)), "on {device}");
         }
 
-        let (outcome, after) = clip(gradients(), |slices| clipper.clip(&mut as_gradients(slices), Clip::by_value(0.25)));
+        let (outcome, after) =
+            clip(gradients(), |slices| clipper.clip(&mut as_gradients(slices), Clip::by_value(0.25)));
         assert!(outcome.unwrap().record.is_empty());
         assert_eq!(bits(&after), bits(&clamped(&gradients(), 0.25)));
     }
@@ -71,12 +73,14 @@ fn nothing_is_clipped_to_nothing() {
     for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
         let clipper = SliceClipper::new(&choice).unwrap();
         for nothing in [vec![], vec![vec![], vec![]]] {
-            let (outcome, after) =
-                clip(nothing.clone(), |slices| clipper.clip(&mut as_gradients(slices), Clip::by_global_norm(1.0)));
+            let (outcome, after) = clip(nothing.clone(), |slices| {
+                clipper.clip(&mut as_gradients(slices), Clip::by_global_norm(1.0))
+            });
             let record = outcome.unwrap().record[0];
             assert_eq!((record.total_norm, record.clip_coef, record.max_magnitude), (0.0, 1.0, 0.0));
             assert_eq!(after, nothing);
-            let (outcome, _) = clip(nothing, |slices| clipper.clip(&mut as_gradients(slices), Clip::by_value(1.0)));
+            let (outcome, _) =
+                clip(nothing, |slices| clipper.clip(&mut as_gradients(slices), Clip::by_value(1.0)));
             assert!(outcome.unwrap().record.is_empty());
         }
     }
@@ -96,7 +100,8 @@ fn errors_leave_the_slices_as_they_are() {
             ),
         ];
         for (options, expected) in rows {
-            let (outcome, after) = clip(gradients(), |slices| clipper.clip(&mut as_gradients(slices), options));
+            let (outcome, after) =
+                clip(gradients(), |slices| clipper.clip(&mut as_gradients(slices), options));
             assert_eq!(outcome.unwrap_err(), expected);
             assert_eq!(bits(&after), bits(&gradients()));
         }
