@@ -3,7 +3,7 @@
 //! Measure each part with its own plan, join the records with [`join_norms`], and scale each part with a plan of
 //! [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm).
 
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 use crate::{ClipRecord, NormType};
 
 /// Computes the joint norm of all gradients from the records of their parts. The order of the parts affects only rounding.

@@ -21,7 +21,7 @@ pub mod cpu;
 pub mod distributed;
 mod dtype;
 mod error;
-mod float_state;
+mod float_modes;
 mod gpu;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/embedding.md")]

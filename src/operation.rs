@@ -8,7 +8,7 @@
 
 use std::fmt::Debug;
 
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// A validated [`Clip`](crate::Clip).

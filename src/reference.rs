@@ -107,7 +107,8 @@ pub fn scale(x: f32, coef: f64) -> f32 {
     (f64::from(x) * coef) as f32
 }
 
-/// Clamps one element to `[low, high]`. NaN stays NaN. -0.0 stays -0.0 if the range contains 0, whatever the sign of the bound.
+/// Clamps one element to `[low, high]`. NaN stays NaN. -0.0 stays -0.0 if the range contains 0, whatever the sign of
+/// the bound.
 #[must_use]
 pub fn clamp(x: f32, low: f32, high: f32) -> f32 {
     if x < low {

@@ -10,8 +10,8 @@ pub(crate) struct RowLimit {
 }
 
 impl RowLimit {
-    /// The maximum number of empty rows in a list of gradients. Every row has a record. Memory bounds the number of other rows,
-    /// which have at least one element each.
+    /// The maximum number of empty rows in a list of gradients. Every row has a record. Memory bounds the number of
+    /// other rows, which have at least one element each.
     pub(crate) const MAX_EMPTY: u64 = 1 << 20;
 
     /// Checks that the next gradient can be split into `rows` rows.

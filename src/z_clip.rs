@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::Error;
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 
 /// The options of a limit that follows the norms of past steps. A norm that exceeds their mean by more than `z_threshold`
 /// deviations is a spike; the larger the spike, the lower its limit.

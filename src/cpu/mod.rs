@@ -28,21 +28,21 @@
 //! # Ok::<(), gradclip::Error>(())
 //! ```
 //!
-//! **Exactness.** Magnitudes and squares are summed in f64, in short chains. No finite f32 overflows or underflows there. The L1
-//! and L2 norms are the exact norms rounded to f32, except for rare ties that round the other way. For any other p, elements are
-//! divided by the largest magnitude (the smallest for a negative p) before they are raised to the power, so that powers stay
-//! in range. Non-finite elements are detected by their bits. f16 and bf16 elements are widened exactly, and rounded to
-//! nearest even after scaling.
+//! **Exactness.** Magnitudes and squares are summed in f64, in short chains. No finite f32 overflows or underflows
+//! there. The L1 and L2 norms are the exact norms rounded to f32, except for rare ties that round the other way. For
+//! any other p, elements are divided by the largest magnitude (the smallest for a negative p) before they are raised to
+//! the power, so that powers stay in range. Non-finite elements are detected by their bits. f16 and bf16 elements are
+//! widened exactly, and rounded to nearest even after scaling.
 //!
 //! **Determinism.** The same gradients give the same bits for any number of threads, with or without the feature `rayon`, and
 //! for any instruction set. There are two exceptions: the sign and the payload of a NaN depend on the processor, and the last
 //! bits of a norm of type [`NormType::P`](crate::NormType::P) depend on the `pow` of the system.
 //!
-//! **Cost.** Clips are bound by memory bandwidth. A norm reads every gradient once; if it exceeds the limit, scaling reads and
-//! writes every gradient once. A clip by value reads every gradient once, and writes only the parts that change. Only
-//! [`NormType::P`](crate::NormType::P) is bound by computation. With the feature `rayon` (on by default) large inputs are
-//! distributed over the threads of the current rayon pool. AVX2 is used if the processor supports it. About 100 bytes are
-//! allocated per gradient, and none per element.
+//! **Cost.** Clips are bound by memory bandwidth. A norm reads every gradient once; if it exceeds the limit, scaling
+//! reads and writes every gradient once. A clip by value reads every gradient once, and writes only the parts that
+//! change. Only [`NormType::P`](crate::NormType::P) is bound by computation. With the feature `rayon` (on by default)
+//! large inputs are distributed over the threads of the current rayon pool. AVX2 is used if the processor supports it.
+//! About 100 bytes are allocated per gradient, and none per element.
 
 // Modules import only modules of an earlier line:
 //   elements, norm_sums
@@ -77,8 +77,8 @@ use kernels::Update;
 /// Clips f32 gradients in place to a global L2 norm of at most `max_norm`, like `torch.nn.utils.clip_grad_norm_`. Returns the
 /// record, which holds the norm before clipping. See [`Clip::by_global_norm`].
 ///
-/// `gradients` may be a list of vectors or of slices. For another norm type, a loss scale or a policy for non-finite gradients,
-/// call [`clip`].
+/// `gradients` may be a list of vectors or of slices. For another norm type, a loss scale or a policy for non-finite
+/// gradients, call [`clip`].
 ///
 /// ```
 /// use gradclip::cpu;
@@ -114,9 +114,9 @@ fn as_gradients(gradients: &mut [impl AsMut<[f32]>]) -> Vec<Gradient<'_>> {
 
 /// Clips gradients in place. All must belong to group 0.
 ///
-/// [`Clip::by_global_norm`] returns one record. [`Clip::by_norm`], [`Clip::by_rms`] and [`Clip::by_parameter_norm`] return one
-/// record per gradient, or per [row](Gradient::rows), in the order of the gradients. A clip by value returns none. Nothing is
-/// written if the factor is 1, or if the clip is [`Clip::coefficient_only`].
+/// [`Clip::by_global_norm`] returns one record. [`Clip::by_norm`], [`Clip::by_rms`] and [`Clip::by_parameter_norm`]
+/// return one record per gradient, or per [row](Gradient::rows), in the order of the gradients. A clip by value returns
+/// none. Nothing is written if the factor is 1, or if the clip is [`Clip::coefficient_only`].
 ///
 /// ```
 /// use gradclip::cpu::{self, Gradient};
@@ -131,9 +131,9 @@ fn as_gradients(gradients: &mut [impl AsMut<[f32]>]) -> Vec<Gradient<'_>> {
 ///
 /// # Errors
 ///
-/// Those of [`Clip::checked`]; [`Error::GroupWithoutClip`] if a gradient belongs to another group; the errors of rows and parameters (see
-/// [`Gradient`]); [`Error::NeedsPlan`] for an option whose results only a plan returns; [`Error::NonFinite`] if that is the
-/// policy. The gradients are then untouched.
+/// Those of [`Clip::checked`]; [`Error::GroupWithoutClip`] if a gradient belongs to another group; the errors of rows
+/// and parameters (see [`Gradient`]); [`Error::NeedsPlan`] for an option whose results only a plan returns;
+/// [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
 pub fn clip(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRecord>, Error> {
     clip_groups(gradients, &[clip])
 }
@@ -144,8 +144,8 @@ pub fn clip(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRecord
 ///
 /// # Errors
 ///
-/// Those of [`clip`] for each of the clips; [`Error::GroupsDiffer`] if the clips differ in more than their limits. All gradients are
-/// then untouched.
+/// Those of [`clip`] for each of the clips; [`Error::GroupsDiffer`] if the clips differ in more than their limits. All
+/// gradients are then untouched.
 pub fn clip_groups(gradients: &mut [Gradient<'_>], clips: &[Clip]) -> Result<Vec<ClipRecord>, Error> {
     ClipPlan::of(check_stateless(clips)?).clip(gradients)
 }
@@ -185,8 +185,8 @@ pub fn measure(gradients: &[impl AsRef<[f32]>], max_norm: f32) -> Result<ClipRec
     Ok(records::from_slices(gradients, max_norm))
 }
 
-/// Computes the global L2 norm, `sqrt(Σ g²)`, like `torch.nn.utils.get_total_norm`. It is 0 without elements, NaN if an element
-/// is NaN, and infinite if an element is infinite or the norm exceeds `f32::MAX`.
+/// Computes the global L2 norm, `sqrt(Σ g²)`, like `torch.nn.utils.get_total_norm`. It is 0 without elements, NaN if an
+/// element is NaN, and infinite if an element is infinite or the norm exceeds `f32::MAX`.
 #[must_use]
 pub fn total_norm(gradients: &[impl AsRef<[f32]>]) -> f32 {
     records::from_slices(gradients, f32::INFINITY).total_norm

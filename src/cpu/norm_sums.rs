@@ -5,8 +5,8 @@ use crate::NormType;
 /// The partial result of a norm over a number of elements, and their extremes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct NormSums {
-    /// `Σ |g|`, `Σ g²`, or for another p `Σ (|g| / scale)^p`, none of which leaves the range of f64. For the 0-norm, 1 or 0 once
-    /// a gradient is complete. Undefined if [`scale`](Self::scale) is not finite.
+    /// `Σ |g|`, `Σ g²`, or for another p `Σ (|g| / scale)^p`, none of which leaves the range of f64. For the 0-norm, 1
+    /// or 0 once a gradient is complete. Undefined if [`scale`](Self::scale) is not finite.
     pub(super) sum: f64,
     /// The bits of the largest |g|. Bits order like the magnitudes, with NaN above infinity.
     pub(super) largest: u32,

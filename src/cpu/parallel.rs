@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use super::elements::{Elements, ElementsMut};
 use super::kernels::{self, Update};
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 
 /// The number of elements (64 KiB of f32) that are summed at once. Gradients are split at multiples of it.
 pub(super) const CHUNK_LEN: usize = 1 << 14;
@@ -123,8 +123,8 @@ pub(super) fn combine_chunks<R: Reduction>(len: usize, values: &[R::Output], red
     }
 }
 
-/// Combines the values of several gradients, each with the length of the gradient. The result does not depend on what else was
-/// reduced in the same call.
+/// Combines the values of several gradients, each with the length of the gradient. The result does not depend on what
+/// else was reduced in the same call.
 pub(super) fn combine_gradients<R: Reduction>(values: &[(usize, R::Output)], reduction: &R) -> R::Output {
     if let [(_, only)] = values {
         *only

@@ -7,7 +7,7 @@ use super::norm_sums::NormSums;
 use super::records::{self, RecordInput};
 use super::{parallel, tensor_stats};
 use crate::clip::{self, ByNorm, Operation, Scope};
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
 
 /// Clips on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
@@ -52,13 +52,13 @@ impl ClipPlan {
         Self { operations, histories: Vec::new(), step_counts: Vec::new(), tensor_stats: Vec::new() }
     }
 
-    /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group). Returns the same records as
-    /// [`cpu::clip_groups`](crate::cpu::clip_groups).
+    /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group). Returns the same
+    /// records as [`cpu::clip_groups`](crate::cpu::clip_groups).
     ///
     /// # Errors
     ///
-    /// Those of [`cpu::clip_groups`](crate::cpu::clip_groups); [`Error::StateCount`] if the number of records differs from that of
-    /// the previous step. No gradient is written in case of an error.
+    /// Those of [`cpu::clip_groups`](crate::cpu::clip_groups); [`Error::StateCount`] if the number of records differs
+    /// from that of the previous step. No gradient is written in case of an error.
     pub fn clip(&mut self, gradients: &mut [Gradient<'_>]) -> Result<Vec<ClipRecord>, Error> {
         gradient::validate(gradients, self.operations.len(), self.operations[0].needs_parameters())?;
         let norm = match self.operations[0] {
@@ -161,8 +161,8 @@ impl ClipPlan {
         &self.step_counts
     }
 
-    /// Returns the norm histories of a [`z_clip`](crate::Clip::z_clip), one per record, to save with a checkpoint. Empty before
-    /// the first step.
+    /// Returns the norm histories of a [`z_clip`](crate::Clip::z_clip), one per record, to save with a checkpoint.
+    /// Empty before the first step.
     #[must_use]
     pub fn histories(&self) -> &[NormHistory] {
         &self.histories
@@ -172,8 +172,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::LimitCount`] if the number of limits differs from the number of
-    /// groups; [`Error::NeedsNorm`] for a clip by value. The plan is unchanged in case of an error.
+    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::LimitCount`] if the number of limits differs from the
+    /// number of groups; [`Error::NeedsNorm`] for a clip by value. The plan is unchanged in case of an error.
     pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
         self.check_by_norm("set_max_norms")?;
         clip::check_max_norms(max_norms, self.operations.len())?;
@@ -195,8 +195,8 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Replaces the step counts, one per record, to continue those of another plan on the CPU or on a GPU. An empty slice resets
-    /// them to zero.
+    /// Replaces the step counts, one per record, to continue those of another plan on the CPU or on a GPU. An empty
+    /// slice resets them to zero.
     ///
     /// The gradients of the next step determine the number of records. If the number of counts differs from it,
     /// [`clip`](Self::clip) returns [`Error::StateCount`].
@@ -218,7 +218,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NotEnabled`] if the clip has no [`z_clip`](crate::Clip::z_clip); [`Error::NormHistory`] if a history is invalid.
+    /// [`Error::NotEnabled`] if the clip has no [`z_clip`](crate::Clip::z_clip); [`Error::NormHistory`] if a history is
+    /// invalid.
     pub fn set_histories(&mut self, histories: &[NormHistory]) -> Result<(), Error> {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
             return Err(Error::NotEnabled { what: "norm histories", with: "z_clip" });

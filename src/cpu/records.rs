@@ -8,7 +8,7 @@ use super::parallel::{self, Reduction as _};
 use super::reductions::{NormReduction, StatsReduction};
 use super::tensor_stats;
 use crate::clip::{self, ByNorm, Scope};
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 use crate::{ClipRecord, NormHistory, TensorStats, record};
 
 /// The input of a record: a measurement and its limit.

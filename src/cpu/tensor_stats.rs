@@ -6,7 +6,7 @@ use super::norm_sums::NormSums;
 use super::parallel;
 use super::reductions::StatsReduction;
 use crate::clip::{ByNorm, Operation};
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 use crate::{Clip, Error, TensorStats};
 
 /// Measures the statistics of each gradient, with the norm type and the loss scale of `clip`. Writes nothing.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::distributed::join_norms;
-use crate::float_state::tests::in_odd_modes;
+use crate::float_modes::tests::in_odd_modes;
 use crate::loss_scale::LossScale;
 use crate::{NormHistory, NormType, ZClip};
 

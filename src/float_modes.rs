@@ -1,10 +1,11 @@
 //! The floating-point control modes of the processor, set to Rust's defaults while results depend on them.
 //!
-//! A caller may have set its thread to flush subnormals to zero (FTZ and DAZ), as audio code and `-ffast-math` do, or to round
-//! in another direction. Threads inherit the modes of the thread that spawns them, so the threads of a pool may have them too.
+//! A caller may have set its thread to flush subnormals to zero (FTZ and DAZ), as audio code and `-ffast-math` do, or
+//! to round in another direction. Threads inherit the modes of the thread that spawns them, so the threads of a pool
+//! may have them too.
 
-/// Runs `work` in the default modes: subnormals are not flushed, and results are rounded to nearest. Restores the modes of the
-/// caller afterwards, also if `work` panics.
+/// Runs `work` in the default modes: subnormals are not flushed, and results are rounded to nearest. Restores the modes
+/// of the caller afterwards, also if `work` panics.
 pub(crate) fn in_default_modes<T>(work: impl FnOnce() -> T) -> T {
     /// Not inlined: the compiler does not know that arithmetic depends on the modes, and could move it across their change.
     #[inline(never)]
