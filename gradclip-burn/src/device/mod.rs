@@ -13,10 +13,10 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use gradclip::wgsl::{Finding, Kernel, Leaves, Manner};
+use gradclip::ClipRecord;
 use gradclip::operation::ByNorm;
 use gradclip::stats::TensorStats;
-use gradclip::ClipRecord;
+use gradclip::wgsl::{Finding, Kernel, Leaves, Manner};
 
 pub(crate) use layout::Extent;
 pub(crate) use tables::Cache;
