@@ -63,7 +63,7 @@ pub struct ClipRecord {
 
 /// The measurement from which a record is built.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Measured {
+pub(crate) struct NormMeasurement {
     /// The norm, still scaled by the loss scale. NaN or infinite only if an element is.
     pub(crate) norm: f64,
     pub(crate) max_magnitude: f32,
@@ -119,7 +119,7 @@ impl ClipRecord {
     };
 
     /// Builds the record from a measurement and a limit. The limit of AGC may exceed f32.
-    pub(crate) fn new(measured: Measured, norm: &ByNorm, limit: f64) -> Self {
+    pub(crate) fn new(measured: NormMeasurement, norm: &ByNorm, limit: f64) -> Self {
         let mut unscaled = measured.norm * f64::from(norm.inverse_norm_scale());
         if measured.norm.is_finite() {
             unscaled = unscaled.min(f64::MAX);

@@ -97,8 +97,12 @@ impl ClipPlan {
             // `ClipRecord::new` multiplies by this factor again.
             f64::from(total_norm) / f64::from(norm.inverse_norm_scale())
         });
-        let measured =
-            record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
+        let measured = record::NormMeasurement {
+            norm: scaled,
+            max_magnitude: 0.0,
+            first_non_finite: None,
+            empty: false,
+        };
         let input = |limit: f32| RecordInput { measured, limit: limit.into() };
         let inputs: Vec<_> = in_default_modes(|| self.limits().into_iter().map(input).collect());
         self.finish(gradients, &norm, &inputs)

@@ -14,7 +14,7 @@ use crate::{ClipRecord, NormHistory, TensorStats, record};
 /// The input of a record: a measurement and its limit.
 #[derive(Clone, Copy)]
 pub(super) struct RecordInput {
-    pub(super) measured: record::Measured,
+    pub(super) measured: record::NormMeasurement,
     /// A limit relative to the norm of a parameter may exceed f32.
     pub(super) limit: f64,
 }
@@ -166,12 +166,12 @@ pub(super) fn combine(
     parts: &[(usize, NormSums)],
     norm: &ByNorm,
     gradient: impl Fn(usize) -> usize,
-) -> record::Measured {
+) -> record::NormMeasurement {
     let sums = parallel::combine_gradients(parts, &NormReduction(norm.norm_type));
     let first_non_finite = parts.iter().position(|(_, sums)| sums.non_finite());
     #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
     let gradient = |index| gradient(index) as u32;
-    record::Measured {
+    record::NormMeasurement {
         norm: sums.norm(norm.norm_type),
         max_magnitude: sums.max_magnitude(),
         first_non_finite: first_non_finite.map(gradient),
