@@ -211,7 +211,8 @@ impl Gradients {
         gradients.zip(&self.group_of).map(|(gradient, &group)| gradient.group(group)).collect()
     }
 
-    /// Works on all tensors that are to be clipped, chunk by chunk, and then writes each chunk as the work has left it.
+    /// Works on all tensors that are to be clipped, chunk by chunk. With a writer it also writes each chunk as the work has left
+    /// it, and closes the files: it is then the last pass.
     pub(crate) fn pass(
         &mut self,
         stages: &mut Stages<'_>,
@@ -264,6 +265,8 @@ impl Gradients {
         }
         self.buffer = buffer;
         let Some(mut writer) = writer else { return Ok(()) };
+        // Windows does not replace open files, and an output may replace an input.
+        self.sources.clear();
         stages.time("write", || {
             if let Some((_, bytes)) = &self.index {
                 writer.begin()?;

@@ -1,14 +1,14 @@
 //! Names, shapes, streams and machines that are out to break the command.
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde_json::{Map, Value, json};
 
 use crate::{assert_fails, bytes, clip, clip_json, command, folder_with, one_tensor, raw, with_tensors};
 
-/// A stack that no machine has room for: every attempt to create a thread fails, as at the limit of `ulimit -u`.
-const NO_THREADS: (&str, &str) = ("RUST_MIN_STACK", "100000000000000");
+/// A stack longer than an address space of 47 bits: every attempt to create a thread fails, as at the limit of `ulimit -u`.
+const NO_THREADS: (&str, &str) = ("RUST_MIN_STACK", "1000000000000000");
 /// The narrowest table that holds a name, a group and the numbers; and what no line of one may exceed.
 const WIDE: usize = 400;
 
@@ -212,7 +212,7 @@ fn a_full_stdout_is_an_error() {
     assert!(plot.exists(), "the picture is not lost because the report is");
 
     // With nobody to complain to.
-    let mut nowhere: Command = command(&clip);
+    let mut nowhere: std::process::Command = command(&clip);
     assert_eq!(nowhere.stdout(full()).stderr(full()).status().unwrap().code(), Some(1));
     assert_eq!(command(&["clip"]).stderr(full()).status().unwrap().code(), Some(2));
 }
