@@ -245,7 +245,7 @@ fn loss_scale(text: &str) -> Result<f32, String> {
 }
 
 fn norm_type(text: &str) -> Result<NormType, String> {
-    text.parse().map_err(|_| "it must be l1, l2, inf, -inf or a number".into())
+    text.parse().map_err(|_| "it must be a number, inf or -inf".into())
 }
 
 fn number(text: &str) -> Result<f32, String> {
