@@ -12,10 +12,11 @@ use bytemuck::{Pod, Zeroable};
 use clap::Parser;
 use gradclip::wgsl::{Access, Finding, Kernel, Manner, WORKGROUP_SIZE, tile_elements};
 use gradclip::{DType, DeviceChoice, NormType, wgpu};
-use gradclip_measure::device::{Gpu, allocate_one};
+use gradclip_measure::data::SetData;
+use gradclip_measure::device::{GpuDevice, allocate_one};
+use gradclip_measure::sets::GradientSet;
 use gradclip_measure::table::Table;
-use gradclip_measure::timing::{Sample, Timed};
-use gradclip_measure::workloads::{Pristine, Set};
+use gradclip_measure::timing::{Sample, Timing};
 use gradclip_measure::{bytes, timing};
 use wgpu::util::{BufferInitDescriptor, DeviceExt as _};
 use wgpu::{BufferUsages, ErrorFilter};
@@ -47,7 +48,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let gpu = Gpu::open(&args.device, None)?
+    let gpu = GpuDevice::open(&args.device, None)?
         .context("this is about GPUs: `--device gpu` takes a software adapter, too")?;
     let default = if gpu.software { BYTES_IN_SOFTWARE } else { BYTES };
     let bytes = if args.bench { args.bytes.unwrap_or(default) } else { 1 << 20 };
@@ -61,13 +62,13 @@ fn main() -> Result<()> {
     );
     let granted = Duration::try_from_secs_f64(if args.bench { args.seconds } else { 0.0 })?;
 
-    let set = Set::new("sweep", DType::F32, vec![bytes / size_of::<f32>()]);
-    let pristine = Pristine::new(&set);
+    let set = GradientSet::new("sweep", DType::F32, vec![bytes / size_of::<f32>()]);
+    let data = SetData::new(&set);
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
     let buffer = allocate_one(&gpu.device, bytes, usage)?;
-    gpu.write(&buffer, pristine.bytes())?;
-    let read = gpu.kernels.read(std::slice::from_ref(&buffer));
-    let steps = gpu.best(false, &read)?;
+    gpu.write(&buffer, data.bytes())?;
+    let read = gpu.rooflines.read(std::slice::from_ref(&buffer));
+    let steps = gpu.fastest_steps(false, &read)?;
 
     let (mut launches, mut refused) = (Vec::new(), Vec::new());
     for variant in Variant::all(set.elements(), &limits) {
@@ -76,16 +77,16 @@ fn main() -> Result<()> {
             Err(error) => refused.push(format!("{variant:?}: {error:#}")),
         }
     }
-    launches.iter().try_for_each(|launch| launch.check(&gpu, pristine.norm))?;
+    launches.iter().try_for_each(|launch| launch.check(&gpu, data.norm))?;
     let roofline = launches.len();
-    let timed = timing::interleaved(launches.len() + 1, granted, |index| {
+    let timing = timing::time_interleaved(launches.len() + 1, granted, |index| {
         if index == roofline {
-            gpu.time(false, |encoder| gpu.kernels.encode(&read, steps, encoder))
+            gpu.time(false, |encoder| gpu.rooflines.encode(&read, steps, encoder))
         } else {
             launches[index].time(&gpu)
         }
     })?;
-    print!("{}", table(&gpu, bytes, &launches, &timed));
+    print!("{}", table(&gpu, bytes, &launches, &timing));
     for refused in refused {
         println!("the device refuses {refused}");
     }
@@ -223,7 +224,7 @@ struct Launch {
 
 impl Launch {
     /// Fails if the device does not take it.
-    fn new(gpu: &Gpu, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Result<Self> {
+    fn new(gpu: &GpuDevice, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Result<Self> {
         let filters = [ErrorFilter::OutOfMemory, ErrorFilter::Internal, ErrorFilter::Validation];
         let scopes = filters.map(|filter| gpu.device.push_error_scope(filter));
         let launch = Self::unguarded(&gpu.device, buffer, elements, variant);
@@ -288,18 +289,18 @@ impl Launch {
         }
     }
 
-    fn time(&self, gpu: &Gpu) -> Result<Sample> {
+    fn time(&self, gpu: &GpuDevice) -> Result<Sample> {
         gpu.time(false, |encoder| self.encode(encoder))
     }
 
     /// Fails if the partials are not those of this norm.
-    fn check(&self, gpu: &Gpu, norm: f64) -> Result<()> {
+    fn check(&self, gpu: &GpuDevice, norm: f64) -> Result<()> {
         let size = self.partials.size();
         gpu.run(|encoder| {
             self.encode(encoder);
             encoder.copy_buffer_to_buffer(&self.partials, 0, &gpu.staging, 0, size);
         })?;
-        let found = gpu.mapped(&gpu.staging, |bytes| {
+        let found = gpu.read_mapped(&gpu.staging, |bytes| {
             let partials = bytes[..usize::try_from(size)?].chunks_exact(size_of::<[f32; 2]>());
             let sum = |partial: &[u8]| f64::from(bytemuck::pod_read_unaligned::<[f32; 2]>(partial)[0]);
             Ok(partials.map(sum).sum::<f64>().sqrt())
@@ -310,8 +311,8 @@ impl Launch {
     }
 }
 
-fn table(gpu: &Gpu, bytes: usize, launches: &[Launch], timed: &[Timed]) -> String {
-    let roofline = timed[launches.len()].seconds;
+fn table(gpu: &GpuDevice, bytes: usize, launches: &[Launch], timing: &[Timing]) -> String {
+    let roofline = timing[launches.len()].seconds;
     let heading = [
         "varied",
         "workgroup",
@@ -325,7 +326,7 @@ fn table(gpu: &Gpu, bytes: usize, launches: &[Launch], timed: &[Timed]) -> Strin
         "roofline",
     ];
     let mut table = Table::new(heading).numbers_from(6);
-    for (Launch { variant, .. }, Timed { seconds, .. }) in launches.iter().zip(timed) {
+    for (Launch { variant, .. }, Timing { seconds, .. }) in launches.iter().zip(timing) {
         table.row([
             variant.about.to_owned(),
             variant.workgroup.to_string(),

@@ -13,13 +13,16 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use gradclip::{DeviceChoice, adapters, is_software};
-use gradclip_measure::cpu::{self, Cpu};
-use gradclip_measure::device::Gpu;
-use gradclip_measure::gpu::{GpuSet, Layout};
-use gradclip_measure::rows::{self, Measured, Path, Row};
-use gradclip_measure::timing::{Roofline, Timed, Work, interleaved};
-use gradclip_measure::workloads::{Memory, Op, Pristine, Set, sets};
-use gradclip_measure::{bytes, text};
+use gradclip_measure::cpu_bench::CpuBench;
+use gradclip_measure::data::{AlignedBytes, SetData};
+use gradclip_measure::device::GpuDevice;
+use gradclip_measure::gpu_bench::{GpuBench, Layout};
+use gradclip_measure::ops::Op;
+use gradclip_measure::report::{self, Path, Row, SetReport};
+use gradclip_measure::roofline::Roofline;
+use gradclip_measure::sets::{GradientSet, sets};
+use gradclip_measure::timing::{Timing, Workload, time_interleaved};
+use gradclip_measure::{bytes, machine, text};
 use serde_json::{Value, json};
 
 use crate::manner::matches;
@@ -48,7 +51,7 @@ const SLICES: &str = "slices";
 ///
 /// Times every operation on single tensors of 2^10 elements and more, on the tensor shapes of four models, and on 1000 small
 /// tensors, on the GPU and the CPU, beside rooflines that only move the same bytes. Every result is checked before it is
-/// timed.
+/// timing.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The GPU: auto (if there is one), gpu (even a software adapter), cpu (none), or part of a GPU's name
@@ -115,11 +118,11 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
     // Rayon itself panics where it cannot have them.
     rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads to measure with")?;
     let bench = Bench {
-        gpu: Gpu::open(&args.device, args.cold_bytes)?,
-        cold: args.cold_bytes.unwrap_or_else(cpu::cold_bytes),
+        gpu: GpuDevice::open(&args.device, args.cold_bytes)?,
+        cold: args.cold_bytes.unwrap_or_else(machine::cold_bytes),
         args,
     };
-    let sets: Vec<Set> = sets(args.max_bytes.unwrap_or(MAX_BYTES))?
+    let sets: Vec<GradientSet> = sets(args.max_bytes.unwrap_or(MAX_BYTES))?
         .into_iter()
         .filter(|set| !bench.wanted(set).is_empty())
         .collect();
@@ -132,14 +135,14 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
     // Whatever fails from here on, what has been measured is printed.
     let measured = bench.measure_all(sets, |measured| {
         if let Some(saved) = &mut saved {
-            saved.append(rows::json(std::slice::from_ref(&measured)));
+            saved.append(report::json(std::slice::from_ref(&measured)));
         }
         all.push(measured);
     });
     let printed = if all.is_empty() {
         Ok(())
     } else if args.json {
-        print(&json_lines([machine].into_iter().chain(rows::json(&all))))
+        print(&json_lines([machine].into_iter().chain(report::json(&all))))
     } else {
         print(&text::lines(&bench.table(&all)))
     };
@@ -203,7 +206,7 @@ impl<'a> Saved<'a> {
 
 struct Bench<'a> {
     args: &'a Args,
-    gpu: Option<Gpu>,
+    gpu: Option<GpuDevice>,
     /// For the CPU.
     cold: usize,
 }
@@ -214,7 +217,7 @@ struct Task {
     path: Path,
     /// None on the CPU.
     layout: Option<Layout>,
-    work: Work,
+    workload: Workload,
 }
 
 impl Task {
@@ -225,7 +228,7 @@ impl Task {
 
 impl Bench<'_> {
     /// The rows that are asked for. Rooflines come with the first row of a path.
-    fn wanted(&self, set: &Set) -> Vec<Task> {
+    fn wanted(&self, set: &GradientSet) -> Vec<Task> {
         let mut tasks = Vec::new();
         let gpu = self.gpu.as_ref().filter(|gpu| {
             self.args.max_bytes.is_some() || !gpu.software || set.bytes() <= MAX_BYTES_IN_SOFTWARE
@@ -239,11 +242,11 @@ impl Bench<'_> {
                 (Path::Gpu, Some(_)) => layouts.iter().copied().map(Some).collect(),
                 (Path::Cpu, _) => vec![None],
             };
-            let task = |layout, work| Task { path, layout, work };
-            let selected = |task: &Task| self.selects(&rows::id(path, set, task.layout(), task.work));
-            let ops = layouts.iter().flat_map(|&layout| Op::ALL.map(|op| task(layout, Work::Op(op))));
+            let task = |layout, workload| Task { path, layout, workload };
+            let selected = |task: &Task| self.selects(&report::id(path, set, task.layout(), task.workload));
+            let ops = layouts.iter().flat_map(|&layout| Op::ALL.map(|op| task(layout, Workload::Op(op))));
             let ops: Vec<Task> = ops.filter(selected).collect();
-            let rooflines = Roofline::ALL.map(|roofline| task(layouts[0], Work::Roofline(roofline)));
+            let rooflines = Roofline::ALL.map(|roofline| task(layouts[0], Workload::Roofline(roofline)));
             tasks.extend(rooflines.into_iter().filter(|task| !ops.is_empty() || selected(task)));
             tasks.extend(ops);
         }
@@ -256,38 +259,38 @@ impl Bench<'_> {
     }
 
     /// Whether a point of the plot comes of the set.
-    fn plots(&self, set: &Set) -> bool {
-        let exceeded = |task: &Task| task.work == Work::Op(Op::Exceeded);
+    fn plots(&self, set: &GradientSet) -> bool {
+        let exceeded = |task: &Task| task.workload == Workload::Op(Op::Exceeded);
         plot::is_single(set) && self.wanted(set).iter().any(exceeded)
     }
 
-    fn measure_all(&self, sets: Vec<Set>, mut done: impl FnMut(Measured)) -> Result<()> {
+    fn measure_all(&self, sets: Vec<GradientSet>, mut done: impl FnMut(SetReport)) -> Result<()> {
         let progress = Progress::steps(self.args.json, sets.len());
-        let mut pool = Memory::default();
+        let mut pool = AlignedBytes::default();
         let share = self.args.seconds / u32::try_from(sets.len())?;
         for set in sets {
-            progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
+            progress.stage(format!("{} {}", set.name, report::dtype(&set)));
             done(self.measure(set, &mut pool, share)?);
             progress.advance(1);
         }
         Ok(())
     }
 
-    fn measure(&self, set: Set, pool: &mut Memory, share: Duration) -> Result<Measured> {
+    fn measure(&self, set: GradientSet, pool: &mut AlignedBytes, share: Duration) -> Result<SetReport> {
         let mut tasks = self.wanted(&set);
         let mut skipped = Vec::new();
         let mut skip = |tasks: &mut Vec<Task>, path, error: anyhow::Error| {
             tasks.retain(|task| task.path != path);
             skipped.push((path, format!("{error:#}")));
         };
-        if let Err(error) = cpu::ensure_memory(set.bytes()) {
+        if let Err(error) = machine::ensure_memory(set.bytes()) {
             skip(&mut tasks, Path::Cpu, error);
-            return Ok(Measured { set, rows: Vec::new(), skipped });
+            return Ok(SetReport { set, rows: Vec::new(), skipped });
         }
-        let pristine = Pristine::new(&set);
+        let data = SetData::new(&set);
         let mut cpu = None;
         if tasks.iter().any(|task| task.path == Path::Cpu) {
-            match Cpu::new(&pristine, pool, if set.cached { 0 } else { self.cold }) {
+            match CpuBench::new(&data, pool, if set.cached { 0 } else { self.cold }) {
                 Ok(found) => cpu = Some(found),
                 Err(error) => skip(&mut tasks, Path::Cpu, error),
             }
@@ -297,54 +300,56 @@ impl Bench<'_> {
             let mut layouts: Vec<Layout> = tasks.iter().filter_map(|task| task.layout).collect();
             layouts.sort_by_key(|layout| layout.name());
             layouts.dedup();
-            match GpuSet::new(device, &pristine, set.cached, &layouts) {
+            match GpuBench::new(device, &data, set.cached, &layouts) {
                 Ok(found) => gpu = Some(found),
                 Err(error) => skip(&mut tasks, Path::Gpu, error),
             }
         }
 
         for task in &tasks {
-            let Work::Op(op) = task.work else { continue };
+            let Workload::Op(op) = task.workload else { continue };
             let checked = match (task.layout, &mut cpu, &gpu) {
                 (Some(layout), _, Some(gpu)) => gpu.check(layout, op),
                 (None, Some(cpu), _) => cpu.check(op),
                 _ => unreachable!("what was not opened has no tasks"),
             };
-            checked.with_context(|| rows::id(task.path, &set, task.layout(), task.work))?;
+            checked.with_context(|| report::id(task.path, &set, task.layout(), task.workload))?;
         }
         // One path after the other. A GPU that waits while the CPU has its turn lowers its clocks, and is measured slow.
         let paths: Vec<&[Task]> = tasks.chunk_by(|one, next| one.path == next.path).collect();
-        let mut timed = Vec::with_capacity(tasks.len());
+        let mut timing = Vec::with_capacity(tasks.len());
         for tasks in &paths {
             let share = share / u32::try_from(paths.len())?;
-            timed.extend(interleaved(tasks.len(), share, |index| match (tasks[index], &mut cpu, &gpu) {
-                (Task { layout: Some(layout), work, .. }, _, Some(gpu)) => gpu.time(layout, work),
-                (Task { layout: None, work, .. }, Some(cpu), _) => cpu.time(work),
-                _ => unreachable!("what was not opened has no tasks"),
+            timing.extend(time_interleaved(tasks.len(), share, |index| {
+                match (tasks[index], &mut cpu, &gpu) {
+                    (Task { layout: Some(layout), workload, .. }, _, Some(gpu)) => gpu.time(layout, workload),
+                    (Task { layout: None, workload, .. }, Some(cpu), _) => cpu.time(workload),
+                    _ => unreachable!("what was not opened has no tasks"),
+                }
             })?);
         }
-        let rows = tasks.iter().zip(&timed).map(|(&task, &one)| Row {
+        let rows = tasks.iter().zip(&timing).map(|(&task, &one)| Row {
             path: task.path,
             layout: task.layout(),
-            work: task.work,
-            timed: one,
-            roofline: roofline(task, &tasks, &timed),
-            clock: self.gpu.as_ref().filter(|_| task.path == Path::Gpu).map_or("wall", Gpu::clock),
+            workload: task.workload,
+            timing: one,
+            roofline: roofline(task, &tasks, &timing),
+            clock: self.gpu.as_ref().filter(|_| task.path == Path::Gpu).map_or("wall", GpuDevice::clock),
             cached: set.cached || self.cold_of(task.path) == 0,
             cost: match (task, &gpu) {
-                (Task { layout: Some(layout), work: Work::Op(op), .. }, Some(gpu)) => {
+                (Task { layout: Some(layout), workload: Workload::Op(op), .. }, Some(gpu)) => {
                     Some(gpu.cost(layout, op))
                 }
                 _ => None,
             },
         });
         let rows = rows.collect();
-        Ok(Measured { set, rows, skipped })
+        Ok(SetReport { set, rows, skipped })
     }
 
     fn cold_of(&self, path: Path) -> usize {
         match (path, &self.gpu) {
-            (Path::Gpu, Some(gpu)) => gpu.cold,
+            (Path::Gpu, Some(gpu)) => gpu.cold_bytes,
             _ => self.cold,
         }
     }
@@ -360,24 +365,25 @@ impl Bench<'_> {
             "optimized": !cfg!(debug_assertions),
             "command": command,
             "unix_time": SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
-            "cpu": cpu::model(),
+            "cpu": machine::cpu_model(),
             "threads": gradclip::cpu::threads(),
             "cold_bytes": self.cold,
             "gpu": self.gpu.as_ref().map(|gpu| &gpu.name),
             "gpu_is_software": self.gpu.as_ref().map(|gpu| gpu.software),
-            "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold),
+            "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold_bytes),
         })
     }
 
-    fn table(&self, all: &[Measured]) -> String {
+    fn table(&self, all: &[SetReport]) -> String {
         let legend = [LEGEND, if self.gpu.is_some() { GPU_LEGEND } else { "" }].concat();
-        format!("{}{}{legend}{}", self.heading(), rows::table(all), summary(all))
+        format!("{}{}{legend}{}", self.heading(), report::table(all), summary(all))
     }
 
     fn heading(&self) -> String {
-        let mut lines = vec![format!("CPU path: {}, {} threads", cpu::model(), gradclip::cpu::threads())];
+        let mut lines =
+            vec![format!("CPU path: {}, {} threads", machine::cpu_model(), gradclip::cpu::threads())];
         match &self.gpu {
-            Some(gpu) => lines.push(format!("GPU path: {}, timed by the {} clock", gpu.name, gpu.clock())),
+            Some(gpu) => lines.push(format!("GPU path: {}, timing by the {} clock", gpu.name, gpu.clock())),
             None if self.args.device == DeviceChoice::Auto && has_software() => lines.push(
                 "GPU path: none but a software adapter, which says nothing about GPU speed (--device gpu measures it)".into(),
             ),
@@ -398,15 +404,16 @@ fn has_software() -> bool {
 }
 
 /// What the rooflines of its path take for the passes of a task.
-fn roofline(task: Task, tasks: &[Task], timed: &[Timed]) -> f64 {
+fn roofline(task: Task, tasks: &[Task], timing: &[Timing]) -> f64 {
     let of = |roofline| {
-        let is =
-            |(other, _): &(&Task, &Timed)| other.path == task.path && other.work == Work::Roofline(roofline);
-        tasks.iter().zip(timed).find(is).map_or(f64::NAN, |(_, timed)| timed.seconds.median)
+        let is = |(other, _): &(&Task, &Timing)| {
+            other.path == task.path && other.workload == Workload::Roofline(roofline)
+        };
+        tasks.iter().zip(timing).find(is).map_or(f64::NAN, |(_, timing)| timing.seconds.median)
     };
-    match task.work {
-        Work::Roofline(roofline) => of(roofline),
-        Work::Op(op) => match op.passes() {
+    match task.workload {
+        Workload::Roofline(roofline) => of(roofline),
+        Workload::Op(op) => match op.passes() {
             (0, _) => of(Roofline::InPlace),
             (_, 0) => of(Roofline::Read),
             _ => of(Roofline::Read) + of(Roofline::InPlace),
@@ -415,11 +422,11 @@ fn roofline(task: Task, tasks: &[Task], timed: &[Timed]) -> f64 {
 }
 
 /// From which size on the GPU wins, and how the cost grows.
-fn summary(all: &[Measured]) -> String {
-    let singles: Vec<&Measured> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
+fn summary(all: &[SetReport]) -> String {
+    let singles: Vec<&SetReport> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
     let mut text = String::new();
-    let exceeded = |measured: &Measured, path, layout| {
-        Some(measured.find(path, layout, Work::Op(Op::Exceeded))?.timed.wall.median)
+    let exceeded = |measured: &SetReport, path, layout| {
+        Some(measured.find(path, layout, Workload::Op(Op::Exceeded))?.timing.wall.median)
     };
     let both = singles.iter().filter_map(|measured| {
         let gpu = exceeded(measured, Path::Gpu, Layout::Arena.name())?;
@@ -434,8 +441,8 @@ fn summary(all: &[Measured]) -> String {
     }
     for (path, layout) in [(Path::Gpu, Layout::Arena.name()), (Path::Cpu, SLICES)] {
         for op in [Op::Norm, Op::Exceeded] {
-            let point = |measured: &&Measured| {
-                let row = measured.find(path, layout, Work::Op(op))?;
+            let point = |measured: &&SetReport| {
+                let row = measured.find(path, layout, Workload::Op(op))?;
                 Some((measured.set.bytes() as f64, row.seconds()))
             };
             let points: Vec<(f64, f64)> = singles.iter().filter_map(point).collect();
@@ -446,8 +453,8 @@ fn summary(all: &[Measured]) -> String {
                 "{} of one tensor on the {}: {} for the smallest, {} for another MiB of the largest",
                 op.name(),
                 path.name(),
-                rows::duration(fixed),
-                rows::duration(per_mib)
+                report::duration(fixed),
+                report::duration(per_mib)
             );
         }
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gradclip::cpu::{self, ClipPlan, Measurement};
 use gradclip::{Clip, ClipRecord, Clipped, DeviceChoice, Error, SliceClipper, SliceDevice, TensorStats};
-use gradclip_measure::cpu::available_memory;
+use gradclip_measure::machine::available_memory;
 use gradclip_measure::text::quoted;
 
 use crate::file::{Chunk, Gradients, Inputs, Output, Target, Tensor, Writer};

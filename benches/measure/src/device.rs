@@ -8,17 +8,17 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use gradclip::{Clipper, DeviceChoice, adapters, is_software, wgpu};
 use wgpu::{Buffer, BufferUsages, CommandBuffer, CommandEncoder, Features, PollType};
 
-use crate::kernels::{Bound, Kernels, STEPS};
+use crate::roofline::gpu::{BoundBuffers, RooflineKernels, STEPS};
 use crate::timing::Sample;
 
 /// Twice the last-level cache of any GPU that is known to us. No API tells.
-const COLD: usize = 256 << 20;
+const DEFAULT_COLD_BYTES: usize = 256 << 20;
 /// What is moved between host and device at a time.
 pub(crate) const STAGING: usize = 64 << 20;
 
 /// A device, and what it takes to measure on it.
 #[derive(Debug)]
-pub struct Gpu {
+pub struct GpuDevice {
     /// The name of the adapter, with its backend and driver.
     pub name: String,
     /// Whether it is a software adapter.
@@ -30,16 +30,16 @@ pub struct Gpu {
     /// Prepares plans on the device.
     pub clipper: Clipper,
     /// The first error of wgpu that no error scope has caught.
-    complaint: Arc<OnceLock<String>>,
+    first_error: Arc<OnceLock<String>>,
     clock: Option<Clock>,
     /// The rooflines.
-    pub kernels: Kernels,
+    pub rooflines: RooflineKernels,
     /// A buffer to copy results to and to map.
     pub staging: Buffer,
     /// Read between repetitions, so that caches forget the gradients. None if they may remember.
-    sweep: Option<Bound>,
+    eviction: Option<BoundBuffers>,
     /// The bytes of other memory that are read between repetitions.
-    pub cold: usize,
+    pub cold_bytes: usize,
 }
 
 /// Timestamps of the device.
@@ -49,12 +49,12 @@ struct Clock {
     resolved: Buffer,
     staging: Buffer,
     /// Seconds.
-    tick: f64,
+    seconds_per_tick: f64,
 }
 
-impl Gpu {
-    /// Opens a device. Returns `None` if the choice is the CPU path alone. Reads `cold` bytes between repetitions.
-    pub fn open(choice: &DeviceChoice, cold: Option<usize>) -> Result<Option<Self>> {
+impl GpuDevice {
+    /// Opens a device. Returns `None` if the choice is the CPU path alone. Reads `cold_bytes` bytes between repetitions.
+    pub fn open(choice: &DeviceChoice, cold_bytes: Option<usize>) -> Result<Option<Self>> {
         if *choice == DeviceChoice::Cpu {
             return Ok(None);
         }
@@ -72,28 +72,30 @@ impl Gpu {
         });
         let (device, queue) =
             pollster::block_on(request).with_context(|| format!("cannot open {:?}", info.name))?;
-        let complaint = Arc::<OnceLock<String>>::default();
-        let complain = complaint.clone();
+        let first_error = Arc::<OnceLock<String>>::default();
+        let record_error = first_error.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            let _ = complain.set(error.to_string());
+            let _ = record_error.set(error.to_string());
         }));
         let clock = features
             .contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
             .then(|| Clock::new(&device, queue.get_timestamp_period()));
-        let kernels = Kernels::new(&device);
+        let rooflines = RooflineKernels::new(&device);
         // What a software adapter computes is no measure of any cache.
-        let cold = cold.unwrap_or(if software { 0 } else { COLD }).next_multiple_of(256);
-        let sweep = (cold > 0).then(|| allocate(&device, &pieces(&device, cold))).transpose()?;
+        let cold_bytes =
+            cold_bytes.unwrap_or(if software { 0 } else { DEFAULT_COLD_BYTES }).next_multiple_of(256);
+        let eviction =
+            (cold_bytes > 0).then(|| allocate(&device, &buffer_sizes(&device, cold_bytes))).transpose()?;
         Ok(Some(Self {
             name: format!("{} ({}, {})", info.name, info.backend, info.driver_info),
             software,
             clipper: Clipper::new(&device)?,
-            complaint,
+            first_error,
             clock,
-            sweep: sweep.map(|buffers| kernels.read(&buffers)),
-            kernels,
+            eviction: eviction.map(|buffers| rooflines.read(&buffers)),
+            rooflines,
             staging: allocate_one(&device, STAGING, BufferUsages::COPY_DST | BufferUsages::MAP_READ)?,
-            cold,
+            cold_bytes,
             device,
             queue,
         }))
@@ -119,7 +121,7 @@ impl Gpu {
     fn wait(&self) -> Result<()> {
         let wait = AssertUnwindSafe(|| self.device.poll(PollType::wait_indefinitely()));
         catch_unwind(wait).map_err(|_| gradclip::Error::DeviceLost)??;
-        self.complaint.get().map_or(Ok(()), |complaint| bail!("{complaint}"))
+        self.first_error.get().map_or(Ok(()), |first_error| bail!("{first_error}"))
     }
 
     /// Encodes, submits and waits.
@@ -131,8 +133,8 @@ impl Gpu {
 
     /// Times what is encoded. Evicts its data from the caches before, unless it may be cached.
     pub fn time(&self, cached: bool, encode: impl FnOnce(&mut CommandEncoder)) -> Result<Sample> {
-        if let Some(sweep) = self.sweep.as_ref().filter(|_| !cached) {
-            self.run(|encoder| self.kernels.encode(sweep, STEPS.len() / 2, encoder))?;
+        if let Some(eviction) = self.eviction.as_ref().filter(|_| !cached) {
+            self.run(|encoder| self.rooflines.encode(eviction, STEPS.len() / 2, encoder))?;
         }
         let start = Instant::now();
         let mut encoder = self.encoder();
@@ -150,26 +152,26 @@ impl Gpu {
         self.submit_and_wait([commands])?;
         let wall = start.elapsed().as_secs_f64();
         let seconds = match &self.clock {
-            Some(clock) => self.ticks(clock)?,
+            Some(clock) => self.elapsed(clock)?,
             None => wall,
         };
         Ok(Sample { seconds, wall, encode: Some(encoded), ready: Some(ready) })
     }
 
     /// The time between the two timestamps.
-    fn ticks(&self, clock: &Clock) -> Result<f64> {
+    fn elapsed(&self, clock: &Clock) -> Result<f64> {
         self.run(|encoder| {
             encoder.resolve_query_set(&clock.queries, 0..2, &clock.resolved, 0);
             encoder.copy_buffer_to_buffer(&clock.resolved, 0, &clock.staging, 0, clock.staging.size());
         })?;
-        self.mapped(&clock.staging, |bytes| {
+        self.read_mapped(&clock.staging, |bytes| {
             let [start, end]: [u64; 2] = bytemuck::pod_read_unaligned(bytes);
-            Ok(end.saturating_sub(start).max(1) as f64 * clock.tick)
+            Ok(end.saturating_sub(start).max(1) as f64 * clock.seconds_per_tick)
         })
     }
 
     /// Maps a buffer, and looks at its bytes.
-    pub fn mapped<T>(&self, buffer: &Buffer, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    pub fn read_mapped<T>(&self, buffer: &Buffer, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
         let (sender, receiver) = mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, .., move |mapped| {
             let _ = sender.send(mapped);
@@ -191,11 +193,11 @@ impl Gpu {
         Ok(())
     }
 
-    /// Returns which number of steps is the quickest for these buffers, for [`Kernels::encode`].
-    pub fn best(&self, cached: bool, bound: &Bound) -> Result<usize> {
+    /// Returns which number of steps is the quickest for these buffers, for [`RooflineKernels::encode`].
+    pub fn fastest_steps(&self, cached: bool, buffers: &BoundBuffers) -> Result<usize> {
         let quickest = |steps| {
             let once = || {
-                let sample = self.time(cached, |encoder| self.kernels.encode(bound, steps, encoder));
+                let sample = self.time(cached, |encoder| self.rooflines.encode(buffers, steps, encoder));
                 sample.map(|sample| sample.seconds)
             };
             let seconds = [once()?, once()?, once()?];
@@ -225,13 +227,13 @@ impl Clock {
             queries,
             resolved: buffer(BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC),
             staging: buffer(BufferUsages::COPY_DST | BufferUsages::MAP_READ),
-            tick: f64::from(nanoseconds) * 1e-9,
+            seconds_per_tick: f64::from(nanoseconds) * 1e-9,
         }
     }
 }
 
 /// So many bytes in as few buffers as the device allows.
-fn pieces(device: &wgpu::Device, bytes: usize) -> Vec<usize> {
+fn buffer_sizes(device: &wgpu::Device, bytes: usize) -> Vec<usize> {
     let largest = largest_buffer(device);
     (0..bytes).step_by(largest).map(|start| largest.min(bytes - start)).collect()
 }

@@ -10,14 +10,16 @@
 )]
 
 pub mod bytes;
-pub mod cpu;
+pub mod cpu_bench;
+pub mod data;
 pub mod device;
-pub mod gpu;
-pub mod kernels;
-mod loops;
-pub mod rows;
+pub mod gpu_bench;
+pub mod machine;
+pub mod ops;
+pub mod report;
+pub mod roofline;
+pub mod sets;
 pub mod statistics;
 pub mod table;
 pub mod text;
 pub mod timing;
-pub mod workloads;

@@ -2,7 +2,7 @@
 
 /// Order statistics of some measurements, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
+pub struct Quartiles {
     /// The middle.
     pub median: f64,
     /// A quarter of the measurements lie below.
@@ -13,7 +13,7 @@ pub struct Spread {
     pub count: usize,
 }
 
-impl Spread {
+impl Quartiles {
     /// Returns the order statistics, or `None` of no measurements.
     pub fn of(seconds: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = seconds.into_iter().collect();
@@ -50,26 +50,26 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_and_quartiles_halve_the_halves() {
-        let spread = Spread::of([5.0, 1.0, 4.0, 2.0, 3.0]).unwrap();
-        assert_eq!(spread, Spread { median: 3.0, low: 2.0, high: 4.0, count: 5 });
+        let spread = Quartiles::of([5.0, 1.0, 4.0, 2.0, 3.0]).unwrap();
+        assert_eq!(spread, Quartiles { median: 3.0, low: 2.0, high: 4.0, count: 5 });
         assert_eq!(spread.relative(), 1.0 / 3.0);
     }
 
     #[test]
     fn an_even_number_has_its_median_between_the_two_in_the_middle() {
-        let spread = Spread::of([8.0, 2.0, 4.0, 16.0]).unwrap();
-        assert_eq!(spread, Spread { median: 6.0, low: 3.5, high: 10.0, count: 4 });
+        let spread = Quartiles::of([8.0, 2.0, 4.0, 16.0]).unwrap();
+        assert_eq!(spread, Quartiles { median: 6.0, low: 3.5, high: 10.0, count: 4 });
     }
 
     #[test]
     fn one_measurement_has_no_spread_and_none_have_no_median() {
-        assert_eq!(Spread::of([7.0]), Some(Spread { median: 7.0, low: 7.0, high: 7.0, count: 1 }));
-        assert_eq!(Spread::of([]), None);
+        assert_eq!(Quartiles::of([7.0]), Some(Quartiles { median: 7.0, low: 7.0, high: 7.0, count: 1 }));
+        assert_eq!(Quartiles::of([]), None);
     }
 
     #[test]
     fn one_wild_measurement_moves_the_median_little() {
-        let spread = Spread::of([1.0, 1.1, 0.9, 1.0, 1000.0]).unwrap();
+        let spread = Quartiles::of([1.0, 1.1, 0.9, 1.0, 1000.0]).unwrap();
         assert_eq!((spread.median, spread.high), (1.0, 1.1));
     }
 }

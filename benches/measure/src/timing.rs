@@ -4,35 +4,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::statistics::Spread;
-use crate::workloads::{Op, random};
+use crate::data::random;
+use crate::ops::Op;
+use crate::roofline::Roofline;
+use crate::statistics::Quartiles;
 
-/// What is timed.
+/// What is timing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Workload {
     /// An operation on the gradients.
     Op(Op),
     /// A roofline over the same bytes.
     Roofline(Roofline),
 }
 
-/// What moves as many bytes as a set has, and does nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Roofline {
-    /// Reads.
-    Read,
-    /// Reads, and writes back what it has read.
-    InPlace,
-    /// Reads, and writes elsewhere.
-    Copy,
-}
-
-impl Roofline {
-    /// All rooflines.
-    pub const ALL: [Self; 3] = [Self::Read, Self::InPlace, Self::Copy];
-}
-
-impl Work {
+impl Workload {
     /// Returns the name that rows show.
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,7 +42,7 @@ impl Work {
 /// One repetition, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// On the clock of what does the work.
+    /// On the clock of what does the workload.
     pub seconds: f64,
     /// On the host's clock, submission and waiting included.
     pub wall: f64,
@@ -68,15 +54,15 @@ pub struct Sample {
 
 /// What the repetitions of one thing took.
 #[derive(Clone, Copy, Debug)]
-pub struct Timed {
+pub struct Timing {
     /// [`Sample::seconds`].
-    pub seconds: Spread,
+    pub seconds: Quartiles,
     /// [`Sample::wall`].
-    pub wall: Spread,
+    pub wall: Quartiles,
     /// [`Sample::encode`].
-    pub encode: Option<Spread>,
+    pub encode: Option<Quartiles>,
     /// [`Sample::ready`].
-    pub ready: Option<Spread>,
+    pub ready: Option<Quartiles>,
 }
 
 /// Fewer repetitions have no median worth the name.
@@ -88,12 +74,12 @@ const PATIENCE: u32 = 3;
 const MOST: usize = 300;
 
 /// Times each of so many things, one repetition after the other in turn, for about so long. The first turn is not
-/// counted. Each turn has an order of its own: what writes leaves work behind, which the next one would always pay for.
-pub fn interleaved(
+/// counted. Each turn has an order of its own: what writes leaves workload behind, which the next one would always pay for.
+pub fn time_interleaved(
     things: usize,
     granted: Duration,
     mut time: impl FnMut(usize) -> Result<Sample>,
-) -> Result<Vec<Timed>> {
+) -> Result<Vec<Timing>> {
     for thing in 0..things {
         time(thing)?;
     }
@@ -113,7 +99,7 @@ pub fn interleaved(
         }
         turns += 1;
     }
-    Ok(samples.iter().map(|samples| Timed::of(samples)).collect())
+    Ok(samples.iter().map(|samples| Timing::of(samples)).collect())
 }
 
 /// In any order, and in the same in every run.
@@ -125,9 +111,9 @@ fn shuffle(things: &mut [usize], turn: usize) {
     }
 }
 
-impl Timed {
+impl Timing {
     fn of(samples: &[Sample]) -> Self {
-        let spread = |part: fn(&Sample) -> Option<f64>| Spread::of(samples.iter().filter_map(part));
+        let spread = |part: fn(&Sample) -> Option<f64>| Quartiles::of(samples.iter().filter_map(part));
         Self {
             seconds: spread(|sample| Some(sample.seconds)).expect("there are repetitions"),
             wall: spread(|sample| Some(sample.wall)).expect("there are repetitions"),
@@ -144,7 +130,7 @@ mod tests {
     #[test]
     fn everything_is_repeated_in_turn_and_the_first_turn_is_not_counted() {
         let mut order = Vec::new();
-        let timed = interleaved(3, Duration::ZERO, |thing| {
+        let timing = time_interleaved(3, Duration::ZERO, |thing| {
             order.push(thing);
             // The first turn would show.
             let seconds = if order.len() <= 3 { 1000.0 } else { thing as f64 };
@@ -154,18 +140,18 @@ mod tests {
         for turn in order.chunks(3) {
             assert!((0..3).all(|thing| turn.contains(&thing)), "{order:?}");
         }
-        for (thing, timed) in timed.iter().enumerate() {
+        for (thing, timing) in timing.iter().enumerate() {
             let median = thing as f64;
-            assert_eq!(timed.seconds, Spread { median, low: median, high: median, count: LEAST_OF_SLOW });
-            assert_eq!(timed.wall.median, median + 1.0);
-            assert_eq!(timed.encode.map(|encode| encode.median), (thing == 2).then_some(0.5));
+            assert_eq!(timing.seconds, Quartiles { median, low: median, high: median, count: LEAST_OF_SLOW });
+            assert_eq!(timing.wall.median, median + 1.0);
+            assert_eq!(timing.encode.map(|encode| encode.median), (thing == 2).then_some(0.5));
         }
     }
 
     #[test]
     fn nothing_always_follows_on_the_same() {
         let mut order = Vec::new();
-        interleaved(5, Duration::MAX, |thing| {
+        time_interleaved(5, Duration::MAX, |thing| {
             order.push(thing);
             Ok(Sample { seconds: 1.0, wall: 1.0, encode: None, ready: None })
         })
@@ -181,7 +167,7 @@ mod tests {
             calls += 1;
             Ok(Sample { seconds: 1.0, wall: 1.0, encode: None, ready: None })
         };
-        assert_eq!(interleaved(1, Duration::MAX, count).unwrap()[0].seconds.count, MOST);
+        assert_eq!(time_interleaved(1, Duration::MAX, count).unwrap()[0].seconds.count, MOST);
         assert_eq!(calls, MOST + 1);
     }
 }

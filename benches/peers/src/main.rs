@@ -2,20 +2,21 @@
 //!
 //! The method is that of `gradclip bench`, by its own library: the same random elements, clock, turns and roofline.
 
-mod contest;
+mod comparison;
 
 use std::io::{self, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use contest::{Contest, Way};
+use comparison::{Comparison, Competitor};
 use gradclip::{DType, DeviceChoice};
-use gradclip_measure::device::Gpu;
-use gradclip_measure::rows::{Path, Row, duration, significant};
+use gradclip_measure::data::SetData;
+use gradclip_measure::device::GpuDevice;
+use gradclip_measure::report::{Path, Row, duration, significant};
+use gradclip_measure::sets::{GradientSet, sets};
 use gradclip_measure::table::Table;
-use gradclip_measure::timing::Timed;
-use gradclip_measure::workloads::{Pristine, Set, sets};
+use gradclip_measure::timing::Timing;
 use gradclip_measure::{bytes, timing};
 use serde_json::{Value, json};
 
@@ -35,7 +36,7 @@ ready     of the host, until they can be submitted: with an encoder of their own
 
 /// Compare gradclip's norm with the sum of the same bytes by lampshade
 ///
-/// On single tensors of 2^10, 2^12, .. elements, on one wgpu device, in turn. Every answer is checked before it is timed.
+/// On single tensors of 2^10, 2^12, .. elements, on one wgpu device, in turn. Every answer is checked before it is timing.
 #[derive(Parser)]
 struct Args {
     /// The GPU: gpu (a software adapter if there is no other), or part of a GPU's name
@@ -63,7 +64,7 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let granted = Duration::try_from_secs_f64(args.seconds)?;
-    let gpu = Gpu::open(&args.device, args.cold_bytes)?
+    let gpu = GpuDevice::open(&args.device, args.cold_bytes)?
         .context("this is about GPUs: `--device gpu` takes a software adapter, too")?;
     let limits = gpu.device.limits();
     // Lampshade binds what it sums in one piece.
@@ -90,54 +91,56 @@ fn main() -> Result<()> {
     outcome
 }
 
-/// A set, and a row for each of [`Way::ALL`].
-struct Measured {
-    set: Set,
+/// A set, and a row for each of [`Competitor::ALL`].
+struct SetReport {
+    set: GradientSet,
     rows: [Row; 3],
 }
 
-fn measure(gpu: &Gpu, set: Set, share: Duration) -> Result<Measured> {
-    let mut contest = Contest::new(gpu, &Pristine::new(&set))?;
-    let timed = timing::interleaved(Way::ALL.len(), share, |way| contest.time(Way::ALL[way]))?;
-    let rows = Way::ALL.map(|way| Row {
+fn measure(gpu: &GpuDevice, set: GradientSet, share: Duration) -> Result<SetReport> {
+    let mut comparison = Comparison::new(gpu, &SetData::new(&set))?;
+    let timing = timing::time_interleaved(Competitor::ALL.len(), share, |competitor| {
+        comparison.time(Competitor::ALL[competitor])
+    })?;
+    let rows = Competitor::ALL.map(|competitor| Row {
         path: Path::Gpu,
         layout: "arena",
-        work: way.work(),
-        timed: timed[way as usize],
-        roofline: timed[Way::Read as usize].seconds.median,
+        workload: competitor.workload(),
+        timing: timing[competitor as usize],
+        roofline: timing[Competitor::Read as usize].seconds.median,
         clock: gpu.clock(),
-        cached: gpu.cold == 0,
+        cached: gpu.cold_bytes == 0,
         cost: None,
     });
-    Ok(Measured { set, rows })
+    Ok(SetReport { set, rows })
 }
 
-impl Measured {
+impl SetReport {
     const RATIOS: [&'static str; 3] = ["norm / sum", "norm / sum, wall", "norm / sum, ready"];
 
     /// How many times as long gradclip takes as lampshade.
     fn ratios(&self) -> [Option<f64>; 3] {
-        let ratio = |time: fn(&Timed) -> Option<f64>| {
-            let of = |way: Way| time(&self.rows[way as usize].timed);
-            Some(of(Way::Gradclip)? / of(Way::Lampshade)?)
+        let ratio = |time: fn(&Timing) -> Option<f64>| {
+            let of = |competitor: Competitor| time(&self.rows[competitor as usize].timing);
+            Some(of(Competitor::Gradclip)? / of(Competitor::Lampshade)?)
         };
         [
-            ratio(|timed| Some(timed.seconds.median)),
-            ratio(|timed| Some(timed.wall.median)),
-            ratio(|timed| Some(timed.ready?.median)),
+            ratio(|timing| Some(timing.seconds.median)),
+            ratio(|timing| Some(timing.wall.median)),
+            ratio(|timing| Some(timing.ready?.median)),
         ]
     }
 
     fn json(&self) -> Vec<Value> {
-        let line = |(way, row): (Way, &Row)| {
+        let line = |(competitor, row): (Competitor, &Row)| {
             let mut line = row.json(&self.set);
-            line["library"] = json!(way.library());
-            line["dtype"] = json!(way.dtype());
-            line["operation"] = json!(way.name());
+            line["library"] = json!(competitor.library());
+            line["dtype"] = json!(competitor.dtype());
+            line["operation"] = json!(competitor.name());
             line
         };
-        let mut lines: Vec<Value> = Way::ALL.into_iter().zip(&self.rows).map(line).collect();
-        let (peer, path) = (Way::Lampshade.library(), Path::Gpu.name());
+        let mut lines: Vec<Value> = Competitor::ALL.into_iter().zip(&self.rows).map(line).collect();
+        let (peer, path) = (Competitor::Lampshade.library(), Path::Gpu.name());
         let mut ratios = json!({ "kind": "ratios", "peer": peer, "path": path, "set": self.set.name });
         for (name, ratio) in Self::RATIOS.into_iter().zip(self.ratios()) {
             ratios[name] = json!(ratio);
@@ -147,7 +150,7 @@ impl Measured {
     }
 }
 
-fn json(gpu: &Gpu, measured: &[Measured]) -> Vec<Value> {
+fn json(gpu: &GpuDevice, measured: &[SetReport]) -> Vec<Value> {
     let machine = |library| {
         json!({
             "kind": "machine",
@@ -156,27 +159,28 @@ fn json(gpu: &Gpu, measured: &[Measured]) -> Vec<Value> {
             "optimized": !cfg!(debug_assertions),
             "gpu": gpu.name,
             "gpu_is_software": gpu.software,
-            "gpu_cold_bytes": gpu.cold,
+            "gpu_cold_bytes": gpu.cold_bytes,
         })
     };
-    let machines = [Way::Gradclip, Way::Lampshade].map(|way| machine(way.library()));
-    machines.into_iter().chain(measured.iter().flat_map(Measured::json)).collect()
+    let machines =
+        [Competitor::Gradclip, Competitor::Lampshade].map(|competitor| machine(competitor.library()));
+    machines.into_iter().chain(measured.iter().flat_map(SetReport::json)).collect()
 }
 
-fn table(gpu: &Gpu, measured: &[Measured]) -> String {
+fn table(gpu: &GpuDevice, measured: &[SetReport]) -> String {
     let heading =
         ["set", "library", "operation", "time", "spread", "GB/s", "roofline", "wall", "encode", "ready"];
     let mut times = Table::new(heading).numbers_from(3);
-    let mut ratios = Table::new(["set"].into_iter().chain(Measured::RATIOS)).numbers_from(1);
+    let mut ratios = Table::new(["set"].into_iter().chain(SetReport::RATIOS)).numbers_from(1);
     for one in measured {
-        for (way, row) in Way::ALL.into_iter().zip(&one.rows) {
-            let Timed { seconds, wall, encode, ready } = row.timed;
+        for (competitor, row) in Competitor::ALL.into_iter().zip(&one.rows) {
+            let Timing { seconds, wall, encode, ready } = row.timing;
             let [encode, ready] =
                 [encode, ready].map(|time| time.map_or("-".into(), |time| duration(time.median)));
             times.row([
                 one.set.name.clone(),
-                way.library().into(),
-                way.name().into(),
+                competitor.library().into(),
+                competitor.name().into(),
                 duration(seconds.median),
                 format!("{:.0} %", 100.0 * seconds.relative()),
                 significant(row.gb_per_s(&one.set)),
@@ -192,9 +196,9 @@ fn table(gpu: &Gpu, measured: &[Measured]) -> String {
     format!("{}\n{times}{LEGEND}\n{ratios}", heading_of(gpu))
 }
 
-fn heading_of(gpu: &Gpu) -> String {
-    let lampshade = locked_version(Way::Lampshade.library());
-    let mut text = format!("lampshade {lampshade} on {}, timed by the {} clock\n", gpu.name, gpu.clock());
+fn heading_of(gpu: &GpuDevice) -> String {
+    let lampshade = locked_version(Competitor::Lampshade.library());
+    let mut text = format!("lampshade {lampshade} on {}, timing by the {} clock\n", gpu.name, gpu.clock());
     if gpu.software {
         text += "A software adapter: what it shows says nothing about GPU speed.\n";
     }

@@ -1,9 +1,10 @@
 //! The plot: time and percent of the roofline against size, the GPU against the CPU.
 
 use anyhow::{Result, ensure};
-use gradclip_measure::rows::{Measured, Path, Row, duration};
-use gradclip_measure::timing::Work;
-use gradclip_measure::workloads::{Op, Set};
+use gradclip_measure::ops::Op;
+use gradclip_measure::report::{Path, Row, SetReport, duration};
+use gradclip_measure::sets::GradientSet;
+use gradclip_measure::timing::Workload;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -26,11 +27,11 @@ struct Line {
 }
 
 /// An SVG of the single tensors in f32 among what was measured.
-pub(crate) fn svg(all: &[Measured]) -> Result<String> {
+pub(crate) fn svg(all: &[SetReport]) -> Result<String> {
     let times = [
         line(all, "CPU, wall", Path::Cpu, Op::Exceeded, false, |row| row.seconds().log10()),
         line(all, "GPU, its own time", Path::Gpu, Op::Exceeded, false, |row| row.seconds().log10()),
-        line(all, "GPU, wall", Path::Gpu, Op::Exceeded, true, |row| row.timed.wall.median.log10()),
+        line(all, "GPU, wall", Path::Gpu, Op::Exceeded, true, |row| row.timing.wall.median.log10()),
     ];
     let percents = [
         line(all, "CPU, clip exceeded", Path::Cpu, Op::Exceeded, false, Row::percent),
@@ -54,10 +55,10 @@ pub(crate) fn svg(all: &[Measured]) -> Result<String> {
     Ok(svg)
 }
 
-fn line(all: &[Measured], name: &str, path: Path, op: Op, minor: bool, value: impl Fn(&Row) -> f64) -> Line {
+fn line(all: &[SetReport], name: &str, path: Path, op: Op, minor: bool, value: impl Fn(&Row) -> f64) -> Line {
     let layout = if path == Path::Gpu { "arena" } else { "slices" };
-    let row = |measured: &'_ Measured| {
-        let row = measured.find(path, layout, Work::Op(op))?;
+    let row = |measured: &'_ SetReport| {
+        let row = measured.find(path, layout, Workload::Op(op))?;
         Some(((measured.set.elements() as f64).log2(), value(row)))
     };
     let singles = all.iter().filter(|measured| is_single(&measured.set));
@@ -66,7 +67,7 @@ fn line(all: &[Measured], name: &str, path: Path, op: Op, minor: bool, value: im
 }
 
 /// One f32 tensor that no cache holds: a point of a line.
-pub(crate) fn is_single(set: &Set) -> bool {
+pub(crate) fn is_single(set: &GradientSet) -> bool {
     set.lens.len() == 1 && set.of == 1 && !set.cached && set.dtype == gradclip::DType::F32
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use gradclip_measure::statistics::Spread;
+use gradclip_measure::statistics::Quartiles;
 use serde::Deserialize;
 
 /// The library of `gradclip bench`'s own lines.
@@ -235,6 +235,6 @@ pub(crate) fn medians(values: impl IntoIterator<Item = (String, f64)>) -> Vec<(S
             None => names.push((name, vec![value])),
         }
     }
-    let median = |(name, all)| Some((name, Spread::of(all)?.median));
+    let median = |(name, all)| Some((name, Quartiles::of(all)?.median));
     names.into_iter().filter_map(median).collect()
 }

@@ -1,8 +1,9 @@
 //! What else the report shows, as Markdown: the machines, and tables by set.
 
-use gradclip_measure::rows::{duration, significant};
-use gradclip_measure::timing::{Roofline, Work};
-use gradclip_measure::workloads::Op;
+use gradclip_measure::ops::Op;
+use gradclip_measure::report::{duration, significant};
+use gradclip_measure::roofline::Roofline;
+use gradclip_measure::timing::Workload;
 
 use super::lines::{Host, Lines, Machine, Row, Run, medians};
 use super::rated;
@@ -10,8 +11,8 @@ use super::rated;
 /// The operations that have columns of their own.
 const SHOWN: [Op; 4] = [Op::Norm, Op::NotExceeded, Op::Exceeded, Op::Clamp];
 const COMPARED: [Op; 5] = [Op::Norm, Op::NotExceeded, Op::Exceeded, Op::Clamp, Op::LossScale];
-const READ: &str = Work::Roofline(Roofline::Read).name();
-const IN_PLACE: &str = Work::Roofline(Roofline::InPlace).name();
+const READ: &str = Workload::Roofline(Roofline::Read).name();
+const IN_PLACE: &str = Workload::Roofline(Roofline::InPlace).name();
 
 /// A Markdown table; nothing of no rows.
 pub(crate) fn markdown(heading: &[&str], rows: Vec<Vec<String>>) -> String {

@@ -1,7 +1,8 @@
 //! The targets for a GPU, as data, and how saved lines meet them.
 
-use gradclip_measure::timing::{Roofline, Work};
-use gradclip_measure::workloads::Op;
+use gradclip_measure::ops::Op;
+use gradclip_measure::roofline::Roofline;
+use gradclip_measure::timing::Workload;
 
 use super::lines::{Lines, Row, Run, medians};
 use super::rated;
@@ -18,8 +19,8 @@ const SMALL: &str = "2^18";
 /// The share of a card's rated bandwidth that its read roofline must reach for that target to apply.
 const REACHED: f64 = 90.0;
 
-const READ: &str = Work::Roofline(Roofline::Read).name();
-const IN_PLACE: &str = Work::Roofline(Roofline::InPlace).name();
+const READ: &str = Workload::Roofline(Roofline::Read).name();
+const IN_PLACE: &str = Workload::Roofline(Roofline::InPlace).name();
 const NORM: &str = Op::Norm.name();
 
 /// One row of "What a GPU has to show".

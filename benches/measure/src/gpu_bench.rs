@@ -7,12 +7,14 @@ use anyhow::{Result, ensure};
 use gradclip::{Clip, ClipPlan, Error, Gradient, wgpu};
 use wgpu::{Buffer, CommandEncoder};
 
-use crate::device::{Gpu, STAGING, allocate, largest_buffer};
-use crate::kernels::Bound;
-use crate::rows::Cost;
-use crate::statistics::Spread;
-use crate::timing::{Roofline, Sample, Work};
-use crate::workloads::{Op, Pristine};
+use crate::data::SetData;
+use crate::device::{GpuDevice, STAGING, allocate, largest_buffer};
+use crate::ops::Op;
+use crate::report::PlanCost;
+use crate::roofline::Roofline;
+use crate::roofline::gpu::BoundBuffers;
+use crate::statistics::Quartiles;
+use crate::timing::{Sample, Workload};
 
 /// Of more elements than this, only so many bytes are looked at, evenly spread.
 const CHECKED: usize = 256 << 20;
@@ -40,31 +42,31 @@ impl Layout {
 
 /// A set on the device.
 #[derive(Debug)]
-pub struct GpuSet<'a> {
-    gpu: &'a Gpu,
-    pristine: &'a Pristine,
+pub struct GpuBench<'a> {
+    gpu: &'a GpuDevice,
+    data: &'a SetData,
     cached: bool,
-    /// The arena of [`Pristine`], in as few buffers as the device allows.
+    /// The arena of [`SetData`], in as few buffers as the device allows.
     originals: Vec<Buffer>,
     arena: Vec<Buffer>,
-    read: (Bound, usize),
-    in_place: (Bound, usize),
-    places: Vec<Place>,
+    read: (BoundBuffers, usize),
+    in_place: (BoundBuffers, usize),
+    layouts: Vec<LayoutBuffers>,
 }
 
 /// The gradients that repetitions change, and the plans to do so.
 #[derive(Debug)]
-struct Place {
+struct LayoutBuffers {
     layout: Layout,
     /// What is copied there to restore them.
-    copies: Vec<Copy>,
-    tensors: Vec<Slot>,
-    plans: Vec<Planned>,
+    copies: Vec<CopyRange>,
+    tensors: Vec<TensorRange>,
+    plans: Vec<OpPlan>,
 }
 
-/// From an offset of a buffer of the originals to one of the place.
+/// From an offset of a buffer of the originals to one of the buffers.
 #[derive(Debug)]
-struct Copy {
+struct CopyRange {
     from: (Buffer, u64),
     to: (Buffer, u64),
     bytes: u64,
@@ -72,71 +74,75 @@ struct Copy {
 
 /// Where a tensor lies.
 #[derive(Debug)]
-struct Slot {
+struct TensorRange {
     buffer: Buffer,
     bytes: Range<u64>,
 }
 
 #[derive(Debug)]
-struct Planned {
+struct OpPlan {
     op: Op,
     plan: ClipPlan,
     /// To make it again, with all kernels compiled.
-    prepare: Spread,
+    prepare: Quartiles,
 }
 
-impl<'a> GpuSet<'a> {
+impl<'a> GpuBench<'a> {
     /// Uploads a set in these layouts, and plans every operation.
-    pub fn new(gpu: &'a Gpu, pristine: &'a Pristine, cached: bool, layouts: &[Layout]) -> Result<Self> {
-        let chunks = chunks(pristine, largest_buffer(&gpu.device))?;
+    pub fn new(gpu: &'a GpuDevice, data: &'a SetData, cached: bool, layouts: &[Layout]) -> Result<Self> {
+        let chunks = chunks(data, largest_buffer(&gpu.device))?;
         let sizes: Vec<usize> = chunks.iter().map(Range::len).collect();
         let originals = allocate(&gpu.device, &sizes)?;
         for (chunk, buffer) in chunks.iter().zip(&originals) {
-            gpu.write(buffer, &pristine.bytes()[chunk.clone()])?;
+            gpu.write(buffer, &data.bytes()[chunk.clone()])?;
         }
         let arena = allocate(&gpu.device, &sizes)?;
         let mut set = Self {
-            read: (gpu.kernels.read(&originals), 0),
-            in_place: (gpu.kernels.in_place(&originals), 0),
+            read: (gpu.rooflines.read(&originals), 0),
+            in_place: (gpu.rooflines.in_place(&originals), 0),
             gpu,
-            pristine,
+            data,
             cached,
             originals,
             arena,
-            places: Vec::new(),
+            layouts: Vec::new(),
         };
         for &layout in layouts {
-            let mut place = set.place(layout, &chunks)?;
-            set.restore(&place)?;
-            place.plans =
-                Op::ALL.into_iter().map(|op| set.plan(op, &place.tensors)).collect::<Result<_>>()?;
-            set.places.push(place);
+            let mut buffers = set.buffers(layout, &chunks)?;
+            set.restore(&buffers)?;
+            buffers.plans =
+                Op::ALL.into_iter().map(|op| set.plan(op, &buffers.tensors)).collect::<Result<_>>()?;
+            set.layouts.push(buffers);
         }
-        set.read.1 = gpu.best(cached, &set.read.0)?;
-        set.in_place.1 = gpu.best(cached, &set.in_place.0)?;
+        set.read.1 = gpu.fastest_steps(cached, &set.read.0)?;
+        set.in_place.1 = gpu.fastest_steps(cached, &set.in_place.0)?;
         Ok(set)
     }
 
-    fn place(&self, layout: Layout, chunks: &[Range<usize>]) -> Result<Place> {
+    fn buffers(&self, layout: Layout, chunks: &[Range<usize>]) -> Result<LayoutBuffers> {
         let source = |range: &Range<usize>| {
             let index = chunks.partition_point(|chunk| chunk.end <= range.start);
             (index, (range.start - chunks[index].start) as u64)
         };
-        let ranges = &self.pristine.ranges;
-        let mut place = Place { layout, copies: Vec::new(), tensors: Vec::new(), plans: Vec::new() };
+        let ranges = &self.data.ranges;
+        let mut buffers =
+            LayoutBuffers { layout, copies: Vec::new(), tensors: Vec::new(), plans: Vec::new() };
         match layout {
             Layout::Arena => {
-                let copy = |(from, to): (&Buffer, &Buffer)| Copy {
+                let copy = |(from, to): (&Buffer, &Buffer)| CopyRange {
                     from: (from.clone(), 0),
                     to: (to.clone(), 0),
                     bytes: from.size(),
                 };
-                place.copies = self.originals.iter().zip(&self.arena).map(copy).collect();
-                place.tensors = ranges
+                buffers.copies = self.originals.iter().zip(&self.arena).map(copy).collect();
+                buffers.tensors = ranges
                     .iter()
                     .map(|range| {
                         let (index, offset) = source(range);
-                        Slot { buffer: self.arena[index].clone(), bytes: offset..offset + range.len() as u64 }
+                        TensorRange {
+                            buffer: self.arena[index].clone(),
+                            bytes: offset..offset + range.len() as u64,
+                        }
                     })
                     .collect();
             }
@@ -145,40 +151,41 @@ impl<'a> GpuSet<'a> {
                 for (range, buffer) in ranges.iter().zip(allocate(&self.gpu.device, &sizes)?) {
                     let (index, offset) = source(range);
                     let bytes = buffer.size();
-                    place.copies.push(Copy {
+                    buffers.copies.push(CopyRange {
                         from: (self.originals[index].clone(), offset),
                         to: (buffer.clone(), 0),
                         bytes,
                     });
-                    place.tensors.push(Slot { buffer, bytes: 0..range.len() as u64 });
+                    buffers.tensors.push(TensorRange { buffer, bytes: 0..range.len() as u64 });
                 }
             }
         }
-        Ok(place)
+        Ok(buffers)
     }
 
-    fn plan(&self, op: Op, tensors: &[Slot]) -> Result<Planned> {
-        let clip = op.clip(self.pristine.norm);
+    fn plan(&self, op: Op, tensors: &[TensorRange]) -> Result<OpPlan> {
+        let clip = op.clip(self.data.norm);
         let plan = self.prepare(tensors, clip)?;
         let again = || {
             let start = Instant::now();
             self.prepare(tensors, clip).map(|_| start.elapsed().as_secs_f64())
         };
         let seconds = (0..PREPARATIONS).map(|_| again()).collect::<Result<Vec<_>, _>>()?;
-        Ok(Planned { op, plan, prepare: Spread::of(seconds).expect("it was made several times") })
+        Ok(OpPlan { op, plan, prepare: Quartiles::of(seconds).expect("it was made several times") })
     }
 
-    fn prepare<'b>(&self, tensors: &'b [Slot], clip: Clip) -> Result<ClipPlan, Error> {
-        let dtype = self.pristine.dtype;
-        let gradient = |slot: &'b Slot| Gradient::new(&slot.buffer, dtype).bytes(slot.bytes.clone());
+    fn prepare<'b>(&self, tensors: &'b [TensorRange], clip: Clip) -> Result<ClipPlan, Error> {
+        let dtype = self.data.dtype;
+        let gradient =
+            |tensor: &'b TensorRange| Gradient::new(&tensor.buffer, dtype).bytes(tensor.bytes.clone());
         let gradients: Vec<_> = tensors.iter().map(gradient).collect();
         self.gpu.clipper.prepare(&gradients, clip)
     }
 
     /// Runs the operation once. Fails if the result is wrong.
     pub fn check(&self, layout: Layout, op: Op) -> Result<()> {
-        let (place, plan) = (self.find(layout), self.find(layout).find(op));
-        let norm = self.pristine.norm;
+        let (buffers, plan) = (self.find(layout), self.find(layout).find(op));
+        let norm = self.data.norm;
         let mut encoder = self.gpu.encoder();
         encode(op, plan, &mut encoder);
         let record = (op != Op::Clamp).then(|| plan.plan.read_back(&mut encoder));
@@ -186,22 +193,22 @@ impl<'a> GpuSet<'a> {
         if let Some(record) = record {
             op.check_record(&record.wait()?, norm)?;
         }
-        self.check_elements(op, place)?;
+        self.check_elements(op, buffers)?;
         if op.changes() {
-            self.restore(place)?;
+            self.restore(buffers)?;
         }
         Ok(())
     }
 
-    fn check_elements(&self, op: Op, place: &Place) -> Result<()> {
-        let Pristine { dtype, norm, ranges, .. } = self.pristine;
+    fn check_elements(&self, op: Op, buffers: &LayoutBuffers) -> Result<()> {
+        let SetData { dtype, norm, ranges, .. } = self.data;
         // Pieces of tensors that are looked at: where they lie on the device, and where in the original.
         let mut pieces = Vec::new();
-        for (slot, range) in place.tensors.iter().zip(ranges) {
+        for (tensor, range) in buffers.tensors.iter().zip(ranges) {
             for offset in (0..range.len()).step_by(STAGING / 4) {
                 let len = (range.len() - offset).min(STAGING / 4);
                 let at = range.start + offset;
-                pieces.push((&slot.buffer, slot.bytes.start + offset as u64, at..at + len));
+                pieces.push((&tensor.buffer, tensor.bytes.start + offset as u64, at..at + len));
             }
         }
         let total: usize = ranges.iter().map(Range::len).sum();
@@ -222,10 +229,9 @@ impl<'a> GpuSet<'a> {
                     encoder.copy_buffer_to_buffer(buffer, *offset, &self.gpu.staging, *to as u64, len);
                 }
             })?;
-            self.gpu.mapped(&self.gpu.staging, |bytes| {
+            self.gpu.read_mapped(&self.gpu.staging, |bytes| {
                 batch.iter().try_for_each(|(_, _, range, at)| {
-                    let (before, after) =
-                        (&self.pristine.bytes()[range.clone()], &bytes[*at..][..range.len()]);
+                    let (before, after) = (&self.data.bytes()[range.clone()], &bytes[*at..][..range.len()]);
                     op.check_elements(*dtype, before, after, *norm)
                 })
             })?;
@@ -234,18 +240,18 @@ impl<'a> GpuSet<'a> {
     }
 
     /// Times one run.
-    pub fn time(&self, layout: Layout, work: Work) -> Result<Sample> {
+    pub fn time(&self, layout: Layout, workload: Workload) -> Result<Sample> {
         let gpu = self.gpu;
-        match work {
-            Work::Roofline(roofline) => {
+        match workload {
+            Workload::Roofline(roofline) => {
                 gpu.time(self.cached, |encoder| self.encode_roofline(roofline, encoder))
             }
-            Work::Op(op) => {
-                let place = self.find(layout);
-                let plan = place.find(op);
+            Workload::Op(op) => {
+                let buffers = self.find(layout);
+                let plan = buffers.find(op);
                 let sample = gpu.time(self.cached, |encoder| encode(op, plan, encoder))?;
                 if op.changes() {
-                    self.restore(place)?;
+                    self.restore(buffers)?;
                 }
                 Ok(sample)
             }
@@ -263,35 +269,35 @@ impl<'a> GpuSet<'a> {
                 return;
             }
         };
-        self.gpu.kernels.encode(&kernel.0, kernel.1, encoder);
+        self.gpu.rooflines.encode(&kernel.0, kernel.1, encoder);
     }
 
-    fn restore(&self, place: &Place) -> Result<()> {
+    fn restore(&self, buffers: &LayoutBuffers) -> Result<()> {
         self.gpu.run(|encoder| {
-            for Copy { from: (source, start), to: (target, offset), bytes } in &place.copies {
+            for CopyRange { from: (source, start), to: (target, offset), bytes } in &buffers.copies {
                 encoder.copy_buffer_to_buffer(source, *start, target, *offset, *bytes);
             }
         })
     }
 
     /// Returns what the plan of an operation costs besides the time that it runs.
-    pub fn cost(&self, layout: Layout, op: Op) -> Cost {
-        let Planned { plan, prepare, .. } = self.find(layout).find(op);
-        Cost { dispatches: plan.dispatches(), scratch_bytes: plan.scratch_bytes(), prepare: *prepare }
+    pub fn cost(&self, layout: Layout, op: Op) -> PlanCost {
+        let OpPlan { plan, prepare, .. } = self.find(layout).find(op);
+        PlanCost { dispatches: plan.dispatches(), scratch_bytes: plan.scratch_bytes(), prepare: *prepare }
     }
 
-    fn find(&self, layout: Layout) -> &Place {
-        self.places.iter().find(|place| place.layout == layout).expect("the layout was asked for")
+    fn find(&self, layout: Layout) -> &LayoutBuffers {
+        self.layouts.iter().find(|buffers| buffers.layout == layout).expect("the layout was asked for")
     }
 }
 
-impl Place {
-    fn find(&self, op: Op) -> &Planned {
+impl LayoutBuffers {
+    fn find(&self, op: Op) -> &OpPlan {
         self.plans.iter().find(|plan| plan.op == op).expect("there is a plan for every operation")
     }
 }
 
-fn encode(op: Op, Planned { plan, .. }: &Planned, encoder: &mut CommandEncoder) {
+fn encode(op: Op, OpPlan { plan, .. }: &OpPlan, encoder: &mut CommandEncoder) {
     match op {
         Op::Norm => plan.encode_norm(encoder),
         _ => plan.encode(encoder),
@@ -299,10 +305,10 @@ fn encode(op: Op, Planned { plan, .. }: &Planned, encoder: &mut CommandEncoder) 
 }
 
 /// The arena of a set in pieces that begin with a tensor and are no longer than a buffer may be.
-fn chunks(pristine: &Pristine, largest: usize) -> Result<Vec<Range<usize>>> {
+fn chunks(data: &SetData, largest: usize) -> Result<Vec<Range<usize>>> {
     let mut starts = vec![0];
-    let ends = pristine.ranges.iter().skip(1).map(|range| range.start).chain([pristine.bytes().len()]);
-    for (range, end) in pristine.ranges.iter().zip(ends) {
+    let ends = data.ranges.iter().skip(1).map(|range| range.start).chain([data.bytes().len()]);
+    for (range, end) in data.ranges.iter().zip(ends) {
         let len = end - range.start;
         ensure!(
             len <= largest,
@@ -312,30 +318,30 @@ fn chunks(pristine: &Pristine, largest: usize) -> Result<Vec<Range<usize>>> {
             starts.push(range.start);
         }
     }
-    let ends = starts.iter().skip(1).copied().chain([pristine.bytes().len()]).collect::<Vec<_>>();
+    let ends = starts.iter().skip(1).copied().chain([data.bytes().len()]).collect::<Vec<_>>();
     Ok(starts.into_iter().zip(ends).map(|(start, end)| start..end).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workloads::Set;
+    use crate::sets::GradientSet;
     use gradclip::DType;
 
     #[test]
     fn an_arena_is_cut_between_tensors_where_buffers_are_small() {
-        let set = Set::new("any", DType::F32, vec![64, 65, 128, 1]);
-        let pristine = Pristine::new(&set);
-        assert_eq!(pristine.ranges, [0..256, 256..516, 768..1280, 1280..1284]);
+        let set = GradientSet::new("any", DType::F32, vec![64, 65, 128, 1]);
+        let data = SetData::new(&set);
+        assert_eq!(data.ranges, [0..256, 256..516, 768..1280, 1280..1284]);
         for (largest, expected) in
             [(4096, &[1536][..]), (1280, &[1280, 1536]), (768, &[768, 1536]), (512, &[256, 768, 1280, 1536])]
         {
-            let chunks = chunks(&pristine, largest).unwrap();
+            let chunks = chunks(&data, largest).unwrap();
             let ends: Vec<usize> = chunks.iter().map(|chunk| chunk.end).collect();
             let starts: Vec<usize> = chunks.iter().map(|chunk| chunk.start).collect();
             assert_eq!(ends, expected, "{largest}");
             assert_eq!((starts[0], &starts[1..]), (0, &ends[..ends.len() - 1]), "{largest}");
         }
-        assert!(chunks(&pristine, 256).is_err());
+        assert!(chunks(&data, 256).is_err());
     }
 }

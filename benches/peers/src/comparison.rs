@@ -2,16 +2,18 @@
 
 use anyhow::{Context as _, Result, ensure};
 use gradclip::{ClipPlan, DType, Gradient, wgpu};
-use gradclip_measure::device::{Gpu, allocate_one};
-use gradclip_measure::kernels::Bound;
-use gradclip_measure::timing::{Roofline, Sample, Work};
-use gradclip_measure::workloads::{Op, Pristine};
+use gradclip_measure::data::SetData;
+use gradclip_measure::device::{GpuDevice, allocate_one};
+use gradclip_measure::ops::Op;
+use gradclip_measure::roofline::Roofline;
+use gradclip_measure::roofline::gpu::BoundBuffers;
+use gradclip_measure::timing::{Sample, Workload};
 use lampshade::{Reducer, U32Reduction};
 use wgpu::{Buffer, BufferUsages, CommandEncoder};
 
 /// What reads a buffer once, and makes one number of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Competitor {
     /// The norm of its f32 elements.
     Gradclip,
     /// The wrapping sum of the same bits as u32.
@@ -20,7 +22,7 @@ pub(crate) enum Way {
     Read,
 }
 
-impl Way {
+impl Competitor {
     /// In the order of their numbers.
     pub(crate) const ALL: [Self; 3] = [Self::Gradclip, Self::Lampshade, Self::Read];
 
@@ -33,7 +35,7 @@ impl Way {
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::Gradclip | Self::Read => self.work().name(),
+            Self::Gradclip | Self::Read => self.workload().name(),
             Self::Lampshade => "sum",
         }
     }
@@ -46,37 +48,37 @@ impl Way {
     }
 
     /// As `gradclip bench` knows it: a sum reads what a norm reads.
-    pub(crate) const fn work(self) -> Work {
+    pub(crate) const fn workload(self) -> Workload {
         match self {
-            Self::Gradclip | Self::Lampshade => Work::Op(Op::Norm),
-            Self::Read => Work::Roofline(Roofline::Read),
+            Self::Gradclip | Self::Lampshade => Workload::Op(Op::Norm),
+            Self::Read => Workload::Roofline(Roofline::Read),
         }
     }
 }
 
-/// A buffer, and what each way needs to read it.
-pub(crate) struct Contest<'a> {
+/// A buffer, and what each competitor needs to read it.
+pub(crate) struct Comparison<'a> {
     gpu: &'a Gpu,
     buffer: Buffer,
     elements: u32,
     plan: ClipPlan,
     reducer: Reducer,
     sum: Buffer,
-    read: (Bound, usize),
+    read: (BoundBuffers, usize),
 }
 
-impl<'a> Contest<'a> {
+impl<'a> Comparison<'a> {
     /// Fails if one of the answers is wrong.
-    pub(crate) fn new(gpu: &'a Gpu, pristine: &Pristine) -> Result<Self> {
-        let bytes = pristine.bytes();
+    pub(crate) fn new(gpu: &'a GpuDevice, data: &SetData) -> Result<Self> {
+        let bytes = data.bytes();
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let buffer = allocate_one(&gpu.device, bytes.len(), usage)?;
         gpu.write(&buffer, bytes)?;
         let gradient = Gradient::new(&buffer, DType::F32);
-        let read = gpu.kernels.read(std::slice::from_ref(&buffer));
-        let steps = gpu.best(false, &read)?;
-        let mut contest = Self {
-            plan: gpu.clipper.prepare(&[gradient], Op::Norm.clip(pristine.norm))?,
+        let read = gpu.rooflines.read(std::slice::from_ref(&buffer));
+        let steps = gpu.fastest_steps(false, &read)?;
+        let mut comparison = Self {
+            plan: gpu.clipper.prepare(&[gradient], Op::Norm.clip(data.norm))?,
             reducer: Reducer::new(&gpu.device, &gpu.queue),
             sum: allocate_one(&gpu.device, size_of::<u32>(), usage)?,
             elements: u32::try_from(bytes.len() / size_of::<u32>())?,
@@ -84,23 +86,23 @@ impl<'a> Contest<'a> {
             buffer,
             gpu,
         };
-        contest.check(pristine)?;
-        Ok(contest)
+        comparison.check(data)?;
+        Ok(comparison)
     }
 
-    fn check(&mut self, pristine: &Pristine) -> Result<()> {
+    fn check(&mut self, data: &SetData) -> Result<()> {
         let gpu = self.gpu;
         let mut encoder = gpu.encoder();
-        self.record(Way::Gradclip, &mut encoder)?;
-        self.record(Way::Lampshade, &mut encoder)?;
+        self.record(Competitor::Gradclip, &mut encoder)?;
+        self.record(Competitor::Lampshade, &mut encoder)?;
         let ticket = self.plan.read_back(&mut encoder);
         encoder.copy_buffer_to_buffer(&self.sum, 0, &gpu.staging, 0, self.sum.size());
         gpu.submit_and_wait([encoder.finish()])?;
 
-        Op::Norm.check_record(&ticket.wait()?, pristine.norm)?;
-        let words: &[u32] = bytemuck::cast_slice(pristine.bytes());
+        Op::Norm.check_record(&ticket.wait()?, data.norm)?;
+        let words: &[u32] = bytemuck::cast_slice(data.bytes());
         let expected = words.iter().fold(0_u32, |sum, &word| sum.wrapping_add(word));
-        let found = gpu.mapped(&gpu.staging, |bytes| {
+        let found = gpu.read_mapped(&gpu.staging, |bytes| {
             Ok(bytemuck::pod_read_unaligned::<u32>(&bytes[..size_of::<u32>()]))
         })?;
         ensure!(found == expected, "lampshade: the sum is {found}, but it should be {expected}");
@@ -108,20 +110,20 @@ impl<'a> Contest<'a> {
     }
 
     /// Does it once.
-    pub(crate) fn time(&mut self, way: Way) -> Result<Sample> {
+    pub(crate) fn time(&mut self, competitor: Competitor) -> Result<Sample> {
         let mut recorded = Ok(());
-        let sample = self.gpu.time(false, |encoder| recorded = self.record(way, encoder))?;
+        let sample = self.gpu.time(false, |encoder| recorded = self.record(competitor, encoder))?;
         recorded.map(|()| sample)
     }
 
-    fn record(&mut self, way: Way, encoder: &mut CommandEncoder) -> Result<()> {
-        match way {
-            Way::Gradclip => self.plan.encode_norm(encoder),
-            Way::Lampshade => self
+    fn record(&mut self, competitor: Competitor, encoder: &mut CommandEncoder) -> Result<()> {
+        match competitor {
+            Competitor::Gradclip => self.plan.encode_norm(encoder),
+            Competitor::Lampshade => self
                 .reducer
                 .record_reduce(encoder, &self.buffer, &self.sum, self.elements, U32Reduction::Sum)
                 .context("lampshade")?,
-            Way::Read => self.gpu.kernels.encode(&self.read.0, self.read.1, encoder),
+            Competitor::Read => self.gpu.rooflines.encode(&self.read.0, self.read.1, encoder),
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ pub(crate) const STEPS: [u32; 4] = [1, 2, 4, 8];
 
 /// The kernels, each with several numbers of steps.
 #[derive(Debug)]
-pub struct Kernels {
+pub struct RooflineKernels {
     device: Device,
     read: Variants,
     in_place: Variants,
@@ -31,12 +31,12 @@ struct Variants {
 
 /// A kernel on some buffers.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundBuffers {
     read: bool,
     windows: Vec<(wgpu::BindGroup, u64)>,
 }
 
-impl Kernels {
+impl RooflineKernels {
     pub(crate) fn new(device: &Device) -> Self {
         let limits = device.limits();
         let zero = device.create_buffer(&wgpu::BufferDescriptor {
@@ -57,13 +57,13 @@ impl Kernels {
     }
 
     /// Binds the kernel that reads to these buffers, whose sizes are multiples of 16.
-    pub fn read(&self, buffers: &[Buffer]) -> Bound {
-        Bound { read: true, windows: self.windows(&self.read, buffers) }
+    pub fn read(&self, buffers: &[Buffer]) -> BoundBuffers {
+        BoundBuffers { read: true, windows: self.windows(&self.read, buffers) }
     }
 
     /// Binds the kernel that reads and writes back to these buffers, whose sizes are multiples of 16.
-    pub(crate) fn in_place(&self, buffers: &[Buffer]) -> Bound {
-        Bound { read: false, windows: self.windows(&self.in_place, buffers) }
+    pub(crate) fn in_place(&self, buffers: &[Buffer]) -> BoundBuffers {
+        BoundBuffers { read: false, windows: self.windows(&self.in_place, buffers) }
     }
 
     fn windows(&self, variants: &Variants, buffers: &[Buffer]) -> Vec<(wgpu::BindGroup, u64)> {
@@ -93,13 +93,13 @@ impl Kernels {
     }
 
     /// Encodes a kernel, with the number of steps that [`Gpu::best`](crate::device::Gpu::best) returns.
-    pub fn encode(&self, bound: &Bound, steps: usize, encoder: &mut CommandEncoder) {
-        let variants = if bound.read { &self.read } else { &self.in_place };
+    pub fn encode(&self, buffers: &BoundBuffers, steps: usize, encoder: &mut CommandEncoder) {
+        let variants = if buffers.read { &self.read } else { &self.in_place };
         let tile = u64::from(STEPS[steps] * 4 * WORKGROUP);
         let descriptor = wgpu::ComputePassDescriptor { label: Some("roofline"), timestamp_writes: None };
         let mut pass = encoder.begin_compute_pass(&descriptor);
         pass.set_pipeline(&variants.pipelines[steps]);
-        for (bind_group, vectors) in &bound.windows {
+        for (bind_group, vectors) in &buffers.windows {
             let workgroups = u32::try_from(vectors.div_ceil(tile)).expect("a window is small");
             pass.set_bind_group(0, bind_group, &[]);
             pass.dispatch_workgroups(workgroups.min(self.grid), workgroups.div_ceil(self.grid), 1);

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::statistics::Spread;
+use crate::ops::Op;
+use crate::roofline::Roofline;
+use crate::sets::GradientSet;
+use crate::statistics::Quartiles;
 use crate::table::Table;
-use crate::timing::{Roofline, Timed, Work};
-use crate::workloads::{Op, Set};
+use crate::timing::{Timing, Workload};
 
 /// Where something ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +35,10 @@ pub struct Row {
     pub path: Path,
     /// How the gradients lay in memory.
     pub layout: &'static str,
-    /// What was timed.
-    pub work: Work,
+    /// What was timing.
+    pub workload: Workload,
     /// What it took.
-    pub timed: Timed,
+    pub timing: Timing,
     /// What the rooflines of the same path take for the same passes over as many bytes.
     pub roofline: f64,
     /// Whose clock: `gpu` or `wall`.
@@ -44,25 +46,25 @@ pub struct Row {
     /// Whether a cache may have held the gradients.
     pub cached: bool,
     /// Of a plan; the CPU path has none.
-    pub cost: Option<Cost>,
+    pub cost: Option<PlanCost>,
 }
 
 /// What a plan costs besides the time that it runs.
 #[derive(Debug)]
-pub struct Cost {
+pub struct PlanCost {
     /// The dispatches of a step.
     pub dispatches: usize,
     /// The memory that the plan holds besides the gradients.
     pub scratch_bytes: u64,
     /// The time to prepare the plan again, with all kernels compiled.
-    pub prepare: Spread,
+    pub prepare: Quartiles,
 }
 
 /// The rows of one set.
 #[derive(Debug)]
-pub struct Measured {
+pub struct SetReport {
     /// The set.
-    pub set: Set,
+    pub set: GradientSet,
     /// What was measured.
     pub rows: Vec<Row>,
     /// What was not measured, and why.
@@ -70,24 +72,24 @@ pub struct Measured {
 }
 
 /// Returns the name that `--only` selects by.
-pub fn id(path: Path, set: &Set, layout: &str, work: Work) -> String {
-    format!("{}/{}/{}/{layout}/{}", path.name(), set.name, dtype(set), work.name())
+pub fn id(path: Path, set: &GradientSet, layout: &str, workload: Workload) -> String {
+    format!("{}/{}/{}/{layout}/{}", path.name(), set.name, dtype(set), workload.name())
 }
 
 /// Returns the element type of a set, as rows show it.
-pub fn dtype(set: &Set) -> String {
+pub fn dtype(set: &GradientSet) -> String {
     format!("{:?}", set.dtype).to_lowercase()
 }
 
 impl Row {
     /// Returns the median, in seconds.
     pub const fn seconds(&self) -> f64 {
-        self.timed.seconds.median
+        self.timing.seconds.median
     }
 
     /// Returns the fewest bytes that have to move, over the time.
-    pub fn gb_per_s(&self, set: &Set) -> f64 {
-        self.work.bytes(set.bytes()) as f64 / self.seconds() / 1e9
+    pub fn gb_per_s(&self, set: &GradientSet) -> f64 {
+        self.workload.bytes(set.bytes()) as f64 / self.seconds() / 1e9
     }
 
     /// Returns the time of the roofline, in percent of the time.
@@ -96,17 +98,17 @@ impl Row {
     }
 
     /// Returns the row as a JSON object.
-    pub fn json(&self, set: &Set) -> Value {
-        let Timed { seconds, wall, encode, ready } = self.timed;
+    pub fn json(&self, set: &GradientSet) -> Value {
+        let Timing { seconds, wall, encode, ready } = self.timing;
         let cost = self.cost.as_ref();
         json!({
-            "kind": if matches!(self.work, Work::Op(_)) { "operation" } else { "roofline" },
+            "kind": if matches!(self.workload, Workload::Op(_)) { "operation" } else { "roofline" },
             "library": "gradclip",
             "path": self.path.name(),
             "set": set.name,
             "dtype": dtype(set),
             "layout": self.layout,
-            "operation": self.work.name(),
+            "operation": self.workload.name(),
             "tensors": set.lens.len(),
             "tensors_of_model": set.of,
             "elements": set.elements(),
@@ -119,7 +121,7 @@ impl Row {
             "wall_seconds": wall.median,
             "encode_seconds": encode.map(|encode| encode.median),
             "ready_seconds": ready.map(|ready| ready.median),
-            "bytes": self.work.bytes(set.bytes()),
+            "bytes": self.workload.bytes(set.bytes()),
             "gb_per_s": self.gb_per_s(set),
             "roofline_seconds": self.roofline,
             "percent_of_roofline": self.percent(),
@@ -130,21 +132,21 @@ impl Row {
     }
 }
 
-impl Measured {
+impl SetReport {
     fn name(&self) -> String {
-        let Set { name, lens, of, .. } = &self.set;
+        let GradientSet { name, lens, of, .. } = &self.set;
         if lens.len() == *of { name.clone() } else { format!("{name}, {} of {of} tensors", lens.len()) }
     }
 
     /// Finds a row.
-    pub fn find(&self, path: Path, layout: &str, work: Work) -> Option<&Row> {
-        self.rows.iter().find(|row| row.path == path && row.layout == layout && row.work == work)
+    pub fn find(&self, path: Path, layout: &str, workload: Workload) -> Option<&Row> {
+        self.rows.iter().find(|row| row.path == path && row.layout == layout && row.workload == workload)
     }
 
     /// The ways in which operations ran: a path and a layout each.
     fn ways(&self) -> Vec<(Path, &'static str)> {
         let mut ways = Vec::new();
-        for row in self.rows.iter().filter(|row| matches!(row.work, Work::Op(_))) {
+        for row in self.rows.iter().filter(|row| matches!(row.workload, Workload::Op(_))) {
             if !ways.contains(&(row.path, row.layout)) {
                 ways.push((row.path, row.layout));
             }
@@ -154,14 +156,14 @@ impl Measured {
 
     /// What takes how many times as long as what.
     fn ratios(&self, path: Path, layout: &'static str) -> Ratios {
-        let op = |op| self.find(path, layout, Work::Op(op)).map(Row::seconds);
+        let op = |op| self.find(path, layout, Workload::Op(op)).map(Row::seconds);
         let roofline = |roofline| {
             let mut rows = self.rows.iter().filter(|row| row.path == path);
-            rows.find(|row| row.work == Work::Roofline(roofline)).map(Row::seconds)
+            rows.find(|row| row.workload == Workload::Roofline(roofline)).map(Row::seconds)
         };
         let over = |one: Option<f64>, other: Option<f64>| Some(one? / other?);
         let norm = op(Op::Norm);
-        let arena = self.find(path, "arena", Work::Op(Op::Norm)).map(Row::seconds);
+        let arena = self.find(path, "arena", Workload::Op(Op::Norm)).map(Row::seconds);
         Ratios {
             not_exceeded: over(op(Op::NotExceeded), norm),
             coefficient_only: over(op(Op::CoefficientOnly), norm),
@@ -204,10 +206,10 @@ impl Ratios {
 }
 
 /// Returns all rows, the sets that were skipped, and the ratios, as JSON objects.
-pub fn json(all: &[Measured]) -> Vec<Value> {
+pub fn json(all: &[SetReport]) -> Vec<Value> {
     let mut lines = Vec::new();
     for measured in all {
-        let Measured { set, rows, skipped } = measured;
+        let SetReport { set, rows, skipped } = measured;
         lines.extend(rows.iter().map(|row| row.json(set)));
         lines.extend(skipped.iter().map(|(path, why)| {
             json!({ "kind": "skipped", "path": path.name(), "set": set.name, "dtype": dtype(set), "why": why })
@@ -226,7 +228,7 @@ pub fn json(all: &[Measured]) -> Vec<Value> {
 }
 
 /// Returns all rows and ratios as tables.
-pub fn table(all: &[Measured]) -> String {
+pub fn table(all: &[SetReport]) -> String {
     let gpu = all.iter().flat_map(|measured| &measured.rows).any(|row| row.path == Path::Gpu);
     let mut tables = vec![times(all, gpu)];
     if gpu {
@@ -243,14 +245,14 @@ pub fn table(all: &[Measured]) -> String {
     tables.iter().map(Table::to_string).collect::<Vec<_>>().join("\n") + &skipped.collect::<String>()
 }
 
-fn times(all: &[Measured], gpu: bool) -> Table {
+fn times(all: &[SetReport], gpu: bool) -> Table {
     let heading = ["set", "dtype", "path", "layout", "operation", "time", "spread", "GB/s", "roofline"];
     let own = gpu.then_some(["wall", "encode", "ready"]).into_iter().flatten();
     let mut table = Table::new(heading.into_iter().chain(own)).numbers_from(5);
     for measured in all {
         let set = &measured.set;
         for row in &measured.rows {
-            let Timed { seconds, wall, encode, ready } = row.timed;
+            let Timing { seconds, wall, encode, ready } = row.timing;
             let host =
                 [Some(wall), encode, ready].map(|time| time.map_or("-".into(), |time| duration(time.median)));
             table.row(
@@ -259,7 +261,7 @@ fn times(all: &[Measured], gpu: bool) -> Table {
                     dtype(set),
                     row.path.name().into(),
                     row.layout.into(),
-                    row.work.name().into(),
+                    row.workload.name().into(),
                     duration(seconds.median),
                     format!("{:.0} %", 100.0 * seconds.relative()),
                     significant(row.gb_per_s(set)),
@@ -273,20 +275,20 @@ fn times(all: &[Measured], gpu: bool) -> Table {
     table
 }
 
-fn plans(all: &[Measured]) -> Table {
+fn plans(all: &[SetReport]) -> Table {
     let heading =
         ["set", "dtype", "layout", "plan", "dispatches", "prepare again", "scratch", "of gradients"];
     let mut table = Table::new(heading).numbers_from(4);
     // The other plans are parts of the first; only a clamp has less.
-    let shown = [Work::Op(Op::Exceeded), Work::Op(Op::Clamp)];
+    let shown = [Workload::Op(Op::Exceeded), Workload::Op(Op::Clamp)];
     for measured in all {
-        for row in measured.rows.iter().filter(|row| shown.contains(&row.work)) {
+        for row in measured.rows.iter().filter(|row| shown.contains(&row.workload)) {
             let Some(cost) = &row.cost else { continue };
             table.row([
                 measured.name(),
                 dtype(&measured.set),
                 row.layout.into(),
-                row.work.name().into(),
+                row.workload.name().into(),
                 cost.dispatches.to_string(),
                 duration(cost.prepare.median),
                 format!("{} B", cost.scratch_bytes),
@@ -297,7 +299,7 @@ fn plans(all: &[Measured]) -> Table {
     table
 }
 
-fn ratios(all: &[Measured], gpu: bool) -> Table {
+fn ratios(all: &[SetReport], gpu: bool) -> Table {
     // The CPU path has one layout.
     let names = &Ratios::NAMES[..Ratios::NAMES.len() - usize::from(!gpu)];
     let heading = ["set", "dtype", "path", "layout"].into_iter().chain(names.iter().copied());
