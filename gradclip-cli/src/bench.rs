@@ -25,7 +25,7 @@ use gradclip_measure::timing::{Timing, Workload, time_interleaved};
 use gradclip_measure::{bytes, machine, text};
 use serde_json::{Value, json};
 
-use crate::manner::matches;
+use crate::glob::matches;
 use crate::progress::Progress;
 use crate::{file, stdout};
 
@@ -51,7 +51,7 @@ const SLICES: &str = "slices";
 ///
 /// Times every operation on single tensors of 2^10 elements and more, on the tensor shapes of four models, and on 1000 small
 /// tensors, on the GPU and the CPU, beside rooflines that only move the same bytes. Every result is checked before it is
-/// timing.
+/// timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The GPU: auto (if there is one), gpu (even a software adapter), cpu (none), or part of a GPU's name
@@ -105,7 +105,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
-    let mut print = |text: &str| out.write_all(text.as_bytes()).context(stdout::FAILED);
+    let mut print = |text: &str| out.write_all(text.as_bytes()).context(stdout::PRINT_FAILED);
     if !args.check.is_empty() {
         return print(&text::lines(&check::report(&args.check, args.rated)?));
     }
@@ -119,18 +119,18 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
     rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads to measure with")?;
     let bench = Bench {
         gpu: GpuDevice::open(&args.device, args.cold_bytes)?,
-        cold: args.cold_bytes.unwrap_or_else(machine::cold_bytes),
+        cold_bytes: args.cold_bytes.unwrap_or_else(machine::cold_bytes),
         args,
     };
     let sets: Vec<GradientSet> = sets(args.max_bytes.unwrap_or(MAX_BYTES))?
         .into_iter()
-        .filter(|set| !bench.wanted(set).is_empty())
+        .filter(|set| !bench.cases(set).is_empty())
         .collect();
     ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
-    ensure!(plot.is_none() || sets.iter().any(|set| bench.plots(set)), "--plot: {}", plot::NOTHING);
+    ensure!(plot.is_none() || sets.iter().any(|set| bench.has_plot_point(set)), "--plot: {}", plot::NOTHING);
 
     let machine = bench.machine();
-    let mut saved = save.map(|path| Saved::create(path, &machine)).transpose()?;
+    let mut saved = save.map(|path| SaveFile::create(path, &machine)).transpose()?;
     let mut all = Vec::new();
     // Whatever fails from here on, what has been measured is printed.
     let measured = bench.measure_all(sets, |measured| {
@@ -179,14 +179,14 @@ fn json_lines(lines: impl IntoIterator<Item = Value>) -> String {
 }
 
 /// The file of `--save`. It grows set by set, so that an interrupted run keeps what it has measured.
-struct Saved<'a> {
+struct SaveFile<'a> {
     path: &'a FilePath,
     file: File,
     /// What became of it. After the first failure nothing is appended.
     appended: Result<()>,
 }
 
-impl<'a> Saved<'a> {
+impl<'a> SaveFile<'a> {
     /// Replaces the file by one that holds the machine line alone.
     fn create(path: &'a FilePath, machine: &Value) -> Result<Self> {
         let file = File::create(path).with_context(|| cannot_write(path))?;
@@ -208,19 +208,19 @@ struct Bench<'a> {
     args: &'a Args,
     gpu: Option<GpuDevice>,
     /// For the CPU.
-    cold: usize,
+    cold_bytes: usize,
 }
 
 /// One row to be.
 #[derive(Clone, Copy)]
-struct Task {
+struct Case {
     path: Path,
     /// None on the CPU.
     layout: Option<Layout>,
     workload: Workload,
 }
 
-impl Task {
+impl Case {
     fn layout(self) -> &'static str {
         self.layout.map_or(SLICES, Layout::name)
     }
@@ -228,8 +228,8 @@ impl Task {
 
 impl Bench<'_> {
     /// The rows that are asked for. Rooflines come with the first row of a path.
-    fn wanted(&self, set: &GradientSet) -> Vec<Task> {
-        let mut tasks = Vec::new();
+    fn cases(&self, set: &GradientSet) -> Vec<Case> {
+        let mut cases = Vec::new();
         let gpu = self.gpu.as_ref().filter(|gpu| {
             self.args.max_bytes.is_some() || !gpu.software || set.bytes() <= MAX_BYTES_IN_SOFTWARE
         });
@@ -242,26 +242,27 @@ impl Bench<'_> {
                 (Path::Gpu, Some(_)) => layouts.iter().copied().map(Some).collect(),
                 (Path::Cpu, _) => vec![None],
             };
-            let task = |layout, workload| Task { path, layout, workload };
-            let selected = |task: &Task| self.selects(&report::id(path, set, task.layout(), task.workload));
-            let ops = layouts.iter().flat_map(|&layout| Op::ALL.map(|op| task(layout, Workload::Op(op))));
-            let ops: Vec<Task> = ops.filter(selected).collect();
-            let rooflines = Roofline::ALL.map(|roofline| task(layouts[0], Workload::Roofline(roofline)));
-            tasks.extend(rooflines.into_iter().filter(|task| !ops.is_empty() || selected(task)));
-            tasks.extend(ops);
+            let case = |layout, workload| Case { path, layout, workload };
+            let selected =
+                |case: &Case| self.is_selected(&report::id(path, set, case.layout(), case.workload));
+            let ops = layouts.iter().flat_map(|&layout| Op::ALL.map(|op| case(layout, Workload::Op(op))));
+            let ops: Vec<Case> = ops.filter(selected).collect();
+            let rooflines = Roofline::ALL.map(|roofline| case(layouts[0], Workload::Roofline(roofline)));
+            cases.extend(rooflines.into_iter().filter(|case| !ops.is_empty() || selected(case)));
+            cases.extend(ops);
         }
-        tasks
+        cases
     }
 
-    fn selects(&self, id: &str) -> bool {
+    fn is_selected(&self, id: &str) -> bool {
         let patterns = &self.args.only;
         patterns.is_empty() || patterns.iter().any(|pattern| matches(&format!("*{pattern}*"), id))
     }
 
     /// Whether a point of the plot comes of the set.
-    fn plots(&self, set: &GradientSet) -> bool {
-        let exceeded = |task: &Task| task.workload == Workload::Op(Op::Exceeded);
-        plot::is_single(set) && self.wanted(set).iter().any(exceeded)
+    fn has_plot_point(&self, set: &GradientSet) -> bool {
+        let exceeded = |case: &Case| case.workload == Workload::Op(Op::Exceeded);
+        plot::is_single(set) && self.cases(set).iter().any(exceeded)
     }
 
     fn measure_all(&self, sets: Vec<GradientSet>, mut done: impl FnMut(SetReport)) -> Result<()> {
@@ -277,67 +278,67 @@ impl Bench<'_> {
     }
 
     fn measure(&self, set: GradientSet, pool: &mut AlignedBytes, share: Duration) -> Result<SetReport> {
-        let mut tasks = self.wanted(&set);
+        let mut cases = self.cases(&set);
         let mut skipped = Vec::new();
-        let mut skip = |tasks: &mut Vec<Task>, path, error: anyhow::Error| {
-            tasks.retain(|task| task.path != path);
+        let mut skip = |cases: &mut Vec<Case>, path, error: anyhow::Error| {
+            cases.retain(|case| case.path != path);
             skipped.push((path, format!("{error:#}")));
         };
         if let Err(error) = machine::ensure_memory(set.bytes()) {
-            skip(&mut tasks, Path::Cpu, error);
+            skip(&mut cases, Path::Cpu, error);
             return Ok(SetReport { set, rows: Vec::new(), skipped });
         }
         let data = SetData::new(&set);
         let mut cpu = None;
-        if tasks.iter().any(|task| task.path == Path::Cpu) {
-            match CpuBench::new(&data, pool, if set.cached { 0 } else { self.cold }) {
+        if cases.iter().any(|case| case.path == Path::Cpu) {
+            match CpuBench::new(&data, pool, if set.cached { 0 } else { self.cold_bytes }) {
                 Ok(found) => cpu = Some(found),
-                Err(error) => skip(&mut tasks, Path::Cpu, error),
+                Err(error) => skip(&mut cases, Path::Cpu, error),
             }
         }
         let mut gpu = None;
-        if let Some(device) = self.gpu.as_ref().filter(|_| tasks.iter().any(|task| task.path == Path::Gpu)) {
-            let mut layouts: Vec<Layout> = tasks.iter().filter_map(|task| task.layout).collect();
+        if let Some(device) = self.gpu.as_ref().filter(|_| cases.iter().any(|case| case.path == Path::Gpu)) {
+            let mut layouts: Vec<Layout> = cases.iter().filter_map(|case| case.layout).collect();
             layouts.sort_by_key(|layout| layout.name());
             layouts.dedup();
             match GpuBench::new(device, &data, set.cached, &layouts) {
                 Ok(found) => gpu = Some(found),
-                Err(error) => skip(&mut tasks, Path::Gpu, error),
+                Err(error) => skip(&mut cases, Path::Gpu, error),
             }
         }
 
-        for task in &tasks {
-            let Workload::Op(op) = task.workload else { continue };
-            let checked = match (task.layout, &mut cpu, &gpu) {
+        for case in &cases {
+            let Workload::Op(op) = case.workload else { continue };
+            let checked = match (case.layout, &mut cpu, &gpu) {
                 (Some(layout), _, Some(gpu)) => gpu.check(layout, op),
                 (None, Some(cpu), _) => cpu.check(op),
-                _ => unreachable!("what was not opened has no tasks"),
+                _ => unreachable!("what was not opened has no cases"),
             };
-            checked.with_context(|| report::id(task.path, &set, task.layout(), task.workload))?;
+            checked.with_context(|| report::id(case.path, &set, case.layout(), case.workload))?;
         }
         // One path after the other. A GPU that waits while the CPU has its turn lowers its clocks, and is measured slow.
-        let paths: Vec<&[Task]> = tasks.chunk_by(|one, next| one.path == next.path).collect();
-        let mut timing = Vec::with_capacity(tasks.len());
-        for tasks in &paths {
+        let paths: Vec<&[Case]> = cases.chunk_by(|one, next| one.path == next.path).collect();
+        let mut timing = Vec::with_capacity(cases.len());
+        for cases in &paths {
             let share = share / u32::try_from(paths.len())?;
-            timing.extend(time_interleaved(tasks.len(), share, |index| {
-                match (tasks[index], &mut cpu, &gpu) {
-                    (Task { layout: Some(layout), workload, .. }, _, Some(gpu)) => gpu.time(layout, workload),
-                    (Task { layout: None, workload, .. }, Some(cpu), _) => cpu.time(workload),
-                    _ => unreachable!("what was not opened has no tasks"),
+            timing.extend(time_interleaved(cases.len(), share, |index| {
+                match (cases[index], &mut cpu, &gpu) {
+                    (Case { layout: Some(layout), workload, .. }, _, Some(gpu)) => gpu.time(layout, workload),
+                    (Case { layout: None, workload, .. }, Some(cpu), _) => cpu.time(workload),
+                    _ => unreachable!("what was not opened has no cases"),
                 }
             })?);
         }
-        let rows = tasks.iter().zip(&timing).map(|(&task, &one)| Row {
-            path: task.path,
-            layout: task.layout(),
-            workload: task.workload,
+        let rows = cases.iter().zip(&timing).map(|(&case, &one)| Row {
+            path: case.path,
+            layout: case.layout(),
+            workload: case.workload,
             timing: one,
-            roofline: roofline(task, &tasks, &timing),
-            clock: self.gpu.as_ref().filter(|_| task.path == Path::Gpu).map_or("wall", GpuDevice::clock),
-            cached: set.cached || self.cold_of(task.path) == 0,
-            cost: match (task, &gpu) {
-                (Task { layout: Some(layout), workload: Workload::Op(op), .. }, Some(gpu)) => {
+            roofline: roofline(case, &cases, &timing),
+            clock: self.gpu.as_ref().filter(|_| case.path == Path::Gpu).map_or("wall", GpuDevice::clock),
+            cached: set.cached || self.cold_bytes(case.path) == 0,
+            cost: match (case, &gpu) {
+                (Case { layout: Some(layout), workload: Workload::Op(op), .. }, Some(gpu)) => {
                     Some(gpu.cost(layout, op))
                 }
                 _ => None,
@@ -347,10 +348,10 @@ impl Bench<'_> {
         Ok(SetReport { set, rows, skipped })
     }
 
-    fn cold_of(&self, path: Path) -> usize {
+    fn cold_bytes(&self, path: Path) -> usize {
         match (path, &self.gpu) {
             (Path::Gpu, Some(gpu)) => gpu.cold_bytes,
-            _ => self.cold,
+            _ => self.cold_bytes,
         }
     }
 
@@ -367,7 +368,7 @@ impl Bench<'_> {
             "unix_time": SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
             "cpu": machine::cpu_model(),
             "threads": gradclip::cpu::threads(),
-            "cold_bytes": self.cold,
+            "cold_bytes": self.cold_bytes,
             "gpu": self.gpu.as_ref().map(|gpu| &gpu.name),
             "gpu_is_software": self.gpu.as_ref().map(|gpu| gpu.software),
             "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold_bytes),
@@ -383,7 +384,7 @@ impl Bench<'_> {
         let mut lines =
             vec![format!("CPU path: {}, {} threads", machine::cpu_model(), gradclip::cpu::threads())];
         match &self.gpu {
-            Some(gpu) => lines.push(format!("GPU path: {}, timing by the {} clock", gpu.name, gpu.clock())),
+            Some(gpu) => lines.push(format!("GPU path: {}, timed by the {} clock", gpu.name, gpu.clock())),
             None if self.args.device == DeviceChoice::Auto && has_software() => lines.push(
                 "GPU path: none but a software adapter, which says nothing about GPU speed (--device gpu measures it)".into(),
             ),
@@ -403,15 +404,15 @@ fn has_software() -> bool {
     adapters().iter().any(|adapter| is_software(&adapter.get_info()))
 }
 
-/// What the rooflines of its path take for the passes of a task.
-fn roofline(task: Task, tasks: &[Task], timing: &[Timing]) -> f64 {
+/// What the rooflines of its path take for the passes of a case.
+fn roofline(case: Case, cases: &[Case], timing: &[Timing]) -> f64 {
     let of = |roofline| {
-        let is = |(other, _): &(&Task, &Timing)| {
-            other.path == task.path && other.workload == Workload::Roofline(roofline)
+        let is = |(other, _): &(&Case, &Timing)| {
+            other.path == case.path && other.workload == Workload::Roofline(roofline)
         };
-        tasks.iter().zip(timing).find(is).map_or(f64::NAN, |(_, timing)| timing.seconds.median)
+        cases.iter().zip(timing).find(is).map_or(f64::NAN, |(_, timing)| timing.seconds.median)
     };
-    match task.workload {
+    match case.workload {
         Workload::Roofline(roofline) => of(roofline),
         Workload::Op(op) => match op.passes() {
             (0, _) => of(Roofline::InPlace),

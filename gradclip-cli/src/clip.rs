@@ -9,11 +9,11 @@ use gradclip::{Clip, ClipRecord, Clipped, DeviceChoice, Error, SliceClipper, Sli
 use gradclip_measure::machine::available_memory;
 use gradclip_measure::text::quoted;
 
+use crate::clip_options::{ClipOptions, Scope};
 use crate::file::{Chunk, Gradients, Inputs, Output, Target, Tensor, Writer};
-use crate::manner::{Manner, Scope};
 use crate::plot;
 use crate::progress::Progress;
-use crate::report::{Group, Report, Row};
+use crate::report::{GroupRow, Report, TensorRow};
 use crate::stages::Stages;
 use crate::stdout;
 
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     gradients: Vec<PathBuf>,
 
     #[command(flatten)]
-    manner: Manner,
+    options: ClipOptions,
 
     /// Write the clipped gradients to this file, which may be the input
     ///
@@ -63,10 +63,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let manner = &args.manner;
+    let options = &args.options;
     // An impossible limit, an output out of reach and a missing device should not be found only after long work.
-    Clip::all_checked(&manner.clips())?;
-    manner.check_total_norm()?;
+    Clip::all_checked(&options.clips())?;
+    options.check_total_norm()?;
     let inputs = Inputs::new(&args.gradients)?;
     let output = args.output.as_deref().map(|path| Output::check(path, inputs.are_several())).transpose()?;
     let others = || {
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let progress = Progress::new(args.json);
     let mut stages = Stages::new(&progress);
     let files = stages.time("read", || inputs.open())?;
-    let groups = manner.assign(files.names())?;
+    let groups = options.assign(files.names())?;
     let mut gradients = Gradients::new(files, &groups)?;
     let targets = output.map(|output| gradients.targets(output)).transpose()?;
     let mut clipper = stages.time("open", || SliceClipper::new(&args.device))?;
@@ -92,12 +92,12 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             gradients.load(&mut stages)?;
         }
     }
-    let outcome = clip(&mut gradients, manner, &clipper, plot.is_some(), targets, &mut stages)?;
+    let outcome = clip(&mut gradients, options, &clipper, plot.is_some(), targets, &mut stages)?;
 
     let group_of = gradients.group_of();
     let report = Report {
-        scope: manner.scope(),
-        groups: outcome.groups(manner, group_of),
+        scope: options.scope(),
+        groups: outcome.groups(options, group_of),
         excluded: gradients.excluded().to_vec(),
         tensors: outcome.rows(gradients.tensors(), group_of),
         device: outcome.device.to_string(),
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let printed = if args.json { report.write_json(out) } else { report.write_table(out) };
     // Neither is lost because of the other.
     let drawn = plot.map_or(Ok(()), |plot| plot.write(&plot::norms(&report)?));
-    printed.and_then(|()| out.flush()).context(stdout::FAILED).and(drawn)
+    printed.and_then(|()| out.flush()).context(stdout::PRINT_FAILED).and(drawn)
 }
 
 /// Fails unless a GPU's way through main memory is open: for the gradients, and what is on its way to the device.
@@ -142,18 +142,18 @@ struct Outcome {
 /// Measures, clips, measures again and writes.
 fn clip(
     gradients: &mut Gradients,
-    manner: &Manner,
+    options: &ClipOptions,
     clipper: &SliceClipper,
     norms_wanted: bool,
     targets: Option<Vec<Target>>,
     stages: &mut Stages<'_>,
 ) -> Result<Outcome> {
-    let (scope, clips, [_, after]) = (manner.scope(), manner.clips(), manner.measures());
+    let (scope, clips, [_, after]) = (options.scope(), options.clips(), options.measures());
     let group_of = gradients.group_of().to_vec();
-    let Measured { stats, norms, records } = measure(gradients, manner, &group_of, stages)?;
+    let InitialMeasurement { stats, norms, records } = measure(gradients, options, &group_of, stages)?;
     let is_in_memory = gradients.is_in_memory();
     let (records, device) = if is_in_memory {
-        clip_in_memory(gradients, manner, clipper, stages)?
+        clip_in_memory(gradients, options, clipper, stages)?
     } else {
         (records, SliceDevice::Cpu { threads: cpu::threads() })
     };
@@ -161,7 +161,7 @@ fn clip(
     let before = if scope == Scope::Group { of_records() } else { norms };
 
     let after = if norms_wanted { after.tensor_stats() } else { after };
-    let mut measured = Measuring::new(&vec![after; clips.len()], &group_of)?;
+    let mut measured = ChunkedMeasurement::new(&vec![after; clips.len()], &group_of)?;
     let writer = targets.map(Writer::new).transpose()?;
     gradients.pass(stages, writer, |chunk, stages| {
         if !is_in_memory {
@@ -185,7 +185,7 @@ fn clip(
 }
 
 /// What is known before anything is clipped.
-struct Measured {
+struct InitialMeasurement {
     stats: Vec<TensorStats>,
     /// The norm of each group.
     norms: Vec<f32>,
@@ -196,57 +196,58 @@ struct Measured {
 /// Measures all tensors, chunk by chunk.
 fn measure(
     gradients: &mut Gradients,
-    manner: &Manner,
+    options: &ClipOptions,
     group_of: &[usize],
     stages: &mut Stages<'_>,
-) -> Result<Measured> {
-    let (scope, clips, [before, _]) = (manner.scope(), manner.clips(), manner.measures());
-    let finds_records = !gradients.is_in_memory() && manner.total_norm().is_none();
+) -> Result<InitialMeasurement> {
+    let (scope, clips, [before, _]) = (options.scope(), options.clips(), options.measures());
+    let finds_records = !gradients.is_in_memory() && options.total_norm().is_none();
     // The norms of a clip by group are those of the clip itself. Where each tensor is clipped by itself both are measured.
     let is_joint = finds_records && scope == Scope::Group;
     let joint = if is_joint { clips.clone() } else { vec![before; clips.len()] };
     let joint: Vec<Clip> = joint.into_iter().map(Clip::tensor_stats).collect();
-    let mut joint = Measuring::new(&joint, group_of)?;
+    let mut joint = ChunkedMeasurement::new(&joint, group_of)?;
     let is_alone = finds_records && scope == Scope::Tensor;
-    let mut alone = is_alone.then(|| Measuring::new(&clips, group_of)).transpose()?;
+    let mut per_tensor = is_alone.then(|| ChunkedMeasurement::new(&clips, group_of)).transpose()?;
     gradients.pass(stages, None, |chunk, stages| {
         stages.time("measure", || {
             joint.add(chunk)?;
-            alone.as_mut().map_or(Ok(()), |alone| alone.add(chunk))
+            per_tensor.as_mut().map_or(Ok(()), |per_tensor| per_tensor.add(chunk))
         })
     })?;
-    let named = |error| named(error, gradients.tensors());
-    let of_groups = joint.conclude().map_err(named)?;
+    let with_tensor_name = |error| with_tensor_name(error, gradients.tensors());
+    let of_groups = joint.conclude().map_err(with_tensor_name)?;
     let norms = of_groups.iter().map(|record| record.total_norm).collect();
-    let records = match (alone, manner.total_norm()) {
-        (Some(mut alone), _) => alone.conclude().map_err(named)?,
+    let records = match (per_tensor, options.total_norm()) {
+        (Some(mut per_tensor), _) => per_tensor.conclude().map_err(with_tensor_name)?,
         (None, Some(norm)) if !gradients.is_in_memory() => {
             vec![cpu::clip_with_norm(&mut [], clips[0], norm)?]
         }
         _ if is_joint => of_groups,
         _ => Vec::new(),
     };
-    Ok(Measured { stats: joint.plan.tensor_stats().to_vec(), norms, records })
+    Ok(InitialMeasurement { stats: joint.plan.tensor_stats().to_vec(), norms, records })
 }
 
 /// Clips what is in memory by the device of the clipper.
 fn clip_in_memory(
     gradients: &mut Gradients,
-    manner: &Manner,
+    options: &ClipOptions,
     clipper: &SliceClipper,
     stages: &mut Stages<'_>,
 ) -> Result<(Vec<ClipRecord>, SliceDevice)> {
     stages.stage("clip");
-    let clips = manner.clips();
+    let clips = options.clips();
     let mut list = gradients.list();
-    let clipped = match manner.total_norm() {
+    let clipped = match options.total_norm() {
         Some(norm) => clipper
             .clip_with_norm(&mut list, clips[0], norm)
             .map(|Clipped { record, device, timings }| Clipped { record: vec![record], device, timings }),
         None => clipper.clip_groups(&mut list, &clips),
     };
     drop(list);
-    let Clipped { record, device, timings } = clipped.map_err(|error| named(error, gradients.tensors()))?;
+    let Clipped { record, device, timings } =
+        clipped.map_err(|error| with_tensor_name(error, gradients.tensors()))?;
     stages.add("upload", timings.upload);
     stages.add("clip", timings.clip);
     stages.add("download", timings.download);
@@ -254,13 +255,13 @@ fn clip_in_memory(
 }
 
 /// A measurement of all tensors, chunk by chunk.
-struct Measuring<'a> {
+struct ChunkedMeasurement<'a> {
     plan: ClipPlan,
     measurements: Vec<Measurement>,
     group_of: &'a [usize],
 }
 
-impl<'a> Measuring<'a> {
+impl<'a> ChunkedMeasurement<'a> {
     fn new(clips: &[Clip], group_of: &'a [usize]) -> Result<Self> {
         Ok(Self { plan: ClipPlan::new(clips)?, measurements: Vec::new(), group_of })
     }
@@ -278,9 +279,9 @@ impl<'a> Measuring<'a> {
 }
 
 impl Outcome {
-    fn rows(&self, tensors: &[Tensor], group_of: &[usize]) -> Vec<Row> {
+    fn rows(&self, tensors: &[Tensor], group_of: &[usize]) -> Vec<TensorRow> {
         let own = |index: usize| self.records.get(index).filter(|_| self.scope == Scope::Tensor).copied();
-        let row = |(index, tensor): (usize, &Tensor)| Row {
+        let row = |(index, tensor): (usize, &Tensor)| TensorRow {
             tensor: tensor.clone(),
             stats: self.stats[index],
             norm_after: self.norms_after.as_ref().map(|norms| norms[index]),
@@ -290,20 +291,20 @@ impl Outcome {
         tensors.iter().enumerate().map(row).collect()
     }
 
-    fn groups(&self, manner: &Manner, group_of: &[usize]) -> Vec<Group> {
+    fn groups(&self, options: &ClipOptions, group_of: &[usize]) -> Vec<GroupRow> {
         let joint = |index: usize| self.records.get(index).filter(|_| self.scope == Scope::Group).copied();
-        let group = |(index, (pattern, limit))| Group {
+        let group = |(index, (pattern, limit))| GroupRow {
             pattern,
             limit,
             norms: group_of.contains(&index).then(|| [self.before[index], self.after[index]]),
             record: joint(index),
         };
-        manner.patterns().zip(manner.limits()).enumerate().map(group).collect()
+        options.patterns().zip(options.limits()).enumerate().map(group).collect()
     }
 }
 
 /// An error in the names of the file.
-fn named(error: Error, tensors: &[Tensor]) -> anyhow::Error {
+fn with_tensor_name(error: Error, tensors: &[Tensor]) -> anyhow::Error {
     match error {
         Error::NonFinite { gradient: Some(gradient), total_norm, .. } => {
             let name = quoted(&tensors[gradient.index].name);

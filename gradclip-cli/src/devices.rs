@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     } else {
         out.write_all(table(&adapters, auto).as_bytes())
     };
-    printed.context(stdout::FAILED)
+    printed.context(stdout::PRINT_FAILED)
 }
 
 fn table(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {

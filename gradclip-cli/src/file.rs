@@ -5,9 +5,9 @@
 //! than memory; a GPU needs all of them in memory once.
 
 mod header;
-mod interrupt;
+mod input;
 mod output;
-mod set;
+mod signals;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
@@ -23,10 +23,10 @@ use gradclip_measure::text::{self, quoted};
 use half::{bf16, f16};
 
 use crate::stages::Stages;
-pub(crate) use interrupt::survive_file_size_limit;
+pub(crate) use input::{Files, Inputs};
+use input::{Source, cannot_read};
 pub(crate) use output::{Output, Target, Writer};
-pub(crate) use set::{Files, Inputs};
-use set::{Source, cannot_read};
+pub(crate) use signals::survive_file_size_limit;
 
 /// The bytes that are read and clipped at once: whole pieces of a [`Measurement`], and enough for many threads.
 const CHUNK: usize = 1 << 24;
@@ -34,13 +34,13 @@ const _: () = assert!(CHUNK.is_multiple_of(4 * Measurement::PIECE));
 
 /// The gradients of some files: those that are to be clipped, and what stays as it is.
 pub(crate) struct Gradients {
-    sources: Vec<(Source, Vec<Part>)>,
+    sources: Vec<(Source, Vec<DataRange>)>,
     tensors: Vec<Tensor>,
     group_of: Vec<usize>,
     excluded: Vec<String>,
     index: Option<(PathBuf, Vec<u8>)>,
     /// The elements, if all of them are in memory.
-    memory: Option<Vec<Values>>,
+    memory: Option<Vec<TensorData>>,
     /// For those that are not.
     buffer: Vec<u32>,
 }
@@ -55,9 +55,9 @@ pub(crate) struct Tensor {
 }
 
 /// A range of a file's data.
-struct Part {
+struct DataRange {
     /// In bytes from the start of the data.
-    extent: Range<u64>,
+    data_offsets: Range<u64>,
     /// Which tensor it is, unless it is excluded.
     tensor: Option<usize>,
 }
@@ -78,7 +78,7 @@ enum Elements<'a> {
 }
 
 /// All elements of one tensor. Each has memory of its own: in the file they need not be aligned.
-enum Values {
+enum TensorData {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
@@ -98,15 +98,15 @@ impl Gradients {
             buffer: Vec::new(),
         };
         let mut groups = groups.iter();
-        let mut others = Vec::new();
+        let mut unsupported = Vec::new();
         for (source, entries) in files {
-            let mut parts = Vec::with_capacity(entries.len());
+            let mut ranges = Vec::with_capacity(entries.len());
             for entry in entries {
-                let extent = entry.extent;
+                let data_offsets = entry.data_offsets;
                 let mut tensor = None;
                 if groups.next().is_some_and(Option::is_some) {
                     tensor = Some(gradients.tensors.len());
-                    let bytes = extent.end - extent.start;
+                    let bytes = data_offsets.end - data_offsets.start;
                     match dtype(&entry.dtype) {
                         Some(dtype) => {
                             gradients.tensors.push(Tensor {
@@ -116,14 +116,14 @@ impl Gradients {
                                 bytes,
                             });
                         }
-                        None => others.push((entry.name, entry.dtype)),
+                        None => unsupported.push((entry.name, entry.dtype)),
                     }
                 } else {
                     gradients.excluded.push(entry.name);
                 }
-                parts.push(Part { extent, tensor });
+                ranges.push(DataRange { data_offsets, tensor });
             }
-            if let [(name, dtype), more @ ..] = &others[..] {
+            if let [(name, dtype), more @ ..] = &unsupported[..] {
                 let more = if more.is_empty() {
                     String::new()
                 } else {
@@ -136,7 +136,7 @@ impl Gradients {
                 );
                 return Err(error.context(cannot_read(&source.path)));
             }
-            gradients.sources.push((source, parts));
+            gradients.sources.push((source, ranges));
         }
         ensure!(!gradients.tensors.is_empty(), "--exclude matches every tensor, so nothing is left to clip");
         Ok(gradients)
@@ -189,10 +189,12 @@ impl Gradients {
     pub(crate) fn load(&mut self, stages: &mut Stages<'_>) -> Result<()> {
         stages.expect(self.bytes());
         let mut values = Vec::with_capacity(self.tensors.len());
-        for (source, parts) in &self.sources {
-            for (part, tensor) in parts.iter().filter_map(|part| Some((part, &self.tensors[part.tensor?]))) {
-                let mut own = Values::zeros(tensor)?;
-                let mut at = source.data + part.extent.start;
+        for (source, ranges) in &self.sources {
+            for (range, tensor) in
+                ranges.iter().filter_map(|range| Some((range, &self.tensors[range.tensor?])))
+            {
+                let mut own = TensorData::zeros(tensor)?;
+                let mut at = source.data + range.data_offsets.start;
                 for chunk in own.bytes_mut().chunks_mut(CHUNK) {
                     stages.read(chunk.len(), || source.read(at, chunk))?;
                     swap_little_endian(chunk, tensor.dtype);
@@ -207,7 +209,7 @@ impl Gradients {
 
     /// What is in memory, each tensor in its group; nothing before [`load`](Self::load).
     pub(crate) fn list(&mut self) -> Vec<Gradient<'_>> {
-        let gradients = self.memory.iter_mut().flatten().map(Values::gradient);
+        let gradients = self.memory.iter_mut().flatten().map(TensorData::gradient);
         gradients.zip(&self.group_of).map(|(gradient, &group)| gradient.group(group)).collect()
     }
 
@@ -221,22 +223,23 @@ impl Gradients {
         stages.expect(self.bytes());
         let mut buffer = mem::take(&mut self.buffer);
         buffer.resize(CHUNK / size_of::<u32>(), 0);
-        for (source, parts) in &self.sources {
+        for (source, ranges) in &self.sources {
             if let Some(writer) = &mut writer {
                 writer.begin()?;
                 source.copy(0..source.data, &mut buffer, writer, stages)?;
             }
-            for part in parts {
-                let extent = source.data + part.extent.start..source.data + part.extent.end;
-                let Some(index) = part.tensor else {
+            for range in ranges {
+                let data_offsets =
+                    source.data + range.data_offsets.start..source.data + range.data_offsets.end;
+                let Some(index) = range.tensor else {
                     if let Some(writer) = &mut writer {
-                        source.copy(extent, &mut buffer, writer, stages)?;
+                        source.copy(data_offsets, &mut buffer, writer, stages)?;
                     }
                     continue;
                 };
                 let dtype = self.tensors[index].dtype;
                 let mut is_first = true;
-                for range in chunks(extent.end - extent.start) {
+                for range in chunks(data_offsets.end - data_offsets.start) {
                     let own: &mut [u8];
                     let bytes = if let Some(memory) = &mut self.memory {
                         own = memory[index].bytes_mut();
@@ -244,7 +247,7 @@ impl Gradients {
                     } else {
                         own = bytemuck::cast_slice_mut(&mut buffer);
                         let bytes = &mut own[..as_index(range.end - range.start)];
-                        stages.read(bytes.len(), || source.read(extent.start + range.start, bytes))?;
+                        stages.read(bytes.len(), || source.read(data_offsets.start + range.start, bytes))?;
                         swap_little_endian(bytes, dtype);
                         bytes
                     };
@@ -290,14 +293,14 @@ impl Source {
     /// Copies bytes of the file as they are.
     fn copy(
         &self,
-        extent: Range<u64>,
+        data_offsets: Range<u64>,
         buffer: &mut [u32],
         writer: &mut Writer,
         stages: &mut Stages<'_>,
     ) -> Result<()> {
-        for range in chunks(extent.end - extent.start) {
+        for range in chunks(data_offsets.end - data_offsets.start) {
             let bytes = &mut bytemuck::cast_slice_mut(buffer)[..as_index(range.end - range.start)];
-            stages.time("read", || self.read(extent.start + range.start, bytes))?;
+            stages.time("read", || self.read(data_offsets.start + range.start, bytes))?;
             stages.time("write", || writer.write(bytes))?;
         }
         Ok(())
@@ -339,7 +342,7 @@ impl<'a> Elements<'a> {
     }
 }
 
-impl Values {
+impl TensorData {
     fn zeros(tensor: &Tensor) -> Result<Self> {
         let len = usize::try_from(tensor.bytes / tensor.dtype.size());
         let values = len.ok().and_then(|len| match tensor.dtype {

@@ -7,7 +7,7 @@ use gradclip_measure::text::{escaped, shortened};
 
 const FILTERS: &str = "RUST_LOG";
 /// The widest complaint, in columns.
-const MESSAGE: usize = 200;
+const MAX_WARNING_WIDTH: usize = 200;
 const STYLE: &str = "RUST_LOG_STYLE";
 
 /// Starts the log. Filters that cannot be read are no reason to fail.
@@ -39,5 +39,5 @@ pub(crate) fn start() {
 }
 
 fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "gradclip: ignoring {}", shortened(message, MESSAGE));
+    let _ = writeln!(io::stderr(), "gradclip: ignoring {}", shortened(message, MAX_WARNING_WIDTH));
 }

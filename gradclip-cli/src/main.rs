@@ -4,10 +4,11 @@
 
 mod bench;
 mod clip;
+mod clip_options;
 mod devices;
 mod file;
+mod glob;
 mod logging;
-mod manner;
 mod plot;
 mod progress;
 mod report;
@@ -25,7 +26,7 @@ use gradclip_measure::text::{WIDTH, shortened};
 use stdout::Stdout;
 
 /// The widest line of an error, in columns.
-const MESSAGE: usize = 4000;
+const MAX_MESSAGE_WIDTH: usize = 4000;
 
 /// Clip gradients by norm or by value, on a GPU or the CPU
 ///
@@ -54,15 +55,15 @@ fn main() -> ExitCode {
         Ok(Cli { command: Command::Devices(args) }) => devices::run(&args, &mut out),
         Err(error) if error.use_stderr() => {
             // Nobody is left to hear of a closed stderr, here and below.
-            let _ = shown(error).print();
+            let _ = sanitized(error).print();
             return ExitCode::from(2);
         }
         // The text of `--help` or `--version`.
-        Err(asked) => stdout::unless_nobody_reads(asked.print().and_then(|()| io::stdout().flush()))
-            .context(stdout::FAILED),
+        Err(asked) => stdout::ignore_broken_pipe(asked.print().and_then(|()| io::stdout().flush()))
+            .context(stdout::PRINT_FAILED),
     };
     // What a command printed before it failed is worth having, too.
-    let flushed = out.flush().context(stdout::FAILED);
+    let flushed = out.flush().context(stdout::PRINT_FAILED);
     match done.and(flushed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -84,11 +85,11 @@ fn message(error: &anyhow::Error) -> String {
             message.extend([if message.is_empty() { "" } else { ": " }, &cause]);
         }
     }
-    shortened(&message, MESSAGE)
+    shortened(&message, MAX_MESSAGE_WIDTH)
 }
 
 /// An error about the arguments, with those that it repeats escaped and shortened.
-fn shown(mut error: clap::Error) -> clap::Error {
+fn sanitized(mut error: clap::Error) -> clap::Error {
     let context: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
     for (kind, value) in context {
         let shorten = |text: &String| shortened(text, WIDTH);
@@ -146,7 +147,7 @@ mod tests {
             &["bench", "--seconds", "\u{1b}c"],
         ] {
             let Err(error) = Cli::try_parse_from([&["gradclip"], args].concat()) else { panic!("{args:?}") };
-            let text = shown(error).render().ansi().to_string();
+            let text = sanitized(error).render().ansi().to_string();
             // The colours are those of clap, and none of them is a red or a reset in the argument.
             let plain = text.replace("\u{1b}[", "").replace('\n', "");
             assert_eq!(text::escaped(&plain), plain, "{args:?}");

@@ -9,8 +9,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::clip_options::Scope;
 use crate::file::Target;
-use crate::manner::Scope;
 use crate::report::Report;
 
 pub(crate) const FONT: (&str, u32) = ("sans-serif", 15);
@@ -124,12 +124,12 @@ pub(crate) fn norms(report: &Report) -> Result<String> {
 fn lines(report: &Report) -> (Vec<Line>, Vec<Line>) {
     let color = |group: usize| color(group, report.groups.len());
     let limit = |group: usize, scope| (report.scope == scope).then_some(report.groups[group].limit);
-    let total = |(index, group): (usize, &crate::report::Group)| {
+    let total = |(index, group): (usize, &crate::report::GroupRow)| {
         let [before, after] = group.norms?;
         let name = if report.groups.len() == 1 { "all together".into() } else { group.name(NAME) };
         Some(Line { name, color: color(index), before, after, limit: limit(index, Scope::Group) })
     };
-    let tensor = |row: &crate::report::Row| Line {
+    let tensor = |row: &crate::report::TensorRow| Line {
         name: shortened(&row.tensor.name, NAME),
         color: color(row.group),
         before: row.stats.norm,
@@ -205,7 +205,7 @@ impl Layout {
         }
         let groups = || report.groups.iter().enumerate().filter(|(_, group)| group.norms.is_some());
         if report.groups.len() > 1 {
-            let group = |(index, group): (usize, &crate::report::Group)| {
+            let group = |(index, group): (usize, &crate::report::GroupRow)| {
                 (Mark::Group(color(index, report.groups.len())), group.name(NAME))
             };
             legend.extend(groups().take(IN_LEGEND).map(group));

@@ -9,7 +9,7 @@ use gradclip_measure::text::{WIDTH, shortened};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Work shorter than this needs no bar, which would only flicker.
-const PATIENCE: Duration = Duration::from_millis(500);
+const SHOW_AFTER: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
 const TEMPLATE: &str = "{spinner} {msg:10} {wide_bar} {binary_bytes} of {binary_total_bytes}";
 const STEPS_TEMPLATE: &str = "{spinner} {msg:20} {wide_bar} {pos} of {len}, {elapsed}";
@@ -71,9 +71,9 @@ impl Drop for Progress {
 fn tick(bar: ProgressBar) -> Option<(Sender<()>, JoinHandle<()>)> {
     let (sender, stopped) = channel();
     let run = move || {
-        let mut pause = PATIENCE;
+        let mut pause = SHOW_AFTER;
         while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-            if pause == PATIENCE {
+            if pause == SHOW_AFTER {
                 bar.set_draw_target(ProgressDrawTarget::stderr());
             }
             bar.tick();

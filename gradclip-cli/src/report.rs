@@ -9,25 +9,25 @@ use gradclip_measure::table::{Columns, Table};
 use gradclip_measure::text::{self, WIDTH, shortened};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
+use crate::clip_options::Scope;
 use crate::file::Tensor;
-use crate::manner::Scope;
 
 /// The widest shape or pattern of a group in the table of tensors.
-const NARROW: usize = 40;
+const NARROW_WIDTH: usize = 40;
 
 /// The outcome of `gradclip clip`.
 pub(crate) struct Report {
     pub(crate) scope: Scope,
-    pub(crate) tensors: Vec<Row>,
+    pub(crate) tensors: Vec<TensorRow>,
     /// The tensors that match no pattern first.
-    pub(crate) groups: Vec<Group>,
+    pub(crate) groups: Vec<GroupRow>,
     /// The names of tensors that were left as they are.
     pub(crate) excluded: Vec<String>,
     pub(crate) device: String,
     pub(crate) seconds: Vec<(&'static str, Duration)>,
 }
 
-pub(crate) struct Row {
+pub(crate) struct TensorRow {
     pub(crate) tensor: Tensor,
     /// Before clipping.
     pub(crate) stats: TensorStats,
@@ -39,7 +39,7 @@ pub(crate) struct Row {
 }
 
 /// Tensors that share a limit.
-pub(crate) struct Group {
+pub(crate) struct GroupRow {
     /// None for those that match no pattern.
     pub(crate) pattern: Option<String>,
     pub(crate) limit: f32,
@@ -74,28 +74,28 @@ impl Report {
     }
 
     fn write_tensors(&self, out: &mut dyn Write) -> io::Result<()> {
-        let own = self.scope == Scope::Tensor;
-        let counts = self.tensors.iter().any(|row| row.stats.non_finite > 0);
-        let several = self.groups.len() > 1;
-        let optional = [(own, "coefficient"), (counts, "non-finite"), (several, "group")];
+        let per_tensor = self.scope == Scope::Tensor;
+        let has_non_finite = self.tensors.iter().any(|row| row.stats.non_finite > 0);
+        let has_groups = self.groups.len() > 1;
+        let optional = [(per_tensor, "coefficient"), (has_non_finite, "non-finite"), (has_groups, "group")];
         let optional = optional.into_iter().filter_map(|(shown, heading)| shown.then_some(heading));
         let heading = ["tensor", "dtype", "shape", "norm"].into_iter().chain(optional);
         let heading: Vec<String> = heading.map(str::to_owned).collect();
-        let cells = |Row { tensor, stats, record, group, .. }: &Row| {
+        let cells = |TensorRow { tensor, stats, record, group, .. }: &TensorRow| {
             let mut cells = vec![
                 shortened(&tensor.name, WIDTH),
                 format!("{:?}", tensor.dtype),
-                shortened(&format!("{:?}", tensor.shape), NARROW),
+                shortened(&format!("{:?}", tensor.shape), NARROW_WIDTH),
                 number(stats.norm),
             ];
-            if own {
+            if per_tensor {
                 cells.push(record.as_ref().map_or_else(String::new, coefficient));
             }
-            if counts {
+            if has_non_finite {
                 cells.push(if stats.non_finite > 0 { stats.non_finite.to_string() } else { "-".into() });
             }
-            if several {
-                cells.push(self.groups[*group].name(NARROW));
+            if has_groups {
+                cells.push(self.groups[*group].name(NARROW_WIDTH));
             }
             cells
         };
@@ -116,7 +116,7 @@ impl Report {
         table
     }
 
-    fn coefficient(&self, group: &Group) -> String {
+    fn coefficient(&self, group: &GroupRow) -> String {
         match (&group.record, self.scope) {
             _ if group.norms.is_none() => "-".into(),
             (Some(record), _) => coefficient(record),
@@ -148,7 +148,7 @@ impl Serialize for Report {
         others.serialize_outcome::<S>(&mut report)?;
         report.serialize_entry("device", &self.device)?;
         report.serialize_entry("non_finite", &self.non_finite())?;
-        report.serialize_entry("seconds", &Seconds(&self.seconds))?;
+        report.serialize_entry("seconds", &StageSeconds(&self.seconds))?;
         report.serialize_entry("tensors", &self.tensors)?;
         if !self.excluded.is_empty() {
             report.serialize_entry("excluded", &self.excluded)?;
@@ -160,25 +160,25 @@ impl Serialize for Report {
     }
 }
 
-impl Serialize for Row {
+impl Serialize for TensorRow {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { tensor, stats, record, .. } = self;
         let mut row = serializer.serialize_map(None)?;
         row.serialize_entry("name", &tensor.name)?;
         row.serialize_entry("dtype", &format!("{:?}", tensor.dtype))?;
         row.serialize_entry("shape", &tensor.shape)?;
-        row.serialize_entry("norm", &Number(stats.norm))?;
-        row.serialize_entry("max_magnitude", &Number(stats.max_magnitude))?;
+        row.serialize_entry("norm", &JsonFloat(stats.norm))?;
+        row.serialize_entry("max_magnitude", &JsonFloat(stats.max_magnitude))?;
         row.serialize_entry("non_finite", &stats.non_finite)?;
         row.serialize_entry("zeros", &stats.zeros)?;
         if let Some(record) = record {
-            row.serialize_entry("clip_coef", &Number(record.clip_coef))?;
+            row.serialize_entry("clip_coef", &JsonFloat(record.clip_coef))?;
         }
         row.end()
     }
 }
 
-impl Group {
+impl GroupRow {
     /// At most `width` columns wide.
     pub(crate) fn name(&self, width: usize) -> String {
         self.pattern.as_deref().map_or_else(|| "(others)".into(), |pattern| shortened(pattern, width))
@@ -190,27 +190,27 @@ impl Group {
 
     /// What a group has in common with all tensors that are in none. Without tensors it has no norm, so null.
     fn serialize_outcome<S: Serializer>(&self, map: &mut S::SerializeMap) -> Result<(), S::Error> {
-        let [before, after] = self.norms.map_or([None; 2], |norms| norms.map(|norm| Some(Number(norm))));
-        let coef = self.record.filter(|_| self.norms.is_some()).map(|record| Number(record.clip_coef));
+        let [before, after] = self.norms.map_or([None; 2], |norms| norms.map(|norm| Some(JsonFloat(norm))));
+        let coef = self.record.filter(|_| self.norms.is_some()).map(|record| JsonFloat(record.clip_coef));
         map.serialize_entry("total_norm", &before)?;
         map.serialize_entry("total_norm_after", &after)?;
         map.serialize_entry("clip_coef", &coef)
     }
 }
 
-impl Serialize for Group {
+impl Serialize for GroupRow {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut group = serializer.serialize_map(None)?;
         group.serialize_entry("pattern", &self.pattern)?;
-        group.serialize_entry("limit", &Number(self.limit))?;
+        group.serialize_entry("limit", &JsonFloat(self.limit))?;
         self.serialize_outcome::<S>(&mut group)?;
         group.end()
     }
 }
 
-struct Seconds<'a>(&'a [(&'static str, Duration)]);
+struct StageSeconds<'a>(&'a [(&'static str, Duration)]);
 
-impl Serialize for Seconds<'_> {
+impl Serialize for StageSeconds<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(stage, time)| (stage, time.as_secs_f64())))
     }
@@ -218,9 +218,9 @@ impl Serialize for Seconds<'_> {
 
 /// JSON knows no NaN and no infinity: they become strings.
 #[derive(Clone, Copy)]
-struct Number(f32);
+struct JsonFloat(f32);
 
-impl Serialize for Number {
+impl Serialize for JsonFloat {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.0 {
             f32::INFINITY => serializer.serialize_str("Infinity"),

@@ -9,7 +9,7 @@ use crate::ops::Op;
 use crate::roofline::Roofline;
 use crate::statistics::Quartiles;
 
-/// What is timing.
+/// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
     /// An operation on the gradients.
@@ -42,7 +42,7 @@ impl Workload {
 /// One repetition, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// On the clock of what does the workload.
+    /// On the clock of what does the work.
     pub seconds: f64,
     /// On the host's clock, submission and waiting included.
     pub wall: f64,
@@ -74,7 +74,7 @@ const PATIENCE: u32 = 3;
 const MOST: usize = 300;
 
 /// Times each of so many things, one repetition after the other in turn, for about so long. The first turn is not
-/// counted. Each turn has an order of its own: what writes leaves workload behind, which the next one would always pay for.
+/// counted. Each turn has an order of its own: what writes leaves work behind, which the next one would always pay for.
 pub fn time_interleaved(
     things: usize,
     granted: Duration,

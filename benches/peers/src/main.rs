@@ -36,7 +36,7 @@ ready     of the host, until they can be submitted: with an encoder of their own
 
 /// Compare gradclip's norm with the sum of the same bytes by lampshade
 ///
-/// On single tensors of 2^10, 2^12, .. elements, on one wgpu device, in turn. Every answer is checked before it is timing.
+/// On single tensors of 2^10, 2^12, .. elements, on one wgpu device, in turn. Every answer is checked before it is timed.
 #[derive(Parser)]
 struct Args {
     /// The GPU: gpu (a software adapter if there is no other), or part of a GPU's name
@@ -198,7 +198,7 @@ fn table(gpu: &GpuDevice, measured: &[SetReport]) -> String {
 
 fn heading_of(gpu: &GpuDevice) -> String {
     let lampshade = locked_version(Competitor::Lampshade.library());
-    let mut text = format!("lampshade {lampshade} on {}, timing by the {} clock\n", gpu.name, gpu.clock());
+    let mut text = format!("lampshade {lampshade} on {}, timed by the {} clock\n", gpu.name, gpu.clock());
     if gpu.software {
         text += "A software adapter: what it shows says nothing about GPU speed.\n";
     }

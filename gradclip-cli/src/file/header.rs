@@ -34,16 +34,16 @@ pub(super) struct Header {
     /// In bytes from the start of the file.
     pub(super) data: u64,
     /// In the order of the data.
-    pub(super) tensors: Vec<Entry>,
+    pub(super) tensors: Vec<TensorInfo>,
 }
 
 /// A tensor as the header describes it.
-pub(super) struct Entry {
+pub(super) struct TensorInfo {
     pub(super) name: String,
     pub(super) dtype: Box<str>,
     pub(super) shape: Vec<u64>,
     /// In bytes from the start of the data.
-    pub(super) extent: Range<u64>,
+    pub(super) data_offsets: Range<u64>,
 }
 
 impl Header {
@@ -63,7 +63,7 @@ impl Header {
     }
 
     /// The entries, and where the data starts.
-    fn read_json(file: &mut File, start: &[u8], file_len: u64) -> Result<(Vec<Entry>, u64)> {
+    fn read_json(file: &mut File, start: &[u8], file_len: u64) -> Result<(Vec<TensorInfo>, u64)> {
         let (len, read) = start.split_first_chunk().with_context(|| {
             format!("it is not a .safetensors file: it has {file_len} bytes, but the length of the header takes {LEN_BYTES}")
         })?;
@@ -78,7 +78,7 @@ impl Header {
         let known = read.len().min(json.len());
         json[..known].copy_from_slice(&read[..known]);
         file.read_exact(&mut json[known..]).map_err(cut_short)?;
-        let entries: Entries = serde_json::from_slice(&json).map_err(damaged)?;
+        let entries: HeaderEntries = serde_json::from_slice(&json).map_err(damaged)?;
         Ok((entries.0, LEN_BYTES + len))
     }
 }
@@ -138,7 +138,7 @@ fn damaged(error: serde_json::Error) -> anyhow::Error {
 }
 
 /// Checks names, sizes and places, and puts the tensors into the order of the data.
-fn check(mut tensors: Vec<Entry>, data: u64) -> Result<Vec<Entry>> {
+fn check(mut tensors: Vec<TensorInfo>, data: u64) -> Result<Vec<TensorInfo>> {
     ensure!(!tensors.is_empty(), "it holds no tensors");
     let mut names = HashSet::with_capacity(tensors.len());
     for tensor in &tensors {
@@ -147,17 +147,24 @@ fn check(mut tensors: Vec<Entry>, data: u64) -> Result<Vec<Entry>> {
     }
     // Tensors without elements may share a place.
     tensors.sort_by(|a, b| {
-        (a.extent.start, a.extent.end, &a.name).cmp(&(b.extent.start, b.extent.end, &b.name))
+        (a.data_offsets.start, a.data_offsets.end, &a.name).cmp(&(
+            b.data_offsets.start,
+            b.data_offsets.end,
+            &b.name,
+        ))
     });
     let mut end = 0;
-    let mut before: Option<&Entry> = None;
+    let mut before: Option<&TensorInfo> = None;
     for tensor in &tensors {
-        let Entry { name, extent, .. } = tensor;
+        let TensorInfo { name, data_offsets, .. } = tensor;
         let name = quoted(name);
-        if extent.start > end {
-            bail!("bytes {end} to {} of its data, before tensor {name}, belong to no tensor", extent.start);
+        if data_offsets.start > end {
+            bail!(
+                "bytes {end} to {} of its data, before tensor {name}, belong to no tensor",
+                data_offsets.start
+            );
         }
-        if let Some(before) = before.filter(|before| extent.start < before.extent.end) {
+        if let Some(before) = before.filter(|before| data_offsets.start < before.data_offsets.end) {
             bail!(
                 "tensors {} and {name} overlap: their data_offsets are {} and {}",
                 quoted(&before.name),
@@ -165,20 +172,20 @@ fn check(mut tensors: Vec<Entry>, data: u64) -> Result<Vec<Entry>> {
                 tensor.offsets()
             );
         }
-        end = extent.end;
+        end = data_offsets.end;
         before = Some(tensor);
     }
     ensure!(end == data, "its header describes {end} bytes of tensors, but {data} bytes follow");
     Ok(tensors)
 }
 
-impl Entry {
+impl TensorInfo {
     /// Checks that the shape needs as many bytes as there are.
     fn check(&self) -> Result<()> {
-        let Self { name, dtype, shape, extent } = self;
+        let Self { name, dtype, shape, data_offsets } = self;
         let name = quoted(name);
         ensure!(
-            extent.start <= extent.end,
+            data_offsets.start <= data_offsets.end,
             "tensor {name} ends before it begins: its data_offsets are {}",
             self.offsets()
         );
@@ -191,7 +198,7 @@ impl Entry {
         let bits = if shape.contains(&0) { Some(0) } else { bits };
         let bits =
             bits.with_context(|| format!("tensor {name}: the size of its shape {shown} overflows 64 bits"))?;
-        let len = extent.end - extent.start;
+        let len = data_offsets.end - data_offsets.start;
         ensure!(
             bits.is_multiple_of(8) && bits / 8 == len,
             "tensor {name}: its shape {shown} of {dtype} takes {} bytes, but its data_offsets {} span {len} bytes",
@@ -202,7 +209,7 @@ impl Entry {
     }
 
     fn offsets(&self) -> String {
-        format!("[{}, {}]", self.extent.start, self.extent.end)
+        format!("[{}, {}]", self.data_offsets.start, self.data_offsets.end)
     }
 }
 
@@ -212,9 +219,9 @@ fn known_dtype(name: &str) -> Result<Dtype, ValueError> {
 }
 
 /// All entries of a header, in its own order.
-struct Entries(Vec<Entry>);
+struct HeaderEntries(Vec<TensorInfo>);
 
-impl<'de> Deserialize<'de> for Entries {
+impl<'de> Deserialize<'de> for HeaderEntries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(HeaderVisitor)
     }
@@ -223,13 +230,13 @@ impl<'de> Deserialize<'de> for Entries {
 struct HeaderVisitor;
 
 impl<'de> Visitor<'de> for HeaderVisitor {
-    type Value = Entries;
+    type Value = HeaderEntries;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with an entry for each tensor")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderEntries, A::Error> {
         let mut entries = Vec::new();
         let mut has_metadata = false;
         let mut dimensions = MAX_DIMENSIONS;
@@ -247,14 +254,14 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                     "more than the {MAX_TENSORS} tensors that are allowed"
                 )));
             }
-            let seed = EntrySeed { dimensions };
-            let (dtype, shape, extent) = map
+            let seed = TensorInfoSeed { dimensions };
+            let (dtype, shape, data_offsets) = map
                 .next_value_seed(seed)
                 .map_err(|error| within(format_args!("tensor {}", quoted(&name)), &error))?;
             dimensions -= shape.len();
-            entries.push(Entry { name, dtype, shape, extent });
+            entries.push(TensorInfo { name, dtype, shape, data_offsets });
         }
-        Ok(Entries(entries))
+        Ok(HeaderEntries(entries))
     }
 }
 
@@ -264,39 +271,39 @@ fn within<E: Error>(part: impl Display, error: &E) -> E {
 }
 
 /// What is said of a tensor.
-struct EntrySeed {
+struct TensorInfoSeed {
     /// The most that its shape may have.
     dimensions: usize,
 }
 
-type Info = (Box<str>, Vec<u64>, Range<u64>);
+type TensorFields = (Box<str>, Vec<u64>, Range<u64>);
 
-impl<'de> DeserializeSeed<'de> for EntrySeed {
-    type Value = Info;
+impl<'de> DeserializeSeed<'de> for TensorInfoSeed {
+    type Value = TensorFields;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Info, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TensorFields, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for EntrySeed {
-    type Value = Info;
+impl<'de> Visitor<'de> for TensorInfoSeed {
+    type Value = TensorFields;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Info, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TensorFields, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
         while let Some(key) = map.next_key::<String>()? {
             match &key[..] {
                 "dtype" => set(&mut dtype, "dtype", || map.next_value::<Box<str>>())?,
                 "shape" => {
-                    let numbers = Numbers { most: self.dimensions };
+                    let numbers = IntegerList { most: self.dimensions };
                     set(&mut shape, "shape", || map.next_value_seed(numbers))?;
                 }
                 "data_offsets" => {
-                    set(&mut offsets, "data_offsets", || map.next_value_seed(Numbers { most: 2 }))?;
+                    set(&mut offsets, "data_offsets", || map.next_value_seed(IntegerList { most: 2 }))?;
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -330,11 +337,11 @@ fn set<T, E: Error>(
 }
 
 /// At most so many numbers.
-struct Numbers {
+struct IntegerList {
     most: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Numbers {
+impl<'de> DeserializeSeed<'de> for IntegerList {
     type Value = Vec<u64>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<u64>, D::Error> {
@@ -342,7 +349,7 @@ impl<'de> DeserializeSeed<'de> for Numbers {
     }
 }
 
-impl<'de> Visitor<'de> for Numbers {
+impl<'de> Visitor<'de> for IntegerList {
     type Value = Vec<u64>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -410,8 +417,8 @@ mod tests {
 
     use super::*;
 
-    fn entries(header: &[u8], data: u64) -> Result<Vec<Entry>> {
-        check(serde_json::from_slice::<Entries>(header)?.0, data)
+    fn entries(header: &[u8], data: u64) -> Result<Vec<TensorInfo>> {
+        check(serde_json::from_slice::<HeaderEntries>(header)?.0, data)
     }
 
     /// Names, shapes and a dtype, one after the other.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Error, Result, bail, ensure};
 use gradclip_measure::text;
 use tempfile::NamedTempFile;
 
-use super::interrupt::Interrupts;
+use super::signals::HeldSignals;
 
 /// Of each write.
 const BUFFER: usize = 1 << 20;
@@ -134,21 +134,15 @@ pub(crate) struct Writer {
     current: Option<(NamedTempFile<BufWriter<File>>, Target)>,
     rest: std::vec::IntoIter<Target>,
     _folder: Option<NewFolder>,
-    interrupts: Interrupts,
+    signals: HeldSignals,
 }
 
 impl Writer {
     pub(crate) fn new(targets: Vec<Target>) -> Result<Self> {
-        let interrupts = Interrupts::hold().context("cannot handle signals")?;
+        let signals = HeldSignals::hold().context("cannot handle signals")?;
         let folder = targets.first().map(|target| parent(&target.path).to_owned());
         let folder = folder.map(NewFolder::create).transpose()?.flatten();
-        Ok(Self {
-            finished: Vec::new(),
-            current: None,
-            rest: targets.into_iter(),
-            _folder: folder,
-            interrupts,
-        })
+        Ok(Self { finished: Vec::new(), current: None, rest: targets.into_iter(), _folder: folder, signals })
     }
 
     /// Begins the next file.
@@ -161,7 +155,7 @@ impl Writer {
 
     /// Appends to the file that was begun.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.interrupts.check()?;
+        self.signals.check()?;
         let Some((file, target)) = &mut self.current else { bail!("no file has been begun") };
         file.write_all(bytes).with_context(|| cannot_write(&target.path))
     }
@@ -187,7 +181,7 @@ impl Writer {
 
     /// Puts all files into their places.
     pub(super) fn commit(mut self) -> Result<()> {
-        self.interrupts.check()?;
+        self.signals.check()?;
         let (all, mut folders) = (self.finished.len(), Vec::new());
         for (done, (file, path)) in self.finished.drain(..).enumerate() {
             let place = || {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::narrow::mixed;
+use crate::half_precision::mixed;
 use crate::{SHIPPED, assert_near, clip_json, command, folder_with};
 
 /// What clips changes neither the result nor the report, but for the last bits; and a GPU that is not there is an error.

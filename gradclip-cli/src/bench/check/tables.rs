@@ -5,8 +5,8 @@ use gradclip_measure::report::{duration, significant};
 use gradclip_measure::roofline::Roofline;
 use gradclip_measure::timing::Workload;
 
-use super::lines::{Host, Lines, Machine, Row, Run, medians};
-use super::rated;
+use super::rated_bandwidth;
+use super::saved_lines::{Host, Machine, Row, Run, SavedLines, medians};
 
 /// The operations that have columns of their own.
 const SHOWN: [Op; 4] = [Op::Norm, Op::NotExceeded, Op::Exceeded, Op::Clamp];
@@ -38,7 +38,7 @@ fn section(title: &str, heading: &[&str], rows: Vec<Vec<String>>) -> String {
 }
 
 /// Which card, driver, processor, versions and when.
-pub(crate) fn heading(lines: &Lines) -> String {
+pub(crate) fn heading(lines: &SavedLines) -> String {
     let machines = lines.machines();
     let mut items = Vec::new();
     let mut item = |what: &str, values: Vec<String>| {
@@ -74,7 +74,7 @@ pub(crate) fn heading(lines: &Lines) -> String {
 /// The adapter, its driver and, if it is known, its rated bandwidth.
 fn card(machine: &Machine) -> Option<String> {
     let gpu = machine.gpu.as_ref().filter(|_| machine.library == "gradclip")?;
-    Some(rated::of(gpu).map_or_else(|| gpu.clone(), |rated| format!("{gpu}, rated {rated} GB/s")))
+    Some(rated_bandwidth::of(gpu).map_or_else(|| gpu.clone(), |rated| format!("{gpu}, rated {rated} GB/s")))
 }
 
 /// `1 thread`, `2 threads`.
@@ -108,7 +108,7 @@ fn date(unix_time: u64) -> String {
 }
 
 /// The commands as the machine lines have them.
-pub(crate) fn commands(lines: &Lines) -> String {
+pub(crate) fn commands(lines: &SavedLines) -> String {
     let quoted = |word: &String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=^:,".contains(c);
         if !word.is_empty() && word.chars().all(plain) { word.clone() } else { format!("'{word}'") }
@@ -131,7 +131,7 @@ fn median<'a>(
 }
 
 /// Names of sets with a layout, in the order of the lines.
-fn names(lines: &Lines, is: impl Fn(&Run, &Row) -> bool) -> Vec<(String, String)> {
+fn names(lines: &SavedLines, is: impl Fn(&Run, &Row) -> bool) -> Vec<(String, String)> {
     let mut names = Vec::new();
     for (_, row) in lines.rows().filter(|(run, row)| !row.is_roofline() && is(run, row)) {
         let name = (row.name(), row.layout.clone());
@@ -165,19 +165,19 @@ fn measured<'a>(rows: impl Iterator<Item = (&'a Run, &'a Row)>) -> String {
 }
 
 /// Time, GB/s and percent of the roofline by set and layout.
-pub(crate) fn gpu(lines: &Lines) -> String {
+pub(crate) fn gpu(lines: &SavedLines) -> String {
     by_set(lines, "On the GPU: time, GB/s, percent of the roofline", |_, row| row.path == "gpu")
 }
 
 /// The same of the CPU path, by the runs with the most threads.
-pub(crate) fn cpu(lines: &Lines) -> String {
+pub(crate) fn cpu(lines: &SavedLines) -> String {
     let most = most_threads(lines);
     let is = move |run: &Run, row: &Row| row.path == "cpu" && run.threads() == most;
     let threads = most.map_or(String::new(), |most| format!(" with {}", number(most)));
     by_set(lines, &format!("On the CPU{threads}: time, GB/s, percent of the roofline"), is)
 }
 
-fn most_threads(lines: &Lines) -> Option<usize> {
+fn most_threads(lines: &SavedLines) -> Option<usize> {
     lines
         .rows()
         .filter(|(_, row)| row.path == "cpu" && row.is_gradclip())
@@ -185,7 +185,7 @@ fn most_threads(lines: &Lines) -> Option<usize> {
         .max()
 }
 
-fn by_set(lines: &Lines, title: &str, is: impl Fn(&Run, &Row) -> bool + Copy) -> String {
+fn by_set(lines: &SavedLines, title: &str, is: impl Fn(&Run, &Row) -> bool + Copy) -> String {
     let own = |run: &Run, row: &Row| row.is_gradclip() && is(run, row);
     let row = |(name, layout): (String, String)| {
         let of = |operation: &'static str| {
@@ -206,7 +206,7 @@ fn by_set(lines: &Lines, title: &str, is: impl Fn(&Run, &Row) -> bool + Copy) ->
 }
 
 /// The ratios of operations on the GPU by set and layout.
-pub(crate) fn gpu_ratios(lines: &Lines) -> String {
+pub(crate) fn gpu_ratios(lines: &SavedLines) -> String {
     let own = |_: &Run, row: &Row| row.is_gradclip() && row.path == "gpu";
     let row = |(name, layout): (String, String)| {
         let of = |op: Op| {
@@ -237,7 +237,7 @@ pub(crate) fn gpu_ratios(lines: &Lines) -> String {
 }
 
 /// The time with separate buffers over that with one arena.
-pub(crate) fn separate(lines: &Lines) -> String {
+pub(crate) fn separate(lines: &SavedLines) -> String {
     let own = |_: &Run, row: &Row| row.is_gradclip() && row.layout == "separate";
     let row = |(name, _): (String, String)| {
         let ratio = |op: Op| {
@@ -256,7 +256,7 @@ pub(crate) fn separate(lines: &Lines) -> String {
 }
 
 /// PyTorch's times over gradclip's, with foreach and in its loop form.
-pub(crate) fn pytorch(lines: &Lines, path: &str) -> String {
+pub(crate) fn pytorch(lines: &SavedLines, path: &str) -> String {
     let values = |foreach: bool, op: Op| {
         let rows = lines.rows().filter(move |(_, row)| {
             row.is_pytorch() && row.path == path && row.foreach == Some(foreach) && row.operation == op.name()
@@ -285,7 +285,7 @@ pub(crate) fn pytorch(lines: &Lines, path: &str) -> String {
 }
 
 /// What a step costs the host, by the host bench.
-pub(crate) fn host(lines: &Lines) -> String {
+pub(crate) fn host(lines: &SavedLines) -> String {
     let row = |host: &Host| {
         let times = [host.encode_seconds, host.ready_seconds, host.prepare_seconds].map(duration);
         let counts = [host.buffers, host.dispatches].map(|count| count.to_string());
@@ -297,7 +297,7 @@ pub(crate) fn host(lines: &Lines) -> String {
 }
 
 /// The CPU path by its number of threads, for sets that were measured with several.
-pub(crate) fn threads(lines: &Lines) -> String {
+pub(crate) fn threads(lines: &SavedLines) -> String {
     let own = |row: &Row| row.is_gradclip() && row.path == "cpu";
     let mut counts: Vec<usize> =
         lines.rows().filter(|(_, row)| own(row)).filter_map(|(run, _)| run.threads()).collect();

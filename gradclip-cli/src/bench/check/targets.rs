@@ -4,8 +4,8 @@ use gradclip_measure::ops::Op;
 use gradclip_measure::roofline::Roofline;
 use gradclip_measure::timing::Workload;
 
-use super::lines::{Lines, Row, Run, medians};
-use super::rated;
+use super::rated_bandwidth;
+use super::saved_lines::{Row, Run, SavedLines, medians};
 use super::tables::markdown;
 
 /// What most targets are about: sets of at least 64 MiB of gradients.
@@ -129,14 +129,14 @@ const TARGETS: [Target; 17] = [
 ];
 
 /// The targets as a Markdown table. `rated` replaces the card's rated bandwidth.
-pub(crate) fn table(lines: &Lines, rated: Option<f64>) -> String {
+pub(crate) fn table(lines: &SavedLines, rated: Option<f64>) -> String {
     let rows = TARGETS.iter().map(|target| target.row(lines, rated)).collect();
     let about = "Each row has its worst value first, then its best: of sets of 64 MiB and more, unless the row names others.\n\n";
     format!("## Targets\n\n{about}{}", markdown(&["what", "target", "measured", "result"], rows))
 }
 
 impl Target {
-    fn row(&self, lines: &Lines, rated: Option<f64>) -> Vec<String> {
+    fn row(&self, lines: &SavedLines, rated: Option<f64>) -> Vec<String> {
         let mut values = medians(self.quantity.values(lines, rated));
         values.sort_by(|(_, a), (_, b)| match self.bound {
             AtLeast(_) => a.total_cmp(b),
@@ -177,7 +177,7 @@ impl Target {
     }
 
     /// Why there is no value: no line of the source, or none that counts.
-    fn absent(&self, lines: &Lines, rated: Option<f64>) -> (String, String) {
+    fn absent(&self, lines: &SavedLines, rated: Option<f64>) -> (String, String) {
         let (source, any) = match self.from {
             Source::Gpu => ("`gradclip bench` on a GPU", has(lines, Row::is_gradclip)),
             Source::PyTorch => ("`compare.py --device cuda`", has(lines, Row::is_pytorch)),
@@ -199,7 +199,7 @@ impl Target {
     }
 }
 
-fn has(lines: &Lines, is: fn(&Row) -> bool) -> bool {
+fn has(lines: &SavedLines, is: fn(&Row) -> bool) -> bool {
     lines.rows().any(|(_, row)| is(row) && row.path == "gpu" && !row.is_roofline())
 }
 
@@ -214,7 +214,7 @@ impl Unit {
 }
 
 impl Quantity {
-    fn values(self, lines: &Lines, rated: Option<f64>) -> Vec<(String, f64)> {
+    fn values(self, lines: &SavedLines, rated: Option<f64>) -> Vec<(String, f64)> {
         let rows = lines.rows().filter(|(_, row)| row.path == "gpu" && !row.is_roofline());
         match self {
             PyTorch(op) => {
@@ -261,7 +261,7 @@ impl Quantity {
     }
 
     /// Of rows on a GPU, and of the host bench.
-    fn of_host(self, lines: &Lines) -> Vec<(String, f64)> {
+    fn of_host(self, lines: &SavedLines) -> Vec<(String, f64)> {
         let own = |(_, row): (_, &Row)| {
             let separate = row.layout == "separate";
             let seconds = match self {
@@ -299,11 +299,11 @@ fn is_small_clip(row: &Row) -> bool {
 }
 
 fn rated_of(run: &Run) -> Option<f64> {
-    rated::of(run.gradclip.as_ref()?.gpu.as_ref()?)
+    rated_bandwidth::of(run.gradclip.as_ref()?.gpu.as_ref()?)
 }
 
 /// Why no norm counts towards the rated bandwidth although large sets were measured; `None` if none was.
-fn below_rated(lines: &Lines, rated: Option<f64>) -> Option<(String, String)> {
+fn below_rated(lines: &SavedLines, rated: Option<f64>) -> Option<(String, String)> {
     let large = |(_, row): &(&Run, &Row)| row.path == "gpu" && row.operation == READ && is_large(row);
     let reads: Vec<_> = lines.rows().filter(large).collect();
     let percent = |&(run, row): &(&Run, &Row)| Some(100.0 * row.gb_per_s / rated.or_else(|| rated_of(run))?);

@@ -25,15 +25,15 @@ fn with(mut row: Value, key: &str, value: impl Into<Value>) -> Value {
     row
 }
 
-fn read(lines: &[Value]) -> Lines {
+fn read(lines: &[Value]) -> SavedLines {
     let text: Vec<_> = lines.iter().map(Value::to_string).collect();
-    let mut read = Lines::default();
+    let mut read = SavedLines::default();
     read.add(Path::new("lines.jsonl"), &text.join("\n")).unwrap();
     read
 }
 
 /// The row of the one target whose name begins so: measured, result.
-fn outcome(lines: &Lines, rated: Option<f64>, what: &str) -> [String; 2] {
+fn outcome(lines: &SavedLines, rated: Option<f64>, what: &str) -> [String; 2] {
     let mut found = TARGETS.iter().filter(|target| target.what.starts_with(what));
     let target = found.next().unwrap_or_else(|| panic!("no target is {what}"));
     assert!(found.next().is_none(), "several targets are {what}");
@@ -198,7 +198,7 @@ fn a_small_clip_and_scratch_have_bounds_for_one_plan() {
 #[test]
 fn no_lines_meet_no_target() {
     for target in &TARGETS {
-        let row = target.row(&Lines::default(), None);
+        let row = target.row(&SavedLines::default(), None);
         assert!(row[2].starts_with("not measured: no lines of "), "{row:?}");
         assert_eq!(row[3], "-");
     }
@@ -206,7 +206,7 @@ fn no_lines_meet_no_target() {
 
 #[test]
 fn what_is_no_line_is_an_error_that_names_file_and_line() {
-    let mut lines = Lines::default();
+    let mut lines = SavedLines::default();
     let zero = with(row("2^26", 1, 1 << 26, "arena", "norm", 1e-3), "seconds", 0.0);
     for (text, named) in [
         ("{\"kind\": \"ratios\"}\n\nno JSON\n".to_owned(), "lines.jsonl, line 3"),

@@ -13,7 +13,7 @@ use gradclip_measure::text::{self, quoted};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::header::{Entry, Header};
+use super::header::{Header, TensorInfo};
 
 /// No index is longer, so that no file can ask for all memory.
 const MAX_INDEX: u64 = 100_000_000;
@@ -197,7 +197,7 @@ impl<'de> Deserialize<'de> for WeightMap {
 
 /// Files whose headers have been read.
 pub(crate) struct Files {
-    pub(super) files: Vec<(Source, Vec<Entry>)>,
+    pub(super) files: Vec<(Source, Vec<TensorInfo>)>,
     /// Where the index is, if there is one, and its bytes.
     pub(super) index: Option<(PathBuf, Vec<u8>)>,
 }
@@ -220,7 +220,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    fn open(path: &Path) -> Result<(Self, Vec<Entry>)> {
+    fn open(path: &Path) -> Result<(Self, Vec<TensorInfo>)> {
         let (mut file, about) = open(path)?;
         let Header { data, tensors } = Header::read(&mut file, about.len())?;
         let (len, modified) = (about.len(), about.modified().ok());

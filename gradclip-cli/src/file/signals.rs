@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 
 #[cfg(unix)]
-pub(super) use unix::Interrupts;
+pub(super) use unix::HeldSignals;
 
-impl Interrupts {
+impl HeldSignals {
     /// Fails if the process has been asked to end.
     pub(super) fn check(&self) -> Result<()> {
         ensure!(!self.pending(), "interrupted; no file was replaced");
@@ -34,14 +34,14 @@ mod unix {
 
     /// Holds signals back, as flags, so that no thread is needed and ordinary errors clean up. A second signal ends the process at
     /// once, as does the first after this is dropped.
-    pub(in crate::file) struct Interrupts {
+    pub(in crate::file) struct HeldSignals {
         /// The signal, or 0.
         pending: Arc<AtomicUsize>,
         /// Whether a signal is to have its usual effect.
         usual: Arc<AtomicBool>,
     }
 
-    impl Interrupts {
+    impl HeldSignals {
         pub(in crate::file) fn hold() -> io::Result<Self> {
             let held = Self { pending: Arc::default(), usual: Arc::default() };
             // Where that is not known, a hangup may do what it always did, and the other two are not ignored.
@@ -68,7 +68,7 @@ mod unix {
         Some(ignored >> (signal - 1) & 1 == 1)
     }
 
-    impl Drop for Interrupts {
+    impl Drop for HeldSignals {
         /// Ends the process by the signal that was held back.
         fn drop(&mut self) {
             self.usual.store(true, Ordering::SeqCst);
@@ -84,10 +84,10 @@ mod unix {
 
 /// Where there are no such signals.
 #[cfg(not(unix))]
-pub(super) struct Interrupts;
+pub(super) struct HeldSignals;
 
 #[cfg(not(unix))]
-impl Interrupts {
+impl HeldSignals {
     #[expect(clippy::unnecessary_wraps, reason = "it can fail elsewhere")]
     pub(super) fn hold() -> std::io::Result<Self> {
         Ok(Self)

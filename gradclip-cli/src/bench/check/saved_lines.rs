@@ -85,12 +85,12 @@ pub(crate) struct Run {
 
 /// All lines of all files.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub(crate) struct SavedLines {
     pub(crate) runs: Vec<Run>,
     pub(crate) hosts: Vec<Host>,
 }
 
-impl Lines {
+impl SavedLines {
     pub(crate) fn read(files: &[PathBuf]) -> Result<Self> {
         let mut lines = Self::default();
         for path in files {
