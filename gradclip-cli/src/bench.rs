@@ -334,7 +334,7 @@ impl Bench<'_> {
             layout: case.layout(),
             workload: case.workload,
             timing: one,
-            roofline: roofline(case, &cases, &timing),
+            roofline_seconds: roofline(case, &cases, &timing),
             clock: self.gpu.as_ref().filter(|_| case.path == Path::Gpu).map_or("wall", GpuDevice::clock),
             cached: set.cached || self.cold_bytes(case.path) == 0,
             cost: match (case, &gpu) {

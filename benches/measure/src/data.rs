@@ -1,4 +1,4 @@
-//! The elements of a set.
+//! The elements of a set: pseudo-random values, their f64 norm and the memory that holds them.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use crate::sets::GradientSet;
 
-/// Bytes that one thread takes at a time where data are made or compared.
-pub(crate) const PIECE: usize = 1 << 20;
+/// Bytes that one thread generates or compares at a time.
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 
-/// AlignedBytes that any element type can be cut from.
+/// Memory aligned for every element type.
 #[derive(Debug, Default)]
 pub struct AlignedBytes(Vec<u64>);
 
@@ -29,10 +29,10 @@ impl AlignedBytes {
         bytemuck::cast_slice_mut(&mut self.0)
     }
 
-    /// At least so many bytes of it, whatever they hold.
+    /// Returns the first `bytes` bytes and grows the memory if needed. The contents are unspecified.
     pub(crate) fn at_least(&mut self, bytes: usize) -> &mut [u8] {
         if self.bytes().len() < bytes {
-            // The old memory goes first: there may not be enough for both.
+            // The old memory is freed first: there may not be enough for both.
             self.0 = Vec::new();
             *self = Self::zeroed(bytes);
         }
@@ -40,7 +40,9 @@ impl AlignedBytes {
     }
 }
 
-/// The gradients of a set as they are before every repetition, in one arena: random, spread evenly over -1 to 1.
+/// The original gradients of a set in one arena: pseudo-random elements, uniform in [-1, 1).
+///
+/// Every repetition starts from a copy of them.
 #[derive(Debug)]
 pub struct SetData {
     /// The element type.
@@ -52,34 +54,34 @@ pub struct SetData {
 }
 
 impl SetData {
-    /// Makes the gradients of a set.
+    /// Generates the gradients of a set.
     pub fn new(set: &GradientSet) -> Self {
         let (ranges, bytes) = set.layout();
         let mut memory = AlignedBytes::zeroed(bytes);
-        let pieces = memory.bytes_mut().par_chunks_mut(PIECE).enumerate();
-        pieces.for_each(|(index, piece)| fill(piece, set.dtype, (index * PIECE / 2) as u64));
+        let chunks = memory.bytes_mut().par_chunks_mut(CHUNK_BYTES).enumerate();
+        chunks.for_each(|(index, chunk)| fill(chunk, set.dtype, (index * CHUNK_BYTES / 2) as u64));
         let norm = norm(set.dtype, memory.bytes(), &ranges);
         Self { dtype: set.dtype, ranges, memory, norm }
     }
 
-    /// Returns all of the arena, with what lies between the tensors.
+    /// Returns the bytes of the arena, including the padding between tensors.
     pub fn bytes(&self) -> &[u8] {
         self.memory.bytes()
     }
 }
 
-/// Fills memory with random elements; the same index gives the same element.
-fn fill(piece: &mut [u8], dtype: DType, first: u64) {
+/// Fills `chunk` with pseudo-random elements of `dtype`. Element `i` depends only on `first + i`.
+fn fill(chunk: &mut [u8], dtype: DType, first: u64) {
     let random = (first..).map(uniform);
     match dtype {
-        DType::F32 => bytemuck::cast_slice_mut(piece).iter_mut().zip(random).for_each(|(x, r)| *x = r),
+        DType::F32 => bytemuck::cast_slice_mut(chunk).iter_mut().zip(random).for_each(|(x, r)| *x = r),
         DType::F16 => {
-            let piece: &mut [f16] = bytemuck::cast_slice_mut(piece);
-            piece.iter_mut().zip(random).for_each(|(x, r)| *x = f16::from_f32(r));
+            let chunk: &mut [f16] = bytemuck::cast_slice_mut(chunk);
+            chunk.iter_mut().zip(random).for_each(|(x, r)| *x = f16::from_f32(r));
         }
         _ => {
-            let piece: &mut [bf16] = bytemuck::cast_slice_mut(piece);
-            piece.iter_mut().zip(random).for_each(|(x, r)| *x = bf16::from_f32(r));
+            let chunk: &mut [bf16] = bytemuck::cast_slice_mut(chunk);
+            chunk.iter_mut().zip(random).for_each(|(x, r)| *x = bf16::from_f32(r));
         }
     }
 }
@@ -89,7 +91,7 @@ fn uniform(index: u64) -> f32 {
     (random(index) >> 40) as f32 / 8_388_608.0 - 1.0
 }
 
-/// `SplitMix64` of a counter: any part of the data can be made by itself.
+/// Returns `SplitMix64` of a counter, so that threads generate their chunks independently.
 pub(crate) fn random(index: u64) -> u64 {
     let mut z = index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -97,27 +99,28 @@ pub(crate) fn random(index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// From the reference's norm of each piece: in f64, and in parallel.
+/// Computes the global norm in f64 from the reference norms of chunks, in parallel.
 fn norm(dtype: DType, bytes: &[u8], ranges: &[Range<usize>]) -> f64 {
-    let pieces: Vec<&[u8]> = ranges.iter().flat_map(|range| bytes[range.clone()].chunks(PIECE)).collect();
-    let square = |piece: &&[u8]| {
+    let chunks: Vec<&[u8]> =
+        ranges.iter().flat_map(|range| bytes[range.clone()].chunks(CHUNK_BYTES)).collect();
+    let square = |chunk: &&[u8]| {
         let norm = match dtype {
-            DType::F32 => reference::total_norm(&[bytemuck::cast_slice(piece)]),
-            DType::F16 => widened_norm::<f16>(piece),
-            _ => widened_norm::<bf16>(piece),
+            DType::F32 => reference::total_norm(&[bytemuck::cast_slice(chunk)]),
+            DType::F16 => widened_norm::<f16>(chunk),
+            _ => widened_norm::<bf16>(chunk),
         };
         norm * norm
     };
-    pieces.par_iter().map(square).collect::<Vec<f64>>().iter().sum::<f64>().sqrt()
+    chunks.par_iter().map(square).collect::<Vec<f64>>().iter().sum::<f64>().sqrt()
 }
 
-/// Of a 16-bit type, which f32 holds exactly.
-fn widened_norm<T: Pod + Into<f32>>(piece: &[u8]) -> f64 {
-    let floats: Vec<f32> = bytemuck::cast_slice::<_, T>(piece).iter().map(|&x| x.into()).collect();
+/// Computes the norm of 16-bit elements, which f32 represents exactly.
+fn widened_norm<T: Pod + Into<f32>>(chunk: &[u8]) -> f64 {
+    let floats: Vec<f32> = bytemuck::cast_slice::<_, T>(chunk).iter().map(|&x| x.into()).collect();
     reference::total_norm(&[&floats])
 }
 
-/// The gradients in a piece of memory, as the CPU path takes them.
+/// Returns the tensors at `ranges` of `memory` as gradients for the CPU path.
 pub(crate) fn gradients<'a>(
     dtype: DType,
     ranges: &[Range<usize>],
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn data_are_spread_evenly_and_do_not_repeat() {
+    fn elements_are_uniform_and_distinct() {
         let data: Vec<f32> = (0..10_000).map(uniform).collect();
         let mean: f32 = data.iter().sum::<f32>() / 10_000.0;
         let beyond = data.iter().filter(|x| x.abs() > CLIP_VALUE).count();

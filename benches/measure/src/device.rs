@@ -1,4 +1,4 @@
-//! A device with a clock: how something is timed there.
+//! A GPU device with timestamps, cache eviction and staging: times one command buffer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -11,49 +11,51 @@ use wgpu::{Buffer, BufferUsages, CommandBuffer, CommandEncoder, Features, PollTy
 use crate::roofline::gpu::{BoundBuffers, RooflineKernels, STEPS};
 use crate::timing::Sample;
 
-/// Twice the last-level cache of any GPU that is known to us. No API tells.
+/// More than twice the last-level cache of the GPUs known to us. No API reports the size.
 const DEFAULT_COLD_BYTES: usize = 256 << 20;
-/// What is moved between host and device at a time.
+/// The bytes that move between host and device at a time.
 pub(crate) const STAGING: usize = 64 << 20;
 
-/// A device, and what it takes to measure on it.
+/// A device with everything that a measurement needs.
 #[derive(Debug)]
 pub struct GpuDevice {
-    /// The name of the adapter, with its backend and driver.
+    /// The adapter's name, backend and driver.
     pub name: String,
-    /// Whether it is a software adapter.
+    /// Whether the adapter is a software adapter.
     pub software: bool,
-    /// The device, with all limits of the adapter.
+    /// The device, with all of the adapter's limits.
     pub device: wgpu::Device,
-    /// Its queue.
+    /// The device's queue.
     pub queue: wgpu::Queue,
     /// Prepares plans on the device.
     pub clipper: Clipper,
-    /// The first error of wgpu that no error scope has caught.
+    /// The first wgpu error that no error scope caught.
     first_error: Arc<OnceLock<String>>,
     clock: Option<Clock>,
-    /// The rooflines.
+    /// The roofline kernels.
     pub rooflines: RooflineKernels,
-    /// A buffer to copy results to and to map.
+    /// A mappable buffer for results.
     pub staging: Buffer,
-    /// Read between repetitions, so that caches forget the gradients. None if they may remember.
+    /// Memory that is read between repetitions to evict the gradients. `None` for warm caches.
     eviction: Option<BoundBuffers>,
-    /// The bytes of other memory that are read between repetitions.
+    /// The bytes read between repetitions to evict the gradients.
     pub cold_bytes: usize,
 }
 
-/// Timestamps of the device.
+/// The device's timestamp queries.
 #[derive(Debug)]
 struct Clock {
     queries: wgpu::QuerySet,
     resolved: Buffer,
     staging: Buffer,
-    /// Seconds.
+    /// The length of a tick, in seconds.
     seconds_per_tick: f64,
 }
 
 impl GpuDevice {
-    /// Opens a device. Returns `None` if the choice is the CPU path alone. Reads `cold_bytes` bytes between repetitions.
+    /// Opens the chosen device, or returns `None` if the choice is the CPU path.
+    ///
+    /// `cold_bytes` overrides the bytes that are read between repetitions.
     pub fn open(choice: &DeviceChoice, cold_bytes: Option<usize>) -> Result<Option<Self>> {
         if *choice == DeviceChoice::Cpu {
             return Ok(None);
@@ -81,7 +83,7 @@ impl GpuDevice {
             .contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
             .then(|| Clock::new(&device, queue.get_timestamp_period()));
         let rooflines = RooflineKernels::new(&device);
-        // What a software adapter computes is no measure of any cache.
+        // Cache effects are not worth measuring on a software adapter.
         let cold_bytes =
             cold_bytes.unwrap_or(if software { 0 } else { DEFAULT_COLD_BYTES }).next_multiple_of(256);
         let eviction =
@@ -101,37 +103,37 @@ impl GpuDevice {
         }))
     }
 
-    /// Returns whose clock times an operation: `gpu` or `wall`.
+    /// Returns the clock of [`Sample::seconds`]: `gpu` or `wall`.
     pub const fn clock(&self) -> &'static str {
         if self.clock.is_some() { "gpu" } else { "wall" }
     }
 
-    /// Creates an encoder.
+    /// Creates a command encoder.
     pub fn encoder(&self) -> CommandEncoder {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
-    /// Submits commands and waits for them. Fails if wgpu has reported an error.
+    /// Submits `commands` and waits for them. Fails if wgpu has reported an error.
     pub fn submit_and_wait(&self, commands: impl IntoIterator<Item = CommandBuffer>) -> Result<()> {
         self.queue.submit(commands);
         self.wait()
     }
 
-    /// Waits for all that has been submitted. wgpu 30 panics where the driver has lost the device.
+    /// Waits for all submitted work. Catches the panic of wgpu 30 on a lost device.
     fn wait(&self) -> Result<()> {
         let wait = AssertUnwindSafe(|| self.device.poll(PollType::wait_indefinitely()));
         catch_unwind(wait).map_err(|_| gradclip::Error::DeviceLost)??;
         self.first_error.get().map_or(Ok(()), |first_error| bail!("{first_error}"))
     }
 
-    /// Encodes, submits and waits.
+    /// Records commands with `encode`, submits them and waits.
     pub fn run(&self, encode: impl FnOnce(&mut CommandEncoder)) -> Result<()> {
         let mut encoder = self.encoder();
         encode(&mut encoder);
         self.submit_and_wait([encoder.finish()])
     }
 
-    /// Times what is encoded. Evicts its data from the caches before, unless it may be cached.
+    /// Times the commands that `encode` records. Evicts the data from the caches before, unless `cached`.
     pub fn time(&self, cached: bool, encode: impl FnOnce(&mut CommandEncoder)) -> Result<Sample> {
         if let Some(eviction) = self.eviction.as_ref().filter(|_| !cached) {
             self.run(|encoder| self.rooflines.encode(eviction, STEPS.len() / 2, encoder))?;
@@ -158,7 +160,7 @@ impl GpuDevice {
         Ok(Sample { seconds, wall, encode: Some(encoded), ready: Some(ready) })
     }
 
-    /// The time between the two timestamps.
+    /// Returns the seconds between the two timestamps.
     fn elapsed(&self, clock: &Clock) -> Result<f64> {
         self.run(|encoder| {
             encoder.resolve_query_set(&clock.queries, 0..2, &clock.resolved, 0);
@@ -170,8 +172,8 @@ impl GpuDevice {
         })
     }
 
-    /// Maps a buffer, and looks at its bytes.
-    pub fn read_mapped<T>(&self, buffer: &Buffer, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    /// Maps `buffer` and passes its bytes to `read`.
+    pub fn read_mapped<T>(&self, buffer: &Buffer, read: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
         let (sender, receiver) = mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, .., move |mapped| {
             let _ = sender.send(mapped);
@@ -179,12 +181,12 @@ impl GpuDevice {
         self.wait()?;
         receiver.recv()??;
         let result =
-            look(&buffer.get_mapped_range(..).map_err(|error| anyhow!("cannot read results back: {error}"))?);
+            read(&buffer.get_mapped_range(..).map_err(|error| anyhow!("cannot read results back: {error}"))?);
         buffer.unmap();
         result
     }
 
-    /// Fills a buffer from its beginning.
+    /// Writes `bytes` to the start of `buffer`.
     pub fn write(&self, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
         for (index, piece) in bytes.chunks(STAGING).enumerate() {
             self.queue.write_buffer(buffer, (index * STAGING) as u64, piece);
@@ -193,17 +195,17 @@ impl GpuDevice {
         Ok(())
     }
 
-    /// Returns which number of steps is the quickest for these buffers, for [`RooflineKernels::encode`].
+    /// Returns the index of the fastest step count for `buffers`, as [`RooflineKernels::encode`] takes it.
     pub fn fastest_steps(&self, cached: bool, buffers: &BoundBuffers) -> Result<usize> {
-        let quickest = |steps| {
-            let once = || {
+        let least_seconds = |steps| {
+            let time_once = || {
                 let sample = self.time(cached, |encoder| self.rooflines.encode(buffers, steps, encoder));
                 sample.map(|sample| sample.seconds)
             };
-            let seconds = [once()?, once()?, once()?];
+            let seconds = [time_once()?, time_once()?, time_once()?];
             Ok(seconds.into_iter().fold(f64::INFINITY, f64::min))
         };
-        let seconds = (0..STEPS.len()).map(quickest).collect::<Result<Vec<_>>>()?;
+        let seconds = (0..STEPS.len()).map(least_seconds).collect::<Result<Vec<_>>>()?;
         Ok((0..STEPS.len()).min_by(|&a, &b| seconds[a].total_cmp(&seconds[b])).unwrap_or_default())
     }
 }
@@ -232,7 +234,7 @@ impl Clock {
     }
 }
 
-/// So many bytes in as few buffers as the device allows.
+/// Splits `bytes` into as few buffer sizes as the device's limit allows.
 fn buffer_sizes(device: &wgpu::Device, bytes: usize) -> Vec<usize> {
     let largest = largest_buffer(device);
     (0..bytes).step_by(largest).map(|start| largest.min(bytes - start)).collect()
@@ -247,14 +249,14 @@ pub(crate) fn allocate(device: &wgpu::Device, sizes: &[usize]) -> Result<Vec<Buf
     sizes.iter().map(|&size| allocate_one(device, size, usage)).collect()
 }
 
-/// Creates a buffer. Fails if there is not enough memory.
+/// Creates a buffer. Fails if the device has too little memory.
 pub fn allocate_one(device: &wgpu::Device, size: usize, usage: BufferUsages) -> Result<Buffer> {
     let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation]
         .map(|filter| device.push_error_scope(filter));
     let descriptor =
         wgpu::BufferDescriptor { label: None, size: size as u64, usage, mapped_at_creation: false };
     let buffer = device.create_buffer(&descriptor);
-    // In the reverse order of their making, and all of them.
+    // All scopes are popped, in reverse order.
     let errors: Vec<_> =
         scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop())).collect();
     match errors.into_iter().next() {

@@ -1,4 +1,4 @@
-//! The GPU path on a set's buffers.
+//! Checks and times the operations on the GPU path, and the GPU rooflines, on one set.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -16,22 +16,22 @@ use crate::roofline::gpu::BoundBuffers;
 use crate::statistics::Quartiles;
 use crate::timing::{Sample, Workload};
 
-/// Of more elements than this, only so many bytes are looked at, evenly spread.
-const CHECKED: usize = 256 << 20;
-/// How often a plan is made again to see what that takes.
+/// The maximum number of bytes that a check reads back. Larger sets are sampled evenly.
+const MAX_CHECKED_BYTES: usize = 256 << 20;
+/// The number of repeated preparations of a plan that are timed.
 const PREPARATIONS: usize = 9;
 
-/// How the gradients of a set lie on the device.
+/// The memory layout of a set on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// One after the other in one buffer, or in as few as the device allows.
+    /// All tensors in one buffer, or in as few as the device's limits allow.
     Arena,
-    /// Each in a buffer of its own.
+    /// One buffer per tensor.
     Separate,
 }
 
 impl Layout {
-    /// Returns the name that rows show.
+    /// Returns the name that the report uses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Arena => "arena",
@@ -40,13 +40,13 @@ impl Layout {
     }
 }
 
-/// A set on the device.
+/// A set on the device, with the plans of all operations.
 #[derive(Debug)]
 pub struct GpuBench<'a> {
     gpu: &'a GpuDevice,
     data: &'a SetData,
     cached: bool,
-    /// The arena of [`SetData`], in as few buffers as the device allows.
+    /// The original gradients, in as few buffers as the device's limits allow.
     originals: Vec<Buffer>,
     arena: Vec<Buffer>,
     read: (BoundBuffers, usize),
@@ -54,17 +54,17 @@ pub struct GpuBench<'a> {
     layouts: Vec<LayoutBuffers>,
 }
 
-/// The gradients that repetitions change, and the plans to do so.
+/// The gradients of one layout, which repetitions change, and their plans.
 #[derive(Debug)]
 struct LayoutBuffers {
     layout: Layout,
-    /// What is copied there to restore them.
+    /// The copies that restore the gradients.
     copies: Vec<CopyRange>,
     tensors: Vec<TensorRange>,
     plans: Vec<OpPlan>,
 }
 
-/// From an offset of a buffer of the originals to one of the buffers.
+/// A copy from a buffer of originals to a buffer of the layout, each with its offset.
 #[derive(Debug)]
 struct CopyRange {
     from: (Buffer, u64),
@@ -72,23 +72,24 @@ struct CopyRange {
     bytes: u64,
 }
 
-/// Where a tensor lies.
+/// The buffer and byte range of a tensor.
 #[derive(Debug)]
 struct TensorRange {
     buffer: Buffer,
     bytes: Range<u64>,
 }
 
+/// The plan of an operation.
 #[derive(Debug)]
 struct OpPlan {
     op: Op,
     plan: ClipPlan,
-    /// To make it again, with all kernels compiled.
+    /// The time to prepare the plan again, with all kernels compiled.
     prepare: Quartiles,
 }
 
 impl<'a> GpuBench<'a> {
-    /// Uploads a set in these layouts, and plans every operation.
+    /// Uploads a set in `layouts` and prepares a plan for every operation.
     pub fn new(gpu: &'a GpuDevice, data: &'a SetData, cached: bool, layouts: &[Layout]) -> Result<Self> {
         let chunks = chunks(data, largest_buffer(&gpu.device))?;
         let sizes: Vec<usize> = chunks.iter().map(Range::len).collect();
@@ -108,7 +109,7 @@ impl<'a> GpuBench<'a> {
             layouts: Vec::new(),
         };
         for &layout in layouts {
-            let mut buffers = set.buffers(layout, &chunks)?;
+            let mut buffers = set.create_layout(layout, &chunks)?;
             set.restore(&buffers)?;
             buffers.plans =
                 Op::ALL.into_iter().map(|op| set.plan(op, &buffers.tensors)).collect::<Result<_>>()?;
@@ -119,7 +120,7 @@ impl<'a> GpuBench<'a> {
         Ok(set)
     }
 
-    fn buffers(&self, layout: Layout, chunks: &[Range<usize>]) -> Result<LayoutBuffers> {
+    fn create_layout(&self, layout: Layout, chunks: &[Range<usize>]) -> Result<LayoutBuffers> {
         let source = |range: &Range<usize>| {
             let index = chunks.partition_point(|chunk| chunk.end <= range.start);
             (index, (range.start - chunks[index].start) as u64)
@@ -166,12 +167,12 @@ impl<'a> GpuBench<'a> {
     fn plan(&self, op: Op, tensors: &[TensorRange]) -> Result<OpPlan> {
         let clip = op.clip(self.data.norm);
         let plan = self.prepare(tensors, clip)?;
-        let again = || {
+        let prepare_again = || {
             let start = Instant::now();
             self.prepare(tensors, clip).map(|_| start.elapsed().as_secs_f64())
         };
-        let seconds = (0..PREPARATIONS).map(|_| again()).collect::<Result<Vec<_>, _>>()?;
-        Ok(OpPlan { op, plan, prepare: Quartiles::of(seconds).expect("it was made several times") })
+        let seconds = (0..PREPARATIONS).map(|_| prepare_again()).collect::<Result<Vec<_>, _>>()?;
+        Ok(OpPlan { op, plan, prepare: Quartiles::of(seconds).expect("PREPARATIONS is not 0") })
     }
 
     fn prepare<'b>(&self, tensors: &'b [TensorRange], clip: Clip) -> Result<ClipPlan, Error> {
@@ -182,7 +183,7 @@ impl<'a> GpuBench<'a> {
         self.gpu.clipper.prepare(&gradients, clip)
     }
 
-    /// Runs the operation once. Fails if the result is wrong.
+    /// Runs the operation once and checks the result.
     pub fn check(&self, layout: Layout, op: Op) -> Result<()> {
         let (buffers, plan) = (self.find(layout), self.find(layout).find(op));
         let norm = self.data.norm;
@@ -202,22 +203,22 @@ impl<'a> GpuBench<'a> {
 
     fn check_elements(&self, op: Op, buffers: &LayoutBuffers) -> Result<()> {
         let SetData { dtype, norm, ranges, .. } = self.data;
-        // Pieces of tensors that are looked at: where they lie on the device, and where in the original.
-        let mut pieces = Vec::new();
+        // Chunks of tensors: buffer and offset on the device, and byte range of the original.
+        let mut samples = Vec::new();
         for (tensor, range) in buffers.tensors.iter().zip(ranges) {
             for offset in (0..range.len()).step_by(STAGING / 4) {
                 let len = (range.len() - offset).min(STAGING / 4);
                 let at = range.start + offset;
-                pieces.push((&tensor.buffer, tensor.bytes.start + offset as u64, at..at + len));
+                samples.push((&tensor.buffer, tensor.bytes.start + offset as u64, at..at + len));
             }
         }
         let total: usize = ranges.iter().map(Range::len).sum();
-        let step = total.div_ceil(CHECKED).max(1);
-        let mut pieces = pieces.into_iter().step_by(step).peekable();
-        while pieces.peek().is_some() {
+        let step = total.div_ceil(MAX_CHECKED_BYTES).max(1);
+        let mut samples = samples.into_iter().step_by(step).peekable();
+        while samples.peek().is_some() {
             let (mut batch, mut end) = (Vec::new(), 0);
             while let Some((buffer, offset, range)) =
-                pieces.next_if(|(_, _, range)| end + range.len().next_multiple_of(256) <= STAGING)
+                samples.next_if(|(_, _, range)| end + range.len().next_multiple_of(256) <= STAGING)
             {
                 let len = range.len();
                 batch.push((buffer, offset, range, end));
@@ -239,7 +240,7 @@ impl<'a> GpuBench<'a> {
         Ok(())
     }
 
-    /// Times one run.
+    /// Times one run of a workload.
     pub fn time(&self, layout: Layout, workload: Workload) -> Result<Sample> {
         let gpu = self.gpu;
         match workload {
@@ -280,20 +281,20 @@ impl<'a> GpuBench<'a> {
         })
     }
 
-    /// Returns what the plan of an operation costs besides the time that it runs.
+    /// Returns the dispatches, scratch memory and preparation time of an operation's plan.
     pub fn cost(&self, layout: Layout, op: Op) -> PlanCost {
         let OpPlan { plan, prepare, .. } = self.find(layout).find(op);
         PlanCost { dispatches: plan.dispatches(), scratch_bytes: plan.scratch_bytes(), prepare: *prepare }
     }
 
     fn find(&self, layout: Layout) -> &LayoutBuffers {
-        self.layouts.iter().find(|buffers| buffers.layout == layout).expect("the layout was asked for")
+        self.layouts.iter().find(|buffers| buffers.layout == layout).expect("new() was given the layout")
     }
 }
 
 impl LayoutBuffers {
     fn find(&self, op: Op) -> &OpPlan {
-        self.plans.iter().find(|plan| plan.op == op).expect("there is a plan for every operation")
+        self.plans.iter().find(|plan| plan.op == op).expect("every operation has a plan")
     }
 }
 
@@ -304,7 +305,7 @@ fn encode(op: Op, OpPlan { plan, .. }: &OpPlan, encoder: &mut CommandEncoder) {
     }
 }
 
-/// The arena of a set in pieces that begin with a tensor and are no longer than a buffer may be.
+/// Splits the arena of a set between tensors into ranges of at most `largest` bytes.
 fn chunks(data: &SetData, largest: usize) -> Result<Vec<Range<usize>>> {
     let mut starts = vec![0];
     let ends = data.ranges.iter().skip(1).map(|range| range.start).chain([data.bytes().len()]);
@@ -312,7 +313,7 @@ fn chunks(data: &SetData, largest: usize) -> Result<Vec<Range<usize>>> {
         let len = end - range.start;
         ensure!(
             len <= largest,
-            "a tensor takes {len} bytes, but a buffer of the device may have at most {largest}"
+            "a tensor takes {len} bytes, but the device allows at most {largest} bytes per buffer"
         );
         if end - starts.last().copied().unwrap_or_default() > largest {
             starts.push(range.start);
@@ -329,7 +330,7 @@ mod tests {
     use gradclip::DType;
 
     #[test]
-    fn an_arena_is_cut_between_tensors_where_buffers_are_small() {
+    fn an_arena_is_split_between_tensors_to_fit_the_buffer_limit() {
         let set = GradientSet::new("any", DType::F32, vec![64, 65, 128, 1]);
         let data = SetData::new(&set);
         assert_eq!(data.ranges, [0..256, 256..516, 768..1280, 1280..1284]);

@@ -1,12 +1,12 @@
-//! What the benchmarks of gradclip share: sets of gradients, what is done to them, devices, rooflines, timing, and tables.
+//! Shared benchmark code: gradient sets, operations, devices, rooflines, timing and report tables.
 //!
-//! The command's `bench`, `benches/sweep.rs` and `benches/peers` measure with it. It is not published, and has no stable API.
+//! `gradclip bench`, `benches/sweep.rs` and `benches/peers` use it. The crate is not published and its API is not stable.
 
 #![allow(
     clippy::missing_errors_doc,
     clippy::missing_panics_doc,
     clippy::must_use_candidate,
-    reason = "it is only for the packages of this repository"
+    reason = "only packages of this repository use this crate"
 )]
 
 pub mod bytes;

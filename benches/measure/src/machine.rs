@@ -1,8 +1,10 @@
-//! The machine.
+//! The host machine: processor model, last-level cache and available memory.
 
 use anyhow::{Context as _, Result};
 
-/// Returns twice the size of the last-level cache if the system tells it, else twice what few machines exceed.
+/// Returns twice the size of the last-level cache in bytes.
+///
+/// Where the system does not report a cache size, the value is 256 MiB, which few machines exceed.
 pub fn cold_bytes() -> usize {
     const UNKNOWN: usize = 128 << 20;
     let size = |index| {
@@ -13,7 +15,7 @@ pub fn cold_bytes() -> usize {
     2 * (0..5).filter_map(size).max().unwrap_or(UNKNOWN)
 }
 
-/// Returns the available main memory in bytes, if the system tells it.
+/// Returns the available main memory in bytes, or `None` where the system does not report it.
 pub fn available_memory() -> Option<usize> {
     let about = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = about.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -21,7 +23,7 @@ pub fn available_memory() -> Option<usize> {
     Some(kib * 1024)
 }
 
-/// Returns the model of the processor, if the system tells it.
+/// Returns the processor's model name, or `unknown processor` where the system does not report it.
 pub fn cpu_model() -> String {
     let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = about.lines().find_map(|line| line.strip_prefix("model name"));
@@ -30,10 +32,10 @@ pub fn cpu_model() -> String {
     name.to_owned()
 }
 
-/// Fails unless a set of so many bytes, and a copy of it to restore from, can be had.
+/// Checks that main memory can hold a set of `bytes` bytes and the copy that restores it.
 pub fn ensure_memory(bytes: usize) -> Result<()> {
     let available = available_memory().unwrap_or(usize::MAX);
     (bytes <= available / 2).then_some(()).with_context(|| {
-        format!("{bytes} bytes are needed twice in main memory, but only {available} bytes are available")
+        format!("the set needs two copies of {bytes} bytes in main memory, but only {available} bytes are available")
     })
 }

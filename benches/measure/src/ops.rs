@@ -1,4 +1,4 @@
-//! What is done to gradients.
+//! The measured operations, and the checks of their results.
 
 use anyhow::{Result, bail, ensure};
 use bytemuck::Pod;
@@ -6,31 +6,32 @@ use gradclip::{Clip, ClipRecord, DType, reference};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::data::PIECE;
+use crate::data::CHUNK_BYTES;
 
-/// What is done to gradients.
+/// A measured operation on the gradients of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Measures the global norm.
     Norm,
-    /// Clips to twice the norm, so that nothing changes.
+    /// Clips to twice the norm, which changes nothing.
     NotExceeded,
     /// Clips to half of the norm.
     Exceeded,
-    /// Measures the norm and the coefficient, and leaves the gradients.
+    /// Computes the norm and the coefficient without scaling the gradients.
     CoefficientOnly,
     /// Clamps every element.
     Clamp,
-    /// Clips to half of the norm, and removes a loss scale.
+    /// Removes a loss scale and clips to half of the norm.
     LossScale,
 }
 
-/// The parts of the gradients' norm that limits are, so that one is exceeded and the other is not.
+/// The exceeded limit, as a fraction of the norm.
 const HALF: f64 = 0.5;
+/// The limit that is not exceeded, as a multiple of the norm.
 const TWICE: f64 = 2.0;
-/// Half of the elements, which are spread evenly over -1 to 1, are beyond it.
+/// Exceeded by half of the elements, which are uniform in [-1, 1).
 pub(crate) const CLIP_VALUE: f32 = 0.5;
-/// Small enough that gradients in f16 stay normal numbers.
+/// Small enough that unscaled f16 gradients stay normal numbers.
 const LOSS_SCALE: f32 = 8.0;
 
 impl Op {
@@ -38,7 +39,7 @@ impl Op {
     pub const ALL: [Self; 6] =
         [Self::Norm, Self::NotExceeded, Self::Exceeded, Self::CoefficientOnly, Self::Clamp, Self::LossScale];
 
-    /// Returns the name that rows show.
+    /// Returns the name that the report uses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Norm => "norm",
@@ -50,7 +51,7 @@ impl Op {
         }
     }
 
-    /// Returns how often all gradients have to be read, and how often read and written back, at least.
+    /// Returns the minimum number of read passes and of read-and-write passes over the gradients.
     pub const fn passes(self) -> (usize, usize) {
         match self {
             Self::Norm | Self::NotExceeded | Self::CoefficientOnly => (1, 0),
@@ -59,18 +60,18 @@ impl Op {
         }
     }
 
-    /// The fewest bytes that have to move.
+    /// Returns the minimum number of bytes that the operation moves for `gradients` bytes of gradients.
     pub(crate) const fn bytes(self, gradients: usize) -> usize {
         let (read, rewritten) = self.passes();
         gradients * (read + 2 * rewritten)
     }
 
-    /// Whether the gradients are other ones afterwards.
+    /// Whether the operation changes the gradients.
     pub(crate) const fn changes(self) -> bool {
         self.passes().1 > 0
     }
 
-    /// Returns the clip of gradients of this norm.
+    /// Returns the clip for gradients of norm `norm`.
     pub fn clip(self, norm: f64) -> Clip {
         match self {
             Self::Norm | Self::CoefficientOnly => Clip::by_global_norm(limit(norm * HALF)).coefficient_only(),
@@ -84,12 +85,12 @@ impl Op {
         }
     }
 
-    /// The limit of a clip of gradients of this norm that writes nothing.
+    /// Returns the limit of a measurement-only clip for gradients of norm `norm`.
     pub(crate) const fn limit(norm: f64) -> f32 {
         limit(norm * HALF)
     }
 
-    /// What an element is to become where the gradients have this norm.
+    /// Returns the expected value of an element that was `before`, for gradients of norm `norm`.
     fn element(self, before: f64, norm: f64) -> f64 {
         let scale = f64::from(LOSS_SCALE);
         match self {
@@ -100,7 +101,7 @@ impl Op {
         }
     }
 
-    /// Fails if a record of gradients of this norm is wrong.
+    /// Checks the record of a clip of gradients of norm `norm`.
     pub fn check_record(self, record: &ClipRecord, norm: f64) -> Result<()> {
         let (norm, limit) = match self {
             Self::LossScale => (norm / f64::from(LOSS_SCALE), norm / f64::from(LOSS_SCALE) * HALF),
@@ -120,20 +121,24 @@ impl Op {
         Ok(())
     }
 
-    /// Fails if gradients of this norm have become something else than they should. Both are bytes of elements.
+    /// Checks the elements after the operation. `before` and `after` are bytes of `dtype` elements; `norm` is the global norm.
     pub(crate) fn check_elements(self, dtype: DType, before: &[u8], after: &[u8], norm: f64) -> Result<()> {
         ensure!(
             before.len() == after.len(),
-            "{}: {} bytes became {}",
+            "{}: expected {} bytes of gradients, found {}",
             self.name(),
             before.len(),
             after.len()
         );
         if !self.changes() {
-            ensure!(before == after, "{}: gradients that should stay as they are were written", self.name());
+            ensure!(
+                before == after,
+                "{}: the operation changed gradients that it should not change",
+                self.name()
+            );
             return Ok(());
         }
-        // A unit in the last place each, and of the least subnormal number of f16.
+        // One unit in the last place, and for f16 also one unit of the smallest subnormal number.
         let (relative, absolute) = match dtype {
             DType::F32 => (1e-6, 0.0),
             DType::F16 => (f64::exp2(-10.0), f64::exp2(-24.0)),
@@ -148,14 +153,14 @@ impl Op {
         match found {
             None => Ok(()),
             Some((after, expected)) => {
-                bail!("{}: an element became {after}, but it should be {expected}", self.name())
+                bail!("{}: an element is {after}, but it should be {expected}", self.name())
             }
         }
     }
 }
 
-/// A limit as the paths take it.
-#[expect(clippy::cast_possible_truncation, reason = "the limits of the API are f32")]
+/// Rounds a limit to the API's type.
+#[expect(clippy::cast_possible_truncation, reason = "limits in the API are f32")]
 const fn limit(norm: f64) -> f32 {
     norm as f32
 }
@@ -164,19 +169,19 @@ fn is_close(found: f64, expected: f64, tolerance: f64) -> bool {
     (found - expected).abs() <= tolerance * expected.abs()
 }
 
-/// An element that became something else than expected, and what was expected.
+/// Returns a wrong element and its expected value.
 fn first_wrong<T: Pod + Into<f64>>(
     before: &[u8],
     after: &[u8],
     expected: impl Fn(f64) -> f64 + Sync,
     tolerance: impl Fn(f64) -> f64 + Sync,
 ) -> Option<(f64, f64)> {
-    let pieces = before.par_chunks(PIECE).zip(after.par_chunks(PIECE));
-    pieces.find_map_any(|(before, after)| {
+    let chunks = before.par_chunks(CHUNK_BYTES).zip(after.par_chunks(CHUNK_BYTES));
+    chunks.find_map_any(|(before, after)| {
         let elements = bytemuck::cast_slice::<_, T>(before).iter().zip(bytemuck::cast_slice::<_, T>(after));
         let mut pairs = elements.map(|(&before, &after)| (after.into(), expected(before.into())));
         let is_right = |after: f64, expected: f64| (after - expected).abs() <= tolerance(expected);
-        // A NaN is not right.
+        // A NaN compares as wrong.
         pairs.find(|&(after, expected)| !is_right(after, expected))
     })
 }
@@ -188,9 +193,9 @@ mod tests {
     use crate::sets::GradientSet;
     use gradclip::cpu;
 
-    /// What is right passes, and one wrong element or number does not.
+    /// Accepts correct results; rejects one wrong element and one wrong record field.
     #[test]
-    fn checks_find_what_is_wrong() {
+    fn checks_reject_wrong_results() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let set = GradientSet::new("any", dtype, vec![1000]);
             let data = SetData::new(&set);
@@ -203,7 +208,7 @@ mod tests {
                 let records = cpu::clip_all(&mut list, op.clip(data.norm)).unwrap();
                 let after = &mut memory.bytes_mut()[range.clone()];
                 op.check_elements(dtype, before, after, data.norm).unwrap();
-                // The exponent of an element in the middle.
+                // Flips an exponent bit of an element in the middle.
                 after[1003] ^= 0x10;
                 assert!(op.check_elements(dtype, before, after, data.norm).is_err(), "{op:?}, {dtype:?}");
                 for record in records {

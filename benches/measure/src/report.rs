@@ -1,4 +1,4 @@
-//! What has been measured, row by row: for people and for programs.
+//! The report: one row per workload of a set, as text tables and as JSON lines.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::statistics::Quartiles;
 use crate::table::Table;
 use crate::timing::{Timing, Workload};
 
-/// Where something ran.
+/// The path that ran a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     /// The GPU path.
@@ -19,7 +19,7 @@ pub enum Path {
 }
 
 impl Path {
-    /// Returns the name that rows show.
+    /// Returns the name that the report uses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Gpu => "gpu",
@@ -28,73 +28,73 @@ impl Path {
     }
 }
 
-/// One measurement of one set of gradients.
+/// The measurement of one workload on one set.
 #[derive(Debug)]
 pub struct Row {
-    /// Where it ran.
+    /// The path that ran the workload.
     pub path: Path,
-    /// How the gradients lay in memory.
+    /// The memory layout: `arena`, `separate` or `slices`.
     pub layout: &'static str,
-    /// What was timing.
+    /// The timed workload.
     pub workload: Workload,
-    /// What it took.
+    /// The measured times.
     pub timing: Timing,
-    /// What the rooflines of the same path take for the same passes over as many bytes.
-    pub roofline: f64,
-    /// Whose clock: `gpu` or `wall`.
+    /// The time in seconds that the rooflines of the same path take for the same passes over as many bytes.
+    pub roofline_seconds: f64,
+    /// The clock that timed the row: `gpu` or `wall`.
     pub clock: &'static str,
-    /// Whether a cache may have held the gradients.
+    /// Whether caches may have held the gradients.
     pub cached: bool,
-    /// Of a plan; the CPU path has none.
+    /// The cost of the plan. `None` on the CPU path, which has no plans.
     pub cost: Option<PlanCost>,
 }
 
-/// What a plan costs besides the time that it runs.
+/// The dispatches, scratch memory and preparation time of a plan.
 #[derive(Debug)]
 pub struct PlanCost {
-    /// The dispatches of a step.
+    /// The dispatches per step.
     pub dispatches: usize,
-    /// The memory that the plan holds besides the gradients.
+    /// The bytes that the plan allocates besides the gradients.
     pub scratch_bytes: u64,
     /// The time to prepare the plan again, with all kernels compiled.
     pub prepare: Quartiles,
 }
 
-/// The rows of one set.
+/// The results of one set.
 #[derive(Debug)]
 pub struct SetReport {
     /// The set.
     pub set: GradientSet,
-    /// What was measured.
+    /// The measured rows.
     pub rows: Vec<Row>,
-    /// What was not measured, and why.
+    /// The paths that were not measured, with the reason.
     pub skipped: Vec<(Path, String)>,
 }
 
-/// Returns the name that `--only` selects by.
+/// Returns the ID that `--only` matches: `path/set/dtype/layout/operation`.
 pub fn id(path: Path, set: &GradientSet, layout: &str, workload: Workload) -> String {
     format!("{}/{}/{}/{layout}/{}", path.name(), set.name, dtype(set), workload.name())
 }
 
-/// Returns the element type of a set, as rows show it.
+/// Returns the name of a set's element type, as the report uses it.
 pub fn dtype(set: &GradientSet) -> String {
     format!("{:?}", set.dtype).to_lowercase()
 }
 
 impl Row {
-    /// Returns the median, in seconds.
+    /// Returns the median time, in seconds.
     pub const fn seconds(&self) -> f64 {
         self.timing.seconds.median
     }
 
-    /// Returns the fewest bytes that have to move, over the time.
+    /// Returns the minimum number of bytes that the workload moves, divided by the time, in GB/s.
     pub fn gb_per_s(&self, set: &GradientSet) -> f64 {
         self.workload.bytes(set.bytes()) as f64 / self.seconds() / 1e9
     }
 
-    /// Returns the time of the roofline, in percent of the time.
-    pub fn percent(&self) -> f64 {
-        100.0 * self.roofline / self.seconds()
+    /// Returns the roofline's time in percent of the row's time.
+    pub fn percent_of_roofline(&self) -> f64 {
+        100.0 * self.roofline_seconds / self.seconds()
     }
 
     /// Returns the row as a JSON object.
@@ -110,7 +110,7 @@ impl Row {
             "layout": self.layout,
             "operation": self.workload.name(),
             "tensors": set.lens.len(),
-            "tensors_of_model": set.of,
+            "tensors_of_model": set.model_tensors,
             "elements": set.elements(),
             "cached": self.cached,
             "clock": self.clock,
@@ -123,8 +123,8 @@ impl Row {
             "ready_seconds": ready.map(|ready| ready.median),
             "bytes": self.workload.bytes(set.bytes()),
             "gb_per_s": self.gb_per_s(set),
-            "roofline_seconds": self.roofline,
-            "percent_of_roofline": self.percent(),
+            "roofline_seconds": self.roofline_seconds,
+            "percent_of_roofline": self.percent_of_roofline(),
             "dispatches": cost.map(|cost| cost.dispatches),
             "scratch_bytes": cost.map(|cost| cost.scratch_bytes),
             "prepare_seconds": cost.map(|cost| cost.prepare.median),
@@ -134,27 +134,31 @@ impl Row {
 
 impl SetReport {
     fn name(&self) -> String {
-        let GradientSet { name, lens, of, .. } = &self.set;
-        if lens.len() == *of { name.clone() } else { format!("{name}, {} of {of} tensors", lens.len()) }
+        let GradientSet { name, lens, model_tensors, .. } = &self.set;
+        if lens.len() == *model_tensors {
+            name.clone()
+        } else {
+            format!("{name}, {} of {model_tensors} tensors", lens.len())
+        }
     }
 
-    /// Finds a row.
+    /// Returns the row of a workload.
     pub fn find(&self, path: Path, layout: &str, workload: Workload) -> Option<&Row> {
         self.rows.iter().find(|row| row.path == path && row.layout == layout && row.workload == workload)
     }
 
-    /// The ways in which operations ran: a path and a layout each.
-    fn ways(&self) -> Vec<(Path, &'static str)> {
-        let mut ways = Vec::new();
+    /// Returns the pairs of path and layout that operations ran on.
+    fn paths_and_layouts(&self) -> Vec<(Path, &'static str)> {
+        let mut pairs = Vec::new();
         for row in self.rows.iter().filter(|row| matches!(row.workload, Workload::Op(_))) {
-            if !ways.contains(&(row.path, row.layout)) {
-                ways.push((row.path, row.layout));
+            if !pairs.contains(&(row.path, row.layout)) {
+                pairs.push((row.path, row.layout));
             }
         }
-        ways
+        pairs
     }
 
-    /// What takes how many times as long as what.
+    /// Returns the time ratios of the operations on one path and layout.
     fn ratios(&self, path: Path, layout: &'static str) -> Ratios {
         let op = |op| self.find(path, layout, Workload::Op(op)).map(Row::seconds);
         let roofline = |roofline| {
@@ -175,18 +179,19 @@ impl SetReport {
     }
 }
 
-/// The numbers that the design stands or falls with.
+/// The time ratios that the design aims at.
 struct Ratios {
-    /// A clip within its limit, over the norm.
+    /// A clip that is not exceeded, over the norm.
     not_exceeded: Option<f64>,
+    /// The coefficient only, over the norm.
     coefficient_only: Option<f64>,
-    /// A clip beyond its limit, over the norm and one in-place pass.
+    /// A clip that is exceeded, over the norm plus one in-place pass.
     exceeded: Option<f64>,
-    /// Over one in-place pass.
+    /// A clamp, over one in-place pass.
     clamp: Option<f64>,
-    /// Over the clip without it.
+    /// An exceeded clip with a loss scale, over one without.
     loss_scale: Option<f64>,
-    /// The norm of separate buffers, over that of one arena.
+    /// The norm of separate buffers, over the norm of one arena.
     separate: Option<f64>,
 }
 
@@ -205,20 +210,20 @@ impl Ratios {
     }
 }
 
-/// Returns all rows, the sets that were skipped, and the ratios, as JSON objects.
+/// Returns the rows, skipped sets and ratios as JSON objects.
 pub fn json(all: &[SetReport]) -> Vec<Value> {
     let mut lines = Vec::new();
-    for measured in all {
-        let SetReport { set, rows, skipped } = measured;
+    for set_report in all {
+        let SetReport { set, rows, skipped } = set_report;
         lines.extend(rows.iter().map(|row| row.json(set)));
         lines.extend(skipped.iter().map(|(path, why)| {
             json!({ "kind": "skipped", "path": path.name(), "set": set.name, "dtype": dtype(set), "why": why })
         }));
-        for (path, layout) in measured.ways() {
+        for (path, layout) in set_report.paths_and_layouts() {
             let mut line = json!({
                 "kind": "ratios", "path": path.name(), "set": set.name, "dtype": dtype(set), "layout": layout,
             });
-            for (name, ratio) in Ratios::NAMES.into_iter().zip(measured.ratios(path, layout).all()) {
+            for (name, ratio) in Ratios::NAMES.into_iter().zip(set_report.ratios(path, layout).all()) {
                 line[name] = json!(ratio);
             }
             lines.push(line);
@@ -227,17 +232,17 @@ pub fn json(all: &[SetReport]) -> Vec<Value> {
     lines
 }
 
-/// Returns all rows and ratios as tables.
+/// Formats the rows, plans and ratios as text tables.
 pub fn table(all: &[SetReport]) -> String {
-    let gpu = all.iter().flat_map(|measured| &measured.rows).any(|row| row.path == Path::Gpu);
+    let gpu = all.iter().flat_map(|set_report| &set_report.rows).any(|row| row.path == Path::Gpu);
     let mut tables = vec![times(all, gpu)];
     if gpu {
         tables.push(plans(all));
     }
     tables.push(ratios(all, gpu));
-    let skipped = all.iter().flat_map(|measured| {
-        let name = format!("{} {}", measured.set.name, dtype(&measured.set));
-        measured
+    let skipped = all.iter().flat_map(|set_report| {
+        let name = format!("{} {}", set_report.set.name, dtype(&set_report.set));
+        set_report
             .skipped
             .iter()
             .map(move |(path, why)| format!("{name} was not measured on the {}: {why}\n", path.name()))
@@ -247,25 +252,25 @@ pub fn table(all: &[SetReport]) -> String {
 
 fn times(all: &[SetReport], gpu: bool) -> Table {
     let heading = ["set", "dtype", "path", "layout", "operation", "time", "spread", "GB/s", "roofline"];
-    let own = gpu.then_some(["wall", "encode", "ready"]).into_iter().flatten();
-    let mut table = Table::new(heading.into_iter().chain(own)).numbers_from(5);
-    for measured in all {
-        let set = &measured.set;
-        for row in &measured.rows {
+    let gpu_columns = gpu.then_some(["wall", "encode", "ready"]).into_iter().flatten();
+    let mut table = Table::new(heading.into_iter().chain(gpu_columns)).numbers_from(5);
+    for set_report in all {
+        let set = &set_report.set;
+        for row in &set_report.rows {
             let Timing { seconds, wall, encode, ready } = row.timing;
             let host =
                 [Some(wall), encode, ready].map(|time| time.map_or("-".into(), |time| duration(time.median)));
             table.row(
                 [
-                    measured.name(),
+                    set_report.name(),
                     dtype(set),
                     row.path.name().into(),
                     row.layout.into(),
                     row.workload.name().into(),
                     duration(seconds.median),
-                    format!("{:.0} %", 100.0 * seconds.relative()),
+                    format!("{:.0} %", 100.0 * seconds.relative_spread()),
                     significant(row.gb_per_s(set)),
-                    format!("{:.0} %", row.percent()),
+                    format!("{:.0} %", row.percent_of_roofline()),
                 ]
                 .into_iter()
                 .chain(host.into_iter().filter(|_| gpu)),
@@ -279,20 +284,20 @@ fn plans(all: &[SetReport]) -> Table {
     let heading =
         ["set", "dtype", "layout", "plan", "dispatches", "prepare again", "scratch", "of gradients"];
     let mut table = Table::new(heading).numbers_from(4);
-    // The other plans are parts of the first; only a clamp has less.
+    // The plan of an exceeded clip has all stages of the others except the clamp.
     let shown = [Workload::Op(Op::Exceeded), Workload::Op(Op::Clamp)];
-    for measured in all {
-        for row in measured.rows.iter().filter(|row| shown.contains(&row.workload)) {
+    for set_report in all {
+        for row in set_report.rows.iter().filter(|row| shown.contains(&row.workload)) {
             let Some(cost) = &row.cost else { continue };
             table.row([
-                measured.name(),
-                dtype(&measured.set),
+                set_report.name(),
+                dtype(&set_report.set),
                 row.layout.into(),
                 row.workload.name().into(),
                 cost.dispatches.to_string(),
                 duration(cost.prepare.median),
                 format!("{} B", cost.scratch_bytes),
-                format!("{:.3} %", 100.0 * cost.scratch_bytes as f64 / measured.set.bytes() as f64),
+                format!("{:.3} %", 100.0 * cost.scratch_bytes as f64 / set_report.set.bytes() as f64),
             ]);
         }
     }
@@ -304,10 +309,10 @@ fn ratios(all: &[SetReport], gpu: bool) -> Table {
     let names = &Ratios::NAMES[..Ratios::NAMES.len() - usize::from(!gpu)];
     let heading = ["set", "dtype", "path", "layout"].into_iter().chain(names.iter().copied());
     let mut table = Table::new(heading).numbers_from(4);
-    for measured in all {
-        for (path, layout) in measured.ways() {
-            let of = [measured.name(), dtype(&measured.set), path.name().into(), layout.into()];
-            let ratios = measured.ratios(path, layout).all();
+    for set_report in all {
+        for (path, layout) in set_report.paths_and_layouts() {
+            let of = [set_report.name(), dtype(&set_report.set), path.name().into(), layout.into()];
+            let ratios = set_report.ratios(path, layout).all();
             let ratios = ratios.map(|ratio| ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")));
             table.row(of.into_iter().chain(ratios).take(4 + names.len()));
         }
@@ -315,7 +320,7 @@ fn ratios(all: &[SetReport], gpu: bool) -> Table {
     table
 }
 
-/// Formats a time with a unit that fits.
+/// Formats a time with a fitting unit.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         ..1e-3 => format!("{} µs", significant(seconds * 1e6)),
@@ -324,7 +329,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// Formats a number with three digits or more.
+/// Formats a number with at least three significant digits.
 pub fn significant(x: f64) -> String {
     match x {
         ..10.0 => format!("{x:.2}"),
@@ -338,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_three_digits_and_a_fitting_unit() {
+    fn durations_have_three_digits_and_a_fitting_unit() {
         for (seconds, text) in
             [(1.234_5e-6, "1.23 µs"), (0.000_999, "999 µs"), (0.045_67, "45.7 ms"), (12.0, "12.0 s")]
         {

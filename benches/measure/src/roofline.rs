@@ -1,16 +1,16 @@
-//! Rooflines.
+//! Rooflines: the time that moving a set's bytes takes, without any arithmetic worth counting.
 
 pub(crate) mod cpu;
 pub mod gpu;
 
-/// What moves as many bytes as a set has, and does nothing else.
+/// A pass over as many bytes as a set has that only moves data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Roofline {
-    /// Reads.
+    /// Reads every byte.
     Read,
-    /// Reads, and writes back what it has read.
+    /// Reads every byte and writes it back.
     InPlace,
-    /// Reads, and writes elsewhere.
+    /// Copies every byte to another place.
     Copy,
 }
 

@@ -1,4 +1,4 @@
-//! What is measured: sets of gradients, and what is done to them.
+//! The measured sets of gradients: single tensors, 1000 small tensors and the parameters of four models.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,41 +6,41 @@ use std::ops::Range;
 use anyhow::Result;
 use gradclip::DType;
 
-/// The shapes of the gradients of four models, in the order of their parameters; the PyTorch script reads the same file.
+/// The parameter shapes of four models, in order. `pytorch/bench.py` reads the same file.
 const MODEL_SHAPES: &str = include_str!("../../model_shapes.json");
 
-/// Where tensors of an arena begin, in bytes: what allocators do, and every device can bind at.
+/// The alignment of tensors in an arena, in bytes: common for allocators, and a valid binding offset on every device.
 const ALIGNMENT: usize = 256;
-/// Single tensors have 2^10, 2^12, .. elements.
-const SMALLEST: u32 = 10;
+/// The binary logarithm of the smallest single tensor's length.
+const SMALLEST_LOG2: u32 = 10;
 
-/// Gradients that are clipped together.
+/// A set of gradients that are clipped together.
 #[derive(Clone, Debug)]
 pub struct GradientSet {
     /// The name of the model, or the number of elements.
     pub name: String,
     /// The element type.
     pub dtype: DType,
-    /// The elements of each tensor.
+    /// The number of elements of each tensor.
     pub lens: Vec<usize>,
-    /// The whole model has so many tensors.
-    pub of: usize,
-    /// Whether the last-level cache may hold it from one repetition to the next.
+    /// The number of tensors of the complete model. Smaller sets are cut to fit into memory.
+    pub model_tensors: usize,
+    /// Whether caches may hold the gradients between repetitions.
     pub cached: bool,
 }
 
 impl GradientSet {
-    /// Makes a set of tensors with these numbers of elements.
+    /// Creates a set of tensors of `lens` elements.
     pub fn new(name: &str, dtype: DType, lens: Vec<usize>) -> Self {
-        Self { name: name.into(), dtype, of: lens.len(), lens, cached: false }
+        Self { name: name.into(), dtype, model_tensors: lens.len(), lens, cached: false }
     }
 
-    /// Returns the elements of all tensors together.
+    /// Returns the total number of elements.
     pub fn elements(&self) -> usize {
         self.lens.iter().sum()
     }
 
-    /// Returns the bytes of all tensors together.
+    /// Returns the total size in bytes.
     pub fn bytes(&self) -> usize {
         self.elements() * self.element_bytes()
     }
@@ -49,7 +49,7 @@ impl GradientSet {
         if self.dtype == DType::F32 { 4 } else { 2 }
     }
 
-    /// Where the tensors lie in an arena, in bytes, and how long the arena is.
+    /// Returns the byte range of each tensor in an arena, and the size of the arena.
     pub(crate) fn layout(&self) -> (Vec<Range<usize>>, usize) {
         let mut end = 0_usize;
         let place = |len: &usize| {
@@ -61,7 +61,7 @@ impl GradientSet {
         (ranges, end.next_multiple_of(ALIGNMENT))
     }
 
-    /// As many of its tensors as fit into so many bytes, from the first on.
+    /// Keeps the leading tensors that fit into `max_bytes`. Returns `None` if the first one does not fit.
     fn cut(mut self, max_bytes: usize) -> Option<Self> {
         let mut left = max_bytes / self.element_bytes();
         let fits = |len: &&usize| left.checked_sub(**len).map(|rest| left = rest).is_some();
@@ -70,7 +70,7 @@ impl GradientSet {
     }
 }
 
-/// Returns all sets that fit into so many bytes, the single tensors first. Of models it takes as many tensors as fit.
+/// Returns all sets that fit into `max_bytes`, single tensors first. Models are cut to the leading tensors that fit.
 pub fn sets(max_bytes: usize) -> Result<Vec<GradientSet>> {
     let models: BTreeMap<String, Vec<Vec<usize>>> = serde_json::from_str(MODEL_SHAPES)?;
     let model = |name: &str, dtype| {
@@ -83,7 +83,7 @@ pub fn sets(max_bytes: usize) -> Result<Vec<GradientSet>> {
         single(20, DType::F32).map(|set| GradientSet { name: "2^20 cached".into(), cached: true, ..set });
 
     let mut sets: Vec<GradientSet> =
-        (SMALLEST..usize::BITS).step_by(2).map_while(|log2| single(log2, DType::F32)).collect();
+        (SMALLEST_LOG2..usize::BITS).step_by(2).map_while(|log2| single(log2, DType::F32)).collect();
     sets.extend(cached);
     sets.extend([DType::F16, DType::BF16].into_iter().filter_map(|dtype| single(26, dtype)));
     sets.extend(GradientSet::new("1000x4096", DType::F32, vec![4096; 1000]).cut(max_bytes));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn models_have_the_tensors_and_elements_that_are_known() {
+    fn models_have_their_known_tensor_and_element_counts() {
         let sets = sets(usize::MAX / 8).unwrap();
         for (name, tensors, elements) in [
             ("resnet50", 161, 25_557_032),
@@ -118,18 +118,22 @@ mod tests {
             ("2^28", 1, 1 << 28),
         ] {
             let set = find(&sets, name, DType::F32);
-            assert_eq!((set.lens.len(), set.of, set.elements()), (tensors, tensors, elements), "{name}");
+            assert_eq!(
+                (set.lens.len(), set.model_tensors, set.elements()),
+                (tensors, tensors, elements),
+                "{name}"
+            );
         }
         assert_eq!(find(&sets, "gpt2-small", DType::BF16).bytes(), 2 * 124_439_808);
     }
 
     #[test]
-    fn what_does_not_fit_is_cut_or_left_out() {
+    fn models_are_cut_and_single_tensors_are_dropped_to_fit() {
         let sets = sets(1 << 30).unwrap();
         assert!(sets.iter().all(|set| set.bytes() <= 1 << 30));
         let llama = find(&sets, "llama-7b", DType::F32);
-        assert!(!llama.lens.is_empty() && llama.lens.len() < llama.of);
-        // The first that does not fit ends it.
+        assert!(!llama.lens.is_empty() && llama.lens.len() < llama.model_tensors);
+        // The set ends before the first tensor that does not fit.
         assert!(llama.bytes() + 4 * 4096 * 11008 > 1 << 30);
         assert!(!sets.iter().any(|set| set.name == "2^30"));
     }

@@ -1,4 +1,4 @@
-//! What is compared on one buffer.
+//! Compares gradclip's norm with lampshade's sum on one buffer.
 
 use anyhow::{Context as _, Result, ensure};
 use gradclip::{ClipPlan, DType, Gradient, wgpu};
@@ -11,19 +11,19 @@ use gradclip_measure::timing::{Sample, Workload};
 use lampshade::{Reducer, U32Reduction};
 use wgpu::{Buffer, BufferUsages, CommandEncoder};
 
-/// What reads a buffer once, and makes one number of it.
+/// A reduction of the buffer to one number, or the roofline of reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Competitor {
-    /// The norm of its f32 elements.
+    /// gradclip's norm of the f32 elements.
     Gradclip,
-    /// The wrapping sum of the same bits as u32.
+    /// lampshade's wrapping sum of the same bits as u32.
     Lampshade,
-    /// The roofline, which makes nothing of it.
+    /// The read roofline.
     Read,
 }
 
 impl Competitor {
-    /// In the order of their numbers.
+    /// All competitors, in the order of their discriminants.
     pub(crate) const ALL: [Self; 3] = [Self::Gradclip, Self::Lampshade, Self::Read];
 
     pub(crate) const fn library(self) -> &'static str {
@@ -47,7 +47,7 @@ impl Competitor {
         }
     }
 
-    /// As `gradclip bench` knows it: a sum reads what a norm reads.
+    /// Returns the equivalent workload of `gradclip bench`: a sum reads the same bytes as a norm.
     pub(crate) const fn workload(self) -> Workload {
         match self {
             Self::Gradclip | Self::Lampshade => Workload::Op(Op::Norm),
@@ -56,9 +56,9 @@ impl Competitor {
     }
 }
 
-/// A buffer, and what each competitor needs to read it.
+/// A buffer with the prepared state of each competitor.
 pub(crate) struct Comparison<'a> {
-    gpu: &'a Gpu,
+    gpu: &'a GpuDevice,
     buffer: Buffer,
     elements: u32,
     plan: ClipPlan,
@@ -68,7 +68,7 @@ pub(crate) struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    /// Fails if one of the answers is wrong.
+    /// Uploads the data, prepares all competitors and checks their results.
     pub(crate) fn new(gpu: &'a GpuDevice, data: &SetData) -> Result<Self> {
         let bytes = data.bytes();
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
@@ -109,7 +109,7 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    /// Does it once.
+    /// Times one run of a competitor.
     pub(crate) fn time(&mut self, competitor: Competitor) -> Result<Sample> {
         let mut recorded = Ok(());
         let sample = self.gpu.time(false, |encoder| recorded = self.record(competitor, encoder))?;

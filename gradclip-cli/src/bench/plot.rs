@@ -34,10 +34,10 @@ pub(crate) fn svg(all: &[SetReport]) -> Result<String> {
         line(all, "GPU, wall", Path::Gpu, Op::Exceeded, true, |row| row.timing.wall.median.log10()),
     ];
     let percents = [
-        line(all, "CPU, clip exceeded", Path::Cpu, Op::Exceeded, false, Row::percent),
-        line(all, "CPU, norm", Path::Cpu, Op::Norm, true, Row::percent),
-        line(all, "GPU, clip exceeded", Path::Gpu, Op::Exceeded, false, Row::percent),
-        line(all, "GPU, norm", Path::Gpu, Op::Norm, true, Row::percent),
+        line(all, "CPU, clip exceeded", Path::Cpu, Op::Exceeded, false, Row::percent_of_roofline),
+        line(all, "CPU, norm", Path::Cpu, Op::Norm, true, Row::percent_of_roofline),
+        line(all, "GPU, clip exceeded", Path::Gpu, Op::Exceeded, false, Row::percent_of_roofline),
+        line(all, "GPU, norm", Path::Gpu, Op::Norm, true, Row::percent_of_roofline),
     ];
     let mut svg = String::new();
     {
@@ -68,7 +68,7 @@ fn line(all: &[SetReport], name: &str, path: Path, op: Op, minor: bool, value: i
 
 /// One f32 tensor that no cache holds: a point of a line.
 pub(crate) fn is_single(set: &GradientSet) -> bool {
-    set.lens.len() == 1 && set.of == 1 && !set.cached && set.dtype == gradclip::DType::F32
+    set.lens.len() == 1 && set.model_tensors == 1 && !set.cached && set.dtype == gradclip::DType::F32
 }
 
 fn chart(
