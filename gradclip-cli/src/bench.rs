@@ -1,4 +1,4 @@
-//! `gradclip bench`: the GPU path beside the CPU path, and both beside what the machine can move at most.
+//! `gradclip bench`: times the GPU path and the CPU path, and compares both with rooflines of memory bandwidth.
 
 mod check;
 mod plot;
@@ -40,25 +40,25 @@ wall      wall time of a host that encodes, submits and waits
 encode    host time to record the commands
 ready     host time to record them in an encoder of their own and finish it, ready to submit
 ";
-/// Of gradients, without `--max-bytes`.
+/// The default of `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;
-/// More would take a software adapter minutes.
+/// The default for the GPU path on a software adapter, which would take minutes for more.
 const MAX_BYTES_IN_SOFTWARE: usize = 4 << 20;
-/// How the CPU path takes its gradients.
+/// The name of the CPU path's layout.
 const SLICES: &str = "slices";
 
 /// Measure how fast this machine clips
 ///
-/// Times every operation on single tensors of 2^10 elements and more, on the tensor shapes of four models, and on 1000 small
-/// tensors, on the GPU and the CPU, beside rooflines that only move the same bytes. Every result is checked before it is
-/// timed.
+/// Times every operation on the GPU and on the CPU: on single tensors of 2^10 elements and more, on the tensor shapes of four
+/// models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes. Every result is
+/// checked before it is timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The GPU: auto (if there is one), gpu (even a software adapter), cpu (none), or part of a GPU's name
+    /// The GPU: auto (a hardware GPU if present), gpu (also a software adapter), cpu (none), or part of a GPU's name
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
-    /// The largest set of gradients; of a model, as many tensors as fit [default: 1GiB, 4MiB on a software adapter]
+    /// The largest set of gradients; models are cut to fit [default: 1GiB, 4MiB on a software adapter]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     max_bytes: Option<usize>,
 
@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
-    /// Measure only rows whose name contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
+    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
@@ -79,18 +79,18 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Also write the JSON lines to a file, each set as soon as it is measured
+    /// Also write the JSON lines to a file, after each measured set
     #[arg(long, value_name = "FILE.jsonl")]
     save: Option<PathBuf>,
 
-    /// Draw time and percent of the roofline against size, for single f32 tensors
+    /// Plot time and percent of the roofline against size, for single f32 tensors
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Measure nothing; read saved JSON lines, and report each GPU target as met or missed, as Markdown
+    /// Read saved JSON lines instead of measuring, and report each GPU target as met or missed, in Markdown
     ///
-    /// Takes the lines of `gradclip bench` with --save or --json, and those of `benches/pytorch/compare.py` and the host bench
-    /// with --json. A missed target is not an error.
+    /// Accepts the lines of `gradclip bench` (--save or --json), of `benches/pytorch/compare.py` and of the host bench (--json).
+    /// A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",
@@ -99,8 +99,8 @@ pub(crate) struct Args {
     )]
     check: Vec<PathBuf>,
 
-    /// With --check: the card's rated memory bandwidth, if gradclip does not know the card
-    #[arg(long, value_name = "GB/S", value_parser = rated, requires = "check")]
+    /// With --check: the rated memory bandwidth of a card that gradclip does not know
+    #[arg(long, value_name = "GB/S", value_parser = rated_bandwidth, requires = "check")]
     rated: Option<f64>,
 }
 
@@ -109,14 +109,14 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
     if !args.check.is_empty() {
         return print(&text::lines(&check::report(&args.check, args.rated)?));
     }
-    // Now, and not only after minutes.
+    // Checked now, not after minutes of measuring.
     if let Some(path) = &args.save {
         file::Target::check(path)?;
     }
     let save = args.save.as_deref();
     let plot = args.plot.as_deref().map(|path| crate::plot::Output::check(path, save)).transpose()?;
-    // Rayon itself panics where it cannot have them.
-    rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads to measure with")?;
+    // Rayon's default pool panics if it cannot start its threads.
+    rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads of the CPU path")?;
     let bench = Bench {
         gpu: GpuDevice::open(&args.device, args.cold_bytes)?,
         cold_bytes: args.cold_bytes.unwrap_or_else(machine::cold_bytes),
@@ -126,13 +126,13 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
         .into_iter()
         .filter(|set| !bench.cases(set).is_empty())
         .collect();
-    ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
+    ensure!(!sets.is_empty(), "--only and --max-bytes exclude every row");
     ensure!(plot.is_none() || sets.iter().any(|set| bench.has_plot_point(set)), "--plot: {}", plot::NOTHING);
 
     let machine = bench.machine();
     let mut saved = save.map(|path| SaveFile::create(path, &machine)).transpose()?;
     let mut all = Vec::new();
-    // Whatever fails from here on, what has been measured is printed.
+    // From here on, measured rows are printed even after a failure.
     let measured = bench.measure_all(sets, |measured| {
         if let Some(saved) = &mut saved {
             saved.append(report::json(std::slice::from_ref(&measured)));
@@ -154,40 +154,40 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let possible = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
+    let is_valid = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
     let seconds =
-        text.parse().ok().filter(possible).ok_or("it must be a number of at least 0 and less than 1e9")?;
+        text.parse().ok().filter(is_valid).ok_or("it must be a number of at least 0 and less than 1e9")?;
     Ok(Duration::from_secs_f64(seconds))
 }
 
-fn rated(text: &str) -> Result<f64, String> {
-    let possible = |rated: &f64| *rated > 0.0 && rated.is_finite();
-    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive, finite number".into())
+fn rated_bandwidth(text: &str) -> Result<f64, String> {
+    let is_valid = |rated: &f64| *rated > 0.0 && rated.is_finite();
+    text.parse().ok().filter(is_valid).ok_or_else(|| "it must be a positive, finite number".into())
 }
 
 fn cannot_write(path: &FilePath) -> String {
     format!("cannot write {}", text::path(path))
 }
 
-/// JSON lines, one value a line.
+/// Formats values as JSON lines.
 fn json_lines(lines: impl IntoIterator<Item = Value>) -> String {
     let text = lines.into_iter().fold(Vec::new(), |mut text, line| {
-        text::write_json(&mut text, &line).expect("memory takes everything");
+        text::write_json(&mut text, &line).expect("writing to memory does not fail");
         text
     });
     String::from_utf8(text).expect("JSON is UTF-8")
 }
 
-/// The file of `--save`. It grows set by set, so that an interrupted run keeps what it has measured.
+/// The file of `--save`. Each measured set is appended at once, so that an interrupted run keeps its results.
 struct SaveFile<'a> {
     path: &'a FilePath,
     file: File,
-    /// What became of it. After the first failure nothing is appended.
+    /// The first failure. Nothing is appended after it.
     appended: Result<()>,
 }
 
 impl<'a> SaveFile<'a> {
-    /// Replaces the file by one that holds the machine line alone.
+    /// Creates or truncates the file and writes the machine line.
     fn create(path: &'a FilePath, machine: &Value) -> Result<Self> {
         let file = File::create(path).with_context(|| cannot_write(path))?;
         let mut saved = Self { path, file, appended: Ok(()) };
@@ -207,15 +207,15 @@ impl<'a> SaveFile<'a> {
 struct Bench<'a> {
     args: &'a Args,
     gpu: Option<GpuDevice>,
-    /// For the CPU.
+    /// The bytes of copies that the CPU path takes in turn.
     cold_bytes: usize,
 }
 
-/// One row to be.
+/// A row to measure.
 #[derive(Clone, Copy)]
 struct Case {
     path: Path,
-    /// None on the CPU.
+    /// `None` on the CPU path.
     layout: Option<Layout>,
     workload: Workload,
 }
@@ -227,13 +227,13 @@ impl Case {
 }
 
 impl Bench<'_> {
-    /// The rows that are asked for. Rooflines come with the first row of a path.
+    /// Returns the selected rows of a set. A path with a selected operation also has its rooflines.
     fn cases(&self, set: &GradientSet) -> Vec<Case> {
         let mut cases = Vec::new();
         let gpu = self.gpu.as_ref().filter(|gpu| {
             self.args.max_bytes.is_some() || !gpu.software || set.bytes() <= MAX_BYTES_IN_SOFTWARE
         });
-        // One tensor is one buffer either way.
+        // A single tensor has one buffer in both layouts.
         let layouts =
             if set.lens.len() == 1 { &[Layout::Arena][..] } else { &[Layout::Arena, Layout::Separate] };
         for path in [Path::Gpu, Path::Cpu] {
@@ -259,19 +259,19 @@ impl Bench<'_> {
         patterns.is_empty() || patterns.iter().any(|pattern| matches(&format!("*{pattern}*"), id))
     }
 
-    /// Whether a point of the plot comes of the set.
+    /// Whether the set adds a point to the plot.
     fn has_plot_point(&self, set: &GradientSet) -> bool {
         let exceeded = |case: &Case| case.workload == Workload::Op(Op::Exceeded);
         plot::is_single(set) && self.cases(set).iter().any(exceeded)
     }
 
-    fn measure_all(&self, sets: Vec<GradientSet>, mut done: impl FnMut(SetReport)) -> Result<()> {
+    fn measure_all(&self, sets: Vec<GradientSet>, mut on_set: impl FnMut(SetReport)) -> Result<()> {
         let progress = Progress::steps(self.args.json, sets.len());
         let mut pool = AlignedBytes::default();
         let share = self.args.seconds / u32::try_from(sets.len())?;
         for set in sets {
             progress.stage(format!("{} {}", set.name, report::dtype(&set)));
-            done(self.measure(set, &mut pool, share)?);
+            on_set(self.measure(set, &mut pool, share)?);
             progress.advance(1);
         }
         Ok(())
@@ -292,7 +292,7 @@ impl Bench<'_> {
         let mut cpu = None;
         if cases.iter().any(|case| case.path == Path::Cpu) {
             match CpuBench::new(&data, pool, if set.cached { 0 } else { self.cold_bytes }) {
-                Ok(found) => cpu = Some(found),
+                Ok(bench) => cpu = Some(bench),
                 Err(error) => skip(&mut cases, Path::Cpu, error),
             }
         }
@@ -302,7 +302,7 @@ impl Bench<'_> {
             layouts.sort_by_key(|layout| layout.name());
             layouts.dedup();
             match GpuBench::new(device, &data, set.cached, &layouts) {
-                Ok(found) => gpu = Some(found),
+                Ok(bench) => gpu = Some(bench),
                 Err(error) => skip(&mut cases, Path::Gpu, error),
             }
         }
@@ -312,29 +312,29 @@ impl Bench<'_> {
             let checked = match (case.layout, &mut cpu, &gpu) {
                 (Some(layout), _, Some(gpu)) => gpu.check(layout, op),
                 (None, Some(cpu), _) => cpu.check(op),
-                _ => unreachable!("what was not opened has no cases"),
+                _ => unreachable!("a path that failed to open has no cases"),
             };
             checked.with_context(|| report::id(case.path, &set, case.layout(), case.workload))?;
         }
-        // One path after the other. A GPU that waits while the CPU has its turn lowers its clocks, and is measured slow.
+        // One path after the other: a GPU that idles during the CPU's turns lowers its clocks.
         let paths: Vec<&[Case]> = cases.chunk_by(|one, next| one.path == next.path).collect();
-        let mut timing = Vec::with_capacity(cases.len());
+        let mut timings = Vec::with_capacity(cases.len());
         for cases in &paths {
             let share = share / u32::try_from(paths.len())?;
-            timing.extend(time_interleaved(cases.len(), share, |index| {
+            timings.extend(time_interleaved(cases.len(), share, |index| {
                 match (cases[index], &mut cpu, &gpu) {
                     (Case { layout: Some(layout), workload, .. }, _, Some(gpu)) => gpu.time(layout, workload),
                     (Case { layout: None, workload, .. }, Some(cpu), _) => cpu.time(workload),
-                    _ => unreachable!("what was not opened has no cases"),
+                    _ => unreachable!("a path that failed to open has no cases"),
                 }
             })?);
         }
-        let rows = cases.iter().zip(&timing).map(|(&case, &one)| Row {
+        let rows = cases.iter().zip(&timings).map(|(&case, &timing)| Row {
             path: case.path,
             layout: case.layout(),
             workload: case.workload,
-            timing: one,
-            roofline_seconds: roofline(case, &cases, &timing),
+            timing,
+            roofline_seconds: roofline(case, &cases, &timings),
             clock: self.gpu.as_ref().filter(|_| case.path == Path::Gpu).map_or("wall", GpuDevice::clock),
             cached: set.cached || self.cold_bytes(case.path) == 0,
             cost: match (case, &gpu) {
@@ -355,9 +355,9 @@ impl Bench<'_> {
         }
     }
 
-    /// The line that says which command measured on which machine, and when it began.
+    /// Returns the machine line: the command, the machine and the start time.
     fn machine(&self) -> Value {
-        // Without where the program lies: these lines are shown to others.
+        // Without the program's path: these lines are published.
         let command: Vec<_> = ["gradclip".to_owned()].into_iter().chain(env::args().skip(1)).collect();
         json!({
             "kind": "machine",
@@ -386,7 +386,7 @@ impl Bench<'_> {
         match &self.gpu {
             Some(gpu) => lines.push(format!("GPU path: {}, timed by the {} clock", gpu.name, gpu.clock())),
             None if self.args.device == DeviceChoice::Auto && has_software() => lines.push(
-                "GPU path: none but a software adapter, which says nothing about GPU speed (--device gpu measures it)".into(),
+                "GPU path: only a software adapter, whose times say nothing about GPU speed (--device gpu measures it)".into(),
             ),
             None => lines.push("GPU path: none".into()),
         }
@@ -404,13 +404,13 @@ fn has_software() -> bool {
     adapters().iter().any(|adapter| is_software(&adapter.get_info()))
 }
 
-/// What the rooflines of its path take for the passes of a case.
-fn roofline(case: Case, cases: &[Case], timing: &[Timing]) -> f64 {
+/// Returns the seconds that the rooflines of the case's path take for its passes.
+fn roofline(case: Case, cases: &[Case], timings: &[Timing]) -> f64 {
     let of = |roofline| {
         let is = |(other, _): &(&Case, &Timing)| {
             other.path == case.path && other.workload == Workload::Roofline(roofline)
         };
-        cases.iter().zip(timing).find(is).map_or(f64::NAN, |(_, timing)| timing.seconds.median)
+        cases.iter().zip(timings).find(is).map_or(f64::NAN, |(_, timing)| timing.seconds.median)
     };
     match case.workload {
         Workload::Roofline(roofline) => of(roofline),
@@ -422,7 +422,7 @@ fn roofline(case: Case, cases: &[Case], timing: &[Timing]) -> f64 {
     }
 }
 
-/// From which size on the GPU wins, and how the cost grows.
+/// Summarises from which size on the GPU wins, and the fixed and marginal costs.
 fn summary(all: &[SetReport]) -> String {
     let singles: Vec<&SetReport> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
     let mut text = String::new();
@@ -438,7 +438,7 @@ fn summary(all: &[SetReport]) -> String {
         let from = both.iter().rposition(|(_, wins)| !wins).map_or(0, |last| last + 1);
         let text_of = |(name, _): &(String, bool)| format!("the GPU wins from {name} elements on");
         let wins = both.get(from).map_or_else(|| "the CPU wins at every size".into(), text_of);
-        let _ = writeln!(text, "\nA clip that is exceeded, waited for: {wins}.");
+        let _ = writeln!(text, "\nExceeded clip, wall time: {wins}.");
     }
     for (path, layout) in [(Path::Gpu, Layout::Arena.name()), (Path::Cpu, SLICES)] {
         for op in [Op::Norm, Op::Exceeded] {
@@ -451,7 +451,7 @@ fn summary(all: &[SetReport]) -> String {
             let per_mib = (long - short) / (many - few) * f64::from(1 << 20);
             let _ = writeln!(
                 text,
-                "{} of one tensor on the {}: {} for the smallest, {} for another MiB of the largest",
+                "{} of one tensor on the {}: {} for the smallest, plus {} per MiB near the largest",
                 op.name(),
                 path.name(),
                 report::duration(fixed),

@@ -1,10 +1,10 @@
-//! Glob patterns.
+//! Matches names against patterns with the wildcards `*` and `?`.
 
-/// Whether a name is what a pattern says, in which `*` stands for any characters and `?` for any one.
+/// Whether `pattern` matches the whole `name`. `*` matches any characters, `?` matches one character.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let [pattern, name] = [pattern, name].map(|text| text.chars().collect::<Vec<_>>());
     let (mut at, mut matched) = (0, 0);
-    // What follows the last star, and where in the name that is tried. Earlier stars need not take more than they have.
+    // The position after the last star, and where in the name it is tried. Earlier stars never need to match more.
     let mut star = None;
     while matched < name.len() {
         match pattern.get(at) {

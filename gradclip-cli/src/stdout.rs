@@ -1,11 +1,11 @@
-//! Where results are printed.
+//! Standard output that tolerates a closed pipe.
 
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 
-/// What is said where they cannot be.
+/// The context of a failed write to stdout.
 pub(crate) const PRINT_FAILED: &str = "cannot print to stdout";
 
-/// The standard output. A reader that has seen enough, such as `head`, is no failure.
+/// Buffered standard output. A reader that closes the pipe early, such as `head`, is not an error.
 pub(crate) struct Stdout(BufWriter<IgnoreBrokenPipe>);
 
 impl Stdout {
@@ -39,7 +39,7 @@ impl Write for IgnoreBrokenPipe {
     }
 }
 
-/// Success where the reader has left.
+/// Maps a broken pipe to success.
 pub(crate) fn ignore_broken_pipe(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -1,4 +1,4 @@
-//! `gradclip bench --check`: reads saved JSON lines and reports every target as met or missed, in Markdown.
+//! `gradclip bench --check`: reads saved JSON lines and reports each target as met or missed, in Markdown.
 
 mod rated_bandwidth;
 mod saved_lines;
@@ -11,9 +11,9 @@ use anyhow::Result;
 
 use saved_lines::SavedLines;
 
-/// Reads the files and returns the report. `rated` is the card's bandwidth in GB/s, where no table knows it.
+/// Reads the files and returns the report. `rated` overrides the card's rated bandwidth, in GB/s.
 ///
-/// Fails if a file cannot be read, or a line of one is no JSON line of a bench.
+/// Fails if a file cannot be read or has a line that no bench wrote.
 pub(crate) fn report(files: &[PathBuf], rated: Option<f64>) -> Result<String> {
     let lines = SavedLines::read(files)?;
     let tables = [

@@ -5,10 +5,10 @@ use std::path::Path;
 use crate::{assert_fails, clip, files, folder_with, one_tensor};
 
 #[test]
-fn impossible_arguments_are_refused() {
+fn invalid_arguments_are_rejected() {
     let (folder, file) = folder_with(&one_tensor(&[1.0]));
     let missing = folder.path().join("missing.safetensors");
-    // The missing file shows that nobody waits for the file to hear of the rest.
+    // The missing input file shows that the other arguments are checked first.
     let cases: [(&Path, &[&str], &str); 4] = [
         (&missing, &["--max-norm", "1", "-o", "missing/out"], "cannot write missing/out"),
         (&file, &["--max-norm", "1", "-o", folder.path().to_str().unwrap()], "not a regular file"),
@@ -19,9 +19,9 @@ fn impossible_arguments_are_refused() {
         let message = assert_fails(&clip(file, &[args, &["--json"]].concat()), expected);
         assert!(message.contains(expected), "{message}");
     }
-    // In the words of the command line: the option, what was given, and what is allowed.
+    // The message names the option, the given value and the allowed values.
     let not_negative = "it must be a number, 0 or greater";
-    let refused: [(&[&str], &[&str]); 11] = [
+    let invalid_values: [(&[&str], &[&str]); 11] = [
         (&["--max-norm", "-1"], &["'-1'", "--max-norm", not_negative]),
         (&["--max-norm", "NaN"], &["'NaN'", "--max-norm", not_negative]),
         (&["--max-norm", "one"], &["'one'", "--max-norm", not_negative]),
@@ -37,7 +37,7 @@ fn impossible_arguments_are_refused() {
         ),
         (&["--max-norm", "1", "--groups", "w=one"], &["--groups", r#""w" is "one""#, not_negative]),
     ];
-    for (args, expected) in refused {
+    for (args, expected) in invalid_values {
         let output = clip(&missing, args);
         let message = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]), "{args:?}: {message}");

@@ -1,4 +1,4 @@
-//! Tensors that are left out, and norms that come from elsewhere.
+//! `--exclude`.
 
 use serde_json::json;
 
@@ -59,7 +59,7 @@ fn excluded_tensors_may_be_of_any_dtype() {
 }
 
 #[test]
-fn patterns_without_an_effect_are_refused() {
+fn patterns_without_an_effect_are_rejected() {
     let (folder, file) = folder_with(&with_tensors(&TENSORS));
     let out = folder.path().join("out.safetensors");
     let cases: [(&[&str], &[&str]); 7] = [
