@@ -10,7 +10,7 @@ const FILTERS: &str = "RUST_LOG";
 const MAX_WARNING_WIDTH: usize = 200;
 const STYLE: &str = "RUST_LOG_STYLE";
 
-/// Starts the logger. Prints a warning and logs nothing if `RUST_LOG` is invalid.
+/// Starts the logger. Prints a warning if `RUST_LOG` is invalid, and ignores it.
 pub(crate) fn start() {
     let mut builder = env_logger::Builder::new();
     match env::var(FILTERS) {
