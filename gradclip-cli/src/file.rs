@@ -216,9 +216,8 @@ impl Gradients {
         gradients.zip(&self.group_of).map(|(gradient, &group)| gradient.group(group)).collect()
     }
 
-    /// Runs `work` on each chunk of the tensors to clip, then writes the chunk if there is a `writer`.
-    ///
-    /// Copies headers, excluded tensors and the index unchanged.
+    /// Runs `work` on each chunk of the tensors to clip. With a `writer` it then writes the chunk, copies headers, excluded
+    /// tensors and the index unchanged, and closes the input files: this must be the last pass.
     pub(crate) fn pass(
         &mut self,
         stages: &mut Stages<'_>,
@@ -233,26 +232,26 @@ impl Gradients {
                 writer.begin()?;
                 source.copy(0..source.data, &mut buffer, writer, stages)?;
             }
-            for range in ranges {
-                let data_offsets =
-                    source.data + range.data_offsets.start..source.data + range.data_offsets.end;
-                let Some(index) = range.tensor else {
+            for tensor_range in ranges {
+                let file_range = source.data + tensor_range.data_offsets.start
+                    ..source.data + tensor_range.data_offsets.end;
+                let Some(index) = tensor_range.tensor else {
                     if let Some(writer) = &mut writer {
-                        source.copy(data_offsets, &mut buffer, writer, stages)?;
+                        source.copy(file_range, &mut buffer, writer, stages)?;
                     }
                     continue;
                 };
                 let dtype = self.tensors[index].dtype;
                 let mut is_first = true;
-                for range in chunks(data_offsets.end - data_offsets.start) {
-                    let memory_bytes: &mut [u8];
+                for range in chunks(file_range.end - file_range.start) {
+                    let all_bytes: &mut [u8];
                     let bytes = if let Some(memory) = &mut self.memory {
-                        memory_bytes = memory[index].bytes_mut();
-                        &mut memory_bytes[as_index(range.start)..as_index(range.end)]
+                        all_bytes = memory[index].bytes_mut();
+                        &mut all_bytes[as_index(range.start)..as_index(range.end)]
                     } else {
-                        memory_bytes = bytemuck::cast_slice_mut(&mut buffer);
-                        let bytes = &mut memory_bytes[..as_index(range.end - range.start)];
-                        stages.read(bytes.len(), || source.read(data_offsets.start + range.start, bytes))?;
+                        all_bytes = bytemuck::cast_slice_mut(&mut buffer);
+                        let bytes = &mut all_bytes[..as_index(range.end - range.start)];
+                        stages.read(bytes.len(), || source.read(file_range.start + range.start, bytes))?;
                         swap_little_endian(bytes, dtype);
                         bytes
                     };
@@ -272,6 +271,8 @@ impl Gradients {
         }
         self.buffer = buffer;
         let Some(mut writer) = writer else { return Ok(()) };
+        // Windows does not replace open files, and an output may replace an input.
+        self.sources.clear();
         stages.time("write", || {
             if let Some((_, bytes)) = &self.index {
                 writer.begin()?;
@@ -298,14 +299,14 @@ impl Source {
     /// Copies a byte range of the file unchanged.
     fn copy(
         &self,
-        data_offsets: Range<u64>,
+        file_range: Range<u64>,
         buffer: &mut [u32],
         writer: &mut Writer,
         stages: &mut Stages<'_>,
     ) -> Result<()> {
-        for range in chunks(data_offsets.end - data_offsets.start) {
+        for range in chunks(file_range.end - file_range.start) {
             let bytes = &mut bytemuck::cast_slice_mut(buffer)[..as_index(range.end - range.start)];
-            stages.time("read", || self.read(data_offsets.start + range.start, bytes))?;
+            stages.time("read", || self.read(file_range.start + range.start, bytes))?;
             stages.time("write", || writer.write(bytes))?;
         }
         Ok(())

@@ -1,7 +1,5 @@
 //! Damaged or huge headers, and files of other formats.
 
-use std::fmt::Write as _;
-
 use crate::{assert_fails, bytes, clip, clip_json, files, folder_with, raw};
 
 /// Returns a header entry.
@@ -256,6 +254,8 @@ fn other_formats_are_recognised() {
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_is_proportional_to_the_header() {
+    use std::fmt::Write as _;
+
     let with = |entries: usize, name: &dyn Fn(usize) -> String, shape: &str| {
         let mut header = String::from("{");
         for index in 0..entries {

@@ -4,7 +4,9 @@ use std::fs;
 #[cfg(unix)]
 use std::process::{Command, Stdio};
 
-use crate::{SHIPPED, assert_fails, clip, clip_json, files, folder_with, one_tensor};
+use crate::{SHIPPED, assert_fails, clip, files, folder_with};
+#[cfg(unix)]
+use crate::{clip_json, one_tensor};
 
 #[test]
 fn a_read_only_output_is_kept() {

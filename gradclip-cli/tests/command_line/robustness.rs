@@ -1,14 +1,14 @@
 //! Hostile names, shapes and arguments, closed or full streams, and machines without threads.
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde_json::{Map, Value, json};
 
 use crate::{assert_fails, bytes, clip, clip_json, command, folder_with, one_tensor, raw, with_tensors};
 
-/// A stack size that no machine can allocate: creating a thread always fails, as at the limit of `ulimit -u`.
-const NO_THREADS: (&str, &str) = ("RUST_MIN_STACK", "100000000000000");
+/// A stack size beyond a 47-bit address space: creating a thread always fails, as at the limit of `ulimit -u`.
+const NO_THREADS: (&str, &str) = ("RUST_MIN_STACK", "1000000000000000");
 /// The maximum line width of a table.
 const WIDE: usize = 400;
 
@@ -212,7 +212,7 @@ fn a_full_stdout_is_an_error() {
     assert!(plot.exists(), "the plot is written although the report failed");
 
     // A full stderr as well.
-    let mut nowhere: Command = command(&clip);
+    let mut nowhere: std::process::Command = command(&clip);
     assert_eq!(nowhere.stdout(full()).stderr(full()).status().unwrap().code(), Some(1));
     assert_eq!(command(&["clip"]).stderr(full()).status().unwrap().code(), Some(2));
 }
