@@ -151,7 +151,7 @@ fn run(op: Op, data: &SetData, copy: &mut [u8]) -> Result<Option<gradclip::ClipR
     Ok(cpu::clip_all(&mut gradients, op.clip(data.norm))?.first().copied())
 }
 
-/// Returns a stride that visits all `count` copies and is at least 5/8 of them.
+/// Returns a stride coprime to `count`, so that it visits all copies. It is at least 5/8 of `count` where possible.
 fn coprime_stride(count: usize) -> usize {
     let gcd = |mut a: usize, mut b: usize| {
         while b > 0 {
