@@ -451,7 +451,7 @@ fn summary(all: &[SetReport]) -> String {
             let per_mib = (long - short) / (many - few) * f64::from(1 << 20);
             let _ = writeln!(
                 text,
-                "{} of one tensor on the {}: {} for the smallest, plus {} per MiB near the largest",
+                "{} of one tensor on the {}: {} for the smallest, {} per additional MiB near the largest",
                 op.name(),
                 path.name(),
                 report::duration(fixed),

@@ -89,11 +89,11 @@ enum Policy {
     /// Scale them like finite gradients, as PyTorch does
     #[default]
     Propagate,
-    /// Leave all gradients unchanged
+    /// Leave them unchanged
     Skip,
-    /// Set all gradients to 0
+    /// Set them to 0
     Zero,
-    /// Set all gradients to NaN
+    /// Set them to NaN
     Poison,
     /// Fail, name the first such tensor, and write nothing
     Error,
