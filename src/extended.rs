@@ -78,6 +78,8 @@ mod tests {
         assert_eq!(parts(f32::from_bits(1).into()), (1.0, -149));
         assert_eq!(parts(2.0 - 1e-12), (1.0, 1), "rounded up to a power of two");
         assert_eq!([0.0, f64::INFINITY, f64::MAX].map(parts), [(0.0, 0), (f32::INFINITY, 0), (1.0, 1024)]);
+        assert_eq!(parts(f32::MAX.into()), (2.0 - f32::EPSILON, 127));
+        assert_eq!(parts(2.0_f64.powi(130)), (1.0, 130));
         assert!(parts(f64::NAN).0.is_nan());
         assert_eq!(Extended::of(-3e-310).value(), 0.0);
     }

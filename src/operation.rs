@@ -9,6 +9,7 @@
 use std::fmt::Debug;
 
 use crate::float_modes::in_default_modes;
+pub use crate::record::NormOutcome;
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
@@ -215,8 +216,9 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Returns whether the gradients of a group share a record.
-    pub(crate) const fn is_together(self) -> bool {
+    /// Returns whether the gradients of a group share a norm, a limit and a record. If not, each gradient or row has its own.
+    #[must_use]
+    pub const fn is_together(self) -> bool {
         matches!(self, Self::Global | Self::Supplied)
     }
 

@@ -72,6 +72,51 @@ pub(crate) struct NormMeasurement {
     pub(crate) empty: bool,
 }
 
+/// The outcome of a clip by norm that another package executed. [`record`](Self::record) makes it a [`ClipRecord`].
+///
+/// The numbers are those that the package computed, so that the record reports what it applied.
+#[derive(Clone, Copy, Debug)]
+pub struct NormOutcome {
+    /// The norm before clipping, without the loss scale.
+    pub total_norm: f32,
+    /// The coefficient that brings the gradients to the limit.
+    pub clip_coef: f32,
+    /// The factor that multiplied every element.
+    pub factor: f32,
+    /// The largest absolute value of any element, without the loss scale.
+    pub max_magnitude: f32,
+    /// The index of the first gradient that holds an infinity or a NaN.
+    pub first_non_finite: Option<usize>,
+    /// The norm, also if it exceeds f32. It is `None` if no element was measured.
+    pub exact_norm: Option<f64>,
+    /// The factor, also if it is below the normal range of f32.
+    pub exact_factor: f64,
+}
+
+impl NormOutcome {
+    /// Builds the record under a policy for non-finite gradients. Gradients count as non-finite if
+    /// [`first_non_finite`](Self::first_non_finite) is an index or [`clip_coef`](Self::clip_coef) is NaN.
+    #[must_use]
+    pub fn record(&self, policy: NonFinite) -> ClipRecord {
+        let non_finite = self.first_non_finite.is_some() || self.clip_coef.is_nan();
+        let norm = Extended::of(self.exact_norm.unwrap_or_default());
+        let factor = Extended::of(self.exact_factor);
+        let record = ClipRecord {
+            total_norm: self.total_norm,
+            clip_coef: self.clip_coef,
+            factor: self.factor,
+            max_magnitude: self.max_magnitude,
+            flags: ClipRecord::flags(self.clip_coef, non_finite, policy),
+            first_non_finite: 0,
+            norm_significand: norm.significand,
+            norm_exponent: self.exact_norm.map_or(ClipRecord::EMPTY_EXPONENT, |_| norm.exponent),
+            factor_significand: factor.significand,
+            factor_exponent: factor.exponent,
+        };
+        record.with_first_non_finite(self.first_non_finite)
+    }
+}
+
 impl ClipRecord {
     const CLIPPED: u32 = 1;
     const NON_FINITE: u32 = 2;
@@ -128,25 +173,35 @@ impl ClipRecord {
         let (coef, clip_coef) = clip_coef(extended_norm, Extended::of(limit), norm.epsilon);
         // A coefficient is NaN without a norm or without a limit.
         let non_finite = !unscaled.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
-        let (factor, policy) = match norm.non_finite {
-            NonFinite::Skip | NonFinite::Error if non_finite => (Extended::ONE, Self::SKIP),
-            NonFinite::Zero if non_finite => (Extended::of(0.0), Self::ZERO),
-            NonFinite::Poison if non_finite => (Extended::of(f64::NAN), 0),
-            _ => (coef.times(Extended::of(norm.inverse_scale.into())), 0),
+        let factor = match norm.non_finite {
+            NonFinite::Skip | NonFinite::Error if non_finite => Extended::ONE,
+            NonFinite::Zero if non_finite => Extended::of(0.0),
+            NonFinite::Poison if non_finite => Extended::of(f64::NAN),
+            _ => coef.times(Extended::of(norm.inverse_scale.into())),
         };
-        let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
         Self {
             total_norm: nearest_f32(unscaled),
             clip_coef,
             factor: nearest_f32(factor.value()),
             max_magnitude: measured.max_magnitude * norm.inverse_scale,
-            flags: clipped | if non_finite { Self::NON_FINITE } else { 0 } | policy,
+            flags: Self::flags(clip_coef, non_finite, norm.non_finite),
             first_non_finite: measured.first_non_finite.unwrap_or(Self::NO_GRADIENT),
             norm_significand: extended_norm.significand,
             norm_exponent: if measured.empty { Self::EMPTY_EXPONENT } else { extended_norm.exponent },
             factor_significand: factor.significand,
             factor_exponent: factor.exponent,
         }
+    }
+
+    fn flags(clip_coef: f32, non_finite: bool, policy: NonFinite) -> u32 {
+        let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
+        let not_finite = match policy {
+            _ if !non_finite => 0,
+            NonFinite::Skip | NonFinite::Error => Self::NON_FINITE | Self::SKIP,
+            NonFinite::Zero => Self::NON_FINITE | Self::ZERO,
+            NonFinite::Propagate | NonFinite::Poison => Self::NON_FINITE,
+        };
+        clipped | not_finite
     }
 
     /// Returns the norm, also if it exceeds f32.
@@ -222,9 +277,12 @@ impl ClipRecord {
 
     /// Returns the same record for another list of the gradients: `index_of` maps an old index to the new one.
     pub(crate) fn reindexed(self, index_of: impl FnOnce(usize) -> usize) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
-        let first = self.first_non_finite().map_or(Self::NO_GRADIENT, |gradient| index_of(gradient) as u32);
-        Self { first_non_finite: first, ..self }
+        self.with_first_non_finite(self.first_non_finite().map(index_of))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
+    fn with_first_non_finite(self, index: Option<usize>) -> Self {
+        Self { first_non_finite: index.map_or(Self::NO_GRADIENT, |index| index as u32), ..self }
     }
 
     /// Returns the fields and their offsets, for the test that compares them with the shaders.
@@ -287,4 +345,54 @@ fn clip_coef(norm: Extended, limit: Extended, epsilon: f32) -> (Extended, f32) {
     }
     // Rounded once, also where it is subnormal.
     (coef, nearest_f32(product * power_of_two(limit.exponent - sum.exponent)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_of_another_package_becomes_its_record() {
+        let outcome = NormOutcome {
+            total_norm: f32::INFINITY,
+            clip_coef: 0.0,
+            factor: 0.0,
+            max_magnitude: 3e38,
+            first_non_finite: None,
+            exact_norm: Some(2.0_f64.powi(130)),
+            exact_factor: 1.5 * 2.0_f64.powi(-131),
+        };
+        let record = outcome.record(NonFinite::Skip);
+        assert!(record.clipped() && !record.non_finite() && !record.skip());
+        assert_eq!((record.norm_significand, record.norm_exponent), (1.0, 130));
+        assert_eq!((record.factor_significand, record.factor_exponent), (1.5, -131));
+        assert_eq!((record.total_norm, record.max_magnitude), (f32::INFINITY, 3e38));
+        assert_eq!(record.first_non_finite(), None);
+
+        let bad = NormOutcome { first_non_finite: Some(7), ..outcome };
+        let flags = |policy| {
+            let record = bad.record(policy);
+            assert!(record.non_finite());
+            assert_eq!(record.first_non_finite(), Some(7));
+            (record.skip(), record.zeroed())
+        };
+        assert_eq!(flags(NonFinite::Propagate), (false, false));
+        assert_eq!(flags(NonFinite::Skip), (true, false));
+        assert_eq!(flags(NonFinite::Error), (true, false));
+        assert_eq!(flags(NonFinite::Zero), (false, true));
+        assert_eq!(flags(NonFinite::Poison), (false, false));
+        let nan = NormOutcome { clip_coef: f32::NAN, ..outcome };
+        assert!(nan.record(NonFinite::Propagate).non_finite());
+
+        let empty = NormOutcome {
+            total_norm: 0.0,
+            clip_coef: 1.0,
+            factor: 1.0,
+            max_magnitude: 0.0,
+            first_non_finite: None,
+            exact_norm: None,
+            exact_factor: 1.0,
+        };
+        assert_eq!(empty.record(NonFinite::Skip), ClipRecord::UNCLIPPED);
+    }
 }

@@ -7,8 +7,8 @@ use super::clip_plan::{ClipPlan, build};
 use super::device_context::{DeviceContext, MAX_SLOTS};
 use super::error_scope::CheckedDevice;
 use super::gradient::{Gradient, Set, Span};
+use crate::kernels::FIRST_SLOT;
 use crate::kernels::WIDE_WORKGROUP_SIZE;
-use crate::kernels::slots::FIRST_SLOT;
 use crate::operation::Operation;
 use crate::{Clip, Error, GradientId};
 

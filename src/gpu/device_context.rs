@@ -8,7 +8,7 @@ use super::layout::Limits;
 use super::pipeline::Pipeline;
 use crate::Error;
 use crate::adapters::is_software;
-use crate::kernels::slots::FIRST_SLOT;
+use crate::kernels::FIRST_SLOT;
 use crate::kernels::tables::LARGEST_TILE;
 use crate::kernels::{
     Kernel, MAX_BINDINGS_WITHOUT_SLOTS, MAX_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES, WIDE_WORKGROUP_SIZE,

@@ -10,10 +10,10 @@ use std::ops::Range;
 use super::gradient::Span;
 use crate::DType;
 use crate::kernels::tables::{Tile, tile_elements};
-use crate::kernels::{Alignment, TileFormat};
+use crate::kernels::{Alignment, TileFormat, VECTOR_BYTES};
 
 fn elements_per_vector(dtype: DType) -> u64 {
-    16 / dtype.size()
+    VECTOR_BYTES / dtype.size()
 }
 
 /// The limits of a device.

@@ -1,6 +1,6 @@
 //! A kernel as a pipeline of one device.
 
-use crate::kernels::slots::FIRST_SLOT;
+use crate::kernels::FIRST_SLOT;
 use crate::kernels::{Binding, BindingType, Dialect, Kernel};
 
 /// A compiled kernel.

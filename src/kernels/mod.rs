@@ -25,13 +25,16 @@ mod tests;
 
 pub use binding::{Binding, BindingType, Buffer};
 pub use dialect::Dialect;
-pub use slots::slot_count;
+pub use slots::{FIRST_SLOT, slot_count};
 
 use dialect::Constant;
 use slots::SlotAccess;
 use snippet::Snippet;
 
 use crate::{DType, NormType};
+
+/// The size of a vector that a kernel loads at once, in bytes.
+pub const VECTOR_BYTES: u64 = 16;
 
 /// The invocations of a workgroup that works on a tile or a segment. Every device allows it.
 pub const WORKGROUP_SIZE: u32 = 256;

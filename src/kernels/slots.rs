@@ -10,7 +10,7 @@ use super::{Alignment, TileFormat};
 use crate::DType;
 
 /// The binding of the first slot, after the tiles and one other buffer.
-pub(crate) const FIRST_SLOT: u32 = 2;
+pub const FIRST_SLOT: u32 = 2;
 
 /// Returns the number of slots of the kernel for `needed` windows, on a device that allows `max` slots: the same up to 4, then
 /// powers of two, so that sets of buffers that vary in number share few kernels.

@@ -33,15 +33,17 @@ fn all() -> Vec<Kernel> {
             kernels.extend([Output::Record, Output::RecordAndFactor, Output::TensorStats].map(finalize));
         }
     }
-    for slots in [1, 2, 3, 4, 6, 8, 16, 30, 32, 64] {
+    for slots in [1, 2, 3, 4, 5, 6, 8, 16, 30, 32, 64] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             for alignment in [Alignment::Vector, Alignment::Element] {
                 let format = TileFormat { alignment, dtype };
                 let has_loads = |r: &&Reduction| alignment == Alignment::Element || r.loads_vectors();
                 let partials = |&reduction: &Reduction| Kernel::Partials { reduction, format, slots };
                 kernels.extend(reductions.iter().filter(has_loads).map(partials));
-                kernels.push(Kernel::Scale { segmented: true, format, slots });
-                kernels.push(Kernel::Clamp { segmented: true, format, slots });
+                for segmented in [false, true] {
+                    kernels.push(Kernel::Scale { segmented, format, slots });
+                    kernels.push(Kernel::Clamp { segmented, format, slots });
+                }
             }
         }
     }
@@ -71,6 +73,9 @@ fn naga_accepts_every_kernel_without_any_optional_capability() {
             if dialect == Dialect::CubeCl {
                 assert!(module.overrides.is_empty(), "{kernel:?} leaves constants to the pipeline");
                 assert_eq!(entry.workgroup_size, [kernel.workgroup_size(dialect), 1, 1]);
+                let is_wide = matches!(kernel, Kernel::Finalize { wide: true, .. });
+                let size = if is_wide { WIDE_WORKGROUP_SIZE } else { WORKGROUP_SIZE };
+                assert_eq!(entry.workgroup_size, [size, 1, 1], "{kernel:?}");
             }
             // Runtimes that derive the layout from the text see only the bindings that are used.
             for (handle, variable) in module.global_variables.iter() {
@@ -194,7 +199,7 @@ fn slots_follow_the_tiles_and_one_other_buffer() {
     for kernel in all() {
         let Some((slots, _)) = kernel.slots() else { continue };
         let buffers: Vec<_> = kernel.bindings().into_iter().map(|binding| binding.buffer).collect();
-        let (first, rest) = buffers.split_at(slots::FIRST_SLOT as usize);
+        let (first, rest) = buffers.split_at(FIRST_SLOT as usize);
         assert_eq!(first[0], Buffer::Tiles, "{kernel:?}");
         assert_eq!(rest, (0..slots).map(Buffer::Slot).collect::<Vec<_>>(), "{kernel:?}");
     }
