@@ -1,19 +1,17 @@
-//! How gradients are to be clipped, and the clip.
+//! `GradClipper`: the options of a clip, and the call that clips.
 
 use std::sync::Arc;
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
+use burn::tensor::Device;
 use gradclip::operation::Operation;
 use gradclip::{Clip, ClipRecord, NonFinite};
 
-use crate::clipped::Source;
-use crate::gradients::{self, Gradient};
-use crate::task::{Member, Task, supported};
-use crate::{Clipped, Error, tensor_ops};
-
-/// Which parameters belong to a group, by their path.
-pub(crate) type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+use crate::clipped::{Clipped, Measurement};
+use crate::gradients::{self, Gradient, ParameterFilter};
+use crate::resolved_clip::{ResolvedClip, check_supported};
+use crate::{Error, tensor_ops};
 
 /// Clips the gradients of a module, between the backward pass and the optimizer.
 ///
@@ -26,22 +24,23 @@ pub(crate) type Matches = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 ///
 /// let mut grads = GradientsParams::from_grads(loss.backward(), model);
 /// let clipped = clipper.clip(&mut grads, model)?;
-/// let norm = clipped.norm(); // a tensor; nobody has waited for it
+/// let norm = clipped.norm(); // a tensor on the device; the host has not waited
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Make one and keep it: it caches the tables that the shapes of a model need on the device, and clones share the cache. One
+/// Create one clipper and keep it: it caches tables on the device for the shapes of a model, and clones share the cache. One
 /// clipper serves any number of models, devices and threads.
 #[derive(Clone)]
 pub struct GradClipper {
-    /// Of what belongs to no group, and of each group: what was asked for, and the same checked.
+    /// The clip of the parameters in no group, followed by the clip of each group.
     clips: Vec<Clip>,
+    /// The checked form of `clips`.
     operations: Vec<Operation>,
-    /// Which parameters belong to the groups.
-    groups: Vec<Matches>,
+    /// The filter of each group.
+    groups: Vec<ParameterFilter>,
     #[cfg(feature = "wgpu")]
-    cache: crate::device::Cache,
+    cache: crate::device::TableCache,
 }
 
 impl std::fmt::Debug for GradClipper {
@@ -51,7 +50,7 @@ impl std::fmt::Debug for GradClipper {
 }
 
 impl GradClipper {
-    /// Clips as `clip` says: by global norm, by value, or each gradient by its own norm.
+    /// Creates a clipper from the options of gradclip: by global norm, by value, or each gradient by its own norm.
     ///
     /// ```
     /// use gradclip_burn::{Clip, GradClipper, NonFinite};
@@ -72,33 +71,34 @@ impl GradClipper {
             clips,
             groups: Vec::new(),
             #[cfg(feature = "wgpu")]
-            cache: crate::device::Cache::default(),
+            cache: crate::device::TableCache::default(),
         })
     }
 
-    /// Scales all gradients by one factor, so that their joint norm is at most `max_norm`:
-    /// `torch.nn.utils.clip_grad_norm_`, [`Clip::by_global_norm`].
+    /// Creates a clipper that scales all gradients by one factor, so that their joint norm is at most `max_norm`:
+    /// [`Clip::by_global_norm`], `torch.nn.utils.clip_grad_norm_` in PyTorch.
     ///
     /// # Errors
     ///
-    /// If `max_norm` is negative or NaN.
+    /// [`Error::Clip`] if `max_norm` is negative or NaN.
     pub fn by_global_norm(max_norm: f32) -> Result<Self, Error> {
         Self::new(Clip::by_global_norm(max_norm))
     }
 
-    /// Clamps every element to `-clip_value..=clip_value`: `torch.nn.utils.clip_grad_value_`, [`Clip::by_value`].
+    /// Creates a clipper that clamps every element to `-clip_value..=clip_value`: [`Clip::by_value`],
+    /// `torch.nn.utils.clip_grad_value_` in PyTorch.
     ///
     /// # Errors
     ///
-    /// If `clip_value` is negative or NaN.
+    /// [`Error::Clip`] if `clip_value` is negative or NaN.
     pub fn by_value(clip_value: f32) -> Result<Self, Error> {
         Self::new(Clip::by_value(clip_value))
     }
 
-    /// Adds a group: the parameters whose path satisfies `matches`, with a norm and a limit of their own. A path is that of
-    /// Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first group that matches its path, and to
-    /// the clip of [`new`](Self::new) if none does. [`clip`](Self::clip) returns [`Error::EmptyGroup`] for a module without a
-    /// parameter in the group.
+    /// Adds a group with a norm and a limit of its own: the parameters whose path satisfies `matches`. A path consists of the
+    /// field names of Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first group that matches its
+    /// path. If none does, the clip of [`new`](Self::new) applies. [`clip`](Self::clip) returns [`Error::EmptyGroup`] for a
+    /// module without a parameter in the group.
     ///
     /// ```
     /// # use gradclip_burn::{Clip, GradClipper};
@@ -109,7 +109,7 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`new`](Self::new), and if `clip` differs from that of the clipper in more than its limit.
+    /// Those of [`new`](Self::new); [`Error::Clip`] if `clip` differs from the clipper's in more than its limit.
     pub fn group(
         mut self,
         clip: Clip,
@@ -121,49 +121,51 @@ impl GradClipper {
         Ok(self)
     }
 
-    /// Replaces the clip of the parameters that belong to no group, for a limit that follows a schedule. It costs the upload of
-    /// a few bytes.
+    /// Replaces the clip of the parameters that belong to no group, for a limit that follows a schedule. The next clip uploads a
+    /// few bytes.
     ///
     /// # Errors
     ///
-    /// Those of [`group`](Self::group). The clipper stays as it was.
+    /// Those of [`group`](Self::group). The clipper is then unchanged.
     pub fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
-        let clips = self.with(clip);
+        let clips = self.clips_with(clip);
         self.operations = checked(&clips)?;
         self.clips = clips;
         Ok(())
     }
 
-    /// Its clips, with another one for what belongs to no group.
-    fn with(&self, clip: Clip) -> Vec<Clip> {
+    /// Returns the clips, with another one for the parameters in no group.
+    fn clips_with(&self, clip: Clip) -> Vec<Clip> {
         [clip].into_iter().chain(self.clips[1..].iter().copied()).collect()
     }
 
-    /// Clips the gradients of `module`, and leaves them in `gradients`. Tied parameters count once; those without a gradient
-    /// are left out; gradients of other modules stay as they are.
+    /// Clips the gradients of `module` inside `gradients`. The gradient of tied parameters counts once. Gradients of other
+    /// modules are unchanged.
     ///
-    /// On Burn's wgpu runtime, with this package's feature `wgpu`, gradclip's kernels clip them in Burn's own stream and memory:
-    /// in place, or in a copy if another tensor shares the memory. Elsewhere Burn's tensor operations clip them. The call reads
-    /// nothing back and does not wait, except under two policies for non-finite gradients, which decide whether there is a
-    /// step. Both read the records back, some words for each norm, before they return:
+    /// On Burn's wgpu runtime, with this package's feature `wgpu`, gradclip's kernels clip the gradients in Burn's own stream and
+    /// memory: in place, or in a copy if another tensor shares the memory. Elsewhere Burn's tensor operations clip them. The call
+    /// does not wait for the device, except under two policies for non-finite gradients that decide whether the step is made.
+    /// Under these it reads the records back, a few words for each norm, before it returns:
     ///
     /// - [`NonFinite::Skip`]: if a norm is not finite, the call removes the gradients of `module` from `gradients`. A step of
-    ///   Burn's optimizer then changes neither parameters nor its own state, and [`Clipped::skipped`] is true. The whole step
-    ///   is left out, even if only one of several groups is not finite.
+    ///   Burn's optimizer then changes neither parameters nor its own state, and [`Clipped::skipped`] returns true. The whole
+    ///   step is skipped, even if only one of several groups is not finite.
     /// - [`NonFinite::Error`]: the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of finite
     ///   groups are clipped.
     ///
     /// # Errors
     ///
-    /// [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group without a
-    /// parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of them. The gradients are
-    /// then unchanged. [`Error::NonFinite`] as above. [`Error::Backend`] if the records could not be read back.
+    /// - [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group without a
+    ///   parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of them. The gradients are
+    ///   then unchanged.
+    /// - [`Error::NonFinite`] as above.
+    /// - [`Error::Backend`] if the records could not be read back.
     pub fn clip<M: Module>(&self, gradients: &mut GradientsParams, module: &M) -> Result<Clipped, Error> {
         pollster::block_on(self.clip_async(gradients, module))
     }
 
-    /// [`clip`](Self::clip) for callers that must not block: it awaits the records under [`NonFinite::Skip`] and
-    /// [`NonFinite::Error`].
+    /// Clips like [`clip`](Self::clip) without blocking the thread: under [`NonFinite::Skip`] and [`NonFinite::Error`] it awaits
+    /// the records.
     ///
     /// # Errors
     ///
@@ -176,7 +178,7 @@ impl GradClipper {
         self.run(&self.operations, gradients, module).await
     }
 
-    /// [`clip`](Self::clip) with another clip for the parameters that belong to no group, in this call only.
+    /// Clips like [`clip`](Self::clip), with another clip for the parameters that belong to no group. The clipper is unchanged.
     ///
     /// # Errors
     ///
@@ -187,12 +189,12 @@ impl GradClipper {
         module: &M,
         clip: Clip,
     ) -> Result<Clipped, Error> {
-        pollster::block_on(self.run(&checked(&self.with(clip))?, gradients, module))
+        pollster::block_on(self.run(&checked(&self.clips_with(clip))?, gradients, module))
     }
 
-    /// Clips the gradients that several devices have of `module`: they are summed first, parameter by parameter, as Burn's
-    /// optimizer would do it, and their sums clipped together. The sums are left in `gradients`, each on a device of its own
-    /// choice: what `ModuleOptimizer::step_multi` takes.
+    /// Sums the gradients of `module` over several devices, as Burn's optimizer does, and clips the sums together. The sums
+    /// replace the gradients in `gradients`, each on the device that Burn's optimizer chooses for its parameter. Pass them to
+    /// `ModuleOptimizer::step_multi`.
     ///
     /// # Errors
     ///
@@ -203,10 +205,10 @@ impl GradClipper {
         gradients: &mut MultiGradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        gradients::check(gradients.grads.iter().map(|(own, _)| own), module, &self.groups)?;
+        gradients::check(gradients.grads.iter().map(|(container, _)| container), module, &self.groups)?;
         let mut summed = gradients::sum(gradients, module);
         let clipped = self.clip(&mut summed, module);
-        gradients::spread(summed, gradients, module);
+        gradients::distribute(summed, gradients, module);
         clipped
     }
 
@@ -217,12 +219,11 @@ impl GradClipper {
         module: &M,
     ) -> Result<Clipped, Error> {
         let clipped = self.launch(operations, gradients, module)?;
-        // These two policies decide over the step. The optimizer runs on the host, and its state with it: so must they.
-        let policy = clipped.task().non_finite();
-        let decides = matches!(policy, NonFinite::Skip | NonFinite::Error);
-        if decides && clipped.records_async().await?.iter().any(ClipRecord::skip) {
-            drop(gradients::take(gradients, module));
-            return Ok(clipped.leaving_out_the_step());
+        // These two policies decide whether the step is made. Burn's optimizer runs on the host, so the host must know.
+        let decides_step = matches!(clipped.policy(), NonFinite::Skip | NonFinite::Error);
+        if decides_step && clipped.records_async().await?.iter().any(ClipRecord::skip) {
+            drop(gradients::take(gradients, module, &self.groups));
+            return Ok(clipped.with_step_skipped());
         }
         Ok(clipped)
     }
@@ -235,49 +236,46 @@ impl GradClipper {
         module: &M,
     ) -> Result<Clipped, Error> {
         gradients::check([&*gradients], module, &self.groups)?;
-        let taken = gradients::take(gradients, module);
-        let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.path.clone()).collect();
-        let members: Vec<_> = taken
-            .iter()
-            .map(|gradient| Member {
-                group: gradients::group_of(&gradient.path, &self.groups),
-                elements: gradient.count,
-            })
-            .collect();
-        let task = Arc::new(Task::new(operations, &members));
-
-        let (taken, source) = self.dispatch(taken, &task);
+        let taken = gradients::take(gradients, module, &self.groups);
+        let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.info.path.clone()).collect();
+        let clip = Arc::new(ResolvedClip::new(operations, &taken));
+        let device = || module.devices().into_iter().next().unwrap_or_default();
+        let (taken, measurement) = self.dispatch(taken, &clip, device);
         for gradient in taken {
             gradient.register(gradients);
         }
-        let source = source.unwrap_or_else(|by_kernels| Source::Nothing {
-            device: module.devices().into_iter().next().unwrap_or_default(),
-            by_kernels,
-        });
-        Ok(Clipped::new(source, paths, task))
+        Ok(Clipped::new(measurement, paths, clip))
     }
 
-    /// Clips these by the kernels, where they can, or else by tensor operations. If that measures nothing, says which it was.
-    #[cfg_attr(
-        not(feature = "wgpu"),
-        expect(clippy::unused_self, reason = "only the kernels have tables that are kept")
-    )]
-    fn dispatch(&self, gradients: Vec<Gradient>, task: &Arc<Task>) -> (Vec<Gradient>, Result<Source, bool>) {
+    /// Clips gradients by the kernels if possible, and by tensor operations if not. `device` returns the device on which a clip
+    /// without a measurement is reported.
+    #[cfg_attr(not(feature = "wgpu"), expect(clippy::unused_self, reason = "only the kernels use the cache"))]
+    fn dispatch(
+        &self,
+        gradients: Vec<Gradient>,
+        clip: &Arc<ResolvedClip>,
+        device: impl FnOnce() -> Device,
+    ) -> (Vec<Gradient>, Measurement) {
         #[cfg(feature = "wgpu")]
-        let gradients = match crate::by_kernels::clip(gradients, task, &self.cache) {
-            Ok((gradients, words)) => {
-                return (gradients, words.map(|words| Source::Words(Box::new(words))).ok_or(true));
+        let gradients = match crate::kernels::clip(gradients, clip, &self.cache) {
+            Ok((gradients, Some(measurement))) => {
+                return (gradients, Measurement::Kernels(Box::new(measurement)));
+            }
+            Ok((gradients, None)) => {
+                return (gradients, Measurement::None { device: device(), used_kernels: true });
             }
             Err(gradients) => gradients,
         };
-        let (gradients, measured) = tensor_ops::clip(gradients, task);
-        (gradients, measured.map(|measured| Source::Operations(Box::new(measured))).ok_or(false))
+        match tensor_ops::clip(gradients, clip) {
+            (gradients, Some(measurement)) => (gradients, Measurement::TensorOps(Box::new(measurement))),
+            (gradients, None) => (gradients, Measurement::None { device: device(), used_kernels: false }),
+        }
     }
 }
 
-/// The checked form of the clips of groups, if all of it is supported here.
+/// Checks the clips of all groups, and that this package supports them.
 fn checked(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
     let operations = Clip::checked_groups(clips)?;
-    operations.iter().try_for_each(supported)?;
+    operations.iter().try_for_each(check_supported)?;
     Ok(operations)
 }

@@ -4,8 +4,7 @@ use std::fmt;
 
 use burn::tensor::{DType, ExecutionError};
 
-/// The reason why gradients were not clipped, or why the outcome could not be read. Unless a variant says otherwise, the
-/// gradients are unchanged.
+/// The error of a clip, or of reading its outcome. Unless a variant says otherwise, the gradients are unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -28,20 +27,18 @@ pub enum Error {
         /// The type of its gradient's elements.
         dtype: DType,
     },
-    /// A gradient that was registered with another rank than its parameter has.
+    /// A gradient whose rank differs from its parameter's.
     ///
-    /// Burn's container does not tell the rank of a gradient, and panics when asked for a gradient of another rank. This crate
-    /// catches that panic before it changes anything. A panic hook still sees the panic, and the build must unwind.
-    #[error(
-        "the gradient registered for {parameter} has another rank than the parameter, whose rank is {rank}"
-    )]
+    /// Burn's container does not return the rank of a gradient, and panics on access with another rank. This crate catches that
+    /// panic before it changes anything. A panic hook still sees it, and the build must unwind.
+    #[error("the gradient of {parameter} has another rank than the parameter, whose rank is {rank}")]
     Rank {
         /// The path of the parameter in its module.
         parameter: String,
         /// Its rank.
         rank: usize,
     },
-    /// A group without a parameter: its function matches no parameter of the module, or only parameters of earlier groups.
+    /// A group without a parameter: its filter matches no parameter of the module, or only parameters of earlier groups.
     #[error(
         "no parameter of the module belongs to group {group}; the module's parameters are {}",
         list(parameters)
@@ -52,8 +49,8 @@ pub enum Error {
         /// The paths of the parameters of the module.
         parameters: Vec<String>,
     },
-    /// A container without a gradient of any parameter of the module, though some parameters require one. It holds the gradients
-    /// of another model, or the loss does not depend on the module.
+    /// A container without a gradient of the module, although some parameters require one. Either it holds the gradients of
+    /// another model, or the loss does not depend on the module.
     #[error("{}; the module's parameters are {}", without_gradients(*given), list(parameters))]
     NoGradients {
         /// The number of gradients in the container.
@@ -61,22 +58,22 @@ pub enum Error {
         /// The paths of the parameters of the module.
         parameters: Vec<String>,
     },
-    /// Non-finite gradients, under the policy [`NonFinite::Error`](gradclip::NonFinite::Error).
+    /// Non-finite gradients under [`NonFinite::Error`](gradclip::NonFinite::Error). Gradients of finite groups are clipped.
     #[error("{}", not_finite(parameter.as_deref()))]
     NonFinite {
-        /// The path of the first parameter whose gradient holds an infinity or a NaN; none if only the norm does.
+        /// The path of the first parameter whose gradient holds an infinity or a NaN; `None` if only the norm is not finite.
         parameter: Option<String>,
     },
-    /// The backend failed to execute the operations of the clip.
-    #[error("the outcome of the clip could not be read back from the device")]
+    /// The backend failed to execute the clip or to read back its outcome.
+    #[error("reading back the outcome of the clip failed")]
     Backend(#[source] ExecutionError),
 }
 
 fn without_gradients(given: usize) -> String {
     match given {
-        0 => "there is no gradient of the module, though some of its parameters require one".to_owned(),
-        1 => "the one gradient given belongs to no parameter of the module".to_owned(),
-        _ => format!("none of the {given} gradients given belongs to a parameter of the module"),
+        0 => "the container is empty, but parameters of the module require gradients".to_owned(),
+        1 => "the only gradient in the container belongs to no parameter of the module".to_owned(),
+        _ => format!("none of the {given} gradients in the container belongs to a parameter of the module"),
     }
 }
 
@@ -87,7 +84,7 @@ fn not_finite(parameter: Option<&str>) -> String {
     }
 }
 
-/// Lists the first paths, and the number of the others.
+/// Lists the first paths and the number of the remaining ones.
 fn list(paths: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = paths[..paths.len().min(SHOWN)].join(", ");
@@ -104,7 +101,7 @@ fn list(paths: &[String]) -> String {
 pub struct StepError<M> {
     /// The module, unchanged.
     pub module: M,
-    /// The reason why no step was made.
+    /// The reason.
     pub error: Error,
 }
 

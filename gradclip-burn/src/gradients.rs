@@ -1,7 +1,8 @@
-//! The gradients of a module: out of Burn's container, and back.
+//! The gradients of a module: checked, taken out of Burn's container, and put back.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use burn::backend::DispatchTensor;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
@@ -9,26 +10,35 @@ use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::{DType, Tensor};
 
 use crate::Error;
-use crate::clipper::Matches;
 
-/// A gradient that was taken from its container. While it is here, its container does not hold on to its memory, so that
-/// Burn can tell whether anybody else does.
+/// Selects the parameters of a group by their paths.
+pub(crate) type ParameterFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// A gradient that was taken out of its container. The container no longer refers to its memory, so Burn can tell whether
+/// another tensor does.
 pub(crate) struct Gradient {
-    pub(crate) parameter: ParamId,
-    /// The path of its parameter.
-    pub(crate) path: String,
-    pub(crate) dtype: DType,
-    /// Its elements.
-    pub(crate) count: usize,
+    pub(crate) info: GradientInfo,
     pub(crate) tensor: DispatchTensor,
-    pub(crate) rank: &'static dyn AnyRank,
 }
 
-/// What needs to know the rank of a tensor.
-pub(crate) trait AnyRank {
+/// A gradient without its tensor.
+pub(crate) struct GradientInfo {
+    parameter: ParamId,
+    /// The path of its parameter.
+    pub(crate) path: String,
+    /// The group of its parameter: 0 if it belongs to none.
+    pub(crate) group: usize,
+    pub(crate) dtype: DType,
+    /// The number of its elements.
+    pub(crate) count: usize,
+    rank: &'static dyn AnyRank,
+}
+
+/// The operations that need the rank of a tensor, for a rank that is known at run time.
+trait AnyRank {
     fn register(&self, gradients: &mut GradientsParams, parameter: ParamId, tensor: DispatchTensor);
-    fn flat(&self, tensor: DispatchTensor, count: usize) -> Tensor<1>;
-    fn shaped_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor;
+    fn flatten(&self, tensor: DispatchTensor, count: usize) -> Tensor<1>;
+    fn reshape_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor;
 }
 
 struct Rank<const D: usize>;
@@ -38,80 +48,93 @@ impl<const D: usize> AnyRank for Rank<D> {
         gradients.register(parameter, Tensor::<D>::from_dispatch(tensor));
     }
 
-    fn flat(&self, tensor: DispatchTensor, count: usize) -> Tensor<1> {
+    fn flatten(&self, tensor: DispatchTensor, count: usize) -> Tensor<1> {
         Tensor::<D>::from_dispatch(tensor).reshape([count])
     }
 
-    fn shaped_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor {
+    fn reshape_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor {
         let shape = Tensor::<D>::from_dispatch(like.clone()).shape();
         flat.reshape::<D, _>(shape).into_dispatch()
     }
 }
 
-impl Gradient {
-    /// Gives it back to the container.
-    pub(crate) fn register(self, gradients: &mut GradientsParams) {
-        self.rank.register(gradients, self.parameter, self.tensor);
-    }
-
-    /// The same elements, in one dimension.
-    pub(crate) fn flat(&self) -> Tensor<1> {
-        self.rank.flat(self.tensor.clone(), self.count)
-    }
-
-    /// The gradient with these elements instead.
-    pub(crate) fn replaced(self, flat: Tensor<1>) -> Self {
-        Self { tensor: self.rank.shaped_like(&self.tensor, flat), ..self }
+impl GradientInfo {
+    /// Returns the element type as gradclip's kernels name it, if they support it.
+    pub(crate) const fn kernel_dtype(&self) -> Option<gradclip::DType> {
+        match self.dtype {
+            DType::F32 | DType::Flex32 => Some(gradclip::DType::F32),
+            DType::F16 => Some(gradclip::DType::F16),
+            DType::BF16 => Some(gradclip::DType::BF16),
+            _ => None,
+        }
     }
 }
 
-/// The group of the parameter with this path: the first that wants it, counted from 1, or 0 if none does.
-pub(crate) fn group_of(path: &str, groups: &[Matches]) -> usize {
+impl Gradient {
+    /// Puts the gradient back into a container.
+    pub(crate) fn register(self, gradients: &mut GradientsParams) {
+        self.info.rank.register(gradients, self.info.parameter, self.tensor);
+    }
+
+    /// Returns the elements in one dimension.
+    pub(crate) fn flatten(&self) -> Tensor<1> {
+        self.info.rank.flatten(self.tensor.clone(), self.info.count)
+    }
+
+    /// Replaces the elements.
+    pub(crate) fn with_elements(self, flat: Tensor<1>) -> Self {
+        Self { tensor: self.info.rank.reshape_like(&self.tensor, flat), ..self }
+    }
+}
+
+/// Returns the group of a parameter: the first group that matches its path, counted from 1, or 0 if none does.
+fn group_of(path: &str, groups: &[ParameterFilter]) -> usize {
     groups.iter().position(|matches| matches(path)).map_or(0, |index| index + 1)
 }
 
-/// Checks that what these hold for the parameters of a module can be clipped, and has the ranks of the parameters, since Burn
-/// panics later, if not; and that every group has a parameter, and some parameter a gradient, if any requires one.
+/// Checks the gradients of a module: each can be clipped and has the rank of its parameter, as Burn panics on any other; each
+/// group has a parameter; and some parameter has a gradient, if any requires one.
 pub(crate) fn check<'a, M: Module>(
-    gradients: impl IntoIterator<Item = &'a GradientsParams>,
+    containers: impl IntoIterator<Item = &'a GradientsParams>,
     module: &M,
-    groups: &[Matches],
+    groups: &[ParameterFilter],
 ) -> Result<(), Error> {
     let mut checker = Checker {
-        gradients: gradients.into_iter().collect(),
+        containers: containers.into_iter().collect(),
         groups,
         group_has_parameter: vec![false; groups.len() + 1],
         path: Vec::new(),
         paths: Vec::new(),
-        met: HashSet::new(),
+        visited: HashSet::new(),
         requires_gradients: false,
         has_gradients: false,
         first_error: None,
     };
     module.visit(&mut checker);
-    let Checker { gradients, group_has_parameter, paths: parameters, .. } = checker;
+    let Checker { containers, group_has_parameter, paths: parameters, .. } = checker;
     if let Some(error) = checker.first_error {
         return Err(error);
     }
-    // That of the parameters that belong to no group may be empty.
-    if let Some(index) = group_has_parameter.iter().skip(1).position(|&has_one| !has_one) {
+    // Group 0, the parameters in no group, may be empty.
+    if let Some(index) = group_has_parameter.iter().skip(1).position(|&has_parameter| !has_parameter) {
         return Err(Error::EmptyGroup { group: index + 1, parameters });
     }
     if checker.requires_gradients && !checker.has_gradients {
-        let given = gradients.iter().map(|own| own.len()).sum();
+        let given = containers.iter().map(|gradients| gradients.len()).sum();
         return Err(Error::NoGradients { given, parameters });
     }
     Ok(())
 }
 
 struct Checker<'a> {
-    gradients: Vec<&'a GradientsParams>,
-    groups: &'a [Matches],
+    containers: Vec<&'a GradientsParams>,
+    groups: &'a [ParameterFilter],
     group_has_parameter: Vec<bool>,
+    /// The path of the module that is being visited.
     path: Vec<String>,
-    /// Those of the parameters, of tied ones the first.
+    /// The paths of the parameters; of tied parameters, the first.
     paths: Vec<String>,
-    met: HashSet<ParamId>,
+    visited: HashSet<ParamId>,
     requires_gradients: bool,
     has_gradients: bool,
     first_error: Option<Error>,
@@ -127,16 +150,16 @@ impl ModuleVisitor for Checker<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-        if !self.met.insert(parameter.id) {
+        if !self.visited.insert(parameter.id) {
             return;
         }
         let path = self.path.join(".");
         self.group_has_parameter[group_of(&path, self.groups)] = true;
         self.requires_gradients |= parameter.is_require_grad();
-        for gradients in &self.gradients {
-            // There is no other way to learn its rank: all that looks at an entry unwraps its type. This only looks.
-            let look = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
-            let error = match catch_unwind(AssertUnwindSafe(look)) {
+        for gradients in &self.containers {
+            // Burn has no other way to learn the rank of an entry: every access unwraps its type. This access changes nothing.
+            let look_up = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
+            let error = match catch_unwind(AssertUnwindSafe(look_up)) {
                 Ok(Some(dtype)) if !dtype.is_float() => Error::Type { parameter: path.clone(), dtype },
                 Ok(found) => {
                     self.has_gradients |= found.is_some();
@@ -150,16 +173,22 @@ impl ModuleVisitor for Checker<'_> {
     }
 }
 
-/// Takes the gradients of a module from their container, in the order of the parameters: of tied parameters once, of those
-/// without a gradient none.
-pub(crate) fn take<M: Module>(gradients: &mut GradientsParams, module: &M) -> Vec<Gradient> {
-    let mut taker = Taker { gradients, path: Vec::new(), taken: Vec::new() };
+/// Takes the gradients of a module out of their container, in the order of the parameters. It takes the gradient of tied
+/// parameters once, and skips parameters without a gradient.
+pub(crate) fn take<M: Module>(
+    gradients: &mut GradientsParams,
+    module: &M,
+    groups: &[ParameterFilter],
+) -> Vec<Gradient> {
+    let mut taker = Taker { gradients, groups, path: Vec::new(), taken: Vec::new() };
     module.visit(&mut taker);
     taker.taken
 }
 
 struct Taker<'a> {
     gradients: &'a mut GradientsParams,
+    groups: &'a [ParameterFilter],
+    /// The path of the module that is being visited.
     path: Vec<String>,
     taken: Vec<Gradient>,
 }
@@ -174,21 +203,22 @@ impl ModuleVisitor for Taker<'_> {
     }
 
     fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
-        // A tied parameter is met again, but its gradient is gone by then.
-        if let Some(gradient) = self.gradients.remove::<D>(parameter.id) {
-            self.taken.push(Gradient {
-                parameter: parameter.id,
-                path: self.path.join("."),
-                dtype: gradient.dtype(),
-                count: gradient.shape().num_elements(),
-                tensor: gradient.into_dispatch(),
-                rank: &Rank::<D>,
-            });
-        }
+        // The gradient of a tied parameter is gone at its second visit.
+        let Some(gradient) = self.gradients.remove::<D>(parameter.id) else { return };
+        let path = self.path.join(".");
+        let info = GradientInfo {
+            parameter: parameter.id,
+            group: group_of(&path, self.groups),
+            path,
+            dtype: gradient.dtype(),
+            count: gradient.shape().num_elements(),
+            rank: &Rank::<D>,
+        };
+        self.taken.push(Gradient { info, tensor: gradient.into_dispatch() });
     }
 }
 
-/// The gradients of a module, summed over the devices. Each sum is on the device that Burn chooses for its parameter.
+/// Sums the gradients of a module over devices. Each sum is on the device that Burn chooses for its parameter.
 pub(crate) fn sum<M: Module>(gradients: &mut MultiGradientsParams, module: &M) -> GradientsParams {
     struct Summer<'a> {
         gradients: &'a mut MultiGradientsParams,
@@ -208,24 +238,28 @@ pub(crate) fn sum<M: Module>(gradients: &mut MultiGradientsParams, module: &M) -
     summer.summed
 }
 
-/// The reverse of [`sum`], as far as possible: each gradient goes to those of its device.
-pub(crate) fn spread<M: Module>(summed: GradientsParams, gradients: &mut MultiGradientsParams, module: &M) {
-    struct Spreader<'a> {
+/// Distributes the results of [`sum`]: each goes to the container of its device.
+pub(crate) fn distribute<M: Module>(
+    summed: GradientsParams,
+    gradients: &mut MultiGradientsParams,
+    module: &M,
+) {
+    struct Distributor<'a> {
         gradients: &'a mut MultiGradientsParams,
         summed: GradientsParams,
     }
 
-    impl ModuleVisitor for Spreader<'_> {
+    impl ModuleVisitor for Distributor<'_> {
         fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
             let Some(sum) = self.summed.remove::<D>(parameter.id) else { return };
             let device = sum.device();
-            let of_devices = &mut self.gradients.grads;
-            let index = of_devices.iter().position(|(_, own)| *own == device).unwrap_or(0);
-            if let Some((own, _)) = of_devices.get_mut(index) {
-                own.register(parameter.id, sum);
+            let containers = &mut self.gradients.grads;
+            let index = containers.iter().position(|(_, of_device)| *of_device == device).unwrap_or(0);
+            if let Some((gradients, _)) = containers.get_mut(index) {
+                gradients.register(parameter.id, sum);
             }
         }
     }
 
-    module.visit(&mut Spreader { gradients, summed });
+    module.visit(&mut Distributor { gradients, summed });
 }

@@ -3,18 +3,20 @@
 pub use gradclip::stats::TensorStats;
 pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType};
 
+// A module imports only modules to its left: `error`, `gradients`, `resolved_clip`, `tensor_ops`, `device`, `backend`,
+// `kernels`, `clipped`, `clipper`, `optimizer`, `train`.
 #[cfg(feature = "wgpu")]
-mod by_kernels;
+mod backend;
 mod clipped;
 mod clipper;
 #[cfg(feature = "wgpu")]
 mod device;
 mod error;
 mod gradients;
-mod optimizer;
 #[cfg(feature = "wgpu")]
-mod primitive;
-mod task;
+mod kernels;
+mod optimizer;
+mod resolved_clip;
 mod tensor_ops;
 #[cfg(feature = "train")]
 mod train;

@@ -1,4 +1,4 @@
-//! An optimizer that clips first.
+//! `ClippedOptimizer`: an optimizer that clips gradients before each step.
 
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -6,15 +6,15 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 
 use crate::{Clipped, GradClipper, StepError};
 
-/// An optimizer of Burn's whose steps begin with a clip.
+/// Clips gradients before each step of a Burn optimizer.
 ///
 /// Burn clips inside its optimizers, one parameter at a time, and so cannot clip by global norm. This optimizer clips the
 /// gradients of the whole module, then calls Burn's. Its [`step`](Self::step) takes the same arguments as Burn's.
 #[derive(Clone)]
 pub struct ClippedOptimizer {
-    /// The optimizer, for what it offers besides: records, groups.
+    /// The optimizer, for its own API: its record, its parameter groups.
     pub optimizer: ModuleOptimizer,
-    /// How its gradients are clipped.
+    /// The clipper of its gradients.
     pub clipper: GradClipper,
     last: Option<Clipped>,
 }
@@ -26,17 +26,17 @@ impl std::fmt::Debug for ClippedOptimizer {
 }
 
 impl ClippedOptimizer {
-    /// `optimizer`, with its gradients clipped by `clipper`.
+    /// Creates an optimizer from one of Burn's and the clipper of its gradients.
     #[must_use]
     pub fn new(optimizer: ModuleOptimizer, clipper: GradClipper) -> Self {
         Self { optimizer, clipper, last: None }
     }
 
-    /// Clips the gradients of `module`, and updates it with them.
+    /// Clips the gradients of `module`, and updates the module with them.
     ///
     /// Under [`NonFinite::Skip`](gradclip::NonFinite::Skip), a step with non-finite gradients changes neither the module nor the
     /// state of the optimizer, and [`skipped`](Clipped::skipped) of [`last`](Self::last) is true. This policy and
-    /// [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step to read a record back; the other
+    /// [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step, to read the records back. The other
     /// policies do not wait.
     ///
     /// ```
@@ -45,7 +45,7 @@ impl ClippedOptimizer {
     /// # fn train<M: Module>(mut model: M, mut optimizer: ClippedOptimizer, grads: Vec<GradientsParams>) -> M {
     /// for grads in grads {
     ///     model = optimizer.step(1e-3, model, grads).unwrap_or_else(|failed| {
-    ///         eprintln!("no step was made: {failed}");
+    ///         eprintln!("the step was not made: {failed}");
     ///         failed.module
     ///     });
     /// }
@@ -55,7 +55,7 @@ impl ClippedOptimizer {
     ///
     /// # Errors
     ///
-    /// Those of [`GradClipper::clip`], together with the unchanged module. The state of the optimizer is unchanged too.
+    /// Those of [`GradClipper::clip`], with the unchanged module. The state of the optimizer is unchanged too.
     pub fn step<M: Module>(
         &mut self,
         learning_rate: impl Into<ModuleLearningRate>,
@@ -65,7 +65,7 @@ impl ClippedOptimizer {
         pollster::block_on(self.step_async(learning_rate, module, gradients))
     }
 
-    /// [`step`](Self::step) for callers that must not block.
+    /// Makes a [`step`](Self::step) without blocking the thread.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl ClippedOptimizer {
         }
     }
 
-    /// The outcome of the clip of the last step; none after a step that failed.
+    /// Returns the outcome of the last step's clip; `None` before the first step and after a failed step.
     #[must_use]
     pub fn last(&self) -> Option<&Clipped> {
         self.last.as_ref()

@@ -1,139 +1,155 @@
-//! The same clip in Burn's own tensor operations, for the devices that the kernels do not run on: the CPU, CUDA, wgpu where
-//! it compiles to something else than WGSL, and gradients on several devices.
+//! Clips gradients by Burn's tensor operations, where the kernels cannot run: on the CPU, on CUDA, on wgpu if CubeCL does not
+//! compile WGSL, and for gradients on several devices.
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
+use gradclip::kernels::tables::Bounds;
 use gradclip::operation::ByNorm;
 use gradclip::{NonFinite, NormType};
 
 use crate::gradients::Gradient;
-use crate::task::{Method, Task};
+use crate::resolved_clip::{ClipKind, ResolvedClip};
 
-/// What a clip by norm has measured. All f32, on the device of the first gradient.
+/// The measurement of a clip by norm. All numbers are f32, on the device of the first gradient.
 ///
-/// A norm of finite elements may exceed f32, and the factor may be too small for it. So everything that is computed of a segment
-/// is computed times its `shift`, which is 1, or 2^-64 where the largest magnitude is above 2^63.
+/// A norm of finite elements may exceed f32, and the factor may be too small for f32. So the numbers of a segment are computed
+/// times its shift: 2^-64 if the largest magnitude exceeds 2^63, and 1 otherwise.
 #[derive(Clone, Debug)]
-pub(crate) struct Measured {
-    /// Of each segment.
+pub(crate) struct TensorOpsMeasurement {
+    /// The norm of each segment.
     pub(crate) norms: Tensor<1>,
+    /// The coefficient of each segment.
     pub(crate) coefs: Tensor<1>,
+    /// The factor of each segment.
     pub(crate) factors: Tensor<1>,
-    /// The norms times the shifts, and the factors divided by them.
+    /// The norms times the shifts.
     pub(crate) shifted_norms: Tensor<1>,
+    /// The factors divided by the shifts.
     pub(crate) shifted_factors: Tensor<1>,
+    /// The shift of each segment.
     pub(crate) shifts: Tensor<1>,
-    /// Whether an element, or the norm, is not finite.
+    /// Whether an element of the segment, or its norm, is not finite.
     non_finite: Tensor<1, Bool>,
-    /// Whether it has no element at all.
+    /// Whether the segment has no element.
     pub(crate) empty: Vec<bool>,
-    /// Of each gradient, with the loss scale still in it: without it a finite one may exceed f32.
-    pub(crate) gradient_maxima: Tensor<1>,
-    /// Of each gradient, if that is wanted.
-    pub(crate) stats: Option<Stats>,
+    /// The largest magnitude of each gradient, scaled by the loss scale: without it, a finite one may exceed f32.
+    pub(crate) max_magnitudes: Tensor<1>,
+    /// The statistics of each gradient, if the clip measures them.
+    pub(crate) stats: Option<StatsMeasurement>,
 }
 
-/// What else is known of each gradient.
+/// The statistics of each gradient, besides its largest magnitude.
 #[derive(Clone, Debug)]
-pub(crate) struct Stats {
+pub(crate) struct StatsMeasurement {
     pub(crate) norms: Tensor<1>,
-    /// How many of its elements are not finite.
+    /// The number of non-finite elements.
     pub(crate) non_finite: Tensor<1, Int>,
+    /// The number of zeros.
     pub(crate) zeros: Tensor<1, Int>,
 }
 
-/// Above this a segment is measured and scaled with [`SHIFT`].
+/// 2^63. A segment with a larger magnitude is measured and scaled with [`SHIFT`].
 const LARGE: f32 = 9_223_372_036_854_775_808.0;
 
 /// 2^-64.
 const SHIFT: f32 = 1.0 / 18_446_744_073_709_551_616.0;
 
-/// Clips these.
-pub(crate) fn clip(gradients: Vec<Gradient>, task: &Task) -> (Vec<Gradient>, Option<Measured>) {
-    match task.method {
-        Method::Norm(norm) => {
-            let Some(device) = gradients.first().map(|first| first.flat().device()) else {
+/// Clips gradients. A clip by norm also returns its measurement.
+pub(crate) fn clip(
+    gradients: Vec<Gradient>,
+    clip: &ResolvedClip,
+) -> (Vec<Gradient>, Option<TensorOpsMeasurement>) {
+    match clip.kind {
+        ClipKind::Norm(norm) => {
+            let Some(device) = gradients.first().map(|first| first.flatten().device()) else {
                 return (gradients, None);
             };
-            let measured = measure(&gradients, &norm, task, &device);
-            let gradients = if task.writes {
-                let each = gradients.into_iter().zip(&task.segment_of);
-                each.map(|(gradient, &segment)| scale(gradient, &measured, segment, norm.non_finite))
+            let measurement = measure(&gradients, &norm, clip, &device);
+            let gradients = if clip.writes_gradients() {
+                let gradients = gradients.into_iter().zip(&clip.segment_of);
+                gradients
+                    .map(|(gradient, &segment)| scale(gradient, &measurement, segment, norm.non_finite))
                     .collect()
             } else {
                 gradients
             };
-            (gradients, Some(measured))
+            (gradients, Some(measurement))
         }
-        Method::Clamp => {
-            let each = gradients.into_iter().zip(&task.segment_of);
-            (each.map(|(gradient, &segment)| clamp(gradient, task.segments[segment])).collect(), None)
+        ClipKind::Clamp => {
+            let gradients = gradients.into_iter().zip(&clip.segment_of);
+            (gradients.map(|(gradient, &segment)| clamp(gradient, clip.bounds[segment])).collect(), None)
         }
     }
 }
 
-fn measure(gradients: &[Gradient], norm: &ByNorm, task: &Task, device: &Device) -> Measured {
+fn measure(
+    gradients: &[Gradient],
+    norm: &ByNorm,
+    clip: &ResolvedClip,
+    device: &Device,
+) -> TensorOpsMeasurement {
     let mut norms = Vec::new();
-    let mut maxima = Vec::new();
+    let mut max_magnitudes = Vec::new();
     let mut non_finite = Vec::new();
     let mut zeros = Vec::new();
-    let mut members = vec![Vec::new(); task.segments.len()];
-    for (gradient, &segment) in gradients.iter().zip(&task.segment_of) {
-        let flat = gradient.flat().cast(wide(gradient.dtype));
-        let own = norm_of(flat.clone().abs(), norm.norm_type)
+    let mut norms_of_segments = vec![Vec::new(); clip.segments()];
+    for (gradient, &segment) in gradients.iter().zip(&clip.segment_of) {
+        let flat = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+        let gradient_norm = norm_of(flat.clone().abs(), norm.norm_type)
             .map(|number| number.cast(DType::F32).to_device(device));
         if norm.tensor_stats {
             let count = |mask: Tensor<1, Bool>| mask.int().sum().to_device(device);
             non_finite.push(count(flat.clone().is_finite().bool_not()));
             zeros.push(count(flat.equal_scalar(0.0)));
-            norms.push(own.ratio.clone() * own.unit.clone());
+            norms.push(gradient_norm.ratio.clone() * gradient_norm.unit.clone());
         }
-        maxima.push(own.largest.clone());
-        // An empty gradient is no member: to the norm of a negative p even a 0 would add something.
-        if gradient.count > 0 {
-            members[segment].push(own);
+        max_magnitudes.push(gradient_norm.max_magnitude.clone());
+        // Empty gradients are left out: even a 0 would change a joint norm of negative p.
+        if gradient.info.count > 0 {
+            norms_of_segments[segment].push(gradient_norm);
         }
     }
-    let empty = members.iter().map(Vec::is_empty).collect();
-    let segments: Vec<_> = members.iter().map(|members| join(members, norm.norm_type, device)).collect();
-    let of_each = |number: fn(&Segment) -> &Tensor<1>| {
+    let empty = norms_of_segments.iter().map(Vec::is_empty).collect();
+    let segments: Vec<_> =
+        norms_of_segments.iter().map(|norms| join(norms, norm.norm_type, device)).collect();
+    let of_segments = |number: fn(&SegmentNorm) -> &Tensor<1>| {
         Tensor::cat(segments.iter().map(|segment| number(segment).clone()).collect(), 0)
     };
-    let shifts = of_each(|segment| &segment.shift);
-    let shifted_norms = of_each(|segment| &segment.norm).mul_scalar(norm.inverse_norm_scale());
-    let limits: Vec<f32> = task.segments.iter().map(|bounds| bounds[1]).collect();
+    let shifts = of_segments(|segment| &segment.shift);
+    let shifted_norms = of_segments(|segment| &segment.shifted_norm).mul_scalar(norm.inverse_norm_scale());
+    let limits: Vec<f32> = clip.bounds.iter().map(|bounds| bounds[1]).collect();
     let limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
 
-    // min(limit · (1 / (norm + epsilon)), 1), where a NaN stays one.
+    // min(limit · (1 / (norm + epsilon)), 1), but a NaN stays NaN.
     let is_shifted = shifts.clone().lower_elem(1.0);
     let one = Tensor::ones_like(&shifts).mask_fill(is_shifted, SHIFT.recip());
     let sum = shifted_norms.clone() + shifts.clone().mul_scalar(norm.epsilon);
     let coefs = limits * sum.clone().recip();
-    let nothing_to_divide_by = sum.lower_elem(f32::MIN_POSITIVE);
-    let within = coefs.clone().greater(one.clone()).bool_or(nothing_to_divide_by);
-    let shifted_coefs = coefs.mask_where(within, one.clone());
+    let is_zero = sum.lower_elem(f32::MIN_POSITIVE);
+    let is_within_limit = coefs.clone().greater(one.clone()).bool_or(is_zero);
+    let shifted_coefs = coefs.mask_where(is_within_limit, one.clone());
     let coefs = shifted_coefs.clone() * shifts.clone();
 
-    let largest = of_each(|segment| &segment.largest);
-    let bad = largest.is_finite().bool_not().bool_or(coefs.clone().is_nan());
-    // What the policy makes of the factor of gradients that are not finite.
+    let max_magnitude = of_segments(|segment| &segment.max_magnitude);
+    let is_bad = max_magnitude.is_finite().bool_not().bool_or(coefs.clone().is_nan());
+    // The policy sets the factor of non-finite gradients.
     let shifted_factors = shifted_coefs.mul_scalar(norm.inverse_scale);
     let shifted_factors = match norm.non_finite {
         NonFinite::Propagate => shifted_factors,
-        NonFinite::Skip | NonFinite::Error => shifted_factors.mask_where(bad.clone(), one.clone()),
-        NonFinite::Zero => shifted_factors.mask_fill(bad.clone(), 0.0),
-        NonFinite::Poison => shifted_factors.mask_fill(bad.clone(), f32::NAN),
+        NonFinite::Skip | NonFinite::Error => shifted_factors.mask_where(is_bad.clone(), one.clone()),
+        NonFinite::Zero => shifted_factors.mask_fill(is_bad.clone(), 0.0),
+        NonFinite::Poison => shifted_factors.mask_fill(is_bad.clone(), f32::NAN),
     };
-    Measured {
+    TensorOpsMeasurement {
         norms: shifted_norms.clone() * one,
         coefs,
         factors: shifted_factors.clone() * shifts.clone(),
         shifted_norms,
         shifted_factors,
         shifts,
-        non_finite: bad,
+        non_finite: is_bad,
         empty,
-        gradient_maxima: Tensor::cat(maxima, 0),
-        stats: norm.tensor_stats.then(|| Stats {
+        max_magnitudes: Tensor::cat(max_magnitudes, 0),
+        stats: norm.tensor_stats.then(|| StatsMeasurement {
             norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
             non_finite: Tensor::cat(non_finite, 0),
             zeros: Tensor::cat(zeros, 0),
@@ -141,79 +157,81 @@ fn measure(gradients: &[Gradient], norm: &ByNorm, task: &Task, device: &Device) 
     }
 }
 
-/// A norm as a product, which may exceed f32, and the largest magnitude. One element each.
+/// A norm, as a product that may exceed f32, and the largest magnitude. One element each.
 #[derive(Clone)]
 struct Norm {
-    /// At least 1 for p > 0, at most 1 for p < 0. Or the norm itself, of which the unit then is 1.
+    /// The norm divided by `unit`: at least 1 for p > 0, at most 1 for p < 0. If the norm is zero or not finite, the norm itself.
     ratio: Tensor<1>,
+    /// The magnitude that dominates the norm; 1 if it is zero or not finite.
     unit: Tensor<1>,
-    largest: Tensor<1>,
+    max_magnitude: Tensor<1>,
 }
 
 impl Norm {
     fn map(self, change: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
-        let Self { ratio, unit, largest } = self;
-        Self { ratio: change(ratio), unit: change(unit), largest: change(largest) }
+        let Self { ratio, unit, max_magnitude } = self;
+        Self { ratio: change(ratio), unit: change(unit), max_magnitude: change(max_magnitude) }
     }
 }
 
-/// What has been measured of a segment.
-struct Segment {
+/// The norm of a segment. One element each.
+struct SegmentNorm {
     /// The joint norm, times the shift.
-    norm: Tensor<1>,
+    shifted_norm: Tensor<1>,
     shift: Tensor<1>,
-    largest: Tensor<1>,
+    max_magnitude: Tensor<1>,
 }
 
-/// The norm of a segment from those of its gradients.
-fn join(members: &[Norm], norm_type: NormType, device: &Device) -> Segment {
+/// Joins the norms of gradients to the norm of their segment.
+fn join(norms: &[Norm], norm_type: NormType, device: &Device) -> SegmentNorm {
     let one = Tensor::ones([1], (device, DType::F32));
-    if members.is_empty() {
+    if norms.is_empty() {
         let zero = Tensor::zeros([1], (device, DType::F32));
-        return Segment { norm: zero.clone(), shift: one, largest: zero };
+        return SegmentNorm { shifted_norm: zero.clone(), shift: one, max_magnitude: zero };
     }
-    let of_each = |number: fn(&Norm) -> &Tensor<1>| {
-        Tensor::cat(members.iter().map(|own| number(own).clone()).collect(), 0)
+    let of_gradients = |number: fn(&Norm) -> &Tensor<1>| {
+        Tensor::cat(norms.iter().map(|norm| number(norm).clone()).collect(), 0)
     };
-    let maxima = of_each(|own| &own.largest);
-    let nan = maxima.clone().is_nan().any();
-    let largest = maxima.max().mask_fill(nan, f32::NAN);
+    let max_magnitudes = of_gradients(|norm| &norm.max_magnitude);
+    let has_nan = max_magnitudes.clone().is_nan().any();
+    let max_magnitude = max_magnitudes.max().mask_fill(has_nan, f32::NAN);
     let p = norm_type.p();
-    // The norm of a negative p is at most the least magnitude, and a count is small: only that of a positive p may exceed f32.
-    let is_large = largest.clone().greater_elem(LARGE).bool_and(largest.clone().is_finite());
+    // Only a norm of positive p may exceed f32: a norm of negative p is at most the smallest magnitude, and a count is small.
+    let is_large = max_magnitude.clone().greater_elem(LARGE).bool_and(max_magnitude.clone().is_finite());
     let shift = if p > 0.0 { one.mask_fill(is_large, SHIFT) } else { one };
-    let norms = of_each(|own| &own.ratio) * (of_each(|own| &own.unit) * shift.clone());
-    let norm = match members.len() {
-        1 => norms,
-        _ if p == 0.0 => norms.sum(),
+    let shifted = of_gradients(|norm| &norm.ratio) * (of_gradients(|norm| &norm.unit) * shift.clone());
+    let shifted_norm = match norms.len() {
+        1 => shifted,
+        _ if p == 0.0 => shifted.sum(),
         _ => {
-            let joined = norm_of(norms, norm_type);
+            let joined = norm_of(shifted, norm_type);
             joined.ratio * joined.unit
         }
     };
-    Segment { norm, shift, largest }
+    SegmentNorm { shifted_norm, shift, max_magnitude }
 }
 
-/// The norm of these magnitudes, and the largest of them. Powers of f32 may leave its range; those of ratios to the one that
-/// dominates do not.
+/// Returns the norm of magnitudes. Powers of magnitudes may leave the range of f32; powers of their ratios to the dominant
+/// magnitude do not.
 fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> Norm {
     let (device, dtype) = (magnitudes.device(), magnitudes.dtype());
     let one = Tensor::ones([1], (&device, dtype));
     if magnitudes.shape().num_elements() == 0 {
         let zero = Tensor::zeros([1], (&device, dtype));
-        return Norm { ratio: zero.clone(), unit: one, largest: zero };
+        return Norm { ratio: zero.clone(), unit: one, max_magnitude: zero };
     }
     let p = norm_type.p();
-    let nan = magnitudes.clone().is_nan().any();
-    let largest = magnitudes.clone().max().mask_fill(nan.clone(), f32::NAN);
+    let has_nan = magnitudes.clone().is_nan().any();
+    let max_magnitude = magnitudes.clone().max().mask_fill(has_nan.clone(), f32::NAN);
     if p == 0.0 {
-        // A gradient that is not zero counts once.
+        // The 0-norm counts the gradients that are not zero.
         let count = magnitudes.equal_scalar(0.0).bool_not().any().int().float().cast(dtype);
-        return Norm { ratio: count, unit: one, largest };
+        return Norm { ratio: count, unit: one, max_magnitude };
     }
-    let dominant = if p > 0.0 { largest.clone() } else { magnitudes.clone().min().mask_fill(nan, f32::NAN) };
-    let plain = dominant.clone().is_finite().bool_and(dominant.clone().greater_elem(0.0));
-    let unit = dominant.clone().mask_fill(plain.clone().bool_not(), 1.0);
+    let dominant =
+        if p > 0.0 { max_magnitude.clone() } else { magnitudes.clone().min().mask_fill(has_nan, f32::NAN) };
+    let can_divide = dominant.clone().is_finite().bool_and(dominant.clone().greater_elem(0.0));
+    let unit = dominant.clone().mask_fill(can_divide.clone().bool_not(), 1.0);
     let ratios = || magnitudes.clone() / unit.clone();
     let ratio = match norm_type {
         NormType::L1 => ratios().sum(),
@@ -221,51 +239,52 @@ fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> Norm {
         _ if p.is_infinite() => one,
         _ => ratios().powf_scalar(p).sum().powf_scalar(p.recip()),
     };
-    // Zero, infinite or NaN: so is the norm, whatever a device makes of powers of that.
-    Norm { ratio: ratio.mask_where(plain.bool_not(), dominant), unit, largest }
+    // If the dominant magnitude is zero, infinite or NaN, it is the norm. A device may compute something else from its powers.
+    Norm { ratio: ratio.mask_where(can_divide.bool_not(), dominant), unit, max_magnitude }
 }
 
-/// The type to compute in.
-fn wide(dtype: DType) -> DType {
+/// Returns the type to compute in.
+fn compute_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 { dtype } else { DType::F32 }
 }
 
-fn scale(gradient: Gradient, measured: &Measured, segment: usize, policy: NonFinite) -> Gradient {
-    if gradient.count == 0 {
+fn scale(
+    gradient: Gradient,
+    measurement: &TensorOpsMeasurement,
+    segment: usize,
+    policy: NonFinite,
+) -> Gradient {
+    if gradient.info.count == 0 {
         return gradient;
     }
-    let flat = gradient.flat();
+    let flat = gradient.flatten();
     let device = flat.device();
-    let wide = wide(gradient.dtype);
-    let of_segment = |number: &Tensor<1>| number.clone().narrow(0, segment, 1).to_device(&device).cast(wide);
-    let factor = of_segment(&measured.factors);
-    // What f32 does not hold is multiplied by in two steps. (Not by a NaN or a zero that the policy has set.)
-    let shifted = of_segment(&measured.shifted_factors);
+    let dtype = compute_dtype(gradient.info.dtype);
+    let of_segment = |number: &Tensor<1>| number.clone().narrow(0, segment, 1).to_device(&device).cast(dtype);
+    let factor = of_segment(&measurement.factors);
+    // A factor that is too small for f32 is applied in two steps, unless the policy has set it to NaN or zero.
+    let shifted = of_segment(&measurement.shifted_factors);
     let is_tiny = factor.clone().lower_elem(f32::MIN_POSITIVE).bool_and(shifted.clone().greater_elem(0.0));
     let first = factor.mask_where(is_tiny.clone(), shifted);
-    let second = Tensor::ones([1], (&device, wide)).mask_where(is_tiny, of_segment(&measured.shifts));
-    let mut scaled = flat.cast(wide) * first * second;
+    let second = Tensor::ones([1], (&device, dtype)).mask_where(is_tiny, of_segment(&measurement.shifts));
+    let mut scaled = flat.cast(dtype) * first * second;
     if policy == NonFinite::Zero {
-        // Zero times infinity is none.
-        let bad = measured.non_finite.clone().narrow(0, segment, 1).to_device(&device);
-        scaled = scaled.mask_fill(bad.expand([gradient.count]), 0.0);
+        // Zero times infinity is NaN.
+        let is_bad = measurement.non_finite.clone().narrow(0, segment, 1).to_device(&device);
+        scaled = scaled.mask_fill(is_bad.expand([gradient.info.count]), 0.0);
     }
-    let scaled = scaled.cast(gradient.dtype);
-    gradient.replaced(scaled)
+    let scaled = scaled.cast(gradient.info.dtype);
+    gradient.with_elements(scaled)
 }
 
 fn clamp(gradient: Gradient, bounds: [f32; 2]) -> Gradient {
-    if gradient.count == 0 {
+    if gradient.info.count == 0 {
         return gradient;
     }
-    // Rounded first: a bound that became infinite with the elements would let them be infinite.
-    let [low, high] = bounds.map(|bound| match gradient.dtype {
-        DType::F16 => gradclip::DType::F16.round(bound),
-        DType::BF16 => gradclip::DType::BF16.round(bound),
-        _ => bound,
-    });
-    let wide = gradient.flat().cast(wide(gradient.dtype));
-    let nan = wide.clone().is_nan();
-    let clamped = wide.clone().clamp(low, high).mask_where(nan, wide).cast(gradient.dtype);
-    gradient.replaced(clamped)
+    // Bounds are rounded to the element type as in the kernels. f64 holds every bound.
+    let Bounds { low, high } = Bounds::new(bounds, gradient.info.kernel_dtype().unwrap_or_default());
+    let elements = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+    let is_nan = elements.clone().is_nan();
+    let clamped = elements.clone().clamp(low, high).mask_where(is_nan, elements).cast(gradient.info.dtype);
+    gradient.with_elements(clamped)
 }

@@ -1,14 +1,15 @@
-//! The layout of a clip: the gradients and the tiles of each dispatch. Numbers in, numbers out.
+//! The layout of a clip: the gradients and the tiles of each dispatch. Pure arithmetic, without a launch.
 
 use std::ops::Range;
 
 use gradclip::DType;
 use gradclip::kernels::tables::{Tile, tile_elements};
-use gradclip::kernels::{Alignment, TileFormat};
+use gradclip::kernels::{Alignment, TileFormat, VECTOR_BYTES};
 
-/// The shape of a gradient, as far as the layout depends on it.
+/// The properties of a gradient that determine the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct GradientShape {
+    /// The number of its elements.
     pub(crate) count: usize,
     pub(crate) dtype: DType,
     pub(crate) segment: usize,
@@ -16,8 +17,9 @@ pub(crate) struct GradientShape {
 
 impl GradientShape {
     fn format(self) -> TileFormat {
-        let is_aligned = (self.count as u64 * self.dtype.size()).is_multiple_of(16);
-        let alignment = if is_aligned { Alignment::Vector } else { Alignment::Element };
+        // CubeCL aligns the start of a tensor to more than a vector.
+        let has_whole_vectors = (self.count as u64 * self.dtype.size()).is_multiple_of(VECTOR_BYTES);
+        let alignment = if has_whole_vectors { Alignment::Vector } else { Alignment::Element };
         TileFormat { alignment, dtype: self.dtype }
     }
 }
@@ -27,11 +29,11 @@ impl GradientShape {
 pub(super) struct Batch {
     pub(super) format: TileFormat,
     /// The gradient in each slot.
-    pub(super) members: Vec<usize>,
-    /// The tiles of the norm pass; their targets are partials.
+    pub(super) slots: Vec<usize>,
+    /// The tiles of the norm pass, whose targets are partials.
     pub(super) norm_tiles: Vec<Tile>,
-    /// The same tiles for the elementwise pass; their targets are segments.
-    pub(super) map_tiles: Vec<Tile>,
+    /// The same tiles for the elementwise pass, whose targets are segments.
+    pub(super) elementwise_tiles: Vec<Tile>,
 }
 
 /// The dispatches of a clip.
@@ -46,66 +48,67 @@ pub(super) struct Layout {
     pub(super) gradients: Vec<Range<usize>>,
 }
 
-/// The smallest large gradient, in elements. For large gradients, selecting among many slots at every load costs more than a
-/// dispatch.
+/// The length of the smallest large gradient, in elements. For a large gradient, selecting among many slots at every load costs
+/// more than another dispatch.
 const LARGE: usize = 1 << 15;
 
 /// The most large gradients in one dispatch.
 const LARGE_SLOTS: usize = 3;
 
-/// Lays out the dispatches for these gradients, with at most `slots` gradients in each. The partials of a segment are
-/// consecutive, in the order of the gradients.
-pub(super) fn lay_out(shapes: &[GradientShape], segments: usize, slots: usize) -> Layout {
-    // With the tiles of the wgpu path, norms have the same bits.
+/// Lays out the dispatches, each with at most `max_slots` gradients. The partials of a segment are consecutive, in the order of
+/// the gradients.
+pub(super) fn lay_out(shapes: &[GradientShape], segments: usize, max_slots: usize) -> Layout {
+    // The wgpu path has the same tiles, so the norms have the same bits.
     let tile = tile_elements(shapes.iter().map(|shape| shape.count as u64).sum());
     let tile = usize::try_from(tile).unwrap_or(usize::MAX);
     let mut layout = Layout { gradients: vec![0..0; shapes.len()], ..Layout::default() };
-    let mut members = vec![Vec::new(); segments];
+    let mut gradients_of = vec![Vec::new(); segments];
     for (index, shape) in shapes.iter().enumerate() {
-        members[shape.segment].push((index, shape));
+        gradients_of[shape.segment].push((index, shape));
     }
-    for members in members {
-        let first = layout.gradient_of_partial.len();
-        for (index, shape) in members {
-            let begin = layout.gradient_of_partial.len();
+    for gradients in gradients_of {
+        let first_of_segment = layout.gradient_of_partial.len();
+        for (index, shape) in gradients {
+            let first = layout.gradient_of_partial.len();
             layout.gradient_of_partial.extend(std::iter::repeat_n(narrow(index), shape.count.div_ceil(tile)));
-            layout.gradients[index] = begin..layout.gradient_of_partial.len();
+            layout.gradients[index] = first..layout.gradient_of_partial.len();
         }
-        layout.segments.push(first..layout.gradient_of_partial.len());
+        layout.segments.push(first_of_segment..layout.gradient_of_partial.len());
     }
 
     let mut order: Vec<usize> = (0..shapes.len()).filter(|&index| shapes[index].count > 0).collect();
-    let kind = |index: usize| (shapes[index].format(), shapes[index].count < LARGE);
-    order.sort_by_key(|&index| kind(index)); // stable
-    for alike in order.chunk_by(|&a, &b| kind(a) == kind(b)) {
-        let most = if shapes[alike[0]].count < LARGE { slots } else { slots.min(LARGE_SLOTS) };
-        for members in alike.chunks(most.max(1)) {
-            let mut batch = Batch {
-                format: shapes[members[0]].format(),
-                members: members.to_vec(),
-                norm_tiles: Vec::new(),
-                map_tiles: Vec::new(),
-            };
-            for (slot, &index) in members.iter().enumerate() {
-                let GradientShape { count, segment, .. } = shapes[index];
-                for (first, partial) in (0..count).step_by(tile).zip(layout.gradients[index].clone()) {
-                    let to_partial = Tile {
-                        slot: narrow(slot),
-                        first: narrow(first),
-                        count: narrow(tile.min(count - first)),
-                        target_index: narrow(partial),
-                    };
-                    batch.norm_tiles.push(to_partial);
-                    batch.map_tiles.push(Tile { target_index: narrow(segment), ..to_partial });
-                }
-            }
-            layout.batches.push(batch);
+    let class = |index: usize| (shapes[index].format(), shapes[index].count < LARGE);
+    order.sort_by_key(|&index| class(index)); // stable
+    for alike in order.chunk_by(|&a, &b| class(a) == class(b)) {
+        let max_slots = if shapes[alike[0]].count < LARGE { max_slots } else { max_slots.min(LARGE_SLOTS) };
+        for slots in alike.chunks(max_slots.max(1)) {
+            layout.batches.push(batch(shapes, slots, tile, &layout.gradients));
         }
     }
     layout
 }
 
-/// Narrows a number that the shaders index with. A tensor of Burn fits into one binding, which has less than 2³² words.
+/// Lays out the dispatch of gradients of one format. `partials` has the partials of each gradient.
+fn batch(shapes: &[GradientShape], slots: &[usize], tile: usize, partials: &[Range<usize>]) -> Batch {
+    let mut norm_tiles = Vec::new();
+    let mut elementwise_tiles = Vec::new();
+    for (slot, &index) in slots.iter().enumerate() {
+        let GradientShape { count, segment, .. } = shapes[index];
+        for (first, partial) in (0..count).step_by(tile).zip(partials[index].clone()) {
+            let norm_tile = Tile {
+                slot: narrow(slot),
+                first: narrow(first),
+                count: narrow(tile.min(count - first)),
+                target_index: narrow(partial),
+            };
+            norm_tiles.push(norm_tile);
+            elementwise_tiles.push(Tile { target_index: narrow(segment), ..norm_tile });
+        }
+    }
+    Batch { format: shapes[slots[0]].format(), slots: slots.to_vec(), norm_tiles, elementwise_tiles }
+}
+
+/// Narrows an index for the shaders. A tensor of Burn fits into one binding, which has fewer than 2³² words.
 fn narrow(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
@@ -124,10 +127,10 @@ mod tests {
         assert_eq!(counts.len(), 150);
         let shapes: Vec<_> =
             counts.into_iter().map(|count| GradientShape { count, dtype: DType::F32, segment: 0 }).collect();
-        // Norm, record, scale.
+        // The norm and the scale pass of each batch, and one finalize pass.
         let dispatches = |slots| 2 * lay_out(&shapes, 1, slots).batches.len() + 1;
         assert_eq!(dispatches(30), 43);
-        // wgpu's default limits.
+        // Six slots are what wgpu's default limits allow.
         assert!(dispatches(6) < 2 * shapes.len());
     }
 
@@ -147,29 +150,29 @@ mod tests {
 
     #[test]
     fn tiles_cover_every_element_once_and_name_the_partial_of_their_gradient() {
-        for slots in [1, 2, 3, 32] {
+        for max_slots in [1, 2, 3, 32] {
             let shapes = shapes();
-            let layout = lay_out(&shapes, 2, slots);
-            let mut covered: Vec<Vec<bool>> = shapes.iter().map(|e| vec![false; e.count]).collect();
+            let layout = lay_out(&shapes, 2, max_slots);
+            let mut covered: Vec<Vec<bool>> = shapes.iter().map(|shape| vec![false; shape.count]).collect();
             let mut written = vec![false; layout.gradient_of_partial.len()];
             for batch in &layout.batches {
-                assert!(batch.members.len() <= slots);
-                for (tile, of_segment) in batch.norm_tiles.iter().zip(&batch.map_tiles) {
-                    let gradient = batch.members[tile.slot as usize];
+                assert!(batch.slots.len() <= max_slots);
+                for (tile, elementwise) in batch.norm_tiles.iter().zip(&batch.elementwise_tiles) {
+                    let gradient = batch.slots[tile.slot as usize];
                     assert_eq!(shapes[gradient].format(), batch.format);
                     let target = tile.target_index as usize;
                     assert_eq!(layout.gradient_of_partial[target] as usize, gradient);
                     assert!(layout.segments[shapes[gradient].segment].contains(&target));
                     assert!(layout.gradients[gradient].contains(&target));
-                    assert!(!std::mem::replace(&mut written[target], true), "a partial of two tiles");
-                    assert_eq!(of_segment.target_index as usize, shapes[gradient].segment);
+                    assert!(!std::mem::replace(&mut written[target], true), "two tiles write one partial");
+                    assert_eq!(elementwise.target_index as usize, shapes[gradient].segment);
                     for element in tile.first..tile.first + tile.count {
                         assert!(!std::mem::replace(&mut covered[gradient][element as usize], true));
                     }
                 }
             }
-            assert!(covered.iter().flatten().all(|&c| c), "an element in no tile, with {slots} slots");
-            assert!(written.iter().all(|&w| w), "a partial of no tile, with {slots} slots");
+            assert!(covered.iter().flatten().all(|&c| c), "an element in no tile, with {max_slots} slots");
+            assert!(written.iter().all(|&w| w), "a partial of no tile, with {max_slots} slots");
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Launches the kernels on Burn's own stream, by the CubeCL client of the tensors. So they run in the order of Burn's own work,
-//! on memory that CubeCL shares and moves.
+//! Launches the kernels through the CubeCL client of the tensors: in the stream of Burn's own operations, on memory that CubeCL
+//! shares among tensors and moves.
 
-mod kernels;
+mod cubecl_kernel;
 mod layout;
 mod tables;
+
+use std::sync::LazyLock;
 
 use burn::cubecl::CubeCount;
 use burn::cubecl::client::Client;
@@ -13,112 +15,128 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use gradclip::ClipRecord;
 use gradclip::kernels::tables::fold_grid;
 use gradclip::kernels::{
-    Alignment, BindingType, Buffer, Kernel, Output, Reduction, TileFormat, WORKGROUP_SIZE, slot_count,
+    Alignment, BindingType, Buffer, FIRST_SLOT, Kernel, Output, Reduction, TileFormat, WORKGROUP_SIZE,
+    slot_count,
 };
 use gradclip::operation::ByNorm;
 use gradclip::stats::TensorStats;
+use gradclip::{ClipRecord, NormType};
 
 pub(crate) use layout::GradientShape;
-pub(crate) use tables::Cache;
+pub(crate) use tables::TableCache;
 
-use crate::primitive::{Clipped, Measured};
-use crate::task::{Method, Task};
-use kernels::GradclipKernel;
-use tables::{Batch, Tables};
+use crate::resolved_clip::{ClipKind, ResolvedClip};
+use cubecl_kernel::GradclipKernel;
+use tables::{DeviceBatch, Tables};
+
+/// The result of a clip, for primitives of any backend.
+pub(crate) struct ClippedPrimitives<P> {
+    pub(crate) gradients: Vec<P>,
+    /// The outputs of a clip by norm.
+    pub(crate) outputs: Option<NormOutputs<P>>,
+}
+
+/// The outputs of the norm kernels.
+pub(crate) struct NormOutputs<P> {
+    /// The norm of each segment, f32.
+    pub(crate) norms: P,
+    /// The factor of each segment, f32.
+    pub(crate) factors: P,
+    /// The record of each segment, as words.
+    pub(crate) records: P,
+    /// The statistics of each gradient, as words, if the clip measures them.
+    pub(crate) stats: Option<P>,
+}
 
 /// The most gradients in one dispatch. More would lengthen the `switch` among slots and save few dispatches.
 const MAX_SLOTS: usize = 32;
 
-/// The length of a record and of the statistics of a gradient, in words.
+/// The length of a record, in words.
 pub(crate) const RECORD_WORDS: usize = size_of::<ClipRecord>() / 4;
+
+/// The length of the statistics of a gradient, in words.
 pub(crate) const STATS_WORDS: usize = size_of::<TensorStats>() / 4;
 
-/// Whether the kernels run on this device: whether CubeCL takes WGSL there.
-pub(crate) fn takes_wgsl(device: &CubeDevice) -> bool {
-    // A build with Burn's `vulkan` or `metal` feature compiles to something else, on the devices that take it.
+/// The most bindings of a finalize kernel.
+static FINALIZE_BINDINGS: LazyLock<usize> = LazyLock::new(|| {
+    let reduction = Reduction::new(NormType::L2, false);
+    finalize(reduction, Output::RecordAndFactor).bindings().len()
+});
+
+/// Returns whether the kernels run on a device: CubeCL compiles WGSL there, and the device is large enough.
+pub(crate) fn runs_kernels(device: &CubeDevice) -> bool {
+    // With Burn's feature `vulkan` or `metal`, CubeCL compiles to SPIR-V or MSL on devices that support it.
     matches!(device, CubeDevice::Wgpu(_)) && {
         let client = device.client();
         let hardware = &client.properties().hardware;
-        client.name() == "wgpu<wgsl>" && hardware.max_units_per_cube >= WORKGROUP_SIZE && slots(&client) > 0
+        client.name() == "wgpu<wgsl>"
+            && hardware.max_units_per_cube >= WORKGROUP_SIZE
+            && max_slots(&client) > 0
     }
 }
 
-/// The most slots of a kernel on this device; 0 if the device is too small for the kernels.
-fn slots(client: &Client) -> usize {
+/// Returns the most slots of a kernel on a device; 0 if the device allows too few bindings for the kernels.
+fn max_slots(client: &Client) -> usize {
     let bindings = client.properties().hardware.max_bindings as usize;
-    // Partials, parameters, segments, gradients, records, norms and factors.
-    const FINALIZE_BINDINGS: usize = 7;
-    // Tiles, and one other buffer.
-    const BINDINGS_BESIDES_SLOTS: usize = 2;
-    if bindings < FINALIZE_BINDINGS { 0 } else { MAX_SLOTS.min(bindings - BINDINGS_BESIDES_SLOTS) }
+    if bindings < *FINALIZE_BINDINGS { 0 } else { MAX_SLOTS.min(bindings - FIRST_SLOT as usize) }
 }
 
-/// The type of elements, if the kernels take it.
-pub(crate) fn elements_of(dtype: DType) -> Option<gradclip::DType> {
-    match dtype {
-        DType::F32 | DType::Flex32 => Some(gradclip::DType::F32),
-        DType::F16 => Some(gradclip::DType::F16),
-        DType::BF16 => Some(gradclip::DType::BF16),
-        _ => None,
-    }
+fn finalize(reduction: Reduction, output: Output) -> Kernel {
+    Kernel::Finalize { reduction, output, banks: 1, wide: false }
 }
 
-/// Clips gradients of these shapes, all on one device, without a host stall.
+/// Clips gradients that are all on one device. `shapes` has the shape of each. The host does not wait.
 pub(crate) fn clip(
     gradients: Vec<CubeTensor>,
     shapes: &[GradientShape],
-    task: &Task,
-    cache: &Cache,
-) -> Clipped<CubeTensor> {
+    clip: &ResolvedClip,
+    cache: &TableCache,
+) -> ClippedPrimitives<CubeTensor> {
     let Some((client, device)) = gradients.first().map(|first| (first.client.clone(), first.device.clone()))
     else {
-        return Clipped { gradients, measured: None };
+        return ClippedPrimitives { gradients, outputs: None };
     };
-    let segmented = task.segments.len() > 1;
-    let launch = Launch { client: &client, device: &device };
-    let tables = cache.get(&client, &device, shapes, task, slots(&client));
-    // One after the other: of two gradients that are one buffer the first becomes a copy, and the second is alone.
-    let gradients: Vec<_> = gradients
-        .into_iter()
-        .map(|gradient| if task.writes { own(gradient) } else { dense(gradient) })
-        .collect();
-    let measured = match task.method {
-        Method::Norm(norm) => {
-            let measured = launch.measure(&gradients, &tables, &norm, task.segments.len());
-            if task.writes {
-                launch.map(
+    let segmented = clip.segments() > 1;
+    let max_slots = max_slots(&client);
+    let tables = cache.get(&client, &device, shapes, clip, max_slots);
+    let launcher = Launcher { client: &client, device: &device, tables: &tables, max_slots };
+    // One after the other: if two gradients share one buffer, the first is copied, and then the second is its only user.
+    let make_ready = if clip.writes_gradients() { into_writable } else { into_dense };
+    let gradients: Vec<_> = gradients.into_iter().map(make_ready).collect();
+    let outputs = match clip.kind {
+        ClipKind::Norm(norm) => {
+            let outputs = launcher.norm_pass(&gradients, &norm, clip.segments());
+            if clip.writes_gradients() {
+                launcher.elementwise_pass(
                     &gradients,
-                    &tables,
-                    |_| &measured.records.handle,
+                    |_| &outputs.records.handle,
                     |format, slots| Kernel::Scale { segmented, format, slots },
                 );
             }
-            Some(measured)
+            Some(outputs)
         }
-        Method::Clamp => {
-            let bounds = |format: TileFormat| tables.limits.of(format.dtype);
-            launch.map(&gradients, &tables, bounds, |format, slots| Kernel::Clamp {
-                segmented,
-                format,
-                slots,
-            });
+        ClipKind::Clamp => {
+            launcher.elementwise_pass(
+                &gradients,
+                |format| tables.limits.of(format.dtype),
+                |format, slots| Kernel::Clamp { segmented, format, slots },
+            );
             None
         }
     };
-    Clipped { gradients, measured }
+    ClippedPrimitives { gradients, outputs }
 }
 
-/// Returns the gradient in memory of its own, so that it can be changed in place.
-fn own(gradient: CubeTensor) -> CubeTensor {
-    let gradient = dense(gradient);
-    if gradient.can_mut() { gradient } else { dense(gradient.copy()) }
+/// Returns a gradient that can be changed in place: the same, or a copy if another tensor shares its memory.
+fn into_writable(gradient: CubeTensor) -> CubeTensor {
+    let gradient = into_dense(gradient);
+    if gradient.can_mut() { gradient } else { into_dense(gradient.copy()) }
 }
 
-/// Returns the gradient with its elements adjacent in memory, in any order.
-fn dense(gradient: CubeTensor) -> CubeTensor {
+/// Returns a gradient whose elements are adjacent in memory, in any order: the same, or a contiguous copy.
+fn into_dense(gradient: CubeTensor) -> CubeTensor {
     if !gradient.meta.is_tiled() && is_dense(gradient.meta.shape(), gradient.meta.strides()) {
         gradient
     } else {
@@ -126,34 +144,33 @@ fn dense(gradient: CubeTensor) -> CubeTensor {
     }
 }
 
-/// Whether these strides are those of a contiguous tensor whose dimensions were permuted.
+/// Returns whether the strides are those of a contiguous tensor whose dimensions were permuted.
 fn is_dense(shape: &[usize], strides: &[usize]) -> bool {
     let mut dimensions: Vec<_> =
         strides.iter().zip(shape).filter(|&(_, &length)| length != 1).map(|(&s, &l)| (s, l)).collect();
     dimensions.sort_unstable();
-    let mut next = 1;
+    let mut dense_stride = 1;
     dimensions.into_iter().all(|(stride, length)| {
-        let fits = stride == next;
-        next *= length;
+        let fits = stride == dense_stride;
+        dense_stride *= length;
         fits
     })
 }
 
-struct Launch<'a> {
+/// Launches the kernels of one clip.
+struct Launcher<'a> {
     client: &'a Client,
     device: &'a CubeDevice,
+    tables: &'a Tables,
+    max_slots: usize,
 }
 
-impl Launch<'_> {
-    /// The norm pass: partials, records and statistics.
-    fn measure(
-        &self,
-        gradients: &[CubeTensor],
-        tables: &Tables,
-        norm: &ByNorm,
-        segments: usize,
-    ) -> Measured<CubeTensor> {
+impl Launcher<'_> {
+    /// Launches the kernels that compute partials, records and statistics.
+    fn norm_pass(&self, gradients: &[CubeTensor], norm: &ByNorm, segments: usize) -> NormOutputs<CubeTensor> {
+        let tables = self.tables;
         let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
+        // An empty buffer cannot be bound.
         let partials = self.client.empty((tables.partials * reduction.partial_bytes()).max(16));
         for batch in &tables.batches {
             let format = if reduction.loads_vectors() {
@@ -161,74 +178,78 @@ impl Launch<'_> {
             } else {
                 TileFormat { alignment: Alignment::Element, ..batch.format }
             };
-            let slots = slot_count(batch.members.len(), slots(self.client));
-            let kernel = Kernel::Partials { reduction, format, slots };
-            self.dispatch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
+            let kernel = Kernel::Partials { reduction, format, slots: self.slot_count(batch) };
+            self.launch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
         }
 
         let norms = self.output(segments, DType::F32);
         let factors = self.output(segments, DType::F32);
         let records = self.output(segments * RECORD_WORDS, DType::U32);
-        let shared = |buffer| match buffer {
+        let input = |buffer| match buffer {
             Buffer::Bank(_) => &partials,
             Buffer::NormParams => tables.norm_params.as_ref().expect("a clip by norm has parameters"),
             Buffer::GradientOfPartial => &tables.gradient_of_partial,
-            buffer => unreachable!("{buffer:?} is bound by one output only"),
+            buffer => unreachable!("no finalize kernel binds {buffer:?}"),
         };
-        let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false };
-        self.dispatch(finalize(Output::RecordAndFactor), segments, |buffer| match buffer {
+        self.launch(finalize(reduction, Output::RecordAndFactor), segments, |buffer| match buffer {
             Buffer::Segments => tables.limits.of(gradclip::DType::F32),
             Buffer::Records => &records.handle,
             Buffer::Norms => &norms.handle,
             Buffer::Factors => &factors.handle,
-            buffer => shared(buffer),
+            buffer => input(buffer),
         });
         let stats = norm.tensor_stats.then(|| {
             let stats = self.output(gradients.len() * STATS_WORDS, DType::U32);
-            self.dispatch(finalize(Output::TensorStats), gradients.len(), |buffer| match buffer {
+            self.launch(finalize(reduction, Output::TensorStats), gradients.len(), |buffer| match buffer {
                 Buffer::Segments => &tables.gradients,
                 Buffer::TensorStats => &stats.handle,
-                buffer => shared(buffer),
+                buffer => input(buffer),
             });
             stats
         });
-        Measured { norms, factors, records, stats }
+        NormOutputs { norms, factors, records, stats }
     }
 
-    /// The elementwise pass, in place. `other` returns the records or bounds for a format. It runs backwards: the cache may still
-    /// have what the norm pass read last.
-    fn map<'a>(
+    /// Launches the kernels that scale or clamp the gradients in place. `parameters` returns the records or the bounds for a
+    /// format.
+    ///
+    /// The batches run in reverse order, because the cache may still hold what the norm pass read last.
+    fn elementwise_pass<'a>(
         &self,
         gradients: &[CubeTensor],
-        tables: &Tables,
-        other: impl Fn(TileFormat) -> &'a Handle,
+        parameters: impl Fn(TileFormat) -> &'a Handle,
         kernel: impl Fn(TileFormat, usize) -> Kernel,
     ) {
-        for batch in tables.batches.iter().rev() {
-            let kernel = kernel(batch.format, slot_count(batch.members.len(), slots(self.client)));
-            self.dispatch_batch(kernel, batch, gradients, &batch.map_tiles, other(batch.format));
+        for batch in self.tables.batches.iter().rev() {
+            let kernel = kernel(batch.format, self.slot_count(batch));
+            self.launch_batch(kernel, batch, gradients, &batch.elementwise_tiles, parameters(batch.format));
         }
     }
 
-    /// Dispatches a kernel with slots, which binds one `other` buffer besides tiles and gradients.
-    fn dispatch_batch(
+    fn slot_count(&self, batch: &DeviceBatch) -> usize {
+        slot_count(batch.slots.len(), self.max_slots)
+    }
+
+    /// Launches a kernel with slots. `other` is the buffer that it binds besides its tiles and the gradients.
+    fn launch_batch(
         &self,
         kernel: Kernel,
-        batch: &Batch,
+        batch: &DeviceBatch,
         gradients: &[CubeTensor],
         tiles: &Handle,
         other: &Handle,
     ) {
-        self.dispatch(kernel, batch.tiles, |buffer| match buffer {
+        self.launch(kernel, batch.tiles, |buffer| match buffer {
             Buffer::Tiles => tiles,
-            // No tile refers to the slots after the last member, but every slot must be bound.
-            Buffer::Slot(slot) => &gradients[batch.members[slot.min(batch.members.len() - 1)]].handle,
-            _ => other,
+            // A kernel may have more slots than the batch has gradients. No tile refers to them, but each must be bound.
+            Buffer::Slot(slot) => &gradients[batch.slots[slot.min(batch.slots.len() - 1)]].handle,
+            Buffer::Partials | Buffer::Records | Buffer::Bounds => other,
+            buffer => unreachable!("no kernel with slots binds {buffer:?}"),
         });
     }
 
-    /// Dispatches a kernel; `buffer` returns the buffer for each of its bindings.
-    fn dispatch<'a>(&self, kernel: Kernel, workgroups: usize, buffer: impl Fn(Buffer) -> &'a Handle) {
+    /// Launches a kernel. `buffer` returns the buffer of each binding.
+    fn launch<'a>(&self, kernel: Kernel, workgroups: usize, buffer: impl Fn(Buffer) -> &'a Handle) {
         let arguments = kernel.bindings().into_iter().fold(KernelArguments::new(), |arguments, binding| {
             let io = match binding.ty {
                 BindingType::Read | BindingType::Uniform => BufferIOAttr::ReadOnly,
@@ -260,10 +281,63 @@ mod tests {
     fn a_tensor_is_dense_if_it_is_a_permutation_without_gaps() {
         assert!(is_dense(&[2, 3, 4], &[12, 4, 1]));
         assert!(is_dense(&[3, 2], &[1, 3]), "transposed");
-        assert!(is_dense(&[1, 5, 1], &[77, 1, 0]), "a dimension of one has no stride to speak of");
+        assert!(is_dense(&[1, 5, 1], &[77, 1, 0]), "the stride of a dimension of length 1 is not used");
         assert!(is_dense(&[], &[]), "a scalar");
         assert!(!is_dense(&[2, 3], &[4, 1]), "padded rows");
         assert!(!is_dense(&[4, 3], &[0, 1]), "a broadcast");
-        assert!(!is_dense(&[4], &[2]), "every other");
+        assert!(!is_dense(&[4], &[2]), "every second element");
+    }
+
+    fn reductions() -> impl Iterator<Item = Reduction> {
+        let norm_types = [NormType::L1, NormType::L2, NormType::Inf, NormType::P(3.0)];
+        norm_types.into_iter().flat_map(|norm| [false, true].map(|counted| Reduction::new(norm, counted)))
+    }
+
+    fn buffers(kernel: Kernel) -> Vec<Buffer> {
+        kernel.bindings().into_iter().map(|binding| binding.buffer).collect()
+    }
+
+    /// A launch panics in CubeCL's thread if a kernel binds a buffer that the launch does not have.
+    #[test]
+    fn a_launch_has_every_buffer_that_its_kernel_binds() {
+        for reduction in reductions() {
+            for output in [Output::RecordAndFactor, Output::TensorStats] {
+                let outputs: &[Buffer] = match output {
+                    Output::TensorStats => &[Buffer::TensorStats],
+                    _ => &[Buffer::Records, Buffer::Norms, Buffer::Factors],
+                };
+                let bound = buffers(finalize(reduction, output));
+                assert!(bound.len() <= *FINALIZE_BINDINGS, "{reduction:?}, {output:?}");
+                assert!(outputs.iter().all(|output| bound.contains(output)), "{reduction:?}, {output:?}");
+                let is_input = |buffer: &Buffer| {
+                    matches!(
+                        buffer,
+                        Buffer::Bank(0) | Buffer::NormParams | Buffer::GradientOfPartial | Buffer::Segments
+                    )
+                };
+                let is_known = |buffer: &Buffer| is_input(buffer) || outputs.contains(buffer);
+                assert!(bound.iter().all(is_known), "{reduction:?}, {output:?}: {bound:?}");
+            }
+        }
+        for alignment in [Alignment::Vector, Alignment::Element] {
+            for dtype in [gradclip::DType::F32, gradclip::DType::F16, gradclip::DType::BF16] {
+                let format = TileFormat { alignment, dtype };
+                let second = |kernel| buffers(kernel)[1];
+                for segmented in [false, true] {
+                    let scale = Kernel::Scale { segmented, format, slots: 3 };
+                    assert_eq!(second(scale), Buffer::Records);
+                    let clamp = Kernel::Clamp { segmented, format, slots: 3 };
+                    assert_eq!(second(clamp), Buffer::Bounds);
+                }
+                for reduction in reductions().filter(|r| r.loads_vectors() || alignment == Alignment::Element)
+                {
+                    let partials = Kernel::Partials { reduction, format, slots: 3 };
+                    let slots = (0..3).map(Buffer::Slot);
+                    let expected: Vec<_> =
+                        [Buffer::Tiles, Buffer::Partials].into_iter().chain(slots).collect();
+                    assert_eq!(buffers(partials), expected);
+                }
+            }
+        }
     }
 }

@@ -1,38 +1,59 @@
-//! The tables that the kernels read. They depend only on the shapes of a model and on the options, so they are uploaded once and
-//! kept: a step uploads nothing.
+//! The tables that the kernels read. They depend only on the shapes of the gradients and on the options of the clip, so they are
+//! uploaded once and cached: a step uploads nothing.
 
+use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::cubecl::client::Client;
 use burn::cubecl::server::Handle;
 use burn_cubecl::CubeDevice;
-use bytemuck::cast_slice;
+use bytemuck::{bytes_of, cast_slice};
 use gradclip::DType;
 use gradclip::kernels::TileFormat;
 use gradclip::kernels::tables::{Bounds, NormParams, Segment};
 
 use super::layout::{GradientShape, lay_out};
-use crate::task::{Method, Task};
+use crate::resolved_clip::{ClipKind, ResolvedClip};
 
-/// The number of sets of shapes in the cache. Some models have parameters that have a gradient only in some steps.
-const CACHED: usize = 8;
+/// The number of entries in the cache. Some models have parameters with a gradient only in some steps, and so several sets of
+/// shapes.
+const CAPACITY: usize = 8;
 
-/// The tables of past clips, shared by the clones of a clipper.
+/// The tables of past clips, most recent first, shared by the clones of a clipper.
 #[derive(Clone, Default)]
-pub(crate) struct Cache(Arc<Mutex<Vec<Entry>>>);
+pub(crate) struct TableCache(Arc<Mutex<Vec<Entry>>>);
 
 struct Entry {
     device: CubeDevice,
     shapes: Vec<GradientShape>,
-    task: Task,
+    segments: usize,
+    options: OptionBits,
     tables: Tables,
+}
+
+/// The bits that the options of a clip put into tables. Bits, because a bound may be a zero of either sign.
+#[derive(PartialEq)]
+struct OptionBits {
+    /// [`NormParams`]; empty for a clip by value.
+    norm_params: Vec<u8>,
+    bounds: Vec<[u32; 2]>,
+}
+
+impl OptionBits {
+    fn new(clip: &ResolvedClip) -> Self {
+        let norm_params = match clip.kind {
+            ClipKind::Norm(norm) => bytes_of(&NormParams::new(&norm)).to_vec(),
+            ClipKind::Clamp => Vec::new(),
+        };
+        Self { norm_params, bounds: clip.bounds.iter().map(|bounds| bounds.map(f32::to_bits)).collect() }
+    }
 }
 
 /// The tables of a clip, on the device.
 #[derive(Clone)]
 pub(super) struct Tables {
-    layout: Arc<OnDevice>,
-    /// [`NormParams`]; None for a clip by value.
+    layout: Arc<DeviceLayout>,
+    /// [`NormParams`]; `None` for a clip by value.
     pub(super) norm_params: Option<Handle>,
     pub(super) limits: Limits,
 }
@@ -42,25 +63,26 @@ pub(super) struct Tables {
 pub(super) enum Limits {
     /// The [`Segment`]s of a clip by norm.
     Norm(Handle),
-    /// The [`Bounds`] of a clip by value, rounded to each type of elements.
+    /// The [`Bounds`] of a clip by value, rounded to each element type.
     Value { f32: Handle, f16: Handle, bf16: Handle },
 }
 
 impl Limits {
-    fn new(client: &Client, layout: &OnDevice, task: &Task) -> Self {
-        if let Method::Norm(_) = task.method {
-            let segments = layout.segments.iter().zip(&task.segments);
-            let segments: Vec<_> = segments.map(|(partials, limit)| Segment::new(partials, limit[1])).collect();
+    fn new(client: &Client, layout: &DeviceLayout, clip: &ResolvedClip) -> Self {
+        if let ClipKind::Norm(_) = clip.kind {
+            let segments = layout.segments.iter().zip(&clip.bounds);
+            let segments: Vec<_> =
+                segments.map(|(partials, &[_, max_norm])| Segment::new(partials, max_norm)).collect();
             return Self::Norm(client.create_from_slice(cast_slice(&segments)));
         }
         let rounded = |dtype: DType| {
-            let bounds = task.segments.iter().map(|&bounds| Bounds::new(bounds, dtype));
+            let bounds = clip.bounds.iter().map(|&bounds| Bounds::new(bounds, dtype));
             client.create_from_slice(cast_slice(&bounds.collect::<Vec<_>>()))
         };
         Self::Value { f32: rounded(DType::F32), f16: rounded(DType::F16), bf16: rounded(DType::BF16) }
     }
 
-    /// The limits for gradients of this type.
+    /// Returns the limits for gradients of an element type.
     pub(super) fn of(&self, dtype: DType) -> &Handle {
         match self {
             Self::Norm(segments) => segments,
@@ -71,98 +93,99 @@ impl Limits {
     }
 }
 
-impl std::ops::Deref for Tables {
-    type Target = OnDevice;
+impl Deref for Tables {
+    type Target = DeviceLayout;
 
-    fn deref(&self) -> &OnDevice {
+    fn deref(&self) -> &DeviceLayout {
         &self.layout
     }
 }
 
-/// A layout, on the device.
-pub(super) struct OnDevice {
-    pub(super) batches: Vec<Batch>,
+/// A [`Layout`](super::layout::Layout), on the device.
+pub(super) struct DeviceLayout {
+    pub(super) batches: Vec<DeviceBatch>,
     /// The number of partials.
     pub(super) partials: usize,
     /// The gradient of each partial.
     pub(super) gradient_of_partial: Handle,
-    /// A [`Segment`] for each gradient.
+    /// A [`Segment`] for each gradient, for its statistics.
     pub(super) gradients: Handle,
-    segments: Vec<std::ops::Range<usize>>,
+    /// The partials of each segment.
+    segments: Vec<Range<usize>>,
 }
 
-/// A dispatch.
-pub(super) struct Batch {
+/// A [`Batch`](super::layout::Batch), on the device.
+pub(super) struct DeviceBatch {
     pub(super) format: TileFormat,
     /// The gradient in each slot.
-    pub(super) members: Vec<usize>,
-    /// The number of tiles of either pass.
+    pub(super) slots: Vec<usize>,
+    /// The number of tiles in each pass.
     pub(super) tiles: usize,
     pub(super) norm_tiles: Handle,
-    pub(super) map_tiles: Handle,
+    pub(super) elementwise_tiles: Handle,
 }
 
-impl Cache {
+impl TableCache {
     /// Returns the tables of a clip, from the cache if possible.
     pub(super) fn get(
         &self,
         client: &Client,
         device: &CubeDevice,
         shapes: &[GradientShape],
-        task: &Task,
-        slots: usize,
+        clip: &ResolvedClip,
+        max_slots: usize,
     ) -> Tables {
-        // The list only has complete entries, even if a clip panicked.
+        // A panic cannot leave an incomplete entry in the list.
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = entries.iter().position(|entry| {
-            entry.device == *device
-                && entry.shapes == shapes
-                && entry.task.segments.len() == task.segments.len()
+            entry.device == *device && entry.shapes == shapes && entry.segments == clip.segments()
         });
-        let mut entry = if let Some(index) = found {
-            entries.remove(index)
-        } else {
-            let layout = Arc::new(OnDevice::new(client, shapes, task.segments.len(), slots));
-            let tables = Tables::new(client, layout, task);
-            Entry { device: device.clone(), shapes: shapes.to_vec(), task: task.clone(), tables }
+        let options = OptionBits::new(clip);
+        let entry = match found.map(|index| entries.remove(index)) {
+            Some(entry) if entry.options == options => entry,
+            // Other options need other limits, but the same layout.
+            Some(entry) => Entry { options, tables: Tables::new(client, entry.tables.layout, clip), ..entry },
+            None => {
+                let layout = Arc::new(DeviceLayout::new(client, shapes, clip.segments(), max_slots));
+                Entry {
+                    device: device.clone(),
+                    shapes: shapes.to_vec(),
+                    segments: clip.segments(),
+                    options,
+                    tables: Tables::new(client, layout, clip),
+                }
+            }
         };
-        // A new limit replaces some bytes, not the layout.
-        if !entry.task.same_numbers(task) {
-            entry.tables = Tables::new(client, entry.tables.layout, task);
-            entry.task = task.clone();
-        }
         let tables = entry.tables.clone();
-        entries.truncate(CACHED - 1);
+        entries.truncate(CAPACITY - 1);
         entries.insert(0, entry);
         tables
     }
 }
 
 impl Tables {
-    fn new(client: &Client, layout: Arc<OnDevice>, task: &Task) -> Self {
-        let limits = Limits::new(client, &layout, task);
-        let norm_params = match task.method {
-            Method::Norm(norm) => {
-                Some(client.create_from_slice(bytemuck::bytes_of(&NormParams::new(&norm))))
-            }
-            Method::Clamp => None,
+    fn new(client: &Client, layout: Arc<DeviceLayout>, clip: &ResolvedClip) -> Self {
+        let limits = Limits::new(client, &layout, clip);
+        let norm_params = match clip.kind {
+            ClipKind::Norm(norm) => Some(client.create_from_slice(bytes_of(&NormParams::new(&norm)))),
+            ClipKind::Clamp => None,
         };
         Self { layout, norm_params, limits }
     }
 }
 
-impl OnDevice {
-    fn new(client: &Client, shapes: &[GradientShape], segments: usize, slots: usize) -> Self {
-        let layout = lay_out(shapes, segments, slots);
+impl DeviceLayout {
+    fn new(client: &Client, shapes: &[GradientShape], segments: usize, max_slots: usize) -> Self {
+        let layout = lay_out(shapes, segments, max_slots);
         let batches = layout
             .batches
             .into_iter()
-            .map(|batch| Batch {
+            .map(|batch| DeviceBatch {
                 format: batch.format,
-                members: batch.members,
+                slots: batch.slots,
                 tiles: batch.norm_tiles.len(),
                 norm_tiles: client.create_from_slice(cast_slice(&batch.norm_tiles)),
-                map_tiles: client.create_from_slice(cast_slice(&batch.map_tiles)),
+                elementwise_tiles: client.create_from_slice(cast_slice(&batch.elementwise_tiles)),
             })
             .collect();
         let gradients: Vec<_> =

@@ -1,4 +1,4 @@
-//! A model whose steps begin with a clip.
+//! `Clipping`: a model whose gradients are clipped before each optimizer step.
 
 use std::fmt::{self, Display};
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use super::metrics::{ClippedMetric, GradNormMetric};
 use super::steps::Steps;
 use crate::{Clipped, Error, GradClipper};
 
-/// A model that Burn's `Learner` trains with its gradients clipped.
+/// Wraps a model, so that Burn's `Learner` trains it with clipped gradients.
 ///
-/// A learner hands gradients to the model's [`optimize`](TrainStep::optimize) after it has accumulated them: here they are
-/// clipped, all together, and then go to the `optimize` of the model within. Everything else is that of the model within,
-/// the paths of its parameters and its records too, so that checkpoints of the one are checkpoints of the other.
+/// A learner passes accumulated gradients to the model's [`optimize`](TrainStep::optimize). `Clipping` clips them together and
+/// passes them on to the `optimize` of the wrapped model. Everything else is delegated to the wrapped model. The paths of
+/// parameters and the records are the same, so checkpoints fit both.
 ///
 /// ```no_run
 /// # use burn::optim::ModuleOptimizer;
@@ -35,17 +35,17 @@ use crate::{Clipped, Error, GradClipper};
 /// # }
 /// ```
 ///
-/// # Gradients that are not finite
+/// # Non-finite gradients
 ///
-/// [`NonFinite::Skip`](gradclip::NonFinite::Skip) leaves the step out: parameters and optimizer are unchanged.
-/// [`NonFinite::Error`](gradclip::NonFinite::Error) leaves it out too, and stops the training with an error. Under these two
-/// policies each step waits for the device, since the outcome must be known before the optimizer runs. Under the other
+/// [`NonFinite::Skip`](gradclip::NonFinite::Skip) skips the step: parameters and optimizer are unchanged.
+/// [`NonFinite::Error`](gradclip::NonFinite::Error) also skips it, and stops the training with an error. Under these two
+/// policies each step waits for the device, because the outcome must be known before the optimizer runs. Under the other
 /// policies no step waits.
 ///
 /// # Errors
 ///
-/// `optimize` returns none, so it stops the training by its interrupter. No step is made with gradients that were not
-/// clipped, nor any after that, and [`into_inner`](Self::into_inner) is that error.
+/// `optimize` cannot return an error. If gradients cannot be clipped, it stops the training through the interrupter, and
+/// [`into_inner`](Self::into_inner) returns the error. Neither this step nor a later one is made.
 #[derive(Clone)]
 pub struct Clipping<M> {
     model: M,
@@ -55,48 +55,48 @@ pub struct Clipping<M> {
 }
 
 impl<M> Clipping<M> {
-    /// `model`, whose gradients `clipper` is to clip. If they cannot be clipped, `interrupter` stops the training:
-    /// `SupervisedTraining::interrupter` gives it. The `error` of the training's result then says why.
+    /// Wraps `model`, whose gradients `clipper` clips. If they cannot be clipped, `interrupter` stops the training, and the
+    /// `error` of its result gives the reason. `SupervisedTraining::interrupter` returns the interrupter.
     #[must_use]
     pub fn new(model: M, clipper: GradClipper, interrupter: Interrupter) -> Self {
         Self { model, clipper, steps: Steps::default(), interrupter }
     }
 
-    /// A metric for Burn's dashboard and logs: the norm of the gradients before clipping.
+    /// Creates a metric for Burn's dashboard and logs: the norm of the gradients before clipping.
     #[must_use]
     pub fn grad_norm(&self) -> GradNormMetric {
-        GradNormMetric::of(self.steps.clone())
+        GradNormMetric::new(self.steps.clone())
     }
 
-    /// A metric for Burn's dashboard and logs: how often gradients were clipped.
+    /// Creates a metric for Burn's dashboard and logs: the percentage of norms that exceeded their limits.
     #[must_use]
     pub fn clipped(&self) -> ClippedMetric {
-        ClippedMetric::of(self.steps.clone())
+        ClippedMetric::new(self.steps.clone())
     }
 
-    /// What the clip of the newest step has measured. Clones of this model share it.
+    /// Returns the outcome of the last step's clip. Clones of this model share it.
     #[must_use]
     pub fn last(&self) -> Option<Clipped> {
         self.steps.last()
     }
 
-    /// The first error, if there was one: parameters are as they were before that step.
+    /// Returns the first error, if any. The parameters are those from before that step.
     #[must_use]
     pub fn error(&self) -> Option<Arc<Error>> {
         self.steps.error()
     }
 
-    /// The model within.
+    /// Returns the wrapped model.
     #[must_use]
     pub const fn inner(&self) -> &M {
         &self.model
     }
 
-    /// The model within, at the end of a training.
+    /// Unwraps the model, after a training.
     ///
     /// # Errors
     ///
-    /// The [first error](Self::error), where a step could not be made: the training has stopped there.
+    /// The [first error](Self::error), if a step could not be made.
     pub fn into_inner(self) -> Result<M, Arc<Error>> {
         match self.error() {
             None => Ok(self.model),
@@ -109,8 +109,8 @@ impl<M> Clipping<M> {
         Self { model: change(model), clipper, steps, interrupter }
     }
 
-    /// Clips by this, and says whether there is to be a step.
-    fn admits(&self, clip: impl FnOnce(&GradClipper, &M) -> Result<Clipped, Error>) -> bool {
+    /// Clips, and returns whether to make the optimizer step.
+    fn clip_before_step(&self, clip: impl FnOnce(&GradClipper, &M) -> Result<Clipped, Error>) -> bool {
         if self.steps.error().is_some() {
             return false;
         }
@@ -131,7 +131,7 @@ impl<M> Clipping<M> {
         let error = Arc::new(error);
         let message = format!("the gradients were not clipped: {error}");
         self.steps.fail(error);
-        // The variant of Burn's that says so, with a message of ours.
+        // The only variant of Burn's error that carries a message.
         self.interrupter.fail(TrainingError::Workers(vec![WorkerFailure { device_id: 0, message }]));
     }
 }
@@ -145,14 +145,14 @@ impl<M: fmt::Debug> fmt::Debug for Clipping<M> {
     }
 }
 
-/// That of the model within.
+/// Shows the wrapped model.
 impl<M: Display> Display for Clipping<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.model.fmt(f)
     }
 }
 
-/// Without a name of its own in the paths.
+/// Delegates to the wrapped model and adds nothing to the paths.
 impl<M: Module> Module for Clipping<M> {
     fn collect_devices(&self, devices: Devices) -> Devices {
         self.model.collect_devices(devices)
@@ -201,7 +201,7 @@ impl<M: TrainStep + Module> TrainStep for Clipping<M> {
         lr_module: ModuleLearningRate,
         mut grads: GradientsParams,
     ) -> Self {
-        if self.admits(|clipper, model| clipper.clip(&mut grads, model)) {
+        if self.clip_before_step(|clipper, model| clipper.clip(&mut grads, model)) {
             self.map_model(|model| model.optimize(optim, lr_module, grads))
         } else {
             self
@@ -214,7 +214,7 @@ impl<M: TrainStep + Module> TrainStep for Clipping<M> {
         lr_module: ModuleLearningRate,
         mut grads: MultiGradientsParams,
     ) -> Self {
-        if self.admits(|clipper, model| clipper.clip_multi(&mut grads, model)) {
+        if self.clip_before_step(|clipper, model| clipper.clip_multi(&mut grads, model)) {
             self.map_model(|model| model.optimize_multi(optim, lr_module, grads))
         } else {
             self

@@ -1,6 +1,6 @@
-//! What a clip has measured, as metrics of Burn's dashboard and logs.
+//! The metrics of clips, for Burn's dashboard and logs.
 //!
-//! They are read on Burn's metric thread, of each step once: the training thread waits for nothing.
+//! Burn's metric thread reads the outcome of each step once. The training thread does not wait.
 
 use std::sync::Arc;
 
@@ -14,27 +14,27 @@ use burn::train::metric::{
 use super::steps::Steps;
 use crate::{Clipped, Error};
 
-/// What both metrics have in common: a number for each step.
+/// A number for each step: the common part of both metrics.
 #[derive(Clone)]
-struct Reading {
+struct StepMetric {
     name: MetricName,
     unit: Option<&'static str>,
     steps: Steps,
-    /// The number of the next step to be read.
-    next: u64,
-    /// Whether the latest item had a step.
-    current: bool,
+    /// The number of the next step to read.
+    next_step: u64,
+    /// Whether the latest item completed a step.
+    has_value: bool,
     state: NumericMetricState,
 }
 
-impl Reading {
+impl StepMetric {
     fn new(name: &str, unit: Option<&'static str>, steps: Steps) -> Self {
         Self {
             name: Arc::new(name.to_owned()),
             unit,
             steps,
-            next: 0,
-            current: false,
+            next_step: 0,
+            has_value: false,
             state: NumericMetricState::new(),
         }
     }
@@ -52,12 +52,12 @@ impl Reading {
         metadata: &MetricMetadata,
         number: impl FnOnce(&Clipped) -> Result<f64, Error>,
     ) -> Result<SerializedEntry, TensorReadError> {
-        // An item of a validation has no learning rate, and no step.
-        let step = metadata.lr.is_some().then(|| self.steps.take(&mut self.next)).flatten();
-        self.current = step.is_some();
+        // Items of a validation have no learning rate and make no step.
+        let step = metadata.lr.is_some().then(|| self.steps.read(&mut self.next_step)).flatten();
+        self.has_value = step.is_some();
         let Some(step) = step else { return Ok(SerializedEntry::not_available(self.unit)) };
         let number = number(&step).map_err(|error| ExecutionError::with_context(error.to_string()))?;
-        // One norm that is not finite is shown, and does not spoil the mean of an epoch.
+        // A non-finite number is shown, but left out of the mean of the epoch.
         self.state.update(number, usize::from(number.is_finite()));
         Ok(self.state.compute_update(self.format()))
     }
@@ -67,7 +67,7 @@ impl Reading {
     }
 
     fn clear(&mut self) {
-        self.current = false;
+        self.has_value = false;
         self.state.reset();
     }
 
@@ -76,11 +76,11 @@ impl Reading {
     }
 
     fn value(&self) -> Option<NumericEntry> {
-        self.current.then(|| self.state.current_value())
+        self.has_value.then(|| self.state.current_value())
     }
 
     fn running_value(&self) -> Option<NumericEntry> {
-        self.current.then(|| self.state.running_value())
+        self.has_value.then(|| self.state.running_value())
     }
 }
 
@@ -140,18 +140,18 @@ macro_rules! metric {
     };
 }
 
-/// The norm of a training's gradients before clipping, of each step; [`Clipping::grad_norm`](super::Clipping::grad_norm)
-/// makes it, `SupervisedTraining::metric_train_numeric` registers it. The norms of several groups are joined to that of all
-/// gradients.
+/// Reports the norm of the gradients before clipping, for each step. The norms of several groups are joined to the norm of all
+/// gradients. [`Clipping::grad_norm`](super::Clipping::grad_norm) creates the metric, and
+/// `SupervisedTraining::metric_train_numeric` registers it.
 ///
-/// Where gradients are accumulated, only the item that completes a step has a value. A norm that is not finite is shown, and
-/// left out of the mean.
+/// If gradients are accumulated, only the item that completes a step has a value. A non-finite norm is shown, but left out of the
+/// mean.
 #[derive(Clone)]
-pub struct GradNormMetric(Reading);
+pub struct GradNormMetric(StepMetric);
 
 impl GradNormMetric {
-    pub(super) fn of(steps: Steps) -> Self {
-        Self(Reading::new("Gradient norm", None, steps))
+    pub(super) fn new(steps: Steps) -> Self {
+        Self(StepMetric::new("Gradient norm", None, steps))
     }
 }
 
@@ -159,18 +159,18 @@ metric!(GradNormMetric, "The norm of the gradients before clipping", |step| {
     Ok(f64::from(gradclip::distributed::join_norms(&step.records()?, step.norm_type())))
 });
 
-/// How many of a training's gradients were clipped, in percent of the norms that each step has: of steps, where all
-/// gradients have one norm. [`Clipping::clipped`](super::Clipping::clipped) makes it.
+/// Reports the percentage of the norms of each step that exceeded their limits. If all gradients have one norm, the mean over an
+/// epoch is the percentage of clipped steps. [`Clipping::clipped`](super::Clipping::clipped) creates the metric.
 #[derive(Clone)]
-pub struct ClippedMetric(Reading);
+pub struct ClippedMetric(StepMetric);
 
 impl ClippedMetric {
-    pub(super) fn of(steps: Steps) -> Self {
-        Self(Reading::new("Gradients clipped", Some("%"), steps))
+    pub(super) fn new(steps: Steps) -> Self {
+        Self(StepMetric::new("Gradients clipped", Some("%"), steps))
     }
 }
 
-metric!(ClippedMetric, "How many gradients exceeded their limit", |step| {
+metric!(ClippedMetric, "The percentage of norms that exceeded their limits", |step| {
     let records = step.records()?;
     let clipped = records.iter().filter(|record| record.clipped()).count();
     Ok(100.0 * clipped as f64 / records.len().max(1) as f64)

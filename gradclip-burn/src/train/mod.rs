@@ -1,4 +1,5 @@
-//! Burn's training loop: a model whose steps begin with a clip, and what its dashboard shows of that.
+//! Burn's training loop: a model whose gradients are clipped, and the metrics of its clips. Imports: `steps`, `metrics`,
+//! `clipping`, in this order.
 
 mod clipping;
 mod metrics;

@@ -1,4 +1,4 @@
-//! Burn's own training loop, with a model whose steps begin with a clip: against the same training in f64.
+//! `Clipping` in Burn's training loop, against the same training in f64.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -32,7 +32,7 @@ const MAX_NORM: f32 = 3.0;
 type Item = [f32; INPUTS + OUTPUTS];
 type Parameters = [f64; (INPUTS + 1) * OUTPUTS];
 
-/// `x · weight + bias`, and what it shall be.
+/// The model `x · weight + bias`.
 #[derive(Module, Debug)]
 struct Regression {
     weight: Param<Tensor<2>>,
@@ -66,7 +66,7 @@ impl Regression {
     }
 
     fn outcome(&self, batch: Batch) -> RegressionOutput {
-        // Without `matmul`, which Burn would tune first, for half a minute on a software adapter.
+        // Without `matmul`: Burn would autotune it, for half a minute on a software adapter.
         let products = batch.inputs.unsqueeze_dim::<3>(2) * self.weight.val().unsqueeze::<3>();
         let outputs = products.sum_dim(1).squeeze_dim::<2>(1) + self.bias.val().unsqueeze();
         let loss = (outputs.clone() - batch.targets.clone()).square().mean();
@@ -97,7 +97,7 @@ impl InferenceStep for Regression {
     }
 }
 
-/// Some batches have gradients beyond the limit, others within it.
+/// Returns the training set. Some batches have gradients beyond the limit, others within it.
 fn items() -> Vec<Item> {
     let numbers = noise(ITEMS * (INPUTS + OUTPUTS), 77);
     let (rows, _) = numbers.as_chunks::<{ INPUTS + OUTPUTS }>();
@@ -105,7 +105,7 @@ fn items() -> Vec<Item> {
     rows.iter().enumerate().map(|(index, row)| row.map(|x| x * size(index))).collect()
 }
 
-/// The gradient of a batch, in f64.
+/// Returns the gradient of a batch, in f64.
 fn gradient(parameters: &Parameters, batch: &[Item]) -> Parameters {
     let mut gradient = [0.0; (INPUTS + 1) * OUTPUTS];
     for item in batch {
@@ -123,25 +123,25 @@ fn gradient(parameters: &Parameters, batch: &[Item]) -> Parameters {
     gradient
 }
 
-/// A training in f64: each step sums the gradients of some batches. The norm of each step, and the parameters at the end.
+/// Trains in f64 and returns the norm of each step and the final parameters. Each step sums the gradients of its batches.
 fn simulate(start: Parameters, steps: &[Vec<Vec<Item>>], max_norm: f64) -> (Vec<f64>, Parameters) {
     let mut parameters = start;
     let mut norms = Vec::new();
     for batches in steps {
         let mut sum = [0.0; (INPUTS + 1) * OUTPUTS];
         for batch in batches {
-            let own = gradient(&parameters, batch);
-            sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+            let of_batch = gradient(&parameters, batch);
+            sum.iter_mut().zip(of_batch).for_each(|(sum, element)| *sum += element);
         }
         let norm = sum.iter().map(|x| x * x).sum::<f64>().sqrt();
         norms.push(norm);
         let coef = gradclip::reference::clip_coef(norm, max_norm);
-        parameters.iter_mut().zip(sum).for_each(|(own, sum)| *own -= LEARNING_RATE * coef * sum);
+        parameters.iter_mut().zip(sum).for_each(|(parameter, sum)| *parameter -= LEARNING_RATE * coef * sum);
     }
     (norms, parameters)
 }
 
-/// A step for each batch.
+/// Returns the steps of one epoch, one for each batch.
 fn batches() -> Vec<Vec<Vec<Item>>> {
     items().chunks(BATCH).map(|batch| vec![batch.to_vec()]).collect()
 }
@@ -161,7 +161,7 @@ fn loader(items: Vec<Item>) -> Arc<dyn DataLoader<Batch>> {
     DataLoaderBuilder::new(Rows).batch_size(BATCH).build(InMemDataset::new(items))
 }
 
-/// The numbers that metrics have logged: their name, the epoch, the number. Those that end an epoch are left out.
+/// The numbers that the metrics logged: the name, the epoch and the number. Summaries of epochs are left out.
 type Log = Arc<Mutex<Vec<(String, usize, f64)>>>;
 
 struct Logger(Log);
@@ -205,12 +205,12 @@ fn sgd() -> ModuleOptimizer {
     SgdConfig::new().init()
 }
 
-/// Trains, with both metrics registered.
+/// Trains with both metrics.
 fn launch(
     training: SupervisedTraining<Clipping<Regression>>,
     model: Clipping<Regression>,
 ) -> LearningResult<Clipping<Regression>> {
-    // For the validation too, where they have nothing to say.
+    // This also registers them for the validation, where they have no values.
     let training = training.metrics((model.grad_norm(), model.clipped()));
     training.launch(Learner::new(model, sgd(), LEARNING_RATE))
 }
@@ -241,7 +241,7 @@ fn a_learner_trains_with_clipped_gradients() {
         let trained = result.model.into_inner().unwrap().parameters();
         assert_close(&trained, &parameters, "parameter");
 
-        // The same in a loop of one's own.
+        // The same training in a hand-written loop.
         let (clipper, mut optimizer) = (clipper(Clip::by_global_norm(MAX_NORM)), sgd());
         let mut model = Regression::new(&device);
         for batch in [batches(), batches()].concat().concat() {
@@ -249,15 +249,16 @@ fn a_learner_trains_with_clipped_gradients() {
             clipper.clip(&mut output.grads, &model).unwrap();
             model = optimizer.step(LEARNING_RATE, model, output.grads);
         }
-        for (trained, own) in trained.iter().zip(model.parameters()) {
-            assert!((trained - own).abs() <= 1e-6 * own.abs(), "{trained}, but {own} in a loop of one's own");
+        for (trained, by_hand) in trained.iter().zip(model.parameters()) {
+            let difference = (trained - by_hand).abs();
+            assert!(difference <= 1e-6 * by_hand.abs(), "{trained}, but {by_hand} in a hand-written loop");
         }
     }
 }
 
-/// What is clipped is the sum of a window, and only the item that ends it has a norm.
+/// The accumulated sum is clipped, and only the item that completes a step has a norm.
 #[test]
-fn gradients_are_clipped_after_they_were_accumulated() {
+fn accumulated_gradients_are_clipped() {
     for device in devices() {
         let log = Log::default();
         let result = launch(training(&log, items()).grads_accumulation(4), clipping(&device.autodiff()));
@@ -269,7 +270,7 @@ fn gradients_are_clipped_after_they_were_accumulated() {
     }
 }
 
-/// An optimizer that is spread over devices gets sums that were clipped.
+/// An optimizer that is sharded over devices gets clipped sums.
 #[test]
 fn the_gradients_of_several_devices_are_summed_and_then_clipped() {
     for device in devices() {
@@ -295,17 +296,17 @@ fn the_gradients_of_several_devices_are_summed_and_then_clipped() {
 }
 
 #[test]
-fn sums_over_different_devices_stay_where_burn_wants_them() {
+fn sums_over_devices_are_on_the_devices_that_burn_chooses() {
     let [gpu, cpu] = devices();
     let model = Model::new(&[], &[300, 5, 7, 11], &gpu);
     let mut grads = MultiGradientsParams::default();
     let mut expected = Vec::new();
     for (device, seed) in [(&gpu, 1), (&cpu, 100)] {
-        let mut own = GradientsParams::new();
+        let mut of_device = GradientsParams::new();
         for (bias, seed) in model.biases.iter().zip(seed..) {
-            own.register(bias.id, vector(&noise(bias.val().dims()[0], seed), device));
+            of_device.register(bias.id, vector(&noise(bias.val().dims()[0], seed), device));
         }
-        grads.grads.push((own, device.clone()));
+        grads.grads.push((of_device, device.clone()));
     }
     for (index, seed) in (0..model.biases.len()).zip(1..) {
         let length = model.biases[index].val().dims()[0];
@@ -322,14 +323,14 @@ fn sums_over_different_devices_stay_where_burn_wants_them() {
         after.push(values(sum));
     }
     assert_clipped(&expected, &after, clipped.norm(), 1.0);
-    // What Burn's own sum chooses.
+    // Burn's own sum chooses the device by the parameter's id.
     let chosen = |id: burn::module::ParamId| usize::try_from(id.val() % 2).unwrap();
     let chosen: Vec<_> = model.biases.iter().map(|bias| [&gpu, &cpu][chosen(bias.id)].clone()).collect();
     assert_eq!(places, chosen);
 }
 
 #[test]
-fn checkpoints_of_a_model_and_of_the_same_model_that_clips_are_the_same() {
+fn checkpoints_fit_the_model_with_and_without_clipping() {
     let device = Device::flex().autodiff();
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("checkpoints-of-a-model");
     let _ = std::fs::remove_dir_all(&directory);
@@ -343,7 +344,7 @@ fn checkpoints_of_a_model_and_of_the_same_model_that_clips_are_the_same() {
     let (_, after_one) = simulate([0.0; 8], &batches(), unlimited);
     assert_close(&result.model.parameters(), &after_one, "parameter after one epoch");
 
-    // Goes on from there, with a clip.
+    // Continue from the checkpoint, with clipping.
     let clipped = SupervisedTraining::new(&directory, loader(items()), loader(items()))
         .with_application_logger(None)
         .with_metric_logger(Logger(log.clone()))
@@ -355,7 +356,7 @@ fn checkpoints_of_a_model_and_of_the_same_model_that_clips_are_the_same() {
     let (_, after_two) = simulate(after_one, &batches(), f64::from(MAX_NORM));
     assert_close(&result.model.inner().parameters(), &after_two, "parameter after two epochs");
 
-    // And back: the checkpoint of the model that clips is one of the model itself.
+    // And back: load the checkpoint of the clipping model into the plain model.
     let restored = Regression::new(&device).load_file(directory.join("checkpoint").join("model-2.bpk"));
     assert_eq!(restored.parameters(), result.model.inner().parameters());
     assert_eq!(
@@ -364,7 +365,7 @@ fn checkpoints_of_a_model_and_of_the_same_model_that_clips_are_the_same() {
     );
 }
 
-/// Poisons one batch of the training.
+/// Returns the training set with an infinity in one batch.
 fn poisoned(batch: usize) -> Vec<Item> {
     let mut items = items();
     items[batch * BATCH][0] = f32::INFINITY;
@@ -372,7 +373,7 @@ fn poisoned(batch: usize) -> Vec<Item> {
 }
 
 #[test]
-fn a_step_that_is_to_be_skipped_is_left_out() {
+fn a_skipped_step_is_not_made() {
     for device in devices() {
         let log = Log::default();
         let clipper = clipper(Clip::by_global_norm(MAX_NORM).non_finite(NonFinite::Skip));
@@ -406,7 +407,7 @@ fn an_error_stops_the_training_before_the_step() {
     }
 }
 
-/// A model whose gradients cannot be clipped.
+/// A model whose gradients cannot be clipped, because they are quantized.
 #[derive(Module, Debug)]
 struct Quantized {
     inner: Regression,
@@ -448,7 +449,7 @@ fn gradients_that_cannot_be_clipped_stop_the_training() {
 }
 
 #[test]
-fn there_is_no_step_after_an_error_that_stops_nobody() {
+fn no_step_follows_an_error_if_the_interrupter_is_not_connected() {
     let model = Quantized { inner: Regression::new(&Device::flex().autodiff()) };
     let before = model.inner.parameters();
     let model = Clipping::new(model, clipper(Clip::by_global_norm(1.0)), Interrupter::new());

@@ -1,13 +1,16 @@
-//! What the clipper promises, on Burn's wgpu runtime and on its CPU backend: the same tests, where they can be.
+//! The tests of the package. Where possible, each runs on Burn's wgpu runtime and on its CPU backend.
 
-mod each;
-mod hazards;
+mod devices_and_threads;
+mod errors;
 #[cfg(feature = "train")]
 mod learner;
+mod memory;
+mod modules;
+mod numerics;
 mod optimizer;
 mod options;
+mod per_gradient;
 mod stress;
-mod values;
 
 use burn::Tensor;
 use burn::module::{Module, Param};
@@ -16,12 +19,12 @@ use burn::tensor::Device;
 use gradclip::reference;
 use gradclip_burn::{Clip, GradClipper};
 
-/// The devices that everything runs on: the kernels, and the tensor operations.
+/// Returns the devices of the tests: the kernels clip on the first, tensor operations on the second.
 fn devices() -> [Device; 2] {
     [Device::default(), Device::flex()]
 }
 
-/// Parameters of two ranks. Their values are of no interest.
+/// A model with parameters of two ranks. Their values are not used.
 #[derive(Module, Debug)]
 struct Model {
     weights: Vec<Param<Tensor<2>>>,
@@ -39,7 +42,7 @@ impl Model {
         }
     }
 
-    /// A module of biases alone, whose gradients are these.
+    /// Creates a model of biases, and a container with their gradients.
     fn with_gradients(gradients: Vec<Tensor<1>>) -> (Self, GradientsParams) {
         let mut grads = GradientsParams::new();
         let biases = gradients.into_iter().map(|gradient| {
@@ -51,12 +54,12 @@ impl Model {
         (Self { weights: Vec::new(), biases }, grads)
     }
 
-    /// The gradients of the biases, on the host.
+    /// Reads back the gradients of the biases.
     fn biases_of(&self, grads: &GradientsParams) -> Vec<Vec<f32>> {
         self.biases.iter().map(|bias| values(grads.get::<1>(bias.id).expect("a gradient"))).collect()
     }
 
-    /// All gradients, on the host, in the order of the module.
+    /// Reads back all gradients, in the order of the module.
     fn gradients(&self, grads: &GradientsParams) -> Vec<Vec<f32>> {
         let weights =
             self.weights.iter().map(|weight| values(grads.get::<2>(weight.id).expect("a gradient")));
@@ -65,7 +68,7 @@ impl Model {
 }
 
 fn clipper(clip: Clip) -> GradClipper {
-    GradClipper::new(clip).expect("options that mean something")
+    GradClipper::new(clip).expect("valid options")
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -76,7 +79,7 @@ fn vector(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(values, device)
 }
 
-/// Numbers between -1 and 1 that look random.
+/// Returns pseudorandom numbers between -1 and 1.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     let mut next = || {
@@ -89,18 +92,18 @@ fn noise(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next() as f32).collect()
 }
 
-/// The joint norm, in f64.
+/// Returns the joint norm, in f64.
 fn norm_of(gradients: &[Vec<f32>]) -> f64 {
     let slices: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
     reference::total_norm(&slices)
 }
 
-/// That these are those, scaled to the limit, and that the clipper says so.
+/// Asserts that `after` is `before` scaled to the limit, and that `norm` is the norm of `before`.
 fn assert_clipped(before: &[Vec<f32>], after: &[Vec<f32>], norm: Tensor<1>, max_norm: f64) {
     let expected = norm_of(before);
     let device = norm.device();
     let found = f64::from(values(norm)[0]);
-    // Burn's CPU backend adds up in f32, one by one.
+    // Burn's CPU backend sums in f32, element by element.
     let tolerance = if device == Device::default() { 3e-7 } else { 1e-5 };
     assert!(
         (found - expected).abs() <= tolerance * expected,

@@ -1,4 +1,4 @@
-//! The optimizer that clips first.
+//! `ClippedOptimizer`, and loops of clip and step: clipped, skipped and failed steps.
 
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer, MultiGradientsParams, SgdConfig};
 use burn::tensor::Device;
@@ -21,7 +21,7 @@ fn a_step_uses_clipped_gradients() {
             let grads = GradientsParams::from_grads(loss.backward(), &model);
             model = optimizer.step(0.5, model, grads).unwrap();
             assert_eq!(values(optimizer.last().unwrap().norm()), [5.0]);
-            // Unclipped it would be -1.5 and -2 a step.
+            // Without clipping, each step would add -1.5 and -2.
             let [a, b] = [&model.biases[0], &model.biases[1]].map(|bias| values(bias.val().inner())[0]);
             assert!((a + 0.3 * f32::from(step)).abs() < 1e-6, "{a}");
             assert!((b + 0.4 * f32::from(step)).abs() < 1e-6, "{b}");
@@ -29,7 +29,7 @@ fn a_step_uses_clipped_gradients() {
     }
 }
 
-/// The gradients of two parameters at each step. Without those that are not finite it is [`FINITE`].
+/// The gradients of two parameters at each step. [`FINITE`] has the finite steps.
 const STEPS: [[f32; 3]; 6] = [
     [3.0, 0.0, 4.0],
     [1.0, f32::NAN, 1.0],
@@ -47,7 +47,7 @@ fn gradients(model: &Model, step: [f32; 3], device: &Device) -> GradientsParams 
     GradientsParams::from_grads(losses.reduce(|a, b| a + b).expect("two losses").backward(), model)
 }
 
-/// Its step sizes depend on moments and on the number of steps: one that is counted and not made shows in the next.
+/// Adam's step sizes depend on moments and on the step count, so a skipped step that is counted changes the next one.
 fn adam() -> ModuleOptimizer {
     AdamConfig::new().init()
 }
@@ -56,7 +56,7 @@ fn parameters(model: &Model) -> Vec<f32> {
     model.biases.iter().flat_map(|bias| values(bias.val().inner())).collect()
 }
 
-/// The parameters after these steps, each of which `make` makes.
+/// Trains a model and returns its parameters. `make` makes one step.
 fn trained(
     device: &Device,
     steps: &[[f32; 3]],
@@ -80,7 +80,7 @@ fn trained_by_a_loop(device: &Device, steps: &[[f32; 3]], clipper: &GradClipper)
 }
 
 #[test]
-fn a_step_that_is_to_be_skipped_is_skipped() {
+fn a_skipped_step_changes_nothing() {
     let clip = Clip::by_global_norm(1.0);
     for device in devices() {
         let device = device.autodiff();
@@ -105,7 +105,7 @@ fn a_step_that_is_to_be_skipped_is_skipped() {
 }
 
 #[test]
-fn a_step_that_is_an_error_is_not_made_and_the_model_comes_back() {
+fn after_an_error_no_step_is_made_and_the_model_is_returned() {
     let clip = Clip::by_global_norm(1.0);
     for device in devices() {
         let device = device.autodiff();
@@ -123,7 +123,7 @@ fn a_step_that_is_an_error_is_not_made_and_the_model_comes_back() {
         assert_eq!(found, expected, "on {device:?}");
         assert_eq!(culprits, ["biases.0", "biases.0", "biases.1"]);
 
-        // A loop gets the error before its step, and the gradients are as they were.
+        // A loop gets the error before its step, and the gradients are unchanged.
         let model = Model::new(&[], &[2, 1], &device);
         let mut grads = gradients(&model, [1.0, 2.0, f32::INFINITY], &device);
         let error = clipper.clip(&mut grads, &model).unwrap_err();
@@ -135,9 +135,9 @@ fn a_step_that_is_an_error_is_not_made_and_the_model_comes_back() {
     }
 }
 
-/// An optimizer that multiplies by the factor itself would make a step with a factor of 1.
+/// The factor of a skipped step is 1, so an optimizer that multiplies by it would make a step with the gradients.
 #[test]
-fn a_skipped_step_leaves_no_gradient_of_the_module_and_every_other() {
+fn a_skipped_step_removes_the_gradients_of_the_module_and_no_others() {
     for device in devices() {
         let device = device.autodiff();
         let [model, other] = [0; 2].map(|_| Model::new(&[], &[2, 1], &device));
@@ -156,7 +156,7 @@ fn a_skipped_step_leaves_no_gradient_of_the_module_and_every_other() {
 }
 
 #[test]
-fn gradients_of_several_devices_are_skipped_too() {
+fn a_step_with_gradients_of_several_devices_is_skipped() {
     for device in devices() {
         let device = device.autodiff();
         let mut several = MultiGradientsParams::default();

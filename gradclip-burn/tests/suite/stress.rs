@@ -1,4 +1,4 @@
-//! Hundreds of clips that nobody waits for.
+//! Hundreds of clips without a sync.
 
 use burn::Tensor;
 use burn::module::Param;
@@ -9,8 +9,8 @@ use gradclip_burn::Clip;
 
 use crate::{Model, clipper, noise, values, vector};
 
-/// Gradients are made lazily just before a clip and used lazily just after it, and nothing is read until the end. Against
-/// the same steps in f64 on the host.
+/// Gradients are computed lazily just before a clip and used lazily just after it. Nothing is read back until the end. The
+/// reference is the same steps in f64 on the host.
 #[test]
 fn hundreds_of_clips_without_a_sync() {
     const STEPS: usize = 300;
@@ -29,7 +29,7 @@ fn hundreds_of_clips_without_a_sync() {
     let mut expected_norms = Vec::new();
     let base_norm = reference::total_norm(&seeds.iter().map(Vec::as_slice).collect::<Vec<_>>());
     for step in 0..STEPS {
-        // Some steps are within the limit.
+        // Every fifth step is within the limit.
         let scale = if step % 5 == 0 { 0.001 } else { 0.1 * (step % 17 + 1) as f32 };
         let mut grads = GradientsParams::new();
         for (bias, base) in model.biases.iter().zip(&bases) {
@@ -62,6 +62,6 @@ fn hundreds_of_clips_without_a_sync() {
         "{STEPS} clips: worst relative error of a norm {worst_norm:.1e}, of a sum of clipped gradients {worst:.1e}"
     );
     assert!(worst_norm < 5e-7, "a norm is off by {worst_norm:e}");
-    // The sum itself has 300 roundings.
+    // The sum adds 300 roundings.
     assert!(worst < 1e-5, "a sum of clipped gradients is off by {worst:e}");
 }

@@ -1,4 +1,4 @@
-//! Clips of each gradient by itself: by its norm, or by its root mean square.
+//! Clips of each gradient by its own norm or root mean square.
 
 use gradclip_burn::{Clip, Epsilon, NonFinite, NormType};
 
@@ -10,7 +10,7 @@ fn gradients() -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn each_gradient_has_a_norm_and_a_factor_of_its_own() {
+fn each_gradient_has_its_own_norm_and_factor() {
     for device in devices() {
         let before = gradients();
         let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
@@ -27,7 +27,7 @@ fn each_gradient_has_a_norm_and_a_factor_of_its_own() {
 }
 
 #[test]
-fn groups_of_gradients_that_are_clipped_one_by_one_have_limits_of_their_own() {
+fn the_gradients_of_a_group_are_clipped_one_by_one_to_its_limit() {
     for device in devices() {
         let before = gradients();
         let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
@@ -43,9 +43,9 @@ fn groups_of_gradients_that_are_clipped_one_by_one_have_limits_of_their_own() {
     }
 }
 
-/// The limit grows with the root of the number of elements.
+/// The limit of the norm grows with the square root of the number of elements.
 #[test]
-fn by_root_mean_square() {
+fn by_rms_limits_the_root_mean_square() {
     for device in devices() {
         let before = gradients();
         let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
@@ -65,9 +65,8 @@ fn by_root_mean_square() {
     }
 }
 
-/// A gradient that is not finite is its own affair.
 #[test]
-fn each_is_finite_or_not_by_itself() {
+fn a_non_finite_gradient_does_not_affect_the_others() {
     for device in devices() {
         let (model, mut grads) = Model::with_gradients(vec![
             vector(&[3.0, 4.0], &device),
@@ -85,9 +84,9 @@ fn each_is_finite_or_not_by_itself() {
     }
 }
 
-/// Parts without an element are no part of a joint norm of a negative p.
+/// Gradients without elements do not contribute to a joint norm of negative p.
 #[test]
-fn records_of_gradients_join_to_the_norm_of_all() {
+fn the_norms_of_the_records_join_to_the_global_norm() {
     for device in devices() {
         let before = gradients();
         for norm_type in [NormType::L1, NormType::L2, NormType::Inf, NormType::P(3.0)] {

@@ -1,6 +1,7 @@
-//! Burn's tensors on CubeCL, plain or under fusion. Which of the two `Wgpu` means is decided by the features of the
-//! application, so both are served.
+//! The kernels for Burn's two kinds of wgpu backend: plain CubeCL tensors, and tensors under fusion. The application's features
+//! decide which of them `Wgpu` is.
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -12,40 +13,26 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_fusion::stream::{Operation, StreamId};
 use burn_fusion::{Fusion, FusionBackend, FusionTensor};
 
-use crate::device::{self, Cache, GradientShape, RECORD_WORDS, STATS_WORDS};
-use crate::task::{Method, Task};
+use crate::device::{
+    self, ClippedPrimitives, GradientShape, NormOutputs, RECORD_WORDS, STATS_WORDS, TableCache,
+};
+use crate::resolved_clip::{ClipKind, ResolvedClip};
 
 /// A tensor of Burn's wgpu runtime.
 pub(crate) type WgpuPrimitive = <Wgpu as BackendTypes>::FloatTensorPrimitive;
 
-/// What a clip returns.
-pub(crate) struct Clipped<P> {
-    pub(crate) gradients: Vec<P>,
-    pub(crate) measured: Option<Measured<P>>,
-}
-
-/// What a clip by norm measures.
-pub(crate) struct Measured<P> {
-    /// The norm of each segment, and what its gradients are multiplied by, f32.
-    pub(crate) norms: P,
-    pub(crate) factors: P,
-    /// The record of each segment, as words.
-    pub(crate) records: P,
-    /// The statistics of each gradient, as words, if they are wanted.
-    pub(crate) stats: Option<P>,
-}
-
-/// A backend of CubeCL tensors, which kernels can clip.
+/// A backend whose tensors the kernels can clip.
 pub(crate) trait KernelBackend: BackendTypes {
+    /// Returns the device of a tensor.
     fn device_of(tensor: &Self::FloatTensorPrimitive) -> CubeDevice;
 
-    /// Clips these, which are as `shapes` say and all on one device; at some time.
+    /// Queues a clip of gradients that are all on one device. `shapes` has the shape of each.
     fn clip(
         gradients: Vec<Self::FloatTensorPrimitive>,
         shapes: Vec<GradientShape>,
-        task: Arc<Task>,
-        cache: Cache,
-    ) -> Clipped<Self::FloatTensorPrimitive>;
+        clip: Arc<ResolvedClip>,
+        cache: TableCache,
+    ) -> ClippedPrimitives<Self::FloatTensorPrimitive>;
 }
 
 impl KernelBackend for CubeBackend {
@@ -56,32 +43,32 @@ impl KernelBackend for CubeBackend {
     fn clip(
         gradients: Vec<CubeTensor>,
         shapes: Vec<GradientShape>,
-        task: Arc<Task>,
-        cache: Cache,
-    ) -> Clipped<CubeTensor> {
-        device::clip(gradients, &shapes, &task, &cache)
+        clip: Arc<ResolvedClip>,
+        cache: TableCache,
+    ) -> ClippedPrimitives<CubeTensor> {
+        device::clip(gradients, &shapes, &clip, &cache)
     }
 }
 
-/// Under fusion a clip is an operation of its own in the stream of them: it runs when its turn comes, and by then Burn has
-/// settled who may write where.
+/// Under fusion, a clip is a custom operation in Burn's stream. It runs in stream order, and then Burn knows which tensors share
+/// memory.
 impl<B> KernelBackend for Fusion<B>
 where
     B: FusionBackend + BackendTypes<FloatTensorPrimitive = CubeTensor, IntTensorPrimitive = CubeTensor>,
 {
     fn device_of(tensor: &FusionTensor<B::FusionRuntime>) -> CubeDevice {
-        // The bound that they are the same type is one that Rust cannot see through.
+        // Both are the same type, but the trait bounds do not tell Rust so.
         CubeDevice::from_id(tensor.device().to_id())
     }
 
     fn clip(
         gradients: Vec<FusionTensor<B::FusionRuntime>>,
         shapes: Vec<GradientShape>,
-        task: Arc<Task>,
-        cache: Cache,
-    ) -> Clipped<FusionTensor<B::FusionRuntime>> {
+        clip: Arc<ResolvedClip>,
+        cache: TableCache,
+    ) -> ClippedPrimitives<FusionTensor<B::FusionRuntime>> {
         let Some(client) = gradients.first().map(|first| first.client.clone()) else {
-            return Clipped { gradients, measured: None };
+            return ClippedPrimitives { gradients, outputs: None };
         };
         let inputs: Vec<_> = gradients.into_iter().map(FusionTensor::into_ir).collect();
         let count = inputs.len();
@@ -89,52 +76,52 @@ where
             .iter()
             .map(|input| TensorIr::uninit(client.create_empty_handle(), input.shape.clone(), input.dtype))
             .collect();
-        let mut vector = |elements: usize, dtype| {
+        let mut add_vector = |elements: usize, dtype| {
             outputs.push(TensorIr::uninit(client.create_empty_handle(), Shape::from([elements]), dtype));
         };
-        if let Method::Norm(norm) = task.method {
-            let segments = task.segments.len();
-            vector(segments, DType::F32);
-            vector(segments, DType::F32);
-            vector(segments * RECORD_WORDS, DType::U32);
+        if let ClipKind::Norm(norm) = clip.kind {
+            let segments = clip.segments();
+            add_vector(segments, DType::F32);
+            add_vector(segments, DType::F32);
+            add_vector(segments * RECORD_WORDS, DType::U32);
             if norm.tensor_stats {
-                vector(count * STATS_WORDS, DType::U32);
+                add_vector(count * STATS_WORDS, DType::U32);
             }
         }
         let operation = ClipOperation::<B> {
             inputs: inputs.clone(),
             outputs: outputs.iter().map(|output| output.id).collect(),
             shapes,
-            task,
+            clip,
             cache,
             backend: PhantomData,
         };
         let ir = OperationIr::Custom(CustomOpIr::new("gradclip", &inputs, &outputs));
         let mut tensors = client.register(StreamId::current(), ir, operation).into_iter();
         let gradients = tensors.by_ref().take(count).collect();
-        let measured = match [tensors.next(), tensors.next(), tensors.next()] {
+        let outputs = match [tensors.next(), tensors.next(), tensors.next()] {
             [Some(norms), Some(factors), Some(records)] => {
-                Some(Measured { norms, factors, records, stats: tensors.next() })
+                Some(NormOutputs { norms, factors, records, stats: tensors.next() })
             }
             _ => None,
         };
-        Clipped { gradients, measured }
+        ClippedPrimitives { gradients, outputs }
     }
 }
 
-/// A clip that waits for its turn.
+/// A clip in Burn's stream of operations.
 struct ClipOperation<B> {
     inputs: Vec<TensorIr>,
-    /// The gradients, then what is measured.
+    /// The gradients, followed by the outputs of a clip by norm.
     outputs: Vec<TensorId>,
     shapes: Vec<GradientShape>,
-    task: Arc<Task>,
-    cache: Cache,
+    clip: Arc<ResolvedClip>,
+    cache: TableCache,
     backend: PhantomData<fn() -> B>,
 }
 
-impl<B> std::fmt::Debug for ClipOperation<B> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<B> fmt::Debug for ClipOperation<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClipOperation({} gradients)", self.inputs.len())
     }
 }
@@ -145,15 +132,17 @@ where
 {
     fn execute(&self, handles: &mut HandleContainer<B::Handle>) -> Result<(), ExecutionError> {
         let gradients = self.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
-        let Clipped { gradients, measured } = device::clip(gradients, &self.shapes, &self.task, &self.cache);
-        let (of_gradients, of_measured) = self.outputs.split_at(self.inputs.len());
-        for (gradient, id) in gradients.into_iter().zip(of_gradients) {
+        let ClippedPrimitives { gradients, outputs } =
+            device::clip(gradients, &self.shapes, &self.clip, &self.cache);
+        let (gradient_ids, output_ids) = self.outputs.split_at(self.inputs.len());
+        for (id, gradient) in gradient_ids.iter().zip(gradients) {
             handles.register_float_tensor::<B>(id, gradient);
         }
-        if let (Some(measured), [norms, factors, words @ ..]) = (measured, of_measured) {
-            handles.register_float_tensor::<B>(norms, measured.norms);
-            handles.register_float_tensor::<B>(factors, measured.factors);
-            for (tensor, id) in [Some(measured.records), measured.stats].into_iter().flatten().zip(words) {
+        if let (Some(outputs), [norms, factors, words @ ..]) = (outputs, output_ids) {
+            handles.register_float_tensor::<B>(norms, outputs.norms);
+            handles.register_float_tensor::<B>(factors, outputs.factors);
+            for (id, tensor) in words.iter().zip([Some(outputs.records), outputs.stats].into_iter().flatten())
+            {
                 handles.register_int_tensor::<B>(id, tensor);
             }
         }

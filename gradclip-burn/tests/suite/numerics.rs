@@ -1,4 +1,4 @@
-//! Norms and elements, against f64 on the host.
+//! Norms, elements and policies, against f64 and gradclip's CPU path.
 
 use burn::module::Param;
 use burn::optim::GradientsParams;
@@ -19,13 +19,13 @@ fn gradients_of_all_sizes_are_scaled_to_the_limit() {
         assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
         let record = clipped.records().unwrap()[0];
         assert!(record.clipped() && !record.non_finite());
-        assert_eq!(clipped.by_kernels(), device == Device::default());
+        assert_eq!(clipped.used_kernels(), device == Device::default());
         assert_eq!(record.total_norm, values(clipped.norm())[0]);
     }
 }
 
 #[test]
-fn within_the_limit_every_bit_stays() {
+fn gradients_within_the_limit_keep_every_bit() {
     for device in devices() {
         let before = vec![noise(1000, 1), vec![-0.0, f32::MIN_POSITIVE, 1e-3, 0.5]];
         let (model, mut grads) = Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
@@ -80,7 +80,7 @@ fn other_norms() {
     }
 }
 
-/// Any p, over several gradients and tiles: what it measures, and what it makes of the elements.
+/// The norm, the record, the elements and the statistics for any p, over several gradients and tiles.
 #[test]
 fn norms_of_any_p() {
     let zeros = |index: usize, x: f32| if index.is_multiple_of(3) { 0.0 } else { x };
@@ -102,7 +102,7 @@ fn norms_of_any_p() {
                 let clip =
                     Clip::by_global_norm(0.5).norm_type(norm_type).epsilon(Epsilon::None).tensor_stats();
                 let clipped = clipper(clip).clip(&mut grads, &model).unwrap();
-                assert_eq!(clipped.by_kernels(), device == Device::default());
+                assert_eq!(clipped.used_kernels(), device == Device::default());
                 let slices: Vec<&[f32]> = before.iter().map(Vec::as_slice).collect();
                 let expected = gradclip::reference::norm(&slices, norm_type);
                 let found = f64::from(values(clipped.norm())[0]);
@@ -123,18 +123,18 @@ fn norms_of_any_p() {
                 let coef = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
                 let after = model.biases_of(&grads);
                 for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
-                    // What is subnormal may be flushed.
+                    // Subnormal numbers may be flushed.
                     let (after, expected) = (f64::from(*after), f64::from(*before) * coef);
                     let difference = (after - expected).abs() - f64::from(f32::MIN_POSITIVE);
                     assert!(difference <= 2e-7 * expected.abs(), "{what}: {after}, not {expected}");
                 }
                 let stats = clipped.tensor_stats().unwrap();
                 for ((_, stats), gradient) in stats.iter().zip(&slices) {
-                    let own = gradclip::reference::norm(&[gradient], norm_type);
+                    let expected = gradclip::reference::norm(&[gradient], norm_type);
                     let found = f64::from(stats.norm);
                     assert!(
-                        close(found, own) || own > f64::from(f32::MAX) && found.is_infinite(),
-                        "{what}: {found}, not {own}"
+                        close(found, expected) || expected > f64::from(f32::MAX) && found.is_infinite(),
+                        "{what}: {found}, not {expected}"
                     );
                     let zeros = gradient.iter().filter(|x| **x == 0.0).count();
                     assert_eq!(stats.zeros as usize, zeros, "{what}");
@@ -144,9 +144,9 @@ fn norms_of_any_p() {
     }
 }
 
-/// In half precision too, where a norm is measured word by word, and a NaN stays one.
+/// Norms of general p load half-precision gradients word by word, and are NaN if an element is.
 #[test]
-fn norms_of_any_p_of_narrow_elements_and_of_nan() {
+fn norms_of_any_p_in_half_precision_and_of_nan() {
     for device in devices() {
         let halves: Vec<_> = noise(4099, 7).iter().map(|&x| f16::from_f32(x)).collect();
         let gradient = Tensor::from_data(TensorData::new(halves.clone(), [4099]), (&device, DType::F16));
@@ -167,7 +167,7 @@ fn norms_of_any_p_of_narrow_elements_and_of_nan() {
 }
 
 #[test]
-fn squares_that_would_leave_f32() {
+fn squares_beyond_the_range_of_f32() {
     for device in devices() {
         for (size, expected) in [(1e20, 5e20), (1e-30, 5e-30)] {
             let gradients = vec![vector(&[3.0 * size], &device), vector(&[4.0 * size, 0.0], &device)];
@@ -179,18 +179,18 @@ fn squares_that_would_leave_f32() {
     }
 }
 
-/// What gradclip's CPU path makes of these.
-fn on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>) {
+/// Clips by gradclip's CPU path.
+fn clip_on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>) {
     let mut gradients = gradients.to_vec();
     let mut list: Vec<_> = gradients.iter_mut().map(|gradient| cpu::Gradient::f32(gradient)).collect();
     let records = cpu::clip(&mut list, clip).expect("a valid clip");
     (records[0], gradients)
 }
 
-/// Every norm type, every policy, and gradients that are finite, that are not, and whose norm is beyond f32: the kernels and the
-/// tensor operations say and do what the CPU path does.
+/// The kernels and the tensor operations agree with the CPU path for every norm type and policy, for finite and non-finite
+/// gradients, and for norms beyond f32.
 #[test]
-fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
+fn norms_and_policies_agree_with_the_cpu_path() {
     let norm_types = [
         NormType::L1,
         NormType::L2,
@@ -219,7 +219,7 @@ fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
             for set in &sets {
                 for policy in [NonFinite::Propagate, NonFinite::Zero, NonFinite::Poison, NonFinite::Skip] {
                     let clip = Clip::by_global_norm(1.0).norm_type(norm_type).non_finite(policy);
-                    let (expected, expected_after) = on_the_cpu(set, clip);
+                    let (expected, expected_after) = clip_on_the_cpu(set, clip);
                     let tensors = || set.iter().map(|g| vector(g, &device)).collect();
                     let (model, mut grads) = Model::with_gradients(tensors());
                     let clipped = clipper(clip).clip(&mut grads, &model).unwrap();
@@ -242,7 +242,7 @@ fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
                     assert_eq!(clipped.skipped(), expected.skip(), "{what}");
                     if expected.skip() {
                         assert!(grads.is_empty(), "{what}");
-                        // Asked to, it is an error instead, and the gradients are as they were.
+                        // Under the policy `Error` it is an error, and the gradients are unchanged.
                         let (model, mut grads) = Model::with_gradients(tensors());
                         let error =
                             clipper(clip.non_finite(NonFinite::Error)).clip(&mut grads, &model).unwrap_err();
@@ -267,7 +267,7 @@ fn policies_and_norms_mean_what_they_mean_on_the_cpu() {
 }
 
 #[test]
-fn a_loss_scale_is_undone() {
+fn the_loss_scale_is_removed() {
     for device in devices() {
         let (model, mut grads) = Model::with_gradients(vec![vector(&[3.0 * 1024.0, 4.0 * 1024.0], &device)]);
         let clipper = clipper(Clip::by_global_norm(10.0).loss_scale(1024.0));
@@ -278,7 +278,7 @@ fn a_loss_scale_is_undone() {
 }
 
 #[test]
-fn by_value_clamps_and_leaves_nan() {
+fn by_value_clamps_and_keeps_nan() {
     for device in devices() {
         let gradient = vector(&[-3.0, 0.25, f32::NAN, 3.0, f32::NEG_INFINITY], &device);
         let (model, mut grads) = Model::with_gradients(vec![gradient]);
@@ -289,28 +289,28 @@ fn by_value_clamps_and_leaves_nan() {
     }
 }
 
-/// A bound that f16 or bf16 would round to infinity is their largest number.
+/// A finite bound beyond the range of f16 or bf16 becomes the largest finite number of the type.
 #[test]
-fn a_finite_bound_leaves_no_infinity() {
+fn a_finite_bound_stays_finite_in_half_precision() {
     for device in devices() {
-        let halves = vec![f16::INFINITY, f16::from_f32(3.0), f16::NEG_INFINITY];
-        let brains = vec![bf16::INFINITY, bf16::from_f32(3.0), bf16::NEG_INFINITY];
+        let f16s = vec![f16::INFINITY, f16::from_f32(3.0), f16::NEG_INFINITY];
+        let bf16s = vec![bf16::INFINITY, bf16::from_f32(3.0), bf16::NEG_INFINITY];
         let (model, mut grads) = Model::with_gradients(vec![
-            Tensor::from_data(TensorData::new(halves, [3]), (&device, DType::F16)),
-            Tensor::from_data(TensorData::new(brains, [3]), (&device, DType::BF16)),
+            Tensor::from_data(TensorData::new(f16s, [3]), (&device, DType::F16)),
+            Tensor::from_data(TensorData::new(bf16s, [3]), (&device, DType::BF16)),
         ]);
         clipper(Clip::by_value(f32::MAX)).clip(&mut grads, &model).unwrap();
         let after = |index: usize| grads.get::<1>(model.biases[index].id).unwrap().into_data();
-        let halves: Vec<f16> = after(0).try_to_vec().unwrap();
-        let brains: Vec<bf16> = after(1).try_to_vec().unwrap();
-        assert_eq!(halves, [f16::MAX, f16::from_f32(3.0), f16::MIN], "{device:?}");
-        assert_eq!(brains, [bf16::MAX, bf16::from_f32(3.0), bf16::MIN], "{device:?}");
+        let f16s: Vec<f16> = after(0).try_to_vec().unwrap();
+        let bf16s: Vec<bf16> = after(1).try_to_vec().unwrap();
+        assert_eq!(f16s, [f16::MAX, f16::from_f32(3.0), f16::MIN], "{device:?}");
+        assert_eq!(bf16s, [bf16::MAX, bf16::from_f32(3.0), bf16::MIN], "{device:?}");
     }
 }
 
-/// Half precision on the kernels: they need nothing of the device, so gradients are uploaded and read as they are.
+/// The kernels clip half-precision gradients on devices without a feature for them.
 #[test]
-fn narrow_elements() {
+fn half_precision() {
     let device = Device::default();
     for length in [7, 8, 5000, 9001] {
         let wide: Vec<_> = noise(length, 5).iter().map(|x| x * 8.0).collect();
@@ -332,17 +332,17 @@ fn narrow_elements() {
         assert!((found - expected).abs() <= 3e-7 * expected, "{found}, not {expected}");
         let coef = clipped.records().unwrap()[0].clip_coef;
         let after = |index: usize| grads.get::<1>(model.biases[index].id).unwrap().into_data();
-        let halves: Vec<f16> = after(0).try_to_vec().unwrap();
-        let brains: Vec<bf16> = after(1).try_to_vec().unwrap();
+        let f16s: Vec<f16> = after(0).try_to_vec().unwrap();
+        let bf16s: Vec<bf16> = after(1).try_to_vec().unwrap();
         for index in 0..length {
-            assert_eq!(halves[index], f16::from_f32(before[0][index] * coef), "f16, element {index}");
-            assert_eq!(brains[index], bf16::from_f32(before[1][index] * coef), "bf16, element {index}");
+            assert_eq!(f16s[index], f16::from_f32(before[0][index] * coef), "f16, element {index}");
+            assert_eq!(bf16s[index], bf16::from_f32(before[1][index] * coef), "bf16, element {index}");
         }
     }
 }
 
 #[test]
-fn nothing_at_all_has_the_norm_zero() {
+fn without_gradients_the_norm_is_zero() {
     for device in devices() {
         let model =
             Model { weights: Vec::new(), biases: vec![Param::from_tensor(Tensor::zeros([3], &device))] };
@@ -355,7 +355,7 @@ fn nothing_at_all_has_the_norm_zero() {
 }
 
 #[test]
-fn f64_stays_f64() {
+fn f64_gradients_stay_f64() {
     let device = Device::flex();
     let before = [1.0 / 3.0, 1e-9, -0.7_f64];
     for (limit, factor) in [(1e3, 1.0), (0.07, 0.1)] {
@@ -363,7 +363,7 @@ fn f64_stays_f64() {
         let (model, mut grads) = Model::with_gradients(vec![gradient]);
         let clipper = clipper(Clip::by_global_norm(limit).norm_type(NormType::Inf).epsilon(Epsilon::None));
         let clipped = clipper.clip(&mut grads, &model).unwrap();
-        assert!(!clipped.by_kernels());
+        assert!(!clipped.used_kernels());
         let coef = f64::from(clipped.records().unwrap()[0].clip_coef);
         assert!((coef - factor).abs() < 1e-7, "{coef}");
         let after: Vec<f64> = grads.get::<1>(model.biases[0].id).unwrap().into_data().try_to_vec().unwrap();
@@ -371,7 +371,7 @@ fn f64_stays_f64() {
     }
 }
 
-/// Norms that f32 does not hold, and factors below what it holds: what is finite is scaled, by no policy zeroed or skipped.
+/// Finite gradients whose norm or factor is beyond the range of f32 are scaled, and no policy zeroes or skips them.
 #[test]
 fn norms_and_factors_beyond_f32() {
     let sets = [vec![vec![3e38; 4]], vec![vec![3e38, -3e38, 1.0], Vec::new(), vec![1e30; 33]]];

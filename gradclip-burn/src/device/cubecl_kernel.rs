@@ -1,4 +1,4 @@
-//! gradclip's kernels as CubeCL launches them. The text is that of [`Dialect::CubeCl`].
+//! gradclip's kernels in CubeCL's interface for precompiled sources, with the text of [`Dialect::CubeCl`].
 
 use burn::cubecl::ir::settings::{Dim3, KernelSettings};
 use burn::cubecl::ir::{ElemType, Scope, UIntKind, metadata::Info};
@@ -6,12 +6,12 @@ use burn::cubecl::prelude::{AddressType, KernelDefinition, KernelId, KernelMetad
 use burn::cubecl::{CubeKernel, ExecutionMode, PrecompiledSource};
 use gradclip::kernels::{Dialect, Kernel};
 
-/// A kernel for CubeCL.
+/// A kernel of gradclip for CubeCL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct GradclipKernel(pub(super) Kernel);
 
-/// No check at run time. CubeCL compiles WGSL without bounds checks in either mode, so every index must be in range: tests of
-/// the layout prove it for tiles, partials and segments. Its checked mode would only bound loops, and all loops of the
+/// Runs kernels without checks. CubeCL compiles WGSL without bounds checks in either mode, so every index must be in range; the
+/// tests of the layout prove it for tiles, partials and segments. The checked mode only bounds loops, and all loops of the
 /// kernels are bounded by the length of a tile, a segment or a workgroup.
 const MODE: ExecutionMode = ExecutionMode::Unchecked;
 
@@ -22,7 +22,7 @@ impl GradclipKernel {
 }
 
 impl KernelMetadata for GradclipKernel {
-    /// The kernel determines its text, so it is the id.
+    /// Returns the kernel itself as the id, since it determines the text.
     fn id(&self) -> KernelId {
         KernelId::new::<Self>().info(*self).cube_dim(self.cube_dim()).mode(MODE)
     }
@@ -33,7 +33,7 @@ impl KernelMetadata for GradclipKernel {
 }
 
 impl CubeKernel for GradclipKernel {
-    /// The body is empty, since the text is precompiled; CubeCL reads the settings only.
+    /// Returns the settings. The body is empty, since the text is precompiled.
     fn define(&self) -> KernelDefinition {
         let settings = KernelSettings::new(self.cube_dim(), MODE, AddressType::U32);
         KernelDefinition { body: Scope::root(settings.clone()), settings, info: Info::default() }

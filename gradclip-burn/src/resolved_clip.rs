@@ -1,0 +1,132 @@
+//! A checked clip, resolved for a list of gradients. The kernels and the tensor operations both execute it.
+
+use gradclip::operation::{ByNorm, Operation, Scope};
+use gradclip::{NonFinite, NormType};
+
+use crate::Error;
+use crate::gradients::Gradient;
+
+/// A clip of certain gradients: its options, and the limit of each segment. A segment has its own norm, limit and record. It is
+/// a group, or a gradient that is clipped on its own.
+#[derive(Clone, Debug)]
+pub(crate) struct ResolvedClip {
+    pub(crate) kind: ClipKind,
+    /// The lower and the upper bound of each segment. The upper bound of a clip by norm is its limit.
+    pub(crate) bounds: Vec<[f32; 2]>,
+    /// The segment of each gradient.
+    pub(crate) segment_of: Vec<usize>,
+}
+
+/// The kind of a clip, without its limits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum ClipKind {
+    /// A clip by norm. The limits are in [`ResolvedClip::bounds`], not in [`ByNorm::max_norm`].
+    Norm(ByNorm),
+    /// A clip by value.
+    Clamp,
+}
+
+/// Refuses the operations and options that only gradclip supports.
+pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
+    let norm = match operation {
+        Operation::Norm(norm) => norm,
+        Operation::Clamp { .. } => return Ok(()),
+        _ => return Err(Error::Unsupported { option: "this kind of clip" }),
+    };
+    match norm.scope {
+        Scope::Global | Scope::Tensor | Scope::TensorRms => {}
+        Scope::Parameter { .. } => return Err(Error::Unsupported { option: "Clip::by_parameter_norm" }),
+        Scope::Supplied => return Err(Error::Unsupported { option: "Clip::by_supplied_norm" }),
+        _ => return Err(Error::Unsupported { option: "this scope of a norm" }),
+    }
+    if norm.z_clip.is_some() {
+        return Err(Error::Unsupported { option: "Clip::z_clip" });
+    }
+    if norm.count_steps {
+        return Err(Error::Unsupported { option: "Clip::count_steps" });
+    }
+    Ok(())
+}
+
+impl ResolvedClip {
+    /// Resolves supported operations, one for each group, for a list of gradients.
+    pub(crate) fn new(operations: &[Operation], gradients: &[Gradient]) -> Self {
+        let bounds = |operation: &Operation, elements: usize| match *operation {
+            Operation::Norm(norm) => [0.0, norm.limit_for(elements as u64)],
+            Operation::Clamp { low, high } => [low, high],
+            // `check_supported` refuses other operations.
+            _ => [f32::NEG_INFINITY, f32::INFINITY],
+        };
+        let kind = match operations.first() {
+            Some(Operation::Norm(norm)) => ClipKind::Norm(*norm),
+            _ => ClipKind::Clamp,
+        };
+        let infos = || gradients.iter().map(|gradient| &gradient.info);
+        let (bounds, segment_of) = match kind {
+            ClipKind::Norm(norm) if !norm.scope.is_together() => (
+                infos().map(|info| bounds(&operations[info.group], info.count)).collect(),
+                (0..gradients.len()).collect(),
+            ),
+            _ => (
+                operations.iter().map(|operation| bounds(operation, 1)).collect(),
+                infos().map(|info| info.group).collect(),
+            ),
+        };
+        Self { kind, bounds, segment_of }
+    }
+
+    /// Returns the number of segments.
+    pub(crate) const fn segments(&self) -> usize {
+        self.bounds.len()
+    }
+
+    /// Returns whether the clip changes gradients. If not, it only measures them.
+    pub(crate) const fn writes_gradients(&self) -> bool {
+        !matches!(self.kind, ClipKind::Norm(ByNorm { coefficient_only: true, .. }))
+    }
+
+    /// Returns the norm type; L2 for a clip by value, which measures no norm.
+    pub(crate) const fn norm_type(&self) -> NormType {
+        match self.kind {
+            ClipKind::Norm(norm) => norm.norm_type,
+            ClipKind::Clamp => NormType::L2,
+        }
+    }
+
+    /// Returns the policy for non-finite gradients.
+    pub(crate) const fn non_finite(&self) -> NonFinite {
+        match self.kind {
+            ClipKind::Norm(norm) => norm.non_finite,
+            ClipKind::Clamp => NonFinite::Propagate,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gradclip::Clip;
+
+    use super::*;
+
+    /// A new option of gradclip must be supported or refused here. This test fails until it is.
+    #[test]
+    fn every_option_of_a_clip_is_known() {
+        let Operation::Norm(norm) = Clip::by_global_norm(1.0).checked().unwrap() else { panic!("by norm") };
+        let text = format!("{norm:?}");
+        let options = text.trim_start_matches("ByNorm { ").split(", ");
+        let options: Vec<_> = options.filter_map(|option| option.split(':').next()).collect();
+        let known = [
+            "norm_type",
+            "scope",
+            "max_norm",
+            "epsilon",
+            "non_finite",
+            "inverse_scale",
+            "coefficient_only",
+            "tensor_stats",
+            "count_steps",
+            "z_clip",
+        ];
+        assert_eq!(options, known);
+    }
+}
