@@ -12,10 +12,10 @@ use wgpu::{BufferUsages, PollType};
 pub(crate) fn open() -> (wgpu::Device, wgpu::Queue) {
     env_logger::init();
     let Some(adapter) = gradclip::adapters::enumerate().into_iter().next() else {
-        eprintln!("this example needs a GPU, and wgpu finds no adapter, not even a software one");
+        eprintln!("this example needs a wgpu adapter (hardware or software), and none was found");
         process::exit(1);
     };
-    println!("on {}", adapter.get_info().name);
+    println!("running on {}", adapter.get_info().name);
     pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap_or_else(|error| {
         eprintln!("{error}");
         process::exit(1);
