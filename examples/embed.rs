@@ -1,10 +1,10 @@
-//! Gradient clipping inside a training loop of your own: `cargo run --example embed`
+//! Adds gradient clipping to an existing training loop: `cargo run --example embed`
 //!
-//! Device, buffers, encoder and submission belong to the loop. Clipping is a plan before it and a line in it, both
-//! marked `// <-`; the host never waits for a norm. wgpu's default limits are enough.
+//! The loop owns device, buffers, encoder and submission. Clipping adds two lines, marked `// <-`: a plan before the
+//! loop, and a call in every step. The host never waits for the norm. wgpu's default limits suffice.
 //!
-//! The "model" minimises ½ Σ (parameter - 1)², starting from zeros. Its gradient begins with norm 64, is held to 10,
-//! and lets go of the limit when the parameters have come near.
+//! The "model" minimises ½ Σ (parameter - 1)² from zeros. Its gradient norm starts at 64 and is clipped to 10 until the
+//! parameters are close to 1.
 
 use std::{error::Error, mem, process};
 
@@ -14,7 +14,7 @@ mod common;
 use common::{Kernel, storage};
 
 const STEPS: usize = 20;
-const LOOK_EVERY: usize = 2;
+const LOG_INTERVAL: usize = 2;
 const MAX_NORM: f32 = 10.0;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,19 +24,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         process::exit(1);
     });
     let weight = Layer::new(&device, 62 * 64);
-    let arena = Layer::new(&device, 512);
-    let layers = [&weight, &arena];
+    let biases = Layer::new(&device, 512);
+    let layers = [&weight, &biases];
 
     let gradients = [
         Gradient::f32(&weight.gradients),
-        // What lies around these two in the arena is neither measured nor clipped.
-        Gradient::f32(&arena.gradients).elements(0..64),
-        Gradient::f32(&arena.gradients).elements(100..164),
+        // Two gradients in one buffer. Elements outside these ranges are neither measured nor clipped.
+        Gradient::f32(&biases.gradients).elements(0..64),
+        Gradient::f32(&biases.gradients).elements(100..164),
     ];
     let plan = Clipper::new(&device)?.prepare(&gradients, Clip::by_global_norm(MAX_NORM))?; // <-
 
     println!("step    norm  coefficient");
-    let mut ticket = None;
+    let mut pending = None;
     for step in 0..STEPS {
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         for layer in layers {
@@ -44,15 +44,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         plan.encode(&mut encoder); // <-
         for layer in layers {
-            layer.descend.encode(&mut encoder);
+            layer.update.encode(&mut encoder);
         }
 
-        // Looking is optional, and now and then is enough.
-        let look = (step % LOOK_EVERY == 0).then(|| (step, plan.read_back(&mut encoder)));
+        // Optional: read the norm back every few steps.
+        let ticket = (step % LOG_INTERVAL == 0).then(|| (step, plan.read_back(&mut encoder)));
         queue.submit([encoder.finish()]);
 
-        // The last look has had a step's time to arrive; if it has not, this waits for it and not for what came after.
-        if let Some((step, ticket)) = mem::replace(&mut ticket, look) {
+        // Logs one step late, so that the record has usually arrived. `wait` waits only for its own submission.
+        if let Some((step, ticket)) = mem::replace(&mut pending, ticket) {
             let record = ticket.wait()?;
             println!("{step:4}  {:6.3}  {:11.4}", record.total_norm, record.clip_coef);
         }
@@ -67,16 +67,16 @@ async fn open() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Error>> {
     Ok(adapter.request_device(&wgpu::DeviceDescriptor::default()).await?)
 }
 
-/// Some parameters with their gradients, and what happens to them in a step.
+/// A gradient buffer, and the kernels that compute it and update the parameters.
 struct Layer {
     gradients: wgpu::Buffer,
     backward: Kernel,
-    descend: Kernel,
+    update: Kernel,
 }
 
 impl Layer {
     const BACKWARD: &str = "gradients[id.x] = parameters[id.x] - 1.0;";
-    const DESCEND: &str = "parameters[id.x] -= 0.5 * gradients[id.x];";
+    const UPDATE: &str = "parameters[id.x] -= 0.5 * gradients[id.x];";
 
     fn new(device: &wgpu::Device, elements: u16) -> Self {
         let zeros = vec![0.0; elements.into()];
@@ -94,6 +94,6 @@ impl Layer {
             );
             Kernel::new(device, &wgsl, &[&parameters, &gradients], elements.into())
         };
-        Self { backward: kernel(Self::BACKWARD), descend: kernel(Self::DESCEND), gradients }
+        Self { backward: kernel(Self::BACKWARD), update: kernel(Self::UPDATE), gradients }
     }
 }

@@ -1,9 +1,9 @@
-//! Makes gradients that need clipping: `cargo run --example exploding_rnn -- GRADS.safetensors`
+//! Writes a file of exploded gradients: `cargo run --example exploding_rnn -- GRADS.safetensors`
 //!
 //! A vanilla tanh RNN learns the adding problem (Hochreiter and Schmidhuber 1997: sum the two marked numbers of a
-//! long sequence) by plain SGD, without clipping. Its recurrent matrix starts with a spectral radius above 1, so
-//! the gradients that travel back through time grow with every step (Pascanu, Mikolov and Bengio 2013,
-//! arXiv:1211.5063) until one of them throws the weights far away. The gradients with the largest norm are kept.
+//! long sequence) by plain SGD without clipping. Its recurrent weight starts with a spectral radius above 1, so
+//! gradients grow at each step of backpropagation through time (Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063).
+//! The example saves the gradients of the training step with the largest finite norm.
 
 use std::{env, error::Error, path::Path};
 
@@ -22,25 +22,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = env::args_os().nth(1).ok_or("usage: exploding_rnn GRADS.safetensors")?;
     let mut random = Xorshift(SEED);
     let mut model = Parameters::random(&mut random);
-    let mut worst = (0, 0.0, Parameters::zeros());
+    let mut largest = (0, 0.0, Parameters::zeros());
 
     println!("step        loss  gradient norm");
     for step in 0..STEPS {
         let (loss, gradients) = model.batch_gradients(&mut random);
         let norm = gradients.norm();
         println!("{step:4}  {loss:10.4}  {norm:13.4e}");
-        model.descend(&gradients);
-        if norm.is_finite() && norm > worst.1 {
-            worst = (step, norm, gradients);
+        model.sgd_step(&gradients);
+        if norm.is_finite() && norm > largest.1 {
+            largest = (step, norm, gradients);
         }
     }
-    let (step, norm, gradients) = worst;
+    let (step, norm, gradients) = largest;
     gradients.save(path.as_ref(), step)?;
-    println!("kept the gradients of step {step}, norm {norm:e}");
+    println!("saved the gradients of step {step}, norm {norm:e}");
     Ok(())
 }
 
-/// The weights of the network, or their gradients: both have these shapes. Matrices lie row by row.
+/// The parameters of the network, or their gradients. Matrices are row-major.
 struct Parameters {
     weight_ih: Vec<f32>,
     weight_hh: Vec<f32>,
@@ -49,7 +49,7 @@ struct Parameters {
     head_bias: Vec<f32>,
 }
 
-/// The hidden state after each element of a sequence, beginning with the zeros before the first.
+/// The hidden state before the first time step, which is zero, and after each.
 type States = Vec<[f32; HIDDEN]>;
 
 impl Parameters {
@@ -64,17 +64,18 @@ impl Parameters {
     }
 
     fn random(random: &mut Xorshift) -> Self {
-        // The circular law: independent entries of variance r²/n have their eigenvalues in a disk of radius r.
-        let recurrent = SPECTRAL_RADIUS / (HIDDEN as f32).sqrt();
+        // Circular law: a matrix of independent entries with variance r²/n has a spectral radius of about r.
+        let recurrent_deviation = SPECTRAL_RADIUS / (HIDDEN as f32).sqrt();
         let mut normal = |n, deviation| (0..n).map(|_| deviation * random.normal()).collect();
         Self {
             weight_ih: normal(HIDDEN * INPUTS, 1.0),
-            weight_hh: normal(HIDDEN * HIDDEN, recurrent),
+            weight_hh: normal(HIDDEN * HIDDEN, recurrent_deviation),
             head_weight: normal(HIDDEN, (HIDDEN as f32).sqrt().recip()),
             ..Self::zeros()
         }
     }
 
+    /// Returns the name, the shape and the values of each tensor.
     fn named(&self) -> [(&'static str, Vec<usize>, &[f32]); 5] {
         [
             ("rnn.weight_ih_l0", vec![HIDDEN, INPUTS], &self.weight_ih),
@@ -85,7 +86,7 @@ impl Parameters {
         ]
     }
 
-    /// The mean of ½(prediction - target)² over a fresh batch, and its gradients.
+    /// Samples a batch. Returns the mean of ½(prediction - target)² and its gradients.
     fn batch_gradients(&self, random: &mut Xorshift) -> (f32, Self) {
         let mut gradients = Self::zeros();
         let mut loss = 0.0;
@@ -101,37 +102,37 @@ impl Parameters {
 
     fn forward(&self, inputs: &[[f32; INPUTS]]) -> States {
         let mut states = vec![[0.0; HIDDEN]];
-        for (input, before) in inputs.iter().zip(0..) {
+        for (t, input) in inputs.iter().enumerate() {
             let state = std::array::from_fn(|i| {
-                let from_input = dot(row(&self.weight_ih, i, INPUTS), input);
-                let from_past = dot(row(&self.weight_hh, i, HIDDEN), &states[before]);
-                (from_input + from_past + self.bias_ih[i]).tanh()
+                let input_term = dot(row(&self.weight_ih, i, INPUTS), input);
+                let recurrent_term = dot(row(&self.weight_hh, i, HIDDEN), &states[t]);
+                (input_term + recurrent_term + self.bias_ih[i]).tanh()
             });
             states.push(state);
         }
         states
     }
 
-    /// Backpropagation through time, all the way to the first element.
+    /// Adds the gradients of one sequence, by backpropagation through time without truncation.
     fn backward(&self, inputs: &[[f32; INPUTS]], states: &States, error: f32, gradients: &mut Self) {
         axpy(error, &states[LENGTH], &mut gradients.head_weight);
         gradients.head_bias[0] += error;
 
         let mut d_state: [f32; HIDDEN] = std::array::from_fn(|i| error * self.head_weight[i]);
         for t in (0..LENGTH).rev() {
-            let mut d_before = [0.0; HIDDEN];
+            let mut d_previous = [0.0; HIDDEN];
             for i in 0..HIDDEN {
-                let d_sum = d_state[i] * (1.0 - states[t + 1][i] * states[t + 1][i]);
-                gradients.bias_ih[i] += d_sum;
-                axpy(d_sum, &inputs[t], &mut gradients.weight_ih[i * INPUTS..][..INPUTS]);
-                axpy(d_sum, &states[t], &mut gradients.weight_hh[i * HIDDEN..][..HIDDEN]);
-                axpy(d_sum, row(&self.weight_hh, i, HIDDEN), &mut d_before);
+                let d_preactivation = d_state[i] * (1.0 - states[t + 1][i] * states[t + 1][i]);
+                gradients.bias_ih[i] += d_preactivation;
+                axpy(d_preactivation, &inputs[t], &mut gradients.weight_ih[i * INPUTS..][..INPUTS]);
+                axpy(d_preactivation, &states[t], &mut gradients.weight_hh[i * HIDDEN..][..HIDDEN]);
+                axpy(d_preactivation, row(&self.weight_hh, i, HIDDEN), &mut d_previous);
             }
-            d_state = d_before;
+            d_state = d_previous;
         }
     }
 
-    fn descend(&mut self, gradients: &Self) {
+    fn sgd_step(&mut self, gradients: &Self) {
         let fields = [
             (&mut self.weight_ih, &gradients.weight_ih),
             (&mut self.weight_hh, &gradients.weight_hh),
@@ -158,13 +159,13 @@ impl Parameters {
         for (name, shape, bytes) in &bytes {
             tensors.push((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?));
         }
-        // One entry only: the order of several would change from run to run.
+        // Only one metadata entry: the order of several would differ between runs.
         let origin = ("origin".to_owned(), format!("examples/exploding_rnn.rs, step {step}"));
         Ok(serialize_to_file(tensors, Some([origin].into()), path)?)
     }
 }
 
-/// A sequence of (number, mark), with one mark in each half, and the sum of the two marked numbers.
+/// Samples a sequence of (number, mark), with one mark in each half. Returns it with the sum of the marked numbers.
 fn adding_problem(random: &mut Xorshift) -> (Vec<[f32; INPUTS]>, f32) {
     let mut inputs: Vec<_> = (0..LENGTH).map(|_| [random.uniform(), 0.0]).collect();
     let half = LENGTH / 2;
@@ -190,7 +191,7 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Marsaglia's generator: small enough to be here, so that the same seed stays the same gradients.
+/// xorshift64 (Marsaglia 2003). Written out here, so that a seed always gives the same gradients.
 struct Xorshift(u64);
 
 impl Xorshift {
@@ -201,15 +202,18 @@ impl Xorshift {
         self.0
     }
 
+    /// Returns a uniform number in [0, 1).
     fn uniform(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1 << 24) as f32
     }
 
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).expect("a remainder of n fits where n does")
+    /// Returns an integer in [0, bound).
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).expect("less than bound, a usize")
     }
 
-    /// The sum of twelve uniform numbers: near enough to normal, and free of the platform's `ln` and `cos`.
+    /// Returns a number that is close to standard normal: the sum of twelve uniform numbers, minus its mean. Unlike the
+    /// Box-Muller transform, it does not depend on the platform's `ln` and `cos`.
     fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
     }

@@ -1,8 +1,9 @@
-// Back through time: the gradient of the loss by what goes into each hidden unit, from the last place to the first.
+// Backpropagation through time: the gradient of the loss with respect to z, the input of each hidden unit.
 //
 //   d h[t + 1] = headᵀ d logit[t] + weight d z[t + 1]        d z[t] = d h[t + 1] where h[t + 1] > 0
 //
-// A workgroup a sequence, an invocation a hidden unit. What is multiplied by the same weight at every place is what explodes.
+// One workgroup for each sequence, one invocation for each hidden unit. The repeated product with the same weight makes
+// gradients explode.
 
 @group(0) @binding(0) var<storage, read> parameters: array<f32>;
 @group(0) @binding(1) var<storage, read> states: array<f32>;
@@ -17,17 +18,17 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     sh_grad[unit] = 0.0;
     workgroupBarrier();
     for (var t = LENGTH; t > 0u; t -= 1u) {
-        let place = (t - 1u) * BATCH + sequence;
+        let position = (t - 1u) * BATCH + sequence;
         var grad = 0.0;
         for (var k = 0u; k < HIDDEN; k += 1u) {
             grad += parameters[WEIGHT + unit * HIDDEN + k] * sh_grad[k];
         }
         for (var v = 0u; v < VOCABULARY; v += 1u) {
-            grad += parameters[HEAD + v * HIDDEN + unit] * logit_grads[place * VOCABULARY + v];
+            grad += parameters[HEAD + v * HIDDEN + unit] * logit_grads[position * VOCABULARY + v];
         }
-        let is_active = states[(place + BATCH) * HIDDEN + unit] > 0.0;
+        let is_active = states[(position + BATCH) * HIDDEN + unit] > 0.0;
         grad = select(0.0, grad, is_active);
-        input_grads[place * HIDDEN + unit] = grad;
+        input_grads[position * HIDDEN + unit] = grad;
         workgroupBarrier();
         sh_grad[unit] = grad;
         workgroupBarrier();

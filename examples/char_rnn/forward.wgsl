@@ -1,7 +1,9 @@
-// The states of a recurrent network: h[t + 1] = relu(embedding[token[t]] + bias + weightᵀ h[t]), beginning with h[0] = 0.
+// The recurrent layer:
 //
-// A workgroup a sequence, an invocation a hidden unit: HIDDEN is WORKGROUP_SIZE. The sizes and the places of the
-// parameters come from main.rs.
+//   z[t] = embedding[token[t]] + bias + weightᵀ h[t]        h[t + 1] = relu(z[t])        h[0] = 0
+//
+// One workgroup for each sequence, one invocation for each hidden unit (HIDDEN == WORKGROUP_SIZE). main.rs prepends the
+// sizes and the offsets of the parameters as constants.
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;      // [BATCH, LENGTH + 1]
 @group(0) @binding(1) var<storage, read> parameters: array<f32>;

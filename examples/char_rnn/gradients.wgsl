@@ -1,6 +1,6 @@
-// The gradient of every parameter: over all places, what it was multiplied by times the gradient of what came of it.
+// The gradients of the parameters, summed over all token positions: input times gradient of the output.
 //
-// An invocation a parameter.
+// One invocation for each parameter.
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(1) var<storage, read> states: array<f32>;
@@ -14,58 +14,58 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (parameter >= arrayLength(&gradients)) {
         return;
     }
-    let unit = parameter % HIDDEN; // all tables begin at a multiple of it, but for the last
+    let unit = parameter % HIDDEN; // every tensor before HEAD_BIAS starts at a multiple of HIDDEN
     if (parameter < WEIGHT) {
-        gradients[parameter] = of_embedding((parameter - EMBEDDING) / HIDDEN, unit);
+        gradients[parameter] = embedding_grad((parameter - EMBEDDING) / HIDDEN, unit);
     } else if (parameter < BIAS) {
-        gradients[parameter] = of_weight((parameter - WEIGHT) / HIDDEN, unit);
+        gradients[parameter] = weight_grad((parameter - WEIGHT) / HIDDEN, unit);
     } else if (parameter < HEAD) {
-        gradients[parameter] = of_bias(unit);
+        gradients[parameter] = bias_grad(unit);
     } else if (parameter < HEAD_BIAS) {
-        gradients[parameter] = of_head((parameter - HEAD) / HIDDEN, unit);
+        gradients[parameter] = head_grad((parameter - HEAD) / HIDDEN, unit);
     } else {
-        gradients[parameter] = of_head_bias(parameter - HEAD_BIAS);
+        gradients[parameter] = head_bias_grad(parameter - HEAD_BIAS);
     }
 }
 
-fn of_embedding(token: u32, unit: u32) -> f32 {
+fn embedding_grad(token: u32, unit: u32) -> f32 {
     var sum = 0.0;
-    for (var place = 0u; place < LENGTH * BATCH; place += 1u) {
-        if (tokens[(place % BATCH) * (LENGTH + 1u) + place / BATCH] == token) {
-            sum += input_grads[place * HIDDEN + unit];
+    for (var position = 0u; position < LENGTH * BATCH; position += 1u) {
+        if (tokens[(position % BATCH) * (LENGTH + 1u) + position / BATCH] == token) {
+            sum += input_grads[position * HIDDEN + unit];
         }
     }
     return sum;
 }
 
-fn of_weight(row: u32, unit: u32) -> f32 {
+fn weight_grad(row: u32, unit: u32) -> f32 {
     var sum = 0.0;
-    for (var place = 0u; place < LENGTH * BATCH; place += 1u) {
-        sum += states[place * HIDDEN + row] * input_grads[place * HIDDEN + unit];
+    for (var position = 0u; position < LENGTH * BATCH; position += 1u) {
+        sum += states[position * HIDDEN + row] * input_grads[position * HIDDEN + unit];
     }
     return sum;
 }
 
-fn of_bias(unit: u32) -> f32 {
+fn bias_grad(unit: u32) -> f32 {
     var sum = 0.0;
-    for (var place = 0u; place < LENGTH * BATCH; place += 1u) {
-        sum += input_grads[place * HIDDEN + unit];
+    for (var position = 0u; position < LENGTH * BATCH; position += 1u) {
+        sum += input_grads[position * HIDDEN + unit];
     }
     return sum;
 }
 
-fn of_head(row: u32, unit: u32) -> f32 {
+fn head_grad(row: u32, unit: u32) -> f32 {
     var sum = 0.0;
-    for (var place = 0u; place < LENGTH * BATCH; place += 1u) {
-        sum += logit_grads[place * VOCABULARY + row] * states[(place + BATCH) * HIDDEN + unit];
+    for (var position = 0u; position < LENGTH * BATCH; position += 1u) {
+        sum += logit_grads[position * VOCABULARY + row] * states[(position + BATCH) * HIDDEN + unit];
     }
     return sum;
 }
 
-fn of_head_bias(row: u32) -> f32 {
+fn head_bias_grad(row: u32) -> f32 {
     var sum = 0.0;
-    for (var place = 0u; place < LENGTH * BATCH; place += 1u) {
-        sum += logit_grads[place * VOCABULARY + row];
+    for (var position = 0u; position < LENGTH * BATCH; position += 1u) {
+        sum += logit_grads[position * VOCABULARY + row];
     }
     return sum;
 }

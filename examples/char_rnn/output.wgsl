@@ -1,8 +1,9 @@
-// What the network expects to come next at each place, the loss of that, and the gradient of the loss.
+// The logits at each token position, their cross-entropy with the next token, and its gradient.
 //
-//   logit = head h + head_bias        loss = -log softmax(logit)[next]        d logit = (softmax(logit) - onehot(next)) / places
+//   logit = head h + head_bias        loss = -log softmax(logit)[next]
+//   d logit = (softmax(logit) - onehot(next)) / (LENGTH * BATCH)
 //
-// An invocation a place.
+// One invocation for each token position.
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(1) var<storage, read> parameters: array<f32>;
@@ -12,30 +13,30 @@
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let place = id.x;
-    if (place >= LENGTH * BATCH) {
+    let position = id.x;
+    if (position >= LENGTH * BATCH) {
         return;
     }
-    let next = tokens[(place % BATCH) * (LENGTH + 1u) + place / BATCH + 1u];
-    let own = place * VOCABULARY;
-    let state = (place + BATCH) * HIDDEN;
+    let next = tokens[(position % BATCH) * (LENGTH + 1u) + position / BATCH + 1u];
+    let logits_offset = position * VOCABULARY;
+    let state_offset = (position + BATCH) * HIDDEN;
 
-    var largest = -3e38;
+    var max_logit = -3e38;
     for (var v = 0u; v < VOCABULARY; v += 1u) {
         var logit = parameters[HEAD_BIAS + v];
         for (var k = 0u; k < HIDDEN; k += 1u) {
-            logit += parameters[HEAD + v * HIDDEN + k] * states[state + k];
+            logit += parameters[HEAD + v * HIDDEN + k] * states[state_offset + k];
         }
-        logit_grads[own + v] = logit;
-        largest = max(largest, logit);
+        logit_grads[logits_offset + v] = logit;
+        max_logit = max(max_logit, logit);
     }
-    var sum = 0.0;
+    var sum_exp = 0.0;
     for (var v = 0u; v < VOCABULARY; v += 1u) {
-        sum += exp(logit_grads[own + v] - largest);
+        sum_exp += exp(logit_grads[logits_offset + v] - max_logit);
     }
-    losses[place] = log(sum) + largest - logit_grads[own + next];
+    losses[position] = log(sum_exp) + max_logit - logit_grads[logits_offset + next];
     for (var v = 0u; v < VOCABULARY; v += 1u) {
-        let probability = exp(logit_grads[own + v] - largest) / sum;
-        logit_grads[own + v] = (probability - select(0.0, 1.0, v == next)) / f32(LENGTH * BATCH);
+        let probability = exp(logit_grads[logits_offset + v] - max_logit) / sum_exp;
+        logit_grads[logits_offset + v] = (probability - select(0.0, 1.0, v == next)) / f32(LENGTH * BATCH);
     }
 }

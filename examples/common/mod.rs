@@ -1,4 +1,4 @@
-//! What the examples would otherwise repeat: a device, buffers of floats, a kernel. None of it is about clipping.
+//! wgpu code that the examples share: device, buffers, compute kernels. Nothing here concerns clipping.
 #![allow(dead_code, reason = "no example uses all of it")]
 
 use std::error::Error;
@@ -8,22 +8,21 @@ use std::sync::mpsc;
 use wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wgpu::{BufferUsages, PollType};
 
-/// The best adapter of this machine, opened. Without one there is nothing to show: exit code 1. What gradclip and wgpu
-/// log is shown as `RUST_LOG` says.
+/// Opens the best adapter of this machine, or exits with code 1 if there is none. `RUST_LOG` sets the log level.
 pub(crate) fn open() -> (wgpu::Device, wgpu::Queue) {
     env_logger::init();
     let Some(adapter) = gradclip::adapters::enumerate().into_iter().next() else {
-        eprintln!("this example needs a GPU, and wgpu finds no adapter, not even a software one");
+        eprintln!("this example needs a wgpu adapter (hardware or software), and none was found");
         process::exit(1);
     };
-    println!("on {}", adapter.get_info().name);
+    println!("running on {}", adapter.get_info().name);
     pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap_or_else(|error| {
         eprintln!("{error}");
         process::exit(1);
     })
 }
 
-/// A buffer that holds these floats.
+/// Creates a buffer that contains `floats`.
 pub(crate) fn storage(device: &wgpu::Device, label: &str, floats: &[f32]) -> wgpu::Buffer {
     device.create_buffer_init(&BufferInitDescriptor {
         label: Some(label),
@@ -35,7 +34,7 @@ pub(crate) fn storage(device: &wgpu::Device, label: &str, floats: &[f32]) -> wgp
     })
 }
 
-/// The floats of a buffer, when all that has been submitted is done.
+/// Waits for all submitted work, then returns the contents of `buffer`.
 pub(crate) fn read(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
@@ -49,7 +48,7 @@ pub(crate) fn read(
     Ok(bytemuck::pod_collect_to_vec(&receiver.recv()??))
 }
 
-/// A compute shader and its buffers.
+/// A compute pipeline with its bind group.
 pub(crate) struct Kernel {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
@@ -59,8 +58,8 @@ pub(crate) struct Kernel {
 impl Kernel {
     const WORKGROUP_SIZE: u32 = 64;
 
-    /// `main` of this WGSL, in workgroups of `WORKGROUP_SIZE`, for so many invocations at least. The buffers are its
-    /// bindings, in order.
+    /// Compiles `wgsl` and binds `buffers` to the bindings 0, 1, 2, ... of group 0. The entry point is `main`; its
+    /// workgroups have `WORKGROUP_SIZE` invocations, and at least `invocations` run.
     pub(crate) fn new(
         device: &wgpu::Device,
         wgsl: &str,
@@ -91,6 +90,7 @@ impl Kernel {
         Self { pipeline, bind_group, workgroups: invocations.div_ceil(Self::WORKGROUP_SIZE) }
     }
 
+    /// Encodes one dispatch.
     pub(crate) fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         pass.set_pipeline(&self.pipeline);

@@ -1,4 +1,4 @@
-// The gradients of the mean squared error.
+// Backward pass: the gradients of the mean squared error.
 //
 //   ∂loss/∂W = 2 mean(residual · x)    ∂loss/∂b = 2 mean(residual)
 

@@ -1,4 +1,4 @@
-// A linear layer with one output, and the mean squared error of what it predicts.
+// Forward pass: a linear layer with one output, and its mean squared error.
 //
 //   residual = W·x + b - target        loss = mean(residual²)
 
@@ -9,7 +9,7 @@
 @group(0) @binding(4) var<storage, read_write> residuals: array<f32>;
 @group(0) @binding(5) var<storage, read_write> loss: f32;
 
-// Two samples are not worth a second invocation.
+// One invocation suffices for two samples.
 @compute @workgroup_size(1)
 fn main() {
     let samples = arrayLength(&targets);

@@ -1,8 +1,8 @@
-//! The textbook case, all on the GPU and in one submission: `cargo run --example linear`
+//! One clipped training step of a linear layer, in one submission: `cargo run --example linear`
 //!
-//! y = W·x + b with two inputs and one output, two samples, mean squared error. From W = [0.5, -0.25] and b = 0 the
-//! residuals are -1 and 3, the loss is 5, and the gradient is [80, 100] for W and 2 for b: a norm of 128, which a
-//! learning rate of 0.01 survives only if it is clipped. All figures are checked against f64 on the host.
+//! The layer is y = W·x + b, with two inputs, one output, two samples and the mean squared error. At W = [0.5, -0.25]
+//! and b = 0 the residuals are -1 and 3, and the loss is 5. The gradient is [80, 100] for W and 2 for b. Its norm is
+//! 128, so an unclipped step with a learning rate of 0.01 overshoots. Every result is checked against f64 on the host.
 
 use std::error::Error;
 
@@ -21,26 +21,26 @@ const LEARNING_RATE: f32 = 0.01;
 const TOLERANCE: f64 = 1e-6;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let found = on_the_gpu()?;
-    let (expected, unclipped) = on_the_host();
+    let results = gpu_results()?;
+    let (expected, unclipped_loss) = host_results();
     let names = ["loss", "norm before clipping", "norm after clipping", "loss after the step"];
 
     println!("{:22}{:>10}{:>12}", "", "GPU", "f64");
-    for ((name, found), expected) in names.iter().zip(found).zip(expected) {
-        println!("{name:22}{found:10.6}{expected:12.6}");
+    for ((name, result), expected) in names.iter().zip(results).zip(expected) {
+        println!("{name:22}{result:10.6}{expected:12.6}");
     }
-    println!("without clipping, the loss after the step would be {unclipped:.1}");
+    println!("without clipping, the loss after the step would be {unclipped_loss:.1}");
 
-    let close = |(found, expected): (f32, f64)| (f64::from(found) / expected - 1.0).abs() < TOLERANCE;
-    if found.into_iter().zip(expected).all(close) {
+    let is_close = |(result, expected): (f32, f64)| (f64::from(result) / expected - 1.0).abs() < TOLERANCE;
+    if results.into_iter().zip(expected).all(is_close) {
         Ok(())
     } else {
-        Err(format!("the figures must agree to {TOLERANCE:e}").into())
+        Err(format!("GPU and f64 must agree to a relative error of {TOLERANCE:e}").into())
     }
 }
 
-/// The loss, the norm of the gradient before and after clipping, and the loss after the step.
-fn on_the_gpu() -> Result<[f32; 4], Box<dyn Error>> {
+/// Returns the loss, the gradient norm before and after clipping, and the loss after the step.
+fn gpu_results() -> Result<[f32; 4], Box<dyn Error>> {
     let (device, queue) = common::open();
     let buffer = |label, floats: &[f32]| storage(&device, label, floats);
     let kernel = |wgsl, buffers: &[_], invocations| Kernel::new(&device, wgsl, buffers, invocations);
@@ -57,13 +57,13 @@ fn on_the_gpu() -> Result<[f32; 4], Box<dyn Error>> {
         let buffers = [&inputs, &targets, &weight, &bias, &residuals, loss];
         kernel(include_str!("forward.wgsl"), &buffers, 1)
     };
-    let backward = [&inputs, &residuals, &weight_grad, &bias_grad];
-    let backward = kernel(include_str!("backward.wgsl"), &backward, 1);
-    let descend = |parameter, gradient, elements| {
+    let buffers = [&inputs, &residuals, &weight_grad, &bias_grad];
+    let backward = kernel(include_str!("backward.wgsl"), &buffers, 1);
+    let sgd = |parameter, gradient, elements| {
         let buffers = [&learning_rate, gradient, parameter];
         kernel(include_str!("sgd.wgsl"), &buffers, elements)
     };
-    // One coefficient for both: clipped apart from each other, they would point elsewhere.
+    // One coefficient scales both tensors, so the direction of the whole gradient is kept.
     let gradients = [&weight_grad, &bias_grad].map(Gradient::f32);
     let plan = Clipper::new(&device)?.prepare(&gradients, Clip::by_global_norm(MAX_NORM))?;
 
@@ -72,36 +72,36 @@ fn on_the_gpu() -> Result<[f32; 4], Box<dyn Error>> {
     backward.encode(&mut encoder);
     plan.encode(&mut encoder);
     let before = plan.read_back(&mut encoder);
-    // Only to show that it is 1 now; training needs no second look.
+    // Measures again to show that the norm is now 1. Training does not need this.
     plan.encode_norm(&mut encoder);
     let after = plan.read_back(&mut encoder);
-    descend(&weight, &weight_grad, 2).encode(&mut encoder);
-    descend(&bias, &bias_grad, 1).encode(&mut encoder);
+    sgd(&weight, &weight_grad, 2).encode(&mut encoder);
+    sgd(&bias, &bias_grad, 1).encode(&mut encoder);
     forward(&new_loss).encode(&mut encoder);
     queue.submit([encoder.finish()]);
 
-    let first = |buffer| read(&device, &queue, buffer).map(|floats| floats[0]);
+    let scalar = |buffer| read(&device, &queue, buffer).map(|floats| floats[0]);
     let norms = [before.wait()?.total_norm, after.wait()?.total_norm];
-    Ok([first(&loss)?, norms[0], norms[1], first(&new_loss)?])
+    Ok([scalar(&loss)?, norms[0], norms[1], scalar(&new_loss)?])
 }
 
-/// The same four figures, and the loss after a step that does not clip.
-fn on_the_host() -> ([f64; 4], f64) {
+/// Returns the same four results, and the loss after a step without clipping.
+fn host_results() -> ([f64; 4], f64) {
     let layer = Layer([WEIGHT[0], WEIGHT[1], BIAS].map(f64::from));
     let gradient = layer.gradient();
     let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
     let coef = reference::clip_coef(norm, MAX_NORM.into());
-    let clipped = layer.descended(&gradient.map(|g| g * coef));
-    let figures = [layer.loss(), norm, norm * coef, clipped.loss()];
-    (figures, layer.descended(&gradient).loss())
+    let clipped = layer.updated(&gradient.map(|g| g * coef));
+    let results = [layer.loss(), norm, norm * coef, clipped.loss()];
+    (results, layer.updated(&gradient).loss())
 }
 
-/// The two weights and the bias.
+/// Two weights and a bias.
 struct Layer([f64; 3]);
 
 impl Layer {
-    /// Every sample, with a 1 for the bias, and its residual.
-    fn residuals(&self) -> [([f64; 3], f64); 2] {
+    /// Returns each sample's inputs, with a 1 for the bias, and its residual.
+    fn samples(&self) -> [([f64; 3], f64); 2] {
         [0, 1].map(|i| {
             let x = [INPUTS[i][0], INPUTS[i][1], 1.0].map(f64::from);
             let y: f64 = self.0.iter().zip(x).map(|(w, x)| w * x).sum();
@@ -110,16 +110,16 @@ impl Layer {
     }
 
     fn loss(&self) -> f64 {
-        self.residuals().map(|(_, residual)| residual * residual).iter().sum::<f64>() / 2.0
+        self.samples().map(|(_, residual)| residual * residual).iter().sum::<f64>() / 2.0
     }
 
     fn gradient(&self) -> [f64; 3] {
-        let samples = self.residuals();
-        // The 2 of the derivative and the mean over two samples cancel.
+        let samples = self.samples();
+        // The factor 2 of the derivative cancels with the mean over two samples.
         [0, 1, 2].map(|k| samples.iter().map(|(x, residual)| residual * x[k]).sum())
     }
 
-    fn descended(&self, gradient: &[f64; 3]) -> Self {
+    fn updated(&self, gradient: &[f64; 3]) -> Self {
         Self([0, 1, 2].map(|k| self.0[k] - f64::from(LEARNING_RATE) * gradient[k]))
     }
 }

@@ -1,4 +1,4 @@
-// Gradient descent, without momentum: a step against the gradient.
+// A step of SGD without momentum. One invocation for each element.
 
 @group(0) @binding(0) var<storage, read> learning_rate: f32;
 @group(0) @binding(1) var<storage, read> gradient: array<f32>;

@@ -1,6 +1,6 @@
-// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that clips where it reads a gradient anyway.
+// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Clips each gradient element as it is loaded.
 //
-// One invocation an element. `ClipRecord` and `clip_record_scaled` come from gradclip::CLIP_RECORD_WGSL.
+// One invocation for each element. `ClipRecord` and `clip_record_scaled` come from gradclip::CLIP_RECORD_WGSL.
 
 struct Hyperparameters {
     learning_rate: f32,

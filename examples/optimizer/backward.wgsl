@@ -1,4 +1,4 @@
-// The gradient of ½ Σ (parameter - target)².
+// Computes the gradient of ½ Σ (parameter - target)². One invocation for each element.
 
 @group(0) @binding(0) var<storage, read> targets: array<f32>;
 @group(0) @binding(1) var<storage, read> parameters: array<f32>;

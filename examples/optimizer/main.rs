@@ -1,8 +1,9 @@
-//! Clipping without a scale pass: `cargo run --example optimizer`
+//! Clips inside the optimizer, without a scale pass: `cargo run --example optimizer`
 //!
-//! An optimizer reads every gradient anyway. If it multiplies by the clip coefficient there, the pass that would read
-//! and write them all is saved: [`Clip::coefficient_only`], and a shader that binds [`ClipPlan::record_buffer`].
-//! AdamW trains in both ways, on the same problem; the parameters must come out the same.
+//! An optimizer reads every gradient anyway. If it also multiplies by the clip coefficient, the pass that scales the
+//! gradients in memory is not needed. This takes [`Clip::coefficient_only`], and an optimizer shader that binds
+//! [`ClipPlan::record_buffer`]. The example trains the same problem with and without the scale pass, and compares the
+//! parameters.
 
 use std::error::Error;
 
@@ -15,36 +16,38 @@ use common::{Kernel, read, storage};
 const ELEMENTS: u16 = 50_000;
 const STEPS: u8 = 20;
 const MAX_NORM: f32 = 60.0;
-/// What the ways may differ by: the bits are the same here, but WGSL lets a compiler reorder a product.
+/// The largest difference allowed between the two. WGSL lets a compiler reorder products, so bits may differ.
 const TOLERANCE: f32 = 1e-6;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (device, queue) = common::open();
-    let fused = Training::with_clip_in_optimizer(&device)?;
-    let apart = Training::with_clip_before_optimizer(&device)?;
+    let fused = Training::with_fused_clip(&device)?;
+    let separate = Training::with_scale_pass(&device)?;
 
     println!("step   norm (in AdamW)  norm (scale pass)  coefficient");
     for step in 1..=STEPS {
-        let in_adamw = fused.step(&device, &queue, step)?;
-        let scaled = apart.step(&device, &queue, step)?;
-        let (norm, other) = (in_adamw.total_norm, scaled.total_norm);
-        println!("{step:4}  {norm:16.6}  {other:17.6}  {:11.6}", scaled.clip_coef);
+        let fused = fused.step(&device, &queue, step)?;
+        let separate = separate.step(&device, &queue, step)?;
+        println!(
+            "{step:4}  {:16.6}  {:17.6}  {:11.6}",
+            fused.total_norm, separate.total_norm, separate.clip_coef
+        );
     }
 
     let fused = read(&device, &queue, &fused.parameters)?;
-    let apart = read(&device, &queue, &apart.parameters)?;
-    let mut differences = fused.iter().zip(&apart).map(|(a, b)| (a - b).abs());
+    let separate = read(&device, &queue, &separate.parameters)?;
+    let mut differences = fused.iter().zip(&separate).map(|(a, b)| (a - b).abs());
     let largest = differences.clone().fold(0.0, f32::max);
-    let verdict = if fused == apart { "the same, bit for bit" } else { "not the same" };
-    println!("largest difference of the {ELEMENTS} parameters: {largest:e} ({verdict})");
-    // Each of them, because the largest would overlook a NaN.
+    let verdict = if fused == separate { "bit-identical" } else { "not bit-identical" };
+    println!("largest difference over {ELEMENTS} parameters: {largest:e} ({verdict})");
+    // Checks every element, because `f32::max` ignores NaN.
     if !differences.all(|difference| difference <= TOLERANCE) {
         return Err(format!("the parameters must not differ by more than {TOLERANCE:e}").into());
     }
     Ok(())
 }
 
-/// Parameters on their way to random targets.
+/// Fits parameters to fixed targets.
 struct Training {
     parameters: wgpu::Buffer,
     hyperparameters: wgpu::Buffer,
@@ -54,13 +57,14 @@ struct Training {
 }
 
 impl Training {
-    fn with_clip_in_optimizer(device: &wgpu::Device) -> Result<Self, Box<dyn Error>> {
+    /// AdamW multiplies by the coefficient in the plan's record.
+    fn with_fused_clip(device: &wgpu::Device) -> Result<Self, Box<dyn Error>> {
         let clip = Clip::by_global_norm(MAX_NORM).coefficient_only();
         Self::new(device, clip, |plan| plan.record_buffer().cloned())
     }
 
-    /// For the same optimizer, which finds a factor of 1 in a record of its own.
-    fn with_clip_before_optimizer(device: &wgpu::Device) -> Result<Self, Box<dyn Error>> {
+    /// The plan scales the gradients. AdamW is the same, and reads a constant record with the coefficient 1.
+    fn with_scale_pass(device: &wgpu::Device) -> Result<Self, Box<dyn Error>> {
         let unclipped = [ClipRecord::UNCLIPPED];
         let clip = Clip::by_global_norm(MAX_NORM);
         Self::new(device, clip, |_| Some(storage(device, "record", bytemuck::cast_slice(&unclipped))))
@@ -95,7 +99,7 @@ impl Training {
         Ok(Self { parameters, hyperparameters, backward, plan, adamw })
     }
 
-    /// One step; the record is waited for only because it is to be printed.
+    /// Runs one step and waits for its record, to print it. A real training loop would not wait.
     fn step(
         &self,
         device: &wgpu::Device,
@@ -114,7 +118,7 @@ impl Training {
     }
 }
 
-/// `Hyperparameters` of adamw.wgsl. What Adam divides by for its moments' start from zero depends on the step.
+/// Returns the `Hyperparameters` of adamw.wgsl. The bias corrections depend on the step, counted from 1.
 fn hyperparameters(step: u8) -> [f32; 7] {
     let (learning_rate, epsilon, weight_decay) = (0.05, 1e-8, 0.01);
     let (beta1, beta2) = (0.9_f32, 0.999_f32);
@@ -122,8 +126,8 @@ fn hyperparameters(step: u8) -> [f32; 7] {
     [learning_rate, beta1, beta2, epsilon, weight_decay, correction(beta1), correction(beta2)]
 }
 
-/// Numbers between -1 and 1 in no order: the golden ratio, wrapped around.
+/// Returns values in [-1, 1): multiples of the golden ratio, modulo 1, which spread evenly.
 fn targets() -> Vec<f32> {
-    let golden = 0.618_034;
-    (0..ELEMENTS).map(|i| 2.0 * (f32::from(i) * golden).fract() - 1.0).collect()
+    const GOLDEN_RATIO: f32 = 0.618_034;
+    (0..ELEMENTS).map(|i| 2.0 * (f32::from(i) * GOLDEN_RATIO).fract() - 1.0).collect()
 }
