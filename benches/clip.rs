@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput};
-use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient, cpu, is_software, reference};
+use gradclip::adapters::is_software;
+use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient, cpu, reference};
 use wgpu::util::{BufferInitDescriptor, DeviceExt, DownloadBuffer};
 use wgpu::{BufferUsages, CommandEncoder, CommandEncoderDescriptor, PollType};
 
@@ -212,8 +213,10 @@ impl Path for OnCpu<'_> {
     }
 
     fn clip(&mut self) {
-        let mut slices: Vec<_> = self.gradients.iter_mut().map(Vec::as_mut_slice).collect();
-        self.record = cpu::clip(&mut slices, self.clip).expect("the limits are valid");
+        let mut list: Vec<_> =
+            self.gradients.iter_mut().map(|gradient| cpu::Gradient::f32(gradient)).collect();
+        let records = cpu::clip(&mut list, self.clip).expect("the limits are valid");
+        self.record = records.first().copied();
     }
 
     fn outcome(&self) -> Outcome {
@@ -233,7 +236,7 @@ struct Gpu {
 impl Gpu {
     /// The best adapter, with all that it allows, introduced.
     fn open() -> Option<Self> {
-        let Some(adapter) = gradclip::adapters().into_iter().next() else {
+        let Some(adapter) = gradclip::adapters::enumerate().into_iter().next() else {
             println!("GPU path: no adapter");
             return None;
         };

@@ -7,7 +7,8 @@
 
 use std::time::Instant;
 
-use gradclip::{Clip, Clipper, DType, DeviceChoice, Gradient, adapters};
+use gradclip::slices::DeviceChoice;
+use gradclip::{Clip, Clipper, DType, Gradient, adapters};
 use serde_json::json;
 use wgpu::{BufferUsages, CommandEncoder, PollType};
 
@@ -23,7 +24,7 @@ fn main() {
     let repetitions = if given("--bench").is_some() { 101 } else { 1 };
     let name = given("--device").map_or("gpu", |at| arguments.get(at + 1).expect("--device has a value"));
     let choice: DeviceChoice = name.parse().expect("every name can be a device's");
-    let mut adapters = adapters();
+    let mut adapters = adapters::enumerate();
     let index = choice.choose(&adapters).unwrap_or_else(|error| panic!("{error}"));
     let adapter = adapters.swap_remove(index.expect("the CPU path has no plans"));
     let required_limits = Clipper::recommended_limits(&adapter, &wgpu::Limits::default());

@@ -8,7 +8,7 @@
 
 use std::{error::Error, mem, process};
 
-use gradclip::{Clip, Clipper, DType, Gradient};
+use gradclip::{Clip, Clipper, Gradient};
 
 mod common;
 use common::{Kernel, storage};
@@ -28,10 +28,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let layers = [&weight, &arena];
 
     let gradients = [
-        Gradient::new(&weight.gradients, DType::F32),
+        Gradient::f32(&weight.gradients),
         // What lies around these two in the arena is neither measured nor clipped.
-        Gradient::new(&arena.gradients, DType::F32).elements(0..64),
-        Gradient::new(&arena.gradients, DType::F32).elements(100..164),
+        Gradient::f32(&arena.gradients).elements(0..64),
+        Gradient::f32(&arena.gradients).elements(100..164),
     ];
     let plan = Clipper::new(&device)?.prepare(&gradients, Clip::by_global_norm(MAX_NORM))?; // <-
 

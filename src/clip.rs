@@ -1,12 +1,12 @@
-//! What to do: the options of a clip, as plain data. Nothing here knows a GPU; the CPU and the GPU path
-//! both read these values and mean the same by them.
+//! `Clip`: the options of a clip, as plain data. The GPU path and the CPU path both execute them.
 
-use std::fmt::Debug;
-
-use crate::float_state::in_default_modes;
+// The CPU path and the GPU path import these from here.
+pub(crate) use crate::operation::{
+    ByNorm, Limit, Operation, Scope, agc_limit, check_max_norms, inverse_scale,
+};
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
-/// How gradients are to be clipped.
+/// The options of a clip: the method, its limit, the norm type and the policies.
 ///
 /// ```
 /// use gradclip::{Clip, NonFinite, NormType};
@@ -17,9 +17,12 @@ use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 /// # let _ = (joint, largest, elementwise);
 /// ```
 ///
-/// The values are checked where they are used: by [`Clipper::prepare`](crate::Clipper::prepare) and by the
-/// functions of [`cpu`](crate::cpu).
+/// Every call that takes a clip validates it first, with [`Clip::checked`]. An option that the method cannot honour is an error,
+/// such as [`loss_scale`](Self::loss_scale) with [`by_value`](Self::by_value).
+#[expect(clippy::struct_field_names, reason = "each field has the name of its method")]
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "saved::SavedClip", into = "saved::SavedClip"))]
 pub struct Clip {
     method: Method,
     norm_type: NormType,
@@ -29,19 +32,51 @@ pub struct Clip {
     coefficient_only: bool,
     tensor_stats: bool,
     count_steps: bool,
-    past_norms: Option<ZClip>,
+    z_clip: Option<ZClip>,
 }
 
-/// What the caller asked for, in the caller's words, so that an error can repeat them.
+/// The constructor and its arguments, which errors repeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 enum Method {
-    GlobalNorm { max_norm: f32 },
-    Norm { max_norm: f32 },
-    Rms { threshold: f32 },
-    ParameterNorm { clipping: f32, floor: f32 },
-    SuppliedNorm { max_norm: f32 },
-    Value { clip_value: f32 },
-    ValueRange { low: f32, high: f32 },
+    #[cfg_attr(feature = "serde", serde(rename = "by_global_norm"))]
+    GlobalNorm {
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        max_norm: f32,
+    },
+    #[cfg_attr(feature = "serde", serde(rename = "by_norm"))]
+    Norm {
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        max_norm: f32,
+    },
+    #[cfg_attr(feature = "serde", serde(rename = "by_rms"))]
+    Rms {
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        threshold: f32,
+    },
+    #[cfg_attr(feature = "serde", serde(rename = "by_parameter_norm"))]
+    ParameterNorm {
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        clipping: f32,
+        floor: f32,
+    },
+    #[cfg_attr(feature = "serde", serde(rename = "by_supplied_norm"))]
+    SuppliedNorm {
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        max_norm: f32,
+    },
+    #[cfg_attr(feature = "serde", serde(rename = "by_value"))]
+    Value {
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        clip_value: f32,
+    },
+    #[cfg_attr(feature = "serde", serde(rename = "by_value_range"))]
+    ValueRange {
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        low: f32,
+        #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
+        high: f32,
+    },
 }
 
 impl Method {
@@ -56,270 +91,18 @@ impl Method {
             Self::ValueRange { .. } => "Clip::by_value_range",
         }
     }
-}
 
-/// A [`Clip`] whose values have been checked, as plain data: what the GPU path and the CPU path carry out, and what a package
-/// reads that clips elsewhere. [`Clip::checked`] makes it.
-///
-/// There may be more kinds of operations, scopes and options one day. Whoever carries one out must refuse what it does not
-/// know: an option that is dropped in silence is worse than none.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Operation {
-    /// Scale by a norm.
-    Norm(ByNorm),
-    /// Clamp every element to `low..=high`, where a NaN stays one. Neither bound is NaN, and `low <= high`.
-    Clamp {
-        /// The lower bound.
-        low: f32,
-        /// The upper bound.
-        high: f32,
-    },
-}
-
-impl Operation {
-    /// The limit of a clip by norm.
-    pub(crate) fn limit(&self) -> f32 {
+    /// Returns the epsilon of the method, unless [`Clip::epsilon`] sets another.
+    const fn epsilon(self) -> Epsilon {
         match self {
-            Self::Norm(norm) => norm.max_norm,
-            Self::Clamp { .. } => f32::INFINITY,
+            Self::Rms { .. } | Self::ParameterNorm { .. } => Epsilon::None,
+            _ => Epsilon::PyTorch,
         }
     }
-
-    /// The bounds of a clip by value.
-    pub(crate) fn bounds(&self) -> Option<[f32; 2]> {
-        match *self {
-            Self::Norm(_) => None,
-            Self::Clamp { low, high } => Some([low, high]),
-        }
-    }
-
-    /// Refuses options whose results only a plan could return.
-    pub(crate) const fn check_without_plan(&self) -> Result<(), Error> {
-        let option = match self {
-            Self::Norm(ByNorm { z_clip: Some(_), .. }) => "z_clip",
-            Self::Norm(ByNorm { tensor_stats: true, .. }) => "tensor_stats",
-            Self::Norm(ByNorm { count_steps: true, .. }) => "count_steps",
-            _ => return Ok(()),
-        };
-        Err(Error::NeedsPlan { option })
-    }
-
-    /// Whether it needs the parameters of the gradients.
-    pub(crate) const fn is_relative(&self) -> bool {
-        matches!(self, Self::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
-    }
-
-    /// The first option besides the limit in which two operations differ, and its two values.
-    fn difference(&self, other: &Self) -> Option<(&'static str, [String; 2])> {
-        match (self, other) {
-            (Self::Norm(one), Self::Norm(other)) => one.difference(other),
-            (Self::Clamp { .. }, Self::Clamp { .. }) => None,
-            _ => Some(("kind", [self, other].map(|operation| operation.kind().to_owned()))),
-        }
-    }
-
-    const fn kind(&self) -> &'static str {
-        match self {
-            Self::Norm(_) => "by norm",
-            Self::Clamp { .. } => "by value",
-        }
-    }
-}
-
-/// How the limit of what has a norm of its own follows from that of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
-    /// It is that of the group.
-    Of { group: usize },
-    /// That of the group is one for the root of the mean of so many squares.
-    Rms { group: usize, elements: u64 },
-    /// There is none: nothing is measured.
-    None,
-}
-
-impl Limit {
-    #[expect(clippy::cast_possible_truncation, reason = "a limit is an f32; too large is infinite")]
-    pub(crate) fn among(self, max_norms: &[f32]) -> f32 {
-        match self {
-            Self::Of { group } => max_norms[group],
-            // Nothing at all has no mean, and no limit times zero may become NaN.
-            Self::Rms { group, elements } => {
-                (f64::from(max_norms[group]) * (elements.max(1) as f64).sqrt()) as f32
-            }
-            Self::None => f32::INFINITY,
-        }
-    }
-}
-
-/// The values of an option, where they differ.
-fn differ<T: PartialEq + Debug>(
-    option: &'static str,
-    one: &T,
-    other: &T,
-) -> Option<(&'static str, [String; 2])> {
-    (one != other).then(|| (option, [one, other].map(|value| format!("{value:?}"))))
-}
-
-/// Checks new limits, one for each group.
-pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
-    if groups != max_norms.len() {
-        return Err(Error::Limits { given: max_norms.len(), groups });
-    }
-    let is_invalid = |max_norm: &f32| max_norm.is_nan() || *max_norm < 0.0;
-    let Some(group) = max_norms.iter().position(is_invalid) else { return Ok(()) };
-    let error = Error::MaxNorm { given: max_norms[group] };
-    Err(if max_norms.len() > 1 { Error::in_group(group, error) } else { error })
-}
-
-/// What undoes a loss scale.
-pub(crate) fn inverse_scale(scale: f32) -> Result<f32, Error> {
-    let inverse = in_default_modes(|| scale.recip());
-    if scale > 0.0 && scale.is_finite() && inverse.is_finite() {
-        Ok(inverse)
-    } else {
-        Err(Error::LossScale { given: scale })
-    }
-}
-
-/// A clip by a norm, checked: the options of [`Clip`], each with its meaning there.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct ByNorm {
-    /// Which norm. 1, 2 and infinity are the variants of their own, never [`NormType::P`].
-    pub norm_type: NormType,
-    /// What has a norm of its own.
-    pub scope: Scope,
-    /// The limit, in the words of the scope. Not negative, not NaN; infinity is none.
-    pub max_norm: f32,
-    /// What is added to a norm before the limit is divided by it. Finite, not negative.
-    pub epsilon: f32,
-    /// What becomes of gradients that are not finite.
-    pub non_finite: NonFinite,
-    /// What undoes the loss scale in gradients, and in norms but for a count: see [`inverse_norm_scale`](Self::inverse_norm_scale).
-    /// 1 without one. Positive and finite.
-    pub inverse_scale: f32,
-    /// Whether gradients stay as they are.
-    pub coefficient_only: bool,
-    /// Whether each gradient gets statistics besides.
-    pub tensor_stats: bool,
-    /// Whether what the records say is counted over the steps.
-    pub count_steps: bool,
-    /// What else limits, if it is to adapt to past norms.
-    pub z_clip: Option<ZClip>,
-}
-
-impl ByNorm {
-    /// What undoes the loss scale in norms. The 0-norm counts gradients, and a count has no scale: there it is 1.
-    #[must_use]
-    pub fn inverse_norm_scale(&self) -> f32 {
-        if self.norm_type.p() == 0.0 { 1.0 } else { self.inverse_scale }
-    }
-
-    /// The first option besides the limit in which two clips differ, and its two values.
-    fn difference(&self, other: &Self) -> Option<(&'static str, [String; 2])> {
-        // Every field is named, so that a new option cannot be forgotten here.
-        let Self {
-            norm_type,
-            scope,
-            max_norm: _,
-            epsilon,
-            non_finite,
-            inverse_scale,
-            coefficient_only,
-            tensor_stats,
-            count_steps,
-            z_clip,
-        } = self;
-        differ("scope", scope, &other.scope)
-            .or_else(|| differ("norm_type", norm_type, &other.norm_type))
-            .or_else(|| differ("epsilon", epsilon, &other.epsilon))
-            .or_else(|| differ("non_finite", non_finite, &other.non_finite))
-            .or_else(|| differ("the inverse of loss_scale", inverse_scale, &other.inverse_scale))
-            .or_else(|| differ("coefficient_only", coefficient_only, &other.coefficient_only))
-            .or_else(|| differ("tensor_stats", tensor_stats, &other.tensor_stats))
-            .or_else(|| differ("count_steps", count_steps, &other.count_steps))
-            .or_else(|| differ("z_clip", z_clip, &other.z_clip))
-    }
-
-    /// The plain clip by global L2 norm, to a limit that is valid.
-    pub(crate) const fn l2(max_norm: f32) -> Self {
-        Self {
-            norm_type: NormType::L2,
-            scope: Scope::Global,
-            max_norm,
-            epsilon: Epsilon::PyTorch.value(),
-            non_finite: NonFinite::Propagate,
-            inverse_scale: 1.0,
-            coefficient_only: false,
-            tensor_stats: false,
-            count_steps: false,
-            z_clip: None,
-        }
-    }
-
-    /// The limit on the norm of so many elements, which for [`Scope::TensorRms`] grows with their number. That of a
-    /// [`Scope::Parameter`] is still to be multiplied by the norm of the parameter.
-    ///
-    /// ```
-    /// use gradclip::{Clip, Operation};
-    ///
-    /// let Operation::Norm(rms) = Clip::by_rms(0.5).checked()? else { unreachable!() };
-    /// assert_eq!(rms.limit_for(9), 1.5);
-    /// # Ok::<(), gradclip::Error>(())
-    /// ```
-    #[must_use]
-    pub fn limit_for(&self, elements: u64) -> f32 {
-        self.scope.limit(0, elements, true).among(&[self.max_norm])
-    }
-}
-
-/// What has a norm, a limit and a record of its own.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Scope {
-    /// All gradients of a group together.
-    Global,
-    /// Each gradient, or each of its rows.
-    Tensor,
-    /// The same, and its limit is that for one element times the square root of how many there are.
-    TensorRms,
-    /// The same, and its limit is relative to the norm of its parameter.
-    Parameter {
-        /// The least norm of a parameter: what is less counts as this.
-        floor: f32,
-    },
-    /// Nothing: the caller supplies the norm.
-    Supplied,
-}
-
-impl Scope {
-    /// Whether the gradients of a group share a record.
-    pub(crate) const fn is_together(self) -> bool {
-        matches!(self, Self::Global | Self::Supplied)
-    }
-
-    /// The limit of what has a norm of its own.
-    pub(crate) fn limit(self, group: usize, elements: u64, measured: bool) -> Limit {
-        match self {
-            _ if !measured => Limit::None,
-            Self::TensorRms => Limit::Rms { group, elements },
-            _ => Limit::Of { group },
-        }
-    }
-}
-
-/// The limit of a clip by the norm of a parameter: how large a share of that is allowed. The norm may exceed f32, and the
-/// limit too.
-pub(crate) fn relative_limit(clipping: f32, parameter_norm: f64, floor: f32) -> f64 {
-    let [clipping, floor] = [clipping, floor].map(f64::from);
-    // Not `f64::max`, which would lose a NaN.
-    let norm = if parameter_norm < floor { floor } else { parameter_norm };
-    if clipping == f64::INFINITY { clipping } else { clipping * norm }
 }
 
 impl Clip {
-    /// Scale all gradients by one factor, so that their joint norm is at most `max_norm`.
+    /// Scales all gradients by one factor, so that their joint norm is at most `max_norm`.
     ///
     /// ```text
     /// total_norm = sqrt(Σ g²)                              over every element of every gradient
@@ -337,22 +120,24 @@ impl Clip {
     /// leave gradients alone, leave them out of the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when the clip
     /// is used.
     ///
-    /// What becomes of gradients that are not finite says [`non_finite`](Self::non_finite).
+    /// See [`non_finite`](Self::non_finite) for how infinities and NaNs are handled.
     #[must_use]
     pub const fn by_global_norm(max_norm: f32) -> Self {
         Self::by(Method::GlobalNorm { max_norm })
     }
 
-    /// Scale each gradient by a factor of its own, so that its own norm is at most `max_norm`: `tf.clip_by_norm`, the
-    /// `clipnorm` of Keras, the `GradientClipping::Norm` of Burn. It changes the direction of the step; the clip of the
-    /// literature is [`by_global_norm`](Self::by_global_norm), with whose formula and options this one agrees.
+    /// Scales each gradient by its own factor, so that its norm is at most `max_norm`: `tf.clip_by_norm`, `clipnorm` of Keras,
+    /// `GradientClipping::Norm` of Burn.
+    ///
+    /// Formula and options are those of [`by_global_norm`](Self::by_global_norm), the usual clip in the literature. Unlike that,
+    /// this clip changes the direction of the step.
     ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::Gradient};
     ///
     /// let (mut steep, mut flat) = ([30.0, 40.0], [0.3]);
     /// let mut gradients = [Gradient::f32(&mut steep), Gradient::f32(&mut flat)];
-    /// let records = cpu::clip_all(&mut gradients, Clip::by_norm(5.0))?;
+    /// let records = cpu::clip(&mut gradients, Clip::by_norm(5.0))?;
     /// assert_eq!((records[0].total_norm, records[1].clip_coef), (50.0, 1.0));
     /// assert!((steep[0] - 3.0).abs() < 1e-6 && flat == [0.3]);
     /// # Ok::<(), gradclip::Error>(())
@@ -362,31 +147,31 @@ impl Clip {
         Self::by(Method::Norm { max_norm })
     }
 
-    /// Scale each gradient by a factor of its own, so that the root of the mean of its squares is at most `threshold`:
-    /// `optax.clip_by_block_rms`.
+    /// Scales each gradient by its own factor, so that its RMS is at most `threshold`: `optax.clip_by_block_rms`.
     ///
     /// ```text
     /// g = g · min(threshold / sqrt(mean(g²)), 1)
     /// ```
     ///
-    /// Without an epsilon, as in optax, unless one is set. A negative or NaN `threshold` is an [`Error::MaxNorm`].
+    /// The default epsilon is 0, as in optax. A negative or NaN `threshold` is an [`Error::MaxNorm`].
     ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::Gradient};
     ///
     /// let mut gradient = [4.0; 9];
-    /// cpu::clip_all(&mut [Gradient::f32(&mut gradient)], Clip::by_rms(1.0))?;
+    /// cpu::clip(&mut [Gradient::f32(&mut gradient)], Clip::by_rms(1.0))?;
     /// assert_eq!(gradient, [1.0; 9]);
     /// # Ok::<(), gradclip::Error>(())
     /// ```
     #[must_use]
     pub const fn by_rms(threshold: f32) -> Self {
-        Self { epsilon: Epsilon::None, ..Self::by(Method::Rms { threshold }) }
+        Self::by(Method::Rms { threshold })
     }
 
-    /// Scale each gradient by a factor of its own, so that its norm is at most the share `clipping` of the norm of its
-    /// parameter: adaptive gradient clipping (AGC) of Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image
-    /// Recognition Without Normalization" (2021, arXiv:2102.06171), `optax.adaptive_grad_clip`.
+    /// Scales each gradient by its own factor, so that its norm is at most `clipping` times the norm of its parameter.
+    ///
+    /// This is adaptive gradient clipping (AGC), `optax.adaptive_grad_clip`: Brock, De, Smith and Simonyan, "High-Performance
+    /// Large-Scale Image Recognition Without Normalization" (2021, arXiv:2102.06171).
     ///
     /// ```text
     /// limit = clipping · max(‖parameter‖, floor)
@@ -394,15 +179,14 @@ impl Clip {
     /// ```
     ///
     /// Each measured gradient needs its parameter: [`Gradient::parameter`](crate::Gradient::parameter),
-    /// [`cpu::Gradient::parameter`](crate::cpu::Gradient::parameter). It is read, and never written. Where a gradient says
-    /// how many [`rows`](crate::Gradient::rows) it has, each row has a limit of its own, relative to that row of the
-    /// parameter: the paper clips unit by unit, a unit being all that leads to one output (a row of a weight
-    /// `[out, in]`, a filter of a convolution `[out, in, height, width]`). NFNets use 0.01 and a floor of 1e-3, so that
-    /// parameters which begin at 0 are not clipped to 0.
+    /// [`cpu::Gradient::parameter`](crate::cpu::Gradient::parameter). Parameters are only read. If a gradient has
+    /// [`rows`](crate::Gradient::rows), each row is limited by the norm of the same row of the parameter. The paper clips
+    /// unit by unit; a unit is a row of a weight `[out, in]`, or a filter of a convolution `[out, in, height, width]`. NFNets
+    /// use 0.01 and a floor of 1e-3, so that the gradients of parameters that start at 0 are not clipped to 0.
     ///
-    /// Without an epsilon, as in optax, unless one is set. A negative or NaN `clipping` is an [`Error::MaxNorm`], a floor
-    /// that is negative or not finite an [`Error::ParameterFloor`]. A parameter that is NaN makes the coefficient NaN, and
-    /// [`non_finite`](Self::non_finite) says what becomes of the gradient.
+    /// The default epsilon is 0, as in optax. A negative or NaN `clipping` is an [`Error::MaxNorm`]; a floor that is negative
+    /// or not finite is an [`Error::ParameterFloor`]. A NaN in a parameter makes the coefficient NaN; see
+    /// [`non_finite`](Self::non_finite).
     ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::{Gradient, Parameter}};
@@ -410,7 +194,7 @@ impl Clip {
     /// let weight = [3.0, 4.0, 0.0, 0.0];
     /// let mut gradient = [0.3, 0.4, 0.3, 0.4];
     /// let mut gradients = [Gradient::f32(&mut gradient).rows(2).parameter(Parameter::f32(&weight))];
-    /// let records = cpu::clip_all(&mut gradients, Clip::by_parameter_norm(0.01, 1e-3))?;
+    /// let records = cpu::clip(&mut gradients, Clip::by_parameter_norm(0.01, 1e-3))?;
     /// // Within 1 % of 5, and within 1 % of the floor.
     /// assert!((gradient[1] - 0.04).abs() < 1e-6 && (gradient[3] - 8e-6).abs() < 1e-9);
     /// assert_eq!(records.len(), 2);
@@ -418,31 +202,32 @@ impl Clip {
     /// ```
     #[must_use]
     pub const fn by_parameter_norm(clipping: f32, floor: f32) -> Self {
-        Self { epsilon: Epsilon::None, ..Self::by(Method::ParameterNorm { clipping, floor }) }
+        Self::by(Method::ParameterNorm { clipping, floor })
     }
 
-    /// Scale all gradients by one factor, as [`by_global_norm`](Self::by_global_norm) does, but for a norm that you
-    /// supply: `torch.nn.utils.clip_grads_with_norm_`, the `use_norm` of `tf.clip_by_global_norm`.
+    /// Scales all gradients by one factor, as [`by_global_norm`](Self::by_global_norm), from a norm that the caller supplies:
+    /// `torch.nn.utils.clip_grads_with_norm_`, `use_norm` of `tf.clip_by_global_norm`.
     ///
-    /// It is for gradients that are spread over several devices: measure each part by a plan of its own, join their
-    /// norms with [`join_norms`](crate::join_norms), and scale each part with the total. On the GPU,
-    /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) hands it
-    /// over; until then nothing is scaled, and tickets fail with [`Error::NormMissing`].
+    /// Use it for gradients that are sharded over several devices: measure each shard with its own plan, join the norms with
+    /// [`join_norms`](crate::distributed::join_norms), and scale each shard by the total. On the GPU,
+    /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) supplies the norm.
+    /// Until then nothing is scaled, and tickets return [`Error::NormNotSupplied`].
     #[must_use]
     pub const fn by_supplied_norm(max_norm: f32) -> Self {
         Self::by(Method::SuppliedNorm { max_norm })
     }
 
-    /// Clamp every element to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`.
+    /// Clamps every element to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`.
     ///
-    /// NaN stays NaN, -0.0 stays -0.0, an infinity goes to its bound. A negative or NaN `clip_value` is an
+    /// NaN stays NaN, -0.0 stays -0.0, and an infinity becomes the bound.
+    /// A negative or NaN `clip_value` is an
     /// [`Error::ClipValue`] when the clip is used.
     #[must_use]
     pub const fn by_value(clip_value: f32) -> Self {
         Self::by(Method::Value { clip_value })
     }
 
-    /// Clamp every element to `[low, high]`; otherwise as [`Clip::by_value`].
+    /// Clamps every element to `[low, high]`; otherwise as [`Clip::by_value`].
     ///
     /// A NaN bound, or `low` above `high`, is an [`Error::ClipRange`] when the clip is used.
     #[must_use]
@@ -454,24 +239,26 @@ impl Clip {
         Self {
             method,
             norm_type: NormType::L2,
-            epsilon: Epsilon::PyTorch,
+            epsilon: method.epsilon(),
             non_finite: NonFinite::Propagate,
             loss_scale: None,
             coefficient_only: false,
             tensor_stats: false,
             count_steps: false,
-            past_norms: None,
+            z_clip: None,
         }
     }
 
-    /// Which norm is measured; [`NormType::L2`] unless this is called. [`by_rms`](Self::by_rms) has the L2 norm only.
+    /// Sets the norm type. The default is [`NormType::L2`], the only one that [`by_rms`](Self::by_rms) takes.
     ///
     /// ```
-    /// use gradclip::{Clip, NormType, cpu};
+    /// use gradclip::{Clip, NormType, cpu, cpu::Gradient};
     ///
     /// let norm = |norm_type| {
     ///     let clip = Clip::by_global_norm(1.0).norm_type(norm_type).coefficient_only();
-    ///     Ok::<_, gradclip::Error>(cpu::clip(&mut [&mut [3.0, -4.0], &mut [12.0]], clip)?.unwrap().total_norm)
+    ///     let (mut weight, mut bias) = ([3.0, -4.0], [12.0]);
+    ///     let records = cpu::clip(&mut [Gradient::f32(&mut weight), Gradient::f32(&mut bias)], clip)?;
+    ///     Ok::<_, gradclip::Error>(records[0].total_norm)
     /// };
     /// assert_eq!([norm(NormType::L1)?, norm(NormType::L2)?, norm(NormType::Inf)?], [19.0, 13.0, 12.0]);
     /// assert_eq!(norm(NormType::P(0.0))?, 2.0);
@@ -482,20 +269,20 @@ impl Clip {
         Self { norm_type, ..self }
     }
 
-    /// What is added to the norm before the limit is divided by it.
+    /// Sets the constant that is added to the norm before the limit is divided by it.
     #[must_use]
     pub const fn epsilon(self, epsilon: Epsilon) -> Self {
         Self { epsilon, ..self }
     }
 
-    /// What becomes of gradients that hold an infinity or a NaN, or whose supplied norm is one.
+    /// Sets the policy for gradients that hold an infinity or a NaN, or whose supplied norm is not finite.
     ///
     /// ```
-    /// use gradclip::{Clip, NonFinite, cpu};
+    /// use gradclip::{Clip, NonFinite, cpu, cpu::Gradient};
     ///
     /// let (mut good, mut bad) = ([3.0], [f32::NAN, 4.0]);
     /// let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Skip);
-    /// let record = cpu::clip(&mut [&mut good, &mut bad], clip)?.unwrap();
+    /// let record = cpu::clip(&mut [Gradient::f32(&mut good), Gradient::f32(&mut bad)], clip)?[0];
     /// assert!(record.skip() && record.first_non_finite() == Some(1));
     /// assert_eq!((good, bad[1]), ([3.0], 4.0));
     /// # Ok::<(), gradclip::Error>(())
@@ -505,69 +292,70 @@ impl Clip {
         Self { non_finite: policy, ..self }
     }
 
-    /// Undoes a loss scale in the same pass, for gradients of a loss that was multiplied by `scale`.
+    /// Removes a loss scale in the same pass, for gradients of a loss that was multiplied by `scale`: `GradScaler.unscale_` and
+    /// `clip_grad_norm_` of PyTorch in one.
     ///
-    /// The norm, the limit and the record are those of the gradients without the scale, and the factor in the record
-    /// includes `1 / scale`. The 0-norm is a count, which the scale does not change. PyTorch does the same in two calls,
-    /// `GradScaler.unscale_` and `clip_grad_norm_`.
-    /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] keeps one
-    /// that adapts.
+    /// The norm, the limit and the record are those of the gradients without the scale. The factor in the record includes
+    /// `1 / scale`. The scale does not change the 0-norm, which is a count.
+    ///
+    /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] is a dynamic loss
+    /// scale.
     ///
     /// ```
-    /// use gradclip::{Clip, cpu};
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
     ///
     /// let mut scaled = [3.0 * 1024.0, 4.0 * 1024.0];
-    /// let record = cpu::clip(&mut [&mut scaled], Clip::by_global_norm(10.0).loss_scale(1024.0))?.unwrap();
+    /// let clip = Clip::by_global_norm(10.0).loss_scale(1024.0);
+    /// let record = cpu::clip(&mut [Gradient::f32(&mut scaled)], clip)?[0];
     /// assert_eq!((record.total_norm, record.factor, scaled), (5.0, 1.0 / 1024.0, [3.0, 4.0]));
     /// # Ok::<(), gradclip::Error>(())
     /// ```
     ///
-    /// [`LossScale`]: crate::LossScale
+    /// [`LossScale`]: crate::loss_scale::LossScale
     #[must_use]
     pub const fn loss_scale(self, scale: f32) -> Self {
         Self { loss_scale: Some(scale), ..self }
     }
 
-    /// Measure the norm and compute the factor, but leave the gradients as they are: the optimizer
-    /// multiplies by [`ClipRecord::factor`](crate::ClipRecord::factor) where it reads a gradient anyway, which
-    /// saves a read and a write of them all. [`CLIP_RECORD_WGSL`](crate::CLIP_RECORD_WGSL) has a function for that, also for factors that
-    /// f32 does not hold.
+    /// Measures the norm and computes the factor, but does not change the gradients. The optimizer multiplies each gradient by
+    /// [`ClipRecord::factor`](crate::ClipRecord::factor) when it reads it, which saves one read and one write of all gradients.
+    /// [`CLIP_RECORD_WGSL`](crate::CLIP_RECORD_WGSL) declares a function that also handles factors below the range of f32.
     ///
-    /// A clip by value has no factor; for it this is an [`Error::NeedsNorm`] when the clip is used.
+    /// A clip by value has no factor: there this is an [`Error::NeedsNorm`].
     #[must_use]
     pub const fn coefficient_only(self) -> Self {
         Self { coefficient_only: true, ..self }
     }
 
-    /// Besides, find what each gradient is by itself: its norm, its largest magnitude, how many of its elements are zero or
-    /// not finite. It tells which layer explodes, vanishes, or holds a NaN.
+    /// Also computes the statistics of each gradient: its norm, its largest magnitude, and the numbers of its zero and
+    /// non-finite elements. They show which layer explodes, vanishes, or holds a NaN.
     ///
-    /// It takes no further pass over the gradients, only a small dispatch: [`encode`](crate::ClipPlan::encode) leaves the
-    /// [`TensorStats`](crate::TensorStats) in [`tensor_stats_buffer`](crate::ClipPlan::tensor_stats_buffer), and
+    /// It adds one small dispatch and no pass over the gradients. [`encode`](crate::ClipPlan::encode) writes the
+    /// [`TensorStats`](crate::stats::TensorStats) to [`tensor_stats_buffer`](crate::ClipPlan::tensor_stats_buffer);
     /// [`read_back_tensor_stats`](crate::ClipPlan::read_back_tensor_stats) reads them. On the CPU,
-    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) has them, and [`cpu::tensor_stats`](crate::cpu::tensor_stats) measures
-    /// nothing else. For a clip by value or by a supplied norm, which measures nothing, this is an [`Error::NeedsNorm`];
-    /// in a call without a plan, which could not return them, an [`Error::NeedsPlan`].
+    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) returns them, and [`cpu::tensor_stats`](crate::cpu::tensor_stats) computes only
+    /// them. A clip by value or by a supplied norm measures nothing: there this is an [`Error::NeedsNorm`]. In a call without
+    /// a plan it is an [`Error::NeedsPlan`].
     #[must_use]
     pub const fn tensor_stats(self) -> Self {
         Self { tensor_stats: true, ..self }
     }
 
-    /// Besides, count over the steps what the records say: how many there were, how often they were clipped and not
-    /// finite, and the largest norm. It takes a small dispatch; the [`StepCounts`](crate::StepCounts) stay on the device
-    /// until [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) asks for them. A
-    /// [`cpu::ClipPlan`](crate::cpu::ClipPlan) counts without being asked. In a call without a plan this is an
-    /// [`Error::NeedsPlan`].
+    /// Also counts steps: how many there were, how many were clipped or non-finite, and the largest norm.
+    ///
+    /// It adds one small dispatch. The [`StepCounts`](crate::stats::StepCounts) stay on the device until
+    /// [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) reads them. A [`cpu::ClipPlan`](crate::cpu::ClipPlan)
+    /// always counts. In a call without a plan this is an [`Error::NeedsPlan`].
     #[must_use]
     pub const fn count_steps(self) -> Self {
         Self { count_steps: true, ..self }
     }
 
-    /// Besides, let a limit follow the norms of past steps. The smaller of the two limits holds; for this one alone,
+    /// Adds a limit that follows the norms of past steps. The smaller of the two limits applies. For this limit alone, use
     /// `Clip::by_global_norm(f32::INFINITY)`.
     ///
-    /// Each record has a [`NormHistory`](crate::NormHistory) of its own, in the plan. A [`ZClip`] that makes no sense is an
-    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::TwoLimits`].
+    /// The plan keeps a [`NormHistory`](crate::stats::NormHistory) for each record. An invalid [`ZClip`] is an
+    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::ConflictingLimits`].
     ///
     /// ```
     /// use gradclip::{Clip, ZClip, cpu};
@@ -585,16 +373,16 @@ impl Clip {
     /// ```
     #[must_use]
     pub const fn z_clip(self, z_clip: ZClip) -> Self {
-        Self { past_norms: Some(z_clip), ..self }
+        Self { z_clip: Some(z_clip), ..self }
     }
 
-    /// Checks the clips of groups, as [`checked`](Self::checked) does each.
+    /// Validates the clips of several groups, each as [`checked`](Self::checked) does.
     ///
     /// # Errors
     ///
-    /// Those of [`checked`](Self::checked), [`Error::Groups`] where two differ in more than their limits, and
-    /// [`Error::NoClip`] without any.
-    pub fn all_checked(clips: &[Self]) -> Result<Vec<Operation>, Error> {
+    /// Those of [`checked`](Self::checked); [`Error::GroupsDiffer`] if two clips differ in more than their limits;
+    /// [`Error::NoClip`] if `clips` is empty.
+    pub fn checked_groups(clips: &[Self]) -> Result<Vec<Operation>, Error> {
         let of_group =
             |group| move |error| if clips.len() > 1 { Error::in_group(group, error) } else { error };
         let checked = |(group, clip): (usize, &Self)| clip.checked().map_err(of_group(group));
@@ -602,17 +390,18 @@ impl Clip {
         let Some(first) = operations.first() else { return Err(Error::NoClip) };
         for (second, operation) in operations.iter().enumerate() {
             if let Some((option, given)) = first.difference(operation) {
-                return Err(Error::Groups { first: 0, second, option, given });
+                return Err(Error::GroupsDiffer { first: 0, second, option, given });
             }
         }
         Ok(operations)
     }
 
-    /// Checks the values, and says what is to be done. Whoever clips by gradclip need not call it; it is for packages that carry
-    /// out a [`Clip`] by themselves, as `gradclip-burn` does.
+    /// Validates the options, and returns the [`Operation`] to execute. Every call of gradclip that takes a clip does this. Call
+    /// it to validate a clip early, or in a package that executes clips itself, as `gradclip-burn` does.
     ///
     /// ```
-    /// use gradclip::{Clip, Error, Operation, Scope};
+    /// use gradclip::operation::{Operation, Scope};
+    /// use gradclip::{Clip, Error};
     ///
     /// let Operation::Norm(norm) = Clip::by_global_norm(1.0).checked()? else { unreachable!() };
     /// assert_eq!((norm.scope, norm.max_norm, norm.epsilon), (Scope::Global, 1.0, 1e-6));
@@ -624,8 +413,7 @@ impl Clip {
     /// # Errors
     ///
     /// [`Error::MaxNorm`], [`Error::ClipValue`], [`Error::ClipRange`], [`Error::Epsilon`], [`Error::LossScale`],
-    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::TwoLimits`] and [`Error::NeedsNorm`], each for
-    /// what it says.
+    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::ConflictingLimits`] and [`Error::NeedsNorm`].
     pub fn checked(self) -> Result<Operation, Error> {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
@@ -661,13 +449,13 @@ impl Clip {
         }
         let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
         let norm_type = self.norm_type.checked()?;
-        let z_clip = self.past_norms.map(ZClip::checked).transpose()?;
+        let z_clip = self.z_clip.map(ZClip::checked).transpose()?;
         let Self { non_finite, coefficient_only, tensor_stats, count_steps, .. } = self;
         if tensor_stats && scope == Scope::Supplied {
             return Err(Error::NeedsNorm { what: "tensor_stats", clip: self.method.constructor() });
         }
         if z_clip.is_some() && matches!(scope, Scope::Parameter { .. }) {
-            return Err(Error::TwoLimits);
+            return Err(Error::ConflictingLimits);
         }
         Ok(Operation::Norm(ByNorm {
             norm_type,
@@ -683,9 +471,9 @@ impl Clip {
         }))
     }
 
-    /// The first option that was set and speaks of a norm.
+    /// Returns the first option that is set and needs a norm.
     fn norm_option(self) -> Option<&'static str> {
-        // Every field is named, so that a new option cannot be dropped in silence.
+        // The pattern names every field, so that a new option does not compile until it is handled.
         let default = Self::by(self.method);
         let Self {
             method: _,
@@ -696,7 +484,7 @@ impl Clip {
             coefficient_only,
             tensor_stats,
             count_steps,
-            past_norms,
+            z_clip,
         } = self;
         let is_set = [
             ("norm_type", norm_type != default.norm_type),
@@ -706,7 +494,7 @@ impl Clip {
             ("coefficient_only", coefficient_only),
             ("tensor_stats", tensor_stats),
             ("count_steps", count_steps),
-            ("z_clip", past_norms.is_some()),
+            ("z_clip", z_clip.is_some()),
         ];
         is_set.into_iter().find_map(|(option, is_set)| is_set.then_some(option))
     }
@@ -715,6 +503,91 @@ impl Clip {
         match self.norm_option() {
             Some(what) => Err(Error::NeedsNorm { what, clip: self.method.constructor() }),
             None => Ok(Operation::Clamp { low, high }),
+        }
+    }
+}
+
+/// The serialized form of a [`Clip`]. Options that are absent have the default of the method.
+#[cfg(feature = "serde")]
+mod saved {
+    use super::{Clip, Method};
+    use crate::{Epsilon, NonFinite, NormType, ZClip};
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct SavedClip {
+        method: Method,
+        #[serde(default)]
+        norm_type: NormType,
+        #[serde(default)]
+        epsilon: Option<Epsilon>,
+        #[serde(default)]
+        non_finite: NonFinite,
+        #[serde(default)]
+        loss_scale: Option<f32>,
+        #[serde(default)]
+        coefficient_only: bool,
+        #[serde(default)]
+        tensor_stats: bool,
+        #[serde(default)]
+        count_steps: bool,
+        #[serde(default)]
+        z_clip: Option<ZClip>,
+    }
+
+    impl From<Clip> for SavedClip {
+        fn from(clip: Clip) -> Self {
+            let Clip {
+                method,
+                norm_type,
+                epsilon,
+                non_finite,
+                loss_scale,
+                coefficient_only,
+                tensor_stats,
+                count_steps,
+                z_clip,
+            } = clip;
+            let epsilon = Some(epsilon);
+            Self {
+                method,
+                norm_type,
+                epsilon,
+                non_finite,
+                loss_scale,
+                coefficient_only,
+                tensor_stats,
+                count_steps,
+                z_clip,
+            }
+        }
+    }
+
+    impl From<SavedClip> for Clip {
+        fn from(saved: SavedClip) -> Self {
+            let SavedClip {
+                method,
+                norm_type,
+                epsilon,
+                non_finite,
+                loss_scale,
+                coefficient_only,
+                tensor_stats,
+                count_steps,
+                z_clip,
+            } = saved;
+            let epsilon = epsilon.unwrap_or(method.epsilon());
+            Self {
+                method,
+                norm_type,
+                epsilon,
+                non_finite,
+                loss_scale,
+                coefficient_only,
+                tensor_stats,
+                count_steps,
+                z_clip,
+            }
         }
     }
 }

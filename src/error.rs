@@ -12,7 +12,7 @@ use std::fmt;
 ///
 /// let mut weight = [1.0; 4];
 /// let mut gradients = [Gradient::f32(&mut weight).label("encoder.weight").rows(3)];
-/// let error = cpu::clip_all(&mut gradients, Clip::by_norm(1.0)).unwrap_err();
+/// let error = cpu::clip(&mut gradients, Clip::by_norm(1.0)).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
 ///     "gradient 0 (\"encoder.weight\") has 4 elements, which cannot be split into 3 rows of equal length"
@@ -51,12 +51,32 @@ impl fmt::Display for GradientId {
     }
 }
 
-/// The reason why a clip could not be prepared or carried out, or why its outcome could not be read.
+/// The reason why a clip could not be prepared or executed, or why its results could not be read.
 ///
 /// Input is checked before anything is written: a call that returns an error about its input has changed no gradient.
+///
+/// | phase | errors |
+/// |---|---|
+/// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`StepCounts`](Self::StepCounts) |
+/// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
+/// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
+/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NotEnabled`](Self::NotEnabled), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
+/// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    // Options of a clip, of a loss scale, and saved state.
+    /// Text that names no value of an option.
+    #[error("{given:?} is no {what}; allowed: {allowed}")]
+    Parse {
+        /// The option.
+        what: &'static str,
+        /// The text.
+        given: String,
+        /// The texts that are allowed.
+        allowed: &'static str,
+    },
+
     /// A limit that is negative or NaN: a `max_norm`, a `threshold` or a `clipping`.
     #[error("the limit is {}, but it must be 0 or greater", number(*given))]
     MaxNorm {
@@ -98,15 +118,18 @@ pub enum Error {
         given: f32,
     },
 
-    /// An option of a [`LossScale`](crate::LossScale) that is out of range.
-    #[error("the {option} of the loss scale is {}, but it must be {allowed}", number(*given))]
-    LossScaleOption {
-        /// The option.
-        option: &'static str,
-        /// Its value.
+    /// A norm type that does not exist, or that this kind of clip does not have.
+    #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms takes only the L2 norm")]
+    NormType {
+        /// The norm type of the clip.
+        given: crate::NormType,
+    },
+
+    /// A floor for parameter norms that is negative, infinite or NaN.
+    #[error("the floor for parameter norms is {}, but it must be finite and not negative", number(*given))]
+    ParameterFloor {
+        /// The floor of the clip.
         given: f32,
-        /// The values that are allowed.
-        allowed: &'static str,
     },
 
     /// A [`ZClip`](crate::ZClip) with a value out of range.
@@ -118,13 +141,76 @@ pub enum Error {
         given: crate::ZClip,
     },
 
+    /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) together with [`z_clip`](crate::Clip::z_clip).
+    #[error(
+        "Clip::by_parameter_norm takes its limits from the parameters, so Clip::z_clip cannot set them too"
+    )]
+    ConflictingLimits,
+
+    /// An option or a call that needs a measured norm, with a clip that measures none.
+    #[error("{what} needs a measured norm, but {clip} measures none")]
+    NeedsNorm {
+        /// The option or method.
+        what: &'static str,
+        /// The constructor of the clip.
+        clip: &'static str,
+    },
+
+    /// An option whose state or results a plan keeps, in a call that makes no plan.
+    #[error("Clip::{option} needs a plan to keep its results: cpu::ClipPlan, or Clipper::prepare on a GPU")]
+    NeedsPlan {
+        /// The option: `z_clip`, `tensor_stats` or `count_steps`.
+        option: &'static str,
+    },
+
+    /// An empty list of clips.
+    #[error("no clip was given, but each group of gradients needs one")]
+    NoClip,
+
+    /// An invalid option of one of several groups.
+    #[error("group {group}: {error}")]
+    InGroup {
+        /// The index of the group.
+        group: usize,
+        /// What is wrong with its clip.
+        error: Box<Self>,
+    },
+
+    /// Two groups whose clips differ in more than their limits.
+    #[error(
+        "the clips of groups {first} and {second} differ in {option} ({} and {}), but only their limits may differ",
+        given[0],
+        given[1]
+    )]
+    GroupsDiffer {
+        /// A group.
+        first: usize,
+        /// The first group whose clip differs from that.
+        second: usize,
+        /// The first option in which they differ.
+        option: &'static str,
+        /// The option's value in the first group, and in the second.
+        given: [String; 2],
+    },
+
+    /// An option of a [`LossScale`](crate::loss_scale::LossScale) that is out of range.
+    #[error("the {option} of the loss scale is {}, but it must be {allowed}", number(*given))]
+    LossScaleOption {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        given: f32,
+        /// The values that are allowed.
+        allowed: &'static str,
+    },
+
     /// A saved history of norms with a value out of range.
     #[error("history {record} is {given:?}, but its mean and deviation must be finite and not negative")]
-    History {
+    NormHistory {
         /// The index of the record.
         record: usize,
         /// The history that was given.
-        given: crate::NormHistory,
+        given: crate::stats::NormHistory,
     },
 
     /// Saved step counts with a value out of range.
@@ -135,74 +221,19 @@ pub enum Error {
         /// The index of the record.
         record: usize,
         /// The counts that were given.
-        given: crate::StepCounts,
+        given: crate::stats::StepCounts,
     },
 
-    /// A number of step counts or histories that differs from the number of records.
-    #[error("the number of {what} is {given}, but the number of records is {records}, and each needs one")]
-    Records {
-        /// The kind of state.
-        what: &'static str,
-        /// The number of values that were given, or kept from the step before.
+    // Gradients and parameters.
+    /// A gradient of a group that has no clip.
+    #[error("gradient {gradient} belongs to group {given}, but {}", group_count(*groups))]
+    GroupWithoutClip {
+        /// The gradient.
+        gradient: GradientId,
+        /// Its group.
         given: usize,
-        /// The number of records.
-        records: usize,
-    },
-
-    /// State or statistics that the clip of this plan does not keep.
-    #[error("this plan keeps no {what}; ask for them with Clip::{with}")]
-    NotAskedFor {
-        /// The kind of state.
-        what: &'static str,
-        /// The method of `Clip` that enables it.
-        with: &'static str,
-    },
-
-    /// An option whose state or results a plan keeps, in a call that makes no plan.
-    #[error("Clip::{option} needs a plan to keep its results: cpu::ClipPlan, or Clipper::prepare on a GPU")]
-    NeedsPlan {
-        /// The option: `z_clip`, `tensor_stats` or `count_steps`.
-        option: &'static str,
-    },
-
-    /// A floor for parameter norms that is negative, infinite or NaN.
-    #[error("the floor for parameter norms is {}, but it must be finite and not negative", number(*given))]
-    ParameterFloor {
-        /// The floor of the clip.
-        given: f32,
-    },
-
-    /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) together with [`z_clip`](crate::Clip::z_clip).
-    #[error(
-        "Clip::by_parameter_norm takes its limits from the parameters, so Clip::z_clip cannot set them too"
-    )]
-    TwoLimits,
-
-    /// A gradient without a parameter, in a clip by parameter norm.
-    #[error(
-        "gradient {gradient} has no parameter, but Clip::by_parameter_norm needs one for each measured gradient"
-    )]
-    NoParameter {
-        /// The gradient.
-        gradient: GradientId,
-    },
-
-    /// A parameter whose number of elements differs from that of its gradient.
-    #[error("the parameter of gradient {gradient} has {given} elements, but the gradient has {needed}")]
-    ParameterLength {
-        /// The gradient.
-        gradient: GradientId,
-        /// The number of elements of the parameter.
-        given: u64,
-        /// The number of elements of the gradient.
-        needed: u64,
-    },
-
-    /// An invalid buffer or range of a parameter.
-    #[error("the parameter of {error}")]
-    Parameter {
-        /// The error, worded as for the gradient itself.
-        error: Box<Self>,
+        /// The number of groups that have a clip.
+        groups: usize,
     },
 
     /// A gradient that cannot be split into this number of rows.
@@ -223,7 +254,7 @@ pub enum Error {
         "gradient {gradient} has {rows} rows and no elements, but all gradients without elements may have at most \
          {most} rows together"
     )]
-    EmptyRows {
+    TooManyEmptyRows {
         /// The gradient that exceeds the limit.
         gradient: GradientId,
         /// The number of its rows.
@@ -232,159 +263,36 @@ pub enum Error {
         most: u64,
     },
 
-    /// A norm type that does not exist, or that this kind of clip does not have.
-    #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms takes only the L2 norm")]
-    NormType {
-        /// The norm type of the clip.
-        given: crate::NormType,
-    },
-
-    /// An option or a call that needs a measured norm, with a clip that measures none.
-    #[error("{what} needs a measured norm, but {clip} measures none")]
-    NeedsNorm {
-        /// The option or method.
-        what: &'static str,
-        /// The constructor of the clip.
-        clip: &'static str,
-    },
-
-    /// A gradient of a group that has no clip.
-    #[error("gradient {gradient} belongs to group {given}, but {}", group_count(*groups))]
-    Group {
+    /// A gradient without a parameter, in a clip by parameter norm.
+    #[error(
+        "gradient {gradient} has no parameter, but Clip::by_parameter_norm needs one for each measured gradient"
+    )]
+    MissingParameter {
         /// The gradient.
         gradient: GradientId,
-        /// Its group.
-        given: usize,
-        /// The number of groups that have a clip.
-        groups: usize,
     },
 
-    /// A group that the plan does not have.
-    #[error("group {given} does not exist: {}", group_count(*groups))]
-    NoGroup {
-        /// The group that was given.
-        given: usize,
-        /// The number of groups of the plan.
-        groups: usize,
+    /// A parameter whose number of elements differs from that of its gradient.
+    #[error("the parameter of gradient {gradient} has {given} elements, but the gradient has {needed}")]
+    ParameterLength {
+        /// The gradient.
+        gradient: GradientId,
+        /// The number of elements of the parameter.
+        given: u64,
+        /// The number of elements of the gradient.
+        needed: u64,
     },
 
-    /// The limit of a group, in a plan whose gradients or rows each have a limit of their own.
-    #[error("{what} sets the limit of a group, but this plan clips each gradient on its own")]
-    NotByGroup {
-        /// The method.
-        what: &'static str,
-    },
-
-    /// An invalid option of one of several groups.
-    #[error("group {group}: {error}")]
-    InGroup {
-        /// The index of the group.
-        group: usize,
-        /// What is wrong with its clip.
+    /// An invalid buffer or range of a parameter.
+    #[error("the parameter of {error}")]
+    InParameter {
+        /// The error, worded as for the gradient itself.
         error: Box<Self>,
     },
 
-    /// Two groups whose clips differ in more than their limits.
-    #[error(
-        "the clips of groups {first} and {second} differ in {option} ({} and {}), but only their limits may differ",
-        given[0],
-        given[1]
-    )]
-    Groups {
-        /// A group.
-        first: usize,
-        /// The first group whose clip differs from that.
-        second: usize,
-        /// The first option in which they differ.
-        option: &'static str,
-        /// The option's value in the first group, and in the second.
-        given: [String; 2],
-    },
-
-    /// Non-finite gradients, under the policy [`NonFinite::Error`](crate::NonFinite::Error). The gradients of that record
-    /// are unchanged.
-    #[error(
-        "the gradients{} were left unclipped: {} (the total norm is {total_norm})",
-        of_record(*record),
-        what_is_not_finite(gradient.as_ref())
-    )]
-    NonFinite {
-        /// The first gradient that holds an infinity or a NaN. None where only a supplied norm, the norm of a parameter, or
-        /// the limit is infinite or NaN.
-        gradient: Option<GradientId>,
-        /// The norm.
-        total_norm: f32,
-        /// The index of the record, where there are several.
-        record: Option<usize>,
-    },
-
-    /// A number of limits that differs from the number of groups.
-    #[error("the number of limits is {given}, but the number of groups is {groups}, and each needs one")]
-    Limits {
-        /// The number of limits.
-        given: usize,
-        /// The number of groups.
-        groups: usize,
-    },
-
-    /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that follows a piece of another length than a multiple of
-    /// [`PIECE`](crate::cpu::Measurement::PIECE).
-    #[error(
-        "a piece begins at element {at} of {}, but every piece except the last must have a multiple of {multiple} elements",
-        labelled(label.as_deref())
-    )]
-    Piece {
-        /// The label of the measurement.
-        label: Option<Box<str>>,
-        /// The start of the piece, in elements from the start of its gradient.
-        at: u64,
-        /// The required divisor of `at`, in elements.
-        multiple: u64,
-    },
-
-    /// A [`cpu::Measurement`](crate::cpu::Measurement) begun by a plan whose norm type or
-    /// [`tensor_stats`](crate::Clip::tensor_stats) differs from that of the plan that concludes it.
-    #[error(
-        "the measurement of gradient {gradient} was begun by a plan with another norm type, or with another value of \
-         tensor_stats"
-    )]
-    OtherMeasurement {
-        /// The gradient.
-        gradient: GradientId,
-    },
-
-    /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm) without a norm.
-    #[error(
-        "no norm was supplied, but Clip::by_supplied_norm needs one: call ClipPlan::supply_norm or copy_norm for a plan \
-         on a GPU, or clip_with_norm for slices"
-    )]
-    NormMissing,
-
-    /// A norm supplied to a clip that measures its own, or needs none.
-    #[error("this clip takes no supplied norm: only Clip::by_supplied_norm does")]
-    MeasuresItself,
-
-    /// A buffer from which a number cannot be copied.
-    #[error(
-        "4 bytes at offset {offset} cannot be copied from a buffer of {len} bytes with the usages {usage}: the buffer \
-         needs COPY_SRC and must hold all 4 bytes, and the offset must be a multiple of 4"
-    )]
-    Source {
-        /// The offset of the number, in bytes.
-        offset: u64,
-        /// The size of the buffer, in bytes.
-        len: u64,
-        /// The usages of the buffer.
-        usage: String,
-    },
-
-    /// An empty list of clips.
-    #[error("no clip was given, but each group of gradients needs one")]
-    NoClip,
-
     /// A buffer that cannot be bound as storage.
     #[error("gradient {gradient}: its buffer was created with the usages {given}, but it needs {needed}")]
-    Usage {
+    BufferUsage {
         /// The gradient.
         gradient: GradientId,
         /// The usages of its buffer.
@@ -437,24 +345,11 @@ pub enum Error {
         end: u64,
     },
 
-    /// The device allows less than is needed.
-    #[error("{what} needs a {name} of at least {needed}, but the device allows {allowed}")]
-    Limit {
-        /// What needs it.
-        what: &'static str,
-        /// The name of the limit, as in `wgpu::Limits`.
-        name: &'static str,
-        /// The least that would do.
-        needed: u64,
-        /// What the device has.
-        allowed: u64,
-    },
-
     /// A buffer that is mapped, so that wgpu would not submit what uses it.
     #[error(
         "gradient {gradient}: its buffer is mapped, but it must be unmapped before a plan is prepared for it"
     )]
-    Mapped {
+    BufferMapped {
         /// The gradient.
         gradient: GradientId,
     },
@@ -464,11 +359,34 @@ pub enum Error {
         "{}; buffers must belong to the clipper's device and be neither destroyed nor mapped: {message}",
         refused(gradient.as_ref())
     )]
-    Refused {
+    BufferRejected {
         /// The first gradient whose buffer was refused; none where it is the source of a number.
         gradient: Option<GradientId>,
         /// What wgpu said.
         message: String,
+    },
+
+    // The device.
+    /// The device that was asked for does not exist, or cannot be opened.
+    #[error("there is no {wanted} to clip on: {found}")]
+    NoDevice {
+        /// What was asked for.
+        wanted: String,
+        /// What there is instead, or what is wrong with it.
+        found: String,
+    },
+
+    /// The device allows less than is needed.
+    #[error("{what} needs a {name} of at least {needed}, but the device allows {allowed}")]
+    DeviceLimit {
+        /// What needs it.
+        what: &'static str,
+        /// The name of the limit, as in `wgpu::Limits`.
+        name: &'static str,
+        /// The least that would do.
+        needed: u64,
+        /// What the device has.
+        allowed: u64,
     },
 
     /// The device has no room for what was asked.
@@ -480,35 +398,123 @@ pub enum Error {
         bytes: u64,
     },
 
+    /// The device was lost or destroyed.
+    #[error("the device was lost or destroyed; open a new device, and make a new clipper and new plans")]
+    DeviceLost,
+
+    // Updates of a plan.
+    /// A number of limits that differs from the number of groups.
+    #[error("the number of limits is {given}, but the number of groups is {groups}, and each needs one")]
+    LimitCount {
+        /// The number of limits.
+        given: usize,
+        /// The number of groups.
+        groups: usize,
+    },
+
+    /// A number of step counts or histories that differs from the number of records.
+    #[error("the number of {what} is {given}, but the number of records is {records}, and each needs one")]
+    StateCount {
+        /// The kind of state.
+        what: &'static str,
+        /// The number of values that were given, or kept from the step before.
+        given: usize,
+        /// The number of records.
+        records: usize,
+    },
+
+    /// A group that the plan does not have.
+    #[error("group {given} does not exist: {}", group_count(*groups))]
+    NoSuchGroup {
+        /// The group that was given.
+        given: usize,
+        /// The number of groups of the plan.
+        groups: usize,
+    },
+
+    /// The limit of a group, in a plan whose gradients or rows each have a limit of their own.
+    #[error("{what} sets the limit of a group, but this plan clips each gradient on its own")]
+    NoGroupLimit {
+        /// The method.
+        what: &'static str,
+    },
+
+    /// State or statistics that the clip of this plan does not keep.
+    #[error("this plan keeps no {what}; ask for them with Clip::{with}")]
+    NotEnabled {
+        /// The kind of state.
+        what: &'static str,
+        /// The method of `Clip` that enables it.
+        with: &'static str,
+    },
+
+    /// A norm supplied to a clip that measures its own, or needs none.
+    #[error("this clip takes no supplied norm: only Clip::by_supplied_norm does")]
+    UnexpectedNorm,
+
+    /// A buffer from which a number cannot be copied.
+    #[error(
+        "4 bytes at offset {offset} cannot be copied from a buffer of {len} bytes with the usages {usage}: the buffer \
+         needs COPY_SRC and must hold all 4 bytes, and the offset must be a multiple of 4"
+    )]
+    CopySource {
+        /// The offset of the number, in bytes.
+        offset: u64,
+        /// The size of the buffer, in bytes.
+        len: u64,
+        /// The usages of the buffer.
+        usage: String,
+    },
+
     /// A queue that does not belong to the plan's device.
     #[error(
         "the queue belongs to another device, but it must be that of the plan's device; nothing was written"
     )]
-    Queue,
+    ForeignQueue,
 
-    /// A read-back whose command buffer wgpu refused when it was submitted.
+    /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that follows a piece of another length than a multiple of
+    /// [`CHUNK_LEN`](crate::cpu::Measurement::CHUNK_LEN).
     #[error(
-        "nothing to read back: wgpu refused the submission with the commands of this read-back, so they never ran; \
-         wgpu's validation error says why"
+        "a piece begins at element {at} of {}, but every piece except the last must have a multiple of {multiple} elements",
+        labelled(label.as_deref())
     )]
-    Rejected,
-
-    /// A read-back whose command encoder was not submitted before the wait.
-    #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
-    NotSubmitted,
-
-    /// The error of one step of a [`ReadBackQueue`](crate::ReadBackQueue).
-    #[error("step {step}: {error}")]
-    Step {
-        /// The step, as it was pushed.
-        step: u64,
-        /// The error that its ticket returned.
-        error: Box<Self>,
+    MisalignedChunk {
+        /// The label of the measurement.
+        label: Option<Box<str>>,
+        /// The start of the piece, in elements from the start of its gradient.
+        at: u64,
+        /// The required divisor of `at`, in elements.
+        multiple: u64,
     },
 
-    /// The device was lost or destroyed.
-    #[error("the device was lost or destroyed; open a new device, and make a new clipper and new plans")]
-    DeviceLost,
+    /// A [`cpu::Measurement`](crate::cpu::Measurement) begun by a plan whose norm type or
+    /// [`tensor_stats`](crate::Clip::tensor_stats) differs from that of the plan that concludes it.
+    #[error(
+        "the measurement of gradient {gradient} was begun by a plan with another norm type, or with another value of \
+         tensor_stats"
+    )]
+    MeasurementMismatch {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    // Results.
+    /// Non-finite gradients, under the policy [`NonFinite::Error`](crate::NonFinite::Error). The gradients of that record
+    /// are unchanged.
+    #[error(
+        "the gradients{} were left unclipped: {} (the total norm is {total_norm})",
+        of_record(*record),
+        what_is_not_finite(gradient.as_ref())
+    )]
+    NonFinite {
+        /// The first gradient that holds an infinity or a NaN. None where only a supplied norm, the norm of a parameter, or
+        /// the limit is infinite or NaN.
+        gradient: Option<GradientId>,
+        /// The norm.
+        total_norm: f32,
+        /// The index of the record, where there are several.
+        record: Option<usize>,
+    },
 
     /// A result of a clip that measured nothing: a clip by value, or a plan that was not encoded before.
     #[error(
@@ -517,17 +523,39 @@ pub enum Error {
     )]
     NothingMeasured,
 
-    /// The device that was asked for does not exist, or cannot be opened.
-    #[error("there is no {wanted} to clip on: {found}")]
-    NoDevice {
-        /// What was asked for.
-        wanted: String,
-        /// What there is instead, or what is wrong with it.
-        found: String,
+    /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm) without a norm.
+    #[error(
+        "no norm was supplied, but Clip::by_supplied_norm needs one: call ClipPlan::supply_norm or copy_norm for a plan \
+         on a GPU, or clip_with_norm for slices"
+    )]
+    NormNotSupplied,
+
+    /// A read-back whose command encoder was not submitted before the wait.
+    #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
+    NotSubmitted,
+
+    /// A read-back whose command buffer wgpu refused when it was submitted.
+    #[error(
+        "nothing to read back: wgpu refused the submission with the commands of this read-back, so they never ran; \
+         wgpu's validation error says why"
+    )]
+    SubmissionRejected,
+
+    /// The error of one step of a [`ReadBackQueue`](crate::ReadBackQueue).
+    #[error("step {step}: {error}")]
+    InStep {
+        /// The step, as it was pushed.
+        step: u64,
+        /// The error that its ticket returned.
+        error: Box<Self>,
     },
 }
 
 impl Error {
+    pub(crate) fn parse(what: &'static str, given: &str, allowed: &'static str) -> Self {
+        Self::Parse { what, given: given.to_owned(), allowed }
+    }
+
     pub(crate) fn in_group(group: usize, error: Self) -> Self {
         Self::InGroup { group, error: Box::new(error) }
     }
@@ -608,11 +636,11 @@ mod tests {
     fn groups_are_named_and_compared() {
         let clip = Clip::by_global_norm(1.0);
         says(
-            &Clip::all_checked(&[clip, Clip::by_global_norm(f32::NAN)]).unwrap_err(),
+            &Clip::checked_groups(&[clip, Clip::by_global_norm(f32::NAN)]).unwrap_err(),
             "group 1: the limit is NaN, but it must be 0 or greater",
         );
         says(
-            &Clip::all_checked(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),
+            &Clip::checked_groups(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),
             "the clips of groups 0 and 1 differ in norm_type (L2 and P(3.0)), but only their limits may differ",
         );
         let mut gradient = [1.0];

@@ -1,41 +1,51 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # The layers of the API
+//!
+//! - The crate root: what a trainer on wgpu needs. [`Clipper`] prepares a [`ClipPlan`] for [`Gradient`]s in buffers and a
+//!   [`Clip`]; a [`ReadBack`] returns its [`ClipRecord`].
+//! - [`slices`]: calls that clip host slices, on a GPU or on the CPU.
+//! - [`cpu`]: the CPU path.
+//! - [`stats`]: statistics of each tensor, counts and norm histories over steps. [`loss_scale`]: a dynamic loss scale.
+//! - [`distributed`]: one norm for gradients on several devices. [`adapters`]: the adapters of this machine.
+//! - [`operation`] and [`wgsl`]: the checked clip and the kernels, for packages that execute them by other means than wgpu.
+//!   [`mod@reference`]: the definition, for tests.
+//!
+//! The crates whose types appear in the API are re-exported: [`wgpu`], [`half`] and [`bytemuck`].
 
-pub use wgpu;
+pub use {bytemuck, half, wgpu};
 
+pub mod adapters;
 mod clip;
 pub mod cpu;
+pub mod distributed;
 mod dtype;
 mod error;
-mod float_state;
+mod float_modes;
 mod gpu;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/embedding.md")]
 pub mod guide {}
-mod join;
 pub mod kernels;
-mod loss_scale;
+pub mod loss_scale;
+pub mod operation;
 mod options;
 mod record;
 pub mod reference;
 mod rows;
-mod slices;
-mod stats;
+#[cfg(feature = "serde")]
+mod serde_f32;
+pub mod slices;
+pub mod stats;
 mod step_counts;
 mod z_clip;
 
-pub use clip::{ByNorm, Clip, Operation, Scope};
+pub use clip::Clip;
 pub use dtype::DType;
 pub use error::{Error, GradientId};
-pub use gpu::{
-    ClipPlan, Clipper, Gradient, Parameter, ReadBack, ReadBackQueue, adapters, adapters_async, is_software,
-};
-pub use join::join_norms;
-pub use loss_scale::{LossScale, LossScaleState, ScaleUpdate};
+pub use gpu::{ClipPlan, Clipper, Gradient, Parameter, ReadBack, ReadBackQueue};
 pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{CLIP_RECORD_WGSL, ClipRecord};
-pub use slices::{
-    Clipped, DeviceChoice, SliceClipper, SliceDevice, Timings, clip_grad_norm, clip_grad_value,
-};
-pub use stats::{TENSOR_STATS_WGSL, TensorStats};
-pub use step_counts::StepCounts;
-pub use z_clip::{NormHistory, ZClip};
+pub use z_clip::ZClip;
+
+pub(crate) use stats::{NormHistory, StepCounts, TensorStats};

@@ -1,8 +1,8 @@
-//! The loss scale of mixed-precision training, as it changes from step to step.
+//! A dynamic loss scale for mixed-precision training.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::clip::inverse_scale;
+use crate::operation::inverse_scale;
 use crate::{ClipRecord, Error};
 
 /// A loss scale that grows while gradients stay finite and shrinks when they do not: the state of
@@ -10,7 +10,7 @@ use crate::{ClipRecord, Error};
 ///
 /// Multiply the loss by [`scale`](Self::scale), clip with [`Clip::loss_scale`](crate::Clip::loss_scale) (or
 /// [`ClipPlan::set_loss_scale`](crate::ClipPlan::set_loss_scale)) and [`NonFinite::Skip`](crate::NonFinite::Skip), and
-/// hand the record of each step to [`update`](Self::update), then or some steps later.
+/// pass the record of each step to [`update`](Self::update), at once or some steps later.
 ///
 /// ```text
 /// not finite                   scale = max(scale · backoff, floor),  good steps = 0
@@ -19,17 +19,19 @@ use crate::{ClipRecord, Error};
 /// ```
 ///
 /// ```
-/// use gradclip::{Clip, LossScale, NonFinite, ScaleUpdate, cpu};
+/// use gradclip::cpu::{self, Gradient};
+/// use gradclip::loss_scale::{LossScale, ScaleUpdate};
+/// use gradclip::{Clip, NonFinite};
 ///
 /// let mut loss_scale = LossScale::new(1024.0)?.growth(2.0, 1)?;
 /// let clip = |scale: &LossScale| Clip::by_global_norm(1.0).loss_scale(scale.scale()).non_finite(NonFinite::Skip);
 ///
-/// let overflowed = cpu::clip(&mut [&mut [f32::INFINITY]], clip(&loss_scale))?.unwrap();
+/// let overflowed = cpu::clip(&mut [Gradient::f32(&mut [f32::INFINITY])], clip(&loss_scale))?[0];
 /// assert!(overflowed.skip());
 /// assert_eq!(loss_scale.update(&overflowed), ScaleUpdate::Shrunk);
 /// assert_eq!(loss_scale.scale(), 512.0);
 ///
-/// let good = cpu::clip(&mut [&mut [300.0]], clip(&loss_scale))?.unwrap();
+/// let good = cpu::clip(&mut [Gradient::f32(&mut [300.0])], clip(&loss_scale))?[0];
 /// assert_eq!(loss_scale.update(&good), ScaleUpdate::Grown);
 /// assert_eq!(loss_scale.scale(), 1024.0);
 ///
@@ -39,12 +41,15 @@ use crate::{ClipRecord, Error};
 /// # Ok::<(), gradclip::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "LossScaleState", into = "LossScaleState"))]
 pub struct LossScale(LossScaleState);
 
 /// The complete state of a [`LossScale`], to save in a checkpoint and to [restore](LossScale::from_state).
 ///
 /// It is plain data of 24 bytes: six words in the order of the fields, without padding.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct LossScaleState {
     /// The factor to multiply the loss by.
@@ -62,7 +67,7 @@ pub struct LossScaleState {
 }
 
 /// The effect of a step on a [`LossScale`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ScaleUpdate {
     /// The gradients were finite, and the scale is unchanged.
     Kept,
@@ -76,7 +81,7 @@ pub enum ScaleUpdate {
 }
 
 impl ScaleUpdate {
-    /// Whether the gradients were not finite, so that the step is to be left out.
+    /// Returns whether the gradients were not finite, so that the step must be skipped.
     #[must_use]
     pub const fn overflowed(self) -> bool {
         matches!(self, Self::Shrunk | Self::AtFloor)
@@ -94,6 +99,27 @@ impl Default for LossScale {
             interval: 2000,
             good_steps: 0,
         })
+    }
+}
+
+impl TryFrom<LossScaleState> for LossScale {
+    type Error = Error;
+
+    fn try_from(state: LossScaleState) -> Result<Self, Error> {
+        Self::from_state(state)
+    }
+}
+
+impl From<LossScale> for LossScaleState {
+    fn from(scale: LossScale) -> Self {
+        scale.0
+    }
+}
+
+impl Default for LossScaleState {
+    /// The state of [`LossScale::default`].
+    fn default() -> Self {
+        LossScale::default().0
     }
 }
 
@@ -169,13 +195,13 @@ impl LossScale {
         self.0
     }
 
-    /// The factor to multiply the loss by.
+    /// Returns the factor to multiply the loss by.
     #[must_use]
     pub const fn scale(&self) -> f32 {
         self.0.scale
     }
 
-    /// The number of good steps since the scale last changed.
+    /// Returns the number of good steps since the scale last changed.
     #[must_use]
     pub const fn good_steps(&self) -> u32 {
         self.0.good_steps
@@ -203,7 +229,7 @@ impl LossScale {
         }
         state.good_steps = 0;
         let grown = state.scale * state.growth;
-        // A scale that is not finite is of no use.
+        // An infinite scale would be invalid.
         if grown == state.scale || !grown.is_finite() {
             return ScaleUpdate::Kept;
         }
@@ -212,7 +238,8 @@ impl LossScale {
     }
 }
 
-/// Whether the gradients were finite. Their norm may exceed f32. False if the norm is unknown, as for a shard that failed.
+/// Returns whether the gradients were finite. Their norm may exceed f32. False if the norm is unknown, as for a shard that
+/// failed.
 fn is_finite(record: &ClipRecord) -> bool {
     record.first_non_finite().is_none() && record.norm_significand.is_finite()
 }
@@ -223,7 +250,7 @@ mod tests {
     use crate::{Clip, cpu};
 
     fn record(gradient: f32) -> ClipRecord {
-        cpu::clip(&mut [&mut [gradient, 1.0]], Clip::by_global_norm(1.0)).unwrap().unwrap()
+        cpu::clip_grad_norm(&mut [[gradient, 1.0]], 1.0).unwrap()
     }
 
     fn scale(scale: f32) -> LossScale {
@@ -271,12 +298,12 @@ mod tests {
     #[test]
     fn a_norm_beyond_f32_is_a_good_step() {
         let mut gradient = [f32::MAX; 4];
-        let record = cpu::clip(&mut [&mut gradient], Clip::by_global_norm(1.0)).unwrap().unwrap();
+        let record = cpu::clip_grad_norm(&mut [&mut gradient], 1.0).unwrap();
         assert_eq!(record.total_norm, f32::INFINITY);
         assert_eq!(LossScale::default().update(&record), ScaleUpdate::Kept);
     }
 
-    /// Its device was lost, or an overflow there is known here by the norm only.
+    /// A shard whose device was lost, or whose overflow is known by its norm only.
     #[test]
     fn a_norm_that_is_not_known_is_a_bad_step() {
         assert!(LossScale::default().update(&ClipRecord::FAILED).overflowed());
@@ -293,7 +320,7 @@ mod tests {
         assert_eq!(scale.update_all(&[]), ScaleUpdate::Grown);
     }
 
-    /// However long gradients overflow, the next clip accepts the scale.
+    /// The next clip accepts the scale, however many steps overflow.
     #[test]
     fn never_falls_below_its_floor() {
         let bad = record(f32::NAN);

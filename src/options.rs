@@ -1,9 +1,26 @@
-//! The words in which a [`Clip`](crate::Clip) is described: which norm, which constant, which policy.
+//! The option types of a [`Clip`](crate::Clip): norm type, epsilon, policy for non-finite gradients.
+//!
+//! Each has a text form, which [`Display`](fmt::Display) writes and [`FromStr`] reads, for command lines and configuration.
+
+use std::fmt;
+use std::str::FromStr;
 
 use crate::Error;
 
-/// Which norm of the gradients is measured and limited.
+/// The norm that is measured and limited.
+///
+/// As text: `l1`, `l2`, `inf`, or the number p. The numbers `1` and `2` are `l1` and `l2`.
+///
+/// ```
+/// use gradclip::NormType;
+///
+/// assert_eq!("2".parse(), Ok(NormType::L2));
+/// assert_eq!("-inf".parse(), Ok(NormType::P(f32::NEG_INFINITY)));
+/// assert_eq!(NormType::P(3.0).to_string(), "3");
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 #[non_exhaustive]
 pub enum NormType {
     /// `Σ |g|`
@@ -13,16 +30,17 @@ pub enum NormType {
     L2,
     /// `max |g|`
     Inf,
-    /// `(Σ |g|^p)^(1/p)`, with the meaning that PyTorch gives to every p: 0 counts the gradients that hold an element
-    /// which is not zero, negative infinity is `min |g|`, and a zero makes the norm of a negative p zero. 1, 2 and
-    /// infinity are the variants above. An empty gradient adds nothing to any of them. NaN is an [`Error::NormType`].
+    /// `(Σ |g|^p)^(1/p)`, defined for every p as in PyTorch.
     ///
-    /// This one is measured to about 1e-5 on a GPU, whose `pow` allows no better, and to less where |p| is below 0.1.
-    P(f32),
+    /// p = 0 counts the gradients that hold a non-zero element. p = -∞ is `min |g|`. For a negative p, a zero element makes the
+    /// norm 0. p = 1, 2 and ∞ are the variants above. An empty gradient adds nothing. NaN is an [`Error::NormType`].
+    ///
+    /// On a GPU the relative error is about 1e-5, because of the precision of `pow`, and larger if |p| is below 0.1.
+    P(#[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))] f32),
 }
 
 impl NormType {
-    /// The variant of its own, where p has one.
+    /// Validates p, and replaces 1, 2 and infinity by their variants.
     pub(crate) fn checked(self) -> Result<Self, Error> {
         match self {
             Self::P(p) if p.is_nan() => Err(Error::NormType { given: self }),
@@ -33,7 +51,7 @@ impl NormType {
         }
     }
 
-    /// The p of the formula.
+    /// Returns the exponent p of the norm.
     #[must_use]
     pub const fn p(self) -> f32 {
         match self {
@@ -45,15 +63,45 @@ impl NormType {
     }
 }
 
-/// What is added to a norm before the limit is divided by it.
+impl fmt::Display for NormType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::L1 => f.pad("l1"),
+            Self::L2 => f.pad("l2"),
+            Self::Inf => f.pad("inf"),
+            Self::P(p) => fmt::Display::fmt(p, f),
+        }
+    }
+}
+
+impl FromStr for NormType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text.to_ascii_lowercase().as_str() {
+            "l1" => Ok(Self::L1),
+            "l2" => Ok(Self::L2),
+            "linf" => Ok(Self::Inf),
+            number => number.parse().ok().and_then(|p| Self::P(p).checked().ok()).ok_or_else(|| {
+                Error::parse("norm type", text, "l1, l2, inf, or a number: the p of the norm")
+            }),
+        }
+    }
+}
+
+/// The constant that is added to a norm before the limit is divided by it.
+///
+/// As text: `pytorch`, `none`, or a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Epsilon {
-    /// 1e-6, as in `torch.nn.utils.clip_grad_norm_`: a norm less than that below the limit is scaled a little too.
+    /// 1e-6, as in `torch.nn.utils.clip_grad_norm_`. A norm less than 1e-6 below the limit is scaled slightly too.
     #[default]
     PyTorch,
-    /// Nothing. Gradients whose norm is 0 are left as they are.
+    /// 0. Gradients whose norm is 0 are not changed.
     None,
-    /// This. Negative, infinite or NaN is an [`Error::Epsilon`](crate::Error::Epsilon) when the clip is used.
+    /// Any other constant. Negative, infinite or NaN is an [`Error::Epsilon`](crate::Error::Epsilon) when the clip is used.
     Value(f32),
 }
 
@@ -67,25 +115,133 @@ impl Epsilon {
     }
 }
 
-/// What becomes of gradients if one of them holds an infinity or a NaN, or a norm that was supplied is one. It is decided
-/// where the gradients are, without asking the host. A norm of finite gradients that exceeds `f32::MAX` is no such case: they
-/// are scaled like any others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+impl fmt::Display for Epsilon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PyTorch => f.pad("pytorch"),
+            Self::None => f.pad("none"),
+            Self::Value(value) => fmt::Display::fmt(value, f),
+        }
+    }
+}
+
+impl FromStr for Epsilon {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text.to_ascii_lowercase().as_str() {
+            "pytorch" => Ok(Self::PyTorch),
+            "none" => Ok(Self::None),
+            number => number
+                .parse()
+                .ok()
+                .filter(|value: &f32| *value >= 0.0 && value.is_finite())
+                .map(Self::Value)
+                .ok_or_else(|| {
+                    Error::parse("epsilon", text, "pytorch, none, or a finite number, 0 or greater")
+                }),
+        }
+    }
+}
+
+/// The policy for gradients that hold an infinity or a NaN, or whose supplied norm is not finite.
+///
+/// It is applied on the device, without the host. If all elements are finite, a norm above `f32::MAX` is not such a case; the
+/// gradients are scaled as usual.
+///
+/// As text: `propagate`, `skip`, `zero`, `poison` or `error`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum NonFinite {
-    /// As PyTorch does: they are multiplied by the coefficient as always. With an infinite norm that is 0, so that
-    /// finite elements become zeros and infinite ones NaN; with a NaN everything becomes NaN.
+    /// Multiplies by the coefficient as usual, as PyTorch does. With an infinite norm the coefficient is 0, so that finite
+    /// elements become 0 and infinite ones NaN. With a NaN norm every element becomes NaN.
     #[default]
     Propagate,
-    /// They stay as they are, and the record says [`skip`](crate::ClipRecord::skip): leave this step out.
+    /// Leaves the gradients unchanged. The record says [`skip`](crate::ClipRecord::skip): the optimizer must skip the step.
     Skip,
-    /// They all become 0.
+    /// Sets all elements to 0.
     Zero,
-    /// They all become NaN.
+    /// Sets all elements to NaN.
     Poison,
-    /// They stay as they are, and reading the outcome is an [`Error::NonFinite`](crate::Error::NonFinite) that names the
-    /// first gradient which is not finite: `error_if_nonfinite` of PyTorch. The record says `skip`, too.
+    /// Leaves the gradients unchanged, and returns [`Error::NonFinite`](crate::Error::NonFinite), with the first non-finite
+    /// gradient, when the record is read: `error_if_nonfinite` of PyTorch. The record says `skip` too.
     ///
-    /// Groups, and gradients that are clipped each by itself, are finite or not on their own: when the error is read, a
-    /// GPU has clipped those that are. The CPU path knows before it writes, and leaves them all.
+    /// Groups, and gradients that are clipped on their own, are checked separately. On a GPU, the finite ones have been clipped
+    /// when the error is read. The CPU path checks before it writes, and changes none.
     Error,
+}
+
+impl NonFinite {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Propagate, "propagate"),
+        (Self::Skip, "skip"),
+        (Self::Zero, "zero"),
+        (Self::Poison, "poison"),
+        (Self::Error, "error"),
+    ];
+}
+
+impl fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Propagate => "propagate",
+            Self::Skip => "skip",
+            Self::Zero => "zero",
+            Self::Poison => "poison",
+            Self::Error => "error",
+        })
+    }
+}
+
+impl FromStr for NonFinite {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let policy = Self::ALL.into_iter().find(|(_, name)| text.eq_ignore_ascii_case(name));
+        policy.map(|(policy, _)| policy).ok_or_else(|| {
+            Error::parse("policy for non-finite gradients", text, "propagate, skip, zero, poison or error")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+
+    #[test]
+    fn text_forms_round_trip() {
+        use NormType::{Inf, L1, L2, P};
+        for norm_type in [L1, L2, Inf, P(0.0), P(2.5), P(-1.0), P(f32::NEG_INFINITY)] {
+            assert_eq!(norm_type.to_string().parse(), Ok(norm_type));
+        }
+        for epsilon in [Epsilon::PyTorch, Epsilon::None, Epsilon::Value(1e-8)] {
+            assert_eq!(epsilon.to_string().parse(), Ok(epsilon));
+        }
+        for (policy, name) in NonFinite::ALL {
+            assert_eq!((policy.to_string().as_str(), name.parse()), (name, Ok(policy)));
+        }
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+        }
+    }
+
+    #[test]
+    fn text_forms_are_lenient_in_case_and_strict_otherwise() {
+        assert_eq!(
+            ["1", "2", "Inf", "L2"].map(str::parse),
+            [NormType::L1, NormType::L2, NormType::Inf, NormType::L2].map(Ok)
+        );
+        assert_eq!("BF16".parse(), Ok(DType::BF16));
+        assert_eq!("Skip".parse(), Ok(NonFinite::Skip));
+        for text in ["", "nan", "l3", "two"] {
+            assert!(matches!(text.parse::<NormType>(), Err(Error::Parse { .. })), "{text:?}");
+        }
+        assert!("-1".parse::<Epsilon>().is_err() && "f64".parse::<DType>().is_err());
+        assert_eq!(
+            "sk\u{1b}ip".parse::<NonFinite>().unwrap_err().to_string(),
+            "\"sk\\u{1b}ip\" is no policy for non-finite gradients; allowed: propagate, skip, zero, poison or error"
+        );
+    }
 }

@@ -4,10 +4,10 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::clip::ByNorm;
+use crate::operation::ByNorm;
 use crate::{Error, GradientId, NonFinite};
 
-/// The WGSL declaration of the record, for your shader that binds [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer):
+/// The WGSL declaration of the record, for a shader that binds [`ClipPlan::record_buffer`](crate::ClipPlan::record_buffer):
 /// `struct ClipRecord`, its flag constants, and `clip_record_scaled`, which multiplies an element by the factor.
 ///
 /// ```wgsl
@@ -24,43 +24,50 @@ pub const CLIP_RECORD_WGSL: &str = include_str!("../shaders/lib/clip_record.wgsl
 /// On the device it is 40 bytes, ten little-endian words in the order of the fields below; [`CLIP_RECORD_WGSL`] declares
 /// it for shaders. All norms are those of the gradients without their loss scale.
 #[derive(Clone, Copy, PartialEq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct ClipRecord {
     /// The norm before clipping. Infinite if it exceeds `f32::MAX`; [`norm_significand`](Self::norm_significand) and
     /// [`norm_exponent`](Self::norm_exponent) then hold its value.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
     pub total_norm: f32,
     /// The coefficient that brings the gradients to the limit; exactly 1 if they are within it. Subnormal or 0 if the norm is
     /// more than `2^126` times the limit.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
     pub clip_coef: f32,
     /// The factor that multiplies every element: [`clip_coef`](Self::clip_coef) times the inverse of the loss scale, or the
     /// value that the policy for non-finite gradients sets. Below `2^-126` it has lost bits, and the elements are multiplied
     /// by [`factor_significand`](Self::factor_significand) and [`factor_exponent`](Self::factor_exponent) instead.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
     pub factor: f32,
     /// The largest absolute value of any element: the infinity norm. NaN if any element is NaN.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
     pub max_magnitude: f32,
     flags: u32,
     first_non_finite: u32,
     /// The norm as `norm_significand · 2^norm_exponent`, also if [`total_norm`](Self::total_norm) exceeds the range of f32. The
     /// significand is 0, infinite, NaN, or in `[1, 2)`.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
     pub norm_significand: f32,
     /// See [`norm_significand`](Self::norm_significand). [`EMPTY_EXPONENT`](Self::EMPTY_EXPONENT), with a significand of 0, if
     /// no element was measured.
     pub norm_exponent: i32,
     /// The factor as `factor_significand · 2^factor_exponent`, also if [`factor`](Self::factor) is below the normal range of
     /// f32. The magnitude of the significand is 0, NaN, or in `[1, 2)`.
+    #[cfg_attr(feature = "serde", serde(with = "crate::serde_f32"))]
     pub factor_significand: f32,
     /// See [`factor_significand`](Self::factor_significand). 0 if the significand is 0 or NaN.
     pub factor_exponent: i32,
 }
 
-/// What is known of gradients once they have been read.
+/// The measurement from which a record is built.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Measured {
-    /// With the loss scale still in it. NaN or infinite if and only if elements are and the norm says so.
+pub(crate) struct NormMeasurement {
+    /// The norm, still scaled by the loss scale. NaN or infinite only if an element is.
     pub(crate) norm: f64,
     pub(crate) max_magnitude: f32,
     pub(crate) first_non_finite: Option<u32>,
-    /// Whether there was no element at all.
+    /// Whether no element was measured.
     pub(crate) empty: bool,
 }
 
@@ -74,11 +81,11 @@ impl ClipRecord {
     const NO_GRADIENT: u32 = u32::MAX;
 
     /// The [`norm_exponent`](Self::norm_exponent) of a record of no elements. It distinguishes the norm of no elements from the
-    /// norm 0 of zeros, which makes a joint norm of a negative p 0; [`join_norms`](crate::join_norms) skips the former.
+    /// norm 0 of zeros, which makes a joint norm of a negative p 0; [`join_norms`](crate::distributed::join_norms) skips the former.
     pub const EMPTY_EXPONENT: i32 = i32::MIN;
 
-    /// The record before anything has been measured: a scale pass, or an optimizer, that reads it changes nothing. It is
-    /// also what a shard without a gradient contributes to a joint norm: nothing.
+    /// The record before the first measurement: a scale pass or an optimizer that reads it changes nothing. It is also the
+    /// record of a shard without gradients, which adds nothing to a joint norm.
     pub const UNCLIPPED: Self = Self {
         total_norm: 0.0,
         clip_coef: 1.0,
@@ -92,11 +99,11 @@ impl ClipRecord {
         factor_exponent: 0,
     };
 
-    /// The record of a plan until its first norm pass: [`UNCLIPPED`](Self::UNCLIPPED), but no outcome of anything.
+    /// The record of a plan before its first norm pass: [`UNCLIPPED`](Self::UNCLIPPED) with a flag that marks it.
     pub(crate) const NOTHING_MEASURED: Self = Self { flags: Self::UNMEASURED, ..Self::UNCLIPPED };
 
-    /// The record of a shard that could not be measured, since its device was lost, say. Joined with the others it makes
-    /// the total NaN on every device, so that all of them do what their policy says for gradients that are not finite.
+    /// The record of a shard that could not be measured, for example because its device was lost. It makes the joint norm NaN,
+    /// so that every device applies its policy for non-finite gradients.
     pub const FAILED: Self = Self {
         total_norm: f32::NAN,
         clip_coef: f32::NAN,
@@ -110,8 +117,8 @@ impl ClipRecord {
         factor_exponent: 0,
     };
 
-    /// Builds the record of a measurement and a limit. The limit may exceed f32, as a share of a parameter's norm.
-    pub(crate) fn new(measured: Measured, norm: &ByNorm, limit: f64) -> Self {
+    /// Builds the record from a measurement and a limit. The limit of AGC may exceed f32.
+    pub(crate) fn new(measured: NormMeasurement, norm: &ByNorm, limit: f64) -> Self {
         let mut unscaled = measured.norm * f64::from(norm.inverse_norm_scale());
         if measured.norm.is_finite() {
             unscaled = unscaled.min(f64::MAX);
@@ -141,45 +148,45 @@ impl ClipRecord {
         }
     }
 
-    /// The norm, also where f32 does not hold it.
+    /// Returns the norm, also if it exceeds f32.
     pub(crate) fn norm(&self) -> f64 {
         Wide { significand: self.norm_significand, exponent: self.norm_exponent }.value()
     }
 
-    /// What every element is multiplied by, if f32 does not hold it.
+    /// Returns the factor if it is below the normal range of f32.
     pub(crate) fn factor_below_f32(&self) -> Option<f64> {
         let factor = Wide { significand: self.factor_significand, exponent: self.factor_exponent };
         (factor.exponent < f32::MIN_EXP - 1).then(|| factor.value())
     }
 
-    /// Whether the coefficient differs from 1: the gradients exceed the limit, or are not finite.
+    /// Returns whether the coefficient differs from 1: the gradients exceed the limit, or are not finite.
     #[must_use]
     pub const fn clipped(&self) -> bool {
         self.flags & Self::CLIPPED != 0
     }
 
-    /// Whether a gradient holds an infinity or a NaN; or, where [`first_non_finite`](Self::first_non_finite) is none, a supplied
+    /// Returns whether a gradient holds an infinity or a NaN. If [`first_non_finite`](Self::first_non_finite) is `None`, a supplied
     /// norm or the norm of a parameter is infinite or NaN, or the limit is NaN. A norm of finite gradients that exceeds
-    /// `f32::MAX` is a norm like any other.
+    /// `f32::MAX` does not count as non-finite.
     #[must_use]
     pub const fn non_finite(&self) -> bool {
         self.flags & Self::NON_FINITE != 0
     }
 
-    /// Whether this step is to be left out: the gradients are not finite, and the policy is [`NonFinite::Skip`] or
-    /// [`NonFinite::Error`]. An optimizer's shader finds it in the flags.
+    /// Returns whether this step must be skipped: the gradients are not finite, and the policy is [`NonFinite::Skip`] or
+    /// [`NonFinite::Error`]. An optimizer's shader reads it from the flags.
     #[must_use]
     pub const fn skip(&self) -> bool {
         self.flags & Self::SKIP != 0
     }
 
-    /// Whether every element was made 0, since they are not finite and the policy is [`NonFinite::Zero`].
+    /// Returns whether all elements were set to 0: the gradients are not finite, and the policy is [`NonFinite::Zero`].
     #[must_use]
     pub const fn zeroed(&self) -> bool {
         self.flags & Self::ZERO != 0
     }
 
-    /// The index of the first gradient that holds an infinity or a NaN.
+    /// Returns the index of the first gradient that holds an infinity or a NaN.
     #[must_use]
     pub const fn first_non_finite(&self) -> Option<usize> {
         match self.first_non_finite {
@@ -188,17 +195,17 @@ impl ClipRecord {
         }
     }
 
-    /// Whether it is the outcome of a norm pass.
+    /// Checks that a norm pass wrote the record.
     pub(crate) const fn check_measured(&self) -> Result<(), Error> {
         match self.flags {
-            flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormMissing),
+            flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormNotSupplied),
             flags if flags & Self::UNMEASURED != 0 => Err(Error::NothingMeasured),
             _ => Ok(()),
         }
     }
 
-    /// The error that [`NonFinite::Error`] asks for, if this is record `index` of `records`. `label` gives the label of a
-    /// gradient by its index.
+    /// Builds the error of [`NonFinite::Error`] for record `index` of `records`. `label` maps the index of a gradient to its
+    /// label.
     pub(crate) fn non_finite_error<'a>(
         &self,
         index: usize,
@@ -212,14 +219,14 @@ impl ClipRecord {
         }
     }
 
-    /// The same outcome, where the gradients were listed in another way: `index_of` says where each stands now.
+    /// Returns the same record for another list of the gradients: `index_of` maps an old index to the new one.
     pub(crate) fn reindexed(self, index_of: impl FnOnce(usize) -> usize) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "no memory holds a list of 2³² gradients")]
         let first = self.first_non_finite().map_or(Self::NO_GRADIENT, |gradient| index_of(gradient) as u32);
         Self { first_non_finite: first, ..self }
     }
 
-    /// Its fields and their offsets, for the test that compares them with those of the shaders.
+    /// Returns the fields and their offsets, for the test that compares them with the shaders.
     #[cfg(test)]
     pub(crate) fn layout() -> Vec<(String, usize)> {
         use std::mem::offset_of;
@@ -261,12 +268,14 @@ impl fmt::Debug for ClipRecord {
     }
 }
 
-/// The coefficient that brings a norm to at most a limit, and the same as f32. Each operation is PyTorch's, in its order: add
-/// epsilon, take the reciprocal, multiply, clamp to 1. (Dividing instead differs by one unit in the last place in a quarter of
-/// the cases.) Each is rounded to the precision of f32, but none to its range. NaN stays NaN. Where norm and epsilon together
-/// are less than a normal f32 there is nothing to bring down, and no reciprocal.
+/// Returns the coefficient that scales a norm to at most the limit, and the same rounded to f32.
+///
+/// The operations are those of PyTorch, in its order: add epsilon, take the reciprocal, multiply, clamp to 1. (A division
+/// instead differs by one unit in the last place in a quarter of the cases.) Each is rounded to the precision of f32, but not
+/// to its range. NaN stays NaN. If norm plus epsilon is less than a normal f32, the coefficient is 1 and no reciprocal is
+/// taken.
 fn coefficient(norm: Wide, limit: Wide, epsilon: f32) -> (Wide, f32) {
-    // An f64 holds the sum of two f32 well enough that rounding it once more changes nothing.
+    // The f64 sum of two f32 is precise enough that rounding it once more changes nothing.
     let sum = Wide::of(norm.value() + f64::from(epsilon));
     let is_nothing = sum.value() < f64::from(f32::MIN_POSITIVE) && !limit.significand.is_nan();
     let product = f64::from(sum.significand.recip()) * f64::from(limit.significand);
@@ -279,8 +288,8 @@ fn coefficient(norm: Wide, limit: Wide, epsilon: f32) -> (Wide, f32) {
     (coef, nearest_f32(product * power_of_two(limit.exponent - sum.exponent)))
 }
 
-/// A number of any size, in the precision of f32: `significand · 2^exponent`. The magnitude of the significand is in `[1, 2)`;
-/// or it is a zero, an infinity or a NaN, whose exponent means nothing.
+/// A number with the precision of f32 and a wider range: `significand · 2^exponent`. The magnitude of the significand is in
+/// `[1, 2)`; or the significand is 0, infinite or NaN, and the exponent is unused.
 #[derive(Clone, Copy)]
 struct Wide {
     significand: f32,
@@ -290,7 +299,7 @@ struct Wide {
 impl Wide {
     const ONE: Self = Self { significand: 1.0, exponent: 0 };
 
-    /// The nearest one. A subnormal f64 is 0: no number here is that small.
+    /// Rounds to nearest. A subnormal f64 becomes 0; no number here is that small.
     #[expect(clippy::cast_possible_truncation, reason = "the significand is what is rounded")]
     fn of(number: f64) -> Self {
         const SIGNIFICAND: u64 = (1 << (f64::MANTISSA_DIGITS - 1)) - 1;
@@ -310,7 +319,7 @@ impl Wide {
         }
     }
 
-    /// As f64; where that would be 0, a number that is 0 once it has been multiplied by any finite f32 and rounded.
+    /// Converts to f64. A number below its range becomes one that is 0 after a multiplication by any finite f32 and rounding.
     fn value(self) -> f64 {
         f64::from(self.significand) * power_of_two(self.exponent)
     }
@@ -320,19 +329,19 @@ impl Wide {
         product.shifted(self.exponent + other.exponent)
     }
 
-    /// Times a power of two.
+    /// Multiplies by a power of two.
     fn shifted(self, exponent: i32) -> Self {
         let is_number = self.significand != 0.0 && self.significand.is_finite();
         Self { exponent: if is_number { self.exponent + exponent } else { 0 }, ..self }
     }
 }
 
-/// Two to a power, as f64; to the nearest one that is a normal number of f64 and its inverse too.
+/// Returns `2^exponent`. The exponent is clamped, so that the result and its inverse are normal f64 numbers.
 fn power_of_two(exponent: i32) -> f64 {
     f64::from(exponent.clamp(-1022, 1023)).exp2()
 }
 
-/// Rounded to the precision of f32, but not to its range.
+/// Rounds to the precision of f32, but not to its range.
 pub(crate) fn in_f32_precision(number: f64) -> f64 {
     if number.is_finite() { Wide::of(number).value() } else { number }
 }

@@ -1,8 +1,8 @@
-//! The definition: every operation in the plainest sequential f64 that says what it means.
+//! The reference implementation: every operation in plain, sequential f64.
 //!
-//! This is the oracle that the CPU and the GPU path are tested against, and it shares no code with either. It is
-//! slow on purpose: one accumulator, one element after the other. For `n` elements its norm is within `n · 2⁻⁵⁴` of
-//! the exact one, relatively, and in practice far closer; no finite f32 overflows or vanishes when squared in f64.
+//! The CPU and the GPU path are tested against this module, which shares no code with either. It has one accumulator and
+//! processes one element at a time. For `n` elements the relative error of its norm is at most `n · 2⁻⁵⁴`, and far smaller in
+//! practice. No finite f32 overflows or underflows when squared in f64.
 //!
 //! ```
 //! use gradclip::reference;
@@ -16,8 +16,8 @@
 
 use crate::NormType;
 
-/// The L2 norm of all gradients together, `sqrt(Σ g²)`. Infinite or NaN if an element is, NaN winning; 0 if there
-/// are no elements.
+/// Computes the global L2 norm, `sqrt(Σ g²)`. It is NaN if an element is NaN, else infinite if an element is infinite, and 0
+/// without elements.
 #[must_use]
 pub fn total_norm(gradients: &[&[f32]]) -> f64 {
     let mut sum = 0.0;
@@ -27,14 +27,14 @@ pub fn total_norm(gradients: &[&[f32]]) -> f64 {
     sum.sqrt()
 }
 
-/// The norm of any type, by the rule of `torch.nn.utils.clip_grad_norm_`: that of each gradient, then that of the norms.
-/// NaN if an element is NaN and the type is not 0; 0 if there are no elements.
+/// Computes the global norm of any type, like `torch.nn.utils.clip_grad_norm_`: the norm of the norms of the gradients. It is
+/// NaN if an element is NaN and p is not 0, and 0 without elements.
 #[must_use]
 pub fn norm(gradients: &[&[f32]], norm_type: NormType) -> f64 {
     let p = f64::from(norm_type.p());
     let mut norms = Vec::new();
     for gradient in gradients {
-        // An empty gradient adds nothing, not even a norm of 0.
+        // An empty gradient has no norm, not even 0, which would be the smallest for a negative p.
         if !gradient.is_empty() {
             let magnitudes: Vec<f64> = gradient.iter().map(|&x| f64::from(x).abs()).collect();
             norms.push(vector_norm(&magnitudes, p));
@@ -43,7 +43,7 @@ pub fn norm(gradients: &[&[f32]], norm_type: NormType) -> f64 {
     vector_norm(&norms, p)
 }
 
-/// `(Σ x^p)^(1/p)`, and its limits where p is 0 or infinite, of numbers that are not negative.
+/// Computes `(Σ x^p)^(1/p)` of non-negative numbers, or its limit for an infinite p. For p = 0, counts the non-zero numbers.
 fn vector_norm(numbers: &[f64], p: f64) -> f64 {
     let largest = numbers.iter().copied().fold(0.0, f64::max);
     let smallest = numbers.iter().copied().fold(f64::INFINITY, f64::min);
@@ -56,19 +56,19 @@ fn vector_norm(numbers: &[f64], p: f64) -> f64 {
     if numbers.is_empty() {
         return 0.0;
     }
-    // Powers may leave the range of f64; those of ratios to the number that dominates do not.
-    let unit = if p > 0.0 { largest } else { smallest };
-    if p.is_infinite() || unit == 0.0 || unit == f64::INFINITY {
-        return unit;
+    // Powers could overflow or underflow in f64. Scaled by the dominant number, they do not.
+    let scale = if p > 0.0 { largest } else { smallest };
+    if p.is_infinite() || scale == 0.0 || scale == f64::INFINITY {
+        return scale;
     }
     let mut sum = 0.0;
     for x in numbers {
-        sum += (x / unit).powf(p);
+        sum += (x / scale).powf(p);
     }
-    unit * sum.powf(1.0 / p)
+    scale * sum.powf(1.0 / p)
 }
 
-/// The largest `|g|` of any element: the infinity norm. NaN if any element is NaN; 0 if there are none.
+/// Computes the largest `|g|` of all elements: the infinity norm. It is NaN if an element is NaN, and 0 without elements.
 #[must_use]
 pub fn max_magnitude(gradients: &[&[f32]]) -> f32 {
     let mut largest = 0.0;
@@ -83,15 +83,14 @@ pub fn max_magnitude(gradients: &[&[f32]]) -> f32 {
     largest
 }
 
-/// The factor that brings `total_norm` to at most `max_norm`: `min(max_norm / (total_norm + 1e-6), 1)`, the
-/// formula that `torch.nn.utils.clip_grad_norm_` documents. NaN stays NaN.
+/// Computes the clip coefficient, `min(max_norm / (total_norm + 1e-6), 1)`, like `torch.nn.utils.clip_grad_norm_`. NaN stays
+/// NaN.
 #[must_use]
 pub fn clip_coef(total_norm: f64, max_norm: f64) -> f64 {
     clip_coef_with(total_norm, max_norm, 1e-6)
 }
 
-/// [`clip_coef`] with another `epsilon` than 1e-6. Where norm and epsilon are 0 there is nothing to bring down, and the
-/// factor is 1.
+/// Computes [`clip_coef`] with `epsilon` in place of 1e-6. If both the norm and `epsilon` are 0, the coefficient is 1.
 #[must_use]
 pub fn clip_coef_with(total_norm: f64, max_norm: f64, epsilon: f64) -> f64 {
     if total_norm + epsilon == 0.0 {
@@ -101,15 +100,15 @@ pub fn clip_coef_with(total_norm: f64, max_norm: f64, epsilon: f64) -> f64 {
     if coef > 1.0 { 1.0 } else { coef }
 }
 
-/// One element of a clip by norm: `x · coef`, rounded once, to the nearest f32.
+/// Scales one element: `x · coef`, rounded once to the nearest f32.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is what is defined here")]
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is intended")]
 pub fn scale(x: f32, coef: f64) -> f32 {
     (f64::from(x) * coef) as f32
 }
 
-/// One element of a clip by value: the nearest number in `[low, high]`. NaN stays NaN, and -0.0 stays -0.0 in a
-/// range that holds 0, whatever the sign of the bound.
+/// Clamps one element to `[low, high]`. NaN stays NaN. -0.0 stays -0.0 if the range contains 0, whatever the sign of
+/// the bound.
 #[must_use]
 pub fn clamp(x: f32, low: f32, high: f32) -> f32 {
     if x < low {
@@ -126,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn norm_of_the_classic_triangle() {
+    fn norm_of_a_3_4_5_triangle() {
         assert_eq!(total_norm(&[&[3.0], &[], &[0.0, -4.0]]), 5.0);
         assert_eq!(total_norm(&[]), 0.0);
         assert_eq!(max_magnitude(&[&[3.0], &[], &[0.0, -4.0]]), 4.0);
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn nan_wins_over_infinity() {
+    fn nan_takes_precedence_over_infinity() {
         for order in [[f32::NAN, f32::INFINITY], [f32::INFINITY, f32::NAN]] {
             assert!(total_norm(&[&order]).is_nan());
             assert!(max_magnitude(&[&order]).is_nan());
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn coefficient() {
+    fn clip_coefficients() {
         assert_eq!(clip_coef(4.0, 2.0), 2.0 / 4.000_001);
         assert_eq!(clip_coef(1.0, 2.0), 1.0);
         assert_eq!(clip_coef(f64::INFINITY, 2.0), 0.0);

@@ -1,20 +1,20 @@
-//! The check of rows: how many a gradient may be cut into.
+//! Validation of the number of rows of each gradient.
 
 use crate::{Error, GradientId};
 
-/// The rows of a list of gradients, checked one gradient after the other.
+/// Validates the rows of a list of gradients, one gradient at a time.
 #[derive(Default)]
-pub(crate) struct Rows {
-    /// How many rows without elements there have been.
+pub(crate) struct RowLimit {
+    /// The number of empty rows so far.
     empty: u64,
 }
 
-impl Rows {
-    /// The most rows that gradients without elements may have together. Each has a record, and nothing but the caller's word
-    /// says how many there are: other rows are at least as large as an element.
-    pub(crate) const MOST_EMPTY: u64 = 1 << 20;
+impl RowLimit {
+    /// The maximum number of empty rows in a list of gradients. Every row has a record. Memory bounds the number of
+    /// other rows, which have at least one element each.
+    pub(crate) const MAX_EMPTY: u64 = 1 << 20;
 
-    /// Checks that the next gradient can be cut into this number of rows.
+    /// Checks that the next gradient can be split into `rows` rows.
     pub(crate) fn check(
         &mut self,
         gradient: &dyn Fn() -> GradientId,
@@ -24,11 +24,11 @@ impl Rows {
         if rows == 0 || !elements.is_multiple_of(rows) {
             return Err(Error::Rows { gradient: gradient(), rows, elements });
         }
-        // What is not cut has one row; any number of gradients may have that.
+        // A gradient with one row is not split, and does not count.
         if elements == 0 && rows > 1 {
             self.empty = self.empty.saturating_add(rows);
-            if self.empty > Self::MOST_EMPTY {
-                return Err(Error::EmptyRows { gradient: gradient(), rows, most: Self::MOST_EMPTY });
+            if self.empty > Self::MAX_EMPTY {
+                return Err(Error::TooManyEmptyRows { gradient: gradient(), rows, most: Self::MAX_EMPTY });
             }
         }
         Ok(())
@@ -40,18 +40,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_without_elements_are_bounded_together() {
-        const MOST: u64 = Rows::MOST_EMPTY;
-        let mut rows = Rows::default();
-        let mut check = |index: usize, count, elements| rows.check(&|| index.into(), count, elements);
+    fn empty_rows_are_limited_in_total() {
+        const MAX: u64 = RowLimit::MAX_EMPTY;
+        let mut limit = RowLimit::default();
+        let mut check = |index: usize, count, elements| limit.check(&|| index.into(), count, elements);
         assert_eq!(check(0, 5, 0), Ok(()));
         assert_eq!(check(1, 1 << 40, 1 << 40), Ok(()));
-        assert_eq!(check(2, MOST - 5, 0), Ok(()));
+        assert_eq!(check(2, MAX - 5, 0), Ok(()));
         assert_eq!(check(3, 1, 0), Ok(()));
-        assert_eq!(check(4, 2, 0), Err(Error::EmptyRows { gradient: 4.into(), rows: 2, most: MOST }));
+        assert_eq!(check(4, 2, 0), Err(Error::TooManyEmptyRows { gradient: 4.into(), rows: 2, most: MAX }));
         assert_eq!(
             check(5, u64::MAX, 0),
-            Err(Error::EmptyRows { gradient: 5.into(), rows: u64::MAX, most: MOST })
+            Err(Error::TooManyEmptyRows { gradient: 5.into(), rows: u64::MAX, most: MAX })
         );
         assert_eq!(check(6, 0, 0), Err(Error::Rows { gradient: 6.into(), rows: 0, elements: 0 }));
     }

@@ -1,4 +1,7 @@
-//! Host slices in, clipped slices out, in one call: on a GPU if there is a real one, else on the CPU path.
+//! Clips host slices in one call: on a GPU if there is one, else on the CPU path.
+//!
+//! The GPU path copies the slices to the device and back. Gradients that are in device memory already belong in a
+//! [`ClipPlan`](crate::ClipPlan).
 
 mod arena;
 
@@ -7,28 +10,29 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::clip::{ByNorm, Operation, Scope};
+use crate::adapters::{self, is_software};
 use crate::cpu::Gradient;
-use crate::gpu::device::{adapters_async, is_software};
+use crate::operation::{Operation, check_stateless};
 use crate::{Clip, ClipRecord, Error, cpu};
 use arena::Gpu;
 
-/// Where host slices are to be clipped.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The device on which host slices are clipped. As text: `auto`, `gpu`, `cpu`, or a part of an adapter's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+#[non_exhaustive]
 pub enum DeviceChoice {
-    /// The best GPU. The CPU path where there is none: a software adapter is not taken. Nor is a GPU that has not
-    /// enough memory for the gradients.
+    /// The best GPU. Without a GPU, or if the gradients exceed its memory, the CPU path. A software adapter is never used.
     #[default]
     Auto,
-    /// The best adapter that wgpu finds, be it a software one.
+    /// The best adapter that wgpu finds, even a software adapter.
     Gpu,
     /// The CPU path.
     Cpu,
-    /// The best adapter with this in its name, in upper or lower case.
+    /// The best adapter whose name contains this text, in upper or lower case.
     Named(String),
 }
 
-/// `auto`, `gpu`, `cpu`, or a part of an adapter's name.
 impl FromStr for DeviceChoice {
     type Err = std::convert::Infallible;
 
@@ -63,12 +67,12 @@ impl DeviceChoice {
         }
     }
 
-    /// The index of the adapter that this choice takes among them, if they are in the order of
-    /// [`adapters`](crate::adapters). None is the CPU path.
+    /// Returns the index of the chosen adapter in `adapters`, which must be in the order of
+    /// [`adapters::enumerate`]. `None` is the CPU path.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDevice`] if an adapter must be taken and there is none.
+    /// [`Error::NoDevice`] if the choice requires an adapter and none matches.
     pub fn choose(&self, adapters: &[wgpu::Adapter]) -> Result<Option<usize>, Error> {
         let chosen = adapters.iter().position(|adapter| self.admits(&adapter.get_info()));
         let wanted = match self {
@@ -87,11 +91,12 @@ impl DeviceChoice {
 }
 
 /// The device that clipped.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SliceDevice {
     /// The CPU path.
     Cpu {
-        /// How many threads it uses.
+        /// The number of threads that it uses.
         threads: usize,
     },
     /// A wgpu adapter.
@@ -109,29 +114,29 @@ impl fmt::Display for SliceDevice {
     }
 }
 
-/// The outcome of a clip of host slices. `R` is a [`ClipRecord`], or several.
-#[derive(Clone, Debug)]
+/// The result of a clip of host slices. `R` is a [`ClipRecord`], or several.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Clipped<R> {
     /// The record, or the records.
     pub record: R,
     /// The device that clipped.
     pub device: SliceDevice,
-    /// How long each stage took.
+    /// The time of each stage.
     pub timings: Timings,
 }
 
-/// How long the stages of a clip of host slices took, on the wall clock. The CPU path only has the second.
+/// The wall-clock times of the stages of a clip of host slices. The CPU path has only the stage `clip`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// Copying the gradients to the device, and planning.
+    /// Preparing the plan, and copying the gradients to the device.
     pub upload: Duration,
     /// Measuring and clipping.
     pub clip: Duration,
-    /// Copying the gradients back; nothing where they were not changed.
+    /// Copying the changed gradients back.
     pub download: Duration,
 }
 
-/// Clips host slices on a device that it keeps open.
+/// Clips host slices on one device, which it keeps open.
 #[derive(Debug)]
 pub struct SliceClipper {
     choice: DeviceChoice,
@@ -140,17 +145,17 @@ pub struct SliceClipper {
 }
 
 impl SliceClipper {
-    /// Finds and opens the device of this choice.
+    /// Finds and opens the chosen device.
     ///
     /// # Errors
     ///
-    /// [`Error::NoDevice`] if it must be an adapter and there is none, or it cannot be opened. [`DeviceChoice::Auto`]
+    /// [`Error::NoDevice`] if the choice requires an adapter and there is none, or it cannot be opened. [`DeviceChoice::Auto`]
     /// and [`DeviceChoice::Cpu`] never fail.
     pub fn new(choice: &DeviceChoice) -> Result<Self, Error> {
         pollster::block_on(Self::new_async(choice))
     }
 
-    /// [`SliceClipper::new`], where blocking is not possible.
+    /// [`SliceClipper::new`] for callers that must not block.
     ///
     /// # Errors
     ///
@@ -160,7 +165,7 @@ impl SliceClipper {
         if choice == DeviceChoice::Cpu {
             return Ok(Self { choice, gpu: None });
         }
-        let adapters = adapters_async().await;
+        let adapters = adapters::enumerate_async().await;
         let gpu = match choice.choose(&adapters)? {
             None => None,
             Some(index) => match Gpu::open(&adapters[index]).await {
@@ -175,7 +180,7 @@ impl SliceClipper {
         Ok(Self { choice, gpu })
     }
 
-    /// The device that clips.
+    /// Returns the device that clips.
     #[must_use]
     pub fn device(&self) -> SliceDevice {
         match &self.gpu {
@@ -184,46 +189,70 @@ impl SliceClipper {
         }
     }
 
-    /// Clips gradients as one group, and returns the record of a clip by global norm. A clip by value has no record; call
-    /// [`clip_groups`](Self::clip_groups) for the records of a clip of each gradient on its own.
+    /// Clips f32 gradients so that their joint L2 norm is at most `max_norm`; see [`clip_grad_norm`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`SliceClipper::clip_groups`].
+    pub fn clip_grad_norm<G: AsMut<[f32]>>(
+        &self,
+        gradients: &mut [G],
+        max_norm: f32,
+    ) -> Result<Clipped<ClipRecord>, Error> {
+        let Clipped { record, device, timings } =
+            self.clip(&mut as_gradients(gradients), Clip::by_global_norm(max_norm))?;
+        Ok(Clipped { record: record[0], device, timings })
+    }
+
+    /// Clamps every element of f32 gradients to `[-clip_value, clip_value]`; see [`clip_grad_value`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`SliceClipper::clip_groups`].
+    pub fn clip_grad_value<G: AsMut<[f32]>>(
+        &self,
+        gradients: &mut [G],
+        clip_value: f32,
+    ) -> Result<Clipped<()>, Error> {
+        let Clipped { device, timings, .. } =
+            self.clip(&mut as_gradients(gradients), Clip::by_value(clip_value))?;
+        Ok(Clipped { record: (), device, timings })
+    }
+
+    /// Clips gradients of any type, all of which belong to group 0. Returns the records of [`cpu::clip`].
     ///
     /// # Errors
     ///
     /// As for [`SliceClipper::clip_groups`].
     pub fn clip(
         &self,
-        gradients: &mut [&mut [f32]],
+        gradients: &mut [Gradient<'_>],
         clip: Clip,
-    ) -> Result<Clipped<Option<ClipRecord>>, Error> {
-        let is_global = matches!(clip.checked()?, Operation::Norm(ByNorm { scope: Scope::Global, .. }));
-        let mut gradients: Vec<_> = gradients.iter_mut().map(|elements| Gradient::f32(elements)).collect();
-        let Clipped { record, device, timings } = self.clip_groups(&mut gradients, &[clip])?;
-        let record = record.first().copied().filter(|_| is_global);
-        Ok(Clipped { record, device, timings })
+    ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
+        self.clip_groups(gradients, &[clip])
     }
 
     /// Clips gradients of any type, each with the clip of its [group](cpu::Gradient::group).
     ///
-    /// The records are those of [`cpu::clip_groups`]: one for each group of a clip by global norm, one for each gradient, or
-    /// each of its rows, where each is clipped by itself, none of a clip by value.
+    /// Returns the records of [`cpu::clip_groups`]: one for each group of a clip by global norm; one for each gradient, or each of
+    /// its rows, of a clip of each gradient on its own; none for a clip by value.
     ///
     /// # Errors
     ///
     /// Those of [`cpu::clip_groups`], including [`Error::NeedsPlan`]; [`Error::OutOfMemory`] and [`Error::DeviceLost`] of a GPU;
-    /// [`Error::Limit`] if a gradient that must stay in one buffer exceeds the device's `max_buffer_size`: a gradient with a
-    /// norm of its own, or any gradient for the 0-norm. No slice is changed then, unless the GPU is lost while the clipped
-    /// gradients are copied back.
+    /// [`Error::DeviceLimit`] if a gradient that must stay in one buffer exceeds the device's `max_buffer_size`: a gradient with
+    /// its own norm, or any gradient for the 0-norm. No slice is changed then, unless the GPU is lost while the clipped gradients
+    /// are copied back.
     pub fn clip_groups(
         &self,
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        let operation = Clip::all_checked(clips)?[0];
-        if let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation {
-            return Err(Error::NormMissing);
+        let operations = check_stateless(clips)?;
+        if operations[0].needs_supplied_norm() {
+            return Err(Error::NormNotSupplied);
         }
-        operation.check_without_plan()?;
-        self.carry_out(gradients, clips, None)
+        self.execute(gradients, operations, None)
     }
 
     /// Clips gradients by `total_norm`, a norm that was measured elsewhere. `clip` must be a [`Clip::by_supplied_norm`], and all
@@ -231,35 +260,34 @@ impl SliceClipper {
     ///
     /// # Errors
     ///
-    /// Those of [`clip_groups`](Self::clip_groups); [`Error::MeasuresItself`] for any other clip.
+    /// Those of [`clip_groups`](Self::clip_groups); [`Error::UnexpectedNorm`] for any other clip.
     pub fn clip_with_norm(
         &self,
         gradients: &mut [Gradient<'_>],
         clip: Clip,
         total_norm: f32,
     ) -> Result<Clipped<ClipRecord>, Error> {
-        let operation = clip.checked()?;
-        let Operation::Norm(ByNorm { scope: Scope::Supplied, .. }) = operation else {
-            return Err(Error::MeasuresItself);
-        };
-        operation.check_without_plan()?;
-        let Clipped { record, device, timings } = self.carry_out(gradients, &[clip], Some(total_norm))?;
+        let operations = check_stateless(&[clip])?;
+        if !operations[0].needs_supplied_norm() {
+            return Err(Error::UnexpectedNorm);
+        }
+        let Clipped { record, device, timings } = self.execute(gradients, operations, Some(total_norm))?;
         Ok(Clipped { record: record[0], device, timings })
     }
 
-    /// Clips checked gradients, with a norm if one is supplied.
-    fn carry_out(
+    /// Executes checked operations on the GPU or on the CPU path, with a norm if one is supplied.
+    fn execute(
         &self,
         gradients: &mut [Gradient<'_>],
-        clips: &[Clip],
+        operations: Vec<Operation>,
         total_norm: Option<f32>,
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
         if let Some(gpu) = &self.gpu {
-            match gpu.clip(gradients, clips, total_norm) {
+            match gpu.clip(gradients, &operations, total_norm) {
                 Ok((record, timings)) => {
                     return Ok(Clipped { record, device: self.device(), timings });
                 }
-                Err(error @ (Error::OutOfMemory { .. } | Error::Limit { .. }))
+                Err(error @ (Error::OutOfMemory { .. } | Error::DeviceLimit { .. }))
                     if self.choice == DeviceChoice::Auto =>
                 {
                     log::warn!("{error}; clipping on the CPU path");
@@ -268,9 +296,10 @@ impl SliceClipper {
             }
         }
         let start = Instant::now();
+        let mut plan = cpu::ClipPlan::of(operations);
         let record = match total_norm {
-            Some(total_norm) => vec![cpu::clip_with_norm(gradients, clips[0], total_norm)?],
-            None => cpu::clip_groups(gradients, clips)?,
+            Some(total_norm) => plan.clip_with_norm(gradients, total_norm)?,
+            None => plan.clip(gradients)?,
         };
         let timings = Timings { clip: start.elapsed(), ..Timings::default() };
         Ok(Clipped { record, device: SliceDevice::Cpu { threads: cpu::threads() }, timings })
@@ -280,36 +309,39 @@ impl SliceClipper {
 /// Clips host gradients so that their joint L2 norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`: see
 /// [`Clip::by_global_norm`]. The record holds the norm before clipping.
 ///
-/// The first call finds the device, as [`DeviceChoice::Auto`] does, and keeps it for later ones; a [`SliceClipper`]
-/// leaves the choice to you.
+/// The gradients are `&mut [Vec<f32>]`, `&mut [&mut [f32]]`, or any other slices. The first call opens the device of
+/// [`DeviceChoice::Auto`] and keeps it for later calls. A [`SliceClipper`] takes another choice.
 ///
 /// ```
-/// let (mut w, mut b) = ([3.0, 0.0], [4.0]);
-/// let clipped = gradclip::clip_grad_norm(&mut [&mut w, &mut b], 1.0)?;
+/// let mut gradients = [vec![3.0, 0.0], vec![4.0]];
+/// let clipped = gradclip::slices::clip_grad_norm(&mut gradients, 1.0)?;
 /// assert_eq!(clipped.record.total_norm, 5.0);
-/// assert!((w[0] - 0.6).abs() < 1e-6 && (b[0] - 0.8).abs() < 1e-6);
+/// assert!((gradients[0][0] - 0.6).abs() < 1e-6 && (gradients[1][0] - 0.8).abs() < 1e-6);
 /// # Ok::<(), gradclip::Error>(())
 /// ```
 ///
 /// # Errors
 ///
-/// As for [`SliceClipper::clip`].
-pub fn clip_grad_norm(gradients: &mut [&mut [f32]], max_norm: f32) -> Result<Clipped<ClipRecord>, Error> {
-    let Clipped { record, device, timings } =
-        default_clipper().clip(gradients, Clip::by_global_norm(max_norm))?;
-    let record = record.ok_or(Error::NothingMeasured)?;
-    Ok(Clipped { record, device, timings })
+/// As for [`SliceClipper::clip_groups`].
+pub fn clip_grad_norm<G: AsMut<[f32]>>(
+    gradients: &mut [G],
+    max_norm: f32,
+) -> Result<Clipped<ClipRecord>, Error> {
+    default_clipper().clip_grad_norm(gradients, max_norm)
 }
 
 /// Clamps every element of host gradients to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`: see
-/// [`Clip::by_value`]. The device is found as by [`clip_grad_norm`].
+/// [`Clip::by_value`]. Gradients and device are as for [`clip_grad_norm`].
 ///
 /// # Errors
 ///
-/// As for [`SliceClipper::clip`].
-pub fn clip_grad_value(gradients: &mut [&mut [f32]], clip_value: f32) -> Result<Clipped<()>, Error> {
-    let Clipped { device, timings, .. } = default_clipper().clip(gradients, Clip::by_value(clip_value))?;
-    Ok(Clipped { record: (), device, timings })
+/// As for [`SliceClipper::clip_groups`].
+pub fn clip_grad_value<G: AsMut<[f32]>>(gradients: &mut [G], clip_value: f32) -> Result<Clipped<()>, Error> {
+    default_clipper().clip_grad_value(gradients, clip_value)
+}
+
+fn as_gradients<G: AsMut<[f32]>>(gradients: &mut [G]) -> Vec<Gradient<'_>> {
+    gradients.iter_mut().map(|elements| Gradient::f32(elements.as_mut())).collect()
 }
 
 fn default_clipper() -> &'static SliceClipper {

@@ -1,4 +1,4 @@
-//! `StepCounts`: counts over the steps of a training.
+//! `StepCounts`: counts over the steps of a training run.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -11,11 +11,11 @@ use crate::{ClipRecord, Error};
 /// counts them.
 ///
 /// ```
-/// use gradclip::{Clip, StepCounts, cpu};
+/// use gradclip::{cpu, stats::StepCounts};
 ///
 /// let mut counts = StepCounts::default();
 /// for gradient in [0.5, 3.0, f32::NAN, 2.0] {
-///     let record = cpu::clip(&mut [&mut [gradient]], Clip::by_global_norm(1.0))?.unwrap();
+///     let record = cpu::clip_grad_norm(&mut [[gradient]], 1.0)?;
 ///     counts.add(&record);
 /// }
 /// assert_eq!(counts, StepCounts { steps: 4, clipped: 3, non_finite: 1, largest_norm: 3.0 });
@@ -24,6 +24,7 @@ use crate::{ClipRecord, Error};
 ///
 /// On the device it is 16 bytes, four little-endian words in the order of the fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct StepCounts {
     /// The number of norms that were measured or supplied.
@@ -37,7 +38,7 @@ pub struct StepCounts {
 }
 
 impl StepCounts {
-    /// Counts one more step.
+    /// Counts one step.
     pub const fn add(&mut self, record: &ClipRecord) {
         self.steps = self.steps.wrapping_add(1);
         self.clipped = self.clipped.wrapping_add(record.clipped() as u32);
@@ -47,9 +48,9 @@ impl StepCounts {
         }
     }
 
-    /// That they can have come about. Of the other numbers any can, since they wrap.
+    /// Validates restored counts. The other numbers wrap, so that every value is valid.
     pub(crate) fn checked(&self, record: usize) -> Result<(), Error> {
-        let is_good = self.largest_norm.is_finite() && self.largest_norm >= 0.0;
-        if is_good { Ok(()) } else { Err(Error::StepCounts { record, given: *self }) }
+        let is_valid = self.largest_norm.is_finite() && self.largest_norm >= 0.0;
+        if is_valid { Ok(()) } else { Err(Error::StepCounts { record, given: *self }) }
     }
 }

@@ -1,11 +1,11 @@
-//! A limit that follows the norms of past steps, by their mean and deviation.
+//! `ZClip`: a limit that follows the mean and the deviation of past norms.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::Error;
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 
-/// The options of a limit that adapts to the norms of past steps. A norm that exceeds their mean by more than `z_threshold`
+/// The options of a limit that follows the norms of past steps. A norm that exceeds their mean by more than `z_threshold`
 /// deviations is a spike; the larger the spike, the lower its limit.
 ///
 /// ```text
@@ -25,12 +25,14 @@ use crate::float_state::in_default_modes;
 /// Set it with [`Clip::z_clip`](crate::Clip::z_clip). The limit is computed where the gradients are, on the device without a host
 /// stall or on the CPU. The host can read the [`NormHistory`], save it and restore it.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct ZClip {
-    /// α, the share of mean and deviation that is kept from step to step; in `[0, 1)`.
+    /// The weight α of the old mean and deviation in the new ones; in `[0, 1)`.
     pub alpha: f32,
     /// The number of deviations above the mean from which a norm is a spike; positive and finite.
     pub z_threshold: f32,
-    /// The number of steps that only measure; at least 1.
+    /// The number of steps without a limit, which give the initial mean and deviation; at least 1.
     pub warm_up: u32,
 }
 
@@ -45,6 +47,7 @@ impl Default for ZClip {
 ///
 /// On the device it is 12 bytes, three little-endian words in the order of the fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct NormHistory {
     /// The number of norms added so far, at most `warm_up`.
@@ -57,18 +60,18 @@ pub struct NormHistory {
 
 impl ZClip {
     pub(crate) fn checked(self) -> Result<Self, Error> {
-        let is_good = (0.0..1.0).contains(&self.alpha)
+        let is_valid = (0.0..1.0).contains(&self.alpha)
             && self.z_threshold > 0.0
             && self.z_threshold.is_finite()
             && self.warm_up > 0;
-        if is_good { Ok(self) } else { Err(Error::ZClip { given: self }) }
+        if is_valid { Ok(self) } else { Err(Error::ZClip { given: self }) }
     }
 
     /// Adds `norm` to `history`, and returns the limit for it if it is a spike. [`cpu::ClipPlan`](crate::cpu::ClipPlan) and the
     /// device do the same at every step.
     ///
     /// ```
-    /// use gradclip::{NormHistory, ZClip};
+    /// use gradclip::{ZClip, stats::NormHistory};
     ///
     /// let z_clip = ZClip { warm_up: 4, ..ZClip::default() };
     /// let mut history = NormHistory::default();
@@ -83,22 +86,25 @@ impl ZClip {
         in_default_modes(|| self.limit_of(history, norm.into()))
     }
 
-    /// The same for a norm that may exceed f32. A history cannot hold such a one, only a limit of it: without one it stays as it
-    /// is.
-    #[expect(clippy::cast_possible_truncation, reason = "what is between f32 numbers is in their range")]
+    /// [`limit`](Self::limit) for a norm that may exceed f32. If there is no limit for such a norm, the history does not change,
+    /// because it cannot hold the norm.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a value between two f32 numbers is in the range of f32"
+    )]
     pub(crate) fn limit_of(&self, history: &mut NormHistory, norm: f64) -> Option<f32> {
         if !norm.is_finite() {
             return None;
         }
         if history.mean == 0.0 && history.steps >= self.warm_up {
-            // Norms of 0 say nothing of the next one, and a limit of 0 would last for ever.
+            // A mean of 0 would give a limit of 0, and then never change.
             history.steps = 0;
         }
         let [mean, deviation] = [history.mean, history.deviation].map(f64::from);
-        let most = f64::from(self.z_threshold) * deviation;
+        let threshold = f64::from(self.z_threshold) * deviation;
         let above = norm - mean;
-        let limit =
-            (history.steps >= self.warm_up && above > most).then(|| (mean + most * (most / above)) as f32);
+        let limit = (history.steps >= self.warm_up && above > threshold)
+            .then(|| (mean + threshold * (threshold / above)) as f32);
         let counted = limit.unwrap_or(norm as f32);
         if counted.is_infinite() {
             return None;
@@ -107,12 +113,12 @@ impl ZClip {
         let distance = f64::from(counted) - mean;
         let (rate, share) = if history.steps < self.warm_up {
             history.steps += 1;
-            // Mean and deviation of all so far.
+            // During warm-up: the mean and deviation of all norms so far.
             (f64::from(history.steps).recip(), 1.0)
         } else {
             (1.0 - f64::from(self.alpha), f64::from(self.alpha))
         };
-        // From the nearer end: what is left of a mean may be little, and its rounding more than the norm.
+        // Interpolates from the nearer end. From the other end, the rounding error of a large mean could exceed the norm.
         let next =
             if rate > 0.5 { f64::from(counted) - (1.0 - rate) * distance } else { mean + rate * distance };
         history.mean = next as f32;
@@ -123,9 +129,9 @@ impl ZClip {
 }
 
 impl NormHistory {
-    /// Checks that the history is valid.
+    /// Validates a restored history.
     pub(crate) fn checked(&self, record: usize) -> Result<(), Error> {
-        let is_good = [self.mean, self.deviation].iter().all(|x| x.is_finite() && *x >= 0.0);
-        if is_good { Ok(()) } else { Err(Error::History { record, given: *self }) }
+        let is_valid = [self.mean, self.deviation].iter().all(|x| x.is_finite() && *x >= 0.0);
+        if is_valid { Ok(()) } else { Err(Error::NormHistory { record, given: *self }) }
     }
 }

@@ -13,7 +13,7 @@ use std::env;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, Clipper, DType, Gradient};
+use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, Clipper, Gradient};
 use indicatif::{ProgressBar, ProgressStyle};
 use wgpu::{Device, PollType, Queue};
 
@@ -258,7 +258,7 @@ impl Training {
 
 impl Places {
     fn gradients<'a>(&self, arena: &'a wgpu::Buffer) -> Vec<Gradient<'a>> {
-        self.ranges().map(|range| Gradient::new(arena, DType::F32).elements(range)).to_vec()
+        self.ranges().map(|range| Gradient::f32(arena).elements(range)).to_vec()
     }
 }
 

@@ -12,7 +12,7 @@ use wgpu::{BufferUsages, PollType};
 /// log is shown as `RUST_LOG` says.
 pub(crate) fn open() -> (wgpu::Device, wgpu::Queue) {
     env_logger::init();
-    let Some(adapter) = gradclip::adapters().into_iter().next() else {
+    let Some(adapter) = gradclip::adapters::enumerate().into_iter().next() else {
         eprintln!("this example needs a GPU, and wgpu finds no adapter, not even a software one");
         process::exit(1);
     };

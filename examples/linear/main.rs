@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use gradclip::{Clip, Clipper, DType, Gradient, reference};
+use gradclip::{Clip, Clipper, Gradient, reference};
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -64,7 +64,7 @@ fn on_the_gpu() -> Result<[f32; 4], Box<dyn Error>> {
         kernel(include_str!("sgd.wgsl"), &buffers, elements)
     };
     // One coefficient for both: clipped apart from each other, they would point elsewhere.
-    let gradients = [&weight_grad, &bias_grad].map(|buffer| Gradient::new(buffer, DType::F32));
+    let gradients = [&weight_grad, &bias_grad].map(Gradient::f32);
     let plan = Clipper::new(&device)?.prepare(&gradients, Clip::by_global_norm(MAX_NORM))?;
 
     let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient};
+use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, ClipRecord, Clipper, Gradient};
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -78,7 +78,7 @@ impl Training {
         let moments = storage(device, "moments", &zeros);
         let hyperparameters = storage(device, "hyperparameters", &hyperparameters(1));
 
-        let plan = Clipper::new(device)?.prepare(&[Gradient::new(&gradients, DType::F32)], clip)?;
+        let plan = Clipper::new(device)?.prepare(&[Gradient::f32(&gradients)], clip)?;
         let record = record(&plan).ok_or("a clip by global norm has a record")?;
         let backward = Kernel::new(
             device,

@@ -4,7 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use bytemuck::pod_collect_to_vec;
-use gradclip::{ClipRecord, NonFinite, NormType, TensorStats};
+use gradclip::stats::TensorStats;
+use gradclip::{ClipRecord, NonFinite, NormType};
 
 use crate::tensor_ops::Measured;
 use crate::{Error, task::Task};

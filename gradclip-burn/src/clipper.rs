@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use gradclip::{Clip, ClipRecord, NonFinite, Operation};
+use gradclip::operation::Operation;
+use gradclip::{Clip, ClipRecord, NonFinite};
 
 use crate::clipped::Source;
 use crate::gradients::{self, Gradient};
@@ -276,7 +277,7 @@ impl GradClipper {
 
 /// The checked form of the clips of groups, if all of it is supported here.
 fn checked(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
-    let operations = Clip::all_checked(clips)?;
+    let operations = Clip::checked_groups(clips)?;
     operations.iter().try_for_each(supported)?;
     Ok(operations)
 }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
-pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType, TensorStats};
+pub use gradclip::stats::TensorStats;
+pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType};
 
 #[cfg(feature = "wgpu")]
 mod by_kernels;

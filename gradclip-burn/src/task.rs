@@ -1,6 +1,7 @@
 //! What a clip is to do to these gradients: numbers, checked. Both ways of doing it read these.
 
-use gradclip::{ByNorm, NonFinite, NormType, Operation, Scope};
+use gradclip::operation::{ByNorm, Operation, Scope};
+use gradclip::{NonFinite, NormType};
 
 use crate::Error;
 

@@ -2,7 +2,8 @@
 //! it compiles to something else than WGSL, and gradients on several devices.
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
-use gradclip::{ByNorm, NonFinite, NormType};
+use gradclip::operation::ByNorm;
+use gradclip::{NonFinite, NormType};
 
 use crate::gradients::Gradient;
 use crate::task::{Method, Task};

@@ -12,7 +12,8 @@ use std::path::{Path as FilePath, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use gradclip::{DeviceChoice, adapters, is_software};
+use gradclip::adapters::{self, is_software};
+use gradclip::slices::DeviceChoice;
 use gradclip_measure::cpu::{self, Cpu};
 use gradclip_measure::device::Gpu;
 use gradclip_measure::gpu::{GpuSet, Layout};
@@ -394,7 +395,7 @@ impl Bench<'_> {
 }
 
 fn has_software() -> bool {
-    adapters().iter().any(|adapter| is_software(&adapter.get_info()))
+    adapters::enumerate().iter().any(|adapter| is_software(&adapter.get_info()))
 }
 
 /// What the rooflines of its path take for the passes of a task.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use gradclip::cpu::{self, ClipPlan, Measurement};
-use gradclip::{Clip, ClipRecord, Clipped, DeviceChoice, Error, SliceClipper, SliceDevice, TensorStats};
+use gradclip::slices::{Clipped, DeviceChoice, SliceClipper, SliceDevice};
+use gradclip::stats::TensorStats;
+use gradclip::{Clip, ClipRecord, Error};
 use gradclip_measure::cpu::available_memory;
 use gradclip_measure::text::quoted;
 
@@ -65,7 +67,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let manner = &args.manner;
     // An impossible limit, an output out of reach and a missing device should not be found only after long work.
-    Clip::all_checked(&manner.clips())?;
+    Clip::checked_groups(&manner.clips())?;
     manner.check_total_norm()?;
     let inputs = Inputs::new(&args.gradients)?;
     let output = args.output.as_deref().map(|path| Output::check(path, inputs.are_several())).transpose()?;
@@ -169,7 +171,7 @@ fn clip(
             let mut piece = [chunk.gradient()];
             stages.time("clip", || {
                 match scope {
-                    Scope::Element => drop(cpu::clip_all(&mut piece, clips[group])?),
+                    Scope::Element => drop(cpu::clip(&mut piece, clips[group])?),
                     Scope::Tensor => cpu::scale(&mut piece, &records[tensor]),
                     Scope::Group => cpu::scale(&mut piece, &records[group]),
                 }
@@ -267,13 +269,13 @@ impl<'a> Measuring<'a> {
 
     fn add(&mut self, chunk: &Chunk<'_>) -> Result<()> {
         if chunk.is_first {
-            self.measurements.push(self.plan.measurement()?.group(self.group_of[chunk.tensor]));
+            self.measurements.push(self.plan.begin_measurement()?.group(self.group_of[chunk.tensor]));
         }
         Ok(chunk.add_to(&mut self.measurements[chunk.tensor])?)
     }
 
     fn conclude(&mut self) -> Result<Vec<ClipRecord>, Error> {
-        self.plan.conclude_measurements(&self.measurements)
+        self.plan.finish_measurements(&self.measurements)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::io::Write;
 
 use anyhow::{Context as _, Result};
-use gradclip::{DeviceChoice, SliceDevice, adapters, cpu, is_software, wgpu};
+use gradclip::adapters::{self, is_software};
+use gradclip::slices::{DeviceChoice, SliceDevice};
+use gradclip::{cpu, wgpu};
 use gradclip_measure::table::Table;
 use gradclip_measure::text;
 use indicatif::BinaryBytes;
@@ -30,7 +32,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let adapters = adapters();
+    let adapters = adapters::enumerate();
     let auto = DeviceChoice::Auto.choose(&adapters)?;
     let printed = if args.json {
         text::write_json(out, &json(&adapters, auto))

@@ -28,9 +28,9 @@ pub(crate) use output::{Output, Target, Writer};
 pub(crate) use set::{Files, Inputs};
 use set::{Source, cannot_read};
 
-/// The bytes that are read and clipped at once: whole pieces of a [`Measurement`], and enough for many threads.
+/// The bytes that are read and clipped at once: whole chunks of a [`Measurement`], and enough for many threads.
 const CHUNK: usize = 1 << 24;
-const _: () = assert!(CHUNK.is_multiple_of(4 * Measurement::PIECE));
+const _: () = assert!(CHUNK.is_multiple_of(4 * Measurement::CHUNK_LEN));
 
 /// The gradients of some files: those that are to be clipped, and what stays as it is.
 pub(crate) struct Gradients {

@@ -122,7 +122,7 @@ mod tests {
     fn a_cause_that_was_told_already_is_not_repeated() {
         let region =
             gradclip::Error::Misaligned { gradient: 3.into(), what: "offset", given: 2, multiple: 4 };
-        let error = anyhow::Error::new(gradclip::Error::Parameter { error: Box::new(region.clone()) });
+        let error = anyhow::Error::new(gradclip::Error::InParameter { error: Box::new(region.clone()) });
         assert_eq!(message(&error), error.to_string());
         let error = anyhow::Error::new(region.clone()).context("cannot read g");
         assert_eq!(message(&error), format!("cannot read g: {region}"));

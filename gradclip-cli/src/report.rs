@@ -4,7 +4,8 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use gradclip::{ClipRecord, TensorStats};
+use gradclip::ClipRecord;
+use gradclip::stats::TensorStats;
 use gradclip_measure::table::{Columns, Table};
 use gradclip_measure::text::{self, WIDTH, shortened};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};

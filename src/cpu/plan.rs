@@ -1,20 +1,19 @@
-//! `ClipPlan`: clips on the CPU step after step, and keeps state between steps.
-
-mod measurement;
+//! `ClipPlan`: clips on the CPU that keep state between steps.
 
 use super::gradient::{self, Gradient};
-use super::kernels::Change;
-use super::parallel;
-use super::records::{self, Basis};
+use super::kernels::{ElementCounts, Update};
+use super::measurement::Measurement;
+use super::norm_sums::NormSums;
+use super::records::{self, RecordInput};
+use super::{parallel, tensor_stats};
 use crate::clip::{self, ByNorm, Operation, Scope};
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
-pub use measurement::{Measurement, scale};
 
-/// Clips step after step on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
+/// Clips on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
 /// [`ClipPlan`](crate::ClipPlan) of the GPU, it holds no gradients.
 ///
-/// A clip without such state needs no plan: call [`clip_groups`](super::clip_groups).
+/// Clips without state need no plan: call [`cpu::clip_groups`](crate::cpu::clip_groups).
 ///
 /// ```
 /// use gradclip::{Clip, cpu};
@@ -31,105 +30,154 @@ pub use measurement::{Measurement, scale};
 #[derive(Clone, Debug)]
 pub struct ClipPlan {
     operations: Vec<Operation>,
-    /// One for each record, once there has been one.
+    /// One per record. Empty before the first step.
     histories: Vec<NormHistory>,
     step_counts: Vec<StepCounts>,
     tensor_stats: Vec<TensorStats>,
 }
 
 impl ClipPlan {
-    /// Creates a plan with one clip for each group of gradients.
+    /// Creates a plan with one clip per group of gradients.
     ///
     /// # Errors
     ///
-    /// Those of [`Clip::checked`] for each clip; [`Error::Groups`] if the clips differ in more than their limits;
+    /// Those of [`Clip::checked`] for each clip; [`Error::GroupsDiffer`] if the clips differ in more than their limits;
     /// [`Error::NoClip`] if `clips` is empty.
     pub fn new(clips: &[Clip]) -> Result<Self, Error> {
-        Ok(Self {
-            operations: Clip::all_checked(clips)?,
-            histories: Vec::new(),
-            step_counts: Vec::new(),
-            tensor_stats: Vec::new(),
-        })
+        Ok(Self::of(Clip::checked_groups(clips)?))
     }
 
-    /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group), and returns the records
-    /// that [`clip_groups`](super::clip_groups) would.
+    /// Creates a plan from the checked clip of each group.
+    pub(crate) fn of(operations: Vec<Operation>) -> Self {
+        Self { operations, histories: Vec::new(), step_counts: Vec::new(), tensor_stats: Vec::new() }
+    }
+
+    /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group). Returns the same
+    /// records as [`cpu::clip_groups`](crate::cpu::clip_groups).
     ///
     /// # Errors
     ///
-    /// Those of [`clip_groups`](super::clip_groups); [`Error::Records`] if the number of records differs from that of the
-    /// step before. All gradients are then untouched.
+    /// Those of [`cpu::clip_groups`](crate::cpu::clip_groups); [`Error::StateCount`] if the number of records differs
+    /// from that of the previous step. No gradient is written in case of an error.
     pub fn clip(&mut self, gradients: &mut [Gradient<'_>]) -> Result<Vec<ClipRecord>, Error> {
-        gradient::check(gradients, self.operations.len(), self.operations[0].is_relative())?;
+        gradient::validate(gradients, self.operations.len(), self.operations[0].needs_parameters())?;
         let norm = match self.operations[0] {
-            Operation::Norm(norm) if norm.scope == Scope::Supplied => return Err(Error::NormMissing),
+            Operation::Norm(norm) if norm.scope == Scope::Supplied => return Err(Error::NormNotSupplied),
             Operation::Norm(norm) => norm,
             Operation::Clamp { .. } => {
-                self.change(gradients, &[]);
+                self.update(gradients, &[]);
                 return Ok(Vec::new());
             }
         };
-        self.remember(records::count(gradients, norm.scope, self.operations.len()))?;
-        let (bases, stats) = records::measure(gradients, &norm, &self.limits());
+        self.set_record_count(records::record_count(gradients, norm.scope, self.operations.len()))?;
+        let (inputs, stats) = records::measure(gradients, &norm, &self.limits());
         self.tensor_stats = stats;
-        self.finish(gradients, &norm, &bases)
+        self.finish(gradients, &norm, &inputs)
     }
 
-    /// [`clip`](Self::clip) for a [`Clip::by_supplied_norm`], with a norm that was measured elsewhere.
+    /// Clips the gradients of a step by `total_norm`, a norm that was measured elsewhere. The clips of the plan must be
+    /// [`Clip::by_supplied_norm`].
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip); [`Error::MeasuresItself`] for any other clip.
+    /// Those of [`clip`](Self::clip); [`Error::UnexpectedNorm`] for any other clip.
     pub fn clip_with_norm(
         &mut self,
         gradients: &mut [Gradient<'_>],
         total_norm: f32,
     ) -> Result<Vec<ClipRecord>, Error> {
         let Operation::Norm(norm @ ByNorm { scope: Scope::Supplied, .. }) = self.operations[0] else {
-            return Err(Error::MeasuresItself);
+            return Err(Error::UnexpectedNorm);
         };
-        gradient::check(gradients, self.operations.len(), false)?;
-        self.remember(self.operations.len())?;
+        gradient::validate(gradients, self.operations.len(), false)?;
+        self.set_record_count(self.operations.len())?;
         let scaled = in_default_modes(|| {
-            // A zero has no sign here, and nothing negative is a norm.
+            // A norm of -0 is 0, and a negative norm is invalid.
             let total_norm = if total_norm < 0.0 { f32::NAN } else { total_norm.abs() };
-            // `ClipRecord::new` undoes the loss scale.
+            // `ClipRecord::new` multiplies by this factor again.
             f64::from(total_norm) / f64::from(norm.inverse_norm_scale())
         });
-        let measured =
-            record::Measured { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
-        let basis = |limit: f32| Basis { measured, limit: limit.into() };
-        let bases: Vec<_> = in_default_modes(|| self.limits().into_iter().map(basis).collect());
-        self.finish(gradients, &norm, &bases)
+        let measured = record::NormMeasurement {
+            norm: scaled,
+            max_magnitude: 0.0,
+            first_non_finite: None,
+            empty: false,
+        };
+        let input = |limit: f32| RecordInput { measured, limit: limit.into() };
+        let inputs: Vec<_> = in_default_modes(|| self.limits().into_iter().map(input).collect());
+        self.finish(gradients, &norm, &inputs)
     }
 
-    /// The statistics of each gradient of the last step. Empty unless the clip asks for
+    /// Begins the measurement of one gradient of a step, for a gradient that is not in memory all at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NeedsNorm`] for a clip by value; [`Error::NormNotSupplied`] for a clip by a supplied norm.
+    pub fn begin_measurement(&self) -> Result<Measurement, Error> {
+        Ok(Measurement::new(&self.measured_norm("begin_measurement")?))
+    }
+
+    /// Finishes a step whose gradients were measured in parts. Returns the same records as [`clip`](Self::clip), and updates
+    /// the counts, histories and statistics of the plan like it. Writes no gradient: call [`cpu::scale`](crate::cpu::scale).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip`](Self::clip) and [`begin_measurement`](Self::begin_measurement); [`Error::MeasurementMismatch`] if a
+    /// measurement belongs to a plan with another norm type or another value of
+    /// [`tensor_stats`](crate::Clip::tensor_stats).
+    pub fn finish_measurements(&mut self, gradients: &[Measurement]) -> Result<Vec<ClipRecord>, Error> {
+        let norm = self.measured_norm("finish_measurements")?;
+        let groups = self.operations.len();
+        for (index, measurement) in gradients.iter().enumerate() {
+            let gradient = || measurement.id(index);
+            let given = measurement.group;
+            if given >= groups {
+                return Err(Error::GroupWithoutClip { gradient: gradient(), given, groups });
+            }
+            if matches!(norm.scope, Scope::Parameter { .. }) {
+                return Err(Error::MissingParameter { gradient: gradient() });
+            }
+            if !measurement.fits(&norm) {
+                return Err(Error::MeasurementMismatch { gradient: gradient() });
+            }
+        }
+        let (inputs, stats) = in_default_modes(|| {
+            let values: Vec<_> = gradients.iter().map(Measurement::value).collect();
+            let with_stats = values.iter().filter(|_| norm.tensor_stats);
+            let stats = with_stats.map(|&(sums, counts)| tensor_stats::from_sums(sums, counts, &norm));
+            (self.record_inputs(gradients, &values, &norm), stats.collect())
+        });
+        self.set_record_count(inputs.len())?;
+        self.tensor_stats = stats;
+        self.records(&norm, &inputs, |index| gradients[index].label.as_deref())
+    }
+
+    /// Returns the statistics of each gradient of the last step. Empty unless the clip enables
     /// [`tensor_stats`](crate::Clip::tensor_stats).
     #[must_use]
     pub fn tensor_stats(&self) -> &[TensorStats] {
         &self.tensor_stats
     }
 
-    /// The counts over the steps, one for each record. Empty before the first step.
+    /// Returns the step counts, one per record. Empty before the first step.
     #[must_use]
     pub fn step_counts(&self) -> &[StepCounts] {
         &self.step_counts
     }
 
-    /// The norm histories of a [`z_clip`](crate::Clip::z_clip), one for each record, to save with a checkpoint. Empty before
-    /// the first step.
+    /// Returns the norm histories of a [`z_clip`](crate::Clip::z_clip), one per record, to save with a checkpoint.
+    /// Empty before the first step.
     #[must_use]
     pub fn histories(&self) -> &[NormHistory] {
         &self.histories
     }
 
-    /// Changes the limits, one for each group, for the steps that follow.
+    /// Replaces the limits, one per group, for the steps that follow.
     ///
     /// # Errors
     ///
-    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::Limits`] if the number of limits differs from that of the
-    /// groups; [`Error::NeedsNorm`] for a clip by value. The plan is then unchanged.
+    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::LimitCount`] if the number of limits differs from the
+    /// number of groups; [`Error::NeedsNorm`] for a clip by value. The plan is unchanged in case of an error.
     pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
         self.check_by_norm("set_max_norms")?;
         clip::check_max_norms(max_norms, self.operations.len())?;
@@ -139,7 +187,7 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Changes the [loss scale](crate::Clip::loss_scale) for the steps that follow.
+    /// Replaces the [loss scale](crate::Clip::loss_scale) for the steps that follow.
     ///
     /// # Errors
     ///
@@ -151,15 +199,15 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Replaces the step counts, one for each record: to continue those of another plan, on the CPU or on a GPU. An empty slice
-    /// starts from zero.
+    /// Replaces the step counts, one per record, to continue those of another plan on the CPU or on a GPU. An empty
+    /// slice resets them to zero.
     ///
-    /// The plan learns the number of records from the gradients of the next step. If the number of counts differs from it,
-    /// [`clip`](Self::clip) returns [`Error::Records`].
+    /// The gradients of the next step determine the number of records. If the number of counts differs from it,
+    /// [`clip`](Self::clip) returns [`Error::StateCount`].
     ///
     /// # Errors
     ///
-    /// [`Error::NeedsNorm`] for a clip by value, which counts nothing; [`Error::StepCounts`] if one cannot have come about.
+    /// [`Error::NeedsNorm`] for a clip by value, which has no counts; [`Error::StepCounts`] if a count is invalid.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.check_by_norm("set_step_counts")?;
         counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
@@ -167,17 +215,18 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Restores saved histories, one for each record, of a plan on the CPU or on a GPU.
+    /// Restores saved histories, one per record, of a plan on the CPU or on a GPU.
     ///
-    /// The plan learns the number of records from the gradients of the next step. If the number of histories differs from it,
-    /// [`clip`](Self::clip) returns [`Error::Records`].
+    /// The gradients of the next step determine the number of records. If the number of histories differs from it,
+    /// [`clip`](Self::clip) returns [`Error::StateCount`].
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the clip has no [`z_clip`](crate::Clip::z_clip); [`Error::History`] if a history is invalid.
+    /// [`Error::NotEnabled`] if the clip has no [`z_clip`](crate::Clip::z_clip); [`Error::NormHistory`] if a history is
+    /// invalid.
     pub fn set_histories(&mut self, histories: &[NormHistory]) -> Result<(), Error> {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
-            return Err(Error::NotAskedFor { what: "norm histories", with: "z_clip" });
+            return Err(Error::NotEnabled { what: "norm histories", with: "z_clip" });
         }
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
         self.histories = histories.to_vec();
@@ -191,7 +240,7 @@ impl ClipPlan {
         }
     }
 
-    /// The clips of the groups, if they are by norm.
+    /// Returns the clips of the groups. Empty for clips by value.
     fn norms_mut(&mut self) -> impl Iterator<Item = &mut ByNorm> {
         self.operations.iter_mut().filter_map(|operation| match operation {
             Operation::Norm(norm) => Some(norm),
@@ -203,14 +252,57 @@ impl ClipPlan {
         self.operations.iter().map(Operation::limit).collect()
     }
 
-    /// Makes room for so many records, or finds that there is.
-    fn remember(&mut self, records: usize) -> Result<(), Error> {
-        let is_first = |len: usize| len == 0;
+    /// Returns the norm that the plan measures. `what` names the calling method in errors.
+    fn measured_norm(&self, what: &'static str) -> Result<ByNorm, Error> {
+        match self.operations[0] {
+            Operation::Norm(norm) if norm.scope == Scope::Supplied => Err(Error::NormNotSupplied),
+            Operation::Norm(norm) => Ok(norm),
+            Operation::Clamp { .. } => Err(Error::NeedsNorm { what, clip: "a clip by value" }),
+        }
+    }
+
+    /// Combines the values of measurements to the input of each record.
+    fn record_inputs(
+        &self,
+        gradients: &[Measurement],
+        values: &[(NormSums, ElementCounts)],
+        norm: &ByNorm,
+    ) -> Vec<RecordInput> {
+        let limits = self.limits();
+        // The indices of the gradients of each record.
+        let members: Vec<Vec<usize>> = if norm.scope.is_together() {
+            let mut members = vec![Vec::new(); limits.len()];
+            for (index, gradient) in gradients.iter().enumerate() {
+                members[gradient.group].push(index);
+            }
+            members
+        } else {
+            (0..gradients.len()).map(|index| vec![index]).collect()
+        };
+        let input = |(record, members): (usize, &Vec<usize>)| {
+            let parts: Vec<_> =
+                members.iter().map(|&index| (gradients[index].len, values[index].0)).collect();
+            let limit = if norm.scope.is_together() {
+                limits[record]
+            } else {
+                let gradient = &gradients[record];
+                norm.scope.limit(gradient.group, gradient.len as u64, true).among(&limits)
+            };
+            RecordInput {
+                measured: records::combine(&parts, norm, |index| members[index]),
+                limit: limit.into(),
+            }
+        };
+        members.iter().enumerate().map(input).collect()
+    }
+
+    /// Sets the number of records in the first step, and checks it in later ones.
+    fn set_record_count(&mut self, records: usize) -> Result<(), Error> {
         for (what, given) in
             [("norm histories", self.histories.len()), ("step counts", self.step_counts.len())]
         {
-            if !is_first(given) && given != records {
-                return Err(Error::Records { what, given, records });
+            if given != 0 && given != records {
+                return Err(Error::StateCount { what, given, records });
             }
         }
         self.histories.resize(records, NormHistory::default());
@@ -218,32 +310,33 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Concludes a step from what was measured, or supplied, and changes the gradients.
+    /// Computes the records of a step, and applies them to the gradients.
     fn finish(
         &mut self,
         gradients: &mut [Gradient<'_>],
         norm: &ByNorm,
-        bases: &[Basis],
+        inputs: &[RecordInput],
     ) -> Result<Vec<ClipRecord>, Error> {
-        let records = self.records(norm, bases, |index| gradients[index].label)?;
-        self.change(gradients, &records);
+        let records = self.records(norm, inputs, |index| gradients[index].label)?;
+        self.update(gradients, &records);
         Ok(records)
     }
 
-    /// Makes the records, and remembers them. `label` gives the label of a gradient by its index.
+    /// Computes the records of a step, and updates the histories and the counts. `label` maps the index of a gradient to its
+    /// label.
     fn records<'a>(
         &mut self,
         norm: &ByNorm,
-        bases: &[Basis],
+        inputs: &[RecordInput],
         label: impl FnOnce(usize) -> Option<&'a str>,
     ) -> Result<Vec<ClipRecord>, Error> {
-        let kept = self.histories.iter_mut().zip(&mut self.step_counts);
-        let conclude = |(basis, (history, counts)): (&Basis, (&mut NormHistory, &mut StepCounts))| {
-            let record = basis.record(norm, history);
+        let state = self.histories.iter_mut().zip(&mut self.step_counts);
+        let record = |(input, (history, counts)): (&RecordInput, (&mut NormHistory, &mut StepCounts))| {
+            let record = input.record(norm, history);
             counts.add(&record);
             record
         };
-        let records: Vec<_> = in_default_modes(|| bases.iter().zip(kept).map(conclude).collect());
+        let records: Vec<_> = in_default_modes(|| inputs.iter().zip(state).map(record).collect());
         let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
         match records.iter().position(|record| is_error(&record)) {
             Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
@@ -251,28 +344,29 @@ impl ClipPlan {
         }
     }
 
-    fn change(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {
-        let mut changes = Vec::with_capacity(gradients.len());
-        let mut own_records = records.iter();
+    /// Applies the clips to the gradients.
+    fn update(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {
+        let mut updates = Vec::with_capacity(gradients.len());
+        let mut row_records = records.iter();
         for gradient in gradients {
             let rows = gradient.rows;
             match self.operations[gradient.group] {
                 Operation::Clamp { low, high } => {
-                    changes.extend(gradient.scaled_elements().map(|all| (all, Change::Clamp { low, high })));
+                    updates.extend(gradient.scaled_elements().map(|all| (all, Update::Clamp { low, high })));
                 }
                 Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
                 Operation::Norm(norm) if norm.scope.is_together() => {
-                    let change = Change::of(&records[gradient.group]);
-                    changes.extend(gradient.scaled_elements().zip(change));
+                    let update = Update::from_record(&records[gradient.group]);
+                    updates.extend(gradient.scaled_elements().zip(update));
                 }
                 Operation::Norm(_) => {
-                    let own = own_records.by_ref().take(rows).map(Change::of);
-                    let own: Vec<_> = own.collect();
+                    let row_updates: Vec<_> =
+                        row_records.by_ref().take(rows).map(Update::from_record).collect();
                     let rows = gradient.scaled_elements().into_iter().flat_map(|all| all.rows(rows));
-                    changes.extend(rows.zip(own).filter_map(|(row, change)| Some((row, change?))));
+                    updates.extend(rows.zip(row_updates).filter_map(|(row, update)| Some((row, update?))));
                 }
             }
         }
-        parallel::change(&mut changes);
+        parallel::update(&mut updates);
     }
 }

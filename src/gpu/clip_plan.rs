@@ -1,34 +1,34 @@
-//! `ClipPlan`: the bind groups of a set of gradients, ready to be encoded step after step.
+//! `ClipPlan`: the dispatches and bind groups of a clip of a set of gradients, which are encoded at every step.
 
 mod build;
 mod builder;
-mod changes;
 mod norm;
-mod results;
+mod outputs;
 mod segment_map;
+mod update;
 
 use std::sync::Arc;
 
-use wgpu::CommandEncoder;
+use wgpu::{CommandEncoder, ComputePass};
 
+use super::error_scope::CheckedDevice;
 use super::labels::Labels;
 use super::read_back::Results;
-use super::watched::Watched;
 use crate::clip::Limit;
 use crate::kernels::tables::Segment;
 
 pub(super) use build::build;
 
-/// How to clip one set of gradients: made once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
+/// A clip of one set of gradients: prepared once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
 /// Encoding only records dispatches: it does not submit, wait, allocate or fail. The encoder must belong to the clipper's
 /// device, which wgpu checks only when the encoder is finished. The dispatches run in the order of the command buffer: after
 /// the backward pass that was encoded or submitted before, and before the optimizer that comes after.
 #[derive(Debug)]
 pub struct ClipPlan {
-    /// The norm pass; empty for a clip by value.
+    /// The dispatches of the norm pass; empty for a clip by value.
     norm: Vec<Step>,
-    /// The pass that writes the gradients.
+    /// The dispatches that write the gradients.
     apply: Vec<Step>,
     coefficient_only: bool,
     /// None for a clip by value.
@@ -37,34 +37,33 @@ pub struct ClipPlan {
     labels: Labels,
 }
 
-/// What a clip by a norm works with from step to step.
+/// The buffers of a clip by norm that last from step to step, and what is needed to update them.
 #[derive(Debug)]
 struct Outcome {
-    watched: Arc<Watched>,
+    checked_device: Arc<CheckedDevice>,
     records: Results,
-    /// How many there are.
+    /// The number of records.
     count: usize,
-    /// Whether gradients that are not finite are an error when the record is read.
+    /// Whether reading the record of non-finite gradients is an error.
     is_error: bool,
     norm_params: wgpu::Buffer,
-    /// `Segment`s of `segment.wgsl`, which hold the limits.
+    /// The `Segment`s of `segment.wgsl`, which hold the limits.
     segments: wgpu::Buffer,
-    /// Where they are copied from when limits change.
+    /// The host copy of the segments, for updates of the limits.
     table: Vec<Segment>,
-    /// How the limit of each follows from that of its group.
+    /// How the limit of each record follows from that of its group.
     limits: Vec<Limit>,
     groups: usize,
-    /// Whether the segments are the groups.
+    /// Whether each segment is a group.
     together: bool,
-    /// The norm that a caller supplies, where none is measured.
+    /// The norm that the caller supplies, for a clip by supplied norm.
     supplied: Option<wgpu::Buffer>,
-    /// What the clip asks for besides.
     histories: Option<Results>,
     step_counts: Option<Results>,
     tensor_stats: Option<Results>,
 }
 
-/// One dispatch, bound.
+/// One dispatch with its bind group.
 #[derive(Debug)]
 struct Step {
     pipeline: wgpu::ComputePipeline,
@@ -78,60 +77,111 @@ impl ClipPlan {
     /// A clip by global norm reads every gradient once; if the norm exceeds the limit it reads and writes them once
     /// more. With [`Clip::coefficient_only`](crate::Clip::coefficient_only) it only reads them. A clip by value reads
     /// every gradient once and writes what exceeds its bounds.
+    ///
+    /// It begins one or two compute passes. To record into a pass of yours, call [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode(&self, encoder: &mut CommandEncoder) {
-        let apply: &[Step] = if self.coefficient_only { &[] } else { &self.apply };
+        let apply = self.apply();
         if apply.len() > 1 {
-            // Within a pass wgpu has a barrier before each dispatch that changes the state of a buffer, as each of these does,
-            // so that it starts on an empty GPU. Between two passes it has one for all.
+            // Each dispatch of a pass changes the state of a buffer, so that wgpu puts a barrier before it and it starts on an
+            // idle GPU. Between two passes there is one barrier for all.
             self.encode_norm(encoder);
             self.encode_scale(encoder);
         } else {
-            run(encoder, "gradclip", self.norm.iter().chain(apply));
+            begin_pass(encoder, "gradclip", &[&self.norm, apply]);
         }
     }
 
-    /// Only the first half of [`encode`](Self::encode): measures the norm and writes the record. A clip by value
-    /// has no such half; nothing is recorded for it.
+    /// Records only the first half of [`encode`](Self::encode): measures the norm and writes the record. For a clip by value it
+    /// records nothing.
     pub fn encode_norm(&self, encoder: &mut CommandEncoder) {
-        run(encoder, "gradclip.norm", self.norm.iter());
+        begin_pass(encoder, "gradclip.norm", &[&self.norm]);
     }
 
-    /// Only the second half: multiplies the gradients by the coefficient that stands in the record, or clamps them. It
-    /// does so for a [`coefficient_only`](crate::Clip::coefficient_only) plan too.
+    /// Records only the second half: multiplies the gradients by the factor of the record, or clamps them. It does so for a
+    /// [`coefficient_only`](crate::Clip::coefficient_only) plan too.
     pub fn encode_scale(&self, encoder: &mut CommandEncoder) {
-        run(encoder, "gradclip.scale", self.apply.iter());
+        begin_pass(encoder, "gradclip.scale", &[&self.apply]);
     }
 
-    /// How many dispatches [`encode`](Self::encode) records.
+    /// [`encode`](Self::encode) in a compute pass that you have begun, so that your timestamps, your debug groups or your other
+    /// dispatches are in the same pass. It sets the pipeline and bind group 0 of the pass, and leaves both set.
+    ///
+    /// The results are the same as those of [`encode`](Self::encode). The price: with more buffers than one dispatch can bind,
+    /// wgpu puts a barrier before each dispatch of the second half, where [`encode`](Self::encode) has one for all.
+    ///
+    /// ```
+    /// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
+    /// # let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))?;
+    /// # let gradient = device.create_buffer(&wgpu::BufferDescriptor {
+    /// #     label: None, size: 64, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false,
+    /// # });
+    /// # use gradclip::{Clip, Clipper, Gradient};
+    /// # let plan = Clipper::new(&device)?.prepare(&[Gradient::f32(&gradient)], Clip::by_global_norm(1.0))?;
+    /// let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    /// let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+    ///     label: Some("backward and clip"),
+    ///     timestamp_writes: None, // or yours
+    /// });
+    /// // ... the dispatches of the backward pass ...
+    /// plan.encode_in_pass(&mut pass);
+    /// drop(pass);
+    /// let ticket = plan.read_back(&mut encoder);
+    /// queue.submit([encoder.finish()]);
+    /// assert_eq!(ticket.wait()?.total_norm, 0.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn encode_in_pass(&self, pass: &mut ComputePass<'_>) {
+        record(pass, &[&self.norm, self.apply()]);
+    }
+
+    /// [`encode_norm`](Self::encode_norm) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
+    pub fn encode_norm_in_pass(&self, pass: &mut ComputePass<'_>) {
+        record(pass, &[&self.norm]);
+    }
+
+    /// [`encode_scale`](Self::encode_scale) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
+    pub fn encode_scale_in_pass(&self, pass: &mut ComputePass<'_>) {
+        record(pass, &[&self.apply]);
+    }
+
+    /// Returns the number of dispatches that [`encode`](Self::encode) records.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.norm.len() + if self.coefficient_only { 0 } else { self.apply.len() }
+        self.norm.len() + self.apply().len()
     }
 
     /// Returns the label of a gradient by its index in the list that the plan was prepared for:
     /// [`ClipRecord::first_non_finite`](crate::ClipRecord::first_non_finite) and the order of
-    /// [`TensorStats`](crate::TensorStats) are such indices. None without a [label](crate::Gradient::label).
+    /// [`TensorStats`](crate::stats::TensorStats) are such indices. None without a [label](crate::Gradient::label).
     #[must_use]
     pub fn label(&self, gradient: usize) -> Option<&str> {
         self.labels.get(gradient)
     }
 
-    /// What the plan takes of the device's memory, in bytes: tables, partials, parameters and the record.
+    /// Returns the device memory of the plan in bytes: tables, partials, parameters and records.
     #[must_use]
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch_bytes
     }
+
+    /// Returns the dispatches of the second half of [`encode`](Self::encode).
+    fn apply(&self) -> &[Step] {
+        if self.coefficient_only { &[] } else { &self.apply }
+    }
 }
 
-fn run<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item = &'a Step>) {
-    let mut steps = steps.peekable();
-    if steps.peek().is_none() {
-        return;
+/// Begins a pass and records the dispatches, if there are any.
+fn begin_pass(encoder: &mut CommandEncoder, label: &str, steps: &[&[Step]]) {
+    if steps.iter().any(|steps| !steps.is_empty()) {
+        let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
+        record(&mut encoder.begin_compute_pass(&descriptor), steps);
     }
-    let mut pass = encoder
-        .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None });
+}
+
+/// Records the dispatches.
+fn record(pass: &mut ComputePass<'_>, steps: &[&[Step]]) {
     let mut current = None;
-    for Step { pipeline, bind_group, grid: [x, y] } in steps {
+    for Step { pipeline, bind_group, grid: [x, y] } in steps.iter().copied().flatten() {
         if current != Some(pipeline) {
             pass.set_pipeline(pipeline);
             current = Some(pipeline);

@@ -1,57 +1,31 @@
-//! `Clipper`: the kernels of one device, and how a plan is made from them.
+//! `Clipper`: prepares plans for one device.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::clip_plan::{ClipPlan, build};
-use super::device::is_software;
+use super::device_context::{DeviceContext, MAX_SLOTS};
+use super::error_scope::CheckedDevice;
 use super::gradient::{Gradient, Set, Span};
-use super::layout::Limits;
-use super::pipeline::Pipeline;
-use super::watched::Watched;
+use crate::kernels::WIDE_WORKGROUP_SIZE;
 use crate::kernels::slots::FIRST_SLOT;
-use crate::kernels::tables::LARGEST_TILE;
-use crate::kernels::{
-    Kernel, MAX_BINDINGS_WITHOUT_SLOTS, MAX_STORAGE_WITHOUT_SLOTS, WIDE_WORKGROUP_BYTES, WIDE_WORKGROUP_SIZE,
-    WORKGROUP_BYTES, WORKGROUP_SIZE,
-};
+use crate::operation::Operation;
 use crate::{Clip, Error, GradientId};
 
-/// More windows than this are not bound at once, whatever the device allows. On an H100 the norm kernel takes as long with 64
-/// slots as with one, within 4 %; with 256 it takes 20 to 50 % longer.
-const MAX_SLOTS: u32 = 64;
-
-/// The same on a software adapter, which compiles each case of every `switch` among slots for seconds.
-const MAX_SLOTS_IN_SOFTWARE: u32 = 32;
-
-/// More banks of partials than this are not read at once: each makes the kernel that joins them longer.
-const MAX_BANKS: u32 = 16;
-
-/// Clips gradients on one [`wgpu::Device`].
+/// Prepares [`ClipPlan`]s for one [`wgpu::Device`].
 ///
-/// It compiles a kernel when a plan first needs it and keeps it. Clones share everything, and may be used from any
-/// thread.
+/// It compiles a kernel when a plan first needs it, and keeps it. Clones share the kernels, and may be used from any thread.
 #[derive(Clone)]
 pub struct Clipper {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    watched: Arc<Watched>,
-    limits: Limits,
-    /// Fills the slots of a kernel that a batch has no window for: an alignment's worth each, so that none overlap.
-    filler: wgpu::Buffer,
-    pipelines: Mutex<HashMap<Kernel, Pipeline>>,
+    context: Arc<DeviceContext>,
 }
 
 impl Clipper {
-    /// The limits to ask for when a device is opened: those of `base`, raised as far as this adapter allows to where clips
-    /// take the fewest dispatches. Up to 64 buffers are bound at once then, each in as few pieces as possible, and a workgroup may
-    /// have 1024 invocations.
+    /// Returns the limits to request when a device is opened: those of `base`, raised as far as the adapter allows, so that clips
+    /// need the fewest dispatches. They allow up to 64 bound buffers, the largest bindings, and workgroups of 1024 invocations.
     ///
     /// ```no_run
-    /// # let adapter = gradclip::adapters().remove(0);
+    /// # let adapter = gradclip::adapters::enumerate().remove(0);
     /// let descriptor = wgpu::DeviceDescriptor {
     ///     required_limits: gradclip::Clipper::recommended_limits(&adapter, &wgpu::Limits::default()),
     ///     ..wgpu::DeviceDescriptor::default()
@@ -99,21 +73,26 @@ impl Clipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`] if the device allows less than the smallest kernel needs; [`Error::DeviceLost`] if it is lost.
+    /// [`Error::DeviceLimit`] if the device allows less than the smallest kernel needs; [`Error::DeviceLost`] if it is lost.
     pub fn new(device: &wgpu::Device) -> Result<Self, Error> {
-        let limits = usable(&device.limits(), &device.adapter_info())?;
-        let bytes = limits.alignment * limits.slots as u64;
-        let watched = Arc::new(Watched::new(device.clone()));
-        let filler = watched.guarded("the clipper", bytes, || {
-            Ok(device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("gradclip.filler"),
-                size: bytes,
-                usage: wgpu::BufferUsages::STORAGE,
-                mapped_at_creation: false,
-            }))
-        })?;
-        let inner = Inner { watched, limits, filler, pipelines: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        Self::with_cache(device, None)
+    }
+
+    /// [`new`](Self::new) with a pipeline cache of `device`, from which kernels are loaded and to which they are added. It saves
+    /// compilation at later starts of the program. wgpu has such caches on Vulkan, with the feature
+    /// [`PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE). Save [`PipelineCache::get_data`](wgpu::PipelineCache::get_data) after
+    /// the plans have been prepared.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new). A cache of another device is an [`Error::BufferRejected`] of
+    /// [`prepare`](Self::prepare).
+    pub fn with_pipeline_cache(device: &wgpu::Device, cache: &wgpu::PipelineCache) -> Result<Self, Error> {
+        Self::with_cache(device, Some(cache.clone()))
+    }
+
+    fn with_cache(device: &wgpu::Device, cache: Option<wgpu::PipelineCache>) -> Result<Self, Error> {
+        Ok(Self { context: Arc::new(DeviceContext::new(device, cache)?) })
     }
 
     /// Prepares a plan that clips `gradients` as one group: checks the input, compiles kernels, allocates and binds buffers.
@@ -124,10 +103,10 @@ impl Clipper {
     /// # Errors
     ///
     /// An [`Error`] with the index and label of the gradient, and the numbers, if a range is invalid or two gradients overlap;
-    /// the errors of [`Clip::checked`]; [`Error::Limit`] or [`Error::OutOfMemory`] if the device allows too little.
+    /// the errors of [`Clip::checked`]; [`Error::DeviceLimit`] or [`Error::OutOfMemory`] if the device allows too little.
     ///
-    /// [`Error::Mapped`] or [`Error::Refused`] if a buffer is mapped, has been destroyed or belongs to another device. A
-    /// buffer of another [`wgpu::Instance`] is not detected: wgpu cannot tell it from one of this device.
+    /// [`Error::BufferMapped`] or [`Error::BufferRejected`] if a buffer is mapped, has been destroyed or belongs to another
+    /// device. A buffer of another [`wgpu::Instance`] is not detected: wgpu cannot tell it from one of this device.
     /// [`Error::DeviceLost`] if the device is lost.
     pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
         self.prepare_groups(gradients, &[clip])
@@ -137,7 +116,7 @@ impl Clipper {
     /// each group. [`Gradient::group`] is the index of a gradient's clip in `clips`.
     ///
     /// ```
-    /// # let adapter = gradclip::adapters().into_iter().next().expect("an adapter: scripts/test installs a software one");
+    /// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
     /// # let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))?;
     /// # let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
     /// # let buffer = |size| {
@@ -164,98 +143,51 @@ impl Clipper {
     ///
     /// # Errors
     ///
-    /// Those of [`prepare`](Self::prepare); [`Error::Group`] if there is no clip for a gradient's group; [`Error::Groups`] if the
-    /// clips differ in more than their limits; [`Error::NoClip`] if `clips` is empty.
+    /// Those of [`prepare`](Self::prepare); [`Error::GroupWithoutClip`] if there is no clip for a gradient's group;
+    /// [`Error::GroupsDiffer`] if the clips differ in more than their limits; [`Error::NoClip`] if `clips` is empty.
     pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
-        let operations = Clip::all_checked(clips)?;
-        let with_parameters = operations[0].is_relative();
-        let set = Set::resolve(gradients, clips.len(), with_parameters)?;
-        build(self, &operations, &set).map_err(|error| match error {
-            Error::Refused { gradient: None, .. } => self.refused(&set).unwrap_or(error),
+        self.prepare_operations(gradients, &Clip::checked_groups(clips)?)
+    }
+
+    /// Prepares a plan from the checked clip of each group.
+    pub(crate) fn prepare_operations(
+        &self,
+        gradients: &[Gradient<'_>],
+        operations: &[Operation],
+    ) -> Result<ClipPlan, Error> {
+        let set = Set::resolve(gradients, operations.len(), operations[0].needs_parameters())?;
+        build(&self.context, operations, &set).map_err(|error| match error {
+            Error::BufferRejected { gradient: None, .. } => self.find_rejected(&set).unwrap_or(error),
             error => error,
         })
     }
 
-    /// The error that names the gradient whose buffer wgpu refuses, or whose parameter's.
-    fn refused(&self, set: &Set<'_>) -> Option<Error> {
-        let objection = |span: &Span| {
+    /// Returns the error that names the gradient whose buffer wgpu rejects, or whose parameter's.
+    fn find_rejected(&self, set: &Set<'_>) -> Option<Error> {
+        let rejected = |span: &Span| {
             let buffer = set.buffers[span.buffer];
-            let message = self.inner.watched.objection(|| bind(self.device(), buffer))?;
+            let message = self.context.checked_device().validation_error(|| bind(self.device(), buffer))?;
             let gradient = GradientId::new(span.gradient, set.labels.get(span.gradient));
-            Some(Error::Refused { gradient: Some(gradient), message })
+            Some(Error::BufferRejected { gradient: Some(gradient), message })
         };
         let mut gradients = set.spans.iter().filter(|span| span.len > 0);
         let mut parameters = set.parameters.iter().flatten().filter(|span| span.len > 0);
-        gradients.find_map(objection).or_else(|| {
-            let error = Box::new(parameters.find_map(objection)?);
-            Some(Error::Parameter { error })
+        gradients.find_map(rejected).or_else(|| {
+            let error = Box::new(parameters.find_map(rejected)?);
+            Some(Error::InParameter { error })
         })
     }
 
-    /// The device it clips on.
+    /// Returns the device.
     #[must_use]
     pub fn device(&self) -> &wgpu::Device {
-        self.inner.watched.device()
+        self.context.device()
     }
 
-    pub(crate) fn watched(&self) -> &Arc<Watched> {
-        &self.inner.watched
-    }
-
-    pub(super) fn limits(&self) -> Limits {
-        self.inner.limits
-    }
-
-    /// Makes a plan whose tables and partials take so many bytes, and whose largest dispatch so many workgroups.
-    pub(super) fn guarded(
-        &self,
-        scratch: u64,
-        workgroups: usize,
-        make: impl FnOnce() -> Result<ClipPlan, Error>,
-    ) -> Result<ClipPlan, Error> {
-        self.check_scratch(scratch)?;
-        let (allowed, workgroups) =
-            (u64::from(self.inner.limits.workgroups_per_dimension), workgroups as u64);
-        if workgroups > allowed * allowed {
-            let name = "max_compute_workgroups_per_dimension";
-            return Err(Error::Limit { what: PLAN, name, needed: workgroups.isqrt() + 1, allowed });
-        }
-        self.inner.watched.guarded("a clip plan", scratch, make)
-    }
-
-    /// Checks that a plan may have tables and partials of so many bytes.
-    pub(super) fn check_scratch(&self, needed: u64) -> Result<(), Error> {
-        let allowed = self.inner.limits.binding_bytes.min(self.device().limits().max_buffer_size);
-        let name = "max_storage_buffer_binding_size and max_buffer_size";
-        if needed > allowed { Err(Error::Limit { what: PLAN, name, needed, allowed }) } else { Ok(()) }
-    }
-
-    /// The binding that fills slot number `slot`.
-    pub(super) fn filler(&self, slot: usize) -> wgpu::BufferBinding<'_> {
-        let size = self.inner.limits.alignment;
-        wgpu::BufferBinding {
-            buffer: &self.inner.filler,
-            offset: slot as u64 * size,
-            size: wgpu::BufferSize::new(size),
-        }
-    }
-
-    /// Returns the pipeline of a kernel, compiled on first use.
-    pub(super) fn pipeline(&self, kernel: Kernel) -> Result<Pipeline, Error> {
-        // The map only has finished pipelines, even if a thread panicked while it held the lock.
-        let mut pipelines = self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = pipelines.get(&kernel) {
-            return Ok(pipeline.clone());
-        }
-        let pipeline =
-            self.inner.watched.guarded("a kernel", 0, || Ok(Pipeline::compile(self.device(), kernel)))?;
-        pipelines.insert(kernel, pipeline.clone());
-        Ok(pipeline)
+    pub(crate) fn checked_device(&self) -> &Arc<CheckedDevice> {
+        self.context.checked_device()
     }
 }
-
-/// What needs more than a device allows.
-const PLAN: &str = "a plan for the elements and rows of these gradients";
 
 impl fmt::Debug for Clipper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -263,7 +195,7 @@ impl fmt::Debug for Clipper {
     }
 }
 
-/// Binds the first word of a buffer, to see whether wgpu will.
+/// Binds the first word of a buffer, to find out whether wgpu rejects it.
 fn bind(device: &wgpu::Device, buffer: &wgpu::Buffer) -> wgpu::BindGroup {
     let label = Some("gradclip.check");
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
@@ -284,76 +216,5 @@ fn bind(device: &wgpu::Device, buffer: &wgpu::Buffer) -> wgpu::BindGroup {
         label,
         layout: &layout,
         entries: &[wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(word) }],
-    })
-}
-
-/// What a plan may use of a device, if that is enough.
-fn usable(device: &wgpu::Limits, adapter: &wgpu::AdapterInfo) -> Result<Limits, Error> {
-    let alignment = u64::from(device.min_storage_buffer_offset_alignment.max(16));
-    let needed: [(&'static str, u64, u64); 10] = [
-        ("max_compute_workgroup_size_x", WORKGROUP_SIZE.into(), device.max_compute_workgroup_size_x.into()),
-        (
-            "max_compute_invocations_per_workgroup",
-            WORKGROUP_SIZE.into(),
-            device.max_compute_invocations_per_workgroup.into(),
-        ),
-        (
-            "max_compute_workgroup_storage_size",
-            WORKGROUP_BYTES.into(),
-            device.max_compute_workgroup_storage_size.into(),
-        ),
-        ("max_compute_workgroups_per_dimension", 1 << 8, device.max_compute_workgroups_per_dimension.into()),
-        (
-            "max_storage_buffers_per_shader_stage",
-            MAX_STORAGE_WITHOUT_SLOTS.into(),
-            device.max_storage_buffers_per_shader_stage.into(),
-        ),
-        ("max_uniform_buffers_per_shader_stage", 1, device.max_uniform_buffers_per_shader_stage.into()),
-        (
-            "max_buffers_and_acceleration_structures_per_shader_stage",
-            MAX_BINDINGS_WITHOUT_SLOTS.into(),
-            device.max_buffers_and_acceleration_structures_per_shader_stage.into(),
-        ),
-        (
-            "max_bindings_per_bind_group",
-            MAX_BINDINGS_WITHOUT_SLOTS.into(),
-            device.max_bindings_per_bind_group.into(),
-        ),
-        (
-            "max_storage_buffer_binding_size",
-            4 * LARGEST_TILE + alignment,
-            device.max_storage_buffer_binding_size,
-        ),
-        ("max_buffer_size", 4 * LARGEST_TILE + alignment, device.max_buffer_size),
-    ];
-    for (name, needed, allowed) in needed {
-        if allowed < needed {
-            return Err(Error::Limit { what: "clipping", name, needed, allowed });
-        }
-    }
-    let slots = device
-        .max_storage_buffers_per_shader_stage
-        .min(device.max_buffers_and_acceleration_structures_per_shader_stage)
-        .min(device.max_bindings_per_bind_group)
-        - FIRST_SLOT;
-    // Besides the first bank, the kernel that joins partials binds the places of partials and the other banks.
-    let more = device.max_storage_buffers_per_shader_stage.saturating_sub(MAX_STORAGE_WITHOUT_SLOTS).min(
-        device
-            .max_buffers_and_acceleration_structures_per_shader_stage
-            .min(device.max_bindings_per_bind_group)
-            .saturating_sub(MAX_BINDINGS_WITHOUT_SLOTS),
-    );
-    Ok(Limits {
-        // Windows are addressed in 32 bits, whatever a device allows.
-        binding_bytes: device.max_storage_buffer_binding_size.min(1 << 31) / 16 * 16,
-        alignment,
-        slots: slots.min(if is_software(adapter) { MAX_SLOTS_IN_SOFTWARE } else { MAX_SLOTS }) as usize,
-        // On Metal a pipeline that takes many registers may allow fewer invocations than its device.
-        wide: adapter.backend != wgpu::Backend::Metal
-            && WIDE_WORKGROUP_SIZE
-                <= device.max_compute_workgroup_size_x.min(device.max_compute_invocations_per_workgroup)
-            && WIDE_WORKGROUP_BYTES <= device.max_compute_workgroup_storage_size,
-        banks: 1 << more.clamp(1, MAX_BANKS).ilog2(),
-        workgroups_per_dimension: device.max_compute_workgroups_per_dimension,
     })
 }

@@ -1,20 +1,42 @@
-//! What to clip: gradients and their parameters, and the checks that nothing is clipped which should not be.
+//! Gradients and parameters in wgpu buffers, and their input validation.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::buffer_range::BufferRange;
 use super::labels::Labels;
-use super::region::{Extent, Region};
-use crate::rows::Rows;
+use crate::rows::RowLimit;
 use crate::{DType, Error, GradientId};
 
-/// One gradient: a whole buffer, or a range of one that holds other things too.
+/// A gradient in device memory: a whole buffer, or a range of one.
 ///
-/// Its shape does not matter, as long as its elements lie side by side. The buffer needs the usage
-/// [`STORAGE`](wgpu::BufferUsages::STORAGE); nothing outside the range is taken into the result, or written.
+/// The elements must be contiguous; the shape does not matter. The buffer needs the usage
+/// [`STORAGE`](wgpu::BufferUsages::STORAGE). Bytes outside the range are neither used nor written.
+///
+/// [`rows`](Self::rows) and [`parameter`](Self::parameter) describe the tensor, whatever the clip. Clips that do not need them
+/// do not read them, so that one list serves several clips.
+///
+/// ```
+/// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
+/// # let (device, _) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))?;
+/// # let buffer = |size| device.create_buffer(&wgpu::BufferDescriptor {
+/// #     label: None, size, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false,
+/// # });
+/// # let (weight, embedding, arena) = (buffer(64), buffer(64), buffer(1024));
+/// use gradclip::Gradient;
+///
+/// let gradients = [
+///     Gradient::f32(&weight).label("weight"),
+///     Gradient::bf16(&embedding).group(1),
+///     Gradient::f32(&arena).elements(64..128),
+///     Gradient::from(arena.slice(..256)),
+/// ];
+/// # let _ = gradients;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Gradient<'a> {
-    region: Region<'a>,
+    range: BufferRange<'a>,
     group: usize,
     measured: bool,
     scaled: bool,
@@ -23,19 +45,37 @@ pub struct Gradient<'a> {
     label: Option<&'a str>,
 }
 
-/// The parameter that a gradient is of: a whole buffer, or a range of one. It is only read, and only by a
-/// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm).
+/// The parameter of a gradient: a whole buffer, or a range of one. Only
+/// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) (AGC) reads it, and no clip writes it.
 #[derive(Clone, Debug)]
 pub struct Parameter<'a> {
-    region: Region<'a>,
+    range: BufferRange<'a>,
 }
 
 impl<'a> Gradient<'a> {
-    /// All of a buffer.
+    /// Selects a whole buffer of f32 elements.
+    #[must_use]
+    pub const fn f32(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, DType::F32)
+    }
+
+    /// Selects a whole buffer of f16 elements.
+    #[must_use]
+    pub const fn f16(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, DType::F16)
+    }
+
+    /// Selects a whole buffer of bf16 elements.
+    #[must_use]
+    pub const fn bf16(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, DType::BF16)
+    }
+
+    /// Selects a whole buffer of elements of type `dtype`.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
-        let region = Region::new(buffer, dtype);
-        Self { region, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
+        let range = BufferRange::whole(buffer, dtype);
+        Self { range, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
     }
 
     /// Sets a label, such as the name of the parameter, which errors show beside the index. The plan keeps it:
@@ -45,17 +85,17 @@ impl<'a> Gradient<'a> {
         Self { label: Some(label), ..self }
     }
 
-    /// Only these elements, counted from the start of the buffer. The range may begin at any element and may be empty.
+    /// Selects a range of elements, counted from the start of the buffer. It may begin at any element and may be empty. It replaces
+    /// an earlier range.
     #[must_use]
     pub const fn elements(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Elements(range)), ..self }
+        Self { range: self.range.with_elements(range), ..self }
     }
 
-    /// Only these bytes of the buffer: for pools that hand out byte offsets. Both ends must be multiples of the
-    /// element's size.
+    /// Selects a range of bytes, for memory pools that return byte offsets. Both ends must be multiples of the element size.
     #[must_use]
     pub const fn bytes(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Bytes(range)), ..self }
+        Self { range: self.range.with_bytes(range), ..self }
     }
 
     /// Sets the group: the index of the gradient's clip in [`Clipper::prepare_groups`](crate::Clipper::prepare_groups). The default
@@ -85,7 +125,7 @@ impl<'a> Gradient<'a> {
         Self { rows, ..self }
     }
 
-    /// The parameter that it is the gradient of, of the same shape; its type may differ. Several gradients may have the same.
+    /// Sets the parameter of the gradient. It has the same shape; its type may differ. Several gradients may share a parameter.
     #[must_use]
     pub const fn parameter(self, parameter: Parameter<'a>) -> Self {
         Self { parameter: Some(parameter), ..self }
@@ -93,36 +133,86 @@ impl<'a> Gradient<'a> {
 }
 
 impl<'a> Parameter<'a> {
-    /// All of a buffer.
+    /// Selects a whole buffer of f32 elements.
+    #[must_use]
+    pub const fn f32(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, DType::F32)
+    }
+
+    /// Selects a whole buffer of f16 elements.
+    #[must_use]
+    pub const fn f16(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, DType::F16)
+    }
+
+    /// Selects a whole buffer of bf16 elements.
+    #[must_use]
+    pub const fn bf16(buffer: &'a wgpu::Buffer) -> Self {
+        Self::new(buffer, DType::BF16)
+    }
+
+    /// Selects a whole buffer of elements of type `dtype`.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
-        Self { region: Region::new(buffer, dtype) }
+        Self { range: BufferRange::whole(buffer, dtype) }
     }
 
-    /// Only these elements; see [`Gradient::elements`].
+    /// Selects a range of elements; see [`Gradient::elements`].
     #[must_use]
     pub const fn elements(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Elements(range)) }
+        Self { range: self.range.with_elements(range) }
     }
 
-    /// Only these bytes; see [`Gradient::bytes`].
+    /// Selects a range of bytes; see [`Gradient::bytes`].
     #[must_use]
     pub const fn bytes(self, range: Range<u64>) -> Self {
-        Self { region: self.region.with(Extent::Bytes(range)) }
+        Self { range: self.range.with_bytes(range) }
     }
 }
 
-/// What has a norm by itself or shares one: a gradient, a row of one, or the same of a parameter.
+impl<'a> From<&'a wgpu::Buffer> for Gradient<'a> {
+    /// Selects a whole buffer of f32 elements.
+    fn from(buffer: &'a wgpu::Buffer) -> Self {
+        Self::f32(buffer)
+    }
+}
+
+impl<'a> From<wgpu::BufferSlice<'a>> for Gradient<'a> {
+    /// Selects the f32 elements of a slice.
+    fn from(slice: wgpu::BufferSlice<'a>) -> Self {
+        Self::f32(slice.buffer()).bytes(byte_range(&slice))
+    }
+}
+
+impl<'a> From<&'a wgpu::Buffer> for Parameter<'a> {
+    /// Selects a whole buffer of f32 elements.
+    fn from(buffer: &'a wgpu::Buffer) -> Self {
+        Self::f32(buffer)
+    }
+}
+
+impl<'a> From<wgpu::BufferSlice<'a>> for Parameter<'a> {
+    /// Selects the f32 elements of a slice.
+    fn from(slice: wgpu::BufferSlice<'a>) -> Self {
+        Self::f32(slice.buffer()).bytes(byte_range(&slice))
+    }
+}
+
+fn byte_range(slice: &wgpu::BufferSlice<'_>) -> Range<u64> {
+    slice.offset()..slice.offset() + slice.size()
+}
+
+/// A range of elements with a norm of its own, or a part of a joint norm: a gradient, a parameter, or a row of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     /// Index into the list of distinct buffers.
     pub(super) buffer: usize,
     pub(super) dtype: DType,
-    /// In elements from the start of the buffer.
+    /// The first element, counted from the start of the buffer.
     pub(super) start: u64,
-    /// In elements.
+    /// The number of elements.
     pub(super) len: u64,
-    /// The gradient that it is, or is of.
+    /// The index of the gradient, also for its parameter and its rows.
     pub(super) gradient: usize,
     pub(super) group: usize,
     pub(super) measured: bool,
@@ -134,14 +224,14 @@ impl Span {
         self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
     }
 
-    /// Its rows, of which there are so many.
+    /// Splits the span into `rows` rows of equal length.
     pub(super) fn rows(self, rows: u64) -> impl Iterator<Item = Self> {
         let len = self.len / rows.max(1);
         (0..rows).map(move |row| Self { start: self.start + row * len, len, ..self })
     }
 }
 
-/// Gradients that have been checked.
+/// Validated gradients.
 #[derive(Debug)]
 pub(super) struct Set<'a> {
     pub(super) labels: Labels,
@@ -149,14 +239,18 @@ pub(super) struct Set<'a> {
     pub(super) buffers: Vec<&'a wgpu::Buffer>,
     /// The gradients.
     pub(super) spans: Vec<Span>,
-    /// The rows of each.
+    /// The number of rows of each gradient.
     pub(super) rows: Vec<u64>,
-    /// The parameter of each, if it is needed.
+    /// The parameter of each gradient; empty if the clip needs none.
     pub(super) parameters: Vec<Option<Span>>,
 }
 
 impl<'a> Set<'a> {
-    /// Where gradients lie, each of which belongs to one of so many groups. No two may overlap.
+    /// Validates the gradients of `groups` groups, and their parameters if the clip needs them.
+    ///
+    /// # Errors
+    ///
+    /// An error of phase "gradients and parameters" of [`Error`].
     pub(super) fn resolve(
         gradients: &[Gradient<'a>],
         groups: usize,
@@ -174,26 +268,26 @@ impl<'a> Set<'a> {
         let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
         let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
         let mut parameters = Vec::new();
-        let mut all_rows = Rows::default();
+        let mut row_limit = RowLimit::default();
         for (index, gradient) in gradients.iter().enumerate() {
-            let &Gradient { ref region, group, measured, scaled, rows, ref parameter, label } = gradient;
+            let &Gradient { ref range, group, measured, scaled, rows, ref parameter, label } = gradient;
             let id = || GradientId::new(index, label);
             if group >= groups {
-                return Err(Error::Group { gradient: id(), given: group, groups });
+                return Err(Error::GroupWithoutClip { gradient: id(), given: group, groups });
             }
-            let elements = region.elements(&id)?;
+            let elements = range.elements(&id)?;
             let len = elements.end - elements.start;
-            let buffer = index_of(region.buffer);
-            let dtype = region.dtype;
+            let buffer = index_of(range.buffer);
+            let dtype = range.dtype;
             let span =
                 Span { buffer, dtype, start: elements.start, len, gradient: index, group, measured, scaled };
-            all_rows.check(&id, rows, len)?;
+            row_limit.check(&id, rows, len)?;
             spans.push(span);
             rows_of.push(rows);
             if with_parameters {
                 parameters.push(match parameter {
                     Some(parameter) => Some(parameter.of(&span, &id, &mut index_of)?),
-                    None if measured => return Err(Error::NoParameter { gradient: id() }),
+                    None if measured => return Err(Error::MissingParameter { gradient: id() }),
                     None => None,
                 });
             }
@@ -204,7 +298,7 @@ impl<'a> Set<'a> {
 }
 
 impl<'a> Parameter<'a> {
-    /// Where the parameter of a gradient lies.
+    /// Validates the parameter of a gradient.
     fn of(
         &self,
         gradient: &Span,
@@ -212,17 +306,17 @@ impl<'a> Parameter<'a> {
         index_of: &mut impl FnMut(&'a wgpu::Buffer) -> usize,
     ) -> Result<Span, Error> {
         let elements =
-            self.region.elements(id).map_err(|error| Error::Parameter { error: Box::new(error) })?;
+            self.range.elements(id).map_err(|error| Error::InParameter { error: Box::new(error) })?;
         let len = elements.end - elements.start;
         if len != gradient.len {
             return Err(Error::ParameterLength { gradient: id(), given: len, needed: gradient.len });
         }
-        let (buffer, dtype) = (index_of(self.region.buffer), self.region.dtype);
+        let (buffer, dtype) = (index_of(self.range.buffer), self.range.dtype);
         Ok(Span { buffer, dtype, start: elements.start, scaled: false, ..*gradient })
     }
 }
 
-/// The indices of the spans that are not empty, in the order in which they lie in the buffers.
+/// Returns the indices of the spans that are not empty, in the order of their addresses.
 pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..spans.len()).filter(|&index| spans[index].len > 0).collect();
     order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].bytes().start, index));

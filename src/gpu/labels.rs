@@ -1,10 +1,10 @@
-//! The labels of the gradients of a plan, for errors that come after `prepare`.
+//! The labels of the gradients of a plan, for errors after `prepare`.
 
 use std::sync::Arc;
 
 use crate::{Error, GradientId};
 
-/// A label for each gradient, or nothing at all where no gradient has one.
+/// A label for each gradient; empty if no gradient has one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Labels(Arc<[Option<Box<str>>]>);
 
@@ -18,7 +18,7 @@ impl Labels {
         self.0.get(gradient)?.as_deref()
     }
 
-    /// Adds its label to the gradient of an error that was found on the device.
+    /// Adds the label to the gradient of an error that was found on the device.
     pub(super) fn name(&self, error: Error) -> Error {
         match error {
             Error::NonFinite { gradient: Some(GradientId { index, .. }), total_norm, record } => {

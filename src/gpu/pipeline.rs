@@ -14,7 +14,11 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn compile(device: &wgpu::Device, kernel: Kernel) -> Self {
+    pub(super) fn compile(
+        device: &wgpu::Device,
+        kernel: Kernel,
+        cache: Option<&wgpu::PipelineCache>,
+    ) -> Self {
         let label = Some(kernel.label());
         let bindings = kernel.bindings();
         // Set for slots only: wgpu then checks their sizes once per plan, not at every dispatch.
@@ -54,7 +58,7 @@ impl Pipeline {
                 // Every invocation writes its element before any reads it.
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache,
         });
         log::debug!("compiled {}", kernel.label());
         Self { label: kernel.label(), bindings: bindings.into(), compute, bind_group_layout }

@@ -1,4 +1,4 @@
-//! Reading a record back without a stall: a copy into a small staging buffer, and a ticket for it.
+//! `ReadBack`: a ticket for a copy of a buffer to the host, without a stall.
 
 use std::future::IntoFuture;
 #[cfg(not(target_arch = "wasm32"))]
@@ -11,14 +11,14 @@ use std::time::Duration;
 use bytemuck::Pod;
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
+use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
 use super::labels::Labels;
-use super::watched::{Watched, is_mapped, now_or_never};
 use crate::{ClipRecord, Error, TensorStats};
 
-/// What a buffer held.
+/// The contents of a buffer.
 type Outcome = Result<Vec<u8>, Error>;
 
-/// What is in a buffer, or what is wrong with it.
+/// Converts the contents of a buffer.
 type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 
 /// A ticket for the record of one step, from [`ClipPlan::read_back`](crate::ClipPlan::read_back).
@@ -27,6 +27,21 @@ type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 /// record has arrived and the host need not wait. A ticket may be dropped at any time.
 ///
 /// `R` is a [`ClipRecord`], or a `Vec` of all records, statistics, counts or histories of a plan.
+///
+/// # Who polls the device
+///
+/// Native wgpu completes a read-back only while some thread polls the device. A poll also runs the callbacks of your own
+/// mappings and submissions, on that thread.
+///
+/// | call | polls | blocks | thread |
+/// |---|---|---|---|
+/// | [`is_ready`](Self::is_ready) | once, unless the record has arrived | never | none |
+/// | [`wait`](Self::wait) | until the record arrives | yes | none |
+/// | `.await` | once, then in a thread of its own | never | one until the record arrives, unless the first poll completes it |
+///
+/// An `.await` some steps after the submission therefore usually starts no thread. To rule the thread out, await tickets that
+/// are [ready](Self::is_ready). If you poll the device yourself, tickets complete at your polls too. In a browser, the event
+/// loop of the page does the polling, and there is no thread.
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
 pub struct ReadBack<R = ClipRecord> {
@@ -41,25 +56,25 @@ enum State {
     Failed(Error),
 }
 
-/// All that a buffer holds.
+/// Returns all values of a buffer.
 pub(super) fn all<T: Pod>(bytes: &[u8]) -> Vec<T> {
     bytemuck::pod_collect_to_vec(bytes)
 }
 
-/// All records, each of which must come from a norm pass.
+/// Returns all records. It is an error if no norm pass wrote one of them.
 pub(super) fn all_records(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
     let records: Vec<ClipRecord> = all(bytes);
     records.iter().try_for_each(ClipRecord::check_measured)?;
     Ok(records)
 }
 
-/// The first of [`all_records`].
+/// Returns the first of [`all_records`].
 pub(super) fn first(bytes: &[u8]) -> Result<ClipRecord, Error> {
-    // There is none where each of no gradients was clipped by itself.
+    // A clip of each gradient on its own has no record if there is no gradient.
     Ok(all_records(bytes)?.first().copied().unwrap_or(ClipRecord::UNCLIPPED))
 }
 
-/// [`all_records`], where gradients that are not finite are an error.
+/// [`all_records`] under the policy that makes non-finite gradients an error.
 pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
     let records = all_records(bytes)?;
     match records.iter().position(ClipRecord::skip) {
@@ -68,13 +83,13 @@ pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
     }
 }
 
-/// The [`first`] record, where gradients that are not finite are an error.
+/// [`first`] under the policy that makes non-finite gradients an error.
 pub(super) fn first_finite(bytes: &[u8]) -> Result<ClipRecord, Error> {
     all_finite(bytes)?;
     first(bytes)
 }
 
-/// All statistics, each of which must come from a norm pass.
+/// Returns all statistics. It is an error if no norm pass wrote them.
 pub(super) fn all_stats(bytes: &[u8]) -> Result<Vec<TensorStats>, Error> {
     let stats: Vec<TensorStats> = all(bytes);
     if stats.iter().all(TensorStats::is_measured) { Ok(stats) } else { Err(Error::NothingMeasured) }
@@ -86,31 +101,29 @@ impl<R> ReadBack<R> {
         Self { state: State::Failed(error), reading, labels: Labels::default() }
     }
 
-    /// Names gradients by these labels, should there be an error about one.
+    /// Sets the labels for errors about a gradient.
     pub(super) fn labelled(self, labels: &Labels) -> Self {
         Self { labels: labels.clone(), ..self }
     }
 
-    /// Whether [`wait`](Self::wait) would return at once. Does not wait.
+    /// Returns whether [`wait`](Self::wait) would return at once. Does not block: it polls the device once, or not at all if the
+    /// record has arrived.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         match &self.state {
-            State::UnderWay { delivery, .. } => {
-                delivery.poll(wgpu::PollType::Poll);
-                delivery.is_made()
-            }
+            State::UnderWay { delivery, .. } => delivery.is_ready(),
             State::Failed(_) => true,
         }
     }
 
-    /// Waits for the GPU, and returns the record.
+    /// Waits for the GPU, and returns the record. Blocks, and polls the device.
     ///
     /// # Errors
     ///
     /// [`Error::NotSubmitted`] if the encoder was not submitted (detected after about a second) or was dropped;
-    /// [`Error::Rejected`] if wgpu refused its submission; [`Error::DeviceLost`] if the device was lost or destroyed before the
+    /// [`Error::SubmissionRejected`] if wgpu refused its submission; [`Error::DeviceLost`] if the device was lost or destroyed before the
     /// copy ran; [`Error::NothingMeasured`] for a clip by value, or if no norm pass ran before the copy;
-    /// [`Error::NormMissing`] if no norm was supplied to a plan of
+    /// [`Error::NormNotSupplied`] if no norm was supplied to a plan of
     /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm); [`Error::NonFinite`] if the gradients are not finite and the
     /// policy is [`NonFinite::Error`](crate::NonFinite::Error).
     pub fn wait(self) -> Result<R, Error> {
@@ -125,7 +138,7 @@ impl<R> ReadBack<R> {
     }
 }
 
-/// The `.await` of a ticket; errors as for [`ReadBack::wait`].
+/// The `.await` of a ticket. Never blocks. Errors are those of [`ReadBack::wait`].
 impl<R: 'static> IntoFuture for ReadBack<R> {
     type Output = Result<R, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
@@ -144,30 +157,30 @@ impl<R: 'static> IntoFuture for ReadBack<R> {
     }
 }
 
-/// The sending side of a ticket. What is delivered first counts.
+/// The sending side of a ticket. Only the first delivery counts.
 #[derive(Debug)]
 struct Delivery {
     staging: Arc<Staging>,
-    /// Gone once somebody has looked into it.
+    /// `None` once it has been read.
     page: Mutex<Option<Page>>,
     sender: OneshotSender<Outcome>,
     made: AtomicBool,
 }
 
-/// How long to sleep before looking again whether this ticket's step is done. To wait for the device instead is to wait
-/// for later steps too; and to wait with a timeout, in wgpu-core 30.0.1, is to panic where another thread polls.
+/// The time between two polls while a ticket waits. A blocking poll would wait for later steps too, and with a timeout it panics
+/// in wgpu-core 30.0.1 if another thread polls.
 const PATIENCE: Duration = Duration::from_micros(50);
 
-/// How often to do so, before waiting for all that has been submitted.
+/// The number of such polls before a ticket waits for all submitted work.
 const PATIENT_WAITS: u32 = 2000;
 
-/// For how many milliseconds, after all that had been submitted is finished, a ticket waits for its own submission: by
-/// another thread, or in a call of `submit` that has not returned.
+/// The time in milliseconds that a ticket waits for its own submission after all earlier work is finished. Another thread may be
+/// about to submit it, or a call of `submit` may not have returned.
 const GRACE: u32 = 1000;
 
 impl Delivery {
     fn make(&self, outcome: Outcome) {
-        // Refused if something has been delivered, or the ticket is gone.
+        // Fails if something was delivered before, or the ticket was dropped.
         let _ = self.sender.send(outcome);
         self.made.store(true, Ordering::Release);
     }
@@ -176,10 +189,10 @@ impl Delivery {
         self.made.load(Ordering::Acquire)
     }
 
-    /// Makes the delivery if the staging buffer is mapped, and tells whether it is made.
+    /// Makes the delivery if the staging buffer is mapped, and returns whether it is made.
     ///
-    /// The callback of the mapping does so too, but it may be late: whichever thread polls takes all callbacks out of
-    /// wgpu's hands and runs one after the other, however slow those of others are.
+    /// The callback of the mapping does so too, but it may be late: the thread that polls runs all callbacks one after the other,
+    /// and those of the caller may be slow.
     fn collect(&self) -> bool {
         let mut page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         match page.take() {
@@ -194,9 +207,17 @@ impl Delivery {
         }
     }
 
-    /// Polls the device, and tells whether all that has been submitted is finished.
+    /// Returns whether the delivery is made, after one poll if necessary.
+    fn is_ready(&self) -> bool {
+        if !self.is_made() {
+            self.poll(wgpu::PollType::Poll);
+        }
+        self.is_made()
+    }
+
+    /// Polls the device, and returns whether all submitted work is finished.
     fn poll(&self, poll: wgpu::PollType) -> bool {
-        let finished = self.staging.watched.poll(poll).unwrap_or_else(|error| {
+        let finished = self.staging.checked_device.poll(poll).unwrap_or_else(|error| {
             self.make(Err(error));
             true
         });
@@ -204,10 +225,10 @@ impl Delivery {
         finished
     }
 
-    /// Polls the device until the delivery has been made, if only of the news that there will be none.
+    /// Polls the device until the delivery is made, or until it is known that it fails.
     fn drive(&self) {
-        // Whether all that had been submitted when this began is finished. Only then can it be told that the ticket's
-        // encoder was not; new steps may come all the time.
+        // Whether all work submitted before this call is finished. Only then can a missing submission be detected, since new steps
+        // may be submitted all the time.
         let mut settled = false;
         let (mut waits, mut idle) = (0, 0);
         loop {
@@ -216,13 +237,13 @@ impl Delivery {
                 return;
             }
             if settled {
-                // What had been submitted would be mapped by now.
+                // The buffer of a submitted copy would be mapped by now.
                 idle += 1;
                 match idle {
-                    1 if self.staging.watched.is_lost() => self.make(Err(Error::DeviceLost)),
+                    1 if self.staging.checked_device.is_lost() => self.make(Err(Error::DeviceLost)),
                     1 => {}
                     2..=GRACE => std::thread::sleep(Duration::from_millis(1)),
-                    _ => self.make(Err(self.staging.watched.lost_or(Error::NotSubmitted))),
+                    _ => self.make(Err(self.staging.checked_device.lost_or(Error::NotSubmitted))),
                 }
             } else {
                 waits += 1;
@@ -236,15 +257,14 @@ impl Delivery {
     }
 }
 
-/// A delivery that wgpu holds on to, as part of the callback of a mapping. It is dropped with an encoder that is never
-/// submitted.
+/// The delivery in the callback of a mapping, which wgpu owns. wgpu drops it with an encoder that is never submitted.
 struct Promise(Arc<Delivery>);
 
 impl Promise {
-    /// To be called when the staging buffer is mapped, or will never be.
+    /// Runs when the staging buffer is mapped, or cannot be mapped.
     fn keep(self) {
         if !self.0.collect() {
-            // It is not mapped, or was until the device was destroyed.
+            // It is not mapped, or the device was destroyed after that.
             self.0.make(Err(Error::DeviceLost));
         }
     }
@@ -252,21 +272,25 @@ impl Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        // Callbacks are dropped too where one before them panics, and then the buffer is mapped.
+        // wgpu also drops callbacks if an earlier one panics. The buffer is mapped then.
         if !self.0.collect() {
             self.0.make(Err(Error::NotSubmitted));
         }
     }
 }
 
-/// Natively nothing happens unless somebody polls the device, and a future must not block its executor.
+/// Completes the delivery without blocking the executor: with one poll, or else in a thread that polls.
 #[cfg(not(target_arch = "wasm32"))]
-#[expect(clippy::needless_pass_by_value, reason = "where there is no thread the delivery must be let go")]
+#[expect(clippy::needless_pass_by_value, reason = "in a browser the delivery must be dropped")]
 fn drive_in_background(delivery: Arc<Delivery>) {
+    // The poll may run a callback of the caller that panics. The thread reports the delivery then.
+    if catch_unwind(AssertUnwindSafe(|| delivery.is_ready())).unwrap_or(false) {
+        return;
+    }
     let thread = std::thread::Builder::new().name("gradclip.read_back".into());
     let driven = delivery.clone();
     let drive = move || {
-        // A callback of the caller's that panics in this thread must not leave the future without an end.
+        // A callback of the caller that panics in this thread must not leave the future pending.
         while catch_unwind(AssertUnwindSafe(|| driven.drive())).is_err() {}
     };
     if thread.spawn(drive).is_err() {
@@ -274,30 +298,30 @@ fn drive_in_background(delivery: Arc<Delivery>) {
     }
 }
 
-/// In a browser the page's event loop does it. The delivery is let go, so that the channel closes with the encoder.
+/// In a browser the event loop of the page polls. The delivery is dropped, so that the channel closes with the encoder.
 #[cfg(target_arch = "wasm32")]
 fn drive_in_background(_: Arc<Delivery>) {}
 
-/// A buffer that a plan leaves something in, and the staging buffers through which that comes back.
+/// A buffer of a plan that the host can read, and its staging buffers.
 #[derive(Debug)]
 pub(super) struct Results {
     pub(super) buffer: wgpu::Buffer,
     staging: Arc<Staging>,
 }
 
-/// What follows on the results in their buffer, and is copied with them: a mark that shows whether the copy has been made.
+/// The words after the results, which are copied with them: a mark that shows that the copy has run.
 ///
-/// A staging buffer is a word longer than that. Its copies go to its start and to its second word by turns, so that the mark
-/// is never where the copy before has left it, but a zero. Where a mark is, the copy that was to leave it there has run.
+/// A staging buffer is one word longer. Copies go to its first and to its second word in turn. So the previous copy left a zero
+/// where the mark of the next copy belongs, and a mark there proves that the next copy has run.
 const TRAILER: [u32; 3] = [0, u32::from_le_bytes(*b"ran!"), 0];
 
-/// How far copies of the second kind are shifted.
+/// The offset of every second copy, in bytes.
 const SHIFT: usize = size_of::<u32>();
 
 impl Results {
-    /// A buffer that holds `value` `count` times, or once where that is 0, since a buffer without any cannot be bound.
+    /// Creates a buffer of `count` copies of `value`. If `count` is 0 it holds one, since an empty buffer cannot be bound.
     pub(super) fn new<T: Pod>(
-        watched: Arc<Watched>,
+        checked_device: Arc<CheckedDevice>,
         value: T,
         count: usize,
         holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
@@ -306,7 +330,7 @@ impl Results {
         let contents = [bytemuck::cast_slice(&values), bytemuck::bytes_of(&TRAILER)].concat();
         let size = contents.len() as u64;
         let (bytes, trailer) = (count * size_of::<T>(), size_of_val(&values[..]));
-        let staging = Staging { watched, size, bytes, trailer, free: Mutex::default() };
+        let staging = Staging { checked_device, size, bytes, trailer, free: Mutex::default() };
         Self { buffer: holding(&contents), staging: Arc::new(staging) }
     }
 
@@ -326,29 +350,29 @@ impl Results {
         let (staging, page, made) = (staging.clone(), Mutex::new(Some(page)), AtomicBool::new(false));
         let delivery = Arc::new(Delivery { staging, page, sender, made });
         let promise = Promise(delivery.clone());
-        // On a lost device this is an error of the callback only, since the buffer is a valid one.
+        // On a lost device only the callback reports an error, since the buffer is valid.
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |_| promise.keep());
         ReadBack { state: State::UnderWay { delivery, receiver }, reading, labels: Labels::default() }
     }
 }
 
-/// A staging buffer, and where the next copy goes.
+/// A staging buffer, and the offset of the next copy.
 #[derive(Debug)]
 struct Page {
     buffer: wgpu::Buffer,
-    /// In bytes: 0 or [`SHIFT`].
+    /// 0 or [`SHIFT`], in bytes.
     shift: usize,
 }
 
-/// Buffers that the host can read. A ticket takes one and gives it back when what is in it has arrived.
+/// The staging buffers of one buffer. A ticket takes one, and returns it when its contents have been read.
 #[derive(Debug)]
 struct Staging {
-    watched: Arc<Watched>,
-    /// How many bytes are copied.
+    checked_device: Arc<CheckedDevice>,
+    /// The number of bytes that are copied.
     size: u64,
-    /// How many of them mean something.
+    /// The number of bytes of the results.
     bytes: usize,
-    /// Where in them the trailer begins.
+    /// The offset of the trailer.
     trailer: usize,
     free: Mutex<Vec<Page>>,
 }
@@ -359,13 +383,13 @@ impl Staging {
             return Ok(page);
         }
         let size = self.size + SHIFT as u64;
-        let buffer = self.watched.guarded("a read-back", size, || {
-            let buffer = self.watched.device().create_buffer(&wgpu::BufferDescriptor {
+        let buffer = self.checked_device.in_error_scope("a read-back", size, || {
+            let buffer = self.checked_device.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.read_back"),
                 size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                // Filled with zeros. Else its memory might hold the mark of a buffer that was freed: where only another
-                // command buffer of a submission is refused, wgpu takes this one for written.
+                // Mapping zeroes the memory. Otherwise it might hold the mark of a freed buffer: if wgpu rejects only another command
+                // buffer of a submission, it considers this one written.
                 mapped_at_creation: true,
             });
             buffer.unmap();
@@ -374,7 +398,7 @@ impl Staging {
         Ok(Page { buffer, shift: 0 })
     }
 
-    /// What is in a buffer that is mapped.
+    /// Reads a mapped buffer.
     fn read(&self, page: Page) -> Outcome {
         let Page { buffer, shift } = page;
         let results = {
@@ -385,8 +409,8 @@ impl Staging {
             is_written.then(|| copied.take(self.bytes).copied().collect())
         };
         buffer.unmap();
-        // If it has not been written it is not used again: its mark is where that of the next ticket would be.
-        let results = results.ok_or_else(|| self.watched.lost_or(Error::Rejected))?;
+        // A buffer that was not written is not used again, since its old mark is where the next one would be.
+        let results = results.ok_or_else(|| self.checked_device.lost_or(Error::SubmissionRejected))?;
         let next = Page { buffer, shift: SHIFT - shift };
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(next);
         Ok(results)

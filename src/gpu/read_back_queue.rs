@@ -9,7 +9,7 @@ use crate::{ClipRecord, Error};
 /// the record has arrived, usually some steps later. It does not wait for the GPU.
 ///
 /// ```
-/// # let adapter = gradclip::adapters().into_iter().next().expect("an adapter: scripts/test installs a software one");
+/// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
 /// # let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))?;
 /// # let gradient = device.create_buffer(&wgpu::BufferDescriptor {
 /// #     label: None, size: 64, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false,
@@ -46,7 +46,7 @@ use crate::{ClipRecord, Error};
 #[derive(Debug)]
 pub struct ReadBackQueue<R = ClipRecord> {
     under_way: VecDeque<(u64, ReadBack<R>)>,
-    /// An error to return by the next call, after the records of the steps before it.
+    /// The error that the next call returns, after the records of earlier steps.
     failed: Option<Error>,
 }
 
@@ -63,8 +63,8 @@ impl<R> ReadBackQueue<R> {
         Self { under_way: VecDeque::new(), failed: None }
     }
 
-    /// Adds the ticket of a step. Push tickets in the order in which their encoders are submitted. A ticket whose encoder is
-    /// kept without being submitted holds up all later tickets.
+    /// Adds the ticket of a step. Push tickets in the order in which their encoders are submitted. A ticket whose encoder is never
+    /// submitted, and not dropped, delays all later tickets.
     pub fn push(&mut self, step: u64, ticket: ReadBack<R>) {
         self.under_way.push_back((step, ticket));
     }
@@ -74,7 +74,7 @@ impl<R> ReadBackQueue<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Step`], which holds the step and the error of [`ReadBack::wait`]. It loses no record: earlier calls have returned
+    /// [`Error::InStep`], which holds the step and the error of [`ReadBack::wait`]. It loses no record: earlier calls have returned
     /// those of earlier steps, and the next call continues with the next step.
     pub fn arrived(&mut self) -> Result<Vec<(u64, R)>, Error> {
         self.take(ReadBack::is_ready)
@@ -90,13 +90,13 @@ impl<R> ReadBackQueue<R> {
         self.take(|_| true)
     }
 
-    /// The number of steps that were pushed and whose record or error has not been returned.
+    /// Returns the number of pushed steps whose record or error has not been returned.
     #[must_use]
     pub fn len(&self) -> usize {
         self.under_way.len() + usize::from(self.failed.is_some())
     }
 
-    /// Whether the record or error of every step has been returned.
+    /// Returns whether the record or error of every step has been returned.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -113,7 +113,7 @@ impl<R> ReadBackQueue<R> {
             match ticket.wait() {
                 Ok(record) => records.push((step, record)),
                 Err(error) => {
-                    let error = Error::Step { step, error: Box::new(error) };
+                    let error = Error::InStep { step, error: Box::new(error) };
                     if records.is_empty() {
                         return Err(error);
                     }

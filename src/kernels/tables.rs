@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::clip::{ByNorm, Scope};
+use crate::operation::{ByNorm, Scope};
 use crate::{DType, NonFinite};
 
 /// A tile: the work of one workgroup. `Tile` of `tile.wgsl`.

@@ -1,26 +1,26 @@
-//! The way of host slices through a GPU: into a few large buffers, clipped there, and back.
+//! Clips host slices on a GPU: copies them to a few large buffers (arenas), clips them there, and copies them back.
 
 use std::ops::Range;
 use std::time::Instant;
 
 use super::Timings;
-use crate::clip::Operation;
+use crate::adapters::open;
 use crate::cpu::Gradient;
-use crate::gpu::device::open;
-use crate::gpu::watched::Watched;
+use crate::gpu::error_scope::CheckedDevice;
 use crate::kernels::tables::LARGEST_TILE;
-use crate::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
+use crate::operation::Operation;
+use crate::{ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
 
-/// The largest buffer to ask for; many drivers do not like larger ones.
+/// The largest arena. Many drivers handle larger buffers badly.
 const ARENA_BYTES: u64 = 1 << 30;
 
-/// How much is copied at once: what is in flight takes host memory a second time.
+/// The most bytes in flight. They take host memory a second time.
 const CHUNK_BYTES: u64 = 1 << 26;
 
-/// What a slice begins at a multiple of in its arena, so that its vectors are aligned.
+/// The alignment of each slice in its arena, so that shaders load aligned vectors.
 const ALIGNMENT: u64 = 16;
 
-/// What wgpu copies, in bytes.
+/// The granularity of wgpu's copies, in bytes.
 const WORD: usize = 4;
 
 /// An open adapter.
@@ -31,14 +31,14 @@ pub(super) struct Gpu {
     clipper: Clipper,
 }
 
-/// A part of a host slice and where it lies on the device.
+/// A part of a host slice, and its place on the device.
 #[derive(Debug)]
 struct Part {
     slice: usize,
-    /// Of the slice, in bytes.
+    /// The range of the slice, in bytes.
     range: Range<usize>,
     arena: usize,
-    /// In bytes.
+    /// The offset in the arena, in bytes.
     offset: u64,
 }
 
@@ -56,24 +56,24 @@ impl Gpu {
         self.clipper.device()
     }
 
-    fn watched(&self) -> &Watched {
-        self.clipper.watched()
+    fn checked_device(&self) -> &CheckedDevice {
+        self.clipper.checked_device()
     }
 
     pub(super) fn clip(
         &self,
         gradients: &mut [Gradient<'_>],
-        clips: &[Clip],
+        operations: &[Operation],
         total_norm: Option<f32>,
     ) -> Result<(Vec<ClipRecord>, Timings), Error> {
         let start = Instant::now();
-        let operation = Clip::all_checked(clips)?[0];
+        let operation = operations[0];
         let slices = slices(gradients, &operation);
         let (parts, sizes) = self.place(&slices, &operation)?;
         let in_slices = |error| in_slices(error, &parts);
         let arenas = self.allocate(&sizes)?;
         let on_device = on_device(gradients, &parts, &arenas);
-        let plan = self.clipper.prepare_groups(&on_device, clips).map_err(in_slices)?;
+        let plan = self.clipper.prepare_operations(&on_device, operations).map_err(in_slices)?;
         if let Some(total_norm) = total_norm {
             plan.supply_norm(&self.queue, total_norm)?;
         }
@@ -87,14 +87,14 @@ impl Gpu {
 
         let start = Instant::now();
         let is_changed = are_changed(gradients, &operation, &records);
-        // The parameters, which come after the gradients, never are.
+        // The parameters come after the gradients, and never change.
         let changed: Vec<&Part> =
             parts.iter().filter(|part| is_changed.get(part.slice) == Some(&true)).collect();
         self.download(gradients, &changed, &arenas)?;
         Ok((records, Timings { upload, clip, download: start.elapsed() }))
     }
 
-    /// Places the gradients, if those that must not be cut can do without.
+    /// Assigns places in arenas, unless a gradient that must not be split exceeds the largest buffer.
     fn place(
         &self,
         slices: &[(&[u8], DType)],
@@ -106,17 +106,17 @@ impl Gpu {
         let needed = lens.iter().map(|(bytes, _)| *bytes as u64).max().unwrap_or(0);
         if whole && needed > allowed {
             let what = "a gradient that this clip must keep in one buffer";
-            return Err(Error::Limit { what, name: "max_buffer_size", needed, allowed });
+            return Err(Error::DeviceLimit { what, name: "max_buffer_size", needed, allowed });
         }
         Ok(place(&lens, ARENA_BYTES.min(allowed), whole))
     }
 
-    /// Clips what lies on the device.
+    /// Clips the gradients on the device.
     fn run(&self, plan: &ClipPlan) -> Result<Vec<ClipRecord>, Error> {
         let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         plan.encode(&mut encoder);
         let ticket = plan.record_buffer().map(|_| plan.read_back_all(&mut encoder));
-        self.watched().guarded("the clip of the gradients", 0, || {
+        self.checked_device().in_error_scope("the clip of the gradients", 0, || {
             self.queue.submit([encoder.finish()]);
             self.wait()
         })?;
@@ -125,7 +125,7 @@ impl Gpu {
 
     fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        self.watched().guarded("the gradients", sizes.iter().sum(), || {
+        self.checked_device().in_error_scope("the gradients", sizes.iter().sum(), || {
             let buffer = |&size| {
                 let label = Some("gradclip.arena");
                 self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -145,7 +145,7 @@ impl Gpu {
         parts: &[Part],
         arenas: &[wgpu::Buffer],
     ) -> Result<(), Error> {
-        self.watched().guarded("the upload of the gradients", CHUNK_BYTES, || {
+        self.checked_device().in_error_scope("the upload of the gradients", CHUNK_BYTES, || {
             let mut in_flight = 0;
             for part in parts {
                 let bytes = &slices[part.slice].0[part.range.clone()];
@@ -166,7 +166,7 @@ impl Gpu {
         })
     }
 
-    /// Writes words; a half of one at the end is filled up, for which the alignment of the parts leaves room.
+    /// Writes words. A half word at the end is padded; the alignment of the parts leaves room for that.
     fn write(&self, arena: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<WORD>();
         self.queue.write_buffer(arena, offset, words.as_flattened());
@@ -177,8 +177,7 @@ impl Gpu {
         }
     }
 
-    /// Copies the arenas back, chunk by chunk, and each chunk to the slices whose parts lie in it. Chunks in which
-    /// nothing has changed stay where they are.
+    /// Copies the arenas back in chunks, and each chunk to the slices whose parts it holds. Skips chunks without changes.
     fn download(
         &self,
         gradients: &mut [Gradient<'_>],
@@ -205,7 +204,7 @@ impl Gpu {
     }
 
     fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
-        self.watched().guarded("the download of the gradients", size, || {
+        self.checked_device().in_error_scope("the download of the gradients", size, || {
             Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.download"),
                 size,
@@ -223,12 +222,12 @@ impl Gpu {
         take: impl FnOnce(&[u8]),
     ) -> Result<(), Error> {
         let size = chunk.end - chunk.start;
-        self.watched().guarded("the download of the gradients", size, || {
+        self.checked_device().in_error_scope("the download of the gradients", size, || {
             let mut encoder =
                 self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);
             self.queue.submit([encoder.finish()]);
-            // Its callback may come late, from another thread that polls; the buffer is mapped nonetheless.
+            // The callback may run late, in another thread that polls. The buffer is mapped after this wait in any case.
             staging.map_async(wgpu::MapMode::Read, ..size, |_| ());
             self.wait()
         })?;
@@ -237,9 +236,9 @@ impl Gpu {
         Ok(())
     }
 
-    /// Waits for all that has been submitted.
+    /// Waits for all submitted work.
     fn wait(&self) -> Result<(), Error> {
-        self.watched().poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ())
+        self.checked_device().poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ())
     }
 }
 
@@ -249,40 +248,40 @@ impl Part {
     }
 
     fn shows_in(&self, arena: usize, chunk: &Range<u64>) -> bool {
-        let own = self.bytes();
-        self.arena == arena && own.start.max(chunk.start) < own.end.min(chunk.end)
+        let bytes = self.bytes();
+        self.arena == arena && bytes.start.max(chunk.start) < bytes.end.min(chunk.end)
     }
 
-    /// Copies what it has in a chunk of its arena to its slice.
+    /// Copies the overlap with a chunk of the arena to the slice.
     fn take(&self, chunk: &Range<u64>, bytes: &[u8], gradient: &mut Gradient<'_>) {
-        let own = self.bytes();
-        let (start, end) = (own.start.max(chunk.start), own.end.min(chunk.end));
+        let part = self.bytes();
+        let (start, end) = (part.start.max(chunk.start), part.end.min(chunk.end));
         let from = as_index(start - chunk.start)..as_index(end - chunk.start);
-        let to = as_index(start - own.start)..as_index(end - own.start);
+        let to = as_index(start - part.start)..as_index(end - part.start);
         gradient.bytes_mut()[self.range.clone()][to].copy_from_slice(&bytes[from]);
     }
 }
 
-/// What is to be uploaded: the gradients, and after them their parameters if those are needed.
+/// Returns the slices to upload: the gradients, then their parameters if the operation needs them.
 fn slices<'a>(gradients: &'a [Gradient<'_>], operation: &Operation) -> Vec<(&'a [u8], DType)> {
-    let own = gradients.iter().map(|gradient| (gradient.bytes(), gradient.dtype()));
-    // One that has none has an empty one here, so that every index is right.
+    let elements = gradients.iter().map(|gradient| (gradient.bytes(), gradient.dtype()));
+    // A gradient without a parameter has an empty slice here, so that indices match.
     let none = (&[][..], DType::F32);
     let parameters = gradients.iter().map(|gradient| gradient.parameter_bytes().unwrap_or(none));
-    own.chain(parameters.filter(|_| operation.is_relative())).collect()
+    elements.chain(parameters.filter(|_| operation.needs_parameters())).collect()
 }
 
-/// The gradients as they lie on the device.
+/// Returns the gradients on the device.
 fn on_device<'a>(
     gradients: &[Gradient<'a>],
     parts: &[Part],
     arenas: &'a [wgpu::Buffer],
 ) -> Vec<gpu::Gradient<'a>> {
-    let own = parts.iter().filter(|part| part.slice < gradients.len());
+    let gradient_parts = parts.iter().filter(|part| part.slice < gradients.len());
     let gradient = |part: &Part| {
         let gradient = &gradients[part.slice];
         let on_device = gpu::Gradient::new(&arenas[part.arena], gradient.dtype()).bytes(part.bytes());
-        // What has rows or a parameter is in one part, and so are all others then.
+        // If one gradient has rows or a parameter, no gradient is split.
         let rows = if part.range.len() == gradient.bytes().len() { gradient.rows as u64 } else { 1 };
         let on_device = on_device.group(gradient.group).rows(rows);
         let on_device = gradient.label.map_or(on_device.clone(), |label| on_device.label(label));
@@ -296,24 +295,24 @@ fn on_device<'a>(
             _ => on_device,
         }
     };
-    own.map(gradient).collect()
+    gradient_parts.map(gradient).collect()
 }
 
 fn has_own_norms(operation: &Operation) -> bool {
     matches!(operation, Operation::Norm(norm) if !norm.scope.is_together())
 }
 
-/// Whether a part of a gradient would not be clipped as the whole: where each has a norm of its own, or counts as one.
+/// Returns whether gradients must not be split: each has its own norm, or counts as one in the 0-norm.
 fn is_whole(operation: &Operation) -> bool {
     let counts = matches!(operation, Operation::Norm(norm) if norm.norm_type.p() == 0.0);
     counts || has_own_norms(operation)
 }
 
-/// Of each gradient, whether the clip has written to it.
+/// Returns for each gradient whether the clip has written to it.
 fn are_changed(gradients: &[Gradient<'_>], operation: &Operation, records: &[ClipRecord]) -> Vec<bool> {
     let mut first = 0;
     let mut is_changed = |gradient: &Gradient<'_>| {
-        let own = if has_own_norms(operation) {
+        let its_records = if has_own_norms(operation) {
             first += gradient.rows;
             first - gradient.rows..first
         } else {
@@ -322,7 +321,7 @@ fn are_changed(gradients: &[Gradient<'_>], operation: &Operation, records: &[Cli
         gradient.scaled
             && match operation {
                 Operation::Norm(norm) => {
-                    !norm.coefficient_only && records[own].iter().any(|record| record.factor != 1.0)
+                    !norm.coefficient_only && records[its_records].iter().any(|record| record.factor != 1.0)
                 }
                 Operation::Clamp { .. } => true,
             }
@@ -330,19 +329,21 @@ fn are_changed(gradients: &[Gradient<'_>], operation: &Operation, records: &[Cli
     gradients.iter().map(&mut is_changed).collect()
 }
 
-/// Records about parts, as those of the slices that they belong to.
+/// Maps the gradient indices of records from parts to slices.
 fn records_in_slices(records: Vec<ClipRecord>, parts: &[Part]) -> Vec<ClipRecord> {
     records.into_iter().map(|record| record.reindexed(|part| parts[part].slice)).collect()
 }
 
-/// An error about parts, as one about the slices that they belong to.
+/// Maps the gradient indices of an error from parts to slices.
 fn in_slices(error: Error, parts: &[Part]) -> Error {
     let slice = |part: GradientId| GradientId { index: parts[part.index].slice, ..part };
     match error {
-        Error::Group { gradient, given, groups } => Error::Group { gradient: slice(gradient), given, groups },
+        Error::GroupWithoutClip { gradient, given, groups } => {
+            Error::GroupWithoutClip { gradient: slice(gradient), given, groups }
+        }
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
-        Error::EmptyRows { gradient, rows, most } => {
-            Error::EmptyRows { gradient: slice(gradient), rows, most }
+        Error::TooManyEmptyRows { gradient, rows, most } => {
+            Error::TooManyEmptyRows { gradient: slice(gradient), rows, most }
         }
         Error::NonFinite { gradient, total_norm, record } => {
             Error::NonFinite { gradient: gradient.map(slice), total_norm, record }
@@ -351,16 +352,17 @@ fn in_slices(error: Error, parts: &[Part]) -> Error {
     }
 }
 
-/// Places slices of so many bytes into as few arenas as possible, in order, and says how large each is. A slice too
-/// large for an arena is cut between two tiles, so that it makes no difference to the sum; if it must stay whole, it has a
-/// larger arena for itself.
+/// Assigns slices to as few arenas as possible, in order. Returns the parts and the size of each arena in bytes.
+///
+/// A slice that exceeds an arena is split between two tiles, so that the sum does not change. If it must stay whole, it gets a
+/// larger arena of its own.
 fn place(slices: &[(usize, DType)], arena_bytes: u64, whole: bool) -> (Vec<Part>, Vec<u64>) {
     let mut parts = Vec::with_capacity(slices.len());
     let mut sizes: Vec<u64> = Vec::new();
     for (slice, &(len, dtype)) in slices.iter().enumerate() {
         let tile = dtype.size() * LARGEST_TILE;
         let most = if whole { len.max(1) } else { as_index(arena_bytes / tile * tile) };
-        // An empty one has an empty part, so that it has a record.
+        // An empty slice has an empty part, so that it has a record.
         for from in (0..len.max(1)).step_by(most) {
             let range = from..len.min(from + most);
             let bytes = (range.len() as u64).next_multiple_of(ALIGNMENT);
@@ -376,7 +378,7 @@ fn place(slices: &[(usize, DType)], arena_bytes: u64, whole: bool) -> (Vec<Part>
             parts.push(Part { slice, range, arena, offset });
         }
     }
-    // Nothing at all is nowhere, but a buffer must be somewhere.
+    // A buffer must not be empty.
     (parts, sizes.into_iter().map(|size| size.max(ALIGNMENT)).collect())
 }
 
@@ -387,6 +389,11 @@ fn as_index(bytes: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Clip;
+
+    fn checked(clip: Clip) -> [Operation; 1] {
+        [clip.checked().unwrap()]
+    }
 
     /// What `place` promises, for arenas of two tiles of f32.
     fn check(lens: &[usize], dtypes: &[DType], whole: bool) {
@@ -446,7 +453,7 @@ mod tests {
 
     /// An adapter that allows no buffer above so many bytes, so that few elements are many.
     fn small_gpu(max_buffer_size: u64) -> Gpu {
-        let adapter = crate::adapters().remove(0);
+        let adapter = crate::adapters::enumerate().remove(0);
         let required_limits = wgpu::Limits {
             max_buffer_size,
             max_storage_buffer_binding_size: max_buffer_size,
@@ -468,7 +475,8 @@ mod tests {
         };
         let clip = Clip::by_global_norm(1.0).loss_scale(4.0);
         let ((mut body, mut head), (mut expected, mut head_expected)) = (make(), make());
-        let outcome = gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &[clip], None);
+        let outcome =
+            gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &checked(clip), None);
         let mut gradients = [Gradient::f32(&mut expected), Gradient::bf16(&mut head_expected)];
         let record = crate::cpu::clip_groups(&mut gradients, &[clip]).unwrap()[0];
         let found = outcome.unwrap().0[0];
@@ -479,24 +487,30 @@ mod tests {
 
         let (mut body, mut whole) = (make().0, make().0);
         let supplied = Clip::by_supplied_norm(1.0);
-        let records = gpu.clip(&mut [Gradient::f32(&mut body)], &[supplied], Some(8.0)).unwrap().0;
+        let records = gpu.clip(&mut [Gradient::f32(&mut body)], &checked(supplied), Some(8.0)).unwrap().0;
         let record = crate::cpu::clip_with_norm(&mut [Gradient::f32(&mut whole)], supplied, 8.0).unwrap();
         assert_eq!((records, &body), (vec![record], &whole));
 
         // In the third part of the second gradient.
         expected[150_000] = f32::NAN;
         let mut gradients = [Gradient::bf16(&mut head), Gradient::f32(&mut expected)];
-        let (records, _) = gpu.clip(&mut gradients, &[clip.coefficient_only()], None).unwrap();
+        let (records, _) = gpu.clip(&mut gradients, &checked(clip.coefficient_only()), None).unwrap();
         assert_eq!(records[0].first_non_finite(), Some(1));
-        let error = gpu.clip(&mut gradients, &[clip.non_finite(crate::NonFinite::Error)], None);
+        let error = gpu.clip(&mut gradients, &checked(clip.non_finite(crate::NonFinite::Error)), None);
         assert!(
             matches!(error, Err(Error::NonFinite { gradient: Some(GradientId { index: 1, .. }), .. })),
             "{error:?}"
         );
-        let error =
-            gpu.clip(&mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)], &[clip], None);
+        let error = gpu.clip(
+            &mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)],
+            &checked(clip),
+            None,
+        );
         assert!(
-            matches!(error, Err(Error::Group { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })),
+            matches!(
+                error,
+                Err(Error::GroupWithoutClip { gradient: GradientId { index: 1, .. }, given: 1, groups: 1 })
+            ),
             "{error:?}"
         );
     }
@@ -508,9 +522,9 @@ mod tests {
         let count = Clip::by_global_norm(1.0).norm_type(crate::NormType::P(0.0));
         for clip in [Clip::by_norm(1.0), Clip::by_rms(0.5), count] {
             let mut gradients = [Gradient::f32(&mut small), Gradient::f32(&mut large)];
-            let error = gpu.clip(&mut gradients, &[clip], None).unwrap_err();
-            assert!(matches!(error, Error::Limit { name: "max_buffer_size", .. }), "{error}");
-            assert!(gpu.clip(&mut gradients[..1], &[clip], None).is_ok());
+            let error = gpu.clip(&mut gradients, &checked(clip), None).unwrap_err();
+            assert!(matches!(error, Error::DeviceLimit { name: "max_buffer_size", .. }), "{error}");
+            assert!(gpu.clip(&mut gradients[..1], &checked(clip), None).is_ok());
         }
     }
 }

@@ -11,7 +11,7 @@ use gradclip::wgpu::{self, util::DeviceExt as _};
 
 /// The adapters of this machine, best first.
 pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
-    let adapters = gradclip::adapters();
+    let adapters = gradclip::adapters::enumerate();
     assert!(
         !adapters.is_empty(),
         "no adapter, so the GPU path cannot be tested; a software one will do: apt-get install \

@@ -128,7 +128,7 @@ fn errors() -> Vec<Case> {
     let short = [own[0], f32.parameter(&[1.0; 2])];
     let [none, two] = [0, 2].map(|rows| [own[0], own[1].rows(rows)]);
     let mut cases = vec![
-        case("no_parameter", relative, &missing, Error::NoParameter { gradient: 1.into() }),
+        case("no_parameter", relative, &missing, Error::MissingParameter { gradient: 1.into() }),
         case("length", relative, &short, Error::ParameterLength { gradient: 1.into(), given: 2, needed: 3 }),
         case("rows", relative, &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
         case("rows_of_each", Own(1.0), &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
@@ -143,7 +143,7 @@ fn errors() -> Vec<Case> {
             [("most", [usize::MAX, 1], 0), ("beside_another", [1, 1 << 40], 1), ("together", [most, 2], 1)]
         {
             let name = format!("relative/error/empty_rows_{name}/{method:?}");
-            let error = Error::EmptyRows {
+            let error = Error::TooManyEmptyRows {
                 gradient: gradient.into(),
                 rows: rows[gradient] as u64,
                 most: most as u64,

@@ -594,7 +594,7 @@ fn errors() -> Vec<Case> {
         (vec![Own(1.0), Rms(1.0)], 1, "scope", ["Tensor", "TensorRms"]),
     ] {
         let given = given.map(String::from);
-        rows.push((Options::groups(&methods), Error::Groups { first: 0, second, option, given }));
+        rows.push((Options::groups(&methods), Error::GroupsDiffer { first: 0, second, option, given }));
     }
     rows.push((Options::groups(&[]), Error::NoClip));
     // The invalid limit of a group that has no gradients.
@@ -609,7 +609,7 @@ fn errors() -> Vec<Case> {
     let mut cases: Vec<_> = rows.into_iter().map(case).collect();
     for (groups, given) in [(1, 1), (1, 7), (2, 2)] {
         let options = Options::groups(&vec![Norm(1.0); groups]);
-        let error = Expect::Error(Error::Group { gradient: 1.into(), given, groups });
+        let error = Expect::Error(Error::GroupWithoutClip { gradient: 1.into(), given, groups });
         let name = format!("error/group_{given}_of_{groups}");
         cases.push(Case::of(name, contents, options, error).roles(&[f32, f32.group(given)]));
     }

@@ -4,11 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 use std::{env, fs, process, thread};
 
+use gradclip::slices::{DeviceChoice, SliceClipper};
 use gradclip::wgpu::{self, CommandEncoderDescriptor};
-use gradclip::{
-    Clip, ClipPlan, ClipRecord, Clipper, DType, DeviceChoice, Error, Gradient, ReadBack, ReadBackQueue,
-    SliceClipper,
-};
+use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, ReadBack, ReadBackQueue};
 
 /// The environment variable with the folder of the faults that are on.
 pub(crate) const FOLDER: &str = "FAULTS";
@@ -72,7 +70,7 @@ impl Gpu {
             eprintln!("it hangs");
             process::exit(1);
         });
-        let adapter = gradclip::adapters().into_iter().next().unwrap();
+        let adapter = gradclip::adapters::enumerate().into_iter().next().unwrap();
         assert_eq!(adapter.get_info().backend, wgpu::Backend::Vulkan);
         let (device, queue) =
             pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
@@ -138,7 +136,7 @@ fn queued(ticket: ReadBack) -> Result<ClipRecord, Error> {
         match queue.arrived() {
             Ok(records) if records.is_empty() => {}
             Ok(records) => return Ok(records[0].1),
-            Err(Error::Step { error, .. }) => return Err(*error),
+            Err(Error::InStep { error, .. }) => return Err(*error),
             Err(error) => panic!("{error:?}"),
         }
     }
@@ -153,7 +151,7 @@ fn nothing_goes_wrong() {
     }
     let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
     let mut slice = [3.0, 4.0];
-    clipper.clip(&mut [&mut slice], Clip::by_value(2.5)).unwrap();
+    clipper.clip_grad_value(&mut [&mut slice], 2.5).unwrap();
     assert_eq!(slice, [2.5, 2.5]);
 }
 
@@ -297,7 +295,7 @@ fn slices_on_a_lost_device() {
         let mut slice = [3.0, 4.0];
         fault(what);
         for _ in 0..2 {
-            let outcome = clipper.clip(&mut [&mut slice], Clip::by_global_norm(1.0));
+            let outcome = clipper.clip_grad_norm(&mut [&mut slice], 1.0);
             assert_eq!(outcome.map(|_| ()).unwrap_err(), Error::DeviceLost);
         }
         assert_eq!(slice, [3.0, 4.0]);
@@ -315,7 +313,7 @@ fn slices_without_memory() {
         let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
         let mut slice = [3.0, 4.0];
         fault(what);
-        out_of_memory(clipper.clip(&mut [&mut slice], Clip::by_global_norm(1.0)));
+        out_of_memory(clipper.clip_grad_norm(&mut [&mut slice], 1.0));
         assert_eq!(slice, [3.0, 4.0]);
         mended(what);
     }

@@ -3,10 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use gradclip::stats::StepCounts;
 use gradclip::wgpu::{self, BufferUsages};
-use gradclip::{
-    Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, StepCounts, cpu,
-};
+use gradclip::{Clip, Clipper, DType, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, cpu};
 
 use crate::common::least_limits;
 
@@ -127,9 +126,9 @@ fn a_parameter_must_lie_in_its_buffer() {
     let unbindable = noop.buffer(16, BufferUsages::COPY_SRC);
     let parameter = |buffer| Parameter::new(buffer, DType::F32);
     let clip = Clip::by_parameter_norm(0.01, 1e-3);
-    let of_parameter = |error| Error::Parameter { error: Box::new(error) };
+    let of_parameter = |error| Error::InParameter { error: Box::new(error) };
     let usage =
-        Error::Usage { gradient: 0.into(), given: "BufferUsages(COPY_SRC)".into(), needed: "STORAGE" };
+        Error::BufferUsage { gradient: 0.into(), given: "BufferUsages(COPY_SRC)".into(), needed: "STORAGE" };
     for (parameter, expected) in [
         (parameter(&long).elements(13..17), {
             of_parameter(Error::OutOfBounds { gradient: 0.into(), start: 52, end: 68, len: 64 })
@@ -156,7 +155,7 @@ fn a_buffer_must_be_storage() {
     let noop = Noop::new(wgpu::Limits::default());
     let (good, bad) = (noop.storage(16), noop.buffer(16, BufferUsages::COPY_SRC | BufferUsages::UNIFORM));
     let error = noop.clipper().prepare(&[f32s(&good), f32s(&bad)], NORM).unwrap_err();
-    let expected = Error::Usage {
+    let expected = Error::BufferUsage {
         gradient: 1.into(),
         given: "BufferUsages(COPY_SRC | UNIFORM)".into(),
         needed: "STORAGE",
@@ -258,7 +257,7 @@ fn options_must_make_sense() {
     ];
     for (clip, expected) in rows {
         // As text: NaN is not equal to itself.
-        for error in [clipper.prepare(&[], clip).unwrap_err(), cpu::clip_all(&mut [], clip).unwrap_err()] {
+        for error in [clipper.prepare(&[], clip).unwrap_err(), cpu::clip(&mut [], clip).unwrap_err()] {
             assert!(format!("{error:?}").starts_with(expected), "{error:?}, not {expected}");
         }
     }
@@ -270,7 +269,7 @@ fn groups_must_have_clips_of_one_kind() {
     let clipper = noop.clipper();
     let buffer = noop.storage(16);
     let in_group = |group| [f32s(&buffer).elements(0..1), f32s(&buffer).elements(1..2).group(group)];
-    let group = |given, groups| Error::Group { gradient: 1.into(), given, groups };
+    let group = |given, groups| Error::GroupWithoutClip { gradient: 1.into(), given, groups };
     assert_eq!(clipper.prepare(&in_group(1), NORM).unwrap_err(), group(1, 1));
     assert_eq!(clipper.prepare_groups(&in_group(9), &[NORM; 3]).unwrap_err(), group(9, 3));
     assert_eq!(clipper.prepare_groups(&[], &[]).unwrap_err(), Error::NoClip);
@@ -289,7 +288,7 @@ fn groups_must_have_clips_of_one_kind() {
     ] {
         let error = clipper.prepare_groups(&in_group(2), &[NORM, other, odd]).unwrap_err();
         let given = given.map(String::from);
-        assert_eq!(error, Error::Groups { first: 0, second: 2, option, given }, "{odd:?}");
+        assert_eq!(error, Error::GroupsDiffer { first: 0, second: 2, option, given }, "{odd:?}");
     }
     // The same p by two names.
     clipper.prepare_groups(&in_group(1), &[NORM, other.norm_type(NormType::P(2.0))]).unwrap();
@@ -308,14 +307,14 @@ fn changes_must_make_sense() {
     let supplied = plan(&[Clip::by_supplied_norm(1.0)]);
     let (queue, mut encoder) = (&noop.queue, noop.encoder());
 
-    let limits = |given| Err(Error::Limits { given, groups: 2 });
+    let limits = |given| Err(Error::LimitCount { given, groups: 2 });
     assert_eq!(norms.set_max_norms(queue, &[]), limits(0));
     assert_eq!(norms.set_max_norms(queue, &[1.0; 3]), limits(3));
     assert_eq!(
         norms.copy_max_norm(&mut encoder, 2, &numbers, 0),
-        Err(Error::NoGroup { given: 2, groups: 2 })
+        Err(Error::NoSuchGroup { given: 2, groups: 2 })
     );
-    assert_eq!(each.set_max_norms(queue, &[1.0; 2]), Err(Error::Limits { given: 2, groups: 1 }));
+    assert_eq!(each.set_max_norms(queue, &[1.0; 2]), Err(Error::LimitCount { given: 2, groups: 1 }));
     for given in [-1.0, -1e-45] {
         let error = Error::InGroup { group: 1, error: Box::new(Error::MaxNorm { given }) };
         assert_eq!(norms.set_max_norms(queue, &[1.0, given]), Err(error));
@@ -334,11 +333,11 @@ fn changes_must_make_sense() {
         clamp.copy_inverse_loss_scale(&mut encoder, &numbers, 0),
         needs_norm("copy_inverse_loss_scale")
     );
-    let not_by_group = Error::NotByGroup { what: "copy_max_norm" };
+    let not_by_group = Error::NoGroupLimit { what: "copy_max_norm" };
     assert_eq!(each.copy_max_norm(&mut encoder, 0, &numbers, 0), Err(not_by_group));
     for measures in [&norms, &each, &clamp] {
-        assert_eq!(measures.supply_norm(queue, 1.0), Err(Error::MeasuresItself));
-        assert_eq!(measures.copy_norm(&mut encoder, &numbers, 0), Err(Error::MeasuresItself));
+        assert_eq!(measures.supply_norm(queue, 1.0), Err(Error::UnexpectedNorm));
+        assert_eq!(measures.copy_norm(&mut encoder, &numbers, 0), Err(Error::UnexpectedNorm));
     }
 
     let storage = noop.storage(16);
@@ -348,7 +347,7 @@ fn changes_must_make_sense() {
         (&numbers, "BufferUsages(COPY_SRC)", u64::MAX - 3),
         (&storage, "BufferUsages(STORAGE)", 0),
     ] {
-        let expected = Err(Error::Source { offset, len: 16, usage: usage.into() });
+        let expected = Err(Error::CopySource { offset, len: 16, usage: usage.into() });
         assert_eq!(norms.copy_max_norm(&mut encoder, 1, source, offset), expected);
         assert_eq!(norms.copy_inverse_loss_scale(&mut encoder, source, offset), expected);
         assert_eq!(supplied.copy_norm(&mut encoder, source, offset), expected);
@@ -363,9 +362,9 @@ fn changes_must_make_sense() {
 #[test]
 fn a_norm_is_supplied_to_those_who_need_it() {
     let supplied = Clip::by_supplied_norm(1.0);
-    assert_eq!(cpu::clip_all(&mut [], supplied), Err(Error::NormMissing));
+    assert_eq!(cpu::clip(&mut [], supplied), Err(Error::NormNotSupplied));
     for measures in [NORM, Clip::by_norm(1.0), Clip::by_rms(1.0), Clip::by_value(1.0)] {
-        assert_eq!(cpu::clip_with_norm(&mut [], measures, 1.0), Err(Error::MeasuresItself));
+        assert_eq!(cpu::clip_with_norm(&mut [], measures, 1.0), Err(Error::UnexpectedNorm));
     }
     let error = Error::NonFinite { gradient: None, total_norm: f32::INFINITY, record: None };
     let clip = supplied.non_finite(NonFinite::Error);
@@ -380,7 +379,7 @@ fn a_buffer_must_be_of_this_device_and_alive() {
     let foreign = noop.sibling().storage(64);
     let dead = noop.storage(64);
     dead.destroy();
-    let is_refused = |error: &Error, index| matches!(error, Error::Refused { gradient, message } if gradient.as_ref().is_some_and(|gradient| gradient.index == index) && !message.is_empty());
+    let is_refused = |error: &Error, index| matches!(error, Error::BufferRejected { gradient, message } if gradient.as_ref().is_some_and(|gradient| gradient.index == index) && !message.is_empty());
     for bad in [&foreign, &dead] {
         for clip in [NORM, NORM.coefficient_only(), Clip::by_value(1.0)] {
             let gradients = [f32s(&empty), f32s(&good).elements(0..4), f32s(bad), f32s(&good).elements(4..8)];
@@ -394,7 +393,7 @@ fn a_buffer_must_be_of_this_device_and_alive() {
             .map(|(at, (gradient, parameter))| gradient.elements(4 * at..4 * at + 4).parameter(parameter))
             .collect();
         match clipper.prepare(&gradients, Clip::by_parameter_norm(0.1, 1e-3)).unwrap_err() {
-            Error::Parameter { error } => assert!(is_refused(&error, 1), "{error:?}"),
+            Error::InParameter { error } => assert!(is_refused(&error, 1), "{error:?}"),
             error => panic!("{error:?}"),
         }
     }
@@ -414,15 +413,15 @@ fn a_buffer_must_not_be_mapped() {
         usage: BufferUsages::STORAGE | BufferUsages::COPY_SRC,
         mapped_at_creation: true,
     });
-    let error = Error::Mapped { gradient: 1.into() };
+    let error = Error::BufferMapped { gradient: 1.into() };
     assert_eq!(clipper.prepare(&[f32s(&good), f32s(&mapped)], NORM).unwrap_err(), error);
     let gradient = f32s(&good).parameter(Parameter::new(&mapped, DType::F32));
-    let error = Error::Parameter { error: Box::new(Error::Mapped { gradient: 0.into() }) };
+    let error = Error::InParameter { error: Box::new(Error::BufferMapped { gradient: 0.into() }) };
     assert_eq!(clipper.prepare(&[gradient], Clip::by_parameter_norm(0.1, 1e-3)).unwrap_err(), error);
     let plan = clipper.prepare(&[f32s(&good)], Clip::by_supplied_norm(1.0)).unwrap();
     let mut encoder = noop.encoder();
     let error = plan.copy_norm(&mut encoder, &mapped, 0).unwrap_err();
-    assert!(matches!(error, Error::Refused { gradient: None, .. }), "{error:?}");
+    assert!(matches!(error, Error::BufferRejected { gradient: None, .. }), "{error:?}");
     mapped.unmap();
     clipper.prepare(&[f32s(&good), f32s(&mapped)], NORM).unwrap();
     plan.copy_norm(&mut encoder, &mapped, 0).unwrap();
@@ -447,7 +446,7 @@ fn a_number_is_copied_from_a_buffer_of_this_device_that_is_alive() {
             measures.copy_inverse_loss_scale(&mut encoder, bad, 0),
         ] {
             let error = outcome.unwrap_err();
-            assert!(matches!(error, Error::Refused { gradient: None, .. }), "{error:?}");
+            assert!(matches!(error, Error::BufferRejected { gradient: None, .. }), "{error:?}");
         }
     }
     noop.queue.submit([encoder.finish()]);
@@ -468,7 +467,7 @@ fn a_queue_of_another_device_is_refused() {
         measures.set_step_counts(&queue, &[StepCounts::default()]),
         supplied.supply_norm(&queue, 1.0),
     ] {
-        assert_eq!(outcome, Err(Error::Queue));
+        assert_eq!(outcome, Err(Error::ForeignQueue));
     }
     measures.set_max_norms(&noop.queue, &[1.0]).unwrap();
 }
@@ -516,7 +515,7 @@ fn a_device_must_allow_the_smallest_kernel() {
 
         lower(&mut limits, needed - 1);
         let error = Clipper::new(&Noop::new(limits).device).unwrap_err();
-        assert_eq!(error, Error::Limit { what: "clipping", name, needed, allowed: needed - 1 });
+        assert_eq!(error, Error::DeviceLimit { what: "clipping", name, needed, allowed: needed - 1 });
     }
 }
 
@@ -526,7 +525,7 @@ fn tables_must_fit_into_a_binding() {
     let buffer = noop.storage(4 * 70_000);
     let scalars: Vec<_> = (0..70_000).map(|at| f32s(&buffer).elements(at..at + 1)).collect();
     let error = noop.clipper().prepare(&scalars, NORM).unwrap_err();
-    let Error::Limit { name, needed, allowed, .. } = error else { panic!("{error:?}") };
+    let Error::DeviceLimit { name, needed, allowed, .. } = error else { panic!("{error:?}") };
     assert!(name.contains("max_storage_buffer_binding_size"));
     assert!(needed > allowed && allowed == least_limits().max_storage_buffer_binding_size);
 }
@@ -544,7 +543,7 @@ fn a_grid_must_hold_the_tiles() {
     plan.encode(&mut encoder);
     noop.queue.submit([encoder.finish()]);
     match clipper.prepare(&scalars(256 * 257), NORM) {
-        Err(error) => assert!(matches!(error, Error::Limit { .. }), "{error:?}"),
+        Err(error) => assert!(matches!(error, Error::DeviceLimit { .. }), "{error:?}"),
         Ok(plan) => {
             let mut encoder = noop.encoder();
             plan.encode(&mut encoder);

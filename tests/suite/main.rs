@@ -1,6 +1,7 @@
 //! What the table of conformance cannot say: what holds for all gradients, what is dangerous, and what goes wrong.
 #![expect(clippy::unwrap_used, reason = "the lint knows tests by their attribute, and not what they call")]
 
+mod api;
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;

@@ -1,8 +1,7 @@
 //! The records of many steps: each once, in order, whenever the host looks.
 
-use gradclip::{
-    Clip, ClipPlan, DType, Error, Gradient, LossScale, NonFinite, ReadBack, ReadBackQueue, ScaleUpdate, wgpu,
-};
+use gradclip::loss_scale::{LossScale, ScaleUpdate};
+use gradclip::{Clip, ClipPlan, DType, Error, Gradient, NonFinite, ReadBack, ReadBackQueue, wgpu};
 
 use crate::common::Gpu;
 use crate::{gpu, gpu_with};
@@ -129,7 +128,7 @@ fn an_error_has_its_step_and_loses_no_other() {
     }
     let error = |step| {
         let error = Error::NonFinite { gradient: Some(0.into()), total_norm: f32::INFINITY, record: None };
-        Err(Error::Step { step, error: Box::new(error) })
+        Err(Error::InStep { step, error: Box::new(error) })
     };
     let mut next = || log.wait().map(|records| records.iter().map(|(step, _)| *step).collect::<Vec<_>>());
     assert_eq!(next(), Ok(vec![0, 1]));
@@ -162,7 +161,7 @@ fn an_encoder_that_was_dropped_is_an_error_of_its_step() {
         }
         std::thread::yield_now();
     }
-    let dropped = Error::Step { step: 1, error: Box::new(Error::NotSubmitted) };
+    let dropped = Error::InStep { step: 1, error: Box::new(Error::NotSubmitted) };
     assert_eq!(outcomes, [Ok((0, 1.0)), Err(dropped), Ok((2, 3.0))]);
 }
 
@@ -179,7 +178,7 @@ fn a_lost_device_is_an_error_of_each_step() {
     }
     for step in 0..5 {
         let error = log.wait().unwrap_err();
-        assert_eq!(error, Error::Step { step, error: Box::new(Error::DeviceLost) });
+        assert_eq!(error, Error::InStep { step, error: Box::new(Error::DeviceLost) });
     }
     assert_eq!(log.arrived(), Ok(Vec::new()));
 }

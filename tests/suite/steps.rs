@@ -1,8 +1,9 @@
 //! What lasts from step to step: counts, and limits that follow past norms.
 
+use gradclip::slices::{DeviceChoice, SliceClipper};
+use gradclip::stats::{NormHistory, StepCounts};
 use gradclip::{
-    Clip, ClipPlan, ClipRecord, DType, DeviceChoice, Epsilon, Error, Gradient, NonFinite, NormHistory,
-    NormType, SliceClipper, StepCounts, ZClip, cpu, wgpu,
+    Clip, ClipPlan, ClipRecord, DType, Epsilon, Error, Gradient, NonFinite, NormType, ZClip, cpu, wgpu,
 };
 use serde_json::Value;
 
@@ -283,7 +284,7 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     assert_eq!(step(&mut plan), fresh([0.5, 100.0], 1.0));
     plan.set_loss_scale(4.0).unwrap();
     assert_eq!(step(&mut plan), fresh([0.5, 100.0], 4.0));
-    assert_eq!(plan.set_max_norms(&[1.0]), Err(Error::Limits { given: 1, groups: 2 }));
+    assert_eq!(plan.set_max_norms(&[1.0]), Err(Error::LimitCount { given: 1, groups: 2 }));
     let error = Error::InGroup { group: 1, error: Box::new(Error::MaxNorm { given: -2.0 }) };
     assert_eq!(plan.set_max_norms(&[1.0, -2.0]), Err(error));
     assert_eq!(plan.set_loss_scale(0.0), Err(Error::LossScale { given: 0.0 }));
@@ -298,7 +299,7 @@ fn a_plan_on_the_cpu_changes_from_step_to_step() {
     assert_eq!((plan.step_counts().len(), plan.step_counts()[1].steps), (2, 1));
     plan.set_step_counts(&counts[..1]).unwrap();
     let error = plan.clip(&mut [cpu::Gradient::f32(&mut [1.0])]).unwrap_err();
-    assert_eq!(error, Error::Records { what: "step counts", given: 1, records: 2 });
+    assert_eq!(error, Error::StateCount { what: "step counts", given: 1, records: 2 });
 
     let mut by_value = cpu::ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
     let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
@@ -392,19 +393,19 @@ fn what_a_plan_does_not_keep_is_an_error() {
     let plan = gpu.clipper.prepare(&gradients, Clip::by_global_norm(1.0)).unwrap();
     let (histories, counts) =
         gpu.submit(|encoder| (plan.read_back_histories(encoder), plan.read_back_step_counts(encoder)));
-    let no_history = Error::NotAskedFor { what: "norm histories", with: "z_clip" };
+    let no_history = Error::NotEnabled { what: "norm histories", with: "z_clip" };
     assert_eq!(histories.wait(), Err(no_history.clone()));
     assert_eq!(plan.set_histories(&gpu.queue, &[]), Err(no_history.clone()));
-    assert!(matches!(counts.wait(), Err(Error::NotAskedFor { with: "count_steps", .. })));
-    assert!(matches!(plan.set_step_counts(&gpu.queue, &[]), Err(Error::NotAskedFor { .. })));
+    assert!(matches!(counts.wait(), Err(Error::NotEnabled { with: "count_steps", .. })));
+    assert!(matches!(plan.set_step_counts(&gpu.queue, &[]), Err(Error::NotEnabled { .. })));
 
     let z_clip = Clip::by_global_norm(1.0).z_clip(ZClip::default());
     let plan = gpu.clipper.prepare(&gradients, z_clip.count_steps()).unwrap();
     let two = [NormHistory::default(); 2];
-    let error = Error::Records { what: "norm histories", given: 2, records: 1 };
+    let error = Error::StateCount { what: "norm histories", given: 2, records: 1 };
     assert_eq!(plan.set_histories(&gpu.queue, &two), Err(error.clone()));
     let given = NormHistory { mean: f32::NAN, ..NormHistory::default() };
-    assert!(matches!(plan.set_histories(&gpu.queue, &[given]), Err(Error::History { record: 0, .. })));
+    assert!(matches!(plan.set_histories(&gpu.queue, &[given]), Err(Error::NormHistory { record: 0, .. })));
     for largest_norm in [f32::NAN, f32::INFINITY, -1.0] {
         let given = [StepCounts { largest_norm, ..StepCounts::default() }];
         let refused = |result| matches!(result, Err(Error::StepCounts { record: 0, .. }));
@@ -438,7 +439,7 @@ fn what_makes_no_sense_is_an_error() {
         assert_eq!(format!("{:?}", gpu().clipper.prepare(&[], clip).unwrap_err()), message);
     }
     let relative = Clip::by_parameter_norm(0.1, 1e-3).z_clip(good);
-    assert_eq!(cpu::ClipPlan::new(&[relative]).unwrap_err(), Error::TwoLimits);
+    assert_eq!(cpu::ClipPlan::new(&[relative]).unwrap_err(), Error::ConflictingLimits);
     let by_value = Clip::by_value(1.0);
     for (clip, what) in [
         (by_value.z_clip(good), "z_clip"),
@@ -456,10 +457,11 @@ fn what_makes_no_sense_is_an_error() {
     ] {
         let mut gradient = [3.0];
         let error = Error::NeedsPlan { option };
-        assert_eq!(cpu::clip(&mut [&mut gradient], clip).unwrap_err(), error);
+        assert_eq!(cpu::clip(&mut [cpu::Gradient::f32(&mut gradient)], clip).unwrap_err(), error);
         for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
             let clipper = SliceClipper::new(&choice).unwrap();
-            assert_eq!(clipper.clip(&mut [&mut gradient], clip).unwrap_err(), error);
+            let mut gradients = [cpu::Gradient::f32(&mut gradient)];
+            assert_eq!(clipper.clip(&mut gradients, clip).unwrap_err(), error);
         }
         assert_eq!(gradient, [3.0], "nothing was clipped");
     }

@@ -24,8 +24,8 @@ pub(crate) struct Outcome {
 
 pub(crate) fn clip_on_cpu(gradients: &[Vec<f32>], clip: Clip) -> Result<Outcome, Error> {
     let mut gradients = gradients.to_vec();
-    let mut slices: Vec<&mut [f32]> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
-    let record = cpu::clip(&mut slices, clip)?;
+    let mut list: Vec<_> = gradients.iter_mut().map(|gradient| cpu::Gradient::f32(gradient)).collect();
+    let record = cpu::clip(&mut list, clip)?.first().copied();
     Ok(Outcome { record, gradients })
 }
 

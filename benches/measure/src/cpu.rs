@@ -142,7 +142,7 @@ fn run(op: Op, pristine: &Pristine, place: &mut [u8]) -> Result<Option<gradclip:
         return Ok(Some(cpu::measure(&tensors, Op::limit(pristine.norm))?));
     }
     let mut gradients = gradients(pristine.dtype, &pristine.ranges, place);
-    Ok(cpu::clip_all(&mut gradients, op.clip(pristine.norm))?.first().copied())
+    Ok(cpu::clip(&mut gradients, op.clip(pristine.norm))?.first().copied())
 }
 
 /// A number of steps that leads through all of so many places, and far each time.

@@ -5,7 +5,9 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use gradclip::{Clipper, DeviceChoice, adapters, is_software, wgpu};
+use gradclip::adapters::{self, is_software};
+use gradclip::slices::DeviceChoice;
+use gradclip::{Clipper, wgpu};
 use wgpu::{Buffer, BufferUsages, CommandBuffer, CommandEncoder, Features, PollType};
 
 use crate::kernels::{Bound, Kernels, STEPS};
@@ -58,7 +60,7 @@ impl Gpu {
         if *choice == DeviceChoice::Cpu {
             return Ok(None);
         }
-        let adapters = adapters();
+        let adapters = adapters::enumerate();
         let Some(index) = choice.choose(&adapters)? else { return Ok(None) };
         let adapter = &adapters[index];
         let info = adapter.get_info();

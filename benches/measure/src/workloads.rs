@@ -473,7 +473,7 @@ mod tests {
                 let mut memory = Memory::zeroed(pristine.bytes().len());
                 memory.bytes_mut().copy_from_slice(pristine.bytes());
                 let mut list = gradients(dtype, &pristine.ranges, memory.bytes_mut());
-                let records = cpu::clip_all(&mut list, op.clip(pristine.norm)).unwrap();
+                let records = cpu::clip(&mut list, op.clip(pristine.norm)).unwrap();
                 let after = &mut memory.bytes_mut()[range.clone()];
                 op.check_elements(dtype, before, after, pristine.norm).unwrap();
                 // The exponent of an element in the middle.

@@ -13,11 +13,13 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use gradclip::ClipRecord;
 use gradclip::kernels::tables::fold_grid;
 use gradclip::kernels::{
     Alignment, BindingType, Buffer, Kernel, Output, Reduction, TileFormat, WORKGROUP_SIZE, slot_count,
 };
-use gradclip::{ByNorm, ClipRecord, TensorStats};
+use gradclip::operation::ByNorm;
+use gradclip::stats::TensorStats;
 
 pub(crate) use layout::GradientShape;
 pub(crate) use tables::Cache;

@@ -156,7 +156,7 @@ impl GradNormMetric {
 }
 
 metric!(GradNormMetric, "The norm of the gradients before clipping", |step| {
-    Ok(f64::from(gradclip::join_norms(&step.records()?, step.norm_type())))
+    Ok(f64::from(gradclip::distributed::join_norms(&step.records()?, step.norm_type())))
 });
 
 /// How many of a training's gradients were clipped, in percent of the norms that each step has: of steps, where all

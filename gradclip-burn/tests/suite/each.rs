@@ -95,7 +95,10 @@ fn records_of_gradients_join_to_the_norm_of_all() {
                 Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
             let clip = Clip::by_norm(1.0).norm_type(norm_type).coefficient_only();
             let clipped = clipper(clip).clip(&mut grads, &model).unwrap();
-            let joined = f64::from(gradclip::join_norms(&clipped.records().unwrap(), clipped.norm_type()));
+            let joined = f64::from(gradclip::distributed::join_norms(
+                &clipped.records().unwrap(),
+                clipped.norm_type(),
+            ));
             let slices: Vec<&[f32]> = before.iter().map(Vec::as_slice).collect();
             let expected = gradclip::reference::norm(&slices, norm_type);
             assert!((joined / expected - 1.0).abs() < 2e-5, "{norm_type:?}: {joined}, not {expected}");
@@ -104,6 +107,6 @@ fn records_of_gradients_join_to_the_norm_of_all() {
         let (model, mut grads) = Model::with_gradients(tensors);
         let clipped =
             clipper(Clip::by_norm(1.0).norm_type(NormType::P(-1.0))).clip(&mut grads, &model).unwrap();
-        assert_eq!(gradclip::join_norms(&clipped.records().unwrap(), clipped.norm_type()), 2.0);
+        assert_eq!(gradclip::distributed::join_norms(&clipped.records().unwrap(), clipped.norm_type()), 2.0);
     }
 }

@@ -143,7 +143,7 @@ fn what_means_nothing_is_refused() {
     assert!(with_group(norm(2.0)).is_ok());
     assert!(matches!(
         with_group(Clip::by_norm(2.0)),
-        Err(Error::Clip(Core::Groups { first: 0, second: 1, .. }))
+        Err(Error::Clip(Core::GroupsDiffer { first: 0, second: 1, .. }))
     ));
     assert!(matches!(with_group(norm(-2.0)), Err(Error::Clip(Core::InGroup { group: 1, .. }))));
     let mut clipper = clipper(norm(1.0));

@@ -182,9 +182,9 @@ fn squares_that_would_leave_f32() {
 /// What gradclip's CPU path makes of these.
 fn on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>) {
     let mut gradients = gradients.to_vec();
-    let mut list: Vec<_> = gradients.iter_mut().map(Vec::as_mut_slice).collect();
-    let record = cpu::clip(&mut list, clip).expect("a clip that means something").expect("a record");
-    (record, gradients)
+    let mut list: Vec<_> = gradients.iter_mut().map(|gradient| cpu::Gradient::f32(gradient)).collect();
+    let records = cpu::clip(&mut list, clip).expect("a valid clip");
+    (records[0], gradients)
 }
 
 /// Every norm type, every policy, and gradients that are finite, that are not, and whose norm is beyond f32: the kernels and the

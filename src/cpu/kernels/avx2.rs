@@ -1,4 +1,4 @@
-//! Kernels compiled for AVX2, FMA and F16C, which are in every x86 processor since 2013 and 2015.
+//! AVX2, FMA and F16C, which Intel processors have had since 2013 and AMD processors since 2015.
 
 use std::arch::x86_64::{
     _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm_storeu_si128, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
@@ -7,27 +7,28 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::{Isa, Kernel, LANES};
+use super::isa::{Isa, Kernel, LANES};
 
-/// Whether this machine has what [`run`] needs.
-pub(super) fn is_there() -> bool {
+/// Returns whether the processor has the target features of [`run`].
+pub(super) fn is_supported() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
+/// Runs a kernel compiled for AVX2, FMA and F16C.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
-/// Only [`run`] names it.
+/// The instruction set of [`run`], which alone names this type.
 struct Avx2;
 
 impl Isa for Avx2 {
     #[inline(always)]
     fn run<K: Kernel>(kernel: K) -> K::Output {
-        #[expect(unsafe_code, reason = "only `run` knows what its kernels are compiled for")]
-        // SAFETY: `run` is called on machines that have it.
+        #[expect(unsafe_code, reason = "only `run` names this type")]
+        // SAFETY: callers of `run` have checked its target features.
         unsafe {
             run(kernel)
         }
@@ -35,14 +36,14 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn add_square(sum: f64, x: f32) -> f64 {
-        // One instruction where `run` inlines it.
+        // One FMA instruction once inlined into `run`.
         f64::from(x).mul_add(x.into(), sum)
     }
 
     #[inline(always)]
     fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
-        #[expect(unsafe_code, reason = "only `run` knows what its kernels are compiled for")]
-        // SAFETY: `run` is called on machines that have it.
+        #[expect(unsafe_code, reason = "only `run` names this type")]
+        // SAFETY: callers of `run` have checked its target features.
         unsafe {
             widen_f16(block)
         }
@@ -50,8 +51,8 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn widen_bf16(block: &[bf16; LANES]) -> [f32; LANES] {
-        #[expect(unsafe_code, reason = "only `run` knows what its kernels are compiled for")]
-        // SAFETY: `run` is called on machines that have it.
+        #[expect(unsafe_code, reason = "only `run` names this type")]
+        // SAFETY: callers of `run` have checked its target features.
         unsafe {
             widen_bf16(block)
         }
@@ -59,47 +60,47 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn narrow_to_f16(wide: [f32; LANES]) -> [f16; LANES] {
-        #[expect(unsafe_code, reason = "only `run` knows what its kernels are compiled for")]
-        // SAFETY: `run` is called on machines that have it.
+        #[expect(unsafe_code, reason = "only `run` names this type")]
+        // SAFETY: callers of `run` have checked its target features.
         unsafe {
             narrow_to_f16(&wide)
         }
     }
 }
 
-/// Exact; subnormals do not obey the modes that would flush them.
+/// Widens exactly. The instruction ignores the modes that flush subnormals to zero.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
     let mut wide = [0.0; LANES];
-    for (half, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
+    for (narrow, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
         #[expect(unsafe_code, reason = "loads and stores through pointers")]
-        // SAFETY: eight elements are read, and eight written; neither must be aligned.
+        // SAFETY: reads and writes eight elements each; neither access needs alignment.
         unsafe {
-            _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(half.as_ptr().cast())));
+            _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(narrow.as_ptr().cast())));
         }
     }
     wide
 }
 
-/// Eight at a time. Compilers merge a loop over the elements with what follows, and then widen four at a time for f64,
-/// which takes more shuffles.
+/// Widens eight elements at a time. Compilers fuse a plain loop with the f64 loop that follows and then widen four at a
+/// time, which takes more shuffles.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn widen_bf16(block: &[bf16; LANES]) -> [f32; LANES] {
     let mut wide = [0.0; LANES];
-    for (brain, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
+    for (narrow, wide) in block.chunks_exact(8).zip(wide.chunks_exact_mut(8)) {
         #[expect(unsafe_code, reason = "loads and stores through pointers")]
-        // SAFETY: eight elements are read, and eight written; neither must be aligned.
+        // SAFETY: reads and writes eight elements each; neither access needs alignment.
         unsafe {
-            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(brain.as_ptr().cast()));
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(narrow.as_ptr().cast()));
             _mm256_storeu_si256(wide.as_mut_ptr().cast(), _mm256_slli_epi32::<16>(bits));
         }
     }
     wide
 }
 
-/// To nearest even, whatever the mode is.
+/// Rounds to nearest even, whatever the rounding mode.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn narrow_to_f16(wide: &[f32; LANES]) -> [f16; LANES] {
@@ -107,7 +108,7 @@ fn narrow_to_f16(wide: &[f32; LANES]) -> [f16; LANES] {
     let mut block = [f16::ZERO; LANES];
     for (wide, half) in wide.chunks_exact(8).zip(block.chunks_exact_mut(8)) {
         #[expect(unsafe_code, reason = "loads and stores through pointers")]
-        // SAFETY: eight elements are read, and eight written; neither must be aligned.
+        // SAFETY: reads and writes eight elements each; neither access needs alignment.
         unsafe {
             let narrow = _mm256_cvtps_ph::<NEAREST>(_mm256_loadu_ps(wide.as_ptr()));
             _mm_storeu_si128(half.as_mut_ptr().cast(), narrow);
@@ -119,40 +120,40 @@ fn narrow_to_f16(wide: &[f32; LANES]) -> [f16; LANES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::kernels::Baseline;
+    use crate::cpu::kernels::isa::Baseline;
 
-    /// Any NaN is as good as another.
+    /// Returns the bits, with one pattern for all NaNs.
     fn bits(x: f32) -> u32 {
         if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }
     }
 
     #[test]
-    fn every_f16_is_widened_alike() {
+    fn widens_every_f16_like_the_baseline() {
         let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_there()) {
+        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_supported()) {
             let [avx2, baseline] = [Avx2::widen_f16(block), Baseline::widen_f16(block)];
             assert_eq!(avx2.map(bits), baseline.map(bits), "{block:?}");
         }
     }
 
     #[test]
-    fn every_bf16_is_widened_alike() {
+    fn widens_every_bf16_like_the_baseline() {
         let all: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
-        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_there()) {
+        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_supported()) {
             let [avx2, baseline] = [Avx2::widen_bf16(block), Baseline::widen_bf16(block)];
             assert_eq!(avx2.map(f32::to_bits), baseline.map(f32::to_bits), "{block:?}");
         }
     }
 
-    /// Every exponent and sign, and significands on both sides of every tie.
+    /// Covers every exponent and sign, and significands on both sides of every tie.
     #[test]
-    fn f32_is_narrowed_alike() {
+    fn narrows_f32_like_the_baseline() {
         let significands =
             (0..1 << 11).flat_map(|step: u32| [0, 1, 0x7ff, 0x800, 0xfff].map(|low| step << 12 | low));
         let all: Vec<f32> = (0..=0x1ff_u32)
             .flat_map(|top| significands.clone().map(move |low| f32::from_bits(top << 23 | low)))
             .collect();
-        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_there()) {
+        for block in all.as_chunks::<LANES>().0.iter().filter(|_| is_supported()) {
             let [avx2, baseline] = [Avx2::narrow_to_f16(*block), Baseline::narrow_to_f16(*block)];
             let halves = |block: [f16; LANES]| block.map(|half| bits(half.to_f32()));
             assert_eq!(halves(avx2), halves(baseline), "{block:?}");

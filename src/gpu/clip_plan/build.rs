@@ -5,29 +5,29 @@ use wgpu::BufferUsages;
 use super::ClipPlan;
 use super::builder::Builder;
 use super::norm::by_norm;
-use crate::clip::Operation;
-use crate::gpu::clipper::Clipper;
+use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::{Set, in_address_order};
 use crate::gpu::layout::{self, Batch, Request};
 use crate::kernels::Kernel;
 use crate::kernels::tables::Bounds;
+use crate::operation::Operation;
 use crate::{DType, Error};
 
 /// Builds a plan. `operations` has one operation for each group; they differ only in their limits.
 pub(in crate::gpu) fn build(
-    clipper: &Clipper,
+    context: &DeviceContext,
     operations: &[Operation],
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
     if let Some(Operation::Norm(norm)) = operations.first() {
         let limits: Vec<f32> = operations.iter().map(Operation::limit).collect();
-        return by_norm(clipper, norm, &limits, set);
+        return by_norm(context, norm, &limits, set);
     }
     let bounds = operations.iter().filter_map(Operation::bounds).collect::<Vec<_>>();
-    by_value(clipper, &bounds, set)
+    by_value(context, &bounds, set)
 }
 
-fn by_value(clipper: &Clipper, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<ClipPlan, Error> {
+fn by_value(context: &DeviceContext, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<ClipPlan, Error> {
     let segments = bounds.len();
     let request = Request {
         spans: &set.spans,
@@ -37,9 +37,9 @@ fn by_value(clipper: &Clipper, bounds: &[[f32; 2]], set: &Set<'_>) -> Result<Cli
         measures: false,
         norm_loads_vectors: false,
     };
-    let layout = layout::lay_out(request, clipper.limits());
-    clipper.guarded(size_of_val(&layout.tiles[..]) as u64, layout.largest_dispatch(), || {
-        let mut builder = Builder::new(clipper, &set.buffers, &layout.tiles);
+    let layout = layout::lay_out(request, context.limits());
+    context.guarded(size_of_val(&layout.tiles[..]) as u64, layout.largest_dispatch(), || {
+        let mut builder = Builder::new(context, &set.buffers, &layout.tiles);
         let [f32, f16, bf16] = [DType::F32, DType::F16, DType::BF16].map(|dtype| {
             let bounds: Vec<_> = bounds.iter().map(|&bounds| Bounds::new(bounds, dtype)).collect();
             builder.buffer("gradclip.bounds", BufferUsages::STORAGE, &bounds)

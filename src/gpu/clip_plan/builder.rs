@@ -5,7 +5,7 @@ use wgpu::BufferUsages;
 
 use super::Step;
 use crate::Error;
-use crate::gpu::clipper::Clipper;
+use crate::gpu::device_context::DeviceContext;
 use crate::gpu::layout::Batch;
 use crate::gpu::pipeline::Pipeline;
 use crate::gpu::read_back::Results;
@@ -14,7 +14,7 @@ use crate::kernels::{Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
 
 /// Creates the buffers and the steps of one plan. Validation errors surface in the enclosing error scope.
 pub(super) struct Builder<'a> {
-    clipper: &'a Clipper,
+    context: &'a DeviceContext,
     buffers: &'a [&'a wgpu::Buffer],
     tiles: wgpu::Buffer,
     /// The bytes allocated so far.
@@ -22,11 +22,11 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(clipper: &'a Clipper, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
+    pub(super) fn new(context: &'a DeviceContext, buffers: &'a [&'a wgpu::Buffer], tiles: &[Tile]) -> Self {
         // A buffer of no bytes is invalid. Without tiles there are no batches, so nothing binds this one.
         let tiles = or_one(tiles, &Tile { slot: 0, first: 0, count: 0, target_index: 0 });
-        let table = create_buffer(clipper.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);
-        Self { clipper, buffers, bytes: table.size(), tiles: table }
+        let table = create_buffer(context.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);
+        Self { context, buffers, bytes: table.size(), tiles: table }
     }
 
     /// Creates a dispatch of `workgroups` workgroups. `buffer` returns the buffer for each binding of the kernel.
@@ -36,7 +36,7 @@ impl<'a> Builder<'a> {
         workgroups: usize,
         buffer: impl Fn(Buffer) -> &'b wgpu::Buffer,
     ) -> Result<Step, Error> {
-        let pipeline = self.clipper.pipeline(kernel)?;
+        let pipeline = self.context.pipeline(kernel)?;
         Ok(self.step(pipeline, |name| buffer(name).as_entire_buffer_binding(), workgroups))
     }
 
@@ -59,8 +59,8 @@ impl<'a> Builder<'a> {
         kernel: impl Fn(TileFormat, usize) -> Kernel,
     ) -> Result<Vec<Step>, Error> {
         let step = |(index, batch): (usize, &Batch)| {
-            let slots = slot_count(batch.windows.len(), self.clipper.limits().slots);
-            let pipeline = self.clipper.pipeline(kernel(batch.format, slots))?;
+            let slots = slot_count(batch.windows.len(), self.context.limits().slots);
+            let pipeline = self.context.pipeline(kernel(batch.format, slots))?;
             let binding = |buffer| match buffer {
                 Buffer::Tiles => self.tiles_of(batch),
                 Buffer::Slot(slot) => self.slot(batch, slot),
@@ -79,18 +79,18 @@ impl<'a> Builder<'a> {
         value: T,
         count: usize,
     ) -> Results {
-        let watched = self.clipper.watched().clone();
-        Results::new(watched, value, count, |contents| self.buffer(label, usage, contents))
+        let device = self.context.checked_device().clone();
+        Results::new(device, value, count, |contents| self.buffer(label, usage, contents))
     }
 
     pub(super) fn buffer<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
         self.bytes += size_of_val(values) as u64;
-        create_buffer(self.clipper.device(), label, usage, values)
+        create_buffer(self.context.device(), label, usage, values)
     }
 
     pub(super) fn zeroed(&mut self, label: &str, size: usize) -> wgpu::Buffer {
         self.bytes += size as u64;
-        self.clipper.device().create_buffer(&wgpu::BufferDescriptor {
+        self.context.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: size as u64,
             usage: BufferUsages::STORAGE,
@@ -100,7 +100,7 @@ impl<'a> Builder<'a> {
 
     /// The window in a slot, or a filler for a slot without one.
     fn slot(&self, batch: &Batch, slot: usize) -> wgpu::BufferBinding<'_> {
-        let Some(window) = batch.windows.get(slot) else { return self.clipper.filler(slot) };
+        let Some(window) = batch.windows.get(slot) else { return self.context.filler(slot) };
         wgpu::BufferBinding {
             buffer: self.buffers[window.buffer],
             offset: window.offset,
@@ -130,12 +130,12 @@ impl<'a> Builder<'a> {
                 resource: wgpu::BindingResource::Buffer(binding(described.buffer)),
             })
             .collect();
-        let bind_group = self.clipper.device().create_bind_group(&wgpu::BindGroupDescriptor {
+        let bind_group = self.context.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(pipeline.label),
             layout: &pipeline.bind_group_layout,
             entries: &entries,
         });
-        let grid = fold_grid(workgroups, self.clipper.limits().workgroups_per_dimension);
+        let grid = fold_grid(workgroups, self.context.limits().workgroups_per_dimension);
         Step { pipeline: pipeline.compute, bind_group, grid }
     }
 }
@@ -145,7 +145,7 @@ pub(super) fn or_one<'a, T>(values: &'a [T], one: &'a T) -> &'a [T] {
     if values.is_empty() { std::slice::from_ref(one) } else { values }
 }
 
-/// Creates a buffer with these values, without a queue, which a clipper does not have.
+/// Creates a buffer with these values, without a queue, which a context does not have.
 fn create_buffer<T: Pod>(
     device: &wgpu::Device,
     label: &str,

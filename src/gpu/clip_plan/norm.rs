@@ -5,13 +5,13 @@ use wgpu::BufferUsages;
 use super::builder::{Builder, or_one};
 use super::segment_map::SegmentMap;
 use super::{ClipPlan, Outcome, Step};
-use crate::clip::{ByNorm, Scope};
-use crate::gpu::clipper::Clipper;
+use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::Set;
 use crate::gpu::layout::Layout;
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
+use crate::operation::{ByNorm, Scope};
 use crate::{ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats};
 
 const STORAGE: BufferUsages = BufferUsages::STORAGE;
@@ -27,7 +27,7 @@ const NOT_SUPPLIED: u32 = u32::MAX;
 
 /// Builds a plan with one group for each limit.
 pub(super) fn by_norm(
-    clipper: &Clipper,
+    context: &DeviceContext,
     norm: &ByNorm,
     max_norms: &[f32],
     set: &Set<'_>,
@@ -35,23 +35,23 @@ pub(super) fn by_norm(
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
         let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
-        clipper.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
+        context.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
     }
     let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
-    let layout = map.lay_out(clipper.limits(), norm.scope != Scope::Supplied, reduction);
+    let layout = map.lay_out(context.limits(), norm.scope != Scope::Supplied, reduction);
     let scratch = size_of_val(&layout.tiles[..])
         + layout.gradient_of_partial.len() * reduction.partial_bytes()
         + size_of_val(&layout.partial_locations[..])
         + map.segments * size_of::<ClipRecord>();
-    clipper.guarded(scratch as u64, layout.largest_dispatch(), || {
-        let mut builder = Builder::new(clipper, &set.buffers, &layout.tiles);
+    context.guarded(scratch as u64, layout.largest_dispatch(), || {
+        let mut builder = Builder::new(context, &set.buffers, &layout.tiles);
         let table = map.table(&layout.segments, max_norms);
         let records = table.len();
         // A plan without gradients has one record, too: of nothing.
         let table = or_one(&table, &Segment { max_norm: max_norms[0], ..Segment::EMPTY }).to_vec();
         let buffers = Buffers::new(&mut builder, norm, reduction, &layout, &table, records);
-        let wide = clipper.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
+        let wide = context.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
         let mut stages =
             Stages { norm, reduction, layout: &layout, buffers, wide, records, steps: Vec::new() };
 
@@ -71,7 +71,7 @@ pub(super) fn by_norm(
         let scale = |format, slots| Kernel::Scale { segmented, format, slots };
         let apply = builder.batches(&layout.apply, |_, _| &buffers.records.buffer, scale)?;
         let outcome = Outcome {
-            watched: clipper.watched().clone(),
+            checked_device: context.checked_device().clone(),
             is_error: norm.non_finite == NonFinite::Error,
             together: norm.scope.is_together(),
             groups: max_norms.len(),

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use crate::clip::{Limit, Scope};
 use crate::gpu::gradient::{Set, Span, in_address_order};
 use crate::gpu::layout::{self, Layout, Limits, Request};
 use crate::kernels::Reduction;
 use crate::kernels::tables::Segment;
+use crate::operation::{Limit, Scope};
 
 /// The segments of a plan. A segment is a group; or a gradient or a row that is clipped on its own; or its parameter.
 pub(super) struct SegmentMap {

@@ -1,7 +1,8 @@
 //! Neighbours, windows, grids, and numbers of tensors.
 
+use gradclip::adapters::is_software;
 use gradclip::wgpu::{CommandEncoderDescriptor, Limits};
-use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, NormType, cpu, is_software, reference};
+use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, NormType, cpu, reference};
 use half::{bf16, f16};
 
 use crate::common::{Gpu, adapters, bits, least_limits, noise};
@@ -53,14 +54,14 @@ fn a_buffer_of_another_device_is_not_taken_for_one_of_this() {
     let gradients = [&own, &foreign].map(|buffer| Gradient::new(buffer, DType::F32));
     let error = one.clipper.prepare(&gradients, Clip::by_global_norm(1.0)).unwrap_err();
     let is_named =
-        |error: &Error| matches!(error, Error::Refused { gradient: Some(id), .. } if id.index == 1);
+        |error: &Error| matches!(error, Error::BufferRejected { gradient: Some(id), .. } if id.index == 1);
     assert!(is_named(&error), "{error:?}");
     let plan = one.clipper.prepare(&gradients[..1], Clip::by_supplied_norm(1.0)).unwrap();
     let mut encoder = one.device.create_command_encoder(&CommandEncoderDescriptor::default());
     let source = other.buffer(&[5.0]);
     let error = plan.copy_norm(&mut encoder, &source, 0).unwrap_err();
-    assert!(matches!(error, Error::Refused { gradient: None, .. }), "{error:?}");
-    assert_eq!(plan.supply_norm(&other.queue, 5.0), Err(Error::Queue));
+    assert!(matches!(error, Error::BufferRejected { gradient: None, .. }), "{error:?}");
+    assert_eq!(plan.supply_norm(&other.queue, 5.0), Err(Error::ForeignQueue));
     assert_eq!(one.read::<f32>(&own), [3.0, 4.0]);
     assert_eq!(other.read::<f32>(&foreign), [3.0, 4.0]);
 }

@@ -1,9 +1,9 @@
 //! Options that change from step to step, norms from elsewhere, and many records.
 
+use gradclip::distributed::join_norms;
 use gradclip::wgpu::{Buffer, CommandEncoderDescriptor};
 use gradclip::{
     Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, GradientId, NonFinite, NormType, cpu,
-    join_norms,
 };
 
 use crate::common::{bits, noise};
@@ -153,7 +153,7 @@ fn a_supplied_norm_is_that_of_a_clip() {
             (before, plan.read_back_all(encoder), plan.read_back(encoder))
         });
         assert_eq!(before.wait(), Err(Error::NothingMeasured));
-        assert_eq!((missing.wait(), one.wait()), (Err(Error::NormMissing), Err(Error::NormMissing)));
+        assert_eq!((missing.wait(), one.wait()), (Err(Error::NormNotSupplied), Err(Error::NormNotSupplied)));
         assert_eq!(gpu.read::<f32>(&buffer), [3.0, -4.0]);
         plan.supply_norm(&gpu.queue, norm).unwrap();
         let before: Vec<f32> = gpu.read(&buffer);

@@ -159,9 +159,9 @@ fn a_rejected_submission_has_no_record() {
             assert_eq!(pollster::block_on(scope.pop()).is_none(), is_good, "step {step}");
             let (record, counts) = tickets.take().unwrap();
             let norm = record.wait().map(|record| record.total_norm);
-            assert_eq!(norm, if is_good { Ok(5.0) } else { Err(Error::Rejected) }, "step {step}");
+            assert_eq!(norm, if is_good { Ok(5.0) } else { Err(Error::SubmissionRejected) }, "step {step}");
             let steps = pollster::block_on(async { counts.await }).map(|counts| counts.len());
-            assert_eq!(steps, if is_good { Ok(1) } else { Err(Error::Rejected) }, "step {step}");
+            assert_eq!(steps, if is_good { Ok(1) } else { Err(Error::SubmissionRejected) }, "step {step}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Finding a device, for callers who have none of their own.
+//! The adapters of this machine, for callers that have no device yet.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(not(target_arch = "wasm32"))]
@@ -8,20 +8,20 @@ use wgpu::{Adapter, AdapterInfo, Backends, DeviceType, Instance};
 
 use crate::Error;
 
-/// The adapters of this machine, the fastest kind first: discrete, integrated and virtual GPUs, software last.
+/// Returns the adapters of this machine, the fastest kind first: discrete, integrated and virtual GPUs, software last.
 ///
-/// Only backends that are compiled in are asked; see the crate feature `backends`. The environment variables of wgpu
-/// (`WGPU_BACKEND` and others) are honoured, as they are at the first call.
+/// Only backends that are compiled in are used; see the crate feature `backends`. The first call reads the environment
+/// variables of wgpu, such as `WGPU_BACKEND`.
 ///
-/// All calls share one [`wgpu::Instance`]. So wgpu can tell the buffers, queues and encoders of one of these adapters'
-/// devices from those of another, and refuses what is not its own; between devices of two instances it cannot.
+/// All calls share one [`wgpu::Instance`], so that wgpu detects a buffer, queue or encoder of the wrong device. It cannot
+/// detect one of another instance.
 #[must_use]
-pub fn adapters() -> Vec<Adapter> {
-    pollster::block_on(adapters_async())
+pub fn enumerate() -> Vec<Adapter> {
+    pollster::block_on(enumerate_async())
 }
 
-/// [`adapters`], where blocking is not possible.
-pub async fn adapters_async() -> Vec<Adapter> {
+/// [`enumerate`] for callers that must not block, such as a browser.
+pub async fn enumerate_async() -> Vec<Adapter> {
     if Instance::enabled_backend_features().is_empty() {
         return Vec::new();
     }
@@ -30,14 +30,14 @@ pub async fn adapters_async() -> Vec<Adapter> {
     adapters
 }
 
-/// The instance of all adapters that this crate finds.
+/// Returns the instance of all adapters that this crate finds.
 #[cfg(not(target_arch = "wasm32"))]
 fn instance() -> &'static Instance {
     static INSTANCE: OnceLock<Instance> = OnceLock::new();
     INSTANCE.get_or_init(new_instance)
 }
 
-/// In a browser it cannot be shared between threads, and all instances are one there anyway.
+/// In a browser an instance cannot be shared between threads, and all instances are the same.
 #[cfg(target_arch = "wasm32")]
 fn instance() -> Instance {
     new_instance()
@@ -57,13 +57,13 @@ fn rank(info: &AdapterInfo) -> u8 {
     }
 }
 
-/// Whether an adapter computes on the CPU. The [CPU path](crate::cpu) is some twenty times faster than that.
+/// Returns whether an adapter computes on the CPU. The [CPU path](crate::cpu) is about twenty times as fast.
 #[must_use]
 pub fn is_software(info: &AdapterInfo) -> bool {
     info.device_type == DeviceType::Cpu
 }
 
-/// Opens an adapter with all that it allows.
+/// Opens an adapter with its own limits.
 pub(crate) async fn open(adapter: &Adapter) -> Result<(wgpu::Device, wgpu::Queue), Error> {
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("gradclip"),
@@ -74,7 +74,7 @@ pub(crate) async fn open(adapter: &Adapter) -> Result<(wgpu::Device, wgpu::Queue
         let wanted = format!("usable device of the adapter {:?}", adapter.get_info().name);
         Error::NoDevice { wanted, found }
     };
-    // wgpu 30 panics where the driver has no memory for the pipelines of wgpu's own.
+    // wgpu 30 panics if the driver has no memory for wgpu's internal pipelines.
     let request = catch_unwind(AssertUnwindSafe(|| adapter.request_device(&descriptor)))
         .map_err(|_| no_device("wgpu panicked while it opened the device".to_owned()))?;
     request.await.map_err(|error| no_device(error.to_string()))

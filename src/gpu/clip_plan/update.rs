@@ -1,4 +1,4 @@
-//! The values of a plan that change from step to step: limits, the loss scale, a supplied norm, and restored state.
+//! Updates of a plan between steps: limits, the loss scale, the supplied norm, and restored state.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,10 +6,12 @@ use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
 use super::{ClipPlan, Outcome};
+use crate::Error;
+use crate::gpu::error_scope::{is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
-use crate::gpu::watched::{is_destroyed, is_mapped};
 use crate::kernels::tables::{NormParams, Segment};
-use crate::{Error, NormHistory, StepCounts, clip};
+use crate::operation::{check_max_norms, inverse_scale};
+use crate::stats::{NormHistory, StepCounts};
 
 impl ClipPlan {
     /// Changes the limits, one for each group, for every command buffer that is submitted after this call, whenever it was
@@ -17,12 +19,12 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::Limits`] if the number of limits differs from that of the
-    /// groups; [`Error::NeedsNorm`] for a clip by value; [`Error::Queue`] if the queue belongs to another device. If that other
+    /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::LimitCount`] if the number of limits differs from that of the
+    /// groups; [`Error::NeedsNorm`] for a clip by value; [`Error::ForeignQueue`] if the queue belongs to another device. If that other
     /// device has a handler for uncaptured errors, the handler receives wgpu's error instead, and this call returns `Ok`.
     pub fn set_max_norms(&self, queue: &Queue, max_norms: &[f32]) -> Result<(), Error> {
         let outcome = self.by_norm("set_max_norms")?;
-        clip::check_max_norms(max_norms, outcome.groups)?;
+        check_max_norms(max_norms, outcome.groups)?;
         let mut table = outcome.table.clone();
         for (segment, limit) in table.iter_mut().zip(&outcome.limits) {
             segment.max_norm = limit.among(max_norms);
@@ -35,8 +37,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::NoGroup`] if there is no such group;
-    /// [`Error::NotByGroup`] if each gradient is clipped by itself; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NoSuchGroup`] if there is no such group;
+    /// [`Error::NoGroupLimit`] if each gradient is clipped by itself; [`Error::NeedsNorm`] for a clip by value.
     pub fn copy_max_norm(
         &self,
         encoder: &mut CommandEncoder,
@@ -46,10 +48,10 @@ impl ClipPlan {
     ) -> Result<(), Error> {
         let outcome = self.by_norm("copy_max_norm")?;
         if !outcome.together {
-            return Err(Error::NotByGroup { what: "copy_max_norm" });
+            return Err(Error::NoGroupLimit { what: "copy_max_norm" });
         }
         if group >= outcome.groups {
-            return Err(Error::NoGroup { given: group, groups: outcome.groups });
+            return Err(Error::NoSuchGroup { given: group, groups: outcome.groups });
         }
         let at = group * size_of::<Segment>() + std::mem::offset_of!(Segment, max_norm);
         outcome.copy_number(encoder, source, offset, &outcome.segments, at as u64)
@@ -61,10 +63,10 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value;
-    /// [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
         let outcome = self.by_norm("set_loss_scale")?;
-        let inverse = clip::inverse_scale(scale)?;
+        let inverse = inverse_scale(scale)?;
         outcome.write(queue, &outcome.norm_params, INVERSE_SCALE, &inverse.to_le_bytes())
     }
 
@@ -73,7 +75,7 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
     pub fn copy_inverse_loss_scale(
         &self,
         encoder: &mut CommandEncoder,
@@ -90,21 +92,21 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::MeasuresItself`] for any other clip; [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// [`Error::UnexpectedNorm`] for any other clip; [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn supply_norm(&self, queue: &Queue, total_norm: f32) -> Result<(), Error> {
         let (outcome, supplied) = self.supplied()?;
-        // One NaN stands for no norm.
+        // One NaN bit pattern means that no norm was supplied.
         let total_norm = if total_norm.is_nan() { f32::NAN } else { total_norm };
         outcome.write(queue, supplied, 0, &total_norm.to_le_bytes())
     }
 
     /// Copies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), an f32, from 4 bytes of your buffer
     /// at this point of the encoder: the `total_norm` of another plan's record, or the result of an all-reduce.
-    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormMissing`].
+    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormNotSupplied`].
     ///
     /// # Errors
     ///
-    /// [`Error::Source`] or [`Error::Refused`] if the bytes cannot be copied; [`Error::MeasuresItself`] for any other clip.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::UnexpectedNorm`] for any other clip.
     pub fn copy_norm(
         &self,
         encoder: &mut CommandEncoder,
@@ -120,8 +122,8 @@ impl ClipPlan {
     }
 
     fn supplied(&self) -> Result<(&Outcome, &wgpu::Buffer), Error> {
-        let outcome = self.outcome.as_ref().ok_or(Error::MeasuresItself)?;
-        outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::MeasuresItself)
+        let outcome = self.outcome.as_ref().ok_or(Error::UnexpectedNorm)?;
+        outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::UnexpectedNorm)
     }
 
     /// Replaces the step counts, one for each record, for every command buffer that is submitted after this call: to start from
@@ -129,9 +131,9 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the clip has no [`count_steps`](crate::Clip::count_steps); [`Error::Records`] if the number of
+    /// [`Error::NotEnabled`] if the clip has no [`count_steps`](crate::Clip::count_steps); [`Error::StateCount`] if the number of
     /// counts differs from that of the records; [`Error::StepCounts`] if a largest norm is negative or not finite;
-    /// [`Error::Queue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
         counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
@@ -143,8 +145,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAskedFor`] if the clip has no `z_clip`; [`Error::Records`] if the number of histories differs from that of
-    /// the records; [`Error::History`] if a history is invalid; [`Error::Queue`] as for
+    /// [`Error::NotEnabled`] if the clip has no `z_clip`; [`Error::StateCount`] if the number of histories differs from that of
+    /// the records; [`Error::NormHistory`] if a history is invalid; [`Error::ForeignQueue`] as for
     /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
         let (outcome, kept) = self.histories()?;
@@ -153,11 +155,11 @@ impl ClipPlan {
     }
 }
 
-/// Where the inverse of the loss scale lies in `NormParams`.
+/// The offset of the inverse loss scale in `NormParams`.
 const INVERSE_SCALE: u64 = std::mem::offset_of!(NormParams, inverse_scale) as u64;
 
 impl Outcome {
-    /// Writes what is kept for each record.
+    /// Writes one value for each record.
     fn restore<T: Pod>(
         &self,
         queue: &Queue,
@@ -166,20 +168,20 @@ impl Outcome {
         values: &[T],
     ) -> Result<(), Error> {
         if values.len() != self.count {
-            return Err(Error::Records { what, given: values.len(), records: self.count });
+            return Err(Error::StateCount { what, given: values.len(), records: self.count });
         }
         self.write(queue, &kept.buffer, 0, bytemuck::cast_slice(values))
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.watched.guarded("the new values of the plan", bytes.len() as u64, || {
-            // wgpu reports the error of a queue to the queue's own device, which panics unless it has a handler.
+        self.checked_device.in_error_scope("the new values of the plan", bytes.len() as u64, || {
+            // wgpu reports an error of the queue to the queue's own device, which panics unless it has a handler.
             let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
-            catch_unwind(write).map_err(|_| Error::Queue)
+            catch_unwind(write).map_err(|_| Error::ForeignQueue)
         })
     }
 
-    /// Copies 4 bytes from a caller's buffer to one of ours, if wgpu will not mind.
+    /// Records a copy of 4 bytes from a buffer of the caller to one of the plan, after checking that wgpu accepts it.
     fn copy_number(
         &self,
         encoder: &mut CommandEncoder,
@@ -191,16 +193,19 @@ impl Outcome {
         let usage = source.usage();
         let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
         if !usage.contains(BufferUsages::COPY_SRC) || !fits {
-            return Err(Error::Source { offset, len: source.size(), usage: format!("{usage:?}") });
+            return Err(Error::CopySource { offset, len: source.size(), usage: format!("{usage:?}") });
         }
         let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
         if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
-            // With a device, all of its buffers are destroyed.
-            return Err(self.watched.lost_or(Error::Refused { gradient: None, message: reason.to_owned() }));
+            // The loss of a device destroys its buffers.
+            return Err(self
+                .checked_device
+                .lost_or(Error::BufferRejected { gradient: None, message: reason.to_owned() }));
         }
-        // wgpu looks at whose buffer it is when an encoder is finished. So one of ours is first, and never submitted.
-        self.watched.guarded("the copy of a number", 0, || {
-            let device = self.watched.device();
+        // wgpu checks the device of a buffer when the encoder is finished. A trial encoder, which is never submitted, does that
+        // here.
+        self.checked_device.in_error_scope("the copy of a number", 0, || {
+            let device = self.checked_device.device();
             let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             trial.copy_buffer_to_buffer(source, offset, to, at, 4);
             trial.finish();

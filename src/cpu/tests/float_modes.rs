@@ -1,16 +1,18 @@
-//! A caller's floating-point modes change no result.
+//! The floating-point modes of the caller do not affect results.
 
 use super::*;
-use crate::float_state::tests::in_odd_modes;
-use crate::{LossScale, NormHistory, NormType, ZClip, join_norms};
+use crate::distributed::join_norms;
+use crate::float_modes::tests::in_odd_modes;
+use crate::loss_scale::LossScale;
+use crate::{NormHistory, NormType, ZClip};
 
-/// Magnitudes around the least normal number, in a gradient that one thread takes or several.
+/// Returns gradients around the smallest normal f32, in lengths for one thread and for several.
 fn gradients() -> impl Iterator<Item = Vec<f32>> {
     let number = |i: usize| if i.is_multiple_of(3) { 1e-39 } else { -1.3e-38 } * (1.0 + i as f32 / 3e6);
     [1, 7, 5000, (1 << 18) + 5, 1 << 20].into_iter().map(move |len| (0..len).map(number).collect())
 }
 
-/// The bits of everything that a clip says and does.
+/// Clips a copy. Returns the bits of the records, the statistics and the clipped gradient.
 fn outcome(gradient: &[f32], clip: Clip) -> impl PartialEq {
     let mut after = gradient.to_vec();
     let mut plan = ClipPlan::new(&[clip.tensor_stats()]).unwrap();
@@ -22,35 +24,35 @@ fn outcome(gradient: &[f32], clip: Clip) -> impl PartialEq {
 }
 
 #[test]
-fn subnormal_numbers_count_whatever_the_caller_thinks_of_them() {
+fn subnormals_are_not_flushed_in_the_modes_of_the_caller() {
     for gradient in gradients() {
         for norm_type in [NormType::L2, NormType::L1, NormType::Inf, NormType::P(3.0), NormType::P(-1.0)] {
             let clip = Clip::by_global_norm(5e-39).norm_type(norm_type).epsilon(crate::Epsilon::Value(2e-38));
             for clip in [clip, clip.loss_scale(0.3), clip.loss_scale(3e38)] {
                 let expected = outcome(&gradient, clip);
-                let found = in_odd_modes(|| outcome(&gradient, clip));
-                assert!(found == expected, "{norm_type:?} of {} elements", gradient.len());
+                let actual = in_odd_modes(|| outcome(&gradient, clip));
+                assert!(actual == expected, "{norm_type:?} of {} elements", gradient.len());
             }
         }
         let expected = (total_norm(&[&gradient]), measure(&[&gradient], 1e-39).unwrap());
-        let found = in_odd_modes(|| (total_norm(&[&gradient]), measure(&[&gradient], 1e-39).unwrap()));
-        assert_eq!(found, expected);
+        let actual = in_odd_modes(|| (total_norm(&[&gradient]), measure(&[&gradient], 1e-39).unwrap()));
+        assert_eq!(actual, expected);
     }
 }
 
 #[test]
 #[cfg(feature = "rayon")]
-fn threads_that_inherited_the_modes_are_no_exception() {
+fn subnormals_are_not_flushed_on_threads_that_inherit_the_modes() {
     let gradient = gradients().last().unwrap();
     let clip = Clip::by_global_norm(1e-38).epsilon(crate::Epsilon::None);
     let expected = outcome(&gradient, clip);
     let pool = || rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-    let found = in_odd_modes(pool).install(|| outcome(&gradient, clip));
-    assert!(found == expected);
+    let actual = in_odd_modes(pool).install(|| outcome(&gradient, clip));
+    assert!(actual == expected);
 }
 
 #[test]
-fn what_a_host_makes_of_records_is_no_exception() {
+fn host_computations_on_records_do_not_depend_on_the_modes() {
     let record = measure(&[&[1e-39, 2e-39]], 1.0).unwrap();
     let all = || {
         let mut history = NormHistory { steps: 1, mean: 1e-39, deviation: 1e-41 };

@@ -1,4 +1,4 @@
-//! The results of a plan, for shaders and for the host.
+//! The outputs of a plan: buffers for shaders, and tickets for the host.
 
 use wgpu::CommandEncoder;
 
@@ -7,7 +7,7 @@ use crate::gpu::read_back::{self, ReadBack, Results};
 use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
 
 impl ClipPlan {
-    /// The buffer with the [`ClipRecord`]s, for your shader to bind as storage (or as uniform if there is only one record), and to
+    /// Returns the buffer with the [`ClipRecord`]s, for a shader to bind as storage (or as uniform if there is only one record), and to
     /// copy from. [`CLIP_RECORD_WGSL`](crate::CLIP_RECORD_WGSL) declares the type. There is one record for each group; or, if each gradient
     /// is clipped on its own, one for each gradient or each of its [`rows`](crate::Gradient::rows).
     ///
@@ -46,14 +46,14 @@ impl ClipPlan {
         }
     }
 
-    /// The number of records.
+    /// Returns the number of records.
     #[must_use]
     pub fn records(&self) -> usize {
         self.outcome.as_ref().map_or(0, |outcome| outcome.count)
     }
 
-    /// The buffer with the [`TensorStats`] of each gradient, in the order of the list, for your shader to bind as storage and to
-    /// copy from. [`TENSOR_STATS_WGSL`](crate::TENSOR_STATS_WGSL) declares the type. None unless the clip asks for
+    /// Returns the buffer with the [`TensorStats`] of each gradient, in the order of the list, for a shader to bind as storage and to
+    /// copy from. [`TENSOR_STATS_WGSL`](crate::stats::TENSOR_STATS_WGSL) declares the type. None unless the clip asks for
     /// [`tensor_stats`](crate::Clip::tensor_stats).
     #[must_use]
     pub fn tensor_stats_buffer(&self) -> Option<&wgpu::Buffer> {
@@ -61,7 +61,7 @@ impl ClipPlan {
     }
 
     /// [`read_back`](Self::read_back) of the [`TensorStats`] of each gradient. A non-finite gradient is no error here, whatever the
-    /// policy. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket returns [`Error::NotAskedFor`].
+    /// policy. Without [`tensor_stats`](crate::Clip::tensor_stats) the ticket returns [`Error::NotEnabled`].
     pub fn read_back_tensor_stats(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<TensorStats>> {
         match self.tensor_stats() {
             Ok(stats) => stats.read_back(encoder, read_back::all_stats),
@@ -70,7 +70,7 @@ impl ClipPlan {
     }
 
     /// [`read_back`](Self::read_back) of the step counts of each record since the plan was made. Without
-    /// [`count_steps`](crate::Clip::count_steps) the ticket returns [`Error::NotAskedFor`].
+    /// [`count_steps`](crate::Clip::count_steps) the ticket returns [`Error::NotEnabled`].
     pub fn read_back_step_counts(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<StepCounts>> {
         match self.step_counts() {
             Ok((_, counts)) => counts.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -79,7 +79,7 @@ impl ClipPlan {
     }
 
     /// [`read_back`](Self::read_back) of the norm histories of a [`z_clip`](crate::Clip::z_clip), one for each record, to save with a
-    /// checkpoint. Without `z_clip` the ticket returns [`Error::NotAskedFor`].
+    /// checkpoint. Without `z_clip` the ticket returns [`Error::NotEnabled`].
     pub fn read_back_histories(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<NormHistory>> {
         match self.histories() {
             Ok((_, histories)) => histories.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -89,17 +89,17 @@ impl ClipPlan {
 
     fn tensor_stats(&self) -> Result<&Results, Error> {
         let stats = self.outcome.as_ref().and_then(|outcome| outcome.tensor_stats.as_ref());
-        stats.ok_or(Error::NotAskedFor { what: "statistics of its gradients", with: "tensor_stats" })
+        stats.ok_or(Error::NotEnabled { what: "statistics of its gradients", with: "tensor_stats" })
     }
 
     pub(super) fn step_counts(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "step counts", with: "count_steps" };
+        let error = Error::NotEnabled { what: "step counts", with: "count_steps" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.step_counts.as_ref()?))).ok_or(error)
     }
 
     pub(super) fn histories(&self) -> Result<(&Outcome, &Results), Error> {
-        let error = Error::NotAskedFor { what: "norm histories", with: "z_clip" };
+        let error = Error::NotEnabled { what: "norm histories", with: "z_clip" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.histories.as_ref()?))).ok_or(error)
     }

@@ -1,13 +1,13 @@
-//! The processor's floating-point modes: what Rust expects of them, for as long as results depend on it.
+//! The floating-point control modes of the processor, set to Rust's defaults while results depend on them.
 //!
-//! A caller may have set its thread to take subnormal numbers for zeros (FTZ and DAZ), as audio code and `-ffast-math` do, or to
-//! round in another direction. Threads inherit these modes from the one that spawns them, so those of a pool may have them,
-//! too.
+//! A caller may have set its thread to flush subnormals to zero (FTZ and DAZ), as audio code and `-ffast-math` do, or
+//! to round in another direction. Threads inherit the modes of the thread that spawns them, so the threads of a pool
+//! may have them too.
 
-/// Does some work in the default modes: subnormal numbers are numbers, and results are rounded to nearest. The modes of the
-/// caller are back afterwards, also if the work panics.
+/// Runs `work` in the default modes: subnormals are not flushed, and results are rounded to nearest. Restores the modes
+/// of the caller afterwards, also if `work` panics.
 pub(crate) fn in_default_modes<T>(work: impl FnOnce() -> T) -> T {
-    /// A function of its own, since the compiler does not know that arithmetic depends on the modes, and might move some of it.
+    /// Not inlined: the compiler does not know that arithmetic depends on the modes, and could move it across their change.
     #[inline(never)]
     fn run<T>(work: impl FnOnce() -> T) -> T {
         work()
@@ -18,11 +18,11 @@ pub(crate) fn in_default_modes<T>(work: impl FnOnce() -> T) -> T {
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod modes {
-    /// Puts the modes back when it is dropped.
+    /// Restores the modes on drop.
     pub(super) struct Restored(Option<Modes>);
 
     impl Restored {
-        /// Sets the default modes. Where they are set already, as almost always, this costs a few cycles.
+        /// Sets the default modes. If they are already set, as is usual, this takes a few cycles.
         pub(super) fn after_default() -> Self {
             let before = read();
             let differ = before & MASK != DEFAULT;
@@ -47,19 +47,19 @@ mod modes {
     mod register {
         use std::arch::asm;
 
-        /// The register MXCSR.
+        /// The value of the MXCSR register.
         pub(in super::super) type Modes = u32;
 
-        /// All of it but the flags of past exceptions: FTZ, rounding, the masks of exceptions, DAZ.
+        /// FTZ, the rounding mode, the exception masks and DAZ: all bits except the exception flags.
         pub(in super::super) const MASK: Modes = 0xffc0;
 
-        /// Exceptions are masked, and that is all.
+        /// All exceptions masked, and no other bit set.
         pub(in super::super) const DEFAULT: Modes = 0x1f80;
 
         pub(in super::super) fn read() -> Modes {
             let mut modes = 0;
-            #[expect(unsafe_code, reason = "there is no other way to this register")]
-            // SAFETY: it stores 4 bytes where there are 4.
+            #[expect(unsafe_code, reason = "the register is only accessible from assembly")]
+            // SAFETY: the instruction stores 4 bytes to a u32.
             unsafe {
                 asm!("stmxcsr [{}]", in(reg) &raw mut modes, options(nostack, preserves_flags));
             }
@@ -67,8 +67,8 @@ mod modes {
         }
 
         pub(in super::super) fn write(modes: Modes) {
-            #[expect(unsafe_code, reason = "there is no other way to this register")]
-            // SAFETY: these are the default modes, or what `read` found: no reserved bit is set.
+            #[expect(unsafe_code, reason = "the register is only accessible from assembly")]
+            // SAFETY: `modes` holds the default modes or a value from `read`, so no reserved bit is set.
             unsafe {
                 asm!("ldmxcsr [{}]", in(reg) &raw const modes, options(nostack, preserves_flags));
             }
@@ -79,18 +79,18 @@ mod modes {
     mod register {
         use std::arch::asm;
 
-        /// The register FPCR.
+        /// The value of the FPCR register.
         pub(in super::super) type Modes = u64;
 
-        /// The flushes to zero, rounding, and the alternative f16: FZ16, RMode, FZ, AHP; FIZ and AH.
+        /// FZ16, RMode, FZ, AHP, FIZ and AH: flushing to zero, rounding, and the alternative f16 format.
         pub(in super::super) const MASK: Modes = 1 << 19 | 0b11 << 22 | 1 << 24 | 1 << 26 | 0b11;
 
         pub(in super::super) const DEFAULT: Modes = 0;
 
         pub(in super::super) fn read() -> Modes {
             let modes;
-            #[expect(unsafe_code, reason = "there is no other way to this register")]
-            // SAFETY: every user program may read it.
+            #[expect(unsafe_code, reason = "the register is only accessible from assembly")]
+            // SAFETY: the register is readable in user mode.
             unsafe {
                 asm!("mrs {}, fpcr", out(reg) modes, options(nostack, preserves_flags));
             }
@@ -98,8 +98,8 @@ mod modes {
         }
 
         pub(in super::super) fn write(modes: Modes) {
-            #[expect(unsafe_code, reason = "there is no other way to this register")]
-            // SAFETY: these are the default modes, or what `read` found.
+            #[expect(unsafe_code, reason = "the register is only accessible from assembly")]
+            // SAFETY: `modes` holds the default modes or a value from `read`.
             unsafe {
                 asm!("msr fpcr, {}", in(reg) modes, options(nostack, preserves_flags));
             }
@@ -107,7 +107,7 @@ mod modes {
     }
 }
 
-/// On other processors the caller's modes hold.
+/// Other processors keep the modes of the caller.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod modes {
     pub(super) struct Restored;
@@ -125,8 +125,8 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Does some work in the modes of a caller that takes subnormal numbers for zeros and rounds towards zero. To compute
-    /// anything outside of [`in_default_modes`] there means nothing.
+    /// Runs `work` with FTZ, DAZ and rounding towards zero. Rust does not define the results of arithmetic outside of
+    /// [`in_default_modes`] there.
     pub(crate) fn in_odd_modes<T>(work: impl FnOnce() -> T) -> T {
         let before = modes::read();
         modes::write(before | 0xe040);
@@ -136,7 +136,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn modes_are_the_default_and_then_the_callers() {
+    fn sets_the_default_modes_and_restores_those_of_the_caller() {
         let half = |x: f32| black_box(black_box(x) * 0.5);
         let (inside, between, outside) = in_odd_modes(|| {
             (in_default_modes(|| half(f32::MIN_POSITIVE)), modes::read(), half(f32::MIN_POSITIVE))
@@ -146,7 +146,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn modes_are_back_after_a_panic() {
+    fn restores_the_modes_after_a_panic() {
         let modes = in_odd_modes(|| {
             std::panic::catch_unwind(|| in_default_modes(|| panic!("on purpose"))).unwrap_err();
             modes::read()

@@ -1,6 +1,9 @@
-//! Joining norms that were measured apart: on several devices, of several shards, by several plans.
+//! One norm for gradients that are measured in parts: on several devices, in several shards, by several plans.
+//!
+//! Measure each part with its own plan, join the records with [`join_norms`], and scale each part with a plan of
+//! [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm).
 
-use crate::float_state::in_default_modes;
+use crate::float_modes::in_default_modes;
 use crate::{ClipRecord, NormType};
 
 /// Computes the joint norm of all gradients from the records of their parts. The order of the parts affects only rounding.
@@ -17,7 +20,7 @@ use crate::{ClipRecord, NormType};
 /// with the same norm type. Pass the total to [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) of each part.
 ///
 /// ```
-/// use gradclip::{ClipRecord, NormType, cpu, join_norms};
+/// use gradclip::{ClipRecord, NormType, cpu, distributed::join_norms};
 ///
 /// let parts = [cpu::measure(&[&[3.0]], 1.0)?, ClipRecord::UNCLIPPED, cpu::measure(&[&[0.0, -4.0]], 1.0)?];
 /// assert_eq!(join_norms(&parts, NormType::L2), 5.0);
@@ -49,7 +52,7 @@ fn join(parts: &[&ClipRecord], norm_type: NormType) -> f32 {
         return 0.0;
     }
     let p = f64::from(norm_type.p());
-    // Relative to one of them, so that no power leaves f64.
+    // Powers of ratios to one of the norms stay in the range of f64.
     let reference = if p > 0.0 { largest } else { smallest };
     let total = match p {
         0.0 => norms.iter().sum(),

@@ -1,16 +1,16 @@
-//! Gradients that are not finite, and gradients with a loss scale.
+//! Policies for non-finite gradients.
 
 use super::*;
-use crate::{Epsilon, GradientId, NonFinite, NormType};
+use crate::{GradientId, NonFinite, NormType};
 
-/// The record of a clip of two gradients by global norm to 1, and the bits of what became of them.
+/// Clips two gradients to a global norm of 1. Returns the record and the bits of the clipped gradients.
 fn clipped(
     mut a: [f32; 3],
     mut b: [f32; 2],
     policy: NonFinite,
 ) -> Result<(ClipRecord, [u32; 3], [u32; 2]), Error> {
     let clip = Clip::by_global_norm(1.0).non_finite(policy);
-    let record = clip_all(&mut [Gradient::f32(&mut a), Gradient::f32(&mut b)], clip)?[0];
+    let record = cpu::clip(&mut [Gradient::f32(&mut a), Gradient::f32(&mut b)], clip)?[0];
     Ok((record, a.map(f32::to_bits), b.map(f32::to_bits)))
 }
 
@@ -18,7 +18,7 @@ const FINITE: [f32; 3] = [3.0, -0.0, 1e-45];
 const BAD: [[f32; 2]; 3] = [[-4.0, f32::NAN], [f32::NEG_INFINITY, 2.0], [-f32::NAN, f32::INFINITY]];
 
 #[test]
-fn skip_leaves_every_bit() {
+fn skip_changes_no_bit() {
     for bad in BAD {
         let (record, a, b) = clipped(FINITE, bad, NonFinite::Skip).unwrap();
         assert_eq!((a, b), (FINITE.map(f32::to_bits), bad.map(f32::to_bits)));
@@ -28,7 +28,7 @@ fn skip_leaves_every_bit() {
 }
 
 #[test]
-fn zero_leaves_no_sign_and_no_nan() {
+fn zero_writes_positive_zeros() {
     for bad in BAD {
         let (record, a, b) = clipped(FINITE, bad, NonFinite::Zero).unwrap();
         assert_eq!((a, b), ([0; 3], [0; 2]));
@@ -38,7 +38,7 @@ fn zero_leaves_no_sign_and_no_nan() {
 }
 
 #[test]
-fn poison_leaves_no_number() {
+fn poison_makes_every_element_nan() {
     for bad in BAD {
         let (record, a, b) = clipped(FINITE, bad, NonFinite::Poison).unwrap();
         assert!(a.iter().chain(&b).all(|&x| f32::from_bits(x).is_nan()), "{bad:?}");
@@ -47,11 +47,11 @@ fn poison_leaves_no_number() {
 }
 
 #[test]
-fn an_error_names_the_first_and_leaves_every_bit() {
+fn error_names_the_first_gradient_and_changes_no_bit() {
     for (bad, norm) in BAD.into_iter().zip([f32::NAN, f32::INFINITY, f32::NAN]) {
         let (mut a, mut b) = (FINITE, bad);
         let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Error);
-        let outcome = clip_all(&mut [Gradient::f32(&mut a), Gradient::f32(&mut b)], clip);
+        let outcome = cpu::clip(&mut [Gradient::f32(&mut a), Gradient::f32(&mut b)], clip);
         let Err(Error::NonFinite { gradient, total_norm, record: None }) = outcome else {
             panic!("{outcome:?}")
         };
@@ -61,7 +61,7 @@ fn an_error_names_the_first_and_leaves_every_bit() {
 }
 
 #[test]
-fn an_error_in_one_group_leaves_the_others() {
+fn error_in_one_group_leaves_the_others_unchanged() {
     let (mut fine, mut bad) = ([3.0, 4.0], [f32::NAN]);
     let mut gradients = [Gradient::f32(&mut fine), Gradient::f32(&mut bad).group(1)];
     let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Error);
@@ -73,7 +73,7 @@ fn an_error_in_one_group_leaves_the_others() {
 }
 
 #[test]
-fn finite_gradients_meet_no_policy() {
+fn policies_ignore_finite_gradients() {
     let expected = clipped(FINITE, [4.0, 0.0], NonFinite::Propagate).unwrap();
     assert_eq!((expected.0.total_norm, expected.0.first_non_finite()), (5.0, None));
     for policy in [NonFinite::Skip, NonFinite::Zero, NonFinite::Poison, NonFinite::Error] {
@@ -82,7 +82,7 @@ fn finite_gradients_meet_no_policy() {
 }
 
 #[test]
-fn a_norm_beyond_f32_meets_none() {
+fn policies_ignore_a_finite_norm_beyond_f32() {
     let huge = [f32::MAX, -f32::MAX];
     let expected = clipped(FINITE, huge, NonFinite::Propagate).unwrap();
     assert!(!expected.0.non_finite() && expected.0.total_norm.is_infinite());
@@ -93,7 +93,7 @@ fn a_norm_beyond_f32_meets_none() {
 }
 
 #[test]
-fn an_infinite_norm_that_is_supplied_meets_them() {
+fn policies_apply_to_an_infinite_supplied_norm() {
     let clip = |policy| {
         let mut gradient = [3.0];
         let clip = Clip::by_supplied_norm(1.0).non_finite(policy);
@@ -107,63 +107,22 @@ fn an_infinite_norm_that_is_supplied_meets_them() {
 }
 
 #[test]
-fn norms_that_overlook_an_infinity_do_not_hide_it() {
+fn policies_apply_if_the_norm_of_non_finite_gradients_is_finite() {
     for p in [0.0, -1.0, f32::NEG_INFINITY] {
         let mut gradient = [2.0, f32::INFINITY];
         let clip = Clip::by_global_norm(1.0).norm_type(NormType::P(p)).non_finite(NonFinite::Skip);
-        let record = clip_all(&mut [Gradient::f32(&mut gradient)], clip).unwrap()[0];
+        let record = cpu::clip(&mut [Gradient::f32(&mut gradient)], clip).unwrap()[0];
         assert!(record.total_norm.is_finite() && record.skip(), "p = {p}");
         assert_eq!(gradient, [2.0, f32::INFINITY], "p = {p}");
     }
 }
 
 #[test]
-fn only_a_coefficient_writes_nothing_whatever_the_policy() {
+fn coefficient_only_writes_nothing_under_any_policy() {
     for policy in [NonFinite::Propagate, NonFinite::Zero, NonFinite::Poison] {
         let mut gradient = [2.0, f32::INFINITY];
         let clip = Clip::by_global_norm(1.0).non_finite(policy).loss_scale(8.0).coefficient_only();
-        clip_all(&mut [Gradient::f32(&mut gradient)], clip).unwrap();
+        cpu::clip(&mut [Gradient::f32(&mut gradient)], clip).unwrap();
         assert_eq!(gradient, [2.0, f32::INFINITY], "{policy:?}");
-    }
-}
-
-#[test]
-fn a_loss_scale_is_undone_before_clipping() {
-    let plain: Vec<f32> = (0..1003_u16).map(|i| f32::from(i) - 500.3).collect();
-    for scale in [1024.0, 0.125] {
-        // The second limit is beyond every norm: then only the scale is undone.
-        for (norm_type, limit) in [NormType::L1, NormType::L2, NormType::Inf].into_iter().zip([1.0, 1e9, 3.0])
-        {
-            let clip = Clip::by_global_norm(limit).norm_type(norm_type);
-            let (mut expected, mut scaled) =
-                (plain.clone(), plain.iter().map(|x| x * scale).collect::<Vec<_>>());
-            let unscaled = super::clip(&mut [&mut expected], clip).unwrap().unwrap();
-            let record = super::clip(&mut [&mut scaled], clip.loss_scale(scale)).unwrap().unwrap();
-            assert_eq!(bits(&[scaled]), bits(&[expected]), "{norm_type:?} of {scale}");
-            let mut expected = unscaled;
-            expected.factor /= scale;
-            expected.factor_exponent = record.factor_exponent;
-            assert_eq!(record, expected);
-            let factor = f64::from(record.factor_significand) * f64::from(record.factor_exponent).exp2();
-            assert_eq!(factor, record.factor.into());
-        }
-    }
-}
-
-#[test]
-fn a_loss_scale_rescues_a_norm_beyond_f32() {
-    let mut gradient = [f32::MAX, f32::MAX];
-    let clip = Clip::by_global_norm(1.0).epsilon(Epsilon::None).loss_scale(1024.0);
-    let record = super::clip(&mut [&mut gradient], clip).unwrap().unwrap();
-    assert!(!record.non_finite() && record.total_norm.is_finite());
-    assert!((reference::total_norm(&[&gradient]) - 1.0).abs() < 1e-6);
-}
-
-#[test]
-fn an_epsilon_of_choice_is_added() {
-    for (epsilon, coef) in [(Epsilon::None, 0.5), (Epsilon::Value(6.0), 0.25)] {
-        let mut gradient = [6.0];
-        clip(&mut [&mut gradient], Clip::by_global_norm(3.0).epsilon(epsilon)).unwrap();
-        assert_eq!(gradient, [6.0 * coef]);
     }
 }
