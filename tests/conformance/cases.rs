@@ -4,8 +4,8 @@ use std::iter::repeat_n;
 
 use gradclip::{Clip, DType, Epsilon, Error, NonFinite, NormType};
 
-use crate::common::noise;
-use crate::common::typed::Role;
+use crate::common::numbers::noise;
+use crate::common::role::Role;
 use crate::{golden, peers, relative, ways};
 
 pub(crate) struct Case {

@@ -5,7 +5,6 @@ mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 mod golden;
-mod layouts;
 mod peers;
 mod relative;
 mod verdict;
@@ -20,9 +19,11 @@ use gradclip::{Clip, ClipRecord, wgpu};
 use libtest_mimic::{Arguments, Trial};
 
 use cases::{Case, Expect};
-use common::typed::{Attempt, Halves, Role, attempt_on_cpu, rounded};
-use common::{Gpu, bits};
-use layouts::Extents;
+use common::clip::{Outcome, clip_groups_on_cpu};
+use common::gpu::{Gpu, adapters, least_limits};
+use common::numbers::{bits, rounded};
+use common::placement::{Extent, Placement};
+use common::role::Role;
 use verdict::{Precision, Step};
 
 fn main() -> ExitCode {
@@ -54,20 +55,16 @@ enum Means {
     Gpu { gpu: Arc<Gpu>, layout: Layout, agreement: Arc<Agreement> },
 }
 
-/// Where gradients of these types and lengths lie.
-type Layout = fn(Extents<'_>) -> Halves;
+type Layout = fn(&[Extent]) -> Placement;
 
 fn paths() -> Vec<Arc<Path>> {
     let layouts: [(_, Layout); 3] =
-        [("separate", layouts::separate), ("arena", layouts::arena), ("packed", layouts::packed)];
+        [("separate", Placement::separate), ("arena", Placement::arena), ("packed", Placement::packed)];
     let mut paths = vec![Path { name: "cpu".into(), means: Means::Cpu }];
-    for adapter in common::adapters() {
+    for adapter in adapters() {
         let agreement = Arc::<Agreement>::default();
-        let configurations = [
-            ("default", wgpu::Limits::default()),
-            ("full", adapter.limits()),
-            ("least", common::least_limits()),
-        ];
+        let configurations =
+            [("default", wgpu::Limits::default()), ("full", adapter.limits()), ("least", least_limits())];
         for (configuration, limits) in configurations {
             let gpu = Arc::new(Gpu::open(&adapter, limits));
             for (name, layout) in layouts {
@@ -95,13 +92,13 @@ impl Path {
         }
     }
 
-    fn attempt(&self, gradients: &[Vec<f32>], roles: &[Role], clips: &[Clip]) -> Attempt {
+    fn clip(&self, gradients: &[Vec<f32>], roles: &[Role], clips: &[Clip]) -> Outcome {
         match &self.means {
-            Means::Cpu => attempt_on_cpu(gradients, roles, clips),
+            Means::Cpu => clip_groups_on_cpu(gradients, roles, clips),
             Means::Gpu { gpu, layout, .. } => {
                 let extents =
                     roles.iter().zip(gradients).map(|(role, gradient)| (role.dtype, gradient.len()));
-                gpu.attempt(&layout(&extents.collect::<Vec<_>>()), gradients, roles, clips)
+                gpu.clip_groups(&layout(&extents.collect::<Vec<_>>()), gradients, roles, clips)
             }
         }
     }
@@ -134,7 +131,7 @@ fn run(path: &Path, case: &Case) {
         }
     }
     for options in &case.clips {
-        let Attempt { records, gradients: after } = path.attempt(&before, &roles, &options.clips());
+        let Outcome { records, gradients: after } = path.clip(&before, &roles, &options.clips());
         match (records, &case.expect) {
             (Err(error), Expect::Error(expected)) => {
                 // As text: NaN is not equal to itself.

@@ -4,7 +4,7 @@ use gradclip::{DType, Epsilon};
 use serde_json::Value;
 
 use crate::cases::{Case, Expect, Method, Options, Peer};
-use crate::common::typed::Role;
+use crate::common::role::Role;
 use crate::golden::{decimal, list, number, tensors, text};
 
 pub(crate) fn cases() -> Vec<Case> {

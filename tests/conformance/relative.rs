@@ -5,8 +5,8 @@ use gradclip::{Epsilon, Error, NonFinite, NormType};
 
 use crate::cases::Method::{Norm, Own, Relative, Rms};
 use crate::cases::{Case, Expect, Method, Options};
-use crate::common::noise;
-use crate::common::typed::Role;
+use crate::common::numbers::noise;
+use crate::common::role::Role;
 
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;

@@ -3,7 +3,8 @@
 use gradclip::{ClipRecord, DType, Epsilon, NonFinite, NormType, reference};
 
 use crate::cases::{Expect, Method, Options, Peer};
-use crate::common::typed::{Role, rounded};
+use crate::common::numbers::rounded;
+use crate::common::role::Role;
 
 /// How exact a path is.
 pub(crate) struct Precision {

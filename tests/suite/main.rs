@@ -1,34 +1,57 @@
-//! What the table of conformance cannot say: what holds for all gradients, what is dangerous, and what goes wrong.
-#![expect(clippy::unwrap_used, reason = "the lint knows tests by their attribute, and not what they call")]
+//! Tests beside the table of cases in `tests/conformance`: properties, stages, plans, tickets and errors.
+#![expect(
+    clippy::unwrap_used,
+    reason = "the lint exempts test functions, but not the helpers that they call"
+)]
 
-mod api;
+mod clip_record_wgsl;
 #[path = "../common/mod.rs"]
 mod common;
-mod errors;
-mod hazards;
-mod neighbours;
+mod compute_pass;
+mod constructors;
+mod determinism;
+mod device_choice;
+mod device_lost;
+mod distributed;
+mod encode;
+mod guards;
+mod layout;
+mod loss_scale;
+mod pipeline_cache;
 mod properties;
+mod read_back;
 mod read_back_queue;
-mod rounding;
+#[cfg(feature = "serde")]
+mod serialization;
 mod slices;
-mod steps;
-mod tensors;
-mod words;
+mod stages;
+mod tensor_stats;
+mod unaligned_halves;
+mod update;
+mod validation;
+mod wgsl_arithmetic;
 
 use std::sync::LazyLock;
 
-use common::Gpu;
+use common::gpu::{Gpu, adapters};
 use gradclip::wgpu;
 
-/// The best adapter with wgpu's default limits, for all tests that want nothing else.
+/// Returns the best adapter with wgpu's default limits, which most tests share.
 fn gpu() -> &'static Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| gpu_with(|_| {}));
     &GPU
 }
 
-/// The best adapter with other limits.
+/// Opens the best adapter with other limits.
 fn gpu_with(change: impl FnOnce(&mut wgpu::Limits)) -> Gpu {
     let mut limits = wgpu::Limits::default();
     change(&mut limits);
-    Gpu::open(&common::adapters()[0], limits)
+    Gpu::open(&adapters()[0], limits)
+}
+
+/// Asserts equality up to a relative error of 1e-6.
+#[track_caller]
+fn assert_near(x: f32, expected: impl Into<f64>) {
+    let expected = expected.into();
+    assert!((f64::from(x) - expected).abs() <= 1e-6 * expected.abs(), "{x}, not {expected}");
 }

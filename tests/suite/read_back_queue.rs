@@ -1,36 +1,27 @@
-//! The records of many steps: each once, in order, whenever the host looks.
+//! The tickets of many steps: each record once, in order, at any time.
 
-use gradclip::loss_scale::{LossScale, ScaleUpdate};
 use gradclip::{Clip, ClipPlan, DType, Error, Gradient, NonFinite, ReadBack, ReadBackQueue, wgpu};
 
-use crate::common::Gpu;
+use crate::common::gpu::Gpu;
 use crate::{gpu, gpu_with};
 
-/// A plan for gradients of one element each, which change from step to step.
-struct Training<'a> {
-    gpu: &'a Gpu,
+/// A plan for gradients of one element each, which the host writes at every step.
+pub(crate) struct Training<'a> {
+    pub(crate) gpu: &'a Gpu,
     buffers: Vec<wgpu::Buffer>,
-    plan: ClipPlan,
+    pub(crate) plan: ClipPlan,
 }
 
 impl Training<'static> {
-    /// With as many groups as there are gradients.
-    fn new(gradients: usize, clip: Clip) -> Self {
+    /// Prepares a plan in which every gradient is a group.
+    pub(crate) fn new(gradients: usize, clip: Clip) -> Self {
         Self::on(gpu(), gradients, clip)
     }
 }
 
 impl<'a> Training<'a> {
     fn on(gpu: &'a Gpu, gradients: usize, clip: Clip) -> Self {
-        let buffer = |_| {
-            gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size: 4,
-                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        };
-        let buffers: Vec<_> = (0..gradients).map(buffer).collect();
+        let buffers: Vec<_> = (0..gradients).map(|_| gpu.writable(4)).collect();
         let list: Vec<_> = buffers
             .iter()
             .enumerate()
@@ -41,7 +32,7 @@ impl<'a> Training<'a> {
     }
 
     /// Submits a step with these gradients.
-    fn step<R>(
+    pub(crate) fn step<R>(
         &self,
         gradients: &[f32],
         read_back: impl FnOnce(&ClipPlan, &mut wgpu::CommandEncoder) -> ReadBack<R>,
@@ -63,25 +54,25 @@ fn norm_of(step: u64) -> f32 {
 #[test]
 fn every_step_is_logged_once_and_in_order() {
     let training = Training::new(1, Clip::by_global_norm(1.0));
-    // A host that looks at every step, one that looks now and then, and one that never looks before the end.
-    for looks_every in [1, 17, 1000] {
+    // A host that polls at every step, one that polls now and then, and one that polls only at the end.
+    for polls_every in [1, 17, 1000] {
         let (mut log, mut logged) = (ReadBackQueue::new(), Vec::new());
         for step in 0..200 {
             log.push(step, training.step(&[norm_of(step)], ClipPlan::read_back));
-            if (step + 1) % looks_every == 0 {
+            if (step + 1) % polls_every == 0 {
                 logged.extend(log.arrived().unwrap());
             }
             assert_eq!(log.len() + logged.len(), usize::try_from(step).unwrap() + 1);
         }
         logged.extend(log.wait().unwrap());
-        assert!(log.is_empty() && log.arrived().unwrap().is_empty(), "handed out again");
+        assert!(log.is_empty() && log.arrived().unwrap().is_empty(), "a record was returned twice");
         let logged: Vec<_> = logged.iter().map(|(step, record)| (*step, record.total_norm)).collect();
         let expected: Vec<_> = (0..200).map(|step| (step, norm_of(step))).collect();
-        assert_eq!(logged, expected, "looking every {looks_every} steps");
+        assert_eq!(logged, expected, "polled every {polls_every} steps");
     }
 }
 
-/// Without a call that waits: they arrive by themselves.
+/// Polls alone are enough: no call waits.
 #[test]
 fn records_arrive_without_a_wait() {
     let training = Training::new(1, Clip::by_global_norm(1.0));
@@ -98,7 +89,7 @@ fn records_arrive_without_a_wait() {
 }
 
 #[test]
-fn groups_and_statistics_are_logged_too() {
+fn a_queue_holds_records_of_groups_and_statistics() {
     let training = Training::new(3, Clip::by_global_norm(1.0).tensor_stats());
     let gradients = |step: u64| [norm_of(step), 2.0 * norm_of(step), 3.0 * norm_of(step)];
     let (mut groups, mut stats) = (ReadBackQueue::new(), ReadBackQueue::default());
@@ -119,7 +110,7 @@ fn groups_and_statistics_are_logged_too() {
 }
 
 #[test]
-fn an_error_has_its_step_and_loses_no_other() {
+fn an_error_names_its_step_and_loses_no_other_step() {
     let training = Training::new(1, Clip::by_global_norm(1.0).non_finite(NonFinite::Error));
     let mut log = ReadBackQueue::new();
     let gradients = [1.0, 2.0, f32::INFINITY, f32::NEG_INFINITY, 5.0];
@@ -140,14 +131,13 @@ fn an_error_has_its_step_and_loses_no_other() {
     assert!(message.starts_with("step 2: ") && message.contains("gradient 0"), "{message}");
 }
 
-/// It holds up nobody: an encoder that was dropped is known to be no step.
+/// A dropped encoder does not block the steps behind it.
 #[test]
-fn an_encoder_that_was_dropped_is_an_error_of_its_step() {
+fn a_dropped_encoder_is_an_error_of_its_step() {
     let training = Training::new(1, Clip::by_global_norm(1.0));
     let mut log = ReadBackQueue::new();
     log.push(0, training.step(&[1.0], ClipPlan::read_back));
-    let device = &training.gpu.device;
-    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut encoder = training.gpu.encoder();
     log.push(1, training.plan.read_back(&mut encoder));
     drop(encoder);
     log.push(2, training.step(&[3.0], ClipPlan::read_back));
@@ -172,7 +162,7 @@ fn a_lost_device_is_an_error_of_each_step() {
     let mut log = ReadBackQueue::new();
     gpu.device.destroy();
     for step in 0..5 {
-        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = gpu.encoder();
         log.push(step, training.plan.read_back(&mut encoder));
         gpu.queue.submit([encoder.finish()]);
     }
@@ -184,7 +174,7 @@ fn a_lost_device_is_an_error_of_each_step() {
 }
 
 #[test]
-fn a_queue_may_be_dropped_with_steps_under_way() {
+fn a_queue_may_be_dropped_with_steps_in_flight() {
     let training = Training::new(1, Clip::by_global_norm(1.0));
     let mut log = ReadBackQueue::new();
     for step in 0..10 {
@@ -192,56 +182,4 @@ fn a_queue_may_be_dropped_with_steps_under_way() {
     }
     drop(log);
     assert_eq!(training.step(&[3.0], ClipPlan::read_back).wait().unwrap().total_norm, 3.0);
-}
-
-/// The scale after each step, as `torch.amp.GradScaler` computes it: `_amp_update_scale_`.
-fn grad_scaler(overflows: &[bool], mut scale: f32, growth: f32, backoff: f32, interval: u32) -> Vec<f32> {
-    let mut tracker = 0;
-    let mut update = |&overflows: &bool| {
-        if overflows {
-            scale *= backoff;
-            tracker = 0;
-        } else {
-            tracker += 1;
-            if tracker == interval {
-                scale *= growth;
-                tracker = 0;
-            }
-        }
-        scale
-    };
-    overflows.iter().map(&mut update).collect()
-}
-
-/// The loop of the guide. A host that is busy for many steps, after an overflow too, hears of every one of them.
-#[test]
-fn a_loss_scale_follows_grad_scaler_however_late_the_host_looks() {
-    let overflows: Vec<bool> = (0..200).map(|step| [3, 4, 40, 90, 91, 92, 150].contains(&step)).collect();
-    let expected = grad_scaler(&overflows, 1024.0, 2.0, 0.5, 10);
-    assert!(expected.iter().any(|&scale| scale > 1024.0) && expected.iter().any(|&scale| scale < 512.0));
-    for looks_every in [1, 3, 64, 1000] {
-        let mut loss_scale = LossScale::new(1024.0).unwrap().growth(2.0, 10).unwrap();
-        let clip = Clip::by_global_norm(1.0).loss_scale(loss_scale.scale()).non_finite(NonFinite::Skip);
-        let training = Training::new(1, clip);
-        let (mut log, mut scales, mut heard) = (ReadBackQueue::new(), Vec::new(), Vec::new());
-        let mut hear = |records: Vec<(u64, gradclip::ClipRecord)>, loss_scale: &mut LossScale| {
-            for (step, record) in records {
-                if loss_scale.update(&record) == ScaleUpdate::Shrunk {
-                    heard.push(step);
-                }
-                scales.push(loss_scale.scale());
-            }
-        };
-        for (step, &overflows) in (0..).zip(&overflows) {
-            training.plan.set_loss_scale(&training.gpu.queue, loss_scale.scale()).unwrap();
-            let gradient = if overflows { f32::INFINITY } else { 1.0 };
-            log.push(step, training.step(&[gradient], ClipPlan::read_back));
-            if step % looks_every == 0 {
-                hear(log.arrived().unwrap(), &mut loss_scale);
-            }
-        }
-        hear(log.wait().unwrap(), &mut loss_scale);
-        assert_eq!(heard, [3, 4, 40, 90, 91, 92, 150]);
-        assert_eq!(scales, expected, "looking every {looks_every} steps");
-    }
 }

@@ -2,18 +2,17 @@
 
 use gradclip::cpu::Gradient;
 use gradclip::slices::{Clipped, DeviceChoice, SliceClipper, SliceDevice, clip_grad_norm, clip_grad_value};
-use gradclip::wgpu::DeviceType;
 use gradclip::{Clip, Epsilon, Error, NonFinite, NormType, cpu, reference};
 use half::{bf16, f16};
 
-use crate::common::{adapters, bits, noise};
-use crate::words::slices;
+use crate::assert_near;
+use crate::common::numbers::{bits, noise, scaled, slices};
 
 fn gradients() -> Vec<Vec<f32>> {
     [1, 0, 255, 4097, 100_003, 3].iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect()
 }
 
-/// Clips through slices, and gives back what came of it and of them.
+/// Clips gradients through slices. Returns the outcome, and the gradients afterwards.
 fn clip<R>(
     mut gradients: Vec<Vec<f32>>,
     clip: impl FnOnce(&mut [&mut [f32]]) -> Result<Clipped<R>, Error>,
@@ -27,26 +26,18 @@ fn as_gradients<'a>(slices: &'a mut [&mut [f32]]) -> Vec<Gradient<'a>> {
     slices.iter_mut().map(|slice| Gradient::f32(slice)).collect()
 }
 
-fn scaled(gradients: &[Vec<f32>], coef: f32) -> Vec<Vec<f32>> {
-    gradients.iter().map(|gradient| gradient.iter().map(|g| g * coef).collect()).collect()
-}
-
 fn clamped(gradients: &[Vec<f32>], bound: f32) -> Vec<Vec<f32>> {
     let clamp = |g: &f32| reference::clamp(*g, -bound, bound);
     gradients.iter().map(|gradient| gradient.iter().map(clamp).collect()).collect()
 }
 
-fn assert_near(x: f32, exact: f64) {
-    assert!((f64::from(x) - exact).abs() <= 1e-6 * exact, "{x}, not {exact}");
-}
-
 #[test]
-fn both_devices_do_what_is_defined() {
+fn both_devices_agree_with_the_reference() {
     let expected = reference::total_norm(&slices(&gradients()));
     for (choice, is_gpu) in [(DeviceChoice::Cpu, false), (DeviceChoice::Gpu, true)] {
         let clipper = SliceClipper::new(&choice).unwrap();
         assert_eq!(matches!(clipper.device(), SliceDevice::Gpu(_)), is_gpu);
-        // Once clipped, once within the limit, once only measured.
+        // Clipped, within the limit, and only measured.
         for (max_norm, coefficient_only) in [(1.0, false), (1e3, false), (1.0, true)] {
             let by_norm = Clip::by_global_norm(max_norm);
             let options = if coefficient_only { by_norm.coefficient_only() } else { by_norm };
@@ -69,7 +60,7 @@ fn both_devices_do_what_is_defined() {
 }
 
 #[test]
-fn nothing_is_clipped_to_nothing() {
+fn empty_gradients_are_clipped() {
     for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
         let clipper = SliceClipper::new(&choice).unwrap();
         for nothing in [vec![], vec![vec![], vec![]]] {
@@ -87,7 +78,7 @@ fn nothing_is_clipped_to_nothing() {
 }
 
 #[test]
-fn errors_leave_the_slices_as_they_are() {
+fn an_error_leaves_the_slices_unchanged() {
     for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
         let clipper = SliceClipper::new(&choice).unwrap();
         let rows = [
@@ -108,7 +99,7 @@ fn errors_leave_the_slices_as_they_are() {
     }
 }
 
-/// Gradients of every type and part, whose lengths are odd where they can be.
+/// Clips gradients of every type, measured or not and scaled or not, and returns them.
 fn with_parts(clip: impl FnOnce(&mut [Gradient<'_>])) -> (Vec<f32>, Vec<f16>, Vec<bf16>, Vec<f32>) {
     let mut f32s = noise(1, 4099);
     let mut f16s: Vec<_> = noise(2, 1001).into_iter().map(f16::from_f32).collect();
@@ -147,18 +138,18 @@ fn groups_of_every_type_are_clipped_alike_on_both_devices() {
         }
         let near = |x: f32, y: f32, ulp: f32| (x - y).abs() <= ulp * y.abs() + f32::MIN_POSITIVE;
         assert!(after.0.iter().zip(&expected.0).all(|(x, y)| near(*x, *y, 1e-6)), "{clips:?}: f32");
-        // A factor that differs in its last bit can round an element the other way.
+        // If the factors differ in the last bit, an element can be rounded the other way.
         let mut pairs = after.1.iter().zip(&expected.1);
         assert!(pairs.all(|(x, y)| near(x.to_f32(), y.to_f32(), 1e-3)), "{clips:?}: f16");
         let mut pairs = after.2.iter().zip(&expected.2);
         assert!(pairs.all(|(x, y)| near(x.to_f32(), y.to_f32(), 8e-3)), "{clips:?}: bf16");
-        assert_eq!(after.3, noise(4, 77), "{clips:?}: what is not to be scaled");
+        assert_eq!(after.3, noise(4, 77), "{clips:?}: an unscaled gradient");
         assert_eq!(after.3, expected.3);
     }
 }
 
 #[test]
-fn without_gradients_there_are_records_of_groups_only() {
+fn without_gradients_only_groups_have_records() {
     for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
         let clipper = SliceClipper::new(&choice).unwrap();
         let records = |clip| clipper.clip_groups(&mut [], &[clip, clip]).unwrap().record.len();
@@ -170,7 +161,7 @@ fn without_gradients_there_are_records_of_groups_only() {
 }
 
 #[test]
-fn only_what_is_not_finite_is_left_out() {
+fn only_non_finite_gradients_are_skipped() {
     for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
         let clipper = SliceClipper::new(&choice).unwrap();
         let clip = |policy| [Clip::by_norm(1.0).non_finite(policy)];
@@ -192,7 +183,7 @@ fn only_what_is_not_finite_is_left_out() {
 }
 
 #[test]
-fn one_call_is_enough() {
+fn one_call_clips_without_a_clipper() {
     let (outcome, after) = clip(gradients(), |slices| clip_grad_norm(slices, 1.0));
     let record = outcome.unwrap().record;
     assert_eq!(bits(&after), bits(&scaled(&gradients(), record.clip_coef)));
@@ -209,80 +200,7 @@ fn one_call_is_enough() {
     assert_eq!(clip_grad_value::<Vec<f32>>(&mut [], -1.0).unwrap_err(), Error::ClipValue { given: -1.0 });
 }
 
-#[test]
-fn auto_takes_no_software_adapter() {
-    let device = SliceClipper::new(&DeviceChoice::Auto).unwrap().device();
-    let hardware = adapters()
-        .into_iter()
-        .map(|adapter| adapter.get_info())
-        .find(|info| info.device_type != DeviceType::Cpu);
-    match (device, hardware) {
-        (SliceDevice::Cpu { threads }, None) => assert_eq!(threads, cpu::threads()),
-        (SliceDevice::Gpu(taken), Some(best)) => assert_eq!(taken.name, best.name),
-        (device, hardware) => panic!("took {device}, while the best GPU is {hardware:?}"),
-    }
-}
-
-#[test]
-fn a_device_is_found_by_a_part_of_its_name() {
-    let name = adapters()[0].get_info().name;
-    let part = name[..name.len() / 2].to_uppercase();
-    let device = SliceClipper::new(&DeviceChoice::Named(part)).unwrap().device();
-    let SliceDevice::Gpu(info) = device else { panic!("{device}") };
-    assert_eq!(info.name, name);
-
-    let error = SliceClipper::new(&DeviceChoice::Named("abacus".into())).unwrap_err();
-    let Error::NoDevice { wanted, found } = &error else { panic!("{error:?}") };
-    assert!(wanted.contains("abacus") && found.contains(&name), "{error}");
-}
-
-#[test]
-fn a_choice_is_read_as_it_is_written() {
-    for (text, choice) in [
-        ("auto", DeviceChoice::Auto),
-        ("gpu", DeviceChoice::Gpu),
-        ("cpu", DeviceChoice::Cpu),
-        ("Radeon", DeviceChoice::Named("Radeon".into())),
-    ] {
-        assert_eq!(text.parse(), Ok(choice.clone()));
-        assert_eq!(choice.to_string(), text);
-    }
-    assert_eq!("GPU".parse(), Ok(DeviceChoice::Gpu));
-}
-
-#[test]
-fn parameters_and_rows_go_along() {
-    let weight: Vec<f32> = noise(1, 6 * 50);
-    let bias: Vec<bf16> = noise(2, 9).into_iter().map(bf16::from_f32).collect();
-    let clips = [Clip::by_parameter_norm(0.01, 1e-3), Clip::by_parameter_norm(1e3, 1e-3)];
-    let outcomes = [DeviceChoice::Cpu, DeviceChoice::Gpu].map(|choice| {
-        let (mut a, mut b, mut c) = (noise(3, 6 * 50), noise(4, 9), noise(5, 3));
-        let mut gradients = [
-            Gradient::f32(&mut a).rows(6).parameter(cpu::Parameter::f32(&weight)),
-            Gradient::f32(&mut b).group(1).parameter(cpu::Parameter::bf16(&bias)),
-            Gradient::f32(&mut c).unmeasured(),
-        ];
-        let clipper = SliceClipper::new(&choice).unwrap();
-        let records = clipper.clip_groups(&mut gradients, &clips).unwrap().record;
-        let error = clipper.clip_groups(&mut [Gradient::f32(&mut []).rows(0)], &clips);
-        assert_eq!(error.unwrap_err(), Error::Rows { gradient: 0.into(), rows: 0, elements: 0 });
-        (records, [a, b, c])
-    });
-    let [(cpu_records, on_cpu), (gpu_records, on_gpu)] = outcomes;
-    assert_eq!((cpu_records.len(), gpu_records.len()), (8, 8));
-    assert_eq!([&on_cpu[1], &on_cpu[2]], [&on_gpu[1], &on_gpu[2]]);
-    assert_eq!((&on_cpu[1], &on_cpu[2]), (&noise(4, 9), &noise(5, 3)), "within the limit, and without one");
-    for (cpu, gpu) in on_cpu[0].iter().zip(&on_gpu[0]) {
-        assert!((cpu - gpu).abs() <= 1e-6 * cpu.abs(), "{cpu} and {gpu}");
-    }
-    for row in 0..6 {
-        let own = row * 50..(row + 1) * 50;
-        let limit = 0.01 * reference::total_norm(&[&weight[own.clone()]]);
-        assert_near(cpu::total_norm(&[&on_gpu[0][own]]), limit);
-    }
-}
-
-/// A thread that waits may run what tells another that its slices have arrived.
+/// The callback that announces the slices of one thread may run on another thread, which also waits.
 #[test]
 fn threads_share_a_clipper() {
     let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();

@@ -1,27 +1,22 @@
-//! Records of each gradient by itself.
+//! Statistics of each tensor.
 
 use gradclip::stats::TensorStats;
 use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NormType, Parameter, cpu, reference};
 use half::f16;
 
-use crate::common::{Gpu, noise};
+use crate::common::numbers::noise;
 use crate::gpu;
-use crate::words::{Placed, Placement};
 
 const LENS: [usize; 6] = [5000, 0, 1, 33, 70_000, 4096];
-
-fn placed(gpu: &Gpu, gradients: &[Vec<f32>]) -> Placed {
-    gpu.place(&Placement::packed(&gradients.iter().map(Vec::len).collect::<Vec<_>>()), gradients)
-}
 
 fn gradients() -> Vec<Vec<f32>> {
     LENS.iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect()
 }
 
-/// What a plan of this clip finds of each gradient, and the record of all of them.
+/// Returns the statistics of each gradient, and the record, on the GPU.
 fn measured(gradients: &[Vec<f32>], clip: Clip) -> (Vec<TensorStats>, ClipRecord) {
     let gpu = gpu();
-    let placed = placed(gpu, gradients);
+    let placed = gpu.place_packed(gradients);
     let plan = gpu.clipper.prepare(&placed.gradients(), clip.tensor_stats()).unwrap();
     assert!(plan.tensor_stats_buffer().is_some());
     let tickets = gpu.submit(|encoder| {
@@ -31,18 +26,22 @@ fn measured(gradients: &[Vec<f32>], clip: Clip) -> (Vec<TensorStats>, ClipRecord
     (tickets.0.wait().unwrap(), tickets.1.wait().unwrap())
 }
 
-/// The same, on the CPU.
+/// Returns the statistics of each gradient, and the record, on the CPU.
 fn measured_on_cpu(gradients: &[Vec<f32>], clip: Clip) -> (Vec<TensorStats>, ClipRecord) {
     let mut gradients = gradients.to_vec();
     let mut gradients: Vec<_> = gradients.iter_mut().map(|g| cpu::Gradient::f32(g)).collect();
     let apart = cpu::tensor_stats(&gradients, clip).unwrap();
     let mut plan = cpu::ClipPlan::new(&[clip.tensor_stats()]).unwrap();
     let records = plan.clip(&mut gradients).unwrap();
-    assert_eq!(as_bits(plan.tensor_stats()), as_bits(&apart), "measured besides, or alone");
+    assert_eq!(
+        as_bits(plan.tensor_stats()),
+        as_bits(&apart),
+        "the statistics of a plan differ from those of cpu::tensor_stats"
+    );
     (apart, records[0])
 }
 
-/// So that NaN equals itself.
+/// Returns the bits, because NaN is not equal to itself.
 fn as_bits(stats: &[TensorStats]) -> &[[u32; 4]] {
     bytemuck::cast_slice(stats)
 }
@@ -51,7 +50,7 @@ fn number_of<T>(gradient: &[T], is: fn(&&T) -> bool) -> u32 {
     u32::try_from(gradient.iter().filter(is).count()).unwrap()
 }
 
-/// Gradients with zeros of both signs, and what is not finite, at their edges and inside.
+/// Returns gradients with zeros of both signs and non-finite elements, at their edges and inside.
 fn special_gradients() -> Vec<Vec<f32>> {
     let mut gradients = gradients();
     for (gradient, at, number) in [
@@ -70,7 +69,7 @@ fn special_gradients() -> Vec<Vec<f32>> {
 }
 
 #[test]
-fn each_gradient_has_its_statistics_besides() {
+fn both_paths_agree_with_the_reference() {
     for gradients in [gradients(), special_gradients()] {
         let powers = [3.0, 0.5, 0.0, -1.0, f32::NEG_INFINITY].map(NormType::P);
         for norm_type in [NormType::L2, NormType::L1, NormType::Inf].into_iter().chain(powers) {
@@ -99,8 +98,8 @@ fn each_gradient_has_its_statistics_besides() {
                 assert_eq!((gpu.non_finite, gpu.zeros), counts, "{norm_type:?}, gradient {index}");
                 assert_eq!((cpu.non_finite, cpu.zeros), counts, "{norm_type:?}, gradient {index}");
             }
-            // What all share is what it is without them, to the bit.
-            let placed = placed(gpu(), &gradients);
+            // Statistics do not change a bit of the record.
+            let placed = gpu().place_packed(&gradients);
             let plan = gpu().clipper.prepare(&placed.gradients(), clip).unwrap();
             let without = gpu().submit(|encoder| {
                 plan.encode_norm(encoder);
@@ -136,7 +135,7 @@ fn statistics_of_narrow_gradients_at_odd_offsets() {
 }
 
 #[test]
-fn rows_and_parameters_are_no_part_of_them() {
+fn rows_and_parameters_do_not_change_them() {
     let gpu = gpu();
     let gradients = [noise(1, 3 * 5000), vec![0.0; 12], [vec![0.0; 6], noise(2, 6)].concat()];
     let weights = gradients.each_ref().map(|gradient| vec![7.0; gradient.len()]);
@@ -173,10 +172,10 @@ fn rows_and_parameters_are_no_part_of_them() {
 }
 
 #[test]
-fn what_is_not_measured_has_none() {
+fn unmeasured_gradients_have_no_statistics() {
     let gpu = gpu();
     let gradients = special_gradients();
-    let placed = placed(gpu, &gradients);
+    let placed = gpu.place_packed(&gradients);
     let on_gpu = placed.gradients().into_iter().enumerate();
     let on_gpu: Vec<_> = on_gpu.map(|(i, g)| if i == 4 { g.unmeasured() } else { g }).collect();
     for clip in [Clip::by_global_norm(1.0), Clip::by_norm(1.0)] {
@@ -199,9 +198,9 @@ fn what_is_not_measured_has_none() {
 }
 
 #[test]
-fn they_are_there_where_they_were_asked_for_and_nowhere_else() {
+fn a_plan_has_statistics_only_on_request() {
     let gpu = gpu();
-    let placed = placed(gpu, &gradients());
+    let placed = gpu.place_packed(&gradients());
     for clip in [Clip::by_norm(1.0), Clip::by_global_norm(1.0), Clip::by_value(1.0)] {
         let plan = gpu.clipper.prepare(&placed.gradients(), clip).unwrap();
         assert!(plan.tensor_stats_buffer().is_none());
@@ -219,35 +218,8 @@ fn they_are_there_where_they_were_asked_for_and_nowhere_else() {
 #[test]
 fn they_take_one_dispatch() {
     let gpu = gpu();
-    let placed = placed(gpu, &gradients());
+    let placed = gpu.place_packed(&gradients());
     let dispatches = |clip| gpu.clipper.prepare(&placed.gradients(), clip).unwrap().dispatches();
     let clip = Clip::by_global_norm(1.0);
     assert_eq!(dispatches(clip.tensor_stats()), dispatches(clip) + 1);
-}
-
-#[test]
-fn of_no_gradients_there_are_no_records() {
-    let gpu = gpu();
-    for (clip, expected) in [(Clip::by_norm(1.0), 0), (Clip::by_rms(1.0), 0), (Clip::by_global_norm(1.0), 1)]
-    {
-        let plan = gpu.clipper.prepare(&[], clip).unwrap();
-        let records = gpu.submit(|encoder| {
-            plan.encode(encoder);
-            plan.read_back_all(encoder)
-        });
-        assert_eq!((records.wait().unwrap().len(), plan.records()), (expected, expected), "{clip:?}");
-        assert_eq!(cpu::clip(&mut [], clip).unwrap().len(), expected);
-    }
-}
-
-#[test]
-fn a_small_p_sees_what_is_far_below_the_largest() {
-    let gradients = vec![vec![1e30, 2e30, 3e-30], vec![5.0, 1e-42]];
-    for p in [0.1, 0.25, -0.1] {
-        let clip = Clip::by_global_norm(1.0).norm_type(NormType::P(p));
-        let (_, record) = measured(&gradients, clip);
-        let expected = reference::norm(&[&gradients[0], &gradients[1]], NormType::P(p));
-        let found = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
-        assert!((found - expected).abs() <= 1e-5 * expected, "p = {p}: {found:e}, not {expected:e}");
-    }
 }

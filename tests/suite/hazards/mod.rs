@@ -1,7 +1,0 @@
-//! What is dangerous, one by one.
-
-mod accuracy;
-mod buffers;
-mod changing;
-mod encoding;
-mod tickets;

@@ -1,0 +1,140 @@
+//! The layout of a plan: tiles, windows, batches and grids, and many tensors.
+
+use gradclip::adapters::is_software;
+use gradclip::wgpu::Limits;
+use gradclip::{Clip, ClipRecord, reference};
+
+use crate::common::clip::clip_on_cpu;
+use crate::common::gpu::{Gpu, adapters, least_limits};
+use crate::common::numbers::{bits, noise, slices};
+use crate::common::placement::{Placement, extents};
+use crate::{gpu, gpu_with};
+
+const NORM: Clip = Clip::by_global_norm(1.0);
+
+/// Returns the number of dispatches of a plan for gradients of f32.
+fn dispatches(gpu: &Gpu, placement: &Placement, clip: Clip) -> usize {
+    let gradients: Vec<_> = placement.spans.iter().map(|(_, units)| vec![0.0; units.len() / 2]).collect();
+    gpu.clipper.prepare(&gpu.place(placement, &gradients).gradients(), clip).unwrap().dispatches()
+}
+
+/// Clips to the norm 1, checks the outcome against the reference, and returns the record.
+fn check(gpu: &Gpu, placement: &Placement, gradients: &[Vec<f32>]) -> ClipRecord {
+    let outcome = gpu.clip(placement, gradients, NORM);
+    let record = outcome.record();
+    let expected = reference::total_norm(&slices(gradients));
+    assert!((f64::from(record.total_norm) - expected).abs() <= 1e-6 * expected, "{record:?}, not {expected}");
+    for (index, (before, after)) in gradients.iter().zip(&outcome.gradients).enumerate() {
+        let wrong = before.iter().zip(after).position(|(before, after)| *after != before * record.clip_coef);
+        assert_eq!(wrong, None, "the first wrong element of gradient {index}");
+    }
+    record
+}
+
+#[test]
+fn more_workgroups_than_a_grid_is_wide() {
+    // Each element is a tile, because none has a neighbour.
+    let gradients: Vec<_> = noise(1, 70_000).into_iter().map(|g| vec![g]).collect();
+    let placement = Placement::spaced(&extents(&gradients));
+    check(gpu(), &placement, &gradients);
+    // Small elements are scaled, and their partials take another code path.
+    let tiny: Vec<_> = gradients.iter().map(|gradient| vec![gradient[0] * 1e-20]).collect();
+    check(gpu(), &placement, &tiny);
+    let narrow = gpu_with(|limits| limits.max_compute_workgroups_per_dimension = 256);
+    check(&narrow, &Placement::spaced(&extents(&gradients[..3000])), &gradients[..3000]);
+    let clip = Clip::by_value(0.1);
+    let clamped = gpu().clip(&placement, &gradients, clip);
+    assert_eq!(bits(&clamped.gradients), bits(&clip_on_cpu(&gradients, clip).gradients));
+}
+
+#[test]
+fn gradients_that_cross_windows() {
+    let cramped = gpu_with(|limits| limits.max_storage_buffer_binding_size = 1 << 20);
+    let gradients: Vec<_> = [600_001, 1, 3, 262_144, 500_003, 65_537]
+        .iter()
+        .zip(0..)
+        .map(|(&len, seed)| noise(seed, len))
+        .collect();
+    for layout in [Placement::separate, Placement::arena, Placement::packed, Placement::spaced] {
+        let placement = layout(&extents(&gradients));
+        let record = check(&cramped, &placement, &gradients);
+        assert_eq!(record, check(gpu(), &placement, &gradients));
+        let clip = Clip::by_value(0.1);
+        let clamped = cramped.clip(&placement, &gradients, clip);
+        assert_eq!(bits(&clamped.gradients), bits(&clip_on_cpu(&gradients, clip).gradients));
+        assert!(dispatches(&cramped, &placement, NORM) > dispatches(gpu(), &placement, NORM));
+    }
+}
+
+/// 160 MiB, with a limit of 128 MiB for a binding.
+#[test]
+fn a_buffer_above_one_binding() {
+    let gradients = [noise(1, 40 << 20)];
+    let placement = Placement::spaced(&extents(&gradients));
+    assert!(2 * placement.buffers[0] as u64 > Limits::default().max_storage_buffer_binding_size);
+    check(gpu(), &placement, &gradients);
+}
+
+#[test]
+fn thousands_of_tensors() {
+    let gradients: Vec<_> = (0..2000).map(|seed| noise(seed, 1 + seed as usize * 7919 % 613)).collect();
+    let layouts = [Placement::separate, Placement::arena, Placement::packed];
+    let records = layouts.map(|layout| check(gpu(), &layout(&extents(&gradients)), &gradients));
+    assert_eq!(records, [records[0]; 3]);
+}
+
+#[test]
+fn more_slots_take_fewer_dispatches_to_the_same_bits() {
+    let full = Gpu::open(&adapters()[0], adapters()[0].limits());
+    let gradients: Vec<_> = (0..100).map(|seed| noise(seed, 400)).collect();
+    let placement = Placement::separate(&extents(&gradients));
+    let expected = check(gpu(), &placement, &gradients);
+    assert_eq!(check(&full, &placement, &gradients), expected);
+    // One bank of partials for all dispatches; the other devices have several.
+    let least = Gpu::open(&adapters()[0], least_limits());
+    assert_eq!(check(&least, &placement, &gradients), expected);
+    // The plan takes two storage buffers of a stage for itself, and a kernel has at most `most` slots.
+    let most = if is_software(&full.device.adapter_info()) { 32 } else { 64 };
+    for gpu in [gpu(), &full] {
+        let slots = (gpu.device.limits().max_storage_buffers_per_shader_stage as usize - 2).min(most);
+        assert_eq!(dispatches(gpu, &placement, NORM), 2 * 100_usize.div_ceil(slots) + 1);
+        assert_eq!(dispatches(gpu, &placement, Clip::by_value(1.0)), 100_usize.div_ceil(slots));
+    }
+}
+
+#[test]
+fn adjacent_gradients_are_clamped_as_one() {
+    // Together they fill whole vectors; separately each has edges.
+    let lens = [1, 2, 3, 5, 6, 7, 4096, 4];
+    let gradients: Vec<_> = lens.iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect();
+    let [adjacent, spaced] =
+        [Placement::adjacent, Placement::spaced].map(|layout| layout(&extents(&gradients)));
+    let clamp = Clip::by_value(0.5);
+    assert_eq!(dispatches(gpu(), &adjacent, clamp), 1);
+    assert_eq!(dispatches(gpu(), &spaced, clamp), 2);
+    assert_eq!(check(gpu(), &adjacent, &gradients), check(gpu(), &spaced, &gradients));
+}
+
+#[test]
+fn recommended_limits_bind_more_buffers_at_once() {
+    let adapter = &adapters()[0];
+    let base = Limits { max_storage_buffers_per_shader_stage: 8, ..Limits::default() };
+    let recommended = gradclip::Clipper::recommended_limits(adapter, &base);
+    assert!(recommended.check_limits(&adapter.limits()), "the adapter does not allow {recommended:?}");
+    assert!(
+        base.check_limits(&recommended),
+        "the recommended limits are below the given ones: {recommended:?}"
+    );
+    let gradients: Vec<_> = (0..60).map(|seed| noise(seed, 100)).collect();
+    let placement = Placement::separate(&extents(&gradients));
+    // wgpu also limits the total of all kinds of buffers, which is low on Metal.
+    let narrow =
+        Limits { max_buffers_and_acceleration_structures_per_shader_stage: 12, ..recommended.clone() };
+    let [few, some, many] = [base, narrow, recommended].map(|limits| {
+        let gpu = Gpu::open(adapter, limits);
+        check(&gpu, &placement, &gradients);
+        dispatches(&gpu, &placement, NORM)
+    });
+    let least = if is_software(&adapter.get_info()) { 2 } else { 1 };
+    assert_eq!((few, some, many), (10 + 1 + 10, 6 + 1 + 6, least + 1 + least));
+}

@@ -1,0 +1,12 @@
+//! A module for each file of `shaders/stages`, with its name.
+
+mod agc;
+mod clamp;
+mod finalize;
+mod finalize_power;
+mod partials;
+mod partials_power;
+mod scale;
+mod step_counts;
+mod supplied_norm;
+mod z_clip;
