@@ -1,20 +1,21 @@
-//! What PyTorch did: `tests/fixtures/torch_golden.json` as cases.
+//! The outcomes of PyTorch, from `tests/fixtures/torch_golden.json`.
 
 use std::collections::HashMap;
 
 use gradclip::{Error, NormType};
 use serde_json::Value;
 
-use crate::cases::{Case, Expect, Method, Options, Peer};
+use crate::case::{Case, Expect, Method, Options, Peer};
 
-/// Where this crate differs from PyTorch.
+/// A difference from PyTorch.
 #[derive(Clone, Copy)]
 enum Difference {
-    /// PyTorch sums, and takes powers, in f32, which shows in its norm; and a coefficient below 2^-126 has lost bits there.
+    /// PyTorch computes sums and powers in f32, which affects the last bits of its norm. Its coefficients below 2^-126 have fewer
+    /// bits.
     Rounded,
-    /// PyTorch makes zeros of finite gradients: their squares, or their norm, exceed f32. Here such a norm is one like any other.
+    /// PyTorch sets finite gradients to zero if their squares or their norm exceed f32. This crate clips them.
     Better,
-    /// PyTorch takes a limit that makes no sense.
+    /// PyTorch accepts an invalid limit.
     Error,
 }
 
@@ -42,10 +43,10 @@ const DIFFERENCES: [(&str, Difference); 21] = [
     ("torch/value/specials/5", Difference::Error),
 ];
 
-/// The calls that have a counterpart here, numbered by name.
+/// Returns a case for each call that this crate has too. Calls of the same name are numbered.
 pub(crate) fn cases() -> Vec<Case> {
     let golden: Value =
-        serde_json::from_str(include_str!("../fixtures/torch_golden.json")).expect("well-formed JSON");
+        serde_json::from_str(include_str!("../../fixtures/torch_golden.json")).expect("well-formed JSON");
     let by_norm = list(&golden["norm"]).iter().map(|call| {
         let max_norm = decimal(&call["max_norm"]);
         let p = decimal(&call["norm_type"]);

@@ -1,18 +1,18 @@
-//! What optax and TensorFlow did: `tests/fixtures/peers.json` as cases.
+//! The outcomes of optax and TensorFlow, from `tests/fixtures/peers.json`.
 
 use gradclip::{DType, Epsilon};
 use serde_json::Value;
 
-use crate::cases::{Case, Expect, Method, Options, Peer};
+use super::torch_golden::{decimal, list, number, tensors, text};
+use crate::case::{Case, Expect, Method, Options, Peer};
 use crate::common::role::Role;
-use crate::golden::{decimal, list, number, tensors, text};
 
 pub(crate) fn cases() -> Vec<Case> {
     let peers: Value =
-        serde_json::from_str(include_str!("../fixtures/peers.json")).expect("well-formed JSON");
+        serde_json::from_str(include_str!("../../fixtures/peers.json")).expect("well-formed JSON");
     let adaptive = list(&peers["adaptive_grad_clip"]).iter().map(|call| {
-        let method = Method::Relative(decimal(&call["clipping"]), decimal(&call["eps"]));
-        // Below 1e-6 optax divides by that and not by the norm.
+        let method = Method::Agc(decimal(&call["clipping"]), decimal(&call["eps"]));
+        // optax divides by at least 1e-6, even if the norm is smaller.
         let is_better = call["below_floor"] == true;
         let case = case("optax/adaptive_grad_clip", call, method.into(), None, is_better);
         let role = |tensor: &Value| {
@@ -28,7 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("optax/clip_by_block_rms", call, method.into(), None, false)
     });
     let by_norm = list(&peers["clip_by_norm"]).iter().map(|call| {
-        let options = Options::from(Method::Own(decimal(&call["max_norm"]))).epsilon(Epsilon::None);
+        let options = Options::from(Method::Tensor(decimal(&call["max_norm"]))).epsilon(Epsilon::None);
         case("tensorflow/clip_by_norm", call, options, None, false)
     });
     let global = list(&peers["clip_by_global_norm"]).iter().map(|call| {

@@ -1,22 +1,22 @@
-//! What is right: the definition in `gradclip::reference`, to within what a path promises.
+//! The check against `gradclip::reference`, within the precision of a path.
 
 use gradclip::{ClipRecord, DType, Epsilon, NonFinite, NormType, reference};
 
-use crate::cases::{Expect, Method, Options, Peer};
+use crate::case::{Expect, Method, Options, Peer};
 use crate::common::numbers::rounded;
 use crate::common::role::Role;
 
-/// How exact a path is.
+/// The precision of a path.
 pub(crate) struct Precision {
-    /// The relative error of the norm of so many elements.
+    /// The relative error of a norm, by its type and the number of elements.
     norm: fn(NormType, usize) -> f64,
-    /// The relative error of the coefficient of a given norm.
+    /// The relative error of the coefficient for a given norm.
     coefficient: f64,
-    /// Whether subnormal numbers may become zeros where they are multiplied.
+    /// Whether multiplications may flush subnormal numbers to zero.
     flushes: bool,
 }
 
-/// One clip, and what came of it.
+/// One clip and its outcome.
 pub(crate) struct Step<'a> {
     pub(crate) before: &'a [Vec<f32>],
     pub(crate) roles: &'a [Role],
@@ -25,28 +25,28 @@ pub(crate) struct Step<'a> {
     pub(crate) after: &'a [Vec<f32>],
 }
 
-/// What shares a record: the gradients, and the elements of each.
+/// The elements of a record: the indices of its gradients, and their elements.
 struct Segment<'a> {
     members: Vec<(usize, &'a [f32])>,
     limit: f64,
-    /// Whether a path has the limit as it is here, and not from a norm that it has measured.
+    /// False if the path derives the limit from a norm that it has measured.
     limit_is_exact: bool,
 }
 
 /// Half a unit in the last place.
 const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
 
-/// What lies between two subnormals.
+/// The distance between two subnormals.
 const STEP: f64 = f32::from_bits(1) as f64;
 
-/// The norm is the exact one rounded once, but for the f64 in which it is summed; the coefficient is PyTorch's.
+/// Norms are summed in f64 and rounded once. Coefficients have the bits of PyTorch.
 pub(crate) const CPU: Precision =
     Precision { norm: |_, _| ROUNDING * (1.0 + 1e-6), coefficient: 0.0, flushes: false };
 
-/// No element is rounded in a sum more than some 75 times, however many there are (17 in the chain of an invocation,
-/// 12 up the tree of a workgroup, the rest where partials are joined), of which the root of L2 halves the effect. Vulkan
-/// allows 3 units in the last place for a root, 2.5 for a division, and correct rounding otherwise; but for a power only
-/// what its exponent and logarithm are good for. A largest or smallest magnitude is rounded at most once, by a loss scale.
+/// A sum rounds no element more than about 75 times, whatever the number of elements: 17 times in the chain of an invocation, 12
+/// times in the tree of a workgroup, and the rest in the sums of partials. The root of the L2 norm halves the relative error.
+/// Vulkan allows an error of 3 units in the last place for a root and 2.5 for a division. The error of a power follows from its
+/// exponential and its logarithm. A largest or smallest magnitude is rounded at most once, by a loss scale.
 pub(crate) const GPU: Precision = Precision {
     norm: |norm_type, elements| match norm_type {
         NormType::L1 | NormType::P(1.0) => ROUNDING * (elements.min(75) as f64 + 6.0),
@@ -58,7 +58,7 @@ pub(crate) const GPU: Precision = Precision {
     flushes: true,
 };
 
-/// PyTorch sums in f32, along chains that grow with the tensor: this is its error for a thousand elements.
+/// The error of PyTorch for a thousand elements. It sums in f32, along chains that grow with the tensor.
 const PYTORCH: f64 = 1e-6;
 
 impl Step<'_> {
@@ -66,28 +66,28 @@ impl Step<'_> {
         self.options.loss_scale.unwrap_or(1.0).recip()
     }
 
-    /// The same in norms: a count has no scale.
+    /// Returns the inverse scale of norms. The norm of p = 0 is a count, which has no scale.
     fn inverse_norm_scale(&self) -> f32 {
         if self.options.norm_type == NormType::P(0.0) { 1.0 } else { self.inverse_scale() }
     }
 
-    /// Whether each gradient, or each of its rows, is clipped by itself.
+    /// Returns whether each gradient, or each of its rows, is clipped alone.
     fn is_each(&self) -> bool {
-        matches!(self.options.methods[0], Method::Own(_) | Method::Rms(_) | Method::Relative(..))
+        matches!(self.options.methods[0], Method::Tensor(_) | Method::Rms(_) | Method::Agc(..))
     }
 
     fn is_by_value(&self) -> bool {
         matches!(self.options.methods[0], Method::Value(_) | Method::Range(..))
     }
 
-    /// The elements of each record, in the order of the records. A group may have no gradients, and a record all the same.
+    /// Returns the elements of each record, in the order of the records. A group without gradients has a record too.
     fn segments(&self) -> Vec<Segment<'_>> {
         if self.is_by_value() {
             return Vec::new();
         }
         if !self.is_each() {
             let group = |(group, method): (usize, &Method)| {
-                let Method::Norm(max_norm) = *method else { panic!("{method:?} among others") };
+                let Method::Norm(max_norm) = *method else { panic!("{method:?} in a group") };
                 let members = self.members(group).into_iter();
                 let members = members.map(|index| (index, &self.before[index][..])).collect();
                 Segment { members, limit: max_norm.into(), limit_is_exact: true }
@@ -99,21 +99,21 @@ impl Step<'_> {
         gradients.collect()
     }
 
-    /// A row of a gradient, whose record is its own.
+    /// Returns the segment of a row.
     fn row(&self, gradient: usize, row: usize) -> Segment<'_> {
         let role = &self.roles[gradient];
         let elements = self.rows_of(gradient, &self.before[gradient])[row];
         if !role.measured {
             return Segment { members: Vec::new(), limit: f64::INFINITY, limit_is_exact: true };
         }
-        #[expect(clippy::cast_possible_truncation, reason = "too large a limit is infinite")]
+        #[expect(clippy::cast_possible_truncation, reason = "a limit beyond f32 is infinite")]
         let limit = match self.options.methods[role.group] {
-            Method::Own(max_norm) => max_norm.into(),
+            Method::Tensor(max_norm) => max_norm.into(),
             Method::Rms(threshold) => {
                 f64::from((f64::from(threshold) * (elements.len().max(1) as f64).sqrt()) as f32)
             }
-            Method::Relative(f32::INFINITY, _) => f64::INFINITY,
-            Method::Relative(clipping, floor) => {
+            Method::Agc(f32::INFINITY, _) => f64::INFINITY,
+            Method::Agc(clipping, floor) => {
                 let parameter = role.parameter.expect("a parameter");
                 let parameter = self.rows_of(gradient, parameter)[row];
                 let norm = in_f32_precision(reference::norm(&[parameter], self.options.norm_type));
@@ -122,7 +122,7 @@ impl Step<'_> {
             }
             method => panic!("{method:?} has no rows"),
         };
-        let limit_is_exact = !matches!(self.options.methods[role.group], Method::Relative(..));
+        let limit_is_exact = !matches!(self.options.methods[role.group], Method::Agc(..));
         Segment { members: vec![(gradient, elements)], limit, limit_is_exact }
     }
 
@@ -132,7 +132,7 @@ impl Step<'_> {
         (0..rows).map(|row| &elements[row * len..(row + 1) * len]).collect()
     }
 
-    /// The gradients that are measured with a group.
+    /// Returns the gradients of a group that its norm includes.
     fn members(&self, group: usize) -> Vec<usize> {
         let is_member = |index: &usize| self.roles[*index].group == group && self.roles[*index].measured;
         (0..self.before.len()).filter(is_member).collect()
@@ -140,13 +140,13 @@ impl Step<'_> {
 
     fn epsilon(&self) -> f32 {
         match (self.options.epsilon, &self.options.methods[0]) {
-            (Some(Epsilon::None), _) | (None, Method::Rms(_) | Method::Relative(..)) => 0.0,
+            (Some(Epsilon::None), _) | (None, Method::Rms(_) | Method::Agc(..)) => 0.0,
             (Some(Epsilon::Value(value)), _) => value,
             _ => 1e-6,
         }
     }
 
-    /// The bounds of a clip by value, rounded to a type, in which they are finite if they were.
+    /// Returns the bounds of a clip by value, rounded to the type of a gradient. Finite bounds stay finite.
     fn bounds(&self, role: &Role) -> Option<[f32; 2]> {
         let [low, high] = match self.options.methods[role.group] {
             Method::Value(bound) => [-bound, bound],
@@ -166,7 +166,7 @@ impl Step<'_> {
 }
 
 impl Precision {
-    /// Whether one clip did what it means.
+    /// Checks the records and the elements of a clip.
     pub(crate) fn check(&self, step: &Step<'_>) {
         let segments = step.segments();
         assert_eq!(step.records.len(), segments.len(), "records");
@@ -193,7 +193,7 @@ impl Precision {
         }
     }
 
-    /// Whether elements became what their record says.
+    /// Checks the elements of a gradient or row against its record.
     fn check_scaled(
         &self,
         step: &Step<'_>,
@@ -212,7 +212,7 @@ impl Precision {
         }
     }
 
-    /// Whether this is the record of these elements, clipped to this limit.
+    /// Checks the record of a segment.
     fn check_record(&self, step: &Step<'_>, record: &ClipRecord, segment: &Segment<'_>) {
         let gradients: Vec<&[f32]> = segment.members.iter().map(|(_, elements)| *elements).collect();
         let elements = gradients.iter().map(|gradient| gradient.len()).sum();
@@ -223,21 +223,21 @@ impl Precision {
         let exact =
             reference::norm(&gradients, step.options.norm_type) * f64::from(step.inverse_norm_scale());
         let norm = record.total_norm;
-        assert!(is_near(norm, exact, tolerance), "the norm is {norm:e}, but expected was {exact:e}");
+        assert!(is_near(norm, exact, tolerance), "the norm is {norm:e}, but should be {exact:e}");
         let unbounded = f64::from(record.norm_significand) * f64::from(record.norm_exponent).exp2();
         let is_empty = record.norm_exponent == ClipRecord::EMPTY_EXPONENT;
-        assert_eq!(is_empty, elements == 0, "whether there is an element");
+        assert_eq!(is_empty, elements == 0, "the mark of an empty segment");
         let is_exact = (unbounded - exact).abs() <= (tolerance + ROUNDING) * exact.abs();
         assert!(
             is_exact || unbounded.to_bits() == exact.to_bits() || (unbounded.is_nan() && exact.is_nan()),
-            "the norm without bounds is {unbounded:e}, but expected was {exact:e}"
+            "the norm of significand and exponent is {unbounded:e}, but should be {exact:e}"
         );
 
         let (largest, expected) = (record.max_magnitude, reference::max_magnitude(&gradients) * inverse);
         let tolerance = if inverse == 1.0 { 0.0 } else { self.coefficient };
         assert!(
             self.is_product(largest, expected.into(), tolerance),
-            "the largest magnitude is {largest:e}, but expected was {expected:e}"
+            "the largest magnitude is {largest:e}, but should be {expected:e}"
         );
 
         let (coef, expected) = (record.clip_coef, coefficient(unbounded, segment.limit, step.epsilon()));
@@ -248,20 +248,20 @@ impl Precision {
         };
         assert!(
             self.is_product(coef, expected, tolerance) && (coef <= 1.0 || coef.is_nan()),
-            "the coefficient is {coef:e}, but expected was {expected:e}"
+            "the coefficient is {coef:e}, but should be {expected:e}"
         );
-        assert_eq!(record.clipped(), coef != 1.0, "clipped, with the coefficient {coef:e}");
+        assert_eq!(record.clipped(), coef != 1.0, "the flag `clipped`, with the coefficient {coef:e}");
 
         let is_bad = |(_, elements): &&(usize, &[f32])| elements.iter().any(|g| !g.is_finite());
         let first = segment.members.iter().find(is_bad).map(|(gradient, _)| *gradient);
-        assert_eq!(record.first_non_finite(), first, "the first gradient that is not finite");
-        // Not a norm that exceeds f32.
+        assert_eq!(record.first_non_finite(), first, "the first non-finite gradient");
+        // A norm beyond f32 is not non-finite.
         let non_finite = expected.is_nan() || first.is_some();
-        assert_eq!(record.non_finite(), non_finite, "non-finite, with the norm {norm:e}");
+        assert_eq!(record.non_finite(), non_finite, "the flag `non_finite`, with the norm {norm:e}");
         let policy = if non_finite { step.options.non_finite } else { NonFinite::Propagate };
         assert_eq!(record.skip(), matches!(policy, NonFinite::Skip | NonFinite::Error), "skip");
         assert_eq!(record.zeroed(), policy == NonFinite::Zero, "zeroed");
-        // Where f32 holds the coefficient, the factor follows from it to the bit.
+        // The factor has the bits of the product, unless the coefficient is outside the range of f32.
         let (coef, tolerance) = if coef.is_normal() || coef.is_nan() || expected == 0.0 {
             (coef.into(), 0.0)
         } else {
@@ -276,17 +276,17 @@ impl Precision {
         let factor = factor_of(record);
         assert!(
             (factor - expected).abs() <= tolerance * expected.abs() || factor.is_nan() && expected.is_nan(),
-            "the factor is {factor:e}, but expected was {expected:e}"
+            "the factor is {factor:e}, but should be {expected:e}"
         );
         assert!(
             self.is_product(record.factor, factor, 0.0),
-            "it is {factor:e}, but also {:e}",
+            "the factor is {factor:e} by significand and exponent, but {:e} in f32",
             record.factor
         );
     }
 
-    /// What may become of an element.
-    #[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+    /// Returns the allowed products of an element and the factor.
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is intended")]
     fn scaled(&self, g: f32, record: &ClipRecord) -> [f32; 3] {
         if record.factor == 1.0 {
             return exactly(g);
@@ -302,10 +302,10 @@ impl Precision {
         ]
     }
 
-    /// How the outcome stands to what PyTorch does.
+    /// Compares the outcome with the outcome of a peer.
     pub(crate) fn compare(&self, step: &Step<'_>, expect: &Expect) {
         let elements = step.before.iter().map(Vec::len).sum();
-        // To the bit where the path promises PyTorch's coefficient to the bit.
+        // Zero if the path has the coefficients of PyTorch.
         let own = if self.coefficient == 0.0 {
             0.0
         } else {
@@ -320,7 +320,7 @@ impl Precision {
         assert_eq!(
             self.agrees(peer, step, tolerance),
             agreed,
-            "agreement with a peer, which says {peer:?}, on {:?} and {:?}",
+            "agreement with {peer:?} of {:?} and {:?}",
             step.records,
             step.after
         );
@@ -332,7 +332,7 @@ impl Precision {
         norms.chain(elements).all(|(ours, theirs)| self.is_product(ours, theirs.into(), tolerance))
     }
 
-    /// Whether `x` is this number, rounded or flushed.
+    /// Returns whether `x` is `exact`, rounded or flushed to zero.
     fn is_product(&self, x: f32, exact: f64, tolerance: f64) -> bool {
         let is_flushed = x == 0.0 && x.is_sign_negative() == exact.is_sign_negative();
         let is_beside = exact != 0.0 && (f64::from(x) - exact).abs() <= STEP;
@@ -341,7 +341,7 @@ impl Precision {
     }
 }
 
-/// Every element of a gradient must be one of the two that are allowed.
+/// Checks that every element of a gradient is one of the allowed numbers.
 fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: impl Fn(f32) -> [f32; 3]) {
     for (element, (&before, &after)) in before.iter().zip(after).enumerate() {
         let allowed = expected(before);
@@ -352,8 +352,8 @@ fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: imp
     }
 }
 
-/// The coefficient, with PyTorch's order of operations: each is rounded to the precision of f32, but not to its range. Without
-/// a normal number to divide by it is 1. The product is left to be rounded.
+/// Returns the coefficient in PyTorch's order of operations. Each operation rounds to the precision of f32, but not to its range,
+/// and the last product is not rounded. If the divisor is zero or subnormal, the coefficient is 1.
 fn coefficient(norm: f64, max_norm: f64, epsilon: f32) -> f64 {
     let sum = in_f32_precision(norm + f64::from(epsilon));
     let coef = in_f32_precision(sum.recip()) * max_norm;
@@ -361,18 +361,18 @@ fn coefficient(norm: f64, max_norm: f64, epsilon: f32) -> f64 {
     if coef > 1.0 || is_nothing { 1.0 } else { coef }
 }
 
-/// What every element is multiplied by. 2^-1000 is as good as anything less.
+/// Returns the factor of the elements. Smaller factors than 2^-1000 have the same effect.
 fn factor_of(record: &ClipRecord) -> f64 {
     f64::from(record.factor_significand) * f64::from(record.factor_exponent.max(-1000)).exp2()
 }
 
-/// The nearest number of 24 bits.
+/// Rounds to 24 bits.
 fn in_f32_precision(x: f64) -> f64 {
     if x == 0.0 || !x.is_finite() {
         return x;
     }
     let unit = x.abs().log2().floor().exp2();
-    #[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is intended")]
     let significand = (x / unit) as f32;
     f64::from(significand) * unit
 }
@@ -381,13 +381,13 @@ fn exactly(g: f32) -> [f32; 3] {
     [g, g, g]
 }
 
-/// The same bits; any NaN is as good as any other.
+/// Returns whether the bits are the same, or both numbers are NaN.
 fn is_same(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }
 
-/// Whether `x` is this number, rounded. Zeros have a sign, infinities no neighbours.
-#[expect(clippy::cast_possible_truncation, reason = "what f32 cannot hold is infinite")]
+/// Returns whether `x` is `exact`, rounded. The signs of zeros must agree, and infinities have no tolerance.
+#[expect(clippy::cast_possible_truncation, reason = "numbers beyond f32 become infinite")]
 fn is_near(x: f32, exact: f64, tolerance: f64) -> bool {
     let rounded = exact as f32;
     if tolerance == 0.0 || rounded == 0.0 || !rounded.is_finite() {

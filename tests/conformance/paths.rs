@@ -1,0 +1,94 @@
+//! The paths, and their agreement: the bits of a clip depend only on the adapter.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex};
+
+use gradclip::{Clip, ClipRecord, wgpu};
+
+use crate::common::clip::{Outcome, clip_groups_on_cpu};
+use crate::common::gpu::{Gpu, adapters, least_limits};
+use crate::common::numbers::bits;
+use crate::common::placement::{Extent, Placement};
+use crate::common::role::Role;
+use crate::reference_check::{self, Precision};
+
+/// A device with a layout of the buffers, or the CPU.
+pub(crate) struct Path {
+    pub(crate) name: String,
+    pub(crate) precision: &'static Precision,
+    means: Means,
+}
+
+enum Means {
+    Cpu,
+    Gpu { gpu: Arc<Gpu>, layout: Layout, agreement: Arc<Agreement> },
+}
+
+type Layout = fn(&[Extent]) -> Placement;
+
+pub(crate) fn all() -> Vec<Arc<Path>> {
+    let layouts: [(_, Layout); 3] =
+        [("separate", Placement::separate), ("arena", Placement::arena), ("packed", Placement::packed)];
+    let mut paths = vec![Path { name: "cpu".into(), precision: &reference_check::CPU, means: Means::Cpu }];
+    for adapter in adapters() {
+        let agreement = Arc::<Agreement>::default();
+        let configurations =
+            [("default", wgpu::Limits::default()), ("full", adapter.limits()), ("least", least_limits())];
+        for (configuration, limits) in configurations {
+            let gpu = Arc::new(Gpu::open(&adapter, limits));
+            for (name, layout) in layouts {
+                paths.push(Path {
+                    name: format!("{}/{configuration}/{name}", short_name(&adapter.get_info())),
+                    precision: &reference_check::GPU,
+                    means: Means::Gpu { gpu: gpu.clone(), layout, agreement: agreement.clone() },
+                });
+            }
+        }
+    }
+    paths.into_iter().map(Arc::new).collect()
+}
+
+/// Returns the name of an adapter in trials: `llvmpipe-vulkan` for "llvmpipe (LLVM 15.0.6, 256 bits)" on Vulkan.
+fn short_name(info: &wgpu::AdapterInfo) -> String {
+    let name = info.name.split(" (").next().unwrap_or_default().replace(' ', "-");
+    format!("{name}-{}", info.backend).to_lowercase()
+}
+
+impl Path {
+    pub(crate) fn clip(&self, gradients: &[Vec<f32>], roles: &[Role], clips: &[Clip]) -> Outcome {
+        match &self.means {
+            Means::Cpu => clip_groups_on_cpu(gradients, roles, clips),
+            Means::Gpu { gpu, layout, .. } => {
+                let extents =
+                    roles.iter().zip(gradients).map(|(role, gradient)| (role.dtype, gradient.len()));
+                gpu.clip_groups(&layout(&extents.collect::<Vec<_>>()), gradients, roles, clips)
+            }
+        }
+    }
+
+    /// Checks that the outcome has the same bits as on the other paths of the adapter.
+    pub(crate) fn check_agreement(&self, clip: String, records: &[ClipRecord], after: &[Vec<f32>]) {
+        if let Means::Gpu { agreement, .. } = &self.means {
+            agreement.check(self, clip, records, after);
+        }
+    }
+}
+
+/// A hash of the outcome of each clip on an adapter, which must not depend on the limits or on the layout.
+#[derive(Default)]
+struct Agreement(Mutex<HashMap<String, (String, u64)>>);
+
+impl Agreement {
+    fn check(&self, path: &Path, clip: String, records: &[ClipRecord], after: &[Vec<f32>]) {
+        let mut hasher = DefaultHasher::new();
+        bytemuck::cast_slice::<_, u8>(records).hash(&mut hasher);
+        bits(after).hash(&mut hasher);
+        let hash = hasher.finish();
+        let (first, expected) = {
+            let mut outcomes = self.0.lock().expect("no trial panics while it holds the lock");
+            outcomes.entry(clip).or_insert_with(|| (path.name.clone(), hash)).clone()
+        };
+        assert_eq!(hash, expected, "the bits differ from those of {first}: {records:?}");
+    }
+}
