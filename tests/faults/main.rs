@@ -1,7 +1,10 @@
-//! What a driver may do: lose the device, run out of memory. `vulkan_shim.c` stands in front of the Vulkan loader and fails on
-//! demand. The environment decides which loader a process loads, so each scenario is a process of its own.
+//! Faults of a driver: a lost device, and no memory. `vulkan_shim.c` wraps the Vulkan loader and fails on demand. The environment
+//! decides which loader a process loads, so each scenario runs in a process of its own.
 #![cfg_attr(target_os = "linux", expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
+#[cfg(target_os = "linux")]
+#[path = "../common/mod.rs"]
+mod common;
 #[cfg(target_os = "linux")]
 mod scenarios;
 
@@ -10,10 +13,10 @@ fn main() -> std::process::ExitCode {
     linux::main()
 }
 
-/// Only there does the environment say which Vulkan loader is loaded.
+/// Only on Linux does the environment decide which Vulkan loader a process loads.
 #[cfg(not(target_os = "linux"))]
 fn main() {
-    println!("not run: faults of a driver are injected on Linux only");
+    println!("skipped: these tests inject faults only on Linux");
 }
 
 #[cfg(target_os = "linux")]
@@ -28,7 +31,7 @@ mod linux {
 
     use crate::scenarios::{self, Scenario};
 
-    /// Tells a process which scenario it is.
+    /// The environment variable with the name of the scenario.
     const SCENARIO: &str = "GRADCLIP_FAULTS_SCENARIO";
 
     pub(crate) fn main() -> ExitCode {
@@ -41,19 +44,19 @@ mod linux {
         let trial = |scenario: &'static Scenario| {
             let loader = loader.clone();
             Trial::test(scenario.name, move || {
-                loader.as_ref().as_ref().map_err(Failed::from)?.try_out(scenario)
+                loader.as_ref().as_ref().map_err(Failed::from)?.run_scenario(scenario)
             })
         };
         let mut trials: Vec<_> = scenarios::ALL.iter().map(trial).collect();
         if let Some(command) = option_env!("CARGO_BIN_EXE_gradclip") {
             let loader = loader.clone();
-            let run = move || loader.as_ref().as_ref().map_err(Failed::from)?.try_out_command(command);
+            let run = move || loader.as_ref().as_ref().map_err(Failed::from)?.run_command(command);
             trials.push(Trial::test("the_command_fails_in_one_line", run));
         }
         libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
     }
 
-    /// The loader that fails on demand.
+    /// The compiled shim, and the real loader.
     struct Loader {
         folder: TempDir,
         real: PathBuf,
@@ -61,15 +64,15 @@ mod linux {
 
     impl Loader {
         fn build() -> Result<Self, String> {
-            // Enumerating loads the real one; then the system knows where it is.
+            // Loads the real loader, whose path is then in the memory map.
             assert!(
                 !gradclip::adapters::enumerate().is_empty(),
-                "no adapter: scripts/test installs a software one"
+                "no adapter; scripts/test installs a software adapter"
             );
             let maps = fs::read_to_string("/proc/self/maps").unwrap();
             let mut paths = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..]));
             let real =
-                paths.find(|path| path.contains("/libvulkan.so")).ok_or("no adapter of Vulkan is here")?;
+                paths.find(|path| path.contains("/libvulkan.so")).ok_or("there is no Vulkan adapter")?;
             let folder = tempfile::tempdir().unwrap();
             let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/vulkan_shim.c");
             let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
@@ -86,7 +89,7 @@ mod linux {
             Ok(Self { folder, real: real.into() })
         }
 
-        /// A command that runs with this loader and with these faults from the start.
+        /// Runs a command with the shim and with faults from the start.
         fn run(&self, mut command: Command, faults: &[&str]) -> Output {
             let folder = tempfile::tempdir().unwrap();
             for fault in faults {
@@ -99,14 +102,14 @@ mod linux {
             command.env(scenarios::FOLDER, folder.path()).output().unwrap()
         }
 
-        fn try_out(&self, scenario: &Scenario) -> Result<(), Failed> {
+        fn run_scenario(&self, scenario: &Scenario) -> Result<(), Failed> {
             let mut command = Command::new(env::current_exe().unwrap());
             command.env(SCENARIO, scenario.name);
             let output = self.run(command, &[]);
-            if output.status.success() { Ok(()) } else { Err(told(&output).into()) }
+            if output.status.success() { Ok(()) } else { Err(description(&output).into()) }
         }
 
-        fn try_out_command(&self, command: &str) -> Result<(), Failed> {
+        fn run_command(&self, command: &str) -> Result<(), Failed> {
             let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/exploding_rnn.safetensors");
             for fault in ["lost", "submit", "pipeline", "buffer"] {
                 let mut clip = Command::new(command);
@@ -118,14 +121,14 @@ mod linux {
                     || !output.stdout.is_empty()
                     || !last.starts_with("gradclip: ")
                 {
-                    return Err(format!("{fault}: {}", told(&output)).into());
+                    return Err(format!("{fault}: {}", description(&output)).into());
                 }
             }
             Ok(())
         }
     }
 
-    fn told(output: &Output) -> String {
+    fn description(output: &Output) -> String {
         let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
         format!("{}\n{stdout}{stderr}", output.status)
     }

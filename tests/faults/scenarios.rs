@@ -1,17 +1,19 @@
-//! What happens in a process with a loader that fails on demand.
+//! The scenarios, each of which runs in a process with a loader that fails on demand.
 
 use std::path::Path;
 use std::time::Duration;
 use std::{env, fs, process, thread};
 
 use gradclip::slices::{DeviceChoice, SliceClipper};
-use gradclip::wgpu::{self, CommandEncoderDescriptor};
+use gradclip::wgpu;
 use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, ReadBack, ReadBackQueue};
 
-/// The environment variable with the folder of the faults that are on.
+use crate::common::gpu::{Gpu, adapters};
+
+/// The environment variable with the folder that has a file for each active fault.
 pub(crate) const FOLDER: &str = "FAULTS";
 
-/// After so long nothing more is to be expected.
+/// The time after which a scenario counts as hanging.
 const HANGING: Duration = Duration::from_secs(60);
 
 const MEASURE: Clip = Clip::by_global_norm(1.0).coefficient_only();
@@ -28,11 +30,11 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    nothing_goes_wrong
+    no_fault
     lost_before_wait
     lost_before_await
-    lost_before_a_look
-    lost_before_a_queue_looks
+    lost_before_a_poll
+    lost_before_a_queue_polls
     lost_in_a_submission
     lost_for_several_threads
     lost_between_encode_and_read_back
@@ -44,7 +46,7 @@ scenarios! {
     slices_without_memory
 }
 
-/// Lets calls fail from now on.
+/// Makes calls fail from now on.
 pub(crate) fn begin(fault: &str, folder: &Path) {
     fs::write(folder.join(fault), []).unwrap();
 }
@@ -57,64 +59,41 @@ fn mended(fault: &str) {
     fs::remove_file(Path::new(&env::var_os(FOLDER).unwrap()).join(fault)).unwrap();
 }
 
-struct Gpu {
-    device: wgpu::Device,
-    queue: wgpu::Queue,
-    clipper: Clipper,
+/// Opens the first adapter, and ends the process if a scenario hangs.
+fn open() -> Gpu {
+    thread::spawn(|| {
+        thread::sleep(HANGING);
+        eprintln!("the scenario hangs");
+        process::exit(1);
+    });
+    let adapter = &adapters()[0];
+    assert_eq!(adapter.get_info().backend, wgpu::Backend::Vulkan);
+    Gpu::open(adapter, wgpu::Limits::default())
 }
 
-impl Gpu {
-    fn open() -> Self {
-        thread::spawn(|| {
-            thread::sleep(HANGING);
-            eprintln!("it hangs");
-            process::exit(1);
-        });
-        let adapter = gradclip::adapters::enumerate().into_iter().next().unwrap();
-        assert_eq!(adapter.get_info().backend, wgpu::Backend::Vulkan);
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
-        let clipper = Clipper::new(&device).unwrap();
-        Self { device, queue, clipper }
-    }
+/// Uploads a gradient of norm 5.
+fn gradient(gpu: &Gpu) -> wgpu::Buffer {
+    let buffer = gpu.writable(8);
+    gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&[3.0_f32, 4.0]));
+    buffer
+}
 
-    fn buffer(&self) -> wgpu::Buffer {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        let descriptor = wgpu::BufferDescriptor { label: None, size: 8, usage, mapped_at_creation: false };
-        let buffer = self.device.create_buffer(&descriptor);
-        self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&[3.0_f32, 4.0]));
-        buffer
-    }
+fn plan(gpu: &Gpu) -> ClipPlan {
+    gpu.clipper.prepare(&[Gradient::new(&gradient(gpu), DType::F32)], MEASURE).unwrap()
+}
 
-    fn plan(&self) -> ClipPlan {
-        self.clipper.prepare(&[Gradient::new(&self.buffer(), DType::F32)], MEASURE).unwrap()
-    }
-
-    fn encoder(&self) -> wgpu::CommandEncoder {
-        self.device.create_command_encoder(&CommandEncoderDescriptor::default())
-    }
-
-    fn step(&self, plan: &ClipPlan) -> ReadBack {
-        let mut encoder = self.encoder();
-        plan.encode(&mut encoder);
-        let ticket = plan.read_back(&mut encoder);
-        self.queue.submit([encoder.finish()]);
-        ticket
-    }
-
-    /// Every way in says so, as often as it is asked.
-    fn assert_lost(&self, plan: &ClipPlan, buffer: &wgpu::Buffer) {
-        for redeem in [ReadBack::wait, awaited, looked_at] {
-            assert_eq!(Clipper::new(&self.device).unwrap_err(), Error::DeviceLost);
-            // With kernels that are compiled, and with others.
-            for clip in [MEASURE, Clip::by_value(1.0)] {
-                let gradients = [Gradient::new(buffer, DType::F32)];
-                assert_eq!(self.clipper.prepare(&gradients, clip).unwrap_err(), Error::DeviceLost);
-            }
-            assert_eq!(plan.set_max_norms(&self.queue, &[2.0]), Err(Error::DeviceLost));
-            assert_eq!(plan.set_loss_scale(&self.queue, 2.0), Err(Error::DeviceLost));
-            assert_eq!(redeem(self.step(plan)), Err(Error::DeviceLost));
+/// Checks that every entry point reports the loss, every time.
+fn assert_lost(gpu: &Gpu, plan: &ClipPlan, buffer: &wgpu::Buffer) {
+    for redeem in [ReadBack::wait, awaited, looked_at] {
+        assert_eq!(Clipper::new(&gpu.device).unwrap_err(), Error::DeviceLost);
+        // With compiled kernels, and with kernels that are not compiled yet.
+        for clip in [MEASURE, Clip::by_value(1.0)] {
+            let gradients = [Gradient::new(buffer, DType::F32)];
+            assert_eq!(gpu.clipper.prepare(&gradients, clip).unwrap_err(), Error::DeviceLost);
         }
+        assert_eq!(plan.set_max_norms(&gpu.queue, &[2.0]), Err(Error::DeviceLost));
+        assert_eq!(plan.set_loss_scale(&gpu.queue, 2.0), Err(Error::DeviceLost));
+        assert_eq!(redeem(gpu.step(plan)), Err(Error::DeviceLost));
     }
 }
 
@@ -142,10 +121,10 @@ fn queued(ticket: ReadBack) -> Result<ClipRecord, Error> {
     }
 }
 
-/// The shim as such changes nothing, so that what the others see comes from its faults.
-fn nothing_goes_wrong() {
-    let gpu = Gpu::open();
-    let plan = gpu.plan();
+/// Without a fault the shim changes nothing.
+fn no_fault() {
+    let gpu = open();
+    let plan = plan(&gpu);
     for redeem in [ReadBack::wait, awaited, looked_at, queued] {
         assert_eq!(redeem(gpu.step(&plan)).unwrap().total_norm, 5.0);
     }
@@ -156,18 +135,18 @@ fn nothing_goes_wrong() {
 }
 
 fn lost_before(redeem: fn(ReadBack) -> Result<ClipRecord, Error>) {
-    let gpu = Gpu::open();
-    let (plan, buffer) = (gpu.plan(), gpu.buffer());
+    let gpu = open();
+    let (plan, buffer) = (plan(&gpu), gradient(&gpu));
     assert_eq!(redeem(gpu.step(&plan)).unwrap().total_norm, 5.0);
     let (first, second) = (gpu.step(&plan), gpu.step(&plan));
     fault("lost");
     assert_eq!(redeem(second), Err(Error::DeviceLost));
-    // It may have arrived with the submission of the second.
+    // The first record may have arrived during the submission of the second step.
     assert_right_or_lost(&redeem(first));
-    gpu.assert_lost(&plan, &buffer);
-    // Nor does it help that the driver answers again.
+    assert_lost(&gpu, &plan, &buffer);
+    // The device stays lost even if the driver works again.
     mended("lost");
-    gpu.assert_lost(&plan, &buffer);
+    assert_lost(&gpu, &plan, &buffer);
 }
 
 fn assert_right_or_lost(outcome: &Result<ClipRecord, Error>) {
@@ -185,29 +164,29 @@ fn lost_before_await() {
     lost_before(awaited);
 }
 
-fn lost_before_a_look() {
+fn lost_before_a_poll() {
     lost_before(looked_at);
 }
 
-fn lost_before_a_queue_looks() {
+fn lost_before_a_queue_polls() {
     lost_before(queued);
 }
 
 fn lost_in_a_submission() {
-    let gpu = Gpu::open();
-    let (plan, buffer) = (gpu.plan(), gpu.buffer());
+    let gpu = open();
+    let (plan, buffer) = (plan(&gpu), gradient(&gpu));
     let before = gpu.step(&plan);
     fault("submit");
     assert_eq!(gpu.step(&plan).wait(), Err(Error::DeviceLost));
-    gpu.assert_lost(&plan, &buffer);
-    // It had been submitted before.
+    assert_lost(&gpu, &plan, &buffer);
+    // This step was submitted before the loss.
     assert_right_or_lost(&before.wait());
 }
 
-/// Nobody polls but the tickets' own threads, all of which must hear of it.
+/// Only the threads of the tickets poll, and all of them must learn of the loss.
 fn lost_for_several_threads() {
-    let gpu = Gpu::open();
-    let plan = gpu.plan();
+    let gpu = open();
+    let plan = plan(&gpu);
     assert_eq!(gpu.step(&plan).wait().unwrap().total_norm, 5.0);
     let mut encoder = gpu.encoder();
     let tickets = [(); 4].map(|()| plan.read_back(&mut encoder));
@@ -220,10 +199,10 @@ fn lost_for_several_threads() {
     });
 }
 
-/// A staging buffer that cannot be made must not be recorded: `finish` would panic.
+/// If the staging buffer cannot be created, no copy to it must be recorded: `finish` would panic.
 fn lost_between_encode_and_read_back() {
-    let gpu = Gpu::open();
-    let (plan, other, buffer) = (gpu.plan(), gpu.plan(), gpu.buffer());
+    let gpu = open();
+    let (plan, other, buffer) = (plan(&gpu), plan(&gpu), gradient(&gpu));
     let mut encoder = gpu.encoder();
     plan.encode(&mut encoder);
     let ticket = gpu.step(&other);
@@ -232,7 +211,7 @@ fn lost_between_encode_and_read_back() {
     let ticket = plan.read_back(&mut encoder);
     gpu.queue.submit([encoder.finish()]);
     assert_eq!(ticket.wait(), Err(Error::DeviceLost));
-    gpu.assert_lost(&plan, &buffer);
+    assert_lost(&gpu, &plan, &buffer);
 }
 
 fn out_of_memory<T>(outcome: Result<T, Error>) {
@@ -240,21 +219,21 @@ fn out_of_memory<T>(outcome: Result<T, Error>) {
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error:?}");
 }
 
-/// wgpu gives a device up that has no memory for a pipeline.
+/// wgpu treats the device as lost if there is no memory for a pipeline.
 fn out_of_memory_for_a_pipeline() {
-    let gpu = Gpu::open();
-    let (plan, buffer) = (gpu.plan(), gpu.buffer());
+    let gpu = open();
+    let (plan, buffer) = (plan(&gpu), gradient(&gpu));
     fault("pipeline");
     out_of_memory(gpu.clipper.prepare(
         &[Gradient::new(&buffer, DType::F32)],
         Clip::by_norm(1.0).norm_type(gradclip::NormType::L1),
     ));
-    gpu.assert_lost(&plan, &buffer);
+    assert_lost(&gpu, &plan, &buffer);
 }
 
 fn out_of_memory_for_a_plan() {
-    let gpu = Gpu::open();
-    let (plan, buffer) = (gpu.plan(), gpu.buffer());
+    let gpu = open();
+    let (plan, buffer) = (plan(&gpu), gradient(&gpu));
     let prepare = || gpu.clipper.prepare(&[Gradient::new(&buffer, DType::F32)], MEASURE);
     fault("buffer");
     out_of_memory(prepare());
@@ -265,8 +244,8 @@ fn out_of_memory_for_a_plan() {
 }
 
 fn out_of_memory_for_a_read_back() {
-    let gpu = Gpu::open();
-    let plan = gpu.plan();
+    let gpu = open();
+    let plan = plan(&gpu);
     fault("buffer");
     out_of_memory(gpu.step(&plan).wait());
     out_of_memory(awaited(gpu.step(&plan)));
@@ -275,8 +254,8 @@ fn out_of_memory_for_a_read_back() {
 }
 
 fn a_read_back_that_cannot_be_mapped() {
-    let gpu = Gpu::open();
-    let plan = gpu.plan();
+    let gpu = open();
+    let plan = plan(&gpu);
     for what in ["map", "memory"] {
         fault(what);
     }
@@ -304,7 +283,7 @@ fn slices_on_a_lost_device() {
 }
 
 fn slices_without_memory() {
-    // wgpu itself panics where there is no memory for the pipelines of its own.
+    // wgpu itself panics if there is no memory for its own pipelines.
     fault("pipeline");
     let error = SliceClipper::new(&DeviceChoice::Gpu).unwrap_err();
     assert!(matches!(error, Error::NoDevice { .. }), "{error:?}");
