@@ -39,7 +39,15 @@ pub(crate) struct Gpu {
 
 impl Gpu {
     pub(crate) fn open(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Self {
-        let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+        Self::open_with(adapter, limits, wgpu::Features::empty())
+    }
+
+    pub(crate) fn open_with(
+        adapter: &wgpu::Adapter,
+        required_limits: wgpu::Limits,
+        required_features: wgpu::Features,
+    ) -> Self {
+        let descriptor = wgpu::DeviceDescriptor { required_limits, required_features, ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
         let clipper = Clipper::new(&device).expect("a device that meets the requirements");
         Self { device, queue, clipper }

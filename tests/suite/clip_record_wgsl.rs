@@ -8,27 +8,20 @@ use crate::wgsl_arithmetic::{numbers, run};
 /// Multiplies the first number by the factor of a record, as an optimizer does. The factor is the second number times 2^-200,
 /// and then the second number.
 const OPTIMIZER: &str = "
-@group(0) @binding(0) var<storage, read> pairs: array<vec2<u32>>;
-@group(0) @binding(1) var<storage, read_write> results: array<vec4<u32>>;
-
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    if (id.x < arrayLength(&pairs)) {
-        let pair = pairs[id.x];
-        var record: ClipRecord;
-        record.factor_significand = bitcast<f32>((pair.y & 0x807fffffu) | 0x3f800000u);
-        record.factor_exponent = i32((pair.y >> 23u) & 0xffu) - 127 - 200;
-        let scaled = clip_record_scaled(record, bitcast<f32>(pair.x));
-        record.factor = bitcast<f32>(pair.y);
-        record.factor_exponent += 200;
-        let plain = clip_record_scaled(record, bitcast<f32>(pair.x));
-        results[id.x] = vec4(bitcast<u32>(scaled), bitcast<u32>(plain), 0u, 0u);
-    }
+fn of_pair(pair: vec2<u32>) -> vec4<u32> {
+    var record: ClipRecord;
+    record.factor_significand = bitcast<f32>((pair.y & 0x807fffffu) | 0x3f800000u);
+    record.factor_exponent = i32((pair.y >> 23u) & 0xffu) - 127 - 200;
+    let scaled = clip_record_scaled(record, bitcast<f32>(pair.x));
+    record.factor = bitcast<f32>(pair.y);
+    record.factor_exponent += 200;
+    let plain = clip_record_scaled(record, bitcast<f32>(pair.x));
+    return vec4(bitcast<u32>(scaled), bitcast<u32>(plain), 0u, 0u);
 }
 ";
 
 #[test]
-#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
+#[expect(clippy::cast_possible_truncation, reason = "rounding is intended")]
 fn an_optimizer_multiplies_by_factors_beyond_f32() {
     let mut pairs: Vec<_> = numbers().into_iter().zip(numbers().into_iter().rev().map(f32::sqrt)).collect();
     // The exponents of the second numbers are from -64 to 63. The products of the last pairs are normal.

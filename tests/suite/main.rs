@@ -16,11 +16,13 @@ mod distributed;
 mod encode;
 mod guards;
 mod layout;
+mod long_tiles;
 mod loss_scale;
 mod pipeline_cache;
 mod properties;
 mod read_back;
 mod read_back_queue;
+mod read_back_threads;
 #[cfg(feature = "serde")]
 mod serialization;
 mod slices;

@@ -10,20 +10,18 @@ use crate::common::gpu::{Gpu, adapters};
 #[test]
 fn kernels_are_stored_in_a_pipeline_cache() {
     let adapter = &adapters()[0];
-    let required_features = adapter.features() & Features::PIPELINE_CACHE;
-    if required_features.is_empty() {
-        println!("not run: the adapter has no pipeline caches");
+    if !adapter.features().contains(Features::PIPELINE_CACHE) {
+        println!("skipped: the adapter has no pipeline caches");
         return;
     }
     let open = |data: Option<&[u8]>| {
-        let descriptor = wgpu::DeviceDescriptor { required_features, ..Default::default() };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+        let gpu = Gpu::open_with(adapter, wgpu::Limits::default(), Features::PIPELINE_CACHE);
         let descriptor = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
         #[expect(unsafe_code, reason = "wgpu cannot check the data of a cache")]
         // SAFETY: the data, if there is any, comes from a cache of the same adapter.
-        let cache = unsafe { device.create_pipeline_cache(&descriptor) };
-        let clipper = Clipper::with_pipeline_cache(&device, &cache).unwrap();
-        (Gpu { device, queue, clipper }, cache)
+        let cache = unsafe { gpu.device.create_pipeline_cache(&descriptor) };
+        let clipper = Clipper::with_pipeline_cache(&gpu.device, &cache).unwrap();
+        (Gpu { clipper, ..gpu }, cache)
     };
     let clip = |gpu: &Gpu| {
         let gradient = gpu.buffer_of(&[3.0_f32, 4.0]);

@@ -135,7 +135,7 @@ fn statistics_of_narrow_gradients_at_odd_offsets() {
 }
 
 #[test]
-fn rows_and_parameters_do_not_change_them() {
+fn rows_and_parameters_do_not_change_the_statistics() {
     let gpu = gpu();
     let gradients = [noise(1, 3 * 5000), vec![0.0; 12], [vec![0.0; 6], noise(2, 6)].concat()];
     let weights = gradients.each_ref().map(|gradient| vec![7.0; gradient.len()]);
@@ -216,7 +216,7 @@ fn a_plan_has_statistics_only_on_request() {
 }
 
 #[test]
-fn they_take_one_dispatch() {
+fn statistics_take_one_dispatch() {
     let gpu = gpu();
     let placed = gpu.place_packed(&gradients());
     let dispatches = |clip| gpu.clipper.prepare(&placed.gradients(), clip).unwrap().dispatches();

@@ -1,7 +1,7 @@
 //! The arithmetic of `shaders/lib`: square roots, reciprocals and products, rounded to nearest even on every adapter.
 //!
-//! A software adapter computes correctly rounded roots and quotients, and would pass without the corrections in the shader. So these tests
-//! spoil the estimates that the shader corrects, by as much as WGSL allows a device to be off.
+//! A software adapter computes correctly rounded roots and quotients, and would pass without the corrections in the shader. So
+//! these tests spoil the estimates that the shader corrects, by as much as WGSL allows a device to be off.
 
 use crate::common::numbers::noise;
 use crate::gpu;
@@ -12,7 +12,7 @@ const FUNCTIONS: &str = concat!(
     include_str!("../../shaders/lib/extended.wgsl")
 );
 
-/// Each invocation computes a root, a reciprocal and a product of a pair of numbers.
+/// Calls `of_pair` for each pair of numbers.
 const MAIN: &str = "
 @group(0) @binding(0) var<storage, read> pairs: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read_write> results: array<vec4<u32>>;
@@ -20,20 +20,26 @@ const MAIN: &str = "
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (id.x < arrayLength(&pairs)) {
-        let pair = pairs[id.x];
-        let root = square_root(bitcast<f32>(pair.x));
-        let significand = bitcast<f32>((pair.x & 0x7fffffu) | ONE);
-        results[id.x] = vec4(
-            bitcast<u32>(root),
-            bitcast<u32>(reciprocal(significand)),
-            nearest_f32(extended_product(extended(pair.x), extended(pair.y))),
-            bitcast<u32>(significand),
-        );
+        results[id.x] = of_pair(pairs[id.x]);
     }
 }
 ";
 
-/// Returns the shader with estimates that are `units` units in the last place too large.
+/// Computes a root, a reciprocal and a product of a pair of numbers.
+const OF_PAIR: &str = "
+fn of_pair(pair: vec2<u32>) -> vec4<u32> {
+    let root = square_root(bitcast<f32>(pair.x));
+    let significand = bitcast<f32>((pair.x & 0x7fffffu) | ONE);
+    return vec4(
+        bitcast<u32>(root),
+        bitcast<u32>(reciprocal(significand)),
+        nearest_f32(extended_product(extended(pair.x), extended(pair.y))),
+        bitcast<u32>(significand),
+    );
+}
+";
+
+/// Returns the functions with estimates that are `units` units in the last place too large.
 fn spoiled(units: i32) -> String {
     let spoil = format!(
         "\nfn spoiled(estimate: f32) -> f32 {{ return bitcast<f32>(u32(i32(bitcast<u32>(estimate)) + {units}i)); }}\n"
@@ -47,14 +53,14 @@ fn spoiled(units: i32) -> String {
         2,
         "the shader no longer contains the expressions that this test replaces"
     );
-    [&both, &spoil, MAIN].concat()
+    [&both, &spoil, OF_PAIR].concat()
 }
 
-/// Runs a shader over pairs of numbers.
+/// Runs the function `of_pair` of a WGSL text for pairs of numbers.
 pub(crate) fn run(source: &str, pairs: &[[f32; 2]]) -> Vec<[u32; 4]> {
     let gpu = gpu();
     let results = gpu.buffer_of(&vec![[0_u32; 4]; pairs.len()]);
-    let program = gpu.program(source, &[&gpu.buffer_of(pairs), &results]);
+    let program = gpu.program(&[source, MAIN].concat(), &[&gpu.buffer_of(pairs), &results]);
     gpu.submit(|encoder| program.encode(encoder, u32::try_from(pairs.len()).unwrap().div_ceil(64)));
     gpu.read(&results)
 }

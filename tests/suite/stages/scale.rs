@@ -24,7 +24,7 @@ proptest! {
 
     #[test]
     fn gradients_within_the_limit_keep_their_bits(gradients in gradients(), slack in 1.0001_f32..2.0) {
-        #[expect(clippy::cast_possible_truncation, reason = "the norms of these elements are f32s")]
+        #[expect(clippy::cast_possible_truncation, reason = "the norms of these elements fit into f32")]
         let max_norm = total_norm(&gradients) as f32 * slack + 2e-6;
         for after in on_both_paths(&gradients, Clip::by_global_norm(max_norm)) {
             prop_assert_eq!(bits(&after.gradients), bits(&gradients));

@@ -24,7 +24,7 @@ fn sequences() -> Vec<Sequence> {
         let bits = |value: &Value| u32::from_str_radix(value.as_str().unwrap(), 16).unwrap();
         value.as_array().unwrap().iter().map(|number| f32::from_bits(bits(number))).collect()
     };
-    // The paper adds 1e-6 to the deviation, and this crate does not. That matters for very small norms.
+    // The paper adds 1e-6 to the deviation, and this crate does not. Sequences in which that matters are left out.
     let sequences =
         peers["zclip"].as_array().unwrap().iter().filter(|sequence| sequence["eps_matters"] == false);
     let sequence = |sequence: &Value| Sequence {

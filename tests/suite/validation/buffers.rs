@@ -150,7 +150,10 @@ fn a_buffer_must_be_alive_and_of_the_same_device() {
     let foreign = noop.sibling().storage(64);
     let dead = noop.storage(64);
     dead.destroy();
-    let is_rejected = |error: &Error, index| matches!(error, Error::BufferRejected { gradient, message } if gradient.as_ref().is_some_and(|gradient| gradient.index == index) && !message.is_empty());
+    let is_rejected = |error: &Error, index| {
+        let Error::BufferRejected { gradient: Some(gradient), message } = error else { return false };
+        gradient.index == index && !message.is_empty()
+    };
     for bad in [&foreign, &dead] {
         for clip in [NORM, NORM.coefficient_only(), Clip::by_value(1.0)] {
             let gradients = [f32s(&empty), f32s(&good).elements(0..4), f32s(bad), f32s(&good).elements(4..8)];
