@@ -1,4 +1,4 @@
-//! GPU and CPU path side by side: `cargo bench --bench clip`. What is measured, and what is not: benches/README.md.
+//! Compares the GPU path with the CPU path: `cargo bench --bench clip`. benches/README.md describes the method.
 
 use std::cell::LazyCell;
 use std::ops::Deref;
@@ -19,7 +19,7 @@ const SHAPES: [Shape; 4] = [
     Shape::new("200x2^16", 200, 1 << 16),
 ];
 
-/// For elements spread evenly over -1 to 1, whose norms are then between 100 and 10000.
+/// The elements are uniform in [-1, 1), so that all norms are between 100 and 10000.
 const CASES: [Case; 5] = [
     Case::new("norm", Limit::None, 1),
     Case::new("clip exceeded", Limit::GlobalNorm(1.0), 3),
@@ -28,10 +28,10 @@ const CASES: [Case; 5] = [
     Case::new("clamp not exceeded", Limit::Value(1.0), 1),
 ];
 
-/// A software adapter would take minutes for more.
-const MOST_ELEMENTS_IN_SOFTWARE: usize = 1 << 20;
+/// The maximum on a software adapter, which would take minutes for more.
+const MAX_ELEMENTS_IN_SOFTWARE: usize = 1 << 20;
 
-/// How far a norm, and what is scaled by its coefficient, may be from the f64 reference, relatively.
+/// The maximum relative error of norms and clipped elements against the f64 reference.
 const TOLERANCE: f64 = 1e-6;
 
 fn main() {
@@ -50,7 +50,7 @@ fn main() {
             let expected = LazyCell::new(|| case.expected(&gradients));
             let mut group = criterion.benchmark_group(format!("{}/{}", case.name, shape.name));
             group.throughput(Throughput::BytesDecimal(case.passes * shape.bytes()));
-            if let Some(gpu) = gpu.as_ref().filter(|gpu| gpu.is_up_to(&shape)) {
+            if let Some(gpu) = gpu.as_ref().filter(|gpu| gpu.supports(&shape)) {
                 bench(&mut group, "gpu", &expected, || OnGpu::new(gpu, &gradients, case.clip()));
             }
             bench(&mut group, "cpu", &expected, || OnCpu::new(&gradients, case.clip()));
@@ -59,7 +59,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Times a path, once its answer has been found right.
+/// Checks the result of a path, then times it.
 fn bench<P: Path>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
@@ -68,7 +68,7 @@ fn bench<P: Path>(
 ) {
     let mut checked = None;
     group.bench_function(name, |bencher| {
-        // In here, because nothing is prepared for what the command line filters out.
+        // Prepared here, so that filtered benchmarks cost nothing.
         let path = checked.get_or_insert_with(|| {
             let mut path = open();
             timed(&mut path);
@@ -86,7 +86,7 @@ fn timed(path: &mut impl Path) -> Duration {
     start.elapsed()
 }
 
-/// How many gradients there are, and of how many elements each.
+/// The number of gradients and the elements of each.
 struct Shape {
     name: &'static str,
     tensors: usize,
@@ -105,7 +105,7 @@ impl Shape {
     fn gradients(&self) -> Vec<Vec<f32>> {
         let mut state = 1_u32;
         let mut random = || {
-            // The generator of Numerical Recipes; its low bits are poor, and a float has no room for them.
+            // The generator of Numerical Recipes. Its poor low bits are shifted out.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / 8_388_608.0 - 1.0
         };
@@ -116,7 +116,7 @@ impl Shape {
 struct Case {
     name: &'static str,
     limit: Limit,
-    /// How often the gradients have to be read or written at least, as far as no cache holds them.
+    /// The minimum number of read and write passes over the gradients.
     passes: u64,
 }
 
@@ -159,7 +159,7 @@ impl Case {
     }
 }
 
-/// What a clip is to give, or has given.
+/// The expected or actual result of a clip.
 struct Outcome {
     norm: Option<f64>,
     gradients: Vec<Vec<f32>>,
@@ -170,23 +170,26 @@ impl Outcome {
         let close = |expected: f64, found: f64| (found - expected).abs() <= TOLERANCE * expected.abs();
         match (self.norm, found.norm) {
             (Some(expected), Some(found)) => {
-                assert!(close(expected, found), "norm {found}, but it is {expected}");
+                assert!(close(expected, found), "the norm is {found}, but it should be {expected}");
             }
-            (expected, found) => assert_eq!(expected, found, "there is no norm"),
+            (expected, found) => assert_eq!(expected, found, "one of the norms is missing"),
         }
         assert_eq!(self.gradients.len(), found.gradients.len(), "gradients are missing");
         for (expected, found) in self.gradients.iter().zip(&found.gradients) {
             assert_eq!(expected.len(), found.len(), "elements are missing");
             for (&expected, &found) in expected.iter().zip(found) {
-                assert!(close(expected.into(), found.into()), "{found}, but it is {expected}");
+                assert!(
+                    close(expected.into(), found.into()),
+                    "an element is {found}, but it should be {expected}"
+                );
             }
         }
     }
 }
 
-/// A way to clip, with its own copy of the gradients. Only `clip` is timed.
+/// A path with its own copy of the gradients. Only `clip` is timed.
 trait Path {
-    /// Undoes a clip.
+    /// Restores the original gradients.
     fn restore(&mut self);
     fn clip(&mut self);
     fn outcome(&self) -> Outcome;
@@ -234,7 +237,7 @@ struct Gpu {
 }
 
 impl Gpu {
-    /// The best adapter, with all that it allows, introduced.
+    /// Opens the best adapter with all its limits and prints its name.
     fn open() -> Option<Self> {
         let Some(adapter) = gradclip::adapters::enumerate().into_iter().next() else {
             println!("GPU path: no adapter");
@@ -245,7 +248,7 @@ impl Gpu {
         println!("GPU path: {} ({}, {:?})", info.name, info.backend, info.device_type);
         if software {
             println!(
-                "  a software adapter: its figures say nothing about a GPU, and larger shapes are left out"
+                "  This is a software adapter. Its times say nothing about GPU speed, and larger shapes are skipped."
             );
         }
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
@@ -256,11 +259,11 @@ impl Gpu {
         Some(Self { device, queue, software })
     }
 
-    fn is_up_to(&self, shape: &Shape) -> bool {
-        !self.software || shape.tensors * shape.elements <= MOST_ELEMENTS_IN_SOFTWARE
+    fn supports(&self, shape: &Shape) -> bool {
+        !self.software || shape.tensors * shape.elements <= MAX_ELEMENTS_IN_SOFTWARE
     }
 
-    /// Encodes, submits and waits.
+    /// Records commands with `encode`, submits them and waits.
     fn run<T>(&self, encode: impl FnOnce(&mut CommandEncoder) -> T) -> T {
         let mut encoder = self.device.create_command_encoder(&CommandEncoderDescriptor::default());
         let encoded = encode(&mut encoder);

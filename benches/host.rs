@@ -1,9 +1,11 @@
-//! What a clip costs the host, by the number of buffers that gradients lie in: `cargo bench --bench host`.
+//! Times the host's part of a clip by the number of gradient buffers: `cargo bench --bench host`.
 //!
-//! `encode` records a step; `ready` is a step in an encoder of its own until it can be submitted, beside one with an empty pass;
-//! `prepare` makes a plan anew, for buffers that have moved. Buffers are small, and nothing is in these times that a GPU does.
-//! `--json` prints a line for each number of buffers, for `gradclip bench --check`; `--device` names the adapter.
-//! Not by criterion, which repeats by what is timed, and what is timed here is the lesser part of a step.
+//! `encode` is the time to record a step. `ready` also creates and finishes an encoder of its own; an encoder with an empty
+//! pass is printed for comparison. `prepare` is the time to prepare a plan again for buffers that have moved. The buffers
+//! are small, and the times exclude all work of the GPU. `--json` prints one line per number of buffers for
+//! `gradclip bench --check`; `--device` names the adapter.
+//!
+//! The bench does not use criterion: criterion chooses its repetitions by the timed part, which is the lesser part of a step.
 
 use std::time::Instant;
 
@@ -12,25 +14,25 @@ use gradclip::{Clip, Clipper, DType, Gradient, adapters};
 use serde_json::json;
 use wgpu::{BufferUsages, CommandEncoder, PollType};
 
-/// An arena; as many as the tensors of ResNet-50; of Llama-7B.
+/// One arena, and the tensor counts of ResNet-50 and Llama-7B.
 const BUFFERS: [usize; 3] = [1, 161, 291];
 const BYTES: u64 = 4 << 10;
 
 fn main() {
     env_logger::init();
-    // `cargo test` only sees that it runs.
+    // Under `cargo test` everything runs once.
     let arguments: Vec<String> = std::env::args().collect();
     let given = |name: &str| arguments.iter().position(|argument| argument == name);
     let repetitions = if given("--bench").is_some() { 101 } else { 1 };
     let name = given("--device").map_or("gpu", |at| arguments.get(at + 1).expect("--device has a value"));
-    let choice: DeviceChoice = name.parse().expect("every name can be a device's");
+    let choice: DeviceChoice = name.parse().expect("every name is a valid device choice");
     let mut adapters = adapters::enumerate();
     let index = choice.choose(&adapters).unwrap_or_else(|error| panic!("{error}"));
     let adapter = adapters.swap_remove(index.expect("the CPU path has no plans"));
     let required_limits = Clipper::recommended_limits(&adapter, &wgpu::Limits::default());
     let descriptor = wgpu::DeviceDescriptor { required_limits, ..wgpu::DeviceDescriptor::default() };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("the adapter opens");
-    let clipper = Clipper::new(&device).expect("the adapter is no less than WebGPU's baseline");
+    let clipper = Clipper::new(&device).expect("the adapter meets WebGPU's baseline");
     let host = Host { device, queue, repetitions };
 
     let (gpu, json) = (adapter.get_info().name, given("--json").is_some());
@@ -77,14 +79,14 @@ struct Host {
     repetitions: usize,
 }
 
-/// In microseconds.
+/// Times in microseconds.
 struct Times {
     encode: f64,
     ready: f64,
 }
 
 impl Host {
-    /// Of a step; it is submitted and waited for, so that wgpu's lists do not grow.
+    /// Times a step. Each step is submitted and awaited, so that wgpu's lists do not grow.
     fn step(&self, encode: impl Fn(&mut CommandEncoder)) -> Times {
         let once = |whole: bool| {
             let start = Instant::now();
@@ -102,7 +104,7 @@ impl Host {
     }
 
     fn median(&self, mut seconds: impl FnMut() -> f64) -> f64 {
-        seconds(); // The first is another thing.
+        seconds(); // A warm-up.
         let mut all: Vec<f64> = (0..self.repetitions).map(|_| seconds() * 1e6).collect();
         all.sort_by(f64::total_cmp);
         all[all.len() / 2]

@@ -1,9 +1,9 @@
-//! What the numbers of the norm kernel are worth on a device: `cargo bench --bench sweep`.
+//! Sweeps the launch parameters of the norm kernel on a device: `cargo bench --bench sweep`.
 //!
-//! It launches the library's own text with other sizes of workgroup and tile, with more slots, in more dispatches, and as a
-//! module without run-time checks: all on the same bytes, in turn, beside the read roofline, by the method of
-//! `gradclip bench`. Every answer is checked. The library has one value for each of these, and no knob; here is how to see
-//! whether it is the right one on some GPU.
+//! Launches the library's kernel with other workgroup and tile sizes, more slots, more dispatches, and as a module without
+//! runtime checks. All variants read the same bytes, take turns and are compared with the read roofline, by the method of
+//! `gradclip bench`. Every result is checked. The library hard-codes these parameters: the sweep shows whether its values
+//! suit a given GPU.
 
 use std::time::Duration;
 
@@ -13,43 +13,45 @@ use gradclip::kernels::tables::{Tile, fold_grid, tile_elements};
 use gradclip::kernels::{Alignment, Dialect, Kernel, Reduction, TileFormat, WORKGROUP_SIZE};
 use gradclip::slices::DeviceChoice;
 use gradclip::{DType, NormType, wgpu};
-use gradclip_measure::device::{Gpu, allocate_one};
+use gradclip_measure::data::SetData;
+use gradclip_measure::device::{GpuDevice, allocate_one};
+use gradclip_measure::sets::GradientSet;
 use gradclip_measure::table::Table;
-use gradclip_measure::timing::{Sample, Timed};
-use gradclip_measure::workloads::{Pristine, Set};
+use gradclip_measure::timing::{Sample, Timing};
 use gradclip_measure::{bytes, timing};
 use wgpu::util::{BufferInitDescriptor, DeviceExt as _};
 use wgpu::{BufferUsages, ErrorFilter};
 
+/// The default of `--bytes`.
 const BYTES: usize = 1 << 30;
-/// More would take a software adapter minutes.
+/// The default on a software adapter, which would take minutes for more.
 const BYTES_IN_SOFTWARE: usize = 4 << 20;
 
-/// Sweep the numbers of the norm kernel on one device
+/// Sweep the launch parameters of the norm kernel on one device
 #[derive(Parser)]
 struct Args {
     /// The GPU: gpu (a software adapter if there is no other), or part of a GPU's name
     #[arg(long, default_value = "gpu")]
     device: DeviceChoice,
 
-    /// How much to read, a power of two; as far as the device can bind it in one piece
+    /// The bytes to read: a power of two, at most the device's maximum binding size
     /// [default: 1GiB, 4MiB on a software adapter]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     bytes: Option<usize>,
 
-    /// For about how long to repeat, all in all; a few repetitions of everything there are in any case
+    /// The approximate time to measure in total; every row is repeated a few times in any case
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
     seconds: f64,
 
-    /// What `cargo bench` says. Without it, as in `cargo test`, everything runs a few times on little
+    /// Set by `cargo bench`. Without it, as in `cargo test`, every variant runs a few times on little data
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let gpu = Gpu::open(&args.device, None)?
-        .context("this is about GPUs: `--device gpu` takes a software adapter, too")?;
+    let gpu = GpuDevice::open(&args.device, None)?
+        .context("the sweep needs a GPU; `--device gpu` also accepts a software adapter")?;
     let default = if gpu.software { BYTES_IN_SOFTWARE } else { BYTES };
     let bytes = if args.bench { args.bytes.unwrap_or(default) } else { 1 << 20 };
     let limits = gpu.device.limits();
@@ -57,63 +59,63 @@ fn main() -> Result<()> {
     let longest = usize::try_from(longest).unwrap_or(usize::MAX);
     ensure!(
         bytes.is_power_of_two() && (1 << 16..=longest).contains(&bytes),
-        "--bytes is {bytes}: it must be a power of two from {} to {longest}",
+        "--bytes is {bytes}, but it must be a power of two from {} to {longest}",
         1 << 16
     );
-    let granted = Duration::try_from_secs_f64(if args.bench { args.seconds } else { 0.0 })?;
+    let budget = Duration::try_from_secs_f64(if args.bench { args.seconds } else { 0.0 })?;
 
-    let set = Set::new("sweep", DType::F32, vec![bytes / size_of::<f32>()]);
-    let pristine = Pristine::new(&set);
+    let set = GradientSet::new("sweep", DType::F32, vec![bytes / size_of::<f32>()]);
+    let data = SetData::new(&set);
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_DST;
     let buffer = allocate_one(&gpu.device, bytes, usage)?;
-    gpu.write(&buffer, pristine.bytes())?;
-    let read = gpu.kernels.read(std::slice::from_ref(&buffer));
-    let steps = gpu.best(false, &read)?;
+    gpu.write(&buffer, data.bytes())?;
+    let read = gpu.rooflines.read(std::slice::from_ref(&buffer));
+    let steps = gpu.fastest_steps(false, &read)?;
 
-    let (mut launches, mut refused) = (Vec::new(), Vec::new());
+    let (mut launches, mut rejected) = (Vec::new(), Vec::new());
     for variant in Variant::all(set.elements(), &limits) {
         match Launch::new(&gpu, &buffer, set.elements(), variant) {
             Ok(launch) => launches.push(launch),
-            Err(error) => refused.push(format!("{variant:?}: {error:#}")),
+            Err(error) => rejected.push(format!("{variant:?}: {error:#}")),
         }
     }
-    launches.iter().try_for_each(|launch| launch.check(&gpu, pristine.norm))?;
+    launches.iter().try_for_each(|launch| launch.check(&gpu, data.norm))?;
     let roofline = launches.len();
-    let timed = timing::interleaved(launches.len() + 1, granted, |index| {
+    let timings = timing::time_interleaved(launches.len() + 1, budget, |index| {
         if index == roofline {
-            gpu.time(false, |encoder| gpu.kernels.encode(&read, steps, encoder))
+            gpu.time(false, |encoder| gpu.rooflines.encode(&read, steps, encoder))
         } else {
             launches[index].time(&gpu)
         }
     })?;
-    print!("{}", table(&gpu, bytes, &launches, &timed));
-    for refused in refused {
-        println!("the device refuses {refused}");
+    print!("{}", table(&gpu, bytes, &launches, &timings));
+    for error in rejected {
+        println!("the device rejects {error}");
     }
     Ok(())
 }
 
-/// A way to launch the norm kernel.
+/// Launch parameters of the norm kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Variant {
-    /// What of it is not as in the library.
-    about: &'static str,
+    /// The parameters that differ from the library's.
+    varied: &'static str,
     workgroup: u32,
-    /// In elements.
+    /// The tile size, in elements.
     tile: usize,
-    /// Into how many windows a dispatch has the bytes cut, each with a binding of its own.
+    /// The number of windows of a dispatch, each with its own binding.
     slots: usize,
-    /// All write the same partials, so that each waits for the one before, as in a plan.
+    /// The number of dispatches. All write to the same buffer of partials, so that each waits for the previous one.
     dispatches: usize,
     checked: bool,
 }
 
 impl Variant {
-    /// Those that make sense for so many elements, that of the library first.
+    /// Returns the variants that fit `elements` elements and the device's limits, the library's first.
     fn all(elements: usize, limits: &wgpu::Limits) -> Vec<Self> {
         let tile = usize::try_from(tile_elements(elements as u64)).expect("a tile is small");
         let library = Self {
-            about: "library",
+            varied: "library",
             workgroup: WORKGROUP_SIZE,
             tile,
             slots: 1,
@@ -121,19 +123,19 @@ impl Variant {
             checked: true,
         };
         let sizes = [64, 128, 256, 512, 1024].into_iter().flat_map(|workgroup| {
-            let about = "workgroup, tile";
-            (12..=16).map(move |log2| Self { about, workgroup, tile: 1 << log2, ..library })
+            let varied = "workgroup, tile";
+            (12..=16).map(move |log2| Self { varied, workgroup, tile: 1 << log2, ..library })
         });
         let powers = |to: usize| (1..).map(|log2| 1 << log2).take_while(move |&power| power <= to);
-        // Two bindings are for other things.
+        // Two bindings hold the tile table and the partials.
         let bindings = limits
             .max_storage_buffers_per_shader_stage
             .min(limits.max_buffers_and_acceleration_structures_per_shader_stage)
             .min(limits.max_bindings_per_bind_group);
         let slots = powers((bindings as usize - 2).min(256));
-        let slots = slots.map(|slots| Self { about: "slots", slots, ..library });
-        let dispatches = powers(64).map(|dispatches| Self { about: "dispatches", dispatches, ..library });
-        let unchecked = Self { about: "module", checked: false, ..library };
+        let slots = slots.map(|slots| Self { varied: "slots", slots, ..library });
+        let dispatches = powers(64).map(|dispatches| Self { varied: "dispatches", dispatches, ..library });
+        let unchecked = Self { varied: "module", checked: false, ..library };
         let fits = |variant: &Self| {
             let most = limits.max_compute_workgroup_size_x.min(limits.max_compute_invocations_per_workgroup);
             variant.workgroup <= most && variant.slots * variant.dispatches * variant.tile <= elements
@@ -159,9 +161,9 @@ impl Variant {
         let module = if self.checked {
             device.create_shader_module(module)
         } else {
-            #[expect(unsafe_code, reason = "what it is worth is the question")]
-            // SAFETY: every tile of `tiles` lies in its window, tables and partials are as long as there are tiles, and all
-            // loops count down or up to a tile's length.
+            #[expect(unsafe_code, reason = "the sweep measures the cost of runtime checks")]
+            // SAFETY: every tile of `tiles` lies within its window, the tables and partials have one item per tile, and every
+            // loop is bounded by a tile's length.
             unsafe {
                 device.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked())
             }
@@ -179,12 +181,12 @@ impl Variant {
         })
     }
 
-    /// The elements of each window.
+    /// Returns the elements of a window.
     const fn window(self, elements: usize) -> usize {
         elements / (self.slots * self.dispatches)
     }
 
-    /// The work of one dispatch, whose partials follow on those of the dispatch before.
+    /// Returns the tiles of one dispatch. Its partials follow those of the previous dispatch.
     fn tiles(self, elements: usize, dispatch: usize) -> Vec<Tile> {
         let window = self.window(elements);
         let count = self.slots * window / self.tile;
@@ -198,12 +200,12 @@ impl Variant {
     }
 }
 
-/// A number that the shader indexes with.
+/// Converts an index for the shader.
 fn word(number: usize) -> u32 {
     u32::try_from(number).expect("a binding has fewer elements")
 }
 
-/// A variant on a buffer.
+/// A variant bound to a buffer.
 struct Launch {
     variant: Variant,
     pipeline: wgpu::ComputePipeline,
@@ -213,16 +215,16 @@ struct Launch {
 }
 
 impl Launch {
-    /// Fails if the device does not take it.
-    fn new(gpu: &Gpu, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Result<Self> {
+    /// Prepares a variant. Fails if the device rejects it.
+    fn new(gpu: &GpuDevice, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Result<Self> {
         let filters = [ErrorFilter::OutOfMemory, ErrorFilter::Internal, ErrorFilter::Validation];
         let scopes = filters.map(|filter| gpu.device.push_error_scope(filter));
         let launch = Self::unguarded(&gpu.device, buffer, elements, variant);
-        let mut refused = None;
+        let mut error = None;
         for scope in scopes.into_iter().rev() {
-            refused = pollster::block_on(scope.pop()).or(refused);
+            error = pollster::block_on(scope.pop()).or(error);
         }
-        refused.map_or(Ok(launch), |error| Err(anyhow!(error.to_string())))
+        error.map_or(Ok(launch), |error| Err(anyhow!(error.to_string())))
     }
 
     fn unguarded(device: &wgpu::Device, buffer: &wgpu::Buffer, elements: usize, variant: Variant) -> Self {
@@ -246,7 +248,7 @@ impl Launch {
         launch
     }
 
-    /// Adds a dispatch of these tiles on these windows.
+    /// Adds a dispatch of `tiles` on `windows`.
     fn bind(&mut self, device: &wgpu::Device, tiles: &[Tile], windows: &[wgpu::BufferBinding<'_>]) {
         let table = device.create_buffer_init(&BufferInitDescriptor {
             label: None,
@@ -279,18 +281,18 @@ impl Launch {
         }
     }
 
-    fn time(&self, gpu: &Gpu) -> Result<Sample> {
+    fn time(&self, gpu: &GpuDevice) -> Result<Sample> {
         gpu.time(false, |encoder| self.encode(encoder))
     }
 
-    /// Fails if the partials are not those of this norm.
-    fn check(&self, gpu: &Gpu, norm: f64) -> Result<()> {
+    /// Runs the variant and compares the norm of its partials with `norm`.
+    fn check(&self, gpu: &GpuDevice, norm: f64) -> Result<()> {
         let size = self.partials.size();
         gpu.run(|encoder| {
             self.encode(encoder);
             encoder.copy_buffer_to_buffer(&self.partials, 0, &gpu.staging, 0, size);
         })?;
-        let found = gpu.mapped(&gpu.staging, |bytes| {
+        let found = gpu.read_mapped(&gpu.staging, |bytes| {
             let partials = bytes[..usize::try_from(size)?].chunks_exact(size_of::<[f32; 2]>());
             let sum = |partial: &[u8]| f64::from(bytemuck::pod_read_unaligned::<[f32; 2]>(partial)[0]);
             Ok(partials.map(sum).sum::<f64>().sqrt())
@@ -301,8 +303,8 @@ impl Launch {
     }
 }
 
-fn table(gpu: &Gpu, bytes: usize, launches: &[Launch], timed: &[Timed]) -> String {
-    let roofline = timed[launches.len()].seconds;
+fn table(gpu: &GpuDevice, bytes: usize, launches: &[Launch], timings: &[Timing]) -> String {
+    let roofline = timings[launches.len()].seconds;
     let heading = [
         "varied",
         "workgroup",
@@ -316,16 +318,16 @@ fn table(gpu: &Gpu, bytes: usize, launches: &[Launch], timed: &[Timed]) -> Strin
         "roofline",
     ];
     let mut table = Table::new(heading).numbers_from(6);
-    for (Launch { variant, .. }, Timed { seconds, .. }) in launches.iter().zip(timed) {
+    for (Launch { variant, .. }, Timing { seconds, .. }) in launches.iter().zip(timings) {
         table.row([
-            variant.about.to_owned(),
+            variant.varied.to_owned(),
             variant.workgroup.to_string(),
             variant.tile.to_string(),
             variant.slots.to_string(),
             variant.dispatches.to_string(),
             if variant.checked { "checked" } else { "unchecked" }.to_owned(),
             format!("{:.1} µs", seconds.median * 1e6),
-            format!("{:.0} %", 100.0 * seconds.relative()),
+            format!("{:.0} %", 100.0 * seconds.relative_spread()),
             format!("{:.0}", bytes as f64 / seconds.median / 1e9),
             format!("{:.1} %", 100.0 * roofline.median / seconds.median),
         ]);
@@ -338,7 +340,7 @@ fn table(gpu: &Gpu, bytes: usize, launches: &[Launch], timed: &[Timed]) -> Strin
         roofline.count
     );
     if gpu.software {
-        text += "A software adapter: what it shows says nothing about GPU speed.\n";
+        text += "This is a software adapter. Its times say nothing about GPU speed.\n";
     }
     format!("{text}{table}")
 }

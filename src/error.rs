@@ -1,4 +1,4 @@
-//! Errors. Every message says what was given and what is allowed.
+//! `Error` and `GradientId`. Every message says what was given and what is allowed.
 
 use std::fmt;
 
@@ -44,7 +44,7 @@ impl From<usize> for GradientId {
 impl fmt::Display for GradientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.label {
-            // `Debug` escapes control characters, so that a label cannot talk to a terminal.
+            // `Debug` escapes control characters, which must not reach a terminal.
             Some(label) => write!(f, "{} ({label:?})", self.index),
             None => write!(f, "{}", self.index),
         }
@@ -172,7 +172,7 @@ pub enum Error {
     InGroup {
         /// The index of the group.
         group: usize,
-        /// What is wrong with its clip.
+        /// The error of its clip.
         error: Box<Self>,
     },
 
@@ -306,11 +306,11 @@ pub enum Error {
     Misaligned {
         /// The gradient.
         gradient: GradientId,
-        /// What is misaligned: the offset, the length or the buffer.
+        /// The misaligned quantity: the offset, the length or the buffer.
         what: &'static str,
         /// Its value, in bytes.
         given: u64,
-        /// What it must be a multiple of, in bytes.
+        /// The required divisor, in bytes.
         multiple: u64,
     },
 
@@ -345,7 +345,7 @@ pub enum Error {
         end: u64,
     },
 
-    /// A buffer that is mapped, so that wgpu would not submit what uses it.
+    /// A mapped buffer. wgpu does not submit commands that use it.
     #[error(
         "gradient {gradient}: its buffer is mapped, but it must be unmapped before a plan is prepared for it"
     )]
@@ -354,45 +354,46 @@ pub enum Error {
         gradient: GradientId,
     },
 
-    /// wgpu refused a buffer that belongs to another device, has been destroyed, or is mapped; or another resource.
+    /// A buffer that wgpu rejects: it belongs to another device, has been destroyed, or is mapped. Or another resource that wgpu
+    /// rejects, such as a pipeline cache of another device.
     #[error(
         "{}; buffers must belong to the clipper's device and be neither destroyed nor mapped: {message}",
         refused(gradient.as_ref())
     )]
     BufferRejected {
-        /// The first gradient whose buffer was refused; none where it is the source of a number.
+        /// The first gradient whose buffer was rejected. None for another resource, or for the source of a copied number.
         gradient: Option<GradientId>,
-        /// What wgpu said.
+        /// The message of wgpu.
         message: String,
     },
 
     // The device.
-    /// The device that was asked for does not exist, or cannot be opened.
+    /// The requested device does not exist, or cannot be opened.
     #[error("there is no {wanted} to clip on: {found}")]
     NoDevice {
-        /// What was asked for.
+        /// The requested device.
         wanted: String,
-        /// What there is instead, or what is wrong with it.
+        /// The available adapters, or the reason why it cannot be opened.
         found: String,
     },
 
-    /// The device allows less than is needed.
+    /// A limit of the device that is too small.
     #[error("{what} needs a {name} of at least {needed}, but the device allows {allowed}")]
     DeviceLimit {
-        /// What needs it.
+        /// The object that needs more.
         what: &'static str,
         /// The name of the limit, as in `wgpu::Limits`.
         name: &'static str,
-        /// The least that would do.
+        /// The required value.
         needed: u64,
-        /// What the device has.
+        /// The limit of the device.
         allowed: u64,
     },
 
-    /// The device has no room for what was asked.
+    /// The device is out of memory.
     #[error("out of memory for {what}{}", size(*bytes))]
     OutOfMemory {
-        /// What was to be allocated.
+        /// The object that could not be allocated.
         what: &'static str,
         /// Its size in bytes; 0 if it is not known.
         bytes: u64,
@@ -432,7 +433,7 @@ pub enum Error {
         groups: usize,
     },
 
-    /// The limit of a group, in a plan whose gradients or rows each have a limit of their own.
+    /// An update of a group's limit, in a plan that clips each gradient or row on its own.
     #[error("{what} sets the limit of a group, but this plan clips each gradient on its own")]
     NoGroupLimit {
         /// The method.
@@ -472,7 +473,7 @@ pub enum Error {
     )]
     ForeignQueue,
 
-    /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that follows a piece of another length than a multiple of
+    /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that does not begin at a multiple of
     /// [`CHUNK_LEN`](crate::cpu::Measurement::CHUNK_LEN).
     #[error(
         "a piece begins at element {at} of {}, but every piece except the last must have a multiple of {multiple} elements",
@@ -488,7 +489,7 @@ pub enum Error {
     },
 
     /// A [`cpu::Measurement`](crate::cpu::Measurement) begun by a plan whose norm type or
-    /// [`tensor_stats`](crate::Clip::tensor_stats) differs from that of the plan that concludes it.
+    /// [`tensor_stats`](crate::Clip::tensor_stats) differs from that of the plan that finishes it.
     #[error(
         "the measurement of gradient {gradient} was begun by a plan with another norm type, or with another value of \
          tensor_stats"
@@ -507,12 +508,12 @@ pub enum Error {
         what_is_not_finite(gradient.as_ref())
     )]
     NonFinite {
-        /// The first gradient that holds an infinity or a NaN. None where only a supplied norm, the norm of a parameter, or
-        /// the limit is infinite or NaN.
+        /// The first gradient that holds an infinity or a NaN. None if only a supplied norm, the norm of a parameter, or the
+        /// limit is infinite or NaN.
         gradient: Option<GradientId>,
         /// The norm.
         total_norm: f32,
-        /// The index of the record, where there are several.
+        /// The index of the record, if there are several.
         record: Option<usize>,
     },
 
@@ -544,7 +545,7 @@ pub enum Error {
     /// The error of one step of a [`ReadBackQueue`](crate::ReadBackQueue).
     #[error("step {step}: {error}")]
     InStep {
-        /// The step, as it was pushed.
+        /// The number that the step was pushed with.
         step: u64,
         /// The error that its ticket returned.
         error: Box<Self>,
@@ -611,7 +612,7 @@ mod tests {
     #[track_caller]
     fn says(error: &Error, message: &str) {
         assert_eq!(error.to_string(), message);
-        // Whoever prints the chain of sources prints nothing twice.
+        // A printer of the chain of sources must not print a message twice.
         assert!(std::error::Error::source(error).is_none());
     }
 

@@ -1,17 +1,4 @@
-#![doc = include_str!("../README.md")]
-//!
-//! # The layers of the API
-//!
-//! - The crate root: what a trainer on wgpu needs. [`Clipper`] prepares a [`ClipPlan`] for [`Gradient`]s in buffers and a
-//!   [`Clip`]; a [`ReadBack`] returns its [`ClipRecord`].
-//! - [`slices`]: calls that clip host slices, on a GPU or on the CPU.
-//! - [`cpu`]: the CPU path.
-//! - [`stats`]: statistics of each tensor, counts and norm histories over steps. [`loss_scale`]: a dynamic loss scale.
-//! - [`distributed`]: one norm for gradients on several devices. [`adapters`]: the adapters of this machine.
-//! - [`operation`] and [`wgsl`]: the checked clip and the kernels, for packages that execute them by other means than wgpu.
-//!   [`mod@reference`]: the definition, for tests.
-//!
-//! The crates whose types appear in the API are re-exported: [`wgpu`], [`half`] and [`bytemuck`].
+#![doc = include_str!("../docs/crate.md")]
 
 pub use {bytemuck, half, wgpu};
 
@@ -21,11 +8,20 @@ pub mod cpu;
 pub mod distributed;
 mod dtype;
 mod error;
+mod extended;
 mod float_modes;
 mod gpu;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/embedding.md")]
 pub mod guide {}
+/// The snippets of the pages that are no part of the documentation: they compile as they stand.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+    #[doc = include_str!("../docs/extending.md")]
+    mod extending {}
+}
 pub mod kernels;
 pub mod loss_scale;
 pub mod operation;

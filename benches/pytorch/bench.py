@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The workloads of `gradclip bench`, through PyTorch: the same sets, the same method, the same JSON lines.
+"""Runs the workloads of `gradclip bench` in PyTorch: the same sets, the same method, the same JSON lines.
 
-Every operation runs with foreach on and off. Repetitions take copies of the gradients in turn, from a pool so large
-that no cache remembers them (on CUDA a sweep through other memory does that); a clip that changes them is undone
-outside the measured time; everything is measured in turn, and checked before. A row is what a user waits for on the
-CPU; on CUDA its time is between two events of the device, and `encode_seconds` is until the call returns.
+Every operation runs with foreach on and off. Repetitions use copies of the gradients in turn, from a pool that exceeds
+the caches (on CUDA, other memory is read in between). Changed gradients are restored outside the measured time. All rows
+take turns, and every result is checked first. On the CPU a row is the wall time of the call. On CUDA it is the time
+between two device events, and `encode_seconds` is the time until the call returns.
 
     python bench.py --only gpt2-small/f32 --seconds 5
 """
@@ -30,9 +30,9 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 ALIGNMENT = 256
 LOSS_SCALE = 8.0
 CLIP_VALUE = 0.5
-# As in the Rust bench: the least repetitions, the least where these take much longer than granted, the most.
-LEAST, LEAST_OF_SLOW, PATIENCE, MOST = 5, 3, 3, 300
-# Passes over the gradients: read, and read and written.
+# As in the Rust bench: the minimum repetitions, the minimum for slow rows, the budget overrun of those, the maximum.
+MIN_REPETITIONS, MIN_REPETITIONS_OF_SLOW, MAX_OVERRUN, MAX_REPETITIONS = 5, 3, 3, 300
+# Passes over the gradients: (read, read and write).
 OPERATIONS = {
     "norm": (1, 0),
     "clip not exceeded": (1, 0),
@@ -43,7 +43,7 @@ OPERATIONS = {
 
 
 def sets(max_bytes):
-    """(name, dtype, lengths, tensors of the model) of all sets that fit, in the order of the Rust bench."""
+    """Yields (name, dtype, lengths, tensors of the model) of all sets that fit, in the order of the Rust bench."""
     with open(os.path.join(HERE, "..", "model_shapes.json")) as file:
         models = json.load(file)
     found = [(f"2^{log2}", "f32", [1 << log2]) for log2 in range(10, 48, 2)]
@@ -64,6 +64,7 @@ def sets(max_bytes):
 
 
 def last_level_cache():
+    """Returns the size of the CPU's last-level cache in bytes, or 128 MiB if unknown."""
     sizes = []
     for path in glob.glob("/sys/devices/system/cpu/cpu0/cache/index*/size"):
         with open(path) as file:
@@ -73,7 +74,7 @@ def last_level_cache():
 
 
 class Gradients:
-    """A set on a device: the pristine arena, and the copies that repetitions take in turn."""
+    """A set on a device: the original arena, and the copies that repetitions use in turn."""
 
     def __init__(self, dtype, lens, device, cold):
         self.device, self.dtype = device, DTYPES[dtype]
@@ -84,26 +85,26 @@ class Gradients:
             end += -(-length // step) * step
         self.ranges = list(zip(starts, lens))
         generator = torch.Generator(device).manual_seed(1)
-        self.pristine = torch.empty(end, dtype=self.dtype, device=device)
-        for part in self.pristine.split(1 << 24):
+        self.original = torch.empty(end, dtype=self.dtype, device=device)
+        for part in self.original.split(1 << 24):
             part.copy_(torch.rand(part.shape, generator=generator, device=device) * 2 - 1)
         self.norm = math.sqrt(sum(float(part.double().square().sum()) for start, length in self.ranges
-                                  for part in self.pristine[start:start + length].split(1 << 24)))
+                                  for part in self.original[start:start + length].split(1 << 24)))
         size = end * self.dtype.itemsize
-        self.sweep = None
+        self.eviction = None
         if device == "cuda":
-            places = 1
-            self.sweep = torch.zeros(cold // 4, dtype=torch.float32, device=device) if cold else None
+            copies = 1
+            self.eviction = torch.zeros(cold // 4, dtype=torch.float32, device=device) if cold else None
         else:
-            places = max(2, -(-cold // size)) if cold else 1
-        self.pool = torch.empty((places, end), dtype=self.dtype, device=device)
-        self.pool.copy_(self.pristine)
-        self.place, self.stride = 0, next((s for s in range(places * 5 // 8, places) if math.gcd(s, places) == 1), 1)
+            copies = max(2, -(-cold // size)) if cold else 1
+        self.pool = torch.empty((copies, end), dtype=self.dtype, device=device)
+        self.pool.copy_(self.original)
+        self.index, self.stride = 0, next((s for s in range(copies * 5 // 8, copies) if math.gcd(s, copies) == 1), 1)
 
     def next(self):
-        """Parameters whose gradients lie in the next place."""
-        self.place = (self.place + self.stride) % len(self.pool)
-        arena, parameters = self.pool[self.place], []
+        """Advances to the next copy and returns parameters with its gradients."""
+        self.index = (self.index + self.stride) % len(self.pool)
+        arena, parameters = self.pool[self.index], []
         for start, length in self.ranges:
             gradient = arena[start:start + length]
             parameter = gradient.detach()
@@ -111,23 +112,24 @@ class Gradients:
             parameters.append(parameter)
         return parameters
 
-    def forget(self):
-        """Fills the caches of the device with something else."""
-        if self.sweep is not None:
-            self.sweep.sum()
+    def evict(self):
+        """Evicts the gradients from the device's caches."""
+        if self.eviction is not None:
+            self.eviction.sum()
 
     def restore(self):
-        place = self.pool[self.place]
+        """Restores the current copy."""
+        copy = self.pool[self.index]
         if self.device == "cuda":
-            place.copy_(self.pristine)
+            copy.copy_(self.original)
         else:
-            # Not `copy_`, after which PyTorch's threads spin for milliseconds, into the next measurement.
-            size = place.numel() * place.element_size()
-            ctypes.memmove(place.data_ptr(), self.pristine.data_ptr(), size)
+            # Not `copy_`: PyTorch's threads spin for milliseconds after it, during the next measurement.
+            size = copy.numel() * copy.element_size()
+            ctypes.memmove(copy.data_ptr(), self.original.data_ptr(), size)
 
 
 def run(operation, parameters, norm, foreach, scale):
-    """What a user calls. Returns the norm, if there is one."""
+    """Runs the operation as a user calls it. Returns the norm, if there is one."""
     if operation == "norm":
         return get_total_norm([parameter.grad for parameter in parameters], foreach=foreach)
     if operation == "clip not exceeded":
@@ -136,7 +138,7 @@ def run(operation, parameters, norm, foreach, scale):
         return clip_grad_norm_(parameters, norm / 2, foreach=foreach)
     if operation == "clamp":
         return clip_grad_value_(parameters, CLIP_VALUE, foreach=foreach)
-    # What GradScaler.unscale_ does, but for its bookkeeping in Python; then the clip, as its documentation says.
+    # GradScaler.unscale_ without its bookkeeping in Python, then the clip, as its documentation recommends.
     found, inverse = scale
     gradients = [parameter.grad for parameter in parameters]
     for group in [gradients] if foreach else [[gradient] for gradient in gradients]:
@@ -145,15 +147,15 @@ def run(operation, parameters, norm, foreach, scale):
 
 
 def check(operation, gradients, total):
-    """Fails if the result is wrong. PyTorch's own norm of a long f32 tensor is off by up to a percent."""
+    """Checks the result. PyTorch's norm of a long f32 tensor has an error of up to one percent."""
     norm, scale = gradients.norm, 1.0
     if operation == "loss scale":
         norm, scale = norm / LOSS_SCALE, 1 / LOSS_SCALE
     if total is not None:
         assert abs(float(total) - norm) <= 2e-2 * norm, f"{operation}: norm {float(total)}, but it is {norm}"
-    arena = gradients.pool[gradients.place]
+    arena = gradients.pool[gradients.index]
     for start, length in gradients.ranges:
-        for before, after in zip(gradients.pristine[start:start + length].split(1 << 24),
+        for before, after in zip(gradients.original[start:start + length].split(1 << 24),
                                  arena[start:start + length].split(1 << 24)):
             expected = before.float()
             if operation == "clamp":
@@ -164,11 +166,11 @@ def check(operation, gradients, total):
 
 
 def timed(operation, gradients, foreach, scale):
-    """Seconds, seconds on the wall, seconds until the call returned, of one repetition."""
+    """Runs one repetition. Returns its time, its wall time and the time until the call returned, in seconds."""
     parameters = gradients.next()
     if gradients.device == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        gradients.forget()
+        gradients.evict()
         torch.cuda.synchronize()
         begin = time.perf_counter()
         start.record()
@@ -188,10 +190,10 @@ def timed(operation, gradients, foreach, scale):
     return sample
 
 
-def measure(workload, device, cold, granted, selects):
-    """The rows of one set, in turn."""
+def measure(workload, device, cold, budget, selects):
+    """Measures the rows of one set in turn and yields them."""
     name, dtype, lens, of = workload
-    # PyTorch has no kernel on CUDA that removes the loss scale from bf16.
+    # PyTorch has no CUDA kernel that unscales bf16.
     has_kernel = {operation: (device, dtype, operation) != ("cuda", "bf16", "loss scale") for operation in OPERATIONS}
     variants = [(operation, foreach) for operation in OPERATIONS for foreach in (True, False)
                 if has_kernel[operation] and selects(device, name, dtype, operation)]
@@ -206,24 +208,24 @@ def measure(workload, device, cold, granted, selects):
     gc.disable()
     for variant in variants:
         timed(variant[0], gradients, variant[1], scale)
-    # Each turn has an order of its own: what writes leaves work behind, which the next one would always pay for.
+    # Each turn has its own order: a row that writes leaves pending writes behind, which would always slow down the next one.
     order, shuffle = list(zip(variants, samples)), random.Random(0).shuffle
     start, turns = time.perf_counter(), 0
     while True:
         spent = time.perf_counter() - start
-        if turns >= MOST or (turns >= LEAST and spent >= granted) or (
-                turns >= LEAST_OF_SLOW and spent >= PATIENCE * granted):
+        if turns >= MAX_REPETITIONS or (turns >= MIN_REPETITIONS and spent >= budget) or (
+                turns >= MIN_REPETITIONS_OF_SLOW and spent >= MAX_OVERRUN * budget):
             break
         shuffle(order)
-        for (operation, foreach), own in order:
-            own.append(timed(operation, gradients, foreach, scale))
+        for (operation, foreach), row_samples in order:
+            row_samples.append(timed(operation, gradients, foreach, scale))
         turns += 1
     gc.enable()
     size = sum(lens) * DTYPES[dtype].itemsize
-    for (operation, foreach), own in zip(variants, samples):
+    for (operation, foreach), row_samples in zip(variants, samples):
         read, written = OPERATIONS[operation]
         needed = size * (read + 2 * written)
-        low, median, high = statistics.quantiles([sample[0] for sample in own], n=4, method="inclusive")
+        low, median, high = statistics.quantiles([sample[0] for sample in row_samples], n=4, method="inclusive")
         yield {
             "kind": "operation",
             "library": "pytorch",
@@ -241,15 +243,15 @@ def measure(workload, device, cold, granted, selects):
             "seconds": median,
             "seconds_low": low,
             "seconds_high": high,
-            "repetitions": len(own),
-            "wall_seconds": statistics.median(sample[1] for sample in own),
-            "encode_seconds": statistics.median(sample[2] for sample in own) if own[0][2] is not None else None,
+            "repetitions": len(row_samples),
+            "wall_seconds": statistics.median(sample[1] for sample in row_samples),
+            "encode_seconds": statistics.median(sample[2] for sample in row_samples) if row_samples[0][2] is not None else None,
             "bytes": needed,
             "gb_per_s": needed / median / 1e9,
         }
 
 
-def say(line):
+def print_line(line):
     print(json.dumps(line), flush=True)
 
 
@@ -267,11 +269,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--max-bytes", type=int, default=1 << 30)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for about how long to repeat, all in all")
+    parser.add_argument("--seconds", type=float, default=60.0, help="the approximate time to measure in total")
     parser.add_argument("--cold-bytes", type=int, help="as in gradclip bench")
-    parser.add_argument("--only", action="append", default=[], help="as in gradclip bench: part of path/set/dtype/slices/operation")
-    parser.add_argument("--serve", action="store_true", help="measure what the lines of stdin name: patterns, as for --only")
-    parser.add_argument("--threads", type=int, help="on the CPU [PyTorch's default: one a core]")
+    parser.add_argument("--only", action="append", default=[], help="as in gradclip bench: a pattern for part of path/set/dtype/slices/operation")
+    parser.add_argument("--serve", action="store_true", help="read patterns, as for --only, from stdin, and measure after each line")
+    parser.add_argument("--threads", type=int, help="CPU threads [PyTorch's default: one per core]")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -291,18 +293,18 @@ def main():
         for workload in chosen:
             try:
                 for row in measure(workload, args.device, cold, seconds / len(chosen), selects):
-                    say(row)
+                    print_line(row)
             except RuntimeError as error:
-                # Not enough memory, or no kernel for this type. The other sets can be measured all the same.
-                say({"kind": "skipped", "library": "pytorch", "set": workload[0], "dtype": workload[1], "why": str(error)})
+                # Out of memory, or no kernel for the dtype. The other sets are still measured.
+                print_line({"kind": "skipped", "library": "pytorch", "set": workload[0], "dtype": workload[1], "why": str(error)})
 
-    say(machine(args.device))
+    print_line(machine(args.device))
     if not args.serve:
         measured(args.only, args.seconds)
         return
     for line in sys.stdin:
         measured([line.strip()], args.seconds)
-        say({"kind": "done"})
+        print_line({"kind": "done"})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""gradclip beside PyTorch: runs both in turn, set by set, and prints how many times as long PyTorch takes.
+"""Compares gradclip with PyTorch: runs both in turn, set by set, and prints the ratios of PyTorch's times to gradclip's.
 
     cargo build --release
     benches/pytorch/compare.py --python PATH_OF_A_PYTHON_WITH_TORCH
 
-Needs nothing but Python, the `gradclip` binary (--gradclip), and a Python with PyTorch (--python).
+Needs only Python, the `gradclip` binary (--gradclip) and a Python with PyTorch (--python).
 """
 
 import argparse
@@ -25,7 +25,7 @@ def lines_of(text):
 
 
 class PyTorch:
-    """The script of PyTorch's side, waiting for patterns."""
+    """A running bench.py that reads patterns from stdin."""
 
     def __init__(self, python, device, threads, max_bytes, seconds):
         threads = ["--threads", str(threads)] if threads else []
@@ -69,7 +69,7 @@ def duration(seconds):
 
 
 def print_table(heading, rows):
-    """As Markdown, so that it can be pasted."""
+    """Prints a Markdown table."""
     widths = [max(len(row[column]) for row in [heading, *rows]) for column in range(len(heading))]
     for index, row in enumerate([heading, *rows]):
         print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |")
@@ -84,21 +84,21 @@ def main():
                         help="the binary [target/release/gradclip]")
     parser.add_argument("--python", default=sys.executable, help="a Python with PyTorch [this one]")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--adapter", default="auto", help="with cuda: as --device of gradclip bench [auto]")
+    parser.add_argument("--adapter", default="auto", help="with cuda: the adapter, as --device of gradclip bench [auto]")
     parser.add_argument("--sets", nargs="+", default=SETS, metavar="SET/DTYPE", help=f"[{' '.join(SETS)}]")
-    parser.add_argument("--rounds", type=int, default=3, help="how often both are run in turn [3]")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each set and round, and each of the two [2]")
+    parser.add_argument("--rounds", type=int, default=3, help="the number of times that both run in turn [3]")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per set, round and library [2]")
     parser.add_argument("--max-bytes", type=int, default=1 << 30)
-    parser.add_argument("--threads", type=int, help="of either, on the CPU [their own defaults]")
-    parser.add_argument("--json", metavar="FILE", help="write all JSON lines of both there, too")
-    parser.add_argument("--append", action="store_true", help="add them to what FILE holds")
+    parser.add_argument("--threads", type=int, help="CPU threads of both libraries [their defaults]")
+    parser.add_argument("--json", metavar="FILE", help="also write all JSON lines to FILE")
+    parser.add_argument("--append", action="store_true", help="append to FILE")
     args = parser.parse_args()
 
     torch = PyTorch(args.python, args.device, args.threads, args.max_bytes, args.seconds)
     lines, seconds, host = [], {}, {}
 
     def keep(rows, mode="a"):
-        """At once: what has been measured should outlive an interruption."""
+        """Saves rows at once, so that an interrupted run keeps them."""
         lines.extend(rows)
         if args.json:
             with open(args.json, mode) as file:
@@ -120,7 +120,7 @@ def main():
                     continue
                 key = (name, row["operation"], row["library"], row.get("foreach", row["layout"]))
                 seconds.setdefault(key, []).append(row["seconds"])
-                # Of gradclip with what its encoder takes; PyTorch has none.
+                # gradclip's time includes its encoder; PyTorch has none.
                 of_host = row.get("ready_seconds") or row["encode_seconds"]
                 if of_host is not None:
                     host.setdefault(key, []).append(of_host)
@@ -148,12 +148,12 @@ def main():
     for name in args.sets:
         for operation in OPERATIONS:
             for layout in layouts:
-                own = median(seconds, name, operation, "gradclip", layout)
-                if own is None:
+                gradclip_seconds = median(seconds, name, operation, "gradclip", layout)
+                if gradclip_seconds is None:
                     continue
                 foreach, loop = [median(seconds, name, operation, "pytorch", on) for on in (True, False)]
-                row = [name, operation, duration(own), cell(foreach, duration), cell(loop, duration),
-                       over(foreach, own), over(loop, own)]
+                row = [name, operation, duration(gradclip_seconds), cell(foreach, duration), cell(loop, duration),
+                       over(foreach, gradclip_seconds), over(loop, gradclip_seconds)]
                 shares = [line["percent_of_roofline"] for line in lines if line["kind"] == "operation"
                           and line["library"] == "gradclip" and f"{line['set']}/{line['dtype']}" == name
                           and line["operation"] == operation and line["layout"] == layout]

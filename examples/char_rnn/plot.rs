@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::History;
@@ -14,7 +15,7 @@ pub(crate) fn save(file: &Path, trainings: &[(&str, &History)], guessing: f32) -
     let panels = root.split_evenly((2, 1));
     let losses: Vec<_> = trainings.iter().map(|(name, history)| (*name, &history.losses[..])).collect();
     let norms: Vec<_> = trainings.iter().map(|(name, history)| (*name, &history.norms[..])).collect();
-    panel(&panels[0], "loss (the line: guessing)", &losses, Some(guessing))?;
+    panel(&panels[0], "loss", &losses, Some(("guessing", guessing)))?;
     panel(&panels[1], "gradient norm before clipping", &norms, None)?;
     root.present()?;
     Ok(())
@@ -24,7 +25,7 @@ fn panel(
     area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     title: &str,
     lines: &[(&str, &[f32])],
-    level: Option<f32>,
+    level: Option<(&str, f32)>,
 ) -> Result<(), Box<dyn Error>> {
     let shown = |y: &f32| y.is_finite() && *y > 0.0;
     let all = lines.iter().flat_map(|(_, ys)| ys.iter().copied()).filter(shown);
@@ -42,8 +43,10 @@ fn panel(
         let line = chart.draw_series(LineSeries::new(points, &color))?;
         line.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], color));
     }
-    if let Some(level) = level {
-        chart.draw_series(LineSeries::new([(0, level), (steps, level)], &BLACK.mix(0.4)))?;
+    if let Some((name, level)) = level {
+        let line = DashedLineSeries::new([(0, level), (steps, level)], 6, 4, BLACK.into());
+        let line = chart.draw_series(line)?;
+        line.label(name).legend(|(x, y)| DashedPathElement::new([(x, y), (x + 20, y)], 6, 4, BLACK));
     }
     chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
     Ok(())

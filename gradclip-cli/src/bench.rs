@@ -1,4 +1,4 @@
-//! `gradclip bench`: the GPU path beside the CPU path, and both beside what the machine can move at most.
+//! `gradclip bench`: times the GPU path and the CPU path, and compares both with rooflines of memory bandwidth.
 
 mod check;
 mod plot;
@@ -14,16 +14,19 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, ensure};
 use gradclip::adapters::{self, is_software};
 use gradclip::slices::DeviceChoice;
-use gradclip_measure::cpu::{self, Cpu};
-use gradclip_measure::device::Gpu;
-use gradclip_measure::gpu::{GpuSet, Layout};
-use gradclip_measure::rows::{self, Measured, Path, Row};
-use gradclip_measure::timing::{Roofline, Timed, Work, interleaved};
-use gradclip_measure::workloads::{Memory, Op, Pristine, Set, sets};
-use gradclip_measure::{bytes, text};
+use gradclip_measure::cpu_bench::CpuBench;
+use gradclip_measure::data::{AlignedBytes, SetData};
+use gradclip_measure::device::GpuDevice;
+use gradclip_measure::gpu_bench::{GpuBench, Layout};
+use gradclip_measure::ops::Op;
+use gradclip_measure::report::{self, Path, Row, SetReport};
+use gradclip_measure::roofline::Roofline;
+use gradclip_measure::sets::{GradientSet, sets};
+use gradclip_measure::timing::{Timing, Workload, time_interleaved};
+use gradclip_measure::{bytes, machine, text};
 use serde_json::{Value, json};
 
-use crate::manner::matches;
+use crate::glob::matches;
 use crate::progress::Progress;
 use crate::{file, stdout};
 
@@ -38,25 +41,25 @@ wall      wall time of a host that encodes, submits and waits
 encode    host time to record the commands
 ready     host time to record them in an encoder of their own and finish it, ready to submit
 ";
-/// Of gradients, without `--max-bytes`.
+/// The default of `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;
-/// More would take a software adapter minutes.
+/// The default for the GPU path on a software adapter, which would take minutes for more.
 const MAX_BYTES_IN_SOFTWARE: usize = 4 << 20;
-/// How the CPU path takes its gradients.
+/// The name of the CPU path's layout.
 const SLICES: &str = "slices";
 
 /// Measure how fast this machine clips
 ///
-/// Times every operation on single tensors of 2^10 elements and more, on the tensor shapes of four models, and on 1000 small
-/// tensors, on the GPU and the CPU, beside rooflines that only move the same bytes. Every result is checked before it is
-/// timed.
+/// Times every operation on the GPU and on the CPU: on single tensors of 2^10 elements and more, on the tensor shapes of four
+/// models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes. Every result is
+/// checked before it is timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The GPU: auto (if there is one), gpu (even a software adapter), cpu (none), or part of a GPU's name
+    /// The GPU: auto (a hardware GPU if present), gpu (also a software adapter), cpu (none), or part of a GPU's name
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
-    /// The largest set of gradients; of a model, as many tensors as fit [default: 1GiB, 4MiB on a software adapter]
+    /// The largest set of gradients; models are cut to fit [default: 1GiB, 4MiB on a software adapter]
     #[arg(long, value_name = "BYTES", value_parser = bytes::parse)]
     max_bytes: Option<usize>,
 
@@ -64,7 +67,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
-    /// Measure only rows whose name contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
+    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
@@ -77,18 +80,18 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Also write the JSON lines to a file, each set as soon as it is measured
+    /// Also write the JSON lines to a file, after each measured set
     #[arg(long, value_name = "FILE.jsonl")]
     save: Option<PathBuf>,
 
-    /// Draw time and percent of the roofline against size, for single f32 tensors
+    /// Plot time and percent of the roofline against size, for single f32 tensors
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
 
-    /// Measure nothing; read saved JSON lines, and report each GPU target as met or missed, as Markdown
+    /// Read saved JSON lines instead of measuring, and report each GPU target as met or missed, in Markdown
     ///
-    /// Takes the lines of `gradclip bench` with --save or --json, and those of `benches/pytorch/compare.py` and the host bench
-    /// with --json. A missed target is not an error.
+    /// Accepts the lines of `gradclip bench` (--save or --json), of `benches/pytorch/compare.py` and of the host bench (--json).
+    /// A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",
@@ -97,50 +100,50 @@ pub(crate) struct Args {
     )]
     check: Vec<PathBuf>,
 
-    /// With --check: the card's rated memory bandwidth, if gradclip does not know the card
-    #[arg(long, value_name = "GB/S", value_parser = rated, requires = "check")]
+    /// With --check: the rated memory bandwidth of a card that gradclip does not know
+    #[arg(long, value_name = "GB/S", value_parser = rated_bandwidth, requires = "check")]
     rated: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
-    let mut print = |text: &str| out.write_all(text.as_bytes()).context(stdout::FAILED);
+    let mut print = |text: &str| out.write_all(text.as_bytes()).context(stdout::PRINT_FAILED);
     if !args.check.is_empty() {
         return print(&text::lines(&check::report(&args.check, args.rated)?));
     }
-    // Now, and not only after minutes.
+    // Checked now, not after minutes of measuring.
     if let Some(path) = &args.save {
         file::Target::check(path)?;
     }
     let save = args.save.as_deref();
     let plot = args.plot.as_deref().map(|path| crate::plot::Output::check(path, save)).transpose()?;
-    // Rayon itself panics where it cannot have them.
-    rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads to measure with")?;
+    // Rayon's default pool panics if it cannot start its threads.
+    rayon::ThreadPoolBuilder::new().build_global().context("cannot start the threads of the CPU path")?;
     let bench = Bench {
-        gpu: Gpu::open(&args.device, args.cold_bytes)?,
-        cold: args.cold_bytes.unwrap_or_else(cpu::cold_bytes),
+        gpu: GpuDevice::open(&args.device, args.cold_bytes)?,
+        cold_bytes: args.cold_bytes.unwrap_or_else(machine::cold_bytes),
         args,
     };
-    let sets: Vec<Set> = sets(args.max_bytes.unwrap_or(MAX_BYTES))?
+    let sets: Vec<GradientSet> = sets(args.max_bytes.unwrap_or(MAX_BYTES))?
         .into_iter()
-        .filter(|set| !bench.wanted(set).is_empty())
+        .filter(|set| !bench.cases(set).is_empty())
         .collect();
-    ensure!(!sets.is_empty(), "--only and --max-bytes leave nothing to measure");
-    ensure!(plot.is_none() || sets.iter().any(|set| bench.plots(set)), "--plot: {}", plot::NOTHING);
+    ensure!(!sets.is_empty(), "--only and --max-bytes exclude every row");
+    ensure!(plot.is_none() || sets.iter().any(|set| bench.has_plot_point(set)), "--plot: {}", plot::NOTHING);
 
     let machine = bench.machine();
-    let mut saved = save.map(|path| Saved::create(path, &machine)).transpose()?;
+    let mut saved = save.map(|path| SaveFile::create(path, &machine)).transpose()?;
     let mut all = Vec::new();
-    // Whatever fails from here on, what has been measured is printed.
+    // From here on, measured rows are printed even after a failure.
     let measured = bench.measure_all(sets, |measured| {
         if let Some(saved) = &mut saved {
-            saved.append(rows::json(std::slice::from_ref(&measured)));
+            saved.append(report::json(std::slice::from_ref(&measured)));
         }
         all.push(measured);
     });
     let printed = if all.is_empty() {
         Ok(())
     } else if args.json {
-        print(&json_lines([machine].into_iter().chain(rows::json(&all))))
+        print(&json_lines([machine].into_iter().chain(report::json(&all))))
     } else {
         print(&text::lines(&bench.table(&all)))
     };
@@ -152,40 +155,40 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let possible = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
+    let is_valid = |seconds: &f64| *seconds >= 0.0 && *seconds < 1e9;
     let seconds =
-        text.parse().ok().filter(possible).ok_or("it must be a number of at least 0 and less than 1e9")?;
+        text.parse().ok().filter(is_valid).ok_or("it must be a number of at least 0 and less than 1e9")?;
     Ok(Duration::from_secs_f64(seconds))
 }
 
-fn rated(text: &str) -> Result<f64, String> {
-    let possible = |rated: &f64| *rated > 0.0 && rated.is_finite();
-    text.parse().ok().filter(possible).ok_or_else(|| "it must be a positive, finite number".into())
+fn rated_bandwidth(text: &str) -> Result<f64, String> {
+    let is_valid = |rated: &f64| *rated > 0.0 && rated.is_finite();
+    text.parse().ok().filter(is_valid).ok_or_else(|| "it must be a positive, finite number".into())
 }
 
 fn cannot_write(path: &FilePath) -> String {
     format!("cannot write {}", text::path(path))
 }
 
-/// JSON lines, one value a line.
+/// Formats values as JSON lines.
 fn json_lines(lines: impl IntoIterator<Item = Value>) -> String {
     let text = lines.into_iter().fold(Vec::new(), |mut text, line| {
-        text::write_json(&mut text, &line).expect("memory takes everything");
+        text::write_json(&mut text, &line).expect("writing to memory does not fail");
         text
     });
     String::from_utf8(text).expect("JSON is UTF-8")
 }
 
-/// The file of `--save`. It grows set by set, so that an interrupted run keeps what it has measured.
-struct Saved<'a> {
+/// The file of `--save`. Each measured set is appended at once, so that an interrupted run keeps its results.
+struct SaveFile<'a> {
     path: &'a FilePath,
     file: File,
-    /// What became of it. After the first failure nothing is appended.
+    /// The first failure. Nothing is appended after it.
     appended: Result<()>,
 }
 
-impl<'a> Saved<'a> {
-    /// Replaces the file by one that holds the machine line alone.
+impl<'a> SaveFile<'a> {
+    /// Creates or truncates the file and writes the machine line.
     fn create(path: &'a FilePath, machine: &Value) -> Result<Self> {
         let file = File::create(path).with_context(|| cannot_write(path))?;
         let mut saved = Self { path, file, appended: Ok(()) };
@@ -204,34 +207,34 @@ impl<'a> Saved<'a> {
 
 struct Bench<'a> {
     args: &'a Args,
-    gpu: Option<Gpu>,
-    /// For the CPU.
-    cold: usize,
+    gpu: Option<GpuDevice>,
+    /// The bytes of copies that the CPU path takes in turn.
+    cold_bytes: usize,
 }
 
-/// One row to be.
+/// A row to measure.
 #[derive(Clone, Copy)]
-struct Task {
+struct Case {
     path: Path,
-    /// None on the CPU.
+    /// `None` on the CPU path.
     layout: Option<Layout>,
-    work: Work,
+    workload: Workload,
 }
 
-impl Task {
+impl Case {
     fn layout(self) -> &'static str {
         self.layout.map_or(SLICES, Layout::name)
     }
 }
 
 impl Bench<'_> {
-    /// The rows that are asked for. Rooflines come with the first row of a path.
-    fn wanted(&self, set: &Set) -> Vec<Task> {
-        let mut tasks = Vec::new();
+    /// Returns the selected rows of a set. A path with a selected operation also has its rooflines.
+    fn cases(&self, set: &GradientSet) -> Vec<Case> {
+        let mut cases = Vec::new();
         let gpu = self.gpu.as_ref().filter(|gpu| {
             self.args.max_bytes.is_some() || !gpu.software || set.bytes() <= MAX_BYTES_IN_SOFTWARE
         });
-        // One tensor is one buffer either way.
+        // A single tensor has one buffer in both layouts.
         let layouts =
             if set.lens.len() == 1 { &[Layout::Arena][..] } else { &[Layout::Arena, Layout::Separate] };
         for path in [Path::Gpu, Path::Cpu] {
@@ -240,119 +243,122 @@ impl Bench<'_> {
                 (Path::Gpu, Some(_)) => layouts.iter().copied().map(Some).collect(),
                 (Path::Cpu, _) => vec![None],
             };
-            let task = |layout, work| Task { path, layout, work };
-            let selected = |task: &Task| self.selects(&rows::id(path, set, task.layout(), task.work));
-            let ops = layouts.iter().flat_map(|&layout| Op::ALL.map(|op| task(layout, Work::Op(op))));
-            let ops: Vec<Task> = ops.filter(selected).collect();
-            let rooflines = Roofline::ALL.map(|roofline| task(layouts[0], Work::Roofline(roofline)));
-            tasks.extend(rooflines.into_iter().filter(|task| !ops.is_empty() || selected(task)));
-            tasks.extend(ops);
+            let case = |layout, workload| Case { path, layout, workload };
+            let selected =
+                |case: &Case| self.is_selected(&report::id(path, set, case.layout(), case.workload));
+            let ops = layouts.iter().flat_map(|&layout| Op::ALL.map(|op| case(layout, Workload::Op(op))));
+            let ops: Vec<Case> = ops.filter(selected).collect();
+            let rooflines = Roofline::ALL.map(|roofline| case(layouts[0], Workload::Roofline(roofline)));
+            cases.extend(rooflines.into_iter().filter(|case| !ops.is_empty() || selected(case)));
+            cases.extend(ops);
         }
-        tasks
+        cases
     }
 
-    fn selects(&self, id: &str) -> bool {
+    fn is_selected(&self, id: &str) -> bool {
         let patterns = &self.args.only;
         patterns.is_empty() || patterns.iter().any(|pattern| matches(&format!("*{pattern}*"), id))
     }
 
-    /// Whether a point of the plot comes of the set.
-    fn plots(&self, set: &Set) -> bool {
-        let exceeded = |task: &Task| task.work == Work::Op(Op::Exceeded);
-        plot::is_single(set) && self.wanted(set).iter().any(exceeded)
+    /// Whether the set adds a point to the plot.
+    fn has_plot_point(&self, set: &GradientSet) -> bool {
+        let exceeded = |case: &Case| case.workload == Workload::Op(Op::Exceeded);
+        plot::is_single(set) && self.cases(set).iter().any(exceeded)
     }
 
-    fn measure_all(&self, sets: Vec<Set>, mut done: impl FnMut(Measured)) -> Result<()> {
+    fn measure_all(&self, sets: Vec<GradientSet>, mut on_set: impl FnMut(SetReport)) -> Result<()> {
         let progress = Progress::steps(self.args.json, sets.len());
-        let mut pool = Memory::default();
+        let mut pool = AlignedBytes::default();
         let share = self.args.seconds / u32::try_from(sets.len())?;
         for set in sets {
-            progress.stage(format!("{} {}", set.name, rows::dtype(&set)));
-            done(self.measure(set, &mut pool, share)?);
+            progress.stage(format!("{} {}", set.name, report::dtype(&set)));
+            on_set(self.measure(set, &mut pool, share)?);
             progress.advance(1);
         }
         Ok(())
     }
 
-    fn measure(&self, set: Set, pool: &mut Memory, share: Duration) -> Result<Measured> {
-        let mut tasks = self.wanted(&set);
+    fn measure(&self, set: GradientSet, pool: &mut AlignedBytes, share: Duration) -> Result<SetReport> {
+        let mut cases = self.cases(&set);
         let mut skipped = Vec::new();
-        let mut skip = |tasks: &mut Vec<Task>, path, error: anyhow::Error| {
-            tasks.retain(|task| task.path != path);
+        let mut skip = |cases: &mut Vec<Case>, path, error: anyhow::Error| {
+            cases.retain(|case| case.path != path);
             skipped.push((path, format!("{error:#}")));
         };
-        if let Err(error) = cpu::ensure_memory(set.bytes()) {
-            skip(&mut tasks, Path::Cpu, error);
-            return Ok(Measured { set, rows: Vec::new(), skipped });
+        if let Err(error) = machine::ensure_memory(set.bytes()) {
+            skip(&mut cases, Path::Cpu, error);
+            return Ok(SetReport { set, rows: Vec::new(), skipped });
         }
-        let pristine = Pristine::new(&set);
+        let data = SetData::new(&set);
         let mut cpu = None;
-        if tasks.iter().any(|task| task.path == Path::Cpu) {
-            match Cpu::new(&pristine, pool, if set.cached { 0 } else { self.cold }) {
-                Ok(found) => cpu = Some(found),
-                Err(error) => skip(&mut tasks, Path::Cpu, error),
+        if cases.iter().any(|case| case.path == Path::Cpu) {
+            match CpuBench::new(&data, pool, if set.cached { 0 } else { self.cold_bytes }) {
+                Ok(bench) => cpu = Some(bench),
+                Err(error) => skip(&mut cases, Path::Cpu, error),
             }
         }
         let mut gpu = None;
-        if let Some(device) = self.gpu.as_ref().filter(|_| tasks.iter().any(|task| task.path == Path::Gpu)) {
-            let mut layouts: Vec<Layout> = tasks.iter().filter_map(|task| task.layout).collect();
+        if let Some(device) = self.gpu.as_ref().filter(|_| cases.iter().any(|case| case.path == Path::Gpu)) {
+            let mut layouts: Vec<Layout> = cases.iter().filter_map(|case| case.layout).collect();
             layouts.sort_by_key(|layout| layout.name());
             layouts.dedup();
-            match GpuSet::new(device, &pristine, set.cached, &layouts) {
-                Ok(found) => gpu = Some(found),
-                Err(error) => skip(&mut tasks, Path::Gpu, error),
+            match GpuBench::new(device, &data, set.cached, &layouts) {
+                Ok(bench) => gpu = Some(bench),
+                Err(error) => skip(&mut cases, Path::Gpu, error),
             }
         }
 
-        for task in &tasks {
-            let Work::Op(op) = task.work else { continue };
-            let checked = match (task.layout, &mut cpu, &gpu) {
+        for case in &cases {
+            let Workload::Op(op) = case.workload else { continue };
+            let checked = match (case.layout, &mut cpu, &gpu) {
                 (Some(layout), _, Some(gpu)) => gpu.check(layout, op),
                 (None, Some(cpu), _) => cpu.check(op),
-                _ => unreachable!("what was not opened has no tasks"),
+                _ => unreachable!("a path that failed to open has no cases"),
             };
-            checked.with_context(|| rows::id(task.path, &set, task.layout(), task.work))?;
+            checked.with_context(|| report::id(case.path, &set, case.layout(), case.workload))?;
         }
-        // One path after the other. A GPU that waits while the CPU has its turn lowers its clocks, and is measured slow.
-        let paths: Vec<&[Task]> = tasks.chunk_by(|one, next| one.path == next.path).collect();
-        let mut timed = Vec::with_capacity(tasks.len());
-        for tasks in &paths {
+        // One path after the other: a GPU that idles during the CPU's turns lowers its clocks.
+        let paths: Vec<&[Case]> = cases.chunk_by(|one, next| one.path == next.path).collect();
+        let mut timings = Vec::with_capacity(cases.len());
+        for cases in &paths {
             let share = share / u32::try_from(paths.len())?;
-            timed.extend(interleaved(tasks.len(), share, |index| match (tasks[index], &mut cpu, &gpu) {
-                (Task { layout: Some(layout), work, .. }, _, Some(gpu)) => gpu.time(layout, work),
-                (Task { layout: None, work, .. }, Some(cpu), _) => cpu.time(work),
-                _ => unreachable!("what was not opened has no tasks"),
+            timings.extend(time_interleaved(cases.len(), share, |index| {
+                match (cases[index], &mut cpu, &gpu) {
+                    (Case { layout: Some(layout), workload, .. }, _, Some(gpu)) => gpu.time(layout, workload),
+                    (Case { layout: None, workload, .. }, Some(cpu), _) => cpu.time(workload),
+                    _ => unreachable!("a path that failed to open has no cases"),
+                }
             })?);
         }
-        let rows = tasks.iter().zip(&timed).map(|(&task, &one)| Row {
-            path: task.path,
-            layout: task.layout(),
-            work: task.work,
-            timed: one,
-            roofline: roofline(task, &tasks, &timed),
-            clock: self.gpu.as_ref().filter(|_| task.path == Path::Gpu).map_or("wall", Gpu::clock),
-            cached: set.cached || self.cold_of(task.path) == 0,
-            cost: match (task, &gpu) {
-                (Task { layout: Some(layout), work: Work::Op(op), .. }, Some(gpu)) => {
+        let rows = cases.iter().zip(&timings).map(|(&case, &timing)| Row {
+            path: case.path,
+            layout: case.layout(),
+            workload: case.workload,
+            timing,
+            roofline_seconds: roofline(case, &cases, &timings),
+            clock: self.gpu.as_ref().filter(|_| case.path == Path::Gpu).map_or("wall", GpuDevice::clock),
+            cached: set.cached || self.cold_bytes(case.path) == 0,
+            cost: match (case, &gpu) {
+                (Case { layout: Some(layout), workload: Workload::Op(op), .. }, Some(gpu)) => {
                     Some(gpu.cost(layout, op))
                 }
                 _ => None,
             },
         });
         let rows = rows.collect();
-        Ok(Measured { set, rows, skipped })
+        Ok(SetReport { set, rows, skipped })
     }
 
-    fn cold_of(&self, path: Path) -> usize {
+    fn cold_bytes(&self, path: Path) -> usize {
         match (path, &self.gpu) {
-            (Path::Gpu, Some(gpu)) => gpu.cold,
-            _ => self.cold,
+            (Path::Gpu, Some(gpu)) => gpu.cold_bytes,
+            _ => self.cold_bytes,
         }
     }
 
-    /// The line that says which command measured on which machine, and when it began.
+    /// Returns the machine line: the command, the machine and the start time.
     fn machine(&self) -> Value {
-        // Without where the program lies: these lines are shown to others.
+        // Without the program's path: these lines are published.
         let command: Vec<_> = ["gradclip".to_owned()].into_iter().chain(env::args().skip(1)).collect();
         json!({
             "kind": "machine",
@@ -361,26 +367,27 @@ impl Bench<'_> {
             "optimized": !cfg!(debug_assertions),
             "command": command,
             "unix_time": SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),
-            "cpu": cpu::model(),
+            "cpu": machine::cpu_model(),
             "threads": gradclip::cpu::threads(),
-            "cold_bytes": self.cold,
+            "cold_bytes": self.cold_bytes,
             "gpu": self.gpu.as_ref().map(|gpu| &gpu.name),
             "gpu_is_software": self.gpu.as_ref().map(|gpu| gpu.software),
-            "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold),
+            "gpu_cold_bytes": self.gpu.as_ref().map(|gpu| gpu.cold_bytes),
         })
     }
 
-    fn table(&self, all: &[Measured]) -> String {
+    fn table(&self, all: &[SetReport]) -> String {
         let legend = [LEGEND, if self.gpu.is_some() { GPU_LEGEND } else { "" }].concat();
-        format!("{}{}{legend}{}", self.heading(), rows::table(all), summary(all))
+        format!("{}{}{legend}{}", self.heading(), report::table(all), summary(all))
     }
 
     fn heading(&self) -> String {
-        let mut lines = vec![format!("CPU path: {}, {} threads", cpu::model(), gradclip::cpu::threads())];
+        let mut lines =
+            vec![format!("CPU path: {}, {} threads", machine::cpu_model(), gradclip::cpu::threads())];
         match &self.gpu {
             Some(gpu) => lines.push(format!("GPU path: {}, timed by the {} clock", gpu.name, gpu.clock())),
             None if self.args.device == DeviceChoice::Auto && has_software() => lines.push(
-                "GPU path: none but a software adapter, which says nothing about GPU speed (--device gpu measures it)".into(),
+                "GPU path: only a software adapter, whose times say nothing about GPU speed (--device gpu measures it)".into(),
             ),
             None => lines.push("GPU path: none".into()),
         }
@@ -398,16 +405,17 @@ fn has_software() -> bool {
     adapters::enumerate().iter().any(|adapter| is_software(&adapter.get_info()))
 }
 
-/// What the rooflines of its path take for the passes of a task.
-fn roofline(task: Task, tasks: &[Task], timed: &[Timed]) -> f64 {
+/// Returns the seconds that the rooflines of the case's path take for its passes.
+fn roofline(case: Case, cases: &[Case], timings: &[Timing]) -> f64 {
     let of = |roofline| {
-        let is =
-            |(other, _): &(&Task, &Timed)| other.path == task.path && other.work == Work::Roofline(roofline);
-        tasks.iter().zip(timed).find(is).map_or(f64::NAN, |(_, timed)| timed.seconds.median)
+        let is = |(other, _): &(&Case, &Timing)| {
+            other.path == case.path && other.workload == Workload::Roofline(roofline)
+        };
+        cases.iter().zip(timings).find(is).map_or(f64::NAN, |(_, timing)| timing.seconds.median)
     };
-    match task.work {
-        Work::Roofline(roofline) => of(roofline),
-        Work::Op(op) => match op.passes() {
+    match case.workload {
+        Workload::Roofline(roofline) => of(roofline),
+        Workload::Op(op) => match op.passes() {
             (0, _) => of(Roofline::InPlace),
             (_, 0) => of(Roofline::Read),
             _ => of(Roofline::Read) + of(Roofline::InPlace),
@@ -415,12 +423,12 @@ fn roofline(task: Task, tasks: &[Task], timed: &[Timed]) -> f64 {
     }
 }
 
-/// From which size on the GPU wins, and how the cost grows.
-fn summary(all: &[Measured]) -> String {
-    let singles: Vec<&Measured> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
+/// Summarises from which size on the GPU wins, and the fixed and marginal costs.
+fn summary(all: &[SetReport]) -> String {
+    let singles: Vec<&SetReport> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
     let mut text = String::new();
-    let exceeded = |measured: &Measured, path, layout| {
-        Some(measured.find(path, layout, Work::Op(Op::Exceeded))?.timed.wall.median)
+    let exceeded = |measured: &SetReport, path, layout| {
+        Some(measured.find(path, layout, Workload::Op(Op::Exceeded))?.timing.wall.median)
     };
     let both = singles.iter().filter_map(|measured| {
         let gpu = exceeded(measured, Path::Gpu, Layout::Arena.name())?;
@@ -431,12 +439,12 @@ fn summary(all: &[Measured]) -> String {
         let from = both.iter().rposition(|(_, wins)| !wins).map_or(0, |last| last + 1);
         let text_of = |(name, _): &(String, bool)| format!("the GPU wins from {name} elements on");
         let wins = both.get(from).map_or_else(|| "the CPU wins at every size".into(), text_of);
-        let _ = writeln!(text, "\nA clip that is exceeded, waited for: {wins}.");
+        let _ = writeln!(text, "\nExceeded clip, wall time: {wins}.");
     }
     for (path, layout) in [(Path::Gpu, Layout::Arena.name()), (Path::Cpu, SLICES)] {
         for op in [Op::Norm, Op::Exceeded] {
-            let point = |measured: &&Measured| {
-                let row = measured.find(path, layout, Work::Op(op))?;
+            let point = |measured: &&SetReport| {
+                let row = measured.find(path, layout, Workload::Op(op))?;
                 Some((measured.set.bytes() as f64, row.seconds()))
             };
             let points: Vec<(f64, f64)> = singles.iter().filter_map(point).collect();
@@ -444,11 +452,11 @@ fn summary(all: &[Measured]) -> String {
             let per_mib = (long - short) / (many - few) * f64::from(1 << 20);
             let _ = writeln!(
                 text,
-                "{} of one tensor on the {}: {} for the smallest, {} for another MiB of the largest",
+                "{} of one tensor on the {}: {} for the smallest, {} per additional MiB near the largest",
                 op.name(),
                 path.name(),
-                rows::duration(fixed),
-                rows::duration(per_mib)
+                report::duration(fixed),
+                report::duration(per_mib)
             );
         }
     }

@@ -1,4 +1,4 @@
-//! `gradclip devices`: what there is to clip on, and what `--device auto` takes.
+//! `gradclip devices`: lists the devices that can clip, and the choice of `--device auto`.
 
 use std::io::Write;
 
@@ -39,11 +39,11 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     } else {
         out.write_all(table(&adapters, auto).as_bytes())
     };
-    printed.context(stdout::FAILED)
+    printed.context(stdout::PRINT_FAILED)
 }
 
 fn table(adapters: &[wgpu::Adapter], auto: Option<usize>) -> String {
-    let mark = |taken| if taken { "*" } else { "" }.to_owned();
+    let mark = |is_chosen| if is_chosen { "*" } else { "" }.to_owned();
     let mut table = Table::new(HEADING);
     for (index, adapter) in adapters.iter().enumerate() {
         let (info, limits) = (adapter.get_info(), adapter.limits());
@@ -70,7 +70,7 @@ fn json(adapters: &[wgpu::Adapter], auto: Option<usize>) -> Value {
     json!({
         "adapters": adapters.iter().map(adapter).collect::<Vec<_>>(),
         "cpu": { "threads": cpu::threads() },
-        // An index into `adapters`; null is the CPU path.
+        // An index into `adapters`, or null for the CPU path.
         "auto": auto,
     })
 }

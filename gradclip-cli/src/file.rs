@@ -1,13 +1,13 @@
-//! Files of gradients: `.safetensors` in, the same files with other values out.
+//! Reads, clips and writes gradients in `.safetensors` files.
 //!
-//! The format: eight bytes with the length of the header, little-endian; the header, a JSON object from names to dtypes,
-//! shapes and offsets; the tensors, without gaps. Tensors are read, clipped and written in chunks, so that files may be larger
-//! than memory; a GPU needs all of them in memory once.
+//! A file consists of the header's length (eight bytes, little-endian), the header (a JSON object that maps names to dtypes,
+//! shapes and offsets) and the tensors without gaps. Tensors are read, clipped and written in chunks, so that files may be
+//! larger than memory. The GPU path loads all tensors into memory first.
 
 mod header;
-mod interrupt;
+mod input;
 mod output;
-mod set;
+mod signals;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
@@ -23,29 +23,29 @@ use gradclip_measure::text::{self, quoted};
 use half::{bf16, f16};
 
 use crate::stages::Stages;
-pub(crate) use interrupt::survive_file_size_limit;
+pub(crate) use input::{Files, Inputs};
+use input::{Source, cannot_read};
 pub(crate) use output::{Output, Target, Writer};
-pub(crate) use set::{Files, Inputs};
-use set::{Source, cannot_read};
+pub(crate) use signals::survive_file_size_limit;
 
-/// The bytes that are read and clipped at once: whole chunks of a [`Measurement`], and enough for many threads.
-const CHUNK: usize = 1 << 24;
-const _: () = assert!(CHUNK.is_multiple_of(4 * Measurement::CHUNK_LEN));
+/// The bytes of a chunk: a multiple of a [`Measurement`]'s chunk, and enough for many threads.
+const CHUNK_BYTES: usize = 1 << 24;
+const _: () = assert!(CHUNK_BYTES.is_multiple_of(4 * Measurement::CHUNK_LEN));
 
-/// The gradients of some files: those that are to be clipped, and what stays as it is.
+/// The tensors of the input files, both clipped and excluded.
 pub(crate) struct Gradients {
-    sources: Vec<(Source, Vec<Part>)>,
+    sources: Vec<(Source, Vec<DataRange>)>,
     tensors: Vec<Tensor>,
     group_of: Vec<usize>,
     excluded: Vec<String>,
     index: Option<(PathBuf, Vec<u8>)>,
-    /// The elements, if all of them are in memory.
-    memory: Option<Vec<Values>>,
-    /// For those that are not.
+    /// The elements of all tensors, once [`load`](Self::load) has read them.
+    memory: Option<Vec<TensorData>>,
+    /// The chunk buffer for tensors that are not in memory.
     buffer: Vec<u32>,
 }
 
-/// A tensor that is to be clipped.
+/// A tensor to clip.
 #[derive(Clone)]
 pub(crate) struct Tensor {
     pub(crate) name: String,
@@ -54,19 +54,19 @@ pub(crate) struct Tensor {
     pub(crate) bytes: u64,
 }
 
-/// A range of a file's data.
-struct Part {
-    /// In bytes from the start of the data.
-    extent: Range<u64>,
-    /// Which tensor it is, unless it is excluded.
+/// The bytes of a tensor in a file.
+struct DataRange {
+    /// The byte range, relative to the start of the data.
+    data_offsets: Range<u64>,
+    /// The index of the tensor. `None` if it is excluded.
     tensor: Option<usize>,
 }
 
-/// Elements of one tensor.
+/// A run of elements of one tensor.
 pub(crate) struct Chunk<'a> {
-    /// Which tensor.
+    /// The index of the tensor.
     pub(crate) tensor: usize,
-    /// Whether it is the first of the tensor.
+    /// Whether this is the first chunk of the tensor.
     pub(crate) is_first: bool,
     elements: Elements<'a>,
 }
@@ -77,15 +77,15 @@ enum Elements<'a> {
     BF16(&'a mut [bf16]),
 }
 
-/// All elements of one tensor. Each has memory of its own: in the file they need not be aligned.
-enum Values {
+/// All elements of one tensor in aligned memory. Tensors may be unaligned in the file.
+enum TensorData {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
 }
 
 impl Gradients {
-    /// The tensors of these files, each in the group that the list says, or excluded.
+    /// Collects the tensors of `files`. `groups` holds the group of each tensor, or `None` if it is excluded.
     pub(crate) fn new(files: Files, groups: &[Option<usize>]) -> Result<Self> {
         let Files { files, index } = files;
         let mut gradients = Self {
@@ -98,15 +98,15 @@ impl Gradients {
             buffer: Vec::new(),
         };
         let mut groups = groups.iter();
-        let mut others = Vec::new();
+        let mut unsupported = Vec::new();
         for (source, entries) in files {
-            let mut parts = Vec::with_capacity(entries.len());
+            let mut ranges = Vec::with_capacity(entries.len());
             for entry in entries {
-                let extent = entry.extent;
+                let data_offsets = entry.data_offsets;
                 let mut tensor = None;
                 if groups.next().is_some_and(Option::is_some) {
                     tensor = Some(gradients.tensors.len());
-                    let bytes = extent.end - extent.start;
+                    let bytes = data_offsets.end - data_offsets.start;
                     match dtype(&entry.dtype) {
                         Some(dtype) => {
                             gradients.tensors.push(Tensor {
@@ -116,56 +116,58 @@ impl Gradients {
                                 bytes,
                             });
                         }
-                        None => others.push((entry.name, entry.dtype)),
+                        None => unsupported.push((entry.name, entry.dtype)),
                     }
                 } else {
                     gradients.excluded.push(entry.name);
                 }
-                parts.push(Part { extent, tensor });
+                ranges.push(DataRange { data_offsets, tensor });
             }
-            if let [(name, dtype), more @ ..] = &others[..] {
+            if let [(name, dtype), more @ ..] = &unsupported[..] {
                 let more = if more.is_empty() {
                     String::new()
                 } else {
-                    format!(" (it is the first of {} such tensors)", more.len() + 1)
+                    format!(" (the first of {} such tensors)", more.len() + 1)
                 };
                 let error = anyhow!(
-                    "tensor {} has dtype {}, but only F32, F16 and BF16 can be clipped; --exclude leaves a tensor as it is{more}",
+                    "tensor {} has dtype {}, but only F32, F16 and BF16 can be clipped; --exclude skips a tensor{more}",
                     quoted(name),
                     quoted(dtype)
                 );
                 return Err(error.context(cannot_read(&source.path)));
             }
-            gradients.sources.push((source, parts));
+            gradients.sources.push((source, ranges));
         }
-        ensure!(!gradients.tensors.is_empty(), "--exclude matches every tensor, so nothing is left to clip");
+        ensure!(!gradients.tensors.is_empty(), "--exclude matches every tensor, so there is nothing to clip");
         Ok(gradients)
     }
 
+    /// Returns the tensors to clip.
     pub(crate) fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
+    /// Returns the group of each tensor to clip.
     pub(crate) fn group_of(&self) -> &[usize] {
         &self.group_of
     }
 
-    /// The names of what is left as it is.
+    /// Returns the names of the excluded tensors.
     pub(crate) fn excluded(&self) -> &[String] {
         &self.excluded
     }
 
-    /// The bytes that are to be clipped.
+    /// Returns the total bytes to clip.
     pub(crate) fn bytes(&self) -> u64 {
         self.tensors.iter().map(|tensor| tensor.bytes).sum()
     }
 
-    /// The tensor that takes the most memory.
+    /// Returns the largest tensor to clip.
     pub(crate) fn largest(&self) -> Option<&Tensor> {
         self.tensors.iter().max_by_key(|tensor| tensor.bytes)
     }
 
-    /// Where each file is to be written, if `-o` leads there.
+    /// Returns the target of each output file.
     pub(crate) fn targets(&self, output: Output) -> Result<Vec<Target>> {
         let paths = self.sources.iter().map(|(source, _)| &source.path);
         let paths = paths.chain(self.index.iter().map(|(path, _)| path));
@@ -174,45 +176,48 @@ impl Gradients {
         sorted.sort();
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             bail!(
-                "two of the files are called {}, but the folder of -o can hold only one file of that name",
+                "two input files are named {}, but the output folder can hold only one file of that name",
                 text::path(pair[0])
             );
         }
         output.targets(&names)
     }
 
+    /// Whether [`load`](Self::load) has read the tensors into memory.
     pub(crate) fn is_in_memory(&self) -> bool {
         self.memory.is_some()
     }
 
-    /// Reads everything that is to be clipped into memory, for a GPU.
+    /// Reads all tensors to clip into memory, for the GPU path.
     pub(crate) fn load(&mut self, stages: &mut Stages<'_>) -> Result<()> {
         stages.expect(self.bytes());
-        let mut values = Vec::with_capacity(self.tensors.len());
-        for (source, parts) in &self.sources {
-            for (part, tensor) in parts.iter().filter_map(|part| Some((part, &self.tensors[part.tensor?]))) {
-                let mut own = Values::zeros(tensor)?;
-                let mut at = source.data + part.extent.start;
-                for chunk in own.bytes_mut().chunks_mut(CHUNK) {
+        let mut tensors = Vec::with_capacity(self.tensors.len());
+        for (source, ranges) in &self.sources {
+            for (range, tensor) in
+                ranges.iter().filter_map(|range| Some((range, &self.tensors[range.tensor?])))
+            {
+                let mut values = TensorData::zeros(tensor)?;
+                let mut at = source.data + range.data_offsets.start;
+                for chunk in values.bytes_mut().chunks_mut(CHUNK_BYTES) {
                     stages.read(chunk.len(), || source.read(at, chunk))?;
                     swap_little_endian(chunk, tensor.dtype);
                     at += chunk.len() as u64;
                 }
-                values.push(own);
+                tensors.push(values);
             }
         }
-        self.memory = Some(values);
+        self.memory = Some(tensors);
         Ok(())
     }
 
-    /// What is in memory, each tensor in its group; nothing before [`load`](Self::load).
-    pub(crate) fn list(&mut self) -> Vec<Gradient<'_>> {
-        let gradients = self.memory.iter_mut().flatten().map(Values::gradient);
+    /// Returns the tensors in memory with their groups. Empty before [`load`](Self::load).
+    pub(crate) fn gradients(&mut self) -> Vec<Gradient<'_>> {
+        let gradients = self.memory.iter_mut().flatten().map(TensorData::gradient);
         gradients.zip(&self.group_of).map(|(gradient, &group)| gradient.group(group)).collect()
     }
 
-    /// Works on all tensors that are to be clipped, chunk by chunk. With a writer it also writes each chunk as the work has left
-    /// it, and closes the files: it is then the last pass.
+    /// Runs `work` on each chunk of the tensors to clip. With a `writer` it then writes the chunk, copies headers, excluded
+    /// tensors and the index unchanged, and closes the input files: this must be the last pass.
     pub(crate) fn pass(
         &mut self,
         stages: &mut Stages<'_>,
@@ -221,31 +226,32 @@ impl Gradients {
     ) -> Result<()> {
         stages.expect(self.bytes());
         let mut buffer = mem::take(&mut self.buffer);
-        buffer.resize(CHUNK / size_of::<u32>(), 0);
-        for (source, parts) in &self.sources {
+        buffer.resize(CHUNK_BYTES / size_of::<u32>(), 0);
+        for (source, ranges) in &self.sources {
             if let Some(writer) = &mut writer {
                 writer.begin()?;
                 source.copy(0..source.data, &mut buffer, writer, stages)?;
             }
-            for part in parts {
-                let extent = source.data + part.extent.start..source.data + part.extent.end;
-                let Some(index) = part.tensor else {
+            for tensor_range in ranges {
+                let file_range = source.data + tensor_range.data_offsets.start
+                    ..source.data + tensor_range.data_offsets.end;
+                let Some(index) = tensor_range.tensor else {
                     if let Some(writer) = &mut writer {
-                        source.copy(extent, &mut buffer, writer, stages)?;
+                        source.copy(file_range, &mut buffer, writer, stages)?;
                     }
                     continue;
                 };
                 let dtype = self.tensors[index].dtype;
                 let mut is_first = true;
-                for range in chunks(extent.end - extent.start) {
-                    let own: &mut [u8];
+                for range in chunks(file_range.end - file_range.start) {
+                    let all_bytes: &mut [u8];
                     let bytes = if let Some(memory) = &mut self.memory {
-                        own = memory[index].bytes_mut();
-                        &mut own[as_index(range.start)..as_index(range.end)]
+                        all_bytes = memory[index].bytes_mut();
+                        &mut all_bytes[as_index(range.start)..as_index(range.end)]
                     } else {
-                        own = bytemuck::cast_slice_mut(&mut buffer);
-                        let bytes = &mut own[..as_index(range.end - range.start)];
-                        stages.read(bytes.len(), || source.read(extent.start + range.start, bytes))?;
+                        all_bytes = bytemuck::cast_slice_mut(&mut buffer);
+                        let bytes = &mut all_bytes[..as_index(range.end - range.start)];
+                        stages.read(bytes.len(), || source.read(file_range.start + range.start, bytes))?;
                         swap_little_endian(bytes, dtype);
                         bytes
                     };
@@ -279,41 +285,42 @@ impl Gradients {
 }
 
 impl Source {
-    /// Reads bytes of the file.
+    /// Fills `bytes` from offset `at` of the file.
     fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         let mut file: &File = &self.file;
         let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(bytes));
         read.map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => anyhow!("it became shorter while it was read"),
+            ErrorKind::UnexpectedEof => anyhow!("the file was truncated while it was read"),
             _ => error.into(),
         })
         .with_context(|| cannot_read(&self.path))
     }
 
-    /// Copies bytes of the file as they are.
+    /// Copies a byte range of the file unchanged.
     fn copy(
         &self,
-        extent: Range<u64>,
+        file_range: Range<u64>,
         buffer: &mut [u32],
         writer: &mut Writer,
         stages: &mut Stages<'_>,
     ) -> Result<()> {
-        for range in chunks(extent.end - extent.start) {
+        for range in chunks(file_range.end - file_range.start) {
             let bytes = &mut bytemuck::cast_slice_mut(buffer)[..as_index(range.end - range.start)];
-            stages.time("read", || self.read(extent.start + range.start, bytes))?;
+            stages.time("read", || self.read(file_range.start + range.start, bytes))?;
             stages.time("write", || writer.write(bytes))?;
         }
         Ok(())
     }
 }
 
-/// Ranges of so many bytes, none longer than [`CHUNK`]; a tensor without elements has one, too.
+/// Splits `bytes` into ranges of at most [`CHUNK_BYTES`]. An empty tensor has one empty range.
 fn chunks(bytes: u64) -> impl Iterator<Item = Range<u64>> {
-    let chunk = CHUNK as u64;
+    let chunk = CHUNK_BYTES as u64;
     (0..bytes.div_ceil(chunk).max(1)).map(move |index| index * chunk..bytes.min((index + 1) * chunk))
 }
 
 impl Chunk<'_> {
+    /// Returns the chunk as a gradient of the CPU path.
     pub(crate) fn gradient(&mut self) -> Gradient<'_> {
         match &mut self.elements {
             Elements::F32(elements) => Gradient::f32(elements),
@@ -322,6 +329,7 @@ impl Chunk<'_> {
         }
     }
 
+    /// Adds the chunk to the measurement of its tensor.
     pub(crate) fn add_to(&self, measurement: &mut Measurement) -> Result<(), Error> {
         match &self.elements {
             Elements::F32(elements) => measurement.add_f32(elements),
@@ -332,7 +340,7 @@ impl Chunk<'_> {
 }
 
 impl<'a> Elements<'a> {
-    /// Bytes as elements. Their place in memory and their number must be right for the dtype.
+    /// Casts bytes to elements. Panics if their alignment or length does not fit the dtype.
     fn of(bytes: &'a mut [u8], dtype: DType) -> Self {
         match dtype {
             DType::F16 => Self::F16(bytemuck::cast_slice_mut(bytes)),
@@ -342,7 +350,7 @@ impl<'a> Elements<'a> {
     }
 }
 
-impl Values {
+impl TensorData {
     fn zeros(tensor: &Tensor) -> Result<Self> {
         let len = usize::try_from(tensor.bytes / tensor.dtype.size());
         let values = len.ok().and_then(|len| match tensor.dtype {
@@ -352,7 +360,7 @@ impl Values {
         });
         values.with_context(|| {
             format!(
-                "out of memory for tensor {} ({} bytes); --device cpu reads it piece by piece",
+                "out of memory for tensor {} ({} bytes); --device cpu reads it in chunks",
                 quoted(&tensor.name),
                 tensor.bytes
             )
@@ -376,7 +384,7 @@ impl Values {
     }
 }
 
-/// Not more than there is memory for.
+/// Allocates `len` zeros, or returns `None` if memory runs out.
 fn zeros<T: Zeroable + Clone>(len: usize) -> Option<Vec<T>> {
     let mut values = Vec::new();
     values.try_reserve_exact(len).ok()?;
@@ -384,7 +392,7 @@ fn zeros<T: Zeroable + Clone>(len: usize) -> Option<Vec<T>> {
     Some(values)
 }
 
-/// The dtype, if gradients of it can be clipped.
+/// Parses a dtype. Returns `None` if it cannot be clipped.
 fn dtype(name: &str) -> Option<DType> {
     match name {
         "F32" => Some(DType::F32),
@@ -394,14 +402,14 @@ fn dtype(name: &str) -> Option<DType> {
     }
 }
 
-/// From the order of the file to that of the machine, or back; on most machines they are the same.
+/// Converts elements between little-endian and native byte order.
 fn swap_little_endian(bytes: &mut [u8], dtype: DType) {
     if cfg!(target_endian = "big") {
         bytes.chunks_exact_mut(as_index(dtype.size())).for_each(<[u8]>::reverse);
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "it is a size of something in memory")]
+#[expect(clippy::cast_possible_truncation, reason = "the value is a size in memory")]
 const fn as_index(bytes: u64) -> usize {
     bytes as usize
 }

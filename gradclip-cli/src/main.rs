@@ -1,13 +1,14 @@
-//! The `gradclip` command: lists devices, clips files of gradients, and measures how fast this machine clips.
+//! The `gradclip` command: clips gradient files, measures how fast this machine clips, and lists its devices.
 //!
 //! It uses only the library's public API.
 
 mod bench;
 mod clip;
+mod clip_options;
 mod devices;
 mod file;
+mod glob;
 mod logging;
-mod manner;
 mod plot;
 mod progress;
 mod report;
@@ -24,8 +25,8 @@ use gradclip_measure::text::{WIDTH, shortened};
 
 use stdout::Stdout;
 
-/// The widest line of an error, in columns.
-const MESSAGE: usize = 4000;
+/// The maximum width of an error message, in columns.
+const MAX_MESSAGE_WIDTH: usize = 4000;
 
 /// Clip gradients by norm or by value, on a GPU or the CPU
 ///
@@ -48,22 +49,22 @@ fn main() -> ExitCode {
     logging::start();
     file::survive_file_size_limit();
     let mut out = Stdout::new();
-    let done = match Cli::try_parse() {
+    let result = match Cli::try_parse() {
         Ok(Cli { command: Command::Clip(args) }) => clip::run(&args, &mut out),
         Ok(Cli { command: Command::Bench(args) }) => bench::run(&args, &mut out),
         Ok(Cli { command: Command::Devices(args) }) => devices::run(&args, &mut out),
         Err(error) if error.use_stderr() => {
-            // Nobody is left to hear of a closed stderr, here and below.
-            let _ = shown(error).print();
+            // A failed write to stderr cannot be reported, here and below.
+            let _ = sanitized(error).print();
             return ExitCode::from(2);
         }
-        // The text of `--help` or `--version`.
-        Err(asked) => stdout::unless_nobody_reads(asked.print().and_then(|()| io::stdout().flush()))
-            .context(stdout::FAILED),
+        // `--help` or `--version`.
+        Err(help) => stdout::ignore_broken_pipe(help.print().and_then(|()| io::stdout().flush()))
+            .context(stdout::PRINT_FAILED),
     };
-    // What a command printed before it failed is worth having, too.
-    let flushed = out.flush().context(stdout::FAILED);
-    match done.and(flushed) {
+    // Output printed before a failure is kept.
+    let flushed = out.flush().context(stdout::PRINT_FAILED);
+    match result.and(flushed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "gradclip: {}", message(&error));
@@ -72,23 +73,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes in one line, whatever a driver or a file has put into them.
+/// Formats an error and its causes as one escaped line.
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
         let lines = cause.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
         let cause = lines.collect::<Vec<_>>().join(" ");
-        // Some errors say themselves what their cause says.
+        // Some errors repeat the message of their cause.
         if !message.contains(&cause) {
             message.extend([if message.is_empty() { "" } else { ": " }, &cause]);
         }
     }
-    shortened(&message, MESSAGE)
+    shortened(&message, MAX_MESSAGE_WIDTH)
 }
 
-/// An error about the arguments, with those that it repeats escaped and shortened.
-fn shown(mut error: clap::Error) -> clap::Error {
+/// Escapes and shortens the arguments that a usage error repeats.
+fn sanitized(mut error: clap::Error) -> clap::Error {
     let context: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
     for (kind, value) in context {
         let shorten = |text: &String| shortened(text, WIDTH);
@@ -99,7 +100,7 @@ fn shown(mut error: clap::Error) -> clap::Error {
         };
         if short != value {
             error.insert(kind, short);
-            // Sentences of advice that repeat the argument in full.
+            // clap's suggestions repeat the argument in full.
             error.remove(ContextKind::Suggested);
         }
     }
@@ -114,12 +115,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_options_do_not_contradict_each_other() {
+    fn the_options_are_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn a_cause_that_was_told_already_is_not_repeated() {
+    fn a_cause_is_not_repeated() {
         let region =
             gradclip::Error::Misaligned { gradient: 3.into(), what: "offset", given: 2, multiple: 4 };
         let error = anyhow::Error::new(gradclip::Error::InParameter { error: Box::new(region.clone()) });
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_come_back_escaped_and_short() {
+    fn usage_errors_escape_and_shorten_arguments() {
         let long = "x".repeat(100_000);
         for args in [
             &["\u{1b}[31mclip"][..],
@@ -146,8 +147,8 @@ mod tests {
             &["bench", "--seconds", "\u{1b}c"],
         ] {
             let Err(error) = Cli::try_parse_from([&["gradclip"], args].concat()) else { panic!("{args:?}") };
-            let text = shown(error).render().ansi().to_string();
-            // The colours are those of clap, and none of them is a red or a reset in the argument.
+            let text = sanitized(error).render().ansi().to_string();
+            // Only clap's own colours remain.
             let plain = text.replace("\u{1b}[", "").replace('\n', "");
             assert_eq!(text::escaped(&plain), plain, "{args:?}");
             assert!(text.len() < 2000, "{args:?}: {} bytes", text.len());

@@ -1,4 +1,4 @@
-//! A progress bar for those who wait at a terminal.
+//! A progress bar on the terminal.
 
 use std::borrow::Cow;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -8,26 +8,26 @@ use std::time::Duration;
 use gradclip_measure::text::{WIDTH, shortened};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Work shorter than this needs no bar, which would only flicker.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The delay before the bar appears, so that it does not flicker for short work.
+const SHOW_AFTER: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
 const TEMPLATE: &str = "{spinner} {msg:10} {wide_bar} {binary_bytes} of {binary_total_bytes}";
 const STEPS_TEMPLATE: &str = "{spinner} {msg:20} {wide_bar} {pos} of {len}, {elapsed}";
 
-/// Bytes read and written, or steps made, out of all that are to be; it vanishes when dropped.
+/// A progress bar of bytes or steps. Dropping it clears the bar.
 pub(crate) struct Progress {
     bar: ProgressBar,
-    /// What shows the bar and keeps it moving, until the sender is dropped.
+    /// The thread that redraws the bar until the sender is dropped.
     ticker: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Progress {
-    /// Of bytes.
+    /// Creates a bar of bytes.
     pub(crate) fn new(hidden: bool) -> Self {
         Self::with_template(TEMPLATE, hidden)
     }
 
-    /// Of so many steps.
+    /// Creates a bar of `steps` steps.
     pub(crate) fn steps(hidden: bool, steps: usize) -> Self {
         let progress = Self::with_template(STEPS_TEMPLATE, hidden);
         progress.expect(steps);
@@ -42,14 +42,17 @@ impl Progress {
         Self { bar, ticker }
     }
 
+    /// Adds to the expected total.
     pub(crate) fn expect(&self, more: usize) {
         self.bar.inc_length(more as u64);
     }
 
+    /// Advances the bar.
     pub(crate) fn advance(&self, by: usize) {
         self.bar.inc(by as u64);
     }
 
+    /// Shows the name of the current stage.
     pub(crate) fn stage<'a>(&self, name: impl Into<Cow<'a, str>>) {
         self.bar.set_message(shortened(&name.into(), WIDTH));
     }
@@ -59,21 +62,20 @@ impl Drop for Progress {
     fn drop(&mut self) {
         if let Some((stop, thread)) = self.ticker.take() {
             drop(stop);
-            // A thread that has panicked has said so.
+            // A panic of the thread has already been printed.
             let _ = thread.join();
         }
         self.bar.finish_and_clear();
     }
 }
 
-/// Shows the bar after a while, from a thread of its own. Where there can be no thread there is no bar: the one of
-/// indicatif's own ticker would be a panic.
+/// Starts a thread that shows the bar after [`SHOW_AFTER`]. Returns `None` if it cannot: indicatif's own ticker would panic.
 fn tick(bar: ProgressBar) -> Option<(Sender<()>, JoinHandle<()>)> {
     let (sender, stopped) = channel();
     let run = move || {
-        let mut pause = PATIENCE;
+        let mut pause = SHOW_AFTER;
         while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
-            if pause == PATIENCE {
+            if pause == SHOW_AFTER {
                 bar.set_draw_target(ProgressDrawTarget::stderr());
             }
             bar.tick();

@@ -1,16 +1,16 @@
-//! Where results are printed.
+//! Standard output that tolerates a closed pipe.
 
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 
-/// What is said where they cannot be.
-pub(crate) const FAILED: &str = "cannot print to stdout";
+/// The context of a failed write to stdout.
+pub(crate) const PRINT_FAILED: &str = "cannot print to stdout";
 
-/// The standard output. A reader that has seen enough, such as `head`, is no failure.
-pub(crate) struct Stdout(BufWriter<Forgiving>);
+/// Buffered standard output. A reader that closes the pipe early, such as `head`, is not an error.
+pub(crate) struct Stdout(BufWriter<IgnoreBrokenPipe>);
 
 impl Stdout {
     pub(crate) fn new() -> Self {
-        Self(BufWriter::new(Forgiving(io::stdout().lock())))
+        Self(BufWriter::new(IgnoreBrokenPipe(io::stdout().lock())))
     }
 }
 
@@ -24,9 +24,9 @@ impl Write for Stdout {
     }
 }
 
-struct Forgiving(StdoutLock<'static>);
+struct IgnoreBrokenPipe(StdoutLock<'static>);
 
-impl Write for Forgiving {
+impl Write for IgnoreBrokenPipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.0.write(bytes) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
@@ -35,12 +35,12 @@ impl Write for Forgiving {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        unless_nobody_reads(self.0.flush())
+        ignore_broken_pipe(self.0.flush())
     }
 }
 
-/// Success where the reader has left.
-pub(crate) fn unless_nobody_reads(written: io::Result<()>) -> io::Result<()> {
+/// Maps a broken pipe to success.
+pub(crate) fn ignore_broken_pipe(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written,

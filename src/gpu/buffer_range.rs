@@ -6,7 +6,7 @@ use super::error_scope::is_mapped;
 use crate::{DType, Error, GradientId};
 
 /// The elements of a tensor: a whole buffer, or a range of one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BufferRange<'a> {
     pub(super) buffer: &'a wgpu::Buffer,
     pub(super) dtype: DType,
@@ -14,7 +14,7 @@ pub(super) struct BufferRange<'a> {
 }
 
 /// The selected part of a buffer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Selection {
     Whole,
     Elements(Range<u64>),

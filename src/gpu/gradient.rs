@@ -34,7 +34,7 @@ use crate::{DType, Error, GradientId};
 /// # let _ = gradients;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gradient<'a> {
     range: BufferRange<'a>,
     group: usize,
@@ -47,7 +47,7 @@ pub struct Gradient<'a> {
 
 /// The parameter of a gradient: a whole buffer, or a range of one. Only
 /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) (AGC) reads it, and no clip writes it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter<'a> {
     range: BufferRange<'a>,
 }

@@ -1,8 +1,8 @@
-//! Numbers of bytes, as people write them.
+//! Parses byte sizes such as `64KiB`.
 
 use crate::text::quoted;
 
-/// Reads `65536`, `64K`, `64KiB`, `1GiB` and so on: units are powers of 1024.
+/// Parses a byte size such as `65536`, `64K`, `64KiB` or `1GiB`. Units are powers of 1024.
 pub fn parse(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: usize =

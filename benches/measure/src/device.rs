@@ -1,4 +1,4 @@
-//! A device with a clock: how something is timed there.
+//! A GPU device with timestamps, cache eviction and staging: times one command buffer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -10,53 +10,55 @@ use gradclip::slices::DeviceChoice;
 use gradclip::{Clipper, wgpu};
 use wgpu::{Buffer, BufferUsages, CommandBuffer, CommandEncoder, Features, PollType};
 
-use crate::kernels::{Bound, Kernels, STEPS};
+use crate::roofline::gpu::{BoundBuffers, RooflineKernels, STEPS};
 use crate::timing::Sample;
 
-/// Twice the last-level cache of any GPU that is known to us. No API tells.
-const COLD: usize = 256 << 20;
-/// What is moved between host and device at a time.
+/// More than twice the last-level cache of the GPUs known to us. No API reports the size.
+const DEFAULT_COLD_BYTES: usize = 256 << 20;
+/// The bytes that move between host and device at a time.
 pub(crate) const STAGING: usize = 64 << 20;
 
-/// A device, and what it takes to measure on it.
+/// A device with everything that a measurement needs.
 #[derive(Debug)]
-pub struct Gpu {
-    /// The name of the adapter, with its backend and driver.
+pub struct GpuDevice {
+    /// The adapter's name, backend and driver.
     pub name: String,
-    /// Whether it is a software adapter.
+    /// Whether the adapter is a software adapter.
     pub software: bool,
-    /// The device, with all limits of the adapter.
+    /// The device, with all of the adapter's limits.
     pub device: wgpu::Device,
-    /// Its queue.
+    /// The device's queue.
     pub queue: wgpu::Queue,
     /// Prepares plans on the device.
     pub clipper: Clipper,
-    /// The first error of wgpu that no error scope has caught.
-    complaint: Arc<OnceLock<String>>,
+    /// The first wgpu error that no error scope caught.
+    first_error: Arc<OnceLock<String>>,
     clock: Option<Clock>,
-    /// The rooflines.
-    pub kernels: Kernels,
-    /// A buffer to copy results to and to map.
+    /// The roofline kernels.
+    pub rooflines: RooflineKernels,
+    /// A mappable buffer for results.
     pub staging: Buffer,
-    /// Read between repetitions, so that caches forget the gradients. None if they may remember.
-    sweep: Option<Bound>,
-    /// The bytes of other memory that are read between repetitions.
-    pub cold: usize,
+    /// Memory that is read between repetitions to evict the gradients. `None` for warm caches.
+    eviction: Option<BoundBuffers>,
+    /// The bytes read between repetitions to evict the gradients.
+    pub cold_bytes: usize,
 }
 
-/// Timestamps of the device.
+/// The device's timestamp queries.
 #[derive(Debug)]
 struct Clock {
     queries: wgpu::QuerySet,
     resolved: Buffer,
     staging: Buffer,
-    /// Seconds.
-    tick: f64,
+    /// The length of a tick, in seconds.
+    seconds_per_tick: f64,
 }
 
-impl Gpu {
-    /// Opens a device. Returns `None` if the choice is the CPU path alone. Reads `cold` bytes between repetitions.
-    pub fn open(choice: &DeviceChoice, cold: Option<usize>) -> Result<Option<Self>> {
+impl GpuDevice {
+    /// Opens the chosen device, or returns `None` if the choice is the CPU path.
+    ///
+    /// `cold_bytes` overrides the bytes that are read between repetitions.
+    pub fn open(choice: &DeviceChoice, cold_bytes: Option<usize>) -> Result<Option<Self>> {
         if *choice == DeviceChoice::Cpu {
             return Ok(None);
         }
@@ -74,67 +76,69 @@ impl Gpu {
         });
         let (device, queue) =
             pollster::block_on(request).with_context(|| format!("cannot open {:?}", info.name))?;
-        let complaint = Arc::<OnceLock<String>>::default();
-        let complain = complaint.clone();
+        let first_error = Arc::<OnceLock<String>>::default();
+        let record_error = first_error.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            let _ = complain.set(error.to_string());
+            let _ = record_error.set(error.to_string());
         }));
         let clock = features
             .contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
             .then(|| Clock::new(&device, queue.get_timestamp_period()));
-        let kernels = Kernels::new(&device);
-        // What a software adapter computes is no measure of any cache.
-        let cold = cold.unwrap_or(if software { 0 } else { COLD }).next_multiple_of(256);
-        let sweep = (cold > 0).then(|| allocate(&device, &pieces(&device, cold))).transpose()?;
+        let rooflines = RooflineKernels::new(&device);
+        // Cache effects are not worth measuring on a software adapter.
+        let cold_bytes =
+            cold_bytes.unwrap_or(if software { 0 } else { DEFAULT_COLD_BYTES }).next_multiple_of(256);
+        let eviction =
+            (cold_bytes > 0).then(|| allocate(&device, &buffer_sizes(&device, cold_bytes))).transpose()?;
         Ok(Some(Self {
             name: format!("{} ({}, {})", info.name, info.backend, info.driver_info),
             software,
             clipper: Clipper::new(&device)?,
-            complaint,
+            first_error,
             clock,
-            sweep: sweep.map(|buffers| kernels.read(&buffers)),
-            kernels,
+            eviction: eviction.map(|buffers| rooflines.read(&buffers)),
+            rooflines,
             staging: allocate_one(&device, STAGING, BufferUsages::COPY_DST | BufferUsages::MAP_READ)?,
-            cold,
+            cold_bytes,
             device,
             queue,
         }))
     }
 
-    /// Returns whose clock times an operation: `gpu` or `wall`.
+    /// Returns the clock of [`Sample::seconds`]: `gpu` or `wall`.
     pub const fn clock(&self) -> &'static str {
         if self.clock.is_some() { "gpu" } else { "wall" }
     }
 
-    /// Creates an encoder.
+    /// Creates a command encoder.
     pub fn encoder(&self) -> CommandEncoder {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
-    /// Submits commands and waits for them. Fails if wgpu has reported an error.
+    /// Submits `commands` and waits for them. Fails if wgpu has reported an error.
     pub fn submit_and_wait(&self, commands: impl IntoIterator<Item = CommandBuffer>) -> Result<()> {
         self.queue.submit(commands);
         self.wait()
     }
 
-    /// Waits for all that has been submitted. wgpu 30 panics where the driver has lost the device.
+    /// Waits for all submitted work. Catches the panic of wgpu 30 on a lost device.
     fn wait(&self) -> Result<()> {
         let wait = AssertUnwindSafe(|| self.device.poll(PollType::wait_indefinitely()));
         catch_unwind(wait).map_err(|_| gradclip::Error::DeviceLost)??;
-        self.complaint.get().map_or(Ok(()), |complaint| bail!("{complaint}"))
+        self.first_error.get().map_or(Ok(()), |first_error| bail!("{first_error}"))
     }
 
-    /// Encodes, submits and waits.
+    /// Records commands with `encode`, submits them and waits.
     pub fn run(&self, encode: impl FnOnce(&mut CommandEncoder)) -> Result<()> {
         let mut encoder = self.encoder();
         encode(&mut encoder);
         self.submit_and_wait([encoder.finish()])
     }
 
-    /// Times what is encoded. Evicts its data from the caches before, unless it may be cached.
+    /// Times the commands that `encode` records. Evicts the data from the caches before, unless `cached`.
     pub fn time(&self, cached: bool, encode: impl FnOnce(&mut CommandEncoder)) -> Result<Sample> {
-        if let Some(sweep) = self.sweep.as_ref().filter(|_| !cached) {
-            self.run(|encoder| self.kernels.encode(sweep, STEPS.len() / 2, encoder))?;
+        if let Some(eviction) = self.eviction.as_ref().filter(|_| !cached) {
+            self.run(|encoder| self.rooflines.encode(eviction, STEPS.len() / 2, encoder))?;
         }
         let start = Instant::now();
         let mut encoder = self.encoder();
@@ -152,26 +156,26 @@ impl Gpu {
         self.submit_and_wait([commands])?;
         let wall = start.elapsed().as_secs_f64();
         let seconds = match &self.clock {
-            Some(clock) => self.ticks(clock)?,
+            Some(clock) => self.elapsed(clock)?,
             None => wall,
         };
         Ok(Sample { seconds, wall, encode: Some(encoded), ready: Some(ready) })
     }
 
-    /// The time between the two timestamps.
-    fn ticks(&self, clock: &Clock) -> Result<f64> {
+    /// Returns the seconds between the two timestamps.
+    fn elapsed(&self, clock: &Clock) -> Result<f64> {
         self.run(|encoder| {
             encoder.resolve_query_set(&clock.queries, 0..2, &clock.resolved, 0);
             encoder.copy_buffer_to_buffer(&clock.resolved, 0, &clock.staging, 0, clock.staging.size());
         })?;
-        self.mapped(&clock.staging, |bytes| {
+        self.read_mapped(&clock.staging, |bytes| {
             let [start, end]: [u64; 2] = bytemuck::pod_read_unaligned(bytes);
-            Ok(end.saturating_sub(start).max(1) as f64 * clock.tick)
+            Ok(end.saturating_sub(start).max(1) as f64 * clock.seconds_per_tick)
         })
     }
 
-    /// Maps a buffer, and looks at its bytes.
-    pub fn mapped<T>(&self, buffer: &Buffer, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    /// Maps `buffer` and passes its bytes to `read`.
+    pub fn read_mapped<T>(&self, buffer: &Buffer, read: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
         let (sender, receiver) = mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, .., move |mapped| {
             let _ = sender.send(mapped);
@@ -179,12 +183,12 @@ impl Gpu {
         self.wait()?;
         receiver.recv()??;
         let result =
-            look(&buffer.get_mapped_range(..).map_err(|error| anyhow!("cannot read results back: {error}"))?);
+            read(&buffer.get_mapped_range(..).map_err(|error| anyhow!("cannot read results back: {error}"))?);
         buffer.unmap();
         result
     }
 
-    /// Fills a buffer from its beginning.
+    /// Writes `bytes` to the start of `buffer`.
     pub fn write(&self, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
         for (index, piece) in bytes.chunks(STAGING).enumerate() {
             self.queue.write_buffer(buffer, (index * STAGING) as u64, piece);
@@ -193,17 +197,17 @@ impl Gpu {
         Ok(())
     }
 
-    /// Returns which number of steps is the quickest for these buffers, for [`Kernels::encode`].
-    pub fn best(&self, cached: bool, bound: &Bound) -> Result<usize> {
-        let quickest = |steps| {
-            let once = || {
-                let sample = self.time(cached, |encoder| self.kernels.encode(bound, steps, encoder));
+    /// Returns the index of the fastest step count for `buffers`, as [`RooflineKernels::encode`] takes it.
+    pub fn fastest_steps(&self, cached: bool, buffers: &BoundBuffers) -> Result<usize> {
+        let least_seconds = |steps| {
+            let time_once = || {
+                let sample = self.time(cached, |encoder| self.rooflines.encode(buffers, steps, encoder));
                 sample.map(|sample| sample.seconds)
             };
-            let seconds = [once()?, once()?, once()?];
+            let seconds = [time_once()?, time_once()?, time_once()?];
             Ok(seconds.into_iter().fold(f64::INFINITY, f64::min))
         };
-        let seconds = (0..STEPS.len()).map(quickest).collect::<Result<Vec<_>>>()?;
+        let seconds = (0..STEPS.len()).map(least_seconds).collect::<Result<Vec<_>>>()?;
         Ok((0..STEPS.len()).min_by(|&a, &b| seconds[a].total_cmp(&seconds[b])).unwrap_or_default())
     }
 }
@@ -227,13 +231,13 @@ impl Clock {
             queries,
             resolved: buffer(BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC),
             staging: buffer(BufferUsages::COPY_DST | BufferUsages::MAP_READ),
-            tick: f64::from(nanoseconds) * 1e-9,
+            seconds_per_tick: f64::from(nanoseconds) * 1e-9,
         }
     }
 }
 
-/// So many bytes in as few buffers as the device allows.
-fn pieces(device: &wgpu::Device, bytes: usize) -> Vec<usize> {
+/// Splits `bytes` into as few buffer sizes as the device's limit allows.
+fn buffer_sizes(device: &wgpu::Device, bytes: usize) -> Vec<usize> {
     let largest = largest_buffer(device);
     (0..bytes).step_by(largest).map(|start| largest.min(bytes - start)).collect()
 }
@@ -247,14 +251,14 @@ pub(crate) fn allocate(device: &wgpu::Device, sizes: &[usize]) -> Result<Vec<Buf
     sizes.iter().map(|&size| allocate_one(device, size, usage)).collect()
 }
 
-/// Creates a buffer. Fails if there is not enough memory.
+/// Creates a buffer. Fails if the device has too little memory.
 pub fn allocate_one(device: &wgpu::Device, size: usize, usage: BufferUsages) -> Result<Buffer> {
     let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation]
         .map(|filter| device.push_error_scope(filter));
     let descriptor =
         wgpu::BufferDescriptor { label: None, size: size as u64, usage, mapped_at_creation: false };
     let buffer = device.create_buffer(&descriptor);
-    // In the reverse order of their making, and all of them.
+    // All scopes are popped, in reverse order.
     let errors: Vec<_> =
         scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop())).collect();
     match errors.into_iter().next() {

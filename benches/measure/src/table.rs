@@ -1,39 +1,39 @@
-//! Aligned columns for people.
+//! Text tables with aligned columns.
 
 use std::fmt;
 
 use crate::text::{self, WIDTH, escaped};
 
-/// The widths of columns, from the cells that they are to hold.
+/// The widths of a table's columns.
 ///
-/// Cells are escaped. A column is at most [`WIDTH`] wide, whatever it holds, or one long cell would pad every other row to
-/// its own width; longer cells stick out.
+/// Cells are escaped. A column is at most [`WIDTH`] wide, so that one long cell does not pad all other rows. A longer cell
+/// overflows its column.
 #[derive(Debug)]
 pub struct Columns {
     widths: Vec<usize>,
-    /// The columns from this on are flush right.
+    /// The first right-aligned column.
     numbers_from: usize,
 }
 
 impl Columns {
-    /// Makes columns without a width.
+    /// Creates `columns` columns of width 0.
     pub fn new(columns: usize) -> Self {
         Self { widths: vec![0; columns], numbers_from: usize::MAX }
     }
 
-    /// Widens the columns until these cells fit.
+    /// Widens the columns to fit `cells`.
     pub fn fit(&mut self, cells: &[String]) {
         for (width, cell) in self.widths.iter_mut().zip(cells) {
             *width = text::width(&escaped(cell)).min(WIDTH).max(*width);
         }
     }
 
-    /// Formats a row of the table, without the end of the line.
+    /// Formats a row without a line break.
     pub fn line(&self, cells: &[String]) -> String {
         let mut line = String::new();
         for (column, (cell, width)) in cells.iter().zip(&self.widths).enumerate() {
             let cell = escaped(cell);
-            // By hand: a width above 65535 in a format string is a panic.
+            // Padded by hand: a width above 65535 in a format string panics.
             let padding = " ".repeat(width.saturating_sub(text::width(&cell)));
             let [before, after] = if column < self.numbers_from { ["", &padding] } else { [&padding, ""] };
             line.extend([before, &cell, after, "  "]);
@@ -43,7 +43,7 @@ impl Columns {
     }
 }
 
-/// Rows of a known, small number below a heading.
+/// A small table with a heading, kept in memory.
 #[derive(Debug)]
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -51,12 +51,12 @@ pub struct Table {
 }
 
 impl Table {
-    /// Makes a table without rows.
+    /// Creates a table without rows.
     pub fn new<'a>(heading: impl IntoIterator<Item = &'a str>) -> Self {
         Self { rows: vec![heading.into_iter().map(str::to_owned).collect()], numbers_from: usize::MAX }
     }
 
-    /// Sets all columns from this one on flush right.
+    /// Right-aligns the columns from `column` on.
     #[must_use]
     pub fn numbers_from(self, column: usize) -> Self {
         Self { numbers_from: column, ..self }

@@ -1,5 +1,4 @@
-//! Makes foreign text (names in files, paths, arguments, messages of drivers) safe to show on a terminal, in a log and
-//! in a picture.
+//! Escapes and shortens untrusted text (names in files, paths, arguments, driver messages) for terminals, logs and plots.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,15 +8,15 @@ use serde_json::Serializer;
 use serde_json::ser::Formatter;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-/// The widest name, shape or pattern that tables and messages show, in columns of a terminal.
+/// The maximum width of a name, shape or pattern in tables and messages, in terminal columns.
 pub const WIDTH: usize = 96;
 const ELLIPSIS: char = '…';
-/// What [`escaped`] leaves alone, although Rust's own escapes do not.
+/// Characters that Rust's `escape_debug` escapes and [`escaped`] keeps.
 const KEPT: [char; 3] = ['\\', '"', '\''];
 
-/// Escapes control characters, bidirectional controls and whatever else cannot be seen, as Rust does: `\n`, `\u{1b}`.
+/// Escapes control characters, bidirectional controls and other invisible characters as Rust does: `\n`, `\u{1b}`.
 ///
-/// Quotes and backslashes stay, so that a message may quote text that is escaped already: escaping twice changes nothing.
+/// Keeps quotes and backslashes, so that a message can quote escaped text: escaping twice changes nothing.
 pub fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for piece in text.split_inclusive(KEPT) {
@@ -28,18 +27,18 @@ pub fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Escapes text of several lines, each as [`escaped`] does.
+/// Escapes each line of `text` as [`escaped`] does and keeps the line breaks.
 pub fn lines(text: &str) -> String {
     text.split_inclusive('\n').map(|line| escaped(line.trim_end_matches('\n')) + "\n").collect()
 }
 
-/// Escapes text, and shortens it to `width` columns. Longer text loses its middle to an ellipsis.
+/// Escapes `text` and shortens it to `width` columns. An ellipsis replaces the middle of longer text.
 pub fn shortened(text: &str, width: usize) -> String {
-    // A character without a width counts too, or nothing would bound a pile of accents.
+    // A zero-width character counts as one column, so that stacked accents are bounded too.
     let cost = |c: char| c.width().unwrap_or(0).max(1);
     let ends = (text.char_indices().nth(width), text.char_indices().rev().nth(width));
     let (head, tail) = if let (Some((end, _)), Some((start, _))) = ends {
-        // Nothing else is looked at: a name may have a hundred million characters.
+        // Only the ends are escaped: a name may have a hundred million characters.
         (escaped(&text[..end]), escaped(&text[start..]))
     } else {
         let whole = escaped(text);
@@ -62,27 +61,29 @@ pub fn shortened(text: &str, width: usize) -> String {
     head.into_iter().chain([ELLIPSIS]).chain(tail.into_iter().rev()).collect()
 }
 
-/// Formats a name as messages show it: in quotes, escaped, at most [`WIDTH`] columns.
+/// Formats a name for messages: quoted, escaped and at most [`WIDTH`] columns wide.
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", shortened(name, WIDTH))
 }
 
-/// Formats a path as messages show it: escaped, and whole.
+/// Formats a path for messages: escaped and not shortened.
 pub fn path(path: &Path) -> String {
     escaped(&path.to_string_lossy())
 }
 
-/// Writes JSON on one line. What [`escaped`] escapes is an escape of JSON too, so that it reads back the same.
+/// Writes `value` as one line of JSON.
+///
+/// Characters that [`escaped`] escapes become JSON escapes, so that a reader gets the same text back.
 pub fn write_json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    value.serialize(&mut Serializer::with_formatter(&mut *out, Visible))?;
+    value.serialize(&mut Serializer::with_formatter(&mut *out, EscapeInvisible))?;
     writeln!(out)
 }
 
-struct Visible;
+struct EscapeInvisible;
 
-impl Formatter for Visible {
+impl Formatter for EscapeInvisible {
     fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
-        // The rest of ASCII, quotes and backslashes among them, is taken care of elsewhere.
+        // serde_json escapes the other ASCII characters itself, including quotes and backslashes.
         let hidden = |c: char| c == '\x7f' || !c.is_ascii() && format!("a{c}").escape_debug().count() > 2;
         let mut shown = 0;
         for (at, c) in fragment.char_indices().filter(|(_, c)| hidden(*c)) {
@@ -96,7 +97,7 @@ impl Formatter for Visible {
     }
 }
 
-/// Returns how many columns of a terminal the text takes.
+/// Returns the width of `text` in terminal columns.
 pub fn width(text: &str) -> usize {
     text.width()
 }
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_reaches_the_terminal_that_it_would_obey() {
+    fn terminal_control_characters_are_escaped() {
         let cases = [
             ("layer.0.weight", "layer.0.weight"),
             ("größe 重み e\u{301}", "größe 重み e\u{301}"),
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn json_shows_nothing_that_a_terminal_would_obey_and_loses_nothing() {
+    fn json_escapes_terminal_control_characters_and_keeps_the_text() {
         let text = "größe 重み e\u{301} \"q\" \\ a\0\t\u{1b}[31m\u{7f}\u{9b}2J\u{202e}x\u{200b}\u{e0001}";
         let mut json = Vec::new();
         write_json(&mut json, &[text]).unwrap();

@@ -1,7 +1,7 @@
-//! `gradclip bench --check`: reads saved JSON lines and reports every target as met or missed, in Markdown.
+//! `gradclip bench --check`: reads saved JSON lines and reports each target as met or missed, in Markdown.
 
-mod lines;
-mod rated;
+mod rated_bandwidth;
+mod saved_lines;
 mod tables;
 mod targets;
 
@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use lines::Lines;
+use saved_lines::SavedLines;
 
-/// Reads the files and returns the report. `rated` is the card's bandwidth in GB/s, where no table knows it.
+/// Reads the files and returns the report. `rated` overrides the card's rated bandwidth, in GB/s.
 ///
-/// Fails if a file cannot be read, or a line of one is no JSON line of a bench.
+/// Fails if a file cannot be read or has a line that no bench wrote.
 pub(crate) fn report(files: &[PathBuf], rated: Option<f64>) -> Result<String> {
-    let lines = Lines::read(files)?;
+    let lines = SavedLines::read(files)?;
     let tables = [
         tables::heading(&lines),
         targets::table(&lines, rated),

@@ -1,9 +1,10 @@
-//! The plot: time and percent of the roofline against size, the GPU against the CPU.
+//! The plot of `gradclip bench`: time and percent of the roofline against size, on the GPU and on the CPU.
 
 use anyhow::{Result, ensure};
-use gradclip_measure::rows::{Measured, Path, Row, duration};
-use gradclip_measure::timing::Work;
-use gradclip_measure::workloads::{Op, Set};
+use gradclip_measure::ops::Op;
+use gradclip_measure::report::{Path, Row, SetReport, duration};
+use gradclip_measure::sets::GradientSet;
+use gradclip_measure::timing::Workload;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -12,38 +13,38 @@ use crate::plot::{BLUE, FONT, ORANGE, TITLE, failed};
 const SIZE: (u32, u32) = (960, 960);
 const GPU: RGBColor = BLUE;
 const CPU: RGBColor = ORANGE;
-/// Why there may be none.
+/// The error for a selection without points.
 pub(crate) const NOTHING: &str =
     "there is nothing to plot: a plot needs `clip exceeded` of a single f32 tensor";
 
-/// A line of points: the logarithm (2) of the elements, and something.
-struct Line {
+/// A series of points: log2 of the elements, and the value.
+struct Series {
     name: String,
     color: RGBColor,
-    /// Drawn thin.
+    /// Drawn as a thin line.
     minor: bool,
     points: Vec<(f64, f64)>,
 }
 
-/// An SVG of the single tensors in f32 among what was measured.
-pub(crate) fn svg(all: &[Measured]) -> Result<String> {
+/// Draws the measured single f32 tensors as an SVG.
+pub(crate) fn svg(all: &[SetReport]) -> Result<String> {
     let times = [
-        line(all, "CPU, wall", Path::Cpu, Op::Exceeded, false, |row| row.seconds().log10()),
-        line(all, "GPU, its own time", Path::Gpu, Op::Exceeded, false, |row| row.seconds().log10()),
-        line(all, "GPU, wall", Path::Gpu, Op::Exceeded, true, |row| row.timed.wall.median.log10()),
+        series(all, "CPU, wall time", Path::Cpu, Op::Exceeded, false, |row| row.seconds().log10()),
+        series(all, "GPU, GPU clock", Path::Gpu, Op::Exceeded, false, |row| row.seconds().log10()),
+        series(all, "GPU, wall time", Path::Gpu, Op::Exceeded, true, |row| row.timing.wall.median.log10()),
     ];
     let percents = [
-        line(all, "CPU, clip exceeded", Path::Cpu, Op::Exceeded, false, Row::percent),
-        line(all, "CPU, norm", Path::Cpu, Op::Norm, true, Row::percent),
-        line(all, "GPU, clip exceeded", Path::Gpu, Op::Exceeded, false, Row::percent),
-        line(all, "GPU, norm", Path::Gpu, Op::Norm, true, Row::percent),
+        series(all, "CPU, clip exceeded", Path::Cpu, Op::Exceeded, false, Row::percent_of_roofline),
+        series(all, "CPU, norm", Path::Cpu, Op::Norm, true, Row::percent_of_roofline),
+        series(all, "GPU, clip exceeded", Path::Gpu, Op::Exceeded, false, Row::percent_of_roofline),
+        series(all, "GPU, norm", Path::Gpu, Op::Norm, true, Row::percent_of_roofline),
     ];
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE).map_err(failed)?;
         let (upper, lower) = area.split_vertically(SIZE.1 / 2);
-        chart(&upper, "Time of a clip that is exceeded", &times, SeriesLabelPosition::UpperLeft, &|y| {
+        chart(&upper, "Time of an exceeded clip", &times, SeriesLabelPosition::UpperLeft, &|y| {
             duration(10_f64.powf(*y))
         })?;
         chart(&lower, "Percent of the roofline", &percents, SeriesLabelPosition::LowerRight, &|y| {
@@ -54,30 +55,37 @@ pub(crate) fn svg(all: &[Measured]) -> Result<String> {
     Ok(svg)
 }
 
-fn line(all: &[Measured], name: &str, path: Path, op: Op, minor: bool, value: impl Fn(&Row) -> f64) -> Line {
+fn series(
+    all: &[SetReport],
+    name: &str,
+    path: Path,
+    op: Op,
+    minor: bool,
+    value: impl Fn(&Row) -> f64,
+) -> Series {
     let layout = if path == Path::Gpu { "arena" } else { "slices" };
-    let row = |measured: &'_ Measured| {
-        let row = measured.find(path, layout, Work::Op(op))?;
-        Some(((measured.set.elements() as f64).log2(), value(row)))
+    let row = |set_report: &'_ SetReport| {
+        let row = set_report.find(path, layout, Workload::Op(op))?;
+        Some(((set_report.set.elements() as f64).log2(), value(row)))
     };
-    let singles = all.iter().filter(|measured| is_single(&measured.set));
+    let singles = all.iter().filter(|set_report| is_single(&set_report.set));
     let color = if path == Path::Gpu { GPU } else { CPU };
-    Line { name: name.into(), color, minor, points: singles.filter_map(row).collect() }
+    Series { name: name.into(), color, minor, points: singles.filter_map(row).collect() }
 }
 
-/// One f32 tensor that no cache holds: a point of a line.
-pub(crate) fn is_single(set: &Set) -> bool {
-    set.lens.len() == 1 && set.of == 1 && !set.cached && set.dtype == gradclip::DType::F32
+/// Whether the set is a single, uncached f32 tensor, which is a point of the plot.
+pub(crate) fn is_single(set: &GradientSet) -> bool {
+    set.lens.len() == 1 && set.model_tensors == 1 && !set.cached && set.dtype == gradclip::DType::F32
 }
 
 fn chart(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     title: &str,
-    lines: &[Line],
+    series: &[Series],
     legend: SeriesLabelPosition,
     y_label: &dyn Fn(&f64) -> String,
 ) -> Result<()> {
-    let points = || lines.iter().flat_map(|line| &line.points);
+    let points = || series.iter().flat_map(|series| &series.points);
     ensure!(points().next().is_some(), NOTHING);
     let [x, y] = [range(points().map(|point| point.0)), range(points().map(|point| point.1))];
     let y = if y.end > 20.0 { 0.0..y.end.max(105.0) } else { y };
@@ -97,7 +105,7 @@ fn chart(
         .light_line_style(WHITE)
         .draw()
         .map_err(failed)?;
-    for Line { name, color, minor, points } in lines.iter().filter(|line| !line.points.is_empty()) {
+    for Series { name, color, minor, points } in series.iter().filter(|series| !series.points.is_empty()) {
         let style = color.mix(if *minor { 0.5 } else { 1.0 }).stroke_width(if *minor { 2 } else { 3 });
         chart
             .draw_series(LineSeries::new(points.iter().copied(), style))
@@ -117,7 +125,7 @@ fn chart(
         .map_err(failed)
 }
 
-/// From the least to the greatest, and never empty.
+/// Returns a non-empty range that covers all values.
 fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (x.min(low), x.max(high)));

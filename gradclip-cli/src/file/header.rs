@@ -1,7 +1,7 @@
-//! The header of a `.safetensors` file: which tensors there are, and where.
+//! Parses and validates the header of a `.safetensors` file.
 //!
-//! It is read entry by entry and checked by hand, since an error must name the tensor and the numbers, and since no header may
-//! take memory out of proportion to its length.
+//! The header is parsed entry by entry: errors name the tensor and the values, and memory use stays proportional to the
+//! header's length.
 
 use std::collections::HashSet;
 use std::fmt::{self, Display};
@@ -19,42 +19,42 @@ use serde::de::{
 };
 use serde_json::error::Category;
 
-/// The limit of the format, so that a damaged length cannot ask for all memory.
+/// The format's maximum header length. A corrupt length cannot allocate more.
 const MAX_LEN: u64 = 100_000_000;
-/// Ten times what the largest models have in all of their files.
+/// The maximum number of tensors: ten times that of the largest models.
 const MAX_TENSORS: usize = 1 << 20;
-/// Of all shapes together.
+/// The maximum number of dimensions of all shapes together.
 const MAX_DIMENSIONS: usize = 1 << 22;
-/// The bytes that hold the length of the header.
+/// The bytes of the header's length field.
 const LEN_BYTES: u64 = size_of::<u64>() as u64;
 const METADATA: &str = "__metadata__";
 
-/// A header whose tensors cover all bytes of the data, each once.
+/// A valid header: its tensors cover every byte of the data exactly once.
 pub(super) struct Header {
-    /// In bytes from the start of the file.
+    /// The offset of the data in the file, in bytes.
     pub(super) data: u64,
-    /// In the order of the data.
-    pub(super) tensors: Vec<Entry>,
+    /// The tensors, in the order of the data.
+    pub(super) tensors: Vec<TensorInfo>,
 }
 
-/// A tensor as the header describes it.
-pub(super) struct Entry {
+/// The header's entry of a tensor.
+pub(super) struct TensorInfo {
     pub(super) name: String,
     pub(super) dtype: Box<str>,
     pub(super) shape: Vec<u64>,
-    /// In bytes from the start of the data.
-    pub(super) extent: Range<u64>,
+    /// The byte range, relative to the start of the data.
+    pub(super) data_offsets: Range<u64>,
 }
 
 impl Header {
-    /// Reads the header at the start of a file of so many bytes.
+    /// Reads and validates the header of a file of `file_len` bytes.
     pub(super) fn read(file: &mut File, file_len: u64) -> Result<Self> {
-        let mut start = Vec::with_capacity(SIGNATURE);
-        file.take(SIGNATURE as u64).read_to_end(&mut start)?;
+        let mut start = Vec::with_capacity(SIGNATURE_BYTES);
+        file.take(SIGNATURE_BYTES as u64).read_to_end(&mut start)?;
         let (header, data) = match Self::read_json(file, &start, file_len) {
             Ok(read) => read,
             Err(error) => match other_format(&start) {
-                Some(format) => bail!("it is not a .safetensors file but {format}"),
+                Some(format) => bail!("the file is not a .safetensors file but {format}"),
                 None => return Err(error),
             },
         };
@@ -62,34 +62,34 @@ impl Header {
         Ok(Self { data, tensors })
     }
 
-    /// The entries, and where the data starts.
-    fn read_json(file: &mut File, start: &[u8], file_len: u64) -> Result<(Vec<Entry>, u64)> {
+    /// Returns the entries and the offset of the data.
+    fn read_json(file: &mut File, start: &[u8], file_len: u64) -> Result<(Vec<TensorInfo>, u64)> {
         let (len, read) = start.split_first_chunk().with_context(|| {
-            format!("it is not a .safetensors file: it has {file_len} bytes, but the length of the header takes {LEN_BYTES}")
+            format!("not a .safetensors file: the file has {file_len} bytes, but the header's length alone takes {LEN_BYTES}")
         })?;
         let (len, rest) = (u64::from_le_bytes(*len), file_len.saturating_sub(LEN_BYTES));
         ensure!(
             len <= rest.min(MAX_LEN),
-            "it is damaged, or not a .safetensors file: its first {LEN_BYTES} bytes give a header of {len} bytes, but {rest} bytes \
-             follow, and a header may have at most {MAX_LEN}"
+            "damaged, or not a .safetensors file: the first {LEN_BYTES} bytes announce a header of {len} bytes, but {rest} bytes follow, \
+             and a header may have at most {MAX_LEN} bytes"
         );
         let json = super::zeros(usize::try_from(len)?);
-        let mut json = json.with_context(|| format!("out of memory for its header ({len} bytes)"))?;
+        let mut json = json.with_context(|| format!("out of memory for the header ({len} bytes)"))?;
         let known = read.len().min(json.len());
         json[..known].copy_from_slice(&read[..known]);
-        file.read_exact(&mut json[known..]).map_err(cut_short)?;
-        let entries: Entries = serde_json::from_slice(&json).map_err(damaged)?;
+        file.read_exact(&mut json[known..]).map_err(read_error)?;
+        let entries: HeaderEntries = serde_json::from_slice(&json).map_err(json_error)?;
         Ok((entries.0, LEN_BYTES + len))
     }
 }
 
-/// The first bytes of a file, enough to tell its format.
-const SIGNATURE: usize = 64;
+/// The number of leading bytes that identify other formats.
+const SIGNATURE_BYTES: usize = 64;
 
-/// What a file is whose first bytes are these, if it is something that people mistake for gradients.
+/// Identifies formats that users mistake for `.safetensors` by the first bytes of a file.
 fn other_format(start: &[u8]) -> Option<&'static str> {
     const FORMATS: [(&[u8], &str); 11] = [
-        (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file that it stands for"),
+        (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file"),
         (b"PK\x03\x04", "a zip archive, as torch.save and numpy.savez write"),
         (b"\x80\x02", PICKLE),
         (b"\x80\x03", PICKLE),
@@ -102,7 +102,7 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
         (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
     ];
     const PICKLE: &str = "a Python pickle, as older versions of torch.save write";
-    // The length of a damaged header can begin with any bytes. Its highest ones are 0, and the header is an object.
+    // The header's length can begin with any bytes. But its high bytes are 0, and `{` follows.
     if start.get(5..9) == Some(b"\0\0\0{") {
         return None;
     }
@@ -112,7 +112,7 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start().to_ascii_lowercase();
     let begins = |with: &str| text.starts_with(with.as_bytes());
     if begins("<!doctype html") || begins("<html") || begins("<head") {
-        Some("an HTML page, as a download without permission leaves")
+        Some("an HTML page, as a failed download leaves behind")
     } else if begins("<?xml") {
         Some("an XML document")
     } else if begins("{") && !start.contains(&0) {
@@ -122,42 +122,49 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
     }
 }
 
-fn cut_short(error: io::Error) -> anyhow::Error {
+fn read_error(error: io::Error) -> anyhow::Error {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => anyhow!("it became shorter while it was read"),
+        io::ErrorKind::UnexpectedEof => anyhow!("the file was truncated while it was read"),
         _ => error.into(),
     }
 }
 
-fn damaged(error: serde_json::Error) -> anyhow::Error {
+fn json_error(error: serde_json::Error) -> anyhow::Error {
     let what = match error.classify() {
-        Category::Data => "its header is damaged",
-        Category::Io | Category::Syntax | Category::Eof => "its header is not valid JSON",
+        Category::Data => "the header is damaged",
+        Category::Io | Category::Syntax | Category::Eof => "the header is not valid JSON",
     };
     anyhow::Error::new(error).context(what)
 }
 
-/// Checks names, sizes and places, and puts the tensors into the order of the data.
-fn check(mut tensors: Vec<Entry>, data: u64) -> Result<Vec<Entry>> {
-    ensure!(!tensors.is_empty(), "it holds no tensors");
+/// Validates names, sizes and offsets, and sorts the tensors in the order of the data.
+fn check(mut tensors: Vec<TensorInfo>, data: u64) -> Result<Vec<TensorInfo>> {
+    ensure!(!tensors.is_empty(), "the file has no tensors");
     let mut names = HashSet::with_capacity(tensors.len());
     for tensor in &tensors {
-        ensure!(names.insert(&tensor.name[..]), "its header has tensor {} twice", quoted(&tensor.name));
+        ensure!(names.insert(&tensor.name[..]), "the header has tensor {} twice", quoted(&tensor.name));
         tensor.check()?;
     }
-    // Tensors without elements may share a place.
+    // Empty tensors may share an offset.
     tensors.sort_by(|a, b| {
-        (a.extent.start, a.extent.end, &a.name).cmp(&(b.extent.start, b.extent.end, &b.name))
+        (a.data_offsets.start, a.data_offsets.end, &a.name).cmp(&(
+            b.data_offsets.start,
+            b.data_offsets.end,
+            &b.name,
+        ))
     });
     let mut end = 0;
-    let mut before: Option<&Entry> = None;
+    let mut before: Option<&TensorInfo> = None;
     for tensor in &tensors {
-        let Entry { name, extent, .. } = tensor;
+        let TensorInfo { name, data_offsets, .. } = tensor;
         let name = quoted(name);
-        if extent.start > end {
-            bail!("bytes {end} to {} of its data, before tensor {name}, belong to no tensor", extent.start);
+        if data_offsets.start > end {
+            bail!(
+                "bytes {end} to {} of the data, before tensor {name}, belong to no tensor",
+                data_offsets.start
+            );
         }
-        if let Some(before) = before.filter(|before| extent.start < before.extent.end) {
+        if let Some(before) = before.filter(|before| data_offsets.start < before.data_offsets.end) {
             bail!(
                 "tensors {} and {name} overlap: their data_offsets are {} and {}",
                 quoted(&before.name),
@@ -165,36 +172,36 @@ fn check(mut tensors: Vec<Entry>, data: u64) -> Result<Vec<Entry>> {
                 tensor.offsets()
             );
         }
-        end = extent.end;
+        end = data_offsets.end;
         before = Some(tensor);
     }
-    ensure!(end == data, "its header describes {end} bytes of tensors, but {data} bytes follow");
+    ensure!(end == data, "the header describes {end} bytes of tensors, but {data} bytes follow");
     Ok(tensors)
 }
 
-impl Entry {
-    /// Checks that the shape needs as many bytes as there are.
+impl TensorInfo {
+    /// Checks that the data offsets span the bytes that shape and dtype require.
     fn check(&self) -> Result<()> {
-        let Self { name, dtype, shape, extent } = self;
+        let Self { name, dtype, shape, data_offsets } = self;
         let name = quoted(name);
         ensure!(
-            extent.start <= extent.end,
+            data_offsets.start <= data_offsets.end,
             "tensor {name} ends before it begins: its data_offsets are {}",
             self.offsets()
         );
-        // One that is not known has no size to check.
+        // The size of an unknown dtype is unknown.
         let Ok(known) = known_dtype(dtype) else { return Ok(()) };
         let shown = shortened(&format!("{shape:?}"), WIDTH);
         let bits =
             shape.iter().try_fold(known.bitsize() as u64, |bits, dimension| bits.checked_mul(*dimension));
-        // A dimension of 0 makes up for any other.
+        // A dimension of 0 makes the tensor empty, even if the product of the others overflows.
         let bits = if shape.contains(&0) { Some(0) } else { bits };
         let bits =
             bits.with_context(|| format!("tensor {name}: the size of its shape {shown} overflows 64 bits"))?;
-        let len = extent.end - extent.start;
+        let len = data_offsets.end - data_offsets.start;
         ensure!(
             bits.is_multiple_of(8) && bits / 8 == len,
-            "tensor {name}: its shape {shown} of {dtype} takes {} bytes, but its data_offsets {} span {len} bytes",
+            "tensor {name}: shape {shown} of {dtype} requires {} bytes, but data_offsets {} span {len} bytes",
             bits.div_ceil(8),
             self.offsets()
         );
@@ -202,7 +209,7 @@ impl Entry {
     }
 
     fn offsets(&self) -> String {
-        format!("[{}, {}]", self.extent.start, self.extent.end)
+        format!("[{}, {}]", self.data_offsets.start, self.data_offsets.end)
     }
 }
 
@@ -211,10 +218,10 @@ fn known_dtype(name: &str) -> Result<Dtype, ValueError> {
     Dtype::deserialize(name)
 }
 
-/// All entries of a header, in its own order.
-struct Entries(Vec<Entry>);
+/// All entries of a header, in header order.
+struct HeaderEntries(Vec<TensorInfo>);
 
-impl<'de> Deserialize<'de> for Entries {
+impl<'de> Deserialize<'de> for HeaderEntries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(HeaderVisitor)
     }
@@ -223,13 +230,13 @@ impl<'de> Deserialize<'de> for Entries {
 struct HeaderVisitor;
 
 impl<'de> Visitor<'de> for HeaderVisitor {
-    type Value = Entries;
+    type Value = HeaderEntries;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with an entry for each tensor")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderEntries, A::Error> {
         let mut entries = Vec::new();
         let mut has_metadata = false;
         let mut dimensions = MAX_DIMENSIONS;
@@ -247,56 +254,56 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                     "more than the {MAX_TENSORS} tensors that are allowed"
                 )));
             }
-            let seed = EntrySeed { dimensions };
-            let (dtype, shape, extent) = map
+            let seed = TensorInfoSeed { dimensions };
+            let (dtype, shape, data_offsets) = map
                 .next_value_seed(seed)
                 .map_err(|error| within(format_args!("tensor {}", quoted(&name)), &error))?;
             dimensions -= shape.len();
-            entries.push(Entry { name, dtype, shape, extent });
+            entries.push(TensorInfo { name, dtype, shape, data_offsets });
         }
-        Ok(Entries(entries))
+        Ok(HeaderEntries(entries))
     }
 }
 
-/// An error in a part of a header, with the part's name.
+/// Prefixes an error with the part of the header that it is in.
 fn within<E: Error>(part: impl Display, error: &E) -> E {
     E::custom(format_args!("{part}: {error}"))
 }
 
-/// What is said of a tensor.
-struct EntrySeed {
-    /// The most that its shape may have.
+/// Parses the fields of a tensor.
+struct TensorInfoSeed {
+    /// The maximum number of dimensions.
     dimensions: usize,
 }
 
-type Info = (Box<str>, Vec<u64>, Range<u64>);
+type TensorFields = (Box<str>, Vec<u64>, Range<u64>);
 
-impl<'de> DeserializeSeed<'de> for EntrySeed {
-    type Value = Info;
+impl<'de> DeserializeSeed<'de> for TensorInfoSeed {
+    type Value = TensorFields;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Info, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TensorFields, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for EntrySeed {
-    type Value = Info;
+impl<'de> Visitor<'de> for TensorInfoSeed {
+    type Value = TensorFields;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Info, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TensorFields, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
         while let Some(key) = map.next_key::<String>()? {
             match &key[..] {
                 "dtype" => set(&mut dtype, "dtype", || map.next_value::<Box<str>>())?,
                 "shape" => {
-                    let numbers = Numbers { most: self.dimensions };
+                    let numbers = IntegerList { max_len: self.dimensions };
                     set(&mut shape, "shape", || map.next_value_seed(numbers))?;
                 }
                 "data_offsets" => {
-                    set(&mut offsets, "data_offsets", || map.next_value_seed(Numbers { most: 2 }))?;
+                    set(&mut offsets, "data_offsets", || map.next_value_seed(IntegerList { max_len: 2 }))?;
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -316,7 +323,7 @@ impl<'de> Visitor<'de> for EntrySeed {
     }
 }
 
-/// Reads the value of a field that may come once.
+/// Sets a field from `value`. Fails if it is already set.
 fn set<T, E: Error>(
     field: &mut Option<T>,
     name: &'static str,
@@ -329,12 +336,12 @@ fn set<T, E: Error>(
     Ok(())
 }
 
-/// At most so many numbers.
-struct Numbers {
-    most: usize,
+/// Parses a list of at most `max_len` integers.
+struct IntegerList {
+    max_len: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Numbers {
+impl<'de> DeserializeSeed<'de> for IntegerList {
     type Value = Vec<u64>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<u64>, D::Error> {
@@ -342,19 +349,21 @@ impl<'de> DeserializeSeed<'de> for Numbers {
     }
 }
 
-impl<'de> Visitor<'de> for Numbers {
+impl<'de> Visitor<'de> for IntegerList {
     type Value = Vec<u64>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of whole numbers")
+        f.write_str("a list of integers")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<u64>, A::Error> {
         let mut numbers = Vec::new();
         while let Some(number) = seq.next_element()? {
-            if numbers.len() == self.most {
-                let most = self.most;
-                return Err(A::Error::custom(format_args!("more numbers than the {most} that are allowed")));
+            if numbers.len() == self.max_len {
+                let max_len = self.max_len;
+                return Err(A::Error::custom(format_args!(
+                    "more than the {max_len} numbers that are allowed"
+                )));
             }
             numbers.push(number);
         }
@@ -363,7 +372,7 @@ impl<'de> Visitor<'de> for Numbers {
     }
 }
 
-/// Names and texts, which are checked and not kept.
+/// Validates the metadata, which maps strings to strings, without keeping it.
 struct Metadata;
 
 impl<'de> DeserializeSeed<'de> for Metadata {
@@ -381,7 +390,7 @@ impl<'de> Visitor<'de> for Metadata {
         f.write_str("an object of strings")
     }
 
-    /// `null`, which other readers take as well.
+    /// Accepts `null`, as other readers do.
     fn visit_unit<E: Error>(self) -> Result<(), E> {
         Ok(())
     }
@@ -396,7 +405,7 @@ impl<'de> Visitor<'de> for Metadata {
                 )));
             }
             if let Some(key) = keys.replace(key) {
-                return Err(A::Error::custom(format_args!("{} is there twice", quoted(&key))));
+                return Err(A::Error::custom(format_args!("key {} appears twice", quoted(&key))));
             }
         }
         Ok(())
@@ -410,11 +419,11 @@ mod tests {
 
     use super::*;
 
-    fn entries(header: &[u8], data: u64) -> Result<Vec<Entry>> {
-        check(serde_json::from_slice::<Entries>(header)?.0, data)
+    fn entries(header: &[u8], data: u64) -> Result<Vec<TensorInfo>> {
+        check(serde_json::from_slice::<HeaderEntries>(header)?.0, data)
     }
 
-    /// Names, shapes and a dtype, one after the other.
+    /// Returns a header of BF16 tensors, and the size of its data.
     fn header(tensors: &[(String, Vec<u64>)]) -> (String, u64) {
         let mut at = 0;
         let entry = |(name, shape): &(String, Vec<u64>)| {
@@ -429,7 +438,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sound_headers_are_taken(
+        fn valid_headers_are_accepted(
             tensors in prop::collection::btree_map(".{0,5}", prop::collection::vec(0_u64..4, 0..4), 1..9),
         ) {
             let tensors: Vec<_> = tensors.into_iter().collect();
@@ -440,9 +449,9 @@ mod tests {
             prop_assert_eq!(found, tensors);
         }
 
-        /// What is taken is taken by the format's own reader, too, which is less strict.
+        /// The format's own reader, which is less strict, accepts every header that this parser accepts.
         #[test]
-        fn damaged_headers_are_taken_only_if_they_are_sound(
+        fn damaged_headers_are_accepted_only_if_they_are_valid(
             place in any::<prop::sample::Index>(),
             len in 0_usize..3,
             with in prop::sample::select(vec!["", "0", "9", "-", "\"", ",", "[", "]", "{", "}", "w", "null", "\\u0000"]),
@@ -452,7 +461,7 @@ mod tests {
             let start = place.index(header.len());
             header.replace_range(start..header.len().min(start + len), with);
             if entries(header.as_bytes(), data).is_ok() {
-                // It does not know dtypes of tomorrow.
+                // The reference reader rejects unknown dtypes.
                 if header.matches("\"BF16\"").count() == 3 {
                     let reference: Result<Reference, _> = serde_json::from_str(&header);
                     prop_assert!(reference.is_ok(), "{}: {:?}", header, reference);

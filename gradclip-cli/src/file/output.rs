@@ -1,4 +1,4 @@
-//! Files that are written beside what they replace, and take its place when all of them are safely on disk.
+//! Output files: written beside the files that they replace, and renamed over them once all are on disk.
 
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -9,38 +9,41 @@ use anyhow::{Context as _, Error, Result, bail, ensure};
 use gradclip_measure::text;
 use tempfile::NamedTempFile;
 
-use super::interrupt::Interrupts;
+use super::signals::HeldSignals;
 
-/// Of each write.
-const BUFFER: usize = 1 << 20;
-/// How the names of unfinished files begin.
+/// The buffer size of a writer, in bytes.
+const BUFFER_BYTES: usize = 1 << 20;
+/// The prefix of the names of unfinished files.
 const PREFIX: &str = ".gradclip-";
 
-/// Where `-o` leads.
+/// The argument of `-o`.
 pub(crate) enum Output {
     File(Target),
-    /// A folder, for what comes from several files.
+    /// A folder, for several input files.
     Folder(PathBuf),
 }
 
 impl Output {
-    /// Fails where writing would, as far as that can be known before the input has been read.
+    /// Checks, before any input is read, that the output can be written.
     pub(crate) fn check(path: &Path, is_folder: bool) -> Result<Self> {
         if !is_folder {
             return Target::check(path).map(Self::File);
         }
-        let about = || match fs::metadata(path) {
-            Ok(about) => {
-                ensure!(about.is_dir(), "several files need a folder, but it is not one");
+        let check = || match fs::metadata(path) {
+            Ok(metadata) => {
+                ensure!(
+                    metadata.is_dir(),
+                    "several input files need an output folder, but this is not a folder"
+                );
                 probe(path)
             }
             Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => probe(parent(path)),
             Err(error) => Err(error.into()),
         };
-        about().map(|_| Self::Folder(path.to_owned())).with_context(|| cannot_write(path))
+        check().map(|_| Self::Folder(path.to_owned())).with_context(|| cannot_write(path))
     }
 
-    /// The place of each of these files.
+    /// Returns the target of each file name.
     pub(super) fn targets(self, names: &[&Path]) -> Result<Vec<Target>> {
         match self {
             Self::File(target) => Ok(vec![target]),
@@ -53,7 +56,7 @@ impl Output {
                     let file = files.replace(file);
                     ensure!(
                         file.is_none(),
-                        "{}: two names in {} lead to this file, and it can hold only one",
+                        "{}: two names in {} lead to this file",
                         cannot_write(&target.path),
                         text::path(&folder)
                     );
@@ -68,40 +71,42 @@ impl Output {
     }
 }
 
-/// A file to be, and what it replaces.
+/// The path of an output file, and the metadata of the file that it replaces.
 pub(crate) struct Target {
     path: PathBuf,
     old: Option<Metadata>,
 }
 
 impl Target {
+    /// Checks that a file at `path` can be written.
     pub(crate) fn check(path: &Path) -> Result<Self> {
         Self::find(path).with_context(|| cannot_write(path))
     }
 
     fn find(path: &Path) -> Result<Self> {
         let named = path.file_name().is_some() && !path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        ensure!(named, "it does not name a file");
+        ensure!(named, "the path does not name a file");
         let target = match fs::symlink_metadata(path) {
-            Ok(about) if about.is_symlink() => {
-                // Behind the link, since the link itself would be replaced by a file.
-                let path = fs::canonicalize(path).context("it is a symbolic link that leads nowhere")?;
+            Ok(metadata) if metadata.is_symlink() => {
+                // Resolved, because renaming would replace the link itself.
+                let path =
+                    fs::canonicalize(path).context("the path is a symbolic link that cannot be resolved")?;
                 Self { old: Some(fs::metadata(&path)?), path }
             }
-            Ok(about) => Self { path: path.to_owned(), old: Some(about) },
+            Ok(metadata) => Self { path: path.to_owned(), old: Some(metadata) },
             Err(error) if error.kind() == ErrorKind::NotFound => Self { path: path.to_owned(), old: None },
             Err(error) => return Err(error.into()),
         };
         let new = probe(parent(&target.path))?;
         if let Some(old) = &target.old {
-            ensure!(old.is_file(), "it is not a regular file");
-            ensure!(!old.permissions().readonly(), "it is read-only");
+            ensure!(old.is_file(), "not a regular file");
+            ensure!(!old.permissions().readonly(), "the file is read-only");
             inherit_owner(&new, old)?;
         }
         Ok(target)
     }
 
-    /// Puts a file of these bytes there.
+    /// Writes `bytes` to the target.
     pub(crate) fn replace(self, bytes: &[u8]) -> Result<()> {
         let mut writer = Writer::new(vec![self])?;
         writer.begin()?;
@@ -114,59 +119,53 @@ impl Target {
         let create = |path: &Path| {
             let mut options = OpenOptions::new();
             options.write(true).create_new(true);
-            // Nobody may read what replaces a private file. A file that replaces none obeys the umask.
+            // A replacement stays private until it gets the old file's mode. A new file obeys the umask.
             #[cfg(unix)]
             if self.old.is_some() {
                 use std::os::unix::fs::OpenOptionsExt as _;
                 options.mode(0o600);
             }
-            options.open(path).map(|file| BufWriter::with_capacity(BUFFER, file))
+            options.open(path).map(|file| BufWriter::with_capacity(BUFFER_BYTES, file))
         };
         tempfile::Builder::new().prefix(PREFIX).make_in(parent(&self.path), create)
     }
 }
 
-/// Files that are being written. Those that have not taken their place are removed when this is dropped, also because of a
-/// signal.
+/// Writes the output files. Dropping it removes all files that have not been committed, also after a signal.
 pub(crate) struct Writer {
-    // The fields are dropped in this order: a signal that was held back ends the process.
+    // The fields are dropped in this order: a pending signal ends the process last.
     finished: Vec<(NamedTempFile<BufWriter<File>>, PathBuf)>,
     current: Option<(NamedTempFile<BufWriter<File>>, Target)>,
     rest: std::vec::IntoIter<Target>,
     _folder: Option<NewFolder>,
-    interrupts: Interrupts,
+    signals: HeldSignals,
 }
 
 impl Writer {
+    /// Creates the output folder if needed, and holds back signals.
     pub(crate) fn new(targets: Vec<Target>) -> Result<Self> {
-        let interrupts = Interrupts::hold().context("cannot handle signals")?;
+        let signals = HeldSignals::hold().context("cannot handle signals")?;
         let folder = targets.first().map(|target| parent(&target.path).to_owned());
         let folder = folder.map(NewFolder::create).transpose()?.flatten();
-        Ok(Self {
-            finished: Vec::new(),
-            current: None,
-            rest: targets.into_iter(),
-            _folder: folder,
-            interrupts,
-        })
+        Ok(Self { finished: Vec::new(), current: None, rest: targets.into_iter(), _folder: folder, signals })
     }
 
     /// Begins the next file.
     pub(super) fn begin(&mut self) -> Result<()> {
-        let target = self.rest.next().context("there is no further file to write")?;
+        let target = self.rest.next().context("all files have been written")?;
         let file = target.create().with_context(|| cannot_write(&target.path))?;
         self.current = Some((file, target));
         Ok(())
     }
 
-    /// Appends to the file that was begun.
+    /// Appends to the current file.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.interrupts.check()?;
+        self.signals.check()?;
         let Some((file, target)) = &mut self.current else { bail!("no file has been begun") };
         file.write_all(bytes).with_context(|| cannot_write(&target.path))
     }
 
-    /// Ends the file that was begun, and waits until it is on disk.
+    /// Finishes the current file and waits until it is on disk.
     pub(super) fn end(&mut self) -> Result<()> {
         let Some((mut file, target)) = self.current.take() else { bail!("no file has been begun") };
         let mut finish = || {
@@ -174,7 +173,7 @@ impl Writer {
             let written = file.as_file().get_ref();
             if let Some(old) = &target.old {
                 inherit_owner(written, old)?;
-                // After the owner: another owner takes some of the mode away.
+                // After the owner, because changing the owner clears mode bits.
                 written.set_permissions(old.permissions())?;
             }
             written.sync_all()?;
@@ -185,19 +184,19 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts all files into their places.
+    /// Renames all files to their targets.
     pub(super) fn commit(mut self) -> Result<()> {
-        self.interrupts.check()?;
+        self.signals.check()?;
         let (all, mut folders) = (self.finished.len(), Vec::new());
         for (done, (file, path)) in self.finished.drain(..).enumerate() {
-            let place = || {
+            let context = || {
                 if done > 0 {
                     format!("{}, after {done} of {all} files were replaced", cannot_write(&path))
                 } else {
                     cannot_write(&path)
                 }
             };
-            file.persist(&path).with_context(place)?;
+            file.persist(&path).with_context(context)?;
             let folder = parent(&path).to_owned();
             if folders.last() != Some(&folder) {
                 folders.push(folder);
@@ -205,20 +204,17 @@ impl Writer {
         }
         folders.iter().try_for_each(|folder| {
             sync(folder).with_context(|| {
-                format!(
-                    "the output is written, but its folder {} cannot be synced to disk",
-                    text::path(folder)
-                )
+                format!("the output is written, but folder {} cannot be synced to disk", text::path(folder))
             })
         })
     }
 }
 
-/// A folder for the output, removed unless something is in it.
+/// A new output folder. Dropping it removes the folder if it is empty.
 struct NewFolder(PathBuf);
 
 impl NewFolder {
-    /// None if it exists.
+    /// Creates the folder, or returns `None` if it exists.
     fn create(path: PathBuf) -> Result<Option<Self>> {
         match fs::create_dir(&path) {
             Ok(()) => Ok(Some(Self(path))),
@@ -230,37 +226,37 @@ impl NewFolder {
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        // If it is not empty it stays.
+        // Fails, as intended, if the folder is not empty.
         let _ = fs::remove_dir(&self.0);
     }
 }
 
-/// Writes a directory entry to disk, where there is a way to.
+/// Syncs a folder to disk, where the system supports it.
 fn sync(folder: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }
     match File::open(folder).and_then(|folder| folder.sync_all()) {
-        // Some file systems cannot, and some folders may be written but not read.
+        // Some file systems do not support it, and some folders are writable but not readable.
         Err(error)
             if matches!(
                 error.kind(),
                 ErrorKind::InvalidInput | ErrorKind::PermissionDenied | ErrorKind::Unsupported
             ) =>
         {
-            log::debug!("the folder {} was not synced to disk: {error}", folder.display());
+            log::debug!("folder {} was not synced to disk: {error}", folder.display());
             Ok(())
         }
         synced => synced,
     }
 }
 
-/// A file without a name, to see whether one can be made here; so that an interrupted run leaves nothing behind.
+/// Checks that files can be created in `folder`. The file has no name, so that an interrupted run leaves nothing behind.
 fn probe(folder: &Path) -> Result<File> {
     Ok(tempfile::tempfile_in(folder)?)
 }
 
-/// Gives a new file the owner of the one that it replaces, or fails; and fails if that has names that it would lose.
+/// Gives a new file the owner of the file that it replaces. Fails if it cannot, or if the old file has several hard links.
 #[cfg(unix)]
 fn inherit_owner(new: &File, old: &Metadata) -> Result<()> {
     use std::os::unix::fs::{MetadataExt as _, fchown};
@@ -268,20 +264,23 @@ fn inherit_owner(new: &File, old: &Metadata) -> Result<()> {
     let links = old.nlink();
     ensure!(
         links <= 1,
-        "it has {links} names (hard links), and only one would be replaced; remove it first, or write elsewhere"
+        "the file has {links} hard links, and only one would be replaced; remove it first, or choose another output"
     );
     let (uid, gid) = (old.uid(), old.gid());
-    let about = new.metadata()?;
-    if (about.uid(), about.gid()) != (uid, gid) {
-        let who =
-            || format!("it belongs to user {uid} and group {gid}, and a new file cannot be given to them");
+    let metadata = new.metadata()?;
+    if (metadata.uid(), metadata.gid()) != (uid, gid) {
+        let who = || {
+            format!(
+                "the file belongs to user {uid} and group {gid}, but a new file cannot be given that owner"
+            )
+        };
         fchown(new, Some(uid), Some(gid)).with_context(who)?;
     }
     Ok(())
 }
 
 #[cfg(not(unix))]
-#[expect(clippy::unnecessary_wraps, reason = "it can fail elsewhere")]
+#[expect(clippy::unnecessary_wraps, reason = "it can fail on Unix")]
 fn inherit_owner(_: &File, _: &Metadata) -> Result<()> {
     Ok(())
 }

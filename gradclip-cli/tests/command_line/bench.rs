@@ -1,4 +1,4 @@
-//! `gradclip bench`: that its rows are whole and its numbers agree with each other. How large they are is not tested.
+//! `gradclip bench`: rows are complete and their numbers are consistent. The measured speed is not tested.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{assert_fails, command};
 
-/// Small enough for a software adapter, and quick: every row is repeated a few times only.
+/// Quick even on a software adapter: every row has the minimum number of repetitions.
 const QUICK: [&str; 6] = ["bench", "--seconds", "0", "--cold-bytes", "1MiB", "--json"];
 
 fn lines(args: &[&str]) -> Vec<Value> {
@@ -41,15 +41,15 @@ const OPERATIONS: [(&str, f64); 6] = [
     ("loss scale", 3.0),
 ];
 
-/// Both paths, every operation and layout; and every number follows from the others as the documentation says.
+/// Both paths, every operation and layout. The numbers of a row are consistent as documented.
 #[test]
-fn rows_are_whole_and_agree() {
+fn rows_are_complete_and_consistent() {
     let lines =
         lines(&["--device", "gpu", "--max-bytes", "256KiB", "--only", "2^12", "--only", "/resnet50/f32"]);
     let (rows, rooflines) = (of_kind(&lines, "operation"), of_kind(&lines, "roofline"));
     assert_eq!(names(&rows, "set"), BTreeSet::from(["2^12", "resnet50"]));
     assert_eq!(names(&rows, "layout"), BTreeSet::from(["arena", "separate", "slices"]));
-    // One tensor in an arena and in slices, several separately as well.
+    // A single tensor has the layouts arena and slices; several tensors also have separate.
     assert_eq!((rows.len(), rooflines.len()), ((2 + 3) * OPERATIONS.len(), 2 * 2 * 3));
 
     let roofline = |row: &Value, name: &str| {
@@ -84,7 +84,7 @@ fn rows_are_whole_and_agree() {
             }
             _ => roofline(row, "roofline: read"),
         };
-        // serde_json reads numbers to the last bit but one.
+        // serde_json may misread the last bit of a number.
         assert!((number(row, "roofline_seconds") / expected - 1.0).abs() < 1e-12, "{row}");
         if row["path"] == "gpu" {
             assert!(number(row, "dispatches") >= 1.0 && number(row, "prepare_seconds") > 0.0, "{row}");
@@ -95,7 +95,7 @@ fn rows_are_whole_and_agree() {
 }
 
 #[test]
-fn ratios_are_those_of_the_rows() {
+fn ratios_follow_from_the_rows() {
     let lines = lines(&["--device", "cpu", "--max-bytes", "64KiB", "--only", "2^14"]);
     let seconds =
         |name: &str| number(lines.iter().find(|line| line["operation"] == name).unwrap(), "seconds");
@@ -113,9 +113,9 @@ fn ratios_are_those_of_the_rows() {
     assert_eq!(ratios["norm: separate / arena"], Value::Null, "the CPU path has one layout");
 }
 
-/// Models and 16-bit types, cut to what fits; the answers are checked, or the command would fail.
+/// Models and 16-bit types are cut to fit. The command itself checks the results.
 #[test]
-fn sets_are_cut_to_what_fits() {
+fn sets_are_cut_to_fit() {
     let lines = lines(&["--device", "cpu", "--max-bytes", "2MiB", "--only", "clip exceeded"]);
     let rows = of_kind(&lines, "operation");
     assert_eq!(
@@ -148,13 +148,13 @@ fn the_table_names_the_software_adapter_and_the_plot_is_an_svg() {
     for name in ["roofline: read", "clip exceeded", "encode", "scratch", "wins", "for the smallest"] {
         assert!(table.contains(name), "{name} is not in {table}");
     }
-    assert!(!table.contains("coefficient only  "), "it was not asked for: {table}");
+    assert!(!table.contains("coefficient only  "), "the row was not selected: {table}");
 
     let saved = fs::read_to_string(&save).unwrap();
     let saved: Vec<Value> = saved.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let rows = of_kind(&saved, "operation");
     assert_eq!((names(&rows, "path"), rows.len()), (BTreeSet::from(["cpu", "gpu"]), 2 * 3));
-    // Who finds the file later can tell where it comes from.
+    // The machine line records where the file comes from.
     let [machine] = of_kind(&saved, "machine")[..] else { panic!("one machine") };
     let command: Vec<_> =
         machine["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
@@ -164,12 +164,12 @@ fn the_table_names_the_software_adapter_and_the_plot_is_an_svg() {
 
     let svg = fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
-    for text in ["CPU, wall", "GPU, its own time", "2^10", "2^12", "%", "polyline"] {
+    for text in ["CPU, wall time", "GPU, GPU clock", "2^10", "2^12", "%", "polyline"] {
         assert!(svg.contains(text), "{text} is not in {svg}");
     }
 }
 
-/// The lines of a set are in the file before the next set is measured, so that an interrupted run keeps them.
+/// The lines of a set are saved before the next set is measured, so that an interrupted run keeps them.
 #[test]
 fn lines_are_saved_set_by_set() {
     let folder = tempfile::tempdir().unwrap();
@@ -184,14 +184,14 @@ fn lines_are_saved_set_by_set() {
     }
     bench.kill().unwrap();
     bench.wait().unwrap();
-    // Again: what is read while it is written may end within a line.
+    // Read again: a concurrent read may end within a line.
     let saved = fs::read_to_string(&save).unwrap();
     let saved: Vec<Value> = saved.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(saved[0]["kind"], "machine");
     assert_eq!(names(&of_kind(&saved, "operation"), "set"), BTreeSet::from(["2^10"]));
 }
 
-/// A report of what was measured just now names every target: measured, or why not.
+/// The report has a row for every target: its values, or the reason why it was not measured.
 #[test]
 fn saved_lines_are_checked_against_the_targets() {
     let folder = tempfile::tempdir().unwrap();
@@ -213,7 +213,7 @@ fn saved_lines_are_checked_against_the_targets() {
     assert!(row("scratch, of 0.1 % of as many f32 and 64 KiB")[3].contains("2^18 f32"), "{report}");
     assert_eq!(row("scratch, of 0.1 % of as many f32 and 64 KiB")[4], "met");
     assert!(row("encode, one arena")[3].contains(" µs ("), "{report}");
-    let large = "not measured: no line of `gradclip bench` on a GPU is of 64 MiB or more";
+    let large = "not measured: no line of `gradclip bench` on a GPU measures a set of 64 MiB or more";
     assert_eq!(row("norm, of the read roofline")[3], large);
     let absent = "not measured: no lines of `compare.py --device cuda`";
     assert_eq!(row("PyTorch foreach / gradclip, clamp")[3..5], [absent, "-"]);
@@ -240,11 +240,11 @@ fn lines_that_cannot_be_checked_are_an_error() {
         assert_eq!(output.stdout, b"", "{args:?}");
     }
     let both = command(&["bench", "--json", "--check"]).arg(&good).output().unwrap();
-    assert!(!both.status.success(), "nothing is measured where saved lines are read: {both:?}");
+    assert!(!both.status.success(), "--check conflicts with --json: {both:?}");
 }
 
 #[test]
-fn what_cannot_be_measured_is_an_error() {
+fn selections_and_outputs_are_checked_before_measuring() {
     for (args, named) in [
         (&["--only", "no such set"][..], "--only"),
         (&["--max-bytes", "1K"], "--max-bytes"),
@@ -252,12 +252,12 @@ fn what_cannot_be_measured_is_an_error() {
         (&["--plot", "/no/such/folder/plot.svg", "--max-bytes", "4K"], "/no/such/folder"),
         (&["--plot", ".", "--max-bytes", "4K"], "must end in .svg"),
         (&["--save", ".", "--max-bytes", "4K"], "cannot write ."),
-        (&["--save", "x.svg", "--plot", "./x.svg", "--max-bytes", "4K"], "another file there"),
+        (&["--save", "x.svg", "--plot", "./x.svg", "--max-bytes", "4K"], "already reads or writes this file"),
         (&["--only", "cpu/*/norm", "--plot", "x.svg", "--max-bytes", "4K"], "nothing to plot"),
         (&["--only", "resnet50", "--plot", "x.svg", "--max-bytes", "1M"], "nothing to plot"),
         (
             &["--only", "cpu/*/norm", "--only", "cpu/resnet50", "--max-bytes", "1K", "--plot", "x.svg"],
-            "leave nothing",
+            "exclude every row",
         ),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -269,7 +269,7 @@ fn what_cannot_be_measured_is_an_error() {
 }
 
 #[test]
-fn seconds_that_cannot_be_are_a_usage_error() {
+fn invalid_seconds_are_a_usage_error() {
     for seconds in ["inf", "NaN", "-1", "1e300"] {
         let output = command(&["bench", &format!("--seconds={seconds}")]).output().unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
@@ -278,10 +278,10 @@ fn seconds_that_cannot_be_are_a_usage_error() {
     }
 }
 
-/// The disk is found full when everything has been measured.
+/// The disk is full when the plot is written, after all measurements.
 #[test]
 #[cfg(unix)]
-fn what_was_measured_is_printed_whatever_fails_later() {
+fn measured_rows_are_printed_even_if_writing_fails() {
     let limited = r#"trap "" XFSZ; ulimit -f 0; exec "$@""#;
     let folder = tempfile::tempdir().unwrap();
     let args =
@@ -294,7 +294,7 @@ fn what_was_measured_is_printed_whatever_fails_later() {
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.contains("clip exceeded"), "{table}");
 
-    // A limit that the line of the machine fits into, and that of the rows does not.
+    // The limit admits the machine line but not the rows.
     let args = [
         "bench",
         "--seconds=0",

@@ -1,13 +1,13 @@
-//! Where it clips.
+//! `gradclip devices`, and `gradclip clip` on every device.
 
 use serde_json::Value;
 
-use crate::narrow::mixed;
+use crate::half_precision::mixed;
 use crate::{SHIPPED, assert_near, clip_json, command, folder_with};
 
-/// What clips changes neither the result nor the report, but for the last bits; and a GPU that is not there is an error.
+/// All devices give the same report up to the last bits. An unknown GPU is an error.
 #[test]
-fn every_device_clips_alike() {
+fn every_device_gives_the_same_norms() {
     let on = |device: &str| {
         command(&["clip", SHIPPED, "--max-norm", "1", "--json", "--device", device]).output().unwrap()
     };
@@ -22,9 +22,9 @@ fn every_device_clips_alike() {
             assert_near(&report[key], cpu[key].as_f64().unwrap(), 8.0);
         }
     }
-    let refused = on("no such GPU");
-    assert_eq!((refused.status.code(), &refused.stdout[..]), (Some(1), &b""[..]));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("no such GPU"), "{refused:?}");
+    let unknown = on("no such GPU");
+    assert_eq!((unknown.status.code(), &unknown.stdout[..]), (Some(1), &b""[..]));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no such GPU"), "{unknown:?}");
 }
 
 #[test]
@@ -51,9 +51,9 @@ fn devices_lists_the_cpu_path_and_the_choice() {
 }
 
 #[test]
-fn every_device_clips_alike_in_every_way() {
+fn every_device_gives_the_same_report_for_every_option() {
     let (_folder, file) = folder_with(&mixed());
-    let ways: [&[&str]; 9] = [
+    let option_sets: [&[&str]; 9] = [
         &["--exclude", "half", "--exclude", "w1"],
         &["--total-norm", "7"],
         &["--total-norm", "inf", "--nonfinite", "zero", "--loss-scale", "2"],
@@ -68,18 +68,18 @@ fn every_device_clips_alike_in_every_way() {
         serde_json::from_slice(&command(&["devices", "--json"]).output().unwrap().stdout).unwrap();
     for adapter in devices["adapters"].as_array().unwrap() {
         let name = adapter["name"].as_str().unwrap();
-        for way in ways {
-            let args = [&["--max-norm", "0.5"], way].concat();
+        for options in option_sets {
+            let args = [&["--max-norm", "0.5"], options].concat();
             let output =
                 command(&["clip", "--device", name]).arg(&file).args(&args).arg("--json").output().unwrap();
-            assert!(output.status.success(), "{name}, {way:?}: {output:?}");
+            assert!(output.status.success(), "{name}, {options:?}: {output:?}");
             let report = serde_json::from_slice(&output.stdout).unwrap();
             assert_alike(&report, &clip_json(&file, &args), "");
         }
     }
 }
 
-/// That two reports have the same keys, and numbers that differ in the last bits at most.
+/// Asserts that two reports have the same keys, and numbers that differ at most in the last bits.
 fn assert_alike(one: &Value, other: &Value, key: &str) {
     match (one, other) {
         (Value::Object(fields), Value::Object(others)) => {
@@ -91,7 +91,7 @@ fn assert_alike(one: &Value, other: &Value, key: &str) {
             assert_eq!(items.len(), others.len(), "{key}");
             items.iter().zip(others).for_each(|(item, other)| assert_alike(item, other, key));
         }
-        // Elements in half precision may have been rounded the other way.
+        // Half-precision elements may round differently.
         (Value::Number(_), Value::Number(number)) if key == "total_norm_after" => {
             let (one, other) = (one.as_f64().unwrap(), number.as_f64().unwrap());
             assert!((one - other).abs() <= 1e-3 * other, "{key}: {one} and {other}");

@@ -1,4 +1,4 @@
-//! Tensors that are left out, and norms that come from elsewhere.
+//! `--exclude`.
 
 use serde_json::json;
 
@@ -59,7 +59,7 @@ fn excluded_tensors_may_be_of_any_dtype() {
 }
 
 #[test]
-fn patterns_without_an_effect_are_refused() {
+fn patterns_without_an_effect_are_rejected() {
     let (folder, file) = folder_with(&with_tensors(&TENSORS));
     let out = folder.path().join("out.safetensors");
     let cases: [(&[&str], &[&str]); 7] = [
@@ -77,42 +77,4 @@ fn patterns_without_an_effect_are_refused() {
         assert!(words.iter().all(|word| message.contains(word)), "{args:?}: {message}");
         assert_eq!(files(&folder), std::slice::from_ref(&file));
     }
-}
-
-#[test]
-fn a_norm_that_is_supplied_is_not_measured() {
-    let tensors = [("a", &[30.0, -4.0][..]), ("b", &[0.5])];
-    let scaled = |after: &[f32], factor: f32| {
-        after.iter().zip([30.0, -4.0, 0.5]).all(|(after, before)| (after - before * factor).abs() <= 1e-5)
-    };
-    let (report, after) = clip_tensors(&tensors, &["--max-norm", "1", "--total-norm", "100"]);
-    assert!(scaled(&after, 0.01), "{after:?}");
-    assert_eq!(report["total_norm"], 100.0);
-    assert_near(&report["total_norm_after"], (900.0 + 16.0 + 0.25_f64).sqrt() / 100.0, 20.0);
-    assert_near(&report["clip_coef"], 0.01, 20.0);
-    // That of gradients without their loss scale.
-    let args = ["--max-norm", "1", "--total-norm", "10", "--loss-scale", "8"];
-    assert!(scaled(&clip_tensors(&tensors, &args).1, 0.1 / 8.0));
-    assert!(scaled(&clip_tensors(&tensors, &["--max-norm", "1", "--total-norm", "0.5"]).1, 1.0));
-    let args = ["--max-norm", "1", "--total-norm", "NaN", "--nonfinite", "skip"];
-    assert!(scaled(&clip_tensors(&tensors, &args).1, 1.0));
-    let args = ["--max-norm", "1", "--total-norm", "inf", "--nonfinite", "zero"];
-    assert!(scaled(&clip_tensors(&tensors, &args).1, 0.0));
-
-    let (_folder, file) = folder_with(&with_tensors(&tensors));
-    let usages: [&[&str]; 6] = [
-        &["--value", "1"],
-        &["--max-norm", "1", "--per-tensor"],
-        &["--max-norm", "1", "--norm-type", "1"],
-        &["--max-norm", "1", "--groups", "a=1"],
-        &["--max-norm", "1", "--total-norm", "-1"],
-        &[],
-    ];
-    for usage in usages {
-        let output = clip(&file, &[&["--total-norm", "1"], usage].concat());
-        assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]), "{usage:?}");
-    }
-    let args = ["--max-norm", "1", "--total-norm", "inf", "--nonfinite", "error"];
-    let message = assert_fails(&clip(&file, &args), "infinite");
-    assert!(message.contains("--total-norm is inf") && !message.contains("element"), "{message}");
 }

@@ -1,8 +1,8 @@
-//! Headers that are damaged or out of proportion, and files of other formats.
+//! Damaged or huge headers, and files of other formats.
 
 use crate::{assert_fails, bytes, clip, clip_json, files, folder_with, raw};
 
-/// An entry of a header.
+/// Returns a header entry.
 fn entry(dtype: &str, shape: &str, start: u64, end: u64) -> String {
     format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}"#)
 }
@@ -11,8 +11,8 @@ fn single(entry: &str) -> String {
     format!(r#"{{"w":{entry}}}"#)
 }
 
-/// Fails with all of these words and the name of the file, and leaves nothing behind.
-fn assert_refused(name: &str, content: &[u8], words: &[&str]) {
+/// Asserts that `content` is rejected with a message that contains all `words` and the file's name, and that no file is left.
+fn assert_rejected(name: &str, content: &[u8], words: &[&str]) {
     let (folder, file) = folder_with(content);
     let out = folder.path().join("out.safetensors");
     let output = clip(&file, &["--max-norm", "1", "--json", "-o", out.to_str().unwrap()]);
@@ -26,7 +26,7 @@ fn assert_refused(name: &str, content: &[u8], words: &[&str]) {
 }
 
 #[test]
-fn damaged_lengths_are_refused() {
+fn damaged_lengths_are_rejected() {
     let sound = raw(&single(&entry("F32", "[2]", 0, 8)), &[0; 8]);
     let length = |len: u64| [&len.to_le_bytes(), &sound[8..]].concat();
     let cases: [(&str, Vec<u8>, &[&str]); 6] = [
@@ -38,15 +38,15 @@ fn damaged_lengths_are_refused() {
         ("data left over", [&sound[..], &[0]].concat(), &["describes 8 bytes", "9 bytes follow"]),
     ];
     for (name, content, words) in cases {
-        assert_refused(name, &content, words);
+        assert_rejected(name, &content, words);
     }
     let (_folder, file) = folder_with(&sound);
-    assert!(clip(&file, &["--max-norm", "1"]).status.success(), "what the others are damaged copies of");
+    assert!(clip(&file, &["--max-norm", "1"]).status.success(), "the undamaged file is valid");
 }
 
-/// Each error names the tensor, and the numbers that do not fit.
+/// Each error names the tensor and the wrong field.
 #[test]
-fn damaged_entries_are_refused() {
+fn damaged_entries_are_rejected() {
     let w = |shape, start, end| single(&entry("F32", shape, start, end));
     let cases: [(&str, String, usize, &[&str]); 20] = [
         ("not JSON", "gradients!".into(), 0, &["not valid JSON"]),
@@ -102,7 +102,7 @@ fn damaged_entries_are_refused() {
             "three offsets",
             single(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4,8]}"#),
             8,
-            &["tensor \"w\"", "data_offsets", "more numbers than the 2"],
+            &["tensor \"w\"", "data_offsets", "more than the 2 numbers"],
         ),
         (
             "metadata twice",
@@ -121,26 +121,26 @@ fn damaged_entries_are_refused() {
             "a key of metadata twice",
             r#"{"__metadata__":{"a":"b","a":"c"}}"#.into(),
             0,
-            &["__metadata__", "\"a\" is there twice"],
+            &["__metadata__", "\"a\" appears twice"],
         ),
         (
-            "a name that a terminal would obey",
+            "a name with terminal control characters",
             "{\"\\u001b[31m\\u202e\\n\":7}".into(),
             0,
             &[r"\u{1b}[31m\u{202e}\n"],
         ),
     ];
     for (name, header, data, words) in cases {
-        assert_refused(name, &raw(&header, &vec![0; data]), words);
+        assert_rejected(name, &raw(&header, &vec![0; data]), words);
     }
-    assert_refused("not UTF-8", &[&1_u64.to_le_bytes()[..], &[0xff]].concat(), &["not valid JSON"]);
+    assert_rejected("not UTF-8", &[&1_u64.to_le_bytes()[..], &[0xff]].concat(), &["not valid JSON"]);
     let long = format!(r#"{{"{}":7}}"#, "x".repeat(60_000));
-    assert_refused("a long name", &raw(&long, &[]), &["xx…xx"]);
+    assert_rejected("a long name", &raw(&long, &[]), &["xx…xx"]);
 }
 
-/// Each error names the tensors, and the numbers that do not fit.
+/// Each error names the tensors and the inconsistent numbers.
 #[test]
-fn tensors_of_another_size_or_out_of_place_are_refused() {
+fn inconsistent_sizes_and_offsets_are_rejected() {
     let w = |shape, start, end| single(&entry("F32", shape, start, end));
     let two = |v: &str, w: &str| format!(r#"{{"v":{v},"w":{w}}}"#);
     let f32 = |start, end| entry("F32", "[2]", start, end);
@@ -177,24 +177,24 @@ fn tensors_of_another_size_or_out_of_place_are_refused() {
         ("a name twice", format!(r#"{{"w":{},"w":{}}}"#, f32(0, 8), f32(8, 16)), 16, &["tensor \"w\" twice"]),
     ];
     for (name, header, data, words) in cases {
-        assert_refused(name, &raw(&header, &vec![0; data]), words);
+        assert_rejected(name, &raw(&header, &vec![0; data]), words);
     }
 }
 
-/// What comes first is refused as well, though the second would do.
+/// A duplicate is rejected even if one of the two values is valid.
 #[test]
-fn a_field_or_name_that_comes_twice_is_refused_whatever_it_is() {
+fn duplicate_names_and_fields_are_rejected() {
     let good = entry("F32", "[2]", 0, 8);
     for bad in
         ["7", "null", r#"{"dtype":"F32"}"#, r#"{"dtype":"F32","shape":"?","data_offsets":[0,8]}"#, &good]
     {
-        assert_refused(bad, &raw(&format!(r#"{{"w":{bad},"w":{good}}}"#), &[0; 8]), &["\"w\""]);
-        assert_refused(bad, &raw(&format!(r#"{{"w":{good},"w":{bad}}}"#), &[0; 8]), &["\"w\""]);
+        assert_rejected(bad, &raw(&format!(r#"{{"w":{bad},"w":{good}}}"#), &[0; 8]), &["\"w\""]);
+        assert_rejected(bad, &raw(&format!(r#"{{"w":{good},"w":{bad}}}"#), &[0; 8]), &["\"w\""]);
     }
     for (field, value) in [("dtype", r#""F32""#), ("shape", "[2]"), ("data_offsets", "[0,8]")] {
         for first in ["7", value] {
             let twice = good.replacen('{', &format!(r#"{{"{field}":{first},"#), 1);
-            assert_refused(&twice, &raw(&single(&twice), &[0; 8]), &["\"w\"", field]);
+            assert_rejected(&twice, &raw(&single(&twice), &[0; 8]), &["\"w\"", field]);
         }
     }
 }
@@ -203,14 +203,14 @@ fn a_field_or_name_that_comes_twice_is_refused_whatever_it_is() {
 fn dtypes_that_cannot_be_clipped_are_named() {
     let i64 = single(&entry("I64", "[1]", 0, 8));
     let words = ["\"w\" has dtype \"I64\"", "F32, F16 and BF16", "--exclude"];
-    assert_refused("I64", &raw(&i64, &[0; 8]), &words);
-    assert_refused(
+    assert_rejected("I64", &raw(&i64, &[0; 8]), &words);
+    assert_rejected(
         "unheard of",
         &raw(&single(&entry("Q8", "[9]", 0, 8)), &[0; 8]),
         &["\"w\" has dtype \"Q8\""],
     );
     let several = format!(r#"{{"v":{},"w":{}}}"#, entry("F64", "[1]", 0, 8), entry("I64", "[1]", 8, 16));
-    assert_refused(
+    assert_rejected(
         "several",
         &raw(&several, &[0; 16]),
         &["\"v\" has dtype \"F64\"", "the first of 2 such tensors"],
@@ -237,23 +237,23 @@ fn other_formats_are_recognised() {
         ("config", b"{\n  \"hidden_size\": 8\n}", "JSON"),
     ];
     for (name, content, words) in cases {
-        assert_refused(name, content, &[words, "not a .safetensors file"]);
+        assert_rejected(name, content, &[words, "not a .safetensors file"]);
     }
-    // Lengths whose first bytes are those of other formats.
+    // Header lengths that begin with the signatures of other formats.
     for len in [0x0280, 0x8b1f, 123] {
         let sound = single(&entry("F32", "[2]", 0, 8));
         let file = raw(&format!("{sound:len$}"), &bytes(&[3.0, 4.0]));
         let (_folder, path) = folder_with(&file);
         assert_eq!(clip_json(&path, &["--max-norm", "1"])["total_norm"], 5.0);
         let damaged = raw(&format!("{:len$}", sound.replace("F32", "F16")), &[0; 8]);
-        assert_refused("damaged", &damaged, &["\"w\"", "4 bytes", "span 8"]);
+        assert_rejected("damaged", &damaged, &["\"w\"", "4 bytes", "span 8"]);
     }
 }
 
-/// A header may not make the command take memory out of proportion, nor print out of proportion.
+/// Memory use and output stay proportional to the header's length.
 #[test]
 #[cfg(target_os = "linux")]
-fn memory_is_in_proportion_to_the_header() {
+fn memory_is_proportional_to_the_header() {
     use std::fmt::Write as _;
 
     let with = |entries: usize, name: &dyn Fn(usize) -> String, shape: &str| {
@@ -280,7 +280,7 @@ fn memory_is_in_proportion_to_the_header() {
     for (name, header, is_fine) in cases {
         let (folder, file) = folder_with(&raw(&header, &[]));
         for args in [&[][..], &["--json"]] {
-            // Beside the program itself and the stacks of its threads.
+            // In addition to the program and the stacks of its threads.
             let output = crate::clip_within(512 * 1024 + header.len() * 8 / 1024, &file, args);
             let code = output.status.code();
             assert_eq!(

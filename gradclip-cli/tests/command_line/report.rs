@@ -1,4 +1,4 @@
-//! What is printed: norms, coefficients, the device; for people and for programs.
+//! The report of `gradclip clip`, as tables and as JSON.
 
 use std::fs;
 use std::process::Stdio;
@@ -77,7 +77,7 @@ fn the_table_shows_names_norms_and_the_device() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_failure() {
+fn a_closed_stdout_is_not_an_error() {
     for args in [
         &["devices"][..],
         &["devices", "--json"],

@@ -1,19 +1,21 @@
-//! What else the report shows, as Markdown: the machines, and tables by set.
+//! The other sections of the report, in Markdown: the machines, and tables by set.
 
-use gradclip_measure::rows::{duration, significant};
-use gradclip_measure::timing::{Roofline, Work};
-use gradclip_measure::workloads::Op;
+use gradclip_measure::ops::Op;
+use gradclip_measure::report::{duration, significant};
+use gradclip_measure::roofline::Roofline;
+use gradclip_measure::timing::Workload;
 
-use super::lines::{Host, Lines, Machine, Row, Run, medians};
-use super::rated;
+use super::rated_bandwidth;
+use super::saved_lines::{Host, Machine, Row, Run, SavedLines, medians};
 
-/// The operations that have columns of their own.
+/// The operations with a column in the tables of times.
 const SHOWN: [Op; 4] = [Op::Norm, Op::NotExceeded, Op::Exceeded, Op::Clamp];
+/// The operations that are compared with PyTorch.
 const COMPARED: [Op; 5] = [Op::Norm, Op::NotExceeded, Op::Exceeded, Op::Clamp, Op::LossScale];
-const READ: &str = Work::Roofline(Roofline::Read).name();
-const IN_PLACE: &str = Work::Roofline(Roofline::InPlace).name();
+const READ: &str = Workload::Roofline(Roofline::Read).name();
+const IN_PLACE: &str = Workload::Roofline(Roofline::InPlace).name();
 
-/// A Markdown table; nothing of no rows.
+/// Formats a Markdown table, or returns an empty string for no rows.
 pub(crate) fn markdown(heading: &[&str], rows: Vec<Vec<String>>) -> String {
     if rows.is_empty() {
         return String::new();
@@ -31,13 +33,14 @@ pub(crate) fn markdown(heading: &[&str], rows: Vec<Vec<String>>) -> String {
     format!("{}|{}|\n{body}", line(&rows[0]), rule.join("|"))
 }
 
+/// Formats a table under a heading, or returns an empty string for no rows.
 fn section(title: &str, heading: &[&str], rows: Vec<Vec<String>>) -> String {
     let table = markdown(heading, rows);
     if table.is_empty() { table } else { format!("## {title}\n\n{table}") }
 }
 
-/// Which card, driver, processor, versions and when.
-pub(crate) fn heading(lines: &Lines) -> String {
+/// Formats the heading: card, driver, processor, versions and dates.
+pub(crate) fn heading(lines: &SavedLines) -> String {
     let machines = lines.machines();
     let mut items = Vec::new();
     let mut item = |what: &str, values: Vec<String>| {
@@ -45,22 +48,26 @@ pub(crate) fn heading(lines: &Lines) -> String {
             items.push(format!("- {what}: {}\n", values.join("; ")));
         }
     };
-    let each = |of: fn(&Machine) -> Option<String>| once(machines.iter().filter_map(|machine| of(machine)));
-    let own = |machine: &Machine| machine.library == "gradclip";
+    let each =
+        |of: fn(&Machine) -> Option<String>| distinct(machines.iter().filter_map(|machine| of(machine)));
+    let is_gradclip = |machine: &Machine| machine.library == "gradclip";
     item("GPU", each(card));
-    item("CPU", each(|machine| Some(format!("{}, {}", machine.cpu.as_ref()?, number(machine.threads?)))));
+    item(
+        "CPU",
+        each(|machine| Some(format!("{}, {}", machine.cpu.as_ref()?, thread_count(machine.threads?)))),
+    );
     item("versions", each(|machine| Some(format!("{} {}", machine.library, machine.version))));
     let mut times: Vec<u64> = machines.iter().filter_map(|machine| machine.unix_time).collect();
     times.sort_unstable();
-    item("began", once(times.first().into_iter().chain(times.last()).map(|&time| date(time))));
+    item("began", distinct(times.first().into_iter().chain(times.last()).map(|&time| date(time))));
     let software = machines.iter().any(|machine| machine.gpu_is_software == Some(true));
-    let slow = machines.iter().any(|machine| own(machine) && machine.optimized == Some(false));
+    let slow = machines.iter().any(|machine| is_gradclip(machine) && machine.optimized == Some(false));
     let wall = lines.rows().any(|(_, row)| row.is_gradclip() && row.path == "gpu" && row.clock != "gpu");
     let mut notes = String::new();
     for (is, note) in [
-        (software, "A software adapter: these figures say nothing about a GPU.\n"),
-        (slow, "Built without optimisation: these are not the times of a release build.\n"),
-        (wall, "The adapter has no timestamps in encoders: times are wall times of the host.\n"),
+        (software, "This is a software adapter. Its times say nothing about GPU speed.\n"),
+        (slow, "Built without optimisation. A release build is faster.\n"),
+        (wall, "The adapter does not support timestamps in encoders: times are wall times of the host.\n"),
     ] {
         if is {
             notes.push('\n');
@@ -70,19 +77,19 @@ pub(crate) fn heading(lines: &Lines) -> String {
     format!("# What was measured\n\n{}{notes}", items.concat())
 }
 
-/// The adapter, its driver and, if it is known, its rated bandwidth.
+/// Returns the adapter, its driver and, if known, its rated bandwidth.
 fn card(machine: &Machine) -> Option<String> {
     let gpu = machine.gpu.as_ref().filter(|_| machine.library == "gradclip")?;
-    Some(rated::of(gpu).map_or_else(|| gpu.clone(), |rated| format!("{gpu}, rated {rated} GB/s")))
+    Some(rated_bandwidth::of(gpu).map_or_else(|| gpu.clone(), |rated| format!("{gpu}, rated {rated} GB/s")))
 }
 
 /// `1 thread`, `2 threads`.
-fn number(threads: usize) -> String {
+fn thread_count(threads: usize) -> String {
     format!("{threads} thread{}", if threads == 1 { "" } else { "s" })
 }
 
-/// The values without repetitions.
-fn once(values: impl Iterator<Item = String>) -> Vec<String> {
+/// Returns the distinct values, in order of first appearance.
+fn distinct(values: impl Iterator<Item = String>) -> Vec<String> {
     let mut all = Vec::new();
     for value in values {
         if !all.contains(&value) {
@@ -106,21 +113,21 @@ fn date(unix_time: u64) -> String {
     format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
 }
 
-/// The commands as the machine lines have them.
-pub(crate) fn commands(lines: &Lines) -> String {
+/// Formats the commands of the machine lines.
+pub(crate) fn commands(lines: &SavedLines) -> String {
     let quoted = |word: &String| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=^:,".contains(c);
         if !word.is_empty() && word.chars().all(plain) { word.clone() } else { format!("'{word}'") }
     };
     let command = |machine: &&Machine| machine.command.iter().map(quoted).collect::<Vec<_>>().join(" ");
-    let commands = once(lines.machines().iter().map(command).filter(|command| !command.is_empty()));
+    let commands = distinct(lines.machines().iter().map(command).filter(|command| !command.is_empty()));
     if commands.is_empty() {
         return String::new();
     }
     format!("## Commands\n\n```sh\n{}\n```\n", commands.join("\n"))
 }
 
-/// The median over all runs of a value of the rows of one name and layout.
+/// Returns the median of a value over `rows`, or `None` if no row has it.
 fn median<'a>(
     rows: impl Iterator<Item = (&'a Run, &'a Row)>,
     of: impl Fn(&Run, &Row) -> Option<f64>,
@@ -129,24 +136,24 @@ fn median<'a>(
     medians(values).first().map(|(_, median)| *median)
 }
 
-/// Names of sets with a layout, in the order of the lines.
-fn names(lines: &Lines, is: impl Fn(&Run, &Row) -> bool) -> Vec<(String, String)> {
-    let mut names = Vec::new();
+/// Returns the distinct pairs of set and layout, in the order of the lines.
+fn set_layouts(lines: &SavedLines, is: impl Fn(&Run, &Row) -> bool) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
     for (_, row) in lines.rows().filter(|(run, row)| !row.is_roofline() && is(run, row)) {
         let name = (row.name(), row.layout.clone());
-        if !names.contains(&name) {
-            names.push(name);
+        if !pairs.contains(&name) {
+            pairs.push(name);
         }
     }
-    names
+    pairs
 }
 
 fn cell(value: Option<f64>, text: impl Fn(f64) -> String) -> String {
     value.map_or("-".into(), text)
 }
 
-/// Time, rate and percent of the roofline of an operation, of rows that are selected.
-fn measured<'a>(rows: impl Iterator<Item = (&'a Run, &'a Row)>) -> String {
+/// Formats the median time, bandwidth and percent of the roofline of `rows`.
+fn time_cell<'a>(rows: impl Iterator<Item = (&'a Run, &'a Row)>) -> String {
     let rows: Vec<_> = rows.collect();
     let rows = || rows.iter().copied();
     let [seconds, rate, percent] = [
@@ -163,20 +170,20 @@ fn measured<'a>(rows: impl Iterator<Item = (&'a Run, &'a Row)>) -> String {
     if parts.is_empty() { "-".into() } else { parts.join(", ") }
 }
 
-/// Time, GB/s and percent of the roofline by set and layout.
-pub(crate) fn gpu(lines: &Lines) -> String {
+/// Formats the GPU path's times, bandwidths and percents of the roofline by set and layout.
+pub(crate) fn gpu(lines: &SavedLines) -> String {
     by_set(lines, "On the GPU: time, GB/s, percent of the roofline", |_, row| row.path == "gpu")
 }
 
-/// The same of the CPU path, by the runs with the most threads.
-pub(crate) fn cpu(lines: &Lines) -> String {
+/// Formats the same table for the CPU path, from the runs with the most threads.
+pub(crate) fn cpu(lines: &SavedLines) -> String {
     let most = most_threads(lines);
     let is = move |run: &Run, row: &Row| row.path == "cpu" && run.threads() == most;
-    let threads = most.map_or(String::new(), |most| format!(" with {}", number(most)));
+    let threads = most.map_or(String::new(), |most| format!(" with {}", thread_count(most)));
     by_set(lines, &format!("On the CPU{threads}: time, GB/s, percent of the roofline"), is)
 }
 
-fn most_threads(lines: &Lines) -> Option<usize> {
+fn most_threads(lines: &SavedLines) -> Option<usize> {
     lines
         .rows()
         .filter(|(_, row)| row.path == "cpu" && row.is_gradclip())
@@ -184,34 +191,34 @@ fn most_threads(lines: &Lines) -> Option<usize> {
         .max()
 }
 
-fn by_set(lines: &Lines, title: &str, is: impl Fn(&Run, &Row) -> bool + Copy) -> String {
-    let own = |run: &Run, row: &Row| row.is_gradclip() && is(run, row);
+fn by_set(lines: &SavedLines, title: &str, is: impl Fn(&Run, &Row) -> bool + Copy) -> String {
+    let selects = |run: &Run, row: &Row| row.is_gradclip() && is(run, row);
     let row = |(name, layout): (String, String)| {
         let of = |operation: &'static str| {
             let (name, layout) = (name.clone(), layout.clone());
             lines.rows().filter(move |(run, row)| {
                 let layouts = row.layout == layout || row.is_roofline();
-                own(run, row) && row.name() == name && layouts && row.operation == operation
+                selects(run, row) && row.name() == name && layouts && row.operation == operation
             })
         };
         let rate = |operation| cell(median(of(operation), |_, row| Some(row.gb_per_s)), significant);
         let mut cells = vec![name.clone(), layout.clone(), rate(READ), rate(IN_PLACE)];
-        cells.extend(SHOWN.map(|op| measured(of(op.name()))));
+        cells.extend(SHOWN.map(|op| time_cell(of(op.name()))));
         cells
     };
-    let rows = names(lines, own).into_iter().map(row).collect();
+    let rows = set_layouts(lines, selects).into_iter().map(row).collect();
     let heading = ["gradients", "layout", "read", "in place", "norm", "not exceeded", "exceeded", "clamp"];
     section(title, &heading, rows)
 }
 
-/// The ratios of operations on the GPU by set and layout.
-pub(crate) fn gpu_ratios(lines: &Lines) -> String {
-    let own = |_: &Run, row: &Row| row.is_gradclip() && row.path == "gpu";
+/// Formats the time ratios of operations on the GPU by set and layout.
+pub(crate) fn gpu_ratios(lines: &SavedLines) -> String {
+    let selects = |_: &Run, row: &Row| row.is_gradclip() && row.path == "gpu";
     let row = |(name, layout): (String, String)| {
         let of = |op: Op| {
             let (name, layout) = (name.clone(), layout.clone());
             lines.rows().filter(move |(run, row)| {
-                own(run, row) && row.name() == name && row.layout == layout && row.operation == op.name()
+                selects(run, row) && row.name() == name && row.layout == layout && row.operation == op.name()
             })
         };
         let ratios = [
@@ -223,7 +230,7 @@ pub(crate) fn gpu_ratios(lines: &Lines) -> String {
         let ratios = ratios.map(|ratio| cell(ratio, |ratio| format!("{ratio:.3}")));
         [name, layout].into_iter().chain(ratios).collect()
     };
-    let rows = names(lines, own).into_iter().map(row).collect();
+    let rows = set_layouts(lines, selects).into_iter().map(row).collect();
     let heading = [
         "gradients",
         "layout",
@@ -235,36 +242,37 @@ pub(crate) fn gpu_ratios(lines: &Lines) -> String {
     section("Ratios of operations on the GPU", &heading, rows)
 }
 
-/// The time with separate buffers over that with one arena.
-pub(crate) fn separate(lines: &Lines) -> String {
-    let own = |_: &Run, row: &Row| row.is_gradclip() && row.layout == "separate";
+/// Formats the time with separate buffers over the time with an arena, by set and operation.
+pub(crate) fn separate(lines: &SavedLines) -> String {
+    let selects = |_: &Run, row: &Row| row.is_gradclip() && row.layout == "separate";
     let row = |(name, _): (String, String)| {
         let ratio = |op: Op| {
             let rows = lines.rows();
-            let rows =
-                rows.filter(|(run, row)| own(run, row) && row.name() == name && row.operation == op.name());
-            let ratio =
-                median(rows, |run, row| Some(row.seconds / run.beside(row, "arena", op.name())?.seconds));
+            let rows = rows
+                .filter(|(run, row)| selects(run, row) && row.name() == name && row.operation == op.name());
+            let ratio = median(rows, |run, row| {
+                Some(row.seconds / run.find_same_set(row, "arena", op.name())?.seconds)
+            });
             cell(ratio, |ratio| format!("{ratio:.3}"))
         };
         [name.clone()].into_iter().chain(Op::ALL.map(ratio)).collect()
     };
-    let rows = names(lines, own).into_iter().map(row).collect();
+    let rows = set_layouts(lines, selects).into_iter().map(row).collect();
     let heading: Vec<_> = ["gradients"].into_iter().chain(Op::ALL.map(Op::name)).collect();
     section("Separate buffers / one arena", &heading, rows)
 }
 
-/// PyTorch's times over gradclip's, with foreach and in its loop form.
-pub(crate) fn pytorch(lines: &Lines, path: &str) -> String {
+/// Formats PyTorch's times over gradclip's, with foreach on and off.
+pub(crate) fn pytorch(lines: &SavedLines, path: &str) -> String {
     let values = |foreach: bool, op: Op| {
         let rows = lines.rows().filter(move |(_, row)| {
             row.is_pytorch() && row.path == path && row.foreach == Some(foreach) && row.operation == op.name()
         });
         let ratios = rows.flat_map(|(run, row)| lines.over_gradclip(run, row));
-        medians(ratios.map(|(own, ratio)| (format!("{} | {}", own.name(), own.layout), ratio)))
+        medians(ratios.map(|(row, ratio)| (format!("{} | {}", row.name(), row.layout), ratio)))
     };
     let all = COMPARED.map(|op| [values(true, op), values(false, op)]);
-    let sets = once(all.iter().flatten().flatten().map(|(name, _)| name.clone()));
+    let sets = distinct(all.iter().flatten().flatten().map(|(name, _)| name.clone()));
     let row = |name: String| {
         let find = |values: &Vec<(String, f64)>| {
             let found = values.iter().find(|(other, _)| *other == name).map(|(_, ratio)| *ratio);
@@ -276,15 +284,15 @@ pub(crate) fn pytorch(lines: &Lines, path: &str) -> String {
     };
     let rows = sets.into_iter().map(row).collect();
     let machines = lines.machines().into_iter().filter(|machine| machine.library == "pytorch");
-    let versions = once(machines.map(|machine| machine.version.clone())).join(" and ");
+    let versions = distinct(machines.map(|machine| machine.version.clone())).join(" and ");
     let where_ = if path == "gpu" { "GPU" } else { "CPU" };
     let title = format!("PyTorch {versions} / gradclip on the {where_}: foreach, loop");
     let heading = ["gradients", "layout", "norm", "not exceeded", "exceeded", "clamp", "unscale and clip"];
     section(&title, &heading, rows)
 }
 
-/// What a step costs the host, by the host bench.
-pub(crate) fn host(lines: &Lines) -> String {
+/// Formats the times of the host bench.
+pub(crate) fn host(lines: &SavedLines) -> String {
     let row = |host: &Host| {
         let times = [host.encode_seconds, host.ready_seconds, host.prepare_seconds].map(duration);
         let counts = [host.buffers, host.dispatches].map(|count| count.to_string());
@@ -292,36 +300,40 @@ pub(crate) fn host(lines: &Lines) -> String {
     };
     let rows = lines.hosts.iter().map(row).collect();
     let heading = ["adapter", "buffers", "dispatches", "encode", "ready", "prepare again"];
-    section("The host's part", &heading, rows)
+    section("Host times", &heading, rows)
 }
 
-/// The CPU path by its number of threads, for sets that were measured with several.
-pub(crate) fn threads(lines: &Lines) -> String {
-    let own = |row: &Row| row.is_gradclip() && row.path == "cpu";
+/// Formats the CPU path's times by number of threads, for sets that were measured with several.
+pub(crate) fn threads(lines: &SavedLines) -> String {
+    let selects = |row: &Row| row.is_gradclip() && row.path == "cpu";
     let mut counts: Vec<usize> =
-        lines.rows().filter(|(_, row)| own(row)).filter_map(|(run, _)| run.threads()).collect();
+        lines.rows().filter(|(_, row)| selects(row)).filter_map(|(run, _)| run.threads()).collect();
     counts.sort_unstable();
     counts.dedup();
     let mut rows = Vec::new();
-    for (name, _) in names(lines, |_, row| own(row)) {
+    for (name, _) in set_layouts(lines, |_, row| selects(row)) {
         for op in SHOWN {
             let of = |threads: usize| {
                 let name = name.clone();
                 lines.rows().filter(move |(run, row)| {
-                    let same = own(row) && row.name() == name && row.operation == op.name();
+                    let same = selects(row) && row.name() == name && row.operation == op.name();
                     same && run.threads() == Some(threads)
                 })
             };
             if counts.iter().filter(|&&threads| of(threads).next().is_some()).count() > 1 {
-                let cells = counts.iter().map(|&threads| measured(of(threads)));
+                let cells = counts.iter().map(|&threads| time_cell(of(threads)));
                 rows.push([name.clone(), op.name().into()].into_iter().chain(cells).collect());
             }
         }
     }
-    let counts: Vec<_> = counts.into_iter().map(number).collect();
+    let counts: Vec<_> = counts.into_iter().map(thread_count).collect();
     let heading: Vec<&str> =
         ["gradients", "operation"].into_iter().chain(counts.iter().map(|text: &String| &**text)).collect();
-    section("On the CPU by threads: time, GB/s, percent of the roofline of as many threads", &heading, rows)
+    section(
+        "On the CPU by threads: time, GB/s, percent of the roofline with the same threads",
+        &heading,
+        rows,
+    )
 }
 
 #[cfg(test)]
@@ -329,7 +341,7 @@ mod tests {
     use super::{date, markdown};
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
+    fn dates_match_the_calendar() {
         for (unix_time, text) in [
             (0, "1970-01-01 00:00 UTC"),
             (951_782_399, "2000-02-28 23:59 UTC"),
@@ -342,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_no_rows_is_nothing() {
+    fn a_table_without_rows_is_empty() {
         assert_eq!(markdown(&["a"], Vec::new()), "");
         assert_eq!(
             markdown(&["a", "b"], vec![vec!["µs".into(), String::new()]]),

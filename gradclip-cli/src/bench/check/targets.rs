@@ -1,62 +1,63 @@
-//! The targets for a GPU, as data, and how saved lines meet them.
+//! The performance targets for a GPU, and their evaluation on saved lines.
 
-use gradclip_measure::timing::{Roofline, Work};
-use gradclip_measure::workloads::Op;
+use gradclip_measure::ops::Op;
+use gradclip_measure::roofline::Roofline;
+use gradclip_measure::timing::Workload;
 
-use super::lines::{Lines, Row, Run, medians};
-use super::rated;
+use super::rated_bandwidth;
+use super::saved_lines::{Row, Run, SavedLines, medians};
 use super::tables::markdown;
 
-/// What most targets are about: sets of at least 64 MiB of gradients.
-const LARGE: u64 = 64 << 20;
-/// The tensors of a model, each in a buffer of its own: from GPT-2's to Llama-7B's.
-const MODELS: std::ops::RangeInclusive<usize> = 148..=291;
-/// The tensors of Llama-7B.
-const MOST_BUFFERS: usize = 291;
-/// 1 MiB of f32.
-const SMALL: &str = "2^18";
-/// The share of a card's rated bandwidth that its read roofline must reach for that target to apply.
-const REACHED: f64 = 90.0;
+/// The minimum size of a large set, to which most targets apply.
+const LARGE_SET_BYTES: u64 = 64 << 20;
+/// The range of tensor counts of models, from GPT-2 to Llama-7B.
+const MODEL_TENSORS: std::ops::RangeInclusive<usize> = 148..=291;
+/// The tensor count of Llama-7B.
+const LLAMA_7B_TENSORS: usize = 291;
+/// The set of the small clip: 1 MiB of f32.
+const SMALL_SET: &str = "2^18";
+/// The percent of the rated bandwidth that the read roofline must reach for [`OfRated`] to apply.
+const MIN_ROOFLINE_PERCENT: f64 = 90.0;
 
-const READ: &str = Work::Roofline(Roofline::Read).name();
-const IN_PLACE: &str = Work::Roofline(Roofline::InPlace).name();
+const READ: &str = Workload::Roofline(Roofline::Read).name();
+const IN_PLACE: &str = Workload::Roofline(Roofline::InPlace).name();
 const NORM: &str = Op::Norm.name();
 
-/// One row of "What a GPU has to show".
+/// A target: a row of the report's first table.
 struct Target {
-    what: &'static str,
+    label: &'static str,
     quantity: Quantity,
     bound: Bound,
     unit: Unit,
-    from: Source,
-    /// What the lines of the source lack where none of them counts.
-    lacking: &'static str,
+    source: Source,
+    /// The condition that a line of the source must satisfy, for the message if none does.
+    requirement: &'static str,
 }
 
-/// What is measured, one value for each set, layout or operation.
+/// A measured quantity, with one value per set, layout or operation.
 #[derive(Clone, Copy)]
 enum Quantity {
-    /// Percent of the roofline of the same run, in one arena.
+    /// Percent of the roofline of the same run, in an arena.
     OfRoofline(Op),
-    /// The norm's percent of the card's rated bandwidth, where the read roofline reaches [`REACHED`].
+    /// The norm's percent of the card's rated bandwidth, where the read roofline reaches [`MIN_ROOFLINE_PERCENT`].
     OfRated,
-    /// Time over that of the norm, in one arena.
+    /// Time over the norm's, in an arena.
     OverNorm(Op),
-    /// Time over that of the norm and the in-place roofline together, in one arena.
+    /// Time over the sum of the norm's and the in-place roofline's, in an arena.
     OverNormAndInPlace(Op),
-    /// PyTorch's time with foreach over gradclip's, in either layout.
+    /// PyTorch's time with foreach over gradclip's, in both layouts.
     PyTorch(Op),
-    /// Time with separate buffers over that with one arena, of every operation.
+    /// Time with separate buffers over time with an arena, for every operation.
     SeparateOverArena,
-    /// GPU time of a clip of [`SMALL`], exceeded or not.
+    /// GPU time of a clip of [`SMALL_SET`], exceeded or not.
     SmallClip,
-    /// The host's time to record a step for [`MODELS`] separate buffers.
+    /// Host time to record a step for [`MODEL_TENSORS`] separate buffers.
     EncodeSeparate,
-    /// The host's time to record a step for one arena.
+    /// Host time to record a step for an arena.
     EncodeArena,
-    /// The host's time to prepare a plan again for [`MOST_BUFFERS`] buffers.
+    /// Host time to prepare a plan again for [`LLAMA_7B_TENSORS`] buffers.
     PrepareAgain,
-    /// A plan's scratch memory, in percent of the bound: 0.1 % of as many elements of f32, and 64 KiB.
+    /// A plan's scratch memory in percent of its limit: 0.1 % of the size in f32 plus 64 KiB.
     Scratch,
 }
 
@@ -73,7 +74,7 @@ enum Unit {
     Microseconds,
 }
 
-/// Which lines a target needs.
+/// The source of a target's lines.
 #[derive(Clone, Copy)]
 enum Source {
     Gpu,
@@ -89,24 +90,24 @@ use Quantity::{
 use Unit::{Microseconds, Percent, Ratio};
 
 impl Target {
-    const fn new(what: &'static str, quantity: Quantity, bound: Bound, unit: Unit) -> Self {
-        let (from, lacking) = match quantity {
-            PyTorch(_) => (Source::PyTorch, "is of 64 MiB or more"),
-            SmallClip => (Source::Gpu, "is a clip of 2^18 f32"),
-            SeparateOverArena => (Source::Gpu, "is of 148 to 291 tensors and 64 MiB or more"),
-            EncodeSeparate => (Source::Host, "is of 148 to 291 separate buffers"),
-            EncodeArena => (Source::Host, "is of an arena"),
-            PrepareAgain => (Source::Host, "is of 291 separate buffers"),
-            Scratch => (Source::Gpu, "is of a plan"),
+    const fn new(label: &'static str, quantity: Quantity, bound: Bound, unit: Unit) -> Self {
+        let (source, requirement) = match quantity {
+            PyTorch(_) => (Source::PyTorch, "measures a set of 64 MiB or more"),
+            SmallClip => (Source::Gpu, "measures a clip of 2^18 f32"),
+            SeparateOverArena => (Source::Gpu, "measures a set of 148 to 291 tensors and 64 MiB or more"),
+            EncodeSeparate => (Source::Host, "measures 148 to 291 separate buffers"),
+            EncodeArena => (Source::Host, "measures an arena"),
+            PrepareAgain => (Source::Host, "measures 291 separate buffers"),
+            Scratch => (Source::Gpu, "measures a plan"),
             OfRated | OfRoofline(_) | OverNorm(_) | OverNormAndInPlace(_) => {
-                (Source::Gpu, "is of 64 MiB or more")
+                (Source::Gpu, "measures a set of 64 MiB or more")
             }
         };
-        Self { what, quantity, bound, unit, from, lacking }
+        Self { label, quantity, bound, unit, source, requirement }
     }
 }
 
-/// The one place where targets are numbers.
+/// All targets. No other place states their bounds.
 const TARGETS: [Target; 17] = [
     Target::new("norm, of the read roofline", OfRoofline(Op::Norm), AtLeast(95.0), Percent),
     Target::new("norm, of the card's rated bandwidth", OfRated, AtLeast(90.0), Percent),
@@ -127,57 +128,57 @@ const TARGETS: [Target; 17] = [
     Target::new("scratch, of 0.1 % of as many f32 and 64 KiB", Scratch, AtMost(100.0), Percent),
 ];
 
-/// The targets as a Markdown table. `rated` replaces the card's rated bandwidth.
-pub(crate) fn table(lines: &Lines, rated: Option<f64>) -> String {
+/// Formats the targets as a Markdown table. `rated` overrides the card's rated bandwidth.
+pub(crate) fn table(lines: &SavedLines, rated: Option<f64>) -> String {
     let rows = TARGETS.iter().map(|target| target.row(lines, rated)).collect();
-    let about = "Each row has its worst value first, then its best: of sets of 64 MiB and more, unless the row names others.\n\n";
+    let about = "Each row shows its worst and its best value, of sets of 64 MiB or more unless the row names other sets.\n\n";
     format!("## Targets\n\n{about}{}", markdown(&["what", "target", "measured", "result"], rows))
 }
 
 impl Target {
-    fn row(&self, lines: &Lines, rated: Option<f64>) -> Vec<String> {
+    fn row(&self, lines: &SavedLines, rated: Option<f64>) -> Vec<String> {
         let mut values = medians(self.quantity.values(lines, rated));
         values.sort_by(|(_, a), (_, b)| match self.bound {
             AtLeast(_) => a.total_cmp(b),
             AtMost(_) => b.total_cmp(a),
         });
         let (measured, result) = match &values[..] {
-            [] => self.absent(lines, rated),
-            [only] => (self.named(only), self.verdict(&values)),
+            [] => self.without_values(lines, rated),
+            [only] => (self.with_name(only), self.verdict(&values)),
             [worst, .., best] => {
-                (format!("{} to {}", self.named(worst), self.named(best)), self.verdict(&values))
+                (format!("{} to {}", self.with_name(worst), self.with_name(best)), self.verdict(&values))
             }
         };
         let target = match self.bound {
             AtLeast(bound) => format!("at least {}", self.unit.text(bound)),
             AtMost(bound) => format!("at most {}", self.unit.text(bound)),
         };
-        vec![self.what.into(), target, measured, result]
+        vec![self.label.into(), target, measured, result]
     }
 
-    fn named(&self, (name, value): &(String, f64)) -> String {
+    fn with_name(&self, (name, value): &(String, f64)) -> String {
         format!("{} ({name})", self.unit.text(*value))
     }
 
-    /// Of values that begin with the worst.
+    /// Returns the result for values in order from worst to best.
     fn verdict(&self, values: &[(String, f64)]) -> String {
-        let misses = |value: f64| match self.bound {
+        let shortfall = |value: f64| match self.bound {
             AtLeast(bound) => bound - value,
             AtMost(bound) => value - bound,
         };
-        let missed = values.iter().filter(|(_, value)| misses(*value) > 0.0).count();
+        let missed = values.iter().filter(|(_, value)| shortfall(*value) > 0.0).count();
         let (Some((_, worst)), 1..) = (values.first(), missed) else { return "met".into() };
         let by = match (self.unit, self.bound) {
-            (Percent, _) => format!("{:.1} points", misses(*worst)),
-            (Ratio, AtLeast(bound) | AtMost(bound)) => format!("{:.1} %", 100.0 * misses(*worst) / bound),
-            (Microseconds, _) => format!("{:.1} µs", misses(*worst)),
+            (Percent, _) => format!("{:.1} points", shortfall(*worst)),
+            (Ratio, AtLeast(bound) | AtMost(bound)) => format!("{:.1} %", 100.0 * shortfall(*worst) / bound),
+            (Microseconds, _) => format!("{:.1} µs", shortfall(*worst)),
         };
         format!("**missed** by {by}, in {missed} of {}", values.len())
     }
 
-    /// Why there is no value: no line of the source, or none that counts.
-    fn absent(&self, lines: &Lines, rated: Option<f64>) -> (String, String) {
-        let (source, any) = match self.from {
+    /// Returns the cells for a target without values: the reason and the result.
+    fn without_values(&self, lines: &SavedLines, rated: Option<f64>) -> (String, String) {
+        let (lines_of, any) = match self.source {
             Source::Gpu => ("`gradclip bench` on a GPU", has(lines, Row::is_gradclip)),
             Source::PyTorch => ("`compare.py --device cuda`", has(lines, Row::is_pytorch)),
             Source::Host => (
@@ -190,15 +191,15 @@ impl Target {
             if let Some(below) = below() {
                 return below;
             }
-            format!("not measured: no line of {source} {}", self.lacking)
+            format!("not measured: no line of {lines_of} {}", self.requirement)
         } else {
-            format!("not measured: no lines of {source}")
+            format!("not measured: no lines of {lines_of}")
         };
         (measured, "-".into())
     }
 }
 
-fn has(lines: &Lines, is: fn(&Row) -> bool) -> bool {
+fn has(lines: &SavedLines, is: fn(&Row) -> bool) -> bool {
     lines.rows().any(|(_, row)| is(row) && row.path == "gpu" && !row.is_roofline())
 }
 
@@ -213,26 +214,26 @@ impl Unit {
 }
 
 impl Quantity {
-    fn values(self, lines: &Lines, rated: Option<f64>) -> Vec<(String, f64)> {
+    fn values(self, lines: &SavedLines, rated: Option<f64>) -> Vec<(String, f64)> {
         let rows = lines.rows().filter(|(_, row)| row.path == "gpu" && !row.is_roofline());
         match self {
             PyTorch(op) => {
                 let foreach = |row: &Row| row.is_pytorch() && row.foreach == Some(true);
                 rows.filter(|(_, row)| foreach(row) && row.operation == op.name() && is_large(row))
                     .flat_map(|(run, row)| lines.over_gradclip(run, row))
-                    .map(|(own, ratio)| (format!("{}, {}", own.name(), own.layout), ratio))
+                    .map(|(row, ratio)| (format!("{}, {}", row.name(), row.layout), ratio))
                     .collect()
             }
-            EncodeSeparate | EncodeArena | PrepareAgain => self.of_host(lines),
+            EncodeSeparate | EncodeArena | PrepareAgain => self.host_values(lines),
             _ => rows
                 .filter(|(_, row)| row.is_gradclip())
-                .filter_map(|(run, row)| self.of_row(run, row, rated))
+                .filter_map(|(run, row)| self.row_value(run, row, rated))
                 .collect(),
         }
     }
 
-    /// The value that a row of gradclip's on a GPU has for this quantity.
-    fn of_row(self, run: &Run, row: &Row, rated: Option<f64>) -> Option<(String, f64)> {
+    /// Returns the name and value of the quantity for a GPU row of gradclip.
+    fn row_value(self, run: &Run, row: &Row, rated: Option<f64>) -> Option<(String, f64)> {
         let is = |op: Op| row.operation == op.name() && row.layout == "arena" && is_large(row);
         let (name, microseconds) = (row.name(), row.seconds * 1e6);
         let named = format!("{name}, {}", row.operation);
@@ -240,15 +241,15 @@ impl Quantity {
             OfRoofline(op) if is(op) => (name, row.percent_of_roofline?),
             OfRated if is(Op::Norm) => {
                 let rated = rated.or_else(|| rated_of(run))?;
-                let reached = 100.0 * run.beside(row, "arena", READ)?.gb_per_s / rated;
-                (reached >= REACHED).then_some((name, 100.0 * row.gb_per_s / rated))?
+                let reached = 100.0 * run.find_same_set(row, "arena", READ)?.gb_per_s / rated;
+                (reached >= MIN_ROOFLINE_PERCENT).then_some((name, 100.0 * row.gb_per_s / rated))?
             }
             OverNorm(op) if is(op) => (name, run.over(row, NORM)?),
             OverNormAndInPlace(op) if is(op) => (name, run.over_both(row, NORM, IN_PLACE)?),
             SeparateOverArena
-                if row.layout == "separate" && is_large(row) && MODELS.contains(&row.tensors) =>
+                if row.layout == "separate" && is_large(row) && MODEL_TENSORS.contains(&row.tensors) =>
             {
-                (named, row.seconds / run.beside(row, "arena", &row.operation)?.seconds)
+                (named, row.seconds / run.find_same_set(row, "arena", &row.operation)?.seconds)
             }
             SmallClip if is_small_clip(row) => (named, microseconds),
             Scratch => {
@@ -259,14 +260,14 @@ impl Quantity {
         })
     }
 
-    /// Of rows on a GPU, and of the host bench.
-    fn of_host(self, lines: &Lines) -> Vec<(String, f64)> {
-        let own = |(_, row): (_, &Row)| {
+    /// Returns the names and values of a host quantity, from GPU rows and from the host bench.
+    fn host_values(self, lines: &SavedLines) -> Vec<(String, f64)> {
+        let row_value = |(_, row): (_, &Row)| {
             let separate = row.layout == "separate";
             let seconds = match self {
-                EncodeSeparate if separate && MODELS.contains(&row.tensors) => row.encode_seconds?,
+                EncodeSeparate if separate && MODEL_TENSORS.contains(&row.tensors) => row.encode_seconds?,
                 EncodeArena if row.layout == "arena" => row.encode_seconds?,
-                PrepareAgain if separate && row.tensors == MOST_BUFFERS => row.prepare_seconds?,
+                PrepareAgain if separate && row.tensors == LLAMA_7B_TENSORS => row.prepare_seconds?,
                 _ => return None,
             };
             Some((format!("{}, {}", row.name(), row.operation), 1e6 * seconds))
@@ -274,12 +275,12 @@ impl Quantity {
         let rows = lines
             .rows()
             .filter(|(_, row)| row.path == "gpu" && row.is_gradclip() && !row.is_roofline())
-            .filter_map(own);
+            .filter_map(row_value);
         let hosts = lines.hosts.iter().filter_map(|host| {
             let seconds = match self {
-                EncodeSeparate if MODELS.contains(&host.buffers) => host.encode_seconds,
+                EncodeSeparate if MODEL_TENSORS.contains(&host.buffers) => host.encode_seconds,
                 EncodeArena if host.buffers == 1 => host.encode_seconds,
-                PrepareAgain if host.buffers == MOST_BUFFERS => host.prepare_seconds,
+                PrepareAgain if host.buffers == LLAMA_7B_TENSORS => host.prepare_seconds,
                 _ => return None,
             };
             Some((format!("host bench, {} buffers", host.buffers), 1e6 * seconds))
@@ -289,20 +290,20 @@ impl Quantity {
 }
 
 fn is_large(row: &Row) -> bool {
-    row.bytes() >= LARGE
+    row.bytes() >= LARGE_SET_BYTES
 }
 
 fn is_small_clip(row: &Row) -> bool {
     let clips = [Op::Exceeded, Op::NotExceeded].map(Op::name);
-    row.set == SMALL && row.dtype == "f32" && row.clock == "gpu" && clips.contains(&&*row.operation)
+    row.set == SMALL_SET && row.dtype == "f32" && row.clock == "gpu" && clips.contains(&&*row.operation)
 }
 
 fn rated_of(run: &Run) -> Option<f64> {
-    rated::of(run.gradclip.as_ref()?.gpu.as_ref()?)
+    rated_bandwidth::of(run.gradclip.as_ref()?.gpu.as_ref()?)
 }
 
-/// Why no norm counts towards the rated bandwidth although large sets were measured; `None` if none was.
-fn below_rated(lines: &Lines, rated: Option<f64>) -> Option<(String, String)> {
+/// Returns the cells for [`OfRated`] if large sets were measured but no norm counts, or `None` if none was measured.
+fn below_rated(lines: &SavedLines, rated: Option<f64>) -> Option<(String, String)> {
     let large = |(_, row): &(&Run, &Row)| row.path == "gpu" && row.operation == READ && is_large(row);
     let reads: Vec<_> = lines.rows().filter(large).collect();
     let percent = |&(run, row): &(&Run, &Row)| Some(100.0 * row.gb_per_s / rated.or_else(|| rated_of(run))?);
@@ -313,7 +314,9 @@ fn below_rated(lines: &Lines, rated: Option<f64>) -> Option<(String, String)> {
     let Some(best) = reads.iter().filter_map(percent).max_by(f64::total_cmp) else {
         return Some((unknown.into(), "-".into()));
     };
-    let text = format!("the read roofline reaches {best:.1} % of it, but must reach {REACHED} %");
+    let text = format!(
+        "the read roofline reaches {best:.1} % of the rated bandwidth, but must reach {MIN_ROOFLINE_PERCENT} %"
+    );
     Some((text, "does not apply".into()))
 }
 

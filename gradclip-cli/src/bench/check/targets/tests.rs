@@ -10,7 +10,7 @@ fn machine(library: &str, gpu: &str) -> Value {
     json!({ "kind": "machine", "library": library, "version": "1", "gpu": gpu, "threads": 4 })
 }
 
-/// A row on a GPU: the bytes are those of a pass that reads.
+/// A GPU row whose bandwidth is that of one read pass.
 fn row(set: &str, tensors: usize, elements: u64, layout: &str, operation: &str, seconds: f64) -> Value {
     json!({
         "kind": if operation.starts_with("roofline") { "roofline" } else { "operation" },
@@ -25,16 +25,16 @@ fn with(mut row: Value, key: &str, value: impl Into<Value>) -> Value {
     row
 }
 
-fn read(lines: &[Value]) -> Lines {
+fn read(lines: &[Value]) -> SavedLines {
     let text: Vec<_> = lines.iter().map(Value::to_string).collect();
-    let mut read = Lines::default();
+    let mut read = SavedLines::default();
     read.add(Path::new("lines.jsonl"), &text.join("\n")).unwrap();
     read
 }
 
-/// The row of the one target whose name begins so: measured, result.
-fn outcome(lines: &Lines, rated: Option<f64>, what: &str) -> [String; 2] {
-    let mut found = TARGETS.iter().filter(|target| target.what.starts_with(what));
+/// Returns the cells `measured` and `result` of the only target whose label begins with `what`.
+fn outcome(lines: &SavedLines, rated: Option<f64>, what: &str) -> [String; 2] {
+    let mut found = TARGETS.iter().filter(|target| target.label.starts_with(what));
     let target = found.next().unwrap_or_else(|| panic!("no target is {what}"));
     assert!(found.next().is_none(), "several targets are {what}");
     let row = target.row(lines, rated);
@@ -83,7 +83,7 @@ fn ratios_are_of_one_run_and_one_layout() {
             row("2^26", 1, 1 << 26, "arena", "coefficient only", clip),
         ]
     };
-    // Of the two runs together the ratio would be another.
+    // Mixing the runs would give another ratio.
     let lines = [run(1e-3, 1.1e-3), run(2e-3, 2.2e-3)].concat();
     let result = "**missed** by 4.8 %, in 1 of 1";
     assert_outcome(&lines, "not exceeded / norm", "1.100 (2^26 f32)", result);
@@ -100,7 +100,7 @@ fn ratios_are_of_one_run_and_one_layout() {
 fn sets_below_64_mib_do_not_count() {
     let norm = |elements| with(row("some", 1, elements, "arena", "norm", 1e-3), "percent_of_roofline", 10.0);
     let what = "norm, of the read roofline";
-    let none = "not measured: no line of `gradclip bench` on a GPU is of 64 MiB or more";
+    let none = "not measured: no line of `gradclip bench` on a GPU measures a set of 64 MiB or more";
     assert_outcome(&[norm((16 << 20) - 1)], what, none, "-");
     assert_outcome(&[norm(16 << 20)], what, "10.0 % (some f32)", "**missed** by 85.0 points, in 1 of 1");
 }
@@ -118,7 +118,13 @@ fn the_rated_bandwidth_counts_where_the_roofline_reaches_it() {
     let unknown = "not measured: the card's rated bandwidth is unknown (`--rated`)";
     for (gpu, reads, rated, measured, result) in [
         (CARD, 3350.0, None, "91.0 % (2^28 f32)", "met"),
-        (CARD, 3000.0, None, "the read roofline reaches 89.6 % of it, but must reach 90 %", "does not apply"),
+        (
+            CARD,
+            3000.0,
+            None,
+            "the read roofline reaches 89.6 % of the rated bandwidth, but must reach 90 %",
+            "does not apply",
+        ),
         ("another card", 3350.0, None, unknown, "-"),
         ("another card", 3350.0, Some(3387.2), "90.0 % (2^28 f32)", "met"),
     ] {
@@ -176,7 +182,7 @@ fn models_in_separate_buffers_have_bounds_of_their_own() {
     assert_outcome(
         &lines[2..],
         "prepare again",
-        "not measured: no line of `gradclip bench` on a GPU or of the host bench is of 291 separate buffers",
+        "not measured: no line of `gradclip bench` on a GPU or of the host bench measures 291 separate buffers",
         "-",
     );
 }
@@ -189,24 +195,24 @@ fn a_small_clip_and_scratch_have_bounds_for_one_plan() {
     assert_outcome(&[clip(24e-6)], "clip of 1 MiB", "24.0 µs (2^18 f32, clip exceeded)", "met");
     let scratch = "150.0 % (2^18 f32, clip exceeded, arena)";
     assert_outcome(&[clip(24e-6)], "scratch", scratch, "**missed** by 50.0 points, in 1 of 1");
-    // A wall time is no GPU time.
-    let none = "not measured: no line of `gradclip bench` on a GPU is a clip of 2^18 f32";
+    // Wall times do not count as GPU times.
+    let none = "not measured: no line of `gradclip bench` on a GPU measures a clip of 2^18 f32";
     assert_outcome(&[with(clip(24e-6), "clock", "wall")], "clip of 1 MiB", none, "-");
 }
 
-/// Without any line every row says so, and none is met.
+/// Without lines every target is not measured, and none is met.
 #[test]
-fn no_lines_meet_no_target() {
+fn without_lines_no_target_is_met() {
     for target in &TARGETS {
-        let row = target.row(&Lines::default(), None);
+        let row = target.row(&SavedLines::default(), None);
         assert!(row[2].starts_with("not measured: no lines of "), "{row:?}");
         assert_eq!(row[3], "-");
     }
 }
 
 #[test]
-fn what_is_no_line_is_an_error_that_names_file_and_line() {
-    let mut lines = Lines::default();
+fn an_invalid_line_is_an_error_that_names_file_and_line() {
+    let mut lines = SavedLines::default();
     let zero = with(row("2^26", 1, 1 << 26, "arena", "norm", 1e-3), "seconds", 0.0);
     for (text, named) in [
         ("{\"kind\": \"ratios\"}\n\nno JSON\n".to_owned(), "lines.jsonl, line 3"),

@@ -1,4 +1,4 @@
-//! Files of half precision, and of several types.
+//! Files of F16 and BF16, and of mixed dtypes.
 
 use std::fs;
 
@@ -19,7 +19,7 @@ const H: [f32; 7] = [0.3, -1.7, 5.0, 1e-4, -6e-8, 100.5, 0.0];
 const B: [f32; 5] = [3.3, -0.007, 250.0, 1e-30, -0.0];
 const W: [f32; 3] = [2.0, -3.3, 1e-6];
 
-/// Odd lengths, so that what comes after them is not aligned.
+/// Returns a file of mixed dtypes. Odd lengths leave the following tensors unaligned.
 pub(crate) fn mixed() -> Vec<u8> {
     let tensors = [
         ("half", "F16", 2, f16s(&H)),
@@ -35,8 +35,7 @@ fn bits(bytes: &[u8]) -> Vec<u16> {
     bytes.chunks_exact(2).map(|pair| u16::from_le_bytes(pair.try_into().unwrap())).collect()
 }
 
-/// That these bits are the nearest to a number, and the even ones of two that are as near. Neighbours of the same sign
-/// have neighbouring bits.
+/// Asserts that `bits` is `exact` rounded to nearest, ties to even. Neighbours of the same sign have adjacent bits.
 fn assert_nearest(bits: u16, exact: f32, widen: fn(u16) -> f32) {
     let distance = |bits: u16| (f64::from(widen(bits)) - f64::from(exact)).abs();
     let sign = |bits: u16| bits >> 15;
@@ -44,8 +43,8 @@ fn assert_nearest(bits: u16, exact: f32, widen: fn(u16) -> f32) {
     for neighbour in
         [bits.wrapping_add(1), bits.wrapping_sub(1)].into_iter().filter(|n| sign(*n) == sign(bits))
     {
-        let (own, other) = (distance(bits), distance(neighbour));
-        let is_nearest = own < other || own == other && bits.is_multiple_of(2);
+        let (error, other) = (distance(bits), distance(neighbour));
+        let is_nearest = error < other || error == other && bits.is_multiple_of(2);
         assert!(is_nearest, "{exact} became {}, not {}", widen(bits), widen(neighbour));
     }
 }
@@ -62,8 +61,8 @@ fn half_precision_is_rounded_to_nearest() {
     let data = &out[out.len() - 14 - 12 - 10 - 4 - 2..];
     let rows =
         [(0..14, f16s(&H), widen[0]), (26..36, bf16s(&B), widen[1]), (40..42, f16s(&H[..1]), widen[0])];
-    for (extent, before, widen) in rows {
-        for (after, before) in bits(&data[extent]).into_iter().zip(bits(&before)) {
+    for (range, before, widen) in rows {
+        for (after, before) in bits(&data[range]).into_iter().zip(bits(&before)) {
             assert_nearest(after, widen(before) * coef, widen);
         }
     }
@@ -82,7 +81,7 @@ fn half_precision_is_rounded_to_nearest() {
 }
 
 #[test]
-fn by_value_the_bound_is_one_of_the_type() {
+fn by_value_the_bound_is_rounded_to_the_dtype() {
     let (report, out) = clip_bytes(
         &with_types(&[("h", "F16", 2, f16s(&[0.5, -0.5, 0.01])), ("b", "BF16", 2, bf16s(&[7.0]))]),
         &["--value", "0.1"],
@@ -98,7 +97,7 @@ fn by_value_the_bound_is_one_of_the_type() {
 }
 
 #[test]
-fn every_bit_pattern_goes_through_unchanged() {
+fn every_bit_pattern_is_copied_unchanged() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for dtype in ["F16", "BF16"] {
         let input = with_types(&[("first", dtype, 2, all[2..].to_vec()), ("w", "F32", 4, bytes(&W))]);
@@ -107,7 +106,7 @@ fn every_bit_pattern_goes_through_unchanged() {
 }
 
 #[test]
-fn the_table_counts_what_is_not_finite() {
+fn the_table_counts_non_finite_elements() {
     let values = [1.0, f32::INFINITY, f32::NAN, -2.0];
     let (_folder, file) =
         folder_with(&with_types(&[("h", "F16", 2, f16s(&values)), ("b", "BF16", 2, bf16s(&[3.0]))]));

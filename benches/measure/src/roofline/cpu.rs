@@ -1,43 +1,43 @@
-//! The CPU's rooflines: loops over all cores that only read, write back what they read, or copy.
+//! The CPU rooflines: multi-threaded loops that read all bytes, read them and write them back, or copy them.
 
 use std::hint::black_box;
 
 use rayon::prelude::*;
 
-/// The bytes that one thread takes at a time. Less is not worth waking another thread.
-const PIECE: usize = 1 << 20;
-/// The words of a cache line.
+/// The bytes that one thread processes at a time. Less is not worth waking another thread.
+const CHUNK_BYTES: usize = 1 << 20;
+/// The words in a cache line.
 const LINE: usize = 8;
-/// The words (512 B) that are taken of one stream before the next stream's turn.
+/// The words (512 B) that a thread processes of one stream before the next.
 const GRAIN: usize = 64;
 
-/// How a thread walks through its piece. Which walk is fastest depends on the machine and the size.
+/// How a thread traverses its chunk. The fastest walk depends on the machine and the size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Walk {
-    /// How many parts of the piece are walked through side by side.
+    /// The number of equal parts of the chunk that are traversed side by side.
     streams: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
 }
 
-/// How far ahead memory is asked for, in bytes.
+/// The prefetch target and distance, in bytes.
 #[derive(Clone, Copy, Debug)]
-enum Ahead {
+enum Prefetch {
     Nothing,
     ToFirstCache(usize),
     ToSecondCache(usize),
 }
 
 impl Walk {
-    /// The fastest ones of the machines that were measured, and the plainest.
+    /// The fastest walks of the measured machines, and the plain loop.
     pub(crate) const ALL: [Self; 5] = [
-        Self { streams: 1, ahead: Ahead::Nothing },
-        Self { streams: 1, ahead: Ahead::ToSecondCache(6 << 10) },
-        Self { streams: 4, ahead: Ahead::Nothing },
-        Self { streams: 4, ahead: Ahead::ToFirstCache(1 << 10) },
-        Self { streams: 8, ahead: Ahead::ToFirstCache(1 << 10) },
+        Self { streams: 1, prefetch: Prefetch::Nothing },
+        Self { streams: 1, prefetch: Prefetch::ToSecondCache(6 << 10) },
+        Self { streams: 4, prefetch: Prefetch::Nothing },
+        Self { streams: 4, prefetch: Prefetch::ToFirstCache(1 << 10) },
+        Self { streams: 8, prefetch: Prefetch::ToFirstCache(1 << 10) },
     ];
 
-    /// Where in `words` a thread goes: the start of every grain in turn, and where the rest starts that fills no grain.
+    /// Returns the start of each grain in traversal order, and the start of the remainder that fills no grain.
     fn grains(self, words: usize) -> (impl Iterator<Item = usize>, usize) {
         let len = words / self.streams / GRAIN * GRAIN;
         let starts = (0..len).step_by(GRAIN);
@@ -47,7 +47,7 @@ impl Walk {
         )
     }
 
-    /// Asks for the memory after a grain, whether or not there is any.
+    /// Prefetches the memory after a grain. The address may lie past the end.
     #[inline]
     fn prefetch_after(self, grain: &[u64]) {
         #[cfg(target_arch = "x86_64")]
@@ -55,12 +55,12 @@ impl Walk {
             use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
             let after = |bytes| line.as_ptr().wrapping_byte_add(bytes).cast();
             #[expect(unsafe_code, reason = "an intrinsic that takes a pointer")]
-            // SAFETY: a hint; it reads nothing, and no address is wrong.
+            // SAFETY: a prefetch is a hint: it does not access memory, and every address is valid.
             unsafe {
-                match self.ahead {
-                    Ahead::Nothing => {}
-                    Ahead::ToFirstCache(bytes) => _mm_prefetch::<_MM_HINT_T0>(after(bytes)),
-                    Ahead::ToSecondCache(bytes) => _mm_prefetch::<_MM_HINT_T1>(after(bytes)),
+                match self.prefetch {
+                    Prefetch::Nothing => {}
+                    Prefetch::ToFirstCache(bytes) => _mm_prefetch::<_MM_HINT_T0>(after(bytes)),
+                    Prefetch::ToSecondCache(bytes) => _mm_prefetch::<_MM_HINT_T1>(after(bytes)),
                 }
             }
         }
@@ -69,10 +69,10 @@ impl Walk {
     }
 }
 
-/// All words of some memory, folded into one so that the compiler cannot skip any.
+/// Reads all words of `memory` and returns their XOR, so that the compiler keeps every load.
 pub(crate) fn read(memory: &[u8], walk: Walk) -> u64 {
-    let pieces = memory.par_chunks(PIECE).map(|piece| fold(bytemuck::cast_slice(piece), walk));
-    pieces.reduce(|| 0, |all, piece| all ^ piece)
+    let chunks = memory.par_chunks(CHUNK_BYTES).map(|chunk| fold(bytemuck::cast_slice(chunk), walk));
+    chunks.reduce(|| 0, |all, chunk| all ^ chunk)
 }
 
 fn fold(words: &[u64], walk: Walk) -> u64 {
@@ -90,11 +90,11 @@ fn fold(words: &[u64], walk: Walk) -> u64 {
     sums.iter().chain(&words[rest..]).fold(0, |all, word| all ^ word)
 }
 
-/// Reads and writes all of some memory, and leaves it as it is: the mask is 0, which the compiler cannot know.
+/// Reads and rewrites all words of `memory` unchanged: the mask is 0, but opaque to the compiler.
 pub(crate) fn in_place(memory: &mut [u8], walk: Walk) {
     let mask = black_box(0_u64);
-    memory.par_chunks_mut(PIECE).for_each(|piece| {
-        let words: &mut [u64] = bytemuck::cast_slice_mut(piece);
+    memory.par_chunks_mut(CHUNK_BYTES).for_each(|chunk| {
+        let words: &mut [u64] = bytemuck::cast_slice_mut(chunk);
         let (grains, rest) = walk.grains(words.len());
         for start in grains {
             let grain = &mut words[start..][..GRAIN];
@@ -112,9 +112,10 @@ fn mask_all(words: &mut [u64], mask: u64) {
     }
 }
 
+/// Copies `source` to `target`, which has the same length.
 pub(crate) fn copy(source: &[u8], target: &mut [u8]) {
-    let pieces = source.par_chunks(PIECE).zip(target.par_chunks_mut(PIECE));
-    pieces.for_each(|(source, target)| target.copy_from_slice(source));
+    let chunks = source.par_chunks(CHUNK_BYTES).zip(target.par_chunks_mut(CHUNK_BYTES));
+    chunks.for_each(|(source, target)| target.copy_from_slice(source));
 }
 
 #[cfg(test)]
@@ -122,8 +123,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_walk_touches_all_and_changes_nothing() {
-        for len in [0, 1, GRAIN, 5 * GRAIN + 3, PIECE / 8 + 31 * GRAIN + 1] {
+    fn every_walk_reads_all_words_and_changes_none() {
+        for len in [0, 1, GRAIN, 5 * GRAIN + 3, CHUNK_BYTES / 8 + 31 * GRAIN + 1] {
             let words: Vec<u64> = (0..len as u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
             let all = words.iter().fold(0, |all, word| all ^ word);
             for walk in Walk::ALL {

@@ -1,4 +1,4 @@
-//! The GPU's rooflines: kernels that only read, or only write back what they read.
+//! The GPU rooflines: kernels that read all bytes, or read them and write them back.
 
 use wgpu::{BindingResource, Buffer, BufferBinding, BufferSize, BufferUsages, CommandEncoder, Device};
 
@@ -6,21 +6,21 @@ use gradclip::wgpu;
 
 const WORKGROUP: u32 = 256;
 const VECTOR: u64 = 16;
-/// What a thread loads four vectors at a time, so many times; which is best depends on the device and the size.
+/// The candidate step counts. A thread loads four vectors per step. The fastest count depends on device and size.
 pub(crate) const STEPS: [u32; 4] = [1, 2, 4, 8];
 
-/// The kernels, each with several numbers of steps.
+/// The roofline kernels, each compiled for every step count.
 #[derive(Debug)]
-pub struct Kernels {
+pub struct RooflineKernels {
     device: Device,
     read: Variants,
     in_place: Variants,
-    /// Read and never written.
+    /// A buffer of zeros that no kernel changes.
     zero: Buffer,
-    /// The longest binding, in bytes.
+    /// The maximum size of a binding, in bytes.
     window: u64,
-    /// The most workgroups in a row.
-    grid: u32,
+    /// The maximum number of workgroups per dimension.
+    max_workgroups: u32,
 }
 
 #[derive(Debug)]
@@ -29,14 +29,14 @@ struct Variants {
     pipelines: Vec<wgpu::ComputePipeline>,
 }
 
-/// A kernel on some buffers.
+/// A roofline kernel bound to buffers.
 #[derive(Debug)]
-pub struct Bound {
+pub struct BoundBuffers {
     read: bool,
     windows: Vec<(wgpu::BindGroup, u64)>,
 }
 
-impl Kernels {
+impl RooflineKernels {
     pub(crate) fn new(device: &Device) -> Self {
         let limits = device.limits();
         let zero = device.create_buffer(&wgpu::BufferDescriptor {
@@ -50,20 +50,20 @@ impl Kernels {
             read: Variants::new(device, "roofline.read", true, include_str!("read.wgsl")),
             in_place: Variants::new(device, "roofline.in_place", false, include_str!("in_place.wgsl")),
             zero,
-            // Offsets of windows have to be aligned, and a binding has fewer than 2^32 bytes.
+            // The offsets of windows must be aligned, and a binding must have fewer than 2^32 bytes.
             window: limits.max_storage_buffer_binding_size.min(1 << 31) / 4096 * 4096,
-            grid: limits.max_compute_workgroups_per_dimension,
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
         }
     }
 
-    /// Binds the kernel that reads to these buffers, whose sizes are multiples of 16.
-    pub fn read(&self, buffers: &[Buffer]) -> Bound {
-        Bound { read: true, windows: self.windows(&self.read, buffers) }
+    /// Binds the read kernel to `buffers`. Their sizes must be multiples of 16.
+    pub fn read(&self, buffers: &[Buffer]) -> BoundBuffers {
+        BoundBuffers { read: true, windows: self.windows(&self.read, buffers) }
     }
 
-    /// Binds the kernel that reads and writes back to these buffers, whose sizes are multiples of 16.
-    pub(crate) fn in_place(&self, buffers: &[Buffer]) -> Bound {
-        Bound { read: false, windows: self.windows(&self.in_place, buffers) }
+    /// Binds the in-place kernel to `buffers`. Their sizes must be multiples of 16.
+    pub(crate) fn in_place(&self, buffers: &[Buffer]) -> BoundBuffers {
+        BoundBuffers { read: false, windows: self.windows(&self.in_place, buffers) }
     }
 
     fn windows(&self, variants: &Variants, buffers: &[Buffer]) -> Vec<(wgpu::BindGroup, u64)> {
@@ -92,17 +92,23 @@ impl Kernels {
         windows
     }
 
-    /// Encodes a kernel, with the number of steps that [`Gpu::best`](crate::device::Gpu::best) returns.
-    pub fn encode(&self, bound: &Bound, steps: usize, encoder: &mut CommandEncoder) {
-        let variants = if bound.read { &self.read } else { &self.in_place };
+    /// Encodes a kernel. `steps` is the index that [`GpuDevice::fastest_steps`](crate::device::GpuDevice::fastest_steps)
+    /// returns.
+    pub fn encode(&self, buffers: &BoundBuffers, steps: usize, encoder: &mut CommandEncoder) {
+        let variants = if buffers.read { &self.read } else { &self.in_place };
         let tile = u64::from(STEPS[steps] * 4 * WORKGROUP);
         let descriptor = wgpu::ComputePassDescriptor { label: Some("roofline"), timestamp_writes: None };
         let mut pass = encoder.begin_compute_pass(&descriptor);
         pass.set_pipeline(&variants.pipelines[steps]);
-        for (bind_group, vectors) in &bound.windows {
-            let workgroups = u32::try_from(vectors.div_ceil(tile)).expect("a window is small");
+        for (bind_group, vectors) in &buffers.windows {
+            let workgroups =
+                u32::try_from(vectors.div_ceil(tile)).expect("a window has fewer than 2^32 vectors");
             pass.set_bind_group(0, bind_group, &[]);
-            pass.dispatch_workgroups(workgroups.min(self.grid), workgroups.div_ceil(self.grid), 1);
+            pass.dispatch_workgroups(
+                workgroups.min(self.max_workgroups),
+                workgroups.div_ceil(self.max_workgroups),
+                1,
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The rated memory bandwidth of some cards.
+//! The rated memory bandwidth of GPUs.
 
-/// In GB/s, as the vendors' data sheets have it, by the name that the driver reports.
+/// Driver names and rated bandwidths in GB/s, from the vendors' data sheets.
 const RATED: [(&str, f64); 24] = [
     ("NVIDIA B200", 8000.0),
     ("NVIDIA H200", 4800.0),
@@ -28,9 +28,9 @@ const RATED: [(&str, f64); 24] = [
     ("NVIDIA GeForce RTX 5090", 1792.0),
 ];
 
-/// The bandwidth of a card, named as in a machine line: `NAME (BACKEND, DRIVER)`.
+/// Returns the rated bandwidth of a card in GB/s. `gpu` is the name of a machine line: `NAME (BACKEND, DRIVER)`.
 ///
-/// The name must be the whole name: parts of a card, and cards for laptops, have names that only begin alike.
+/// The whole name must match: MIG slices and laptop GPUs have names with the same beginning.
 pub(crate) fn of(gpu: &str) -> Option<f64> {
     let name = gpu.rsplit_once(" (").map_or(gpu, |(name, _)| name);
     RATED.into_iter().find(|(known, _)| *known == name).map(|(_, rated)| rated)
@@ -41,7 +41,7 @@ mod tests {
     use super::of;
 
     #[test]
-    fn a_card_is_known_by_its_whole_name_only() {
+    fn only_whole_names_match() {
         assert_eq!(of("NVIDIA H100 80GB HBM3 (vulkan, 580.159.04)"), Some(3350.0));
         assert_eq!(of("NVIDIA L40S"), Some(864.0));
         for unknown in

@@ -1,11 +1,11 @@
-// The in-place roofline: reads and writes back all of a binding, four vectors at a time and a thread.
+// The in-place roofline: reads and rewrites all vectors of a binding. A thread loads four vectors per step.
 
 override WORKGROUP: u32;
-// How often four vectors are loaded.
+// Steps per tile.
 override STEPS: u32;
 
 @group(0) @binding(0) var<storage, read_write> data: array<vec4<u32>>;
-// 0, which the compiler cannot know: everything is written, and stays as it was.
+// Holds 0, but is opaque to the compiler: every vector is written back unchanged.
 @group(0) @binding(1) var<storage, read_write> mask: array<u32>;
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,4 +1,4 @@
-//! Where the output goes: what it replaces, what is kept of that, and what an interruption leaves behind.
+//! Output files: replacement, permissions and owner, and interrupted or failed runs.
 
 use std::fs;
 #[cfg(unix)]
@@ -9,7 +9,7 @@ use crate::{SHIPPED, assert_fails, clip, files, folder_with};
 use crate::{clip_json, one_tensor};
 
 #[test]
-fn a_read_only_output_stays() {
+fn a_read_only_output_is_kept() {
     let (folder, out) = folder_with(b"old");
     let mut permissions = fs::metadata(&out).unwrap().permissions();
     permissions.set_readonly(true);
@@ -19,10 +19,10 @@ fn a_read_only_output_stays() {
     assert_eq!((fs::read(&out).unwrap(), files(&folder).len()), (b"old".to_vec(), 1));
 }
 
-/// A limit on the size of files stands for the full disk, and catches `root` too, whom no permissions hold.
+/// A file size limit simulates a full disk. It also applies to `root`, which ignores permissions.
 #[test]
 #[cfg(unix)]
-fn a_full_disk_leaves_the_old_file() {
+fn a_full_disk_keeps_the_old_file() {
     let (folder, out) = folder_with(b"old");
     let limited = r#"trap "" XFSZ; ulimit -f 8; exec "$@""#;
     let gradclip =
@@ -32,10 +32,10 @@ fn a_full_disk_leaves_the_old_file() {
     assert_eq!((fs::read(&out).unwrap(), files(&folder).len()), (b"old".to_vec(), 1));
 }
 
-/// Without the trap of the test above: what `ulimit -f` does by itself is to end the process by a signal.
+/// Without the trap of the test above, `ulimit -f` sends SIGXFSZ, which ends a process by default.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_limit_on_the_size_of_files_leaves_nothing_behind() {
+fn a_file_size_limit_leaves_no_unfinished_file() {
     let (folder, file) = folder_with(&one_tensor(&vec![3.0; 10_000]));
     let (out, plot) = (folder.path().join("out.safetensors"), folder.path().join("plot.svg"));
     for (option, to) in [("-o", &out), ("--plot", &plot)] {
@@ -63,7 +63,7 @@ fn links_and_permissions_are_kept() {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
 }
 
-/// A run that clips a file, through a shell that prepares it.
+/// Returns a command that clips a file after a shell script.
 #[cfg(unix)]
 fn prepared(script: &str, args: &[&std::ffi::OsStr]) -> Command {
     let mut command = Command::new("sh");
@@ -72,7 +72,7 @@ fn prepared(script: &str, args: &[&std::ffi::OsStr]) -> Command {
     command
 }
 
-/// A sparse file of zeros, long enough to be caught at being written.
+/// Writes a sparse file of `elements` zeros, so that a run can be caught while it writes.
 #[cfg(unix)]
 fn long_file(path: &std::path::Path, elements: u64) {
     let header =
@@ -82,8 +82,8 @@ fn long_file(path: &std::path::Path, elements: u64) {
     file.set_len(8 + header.len() as u64 + elements * 4).unwrap();
 }
 
-/// Starts a run that replaces a private file, and waits until it writes. None if it was too quick for that. The files in the
-/// folder are the input, the old output, and what is being written.
+/// Starts a run that replaces a private file, and waits until the unfinished file appears. Returns the process and that file,
+/// or `None` if the run finished first.
 #[cfg(unix)]
 fn caught_writing(
     folder: &tempfile::TempDir,
@@ -93,7 +93,7 @@ fn caught_writing(
     caught_writing_after("umask 0", folder, input, out)
 }
 
-/// The same of a run that a script prepares.
+/// As [`caught_writing`], after a shell script.
 #[cfg(unix)]
 fn caught_writing_after(
     script: &str,
@@ -117,30 +117,30 @@ fn caught_writing_after(
 
 #[test]
 #[cfg(unix)]
-fn an_interrupted_run_leaves_the_old_file_alone() {
+fn an_interrupted_run_keeps_the_old_file() {
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::process::ExitStatusExt as _;
 
     let folder = tempfile::tempdir().unwrap();
     let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
     let signals = [("INT", 2), ("TERM", 15), ("HUP", 1)];
-    // What is ignored here is ignored by the command, too.
+    // The command inherits ignored signals.
     let obeyed = |(name, _): &(&str, i32)| !is_ignored(name) && (*name != "HUP" || cfg!(target_os = "linux"));
     for (name, signal) in signals.into_iter().filter(obeyed) {
-        // Longer and longer, until the signal arrives in time.
+        // Larger files until the signal arrives in time.
         let interrupted = (22..30).map(|log| 1 << log).any(|elements| {
             long_file(&input, elements);
             let Some((mut child, unfinished)) = caught_writing(&folder, &input, &out) else { return false };
             let mode = fs::metadata(&unfinished).map(|about| about.permissions().mode() & 0o777);
             assert!(
                 mode.is_err() || mode.is_ok_and(|mode| mode == 0o600),
-                "others may read what is being written"
+                "the unfinished file is readable by others"
             );
             assert!(
                 Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap().success()
             );
             let status = child.wait().unwrap();
-            assert_eq!(files(&folder), [&*input, &*out], "{name}: something is left behind");
+            assert_eq!(files(&folder), [&*input, &*out], "{name}: an unfinished file is left");
             if status.success() {
                 return false;
             }
@@ -152,7 +152,7 @@ fn an_interrupted_run_leaves_the_old_file_alone() {
     }
 }
 
-/// Whether a signal is ignored by this process and all that it starts, as under `nohup`, or in the background of a script.
+/// Whether this process and its children ignore a signal, as under `nohup` or in the background of a script.
 #[cfg(unix)]
 fn is_ignored(signal: &str) -> bool {
     let script = format!(r#"trap "exit 1" {signal}; kill -s {signal} $$; exit 0"#);
@@ -161,7 +161,7 @@ fn is_ignored(signal: &str) -> bool {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_signal_that_is_ignored_interrupts_nothing() {
+fn an_ignored_signal_does_not_interrupt_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
     let caught = (22..30).map(|log| 1 << log).any(|elements| {
@@ -184,7 +184,7 @@ fn a_signal_that_is_ignored_interrupts_nothing() {
 /// Elements that were not measured must not be scaled.
 #[test]
 #[cfg(unix)]
-fn an_input_that_changes_meanwhile_is_an_error() {
+fn an_input_that_changes_during_the_run_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let [input, out] = ["in.safetensors", "out.safetensors"].map(|name| folder.path().join(name));
     let caught = (22..30).map(|log| 1 << log).any(|elements| {
@@ -197,7 +197,7 @@ fn an_input_that_changes_meanwhile_is_an_error() {
             return false;
         }
         assert!(
-            assert_fails(&output, "changed").contains("in.safetensors: it was changed while it was read")
+            assert_fails(&output, "changed").contains("in.safetensors: the file changed while it was read")
         );
         true
     });
@@ -208,7 +208,7 @@ fn an_input_that_changes_meanwhile_is_an_error() {
 
 #[test]
 #[cfg(unix)]
-fn a_failed_run_leaves_no_folder() {
+fn a_failed_run_removes_its_output_folder() {
     let (folder, file) = folder_with(&one_tensor(&[3.0]));
     let (other, out) = (folder.path().join("other.safetensors"), folder.path().join("out"));
     fs::write(&other, crate::with_tensors(&[("v", &[4.0])])).unwrap();
@@ -237,7 +237,7 @@ fn a_new_file_obeys_the_umask() {
     }
 }
 
-/// Only root can give files away. Whoever cannot is refused where a file is not theirs.
+/// Only root can change the owner of a file, so the test needs root.
 #[test]
 #[cfg(unix)]
 fn the_owner_is_kept() {
@@ -257,7 +257,7 @@ fn the_owner_is_kept() {
 
 #[test]
 #[cfg(unix)]
-fn what_cannot_be_replaced_is_refused() {
+fn outputs_that_cannot_be_replaced_are_rejected() {
     use std::os::unix::fs::symlink;
 
     let (folder, file) = folder_with(&one_tensor(&[3.0]));
@@ -271,9 +271,9 @@ fn what_cannot_be_replaced_is_refused() {
     let before = files(&folder);
     let long = "x".repeat(300);
     let cases = [
-        ("dangling", "symbolic link that leads nowhere"),
-        ("loop", "symbolic link that leads nowhere"),
-        ("one", "2 names (hard links)"),
+        ("dangling", "symbolic link that cannot be resolved"),
+        ("loop", "symbolic link that cannot be resolved"),
+        ("one", "2 hard links"),
         ("pipe", "not a regular file"),
         ("new/", "does not name a file"),
         ("..", "does not name a file"),
@@ -282,7 +282,7 @@ fn what_cannot_be_replaced_is_refused() {
         (&long, "cannot write"),
     ];
     for (name, words) in cases {
-        // The missing input shows that nobody waits for the input to hear of the output.
+        // The missing input shows that the output is checked first.
         for file in [&file, &path("missing")] {
             let output = clip(file, &["--max-norm", "1", "--json", "-o", path(name).to_str().unwrap()]);
             let message = assert_fails(&output, name);
@@ -293,7 +293,7 @@ fn what_cannot_be_replaced_is_refused() {
     assert_eq!(fs::read(path("other")).unwrap(), b"old");
 }
 
-/// A pipe would wait for a writer who never comes.
+/// Opening a pipe would block until a writer appears.
 #[test]
 #[cfg(unix)]
 fn only_regular_files_are_read() {

@@ -1,22 +1,22 @@
-//! SIGHUP, SIGINT and SIGTERM while files are written: unfinished files are removed before the process ends.
+//! Holds back SIGHUP, SIGINT and SIGTERM while files are written, so that unfinished files are removed first.
 
 use anyhow::{Result, ensure};
 
 #[cfg(unix)]
-pub(super) use unix::Interrupts;
+pub(super) use unix::HeldSignals;
 
-impl Interrupts {
-    /// Fails if the process has been asked to end.
+impl HeldSignals {
+    /// Fails if a signal has arrived.
     pub(super) fn check(&self) -> Result<()> {
         ensure!(!self.pending(), "interrupted; no file was replaced");
         Ok(())
     }
 }
 
-/// Makes a file that grows beyond `ulimit -f` an error of the write, and so an error that cleans up, like a full disk. The signal
-/// that comes with it would end the process.
+/// Handles SIGXFSZ, which would end the process: a write beyond `ulimit -f` fails like a write to a full disk, and unfinished
+/// files are removed.
 pub(crate) fn survive_file_size_limit() {
-    // Where the signal cannot be handled it does what it always did.
+    // If registration fails, the signal keeps its default action.
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
 }
@@ -32,24 +32,25 @@ mod unix {
 
     const SIGNALS: [i32; 3] = [SIGHUP, SIGINT, SIGTERM];
 
-    /// Holds signals back, as flags, so that no thread is needed and ordinary errors clean up. A second signal ends the process at
-    /// once, as does the first after this is dropped.
-    pub(in crate::file) struct Interrupts {
-        /// The signal, or 0.
+    /// Holds back signals by setting flags, so that errors clean up and no thread is needed.
+    ///
+    /// A second signal ends the process at once, as does the first one after this value is dropped.
+    pub(in crate::file) struct HeldSignals {
+        /// The pending signal, or 0.
         pending: Arc<AtomicUsize>,
-        /// Whether a signal is to have its usual effect.
-        usual: Arc<AtomicBool>,
+        /// Whether signals have their default action.
+        default_action: Arc<AtomicBool>,
     }
 
-    impl Interrupts {
+    impl HeldSignals {
         pub(in crate::file) fn hold() -> io::Result<Self> {
-            let held = Self { pending: Arc::default(), usual: Arc::default() };
-            // Where that is not known, a hangup may do what it always did, and the other two are not ignored.
+            let held = Self { pending: Arc::default(), default_action: Arc::default() };
+            // If unknown, SIGHUP keeps its action, and the other two count as not ignored.
             let ignored = |signal| is_ignored(signal).unwrap_or(signal == SIGHUP);
             for signal in SIGNALS.into_iter().filter(|&signal| !ignored(signal)) {
-                // In this order: the first signal still finds the flag unset.
-                flag::register_conditional_default(signal, Arc::clone(&held.usual))?;
-                flag::register(signal, Arc::clone(&held.usual))?;
+                // In this order, so that the first signal finds the flag unset.
+                flag::register_conditional_default(signal, Arc::clone(&held.default_action))?;
+                flag::register(signal, Arc::clone(&held.default_action))?;
                 flag::register_usize(signal, Arc::clone(&held.pending), signal.unsigned_abs() as usize)?;
             }
             Ok(held)
@@ -60,7 +61,7 @@ mod unix {
         }
     }
 
-    /// Whether whoever started the process wants the signal ignored, as `nohup` does.
+    /// Whether the parent process had the signal ignored, as `nohup` does. `None` if unknown.
     fn is_ignored(signal: i32) -> Option<bool> {
         let status = fs::read_to_string("/proc/self/status").ok()?;
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
@@ -68,32 +69,32 @@ mod unix {
         Some(ignored >> (signal - 1) & 1 == 1)
     }
 
-    impl Drop for Interrupts {
-        /// Ends the process by the signal that was held back.
+    impl Drop for HeldSignals {
+        /// Ends the process by the pending signal, if there is one.
         fn drop(&mut self) {
-            self.usual.store(true, Ordering::SeqCst);
+            self.default_action.store(true, Ordering::SeqCst);
             let pending = self.pending.load(Ordering::SeqCst);
             if let Some(signal) = SIGNALS.into_iter().find(|signal| signal.unsigned_abs() as usize == pending)
             {
-                // The process goes on only if this fails.
+                // Returns only on failure.
                 let _ = low_level::emulate_default_handler(signal);
             }
         }
     }
 }
 
-/// Where there are no such signals.
+/// A placeholder on systems without these signals.
 #[cfg(not(unix))]
-pub(super) struct Interrupts;
+pub(super) struct HeldSignals;
 
 #[cfg(not(unix))]
-impl Interrupts {
-    #[expect(clippy::unnecessary_wraps, reason = "it can fail elsewhere")]
+impl HeldSignals {
+    #[expect(clippy::unnecessary_wraps, reason = "it can fail on Unix")]
     pub(super) fn hold() -> std::io::Result<Self> {
         Ok(Self)
     }
 
-    #[expect(clippy::unused_self, reason = "it is used elsewhere")]
+    #[expect(clippy::unused_self, reason = "it is used on Unix")]
     fn pending(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! How to clip, in the words of the command line.
+//! The options of `gradclip clip` that define the clip, and their conversion to the library's [`Clip`].
 
 use std::str::FromStr;
 
@@ -7,11 +7,13 @@ use clap::ValueEnum;
 use gradclip::{Clip, NonFinite, NormType};
 use gradclip_measure::text::quoted;
 
-/// What every limit must be.
-const LIMIT: &str = "it must be a number, 0 or greater";
+use crate::glob::matches;
+
+/// The error for an invalid limit.
+const INVALID_LIMIT: &str = "it must be a number, 0 or greater";
 
 #[derive(clap::Args)]
-pub(crate) struct Manner {
+pub(crate) struct ClipOptions {
     #[command(flatten)]
     limit: Limit,
 
@@ -26,11 +28,11 @@ pub(crate) struct Manner {
     )]
     norm_type: NormType,
 
-    /// Clip each tensor on its own, by its own norm and factor
+    /// Clip each tensor separately, by its own norm and coefficient
     #[arg(long, conflicts_with = "value")]
     per_tensor: bool,
 
-    /// What to do with gradients that hold an infinity or a NaN
+    /// How to handle gradients that contain an infinity or a NaN
     #[arg(long, value_enum, default_value_t, value_name = "POLICY", conflicts_with = "value")]
     nonfinite: Policy,
 
@@ -46,19 +48,19 @@ pub(crate) struct Manner {
 
     /// Clip the tensors whose names match PATTERN as a group with its own LIMIT; may be repeated
     ///
-    /// In PATTERN, * matches any characters and ? any single one. A tensor belongs to the first group whose pattern matches;
-    /// --max-norm limits the tensors that match none. A group without tensors is an error.
+    /// In PATTERN, * matches any characters and ? matches one character. A tensor belongs to the first group whose pattern
+    /// matches; --max-norm limits the tensors that match no pattern. A group without tensors is an error.
     #[arg(long, value_name = "PATTERN=LIMIT", conflicts_with = "value")]
     groups: Vec<Group>,
 
-    /// Neither measure nor change the tensors whose names match PATTERN; may be repeated
+    /// Exclude the tensors whose names match PATTERN from measuring and clipping; may be repeated
     ///
-    /// Patterns are as in --groups, and apply before them. Excluded tensors may have any dtype. A pattern that matches no
-    /// tensor is an error.
+    /// Patterns have the syntax of --groups and take precedence over groups. Excluded tensors may have any dtype. A pattern
+    /// that matches no tensor is an error.
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
 
-    /// Use this total norm instead of measuring it, for gradients that are part of a larger set
+    /// Use NORM as the total norm instead of measuring it, for gradients that are part of a larger set
     #[arg(
         long,
         value_name = "NORM",
@@ -73,7 +75,7 @@ pub(crate) struct Manner {
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct Limit {
-    /// Scale all tensors by one factor, so that their joint norm is at most NORM
+    /// Scale all tensors by one coefficient so that their total norm is at most NORM
     #[arg(long, value_name = "NORM", value_parser = limit, allow_hyphen_values = true)]
     max_norm: Option<f32>,
 
@@ -84,33 +86,33 @@ struct Limit {
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Policy {
-    /// Scale them anyway, as PyTorch does
+    /// Scale them like finite gradients, as PyTorch does
     #[default]
     Propagate,
     /// Leave them unchanged
     Skip,
-    /// Set them all to 0
+    /// Set them to 0
     Zero,
-    /// Set them all to NaN
+    /// Set them to NaN
     Poison,
-    /// Fail, name the tensor, and write nothing
+    /// Fail, name the first such tensor, and write nothing
     Error,
 }
 
-/// Tensors with a limit of their own.
+/// A group of tensors with its own limit.
 #[derive(Clone)]
 struct Group {
     pattern: String,
     limit: f32,
 }
 
-impl Manner {
-    /// The pattern of each group: of those that match none first, which have none.
+impl ClipOptions {
+    /// Returns the pattern of each group. The first group holds the tensors that match no pattern, and has `None`.
     pub(crate) fn patterns(&self) -> impl Iterator<Item = Option<String>> {
         [None].into_iter().chain(self.groups.iter().map(|group| Some(group.pattern.clone())))
     }
 
-    /// Says of each tensor in which group it is, or that it is excluded. Fails if a pattern has no effect.
+    /// Returns the group index of each tensor, or `None` if it is excluded. Fails if a pattern has no effect.
     pub(crate) fn assign<'a>(&self, tensors: impl Iterator<Item = &'a str>) -> Result<Vec<Option<usize>>> {
         let mut is_used = vec![false; self.groups.len() + 1];
         let mut excludes = vec![false; self.exclude.len()];
@@ -142,35 +144,37 @@ impl Manner {
         for ((group, matched), used) in self.groups.iter().zip(matched).zip(&is_used[1..]) {
             let pattern = quoted(&group.pattern);
             ensure!(matched, "--groups {pattern}: no tensor name matches");
-            ensure!(used, "--groups {pattern}: every tensor that matches is excluded or in an earlier group");
+            ensure!(used, "--groups {pattern}: every matching tensor is excluded or in an earlier group");
         }
         Ok(groups)
     }
 
-    /// The norm to scale by, if it is not to be measured.
+    /// Returns the norm of `--total-norm`.
     pub(crate) fn total_norm(&self) -> Option<f32> {
         self.total_norm
     }
 
-    /// Fails if a norm was given that the policy refuses. No element is to blame, so nothing needs to be read.
+    /// Fails if `--total-norm` is not finite and the policy is `error`. This needs no input file.
     pub(crate) fn check_total_norm(&self) -> Result<()> {
-        let refused = self.total_norm.filter(|norm| !norm.is_finite() && self.nonfinite == Policy::Error);
-        match refused {
+        let invalid = self.total_norm.filter(|norm| !norm.is_finite() && self.nonfinite == Policy::Error);
+        match invalid {
             Some(norm) => {
-                bail!("--total-norm is {norm}, which --nonfinite error refuses; nothing was clipped")
+                bail!(
+                    "--total-norm is {norm}, but --nonfinite error requires a finite norm; nothing was clipped"
+                )
             }
             None => Ok(()),
         }
     }
 
-    /// The limit of each group.
+    /// Returns the limit of each group.
     pub(crate) fn limits(&self) -> Vec<f32> {
         let Limit { max_norm, value } = self.limit;
         let first = max_norm.or(value).expect("clap requires one of the two");
         [first].into_iter().chain(self.groups.iter().map(|group| group.limit)).collect()
     }
 
-    /// The clip of each group.
+    /// Returns the clip of each group.
     pub(crate) fn clips(&self) -> Vec<Clip> {
         self.limits().into_iter().map(|limit| self.clip(limit)).collect()
     }
@@ -186,12 +190,13 @@ impl Manner {
         self.loss_scale.map_or(clip, |scale| clip.loss_scale(scale))
     }
 
-    /// What finds the norms of gradients before this clip, and after it.
-    pub(crate) fn measures(&self) -> [Clip; 2] {
+    /// Returns the clips that measure total norms before and after clipping. Only the first removes the loss scale.
+    pub(crate) fn measurement_clips(&self) -> [Clip; 2] {
         let after = Clip::by_global_norm(f32::INFINITY).norm_type(self.norm_type).coefficient_only();
         [self.loss_scale.map_or(after, |scale| after.loss_scale(scale)), after]
     }
 
+    /// Returns the scope of one clip coefficient.
     pub(crate) fn scope(&self) -> Scope {
         match self.limit.value {
             Some(_) => Scope::Element,
@@ -201,7 +206,7 @@ impl Manner {
     }
 }
 
-/// What is clipped by itself.
+/// The scope of one clip: each element is clamped, each tensor has a coefficient, or each group has one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     Element,
@@ -225,17 +230,18 @@ impl FromStr for Group {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, given) = text.rsplit_once('=').ok_or("it must be PATTERN=LIMIT, as in 'head.*=0.5'")?;
+        let (pattern, given) =
+            text.rsplit_once('=').ok_or("it must have the form PATTERN=LIMIT, as in 'head.*=0.5'")?;
         let of_group = |why| format!("the limit of group {} is {}: {why}", quoted(pattern), quoted(given));
         Ok(Self { pattern: pattern.to_owned(), limit: limit(given).map_err(of_group)? })
     }
 }
 
-// The library is asked what is possible; its own words would name its parameters instead of these options.
+// The library validates the values. Its messages are replaced, because they name its parameters instead of these options.
 
 fn limit(text: &str) -> Result<f32, String> {
-    let limit = number(text).map_err(|_| LIMIT)?;
-    Clip::by_global_norm(limit).checked().map(|_| limit).map_err(|_| LIMIT.to_owned())
+    let limit = number(text).map_err(|_| INVALID_LIMIT)?;
+    Clip::by_global_norm(limit).checked().map(|_| limit).map_err(|_| INVALID_LIMIT.to_owned())
 }
 
 fn loss_scale(text: &str) -> Result<f32, String> {
@@ -245,78 +251,15 @@ fn loss_scale(text: &str) -> Result<f32, String> {
 }
 
 fn norm_type(text: &str) -> Result<NormType, String> {
-    text.parse().map_err(|_| "it must be l1, l2, inf, -inf or a number".into())
+    text.parse().map_err(|_| "it must be a number, inf or -inf".into())
 }
 
 fn number(text: &str) -> Result<f32, String> {
     text.parse().map_err(|_| "it must be a number".into())
 }
 
-/// A norm that was measured elsewhere, which may be infinite or NaN.
+/// Parses a norm that was measured elsewhere. It may be infinite or NaN.
 fn total_norm(text: &str) -> Result<f32, String> {
     let norm = number(text)?;
     if norm < 0.0 { Err("it must be 0 or greater, or NaN".to_owned()) } else { Ok(norm) }
-}
-
-/// Whether a name is what a pattern says, in which `*` stands for any characters and `?` for any one.
-pub(crate) fn matches(pattern: &str, name: &str) -> bool {
-    let [pattern, name] = [pattern, name].map(|text| text.chars().collect::<Vec<_>>());
-    let (mut at, mut matched) = (0, 0);
-    // What follows the last star, and where in the name that is tried. Earlier stars need not take more than they have.
-    let mut star = None;
-    while matched < name.len() {
-        match pattern.get(at) {
-            Some('*') => {
-                at += 1;
-                star = Some((at, matched));
-            }
-            Some(&wanted) if wanted == '?' || wanted == name[matched] => {
-                (at, matched) = (at + 1, matched + 1);
-            }
-            _ => {
-                let Some((after, tried)) = &mut star else { return false };
-                *tried += 1;
-                (at, matched) = (*after, *tried);
-            }
-        }
-    }
-    pattern[at..].iter().all(|&rest| rest == '*')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_match_whole_names() {
-        for (pattern, name) in [
-            ("", ""),
-            ("*", ""),
-            ("**", "head"),
-            ("head", "head"),
-            ("h*d", "hd"),
-            ("*.w*", "a.b.weight"),
-            ("?.b", "ä.b"),
-            ("*ab", "aab"),
-            ("*a*ab*", "aaab"),
-            ("a*b?d*", "abbbdbcd"),
-            ("?*?", "ab"),
-        ] {
-            assert!(matches(pattern, name), "{pattern:?} matches {name:?}");
-        }
-        for (pattern, name) in [
-            ("", "a"),
-            ("?", ""),
-            ("head", "heads"),
-            ("ead", "head"),
-            ("h*d", "head2"),
-            ("a?", "a"),
-            ("A", "a"),
-            ("*a*ab", "aaba"),
-            ("?*?", "a"),
-            ("a*", "ba"),
-        ] {
-            assert!(!matches(pattern, name), "{pattern:?} does not match {name:?}");
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! Names, shapes, streams and machines that are out to break the command.
+//! Hostile names, shapes and arguments, closed or full streams, and machines without threads.
 
 use std::fs;
 use std::process::{Output, Stdio};
@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{assert_fails, bytes, clip, clip_json, command, folder_with, one_tensor, raw, with_tensors};
 
-/// A stack longer than an address space of 47 bits: every attempt to create a thread fails, as at the limit of `ulimit -u`.
+/// A stack size beyond a 47-bit address space: creating a thread always fails, as at the limit of `ulimit -u`.
 const NO_THREADS: (&str, &str) = ("RUST_MIN_STACK", "1000000000000000");
-/// The narrowest table that holds a name, a group and the numbers; and what no line of one may exceed.
+/// The maximum line width of a table.
 const WIDE: usize = 400;
 
 fn out(output: &Output) -> &str {
@@ -23,7 +23,7 @@ fn assert_no_controls(text: &str) {
 }
 
 #[test]
-fn a_name_or_shape_or_pattern_of_any_length_is_shown_shortened_and_kept_in_json() {
+fn tables_shorten_long_names_shapes_and_patterns_and_json_keeps_them() {
     let long = format!("first{}last", "x".repeat(70_000));
     let shape = vec![1; 40_000];
     let header = json!({
@@ -48,9 +48,9 @@ fn a_name_or_shape_or_pattern_of_any_length_is_shown_shortened_and_kept_in_json(
     assert_eq!(report["groups"][0]["pattern"].as_str().unwrap().len() + 2, group.len());
 }
 
-/// Each character of the pattern was once compared with each of a name: minutes for these.
+/// A quadratic match of pattern and names would take minutes here.
 #[test]
-fn a_long_pattern_is_soon_compared_with_many_names() {
+fn a_long_pattern_matches_many_names_quickly() {
     let names = (0..50_000).map(|index| format!("layer.{index}")).chain(["x".repeat(60_000)]);
     let empty = json!({ "dtype": "F32", "shape": [0], "data_offsets": [0, 0] });
     let header: Map<String, Value> = names.map(|name| (name, empty.clone())).collect();
@@ -60,7 +60,7 @@ fn a_long_pattern_is_soon_compared_with_many_names() {
     assert_eq!(report["tensors"].as_array().unwrap().len(), 1);
 }
 
-/// One name of 60,000 characters once padded every other row to its own length: 3 GB for this file.
+/// Padding every row to a name of 60,000 characters would take 3 GB here.
 #[test]
 fn one_long_name_does_not_widen_every_row() {
     let empty = json!({ "dtype": "F32", "shape": [0], "data_offsets": [0, 0] });
@@ -79,7 +79,7 @@ const CONTROLS: &str =
 fn no_control_character_of_a_name_reaches_the_terminal() {
     let (folder, file) = folder_with(&with_tensors(&[(CONTROLS, &[3.0, f32::NAN]), ("w", &[4.0])]));
     let plot = folder.path().join("plot.svg");
-    // In an argument no NUL can be.
+    // An argument cannot contain NUL.
     let group = format!("{}*=1", CONTROLS.replace('\0', "?"));
     let args = ["--max-norm", "1", "--groups", &group, "--plot", plot.to_str().unwrap()];
     let output = clip(&file, &args);
@@ -154,14 +154,14 @@ fn without_threads_the_calling_thread_clips_to_the_same_bits() {
 }
 
 #[test]
-fn a_bench_without_threads_says_so() {
+fn a_bench_without_threads_is_an_error() {
     let args = ["bench", "--seconds", "0", "--device", "cpu", "--only", "2^10/f32"];
     let output = command(&args).envs([NO_THREADS]).output().unwrap();
     assert!(assert_fails(&output, "threads").contains("cannot start the threads"));
 }
 
 #[test]
-fn a_log_filter_that_cannot_be_read_is_a_warning() {
+fn an_invalid_log_filter_is_a_warning() {
     let (_folder, file) = folder_with(&one_tensor(&[1.0]));
     let run = |filter: &str, stderr: Stdio| {
         let mut command = command(&["clip", "--device", "cpu", "--max-norm", "1"]);
@@ -209,9 +209,9 @@ fn a_full_stdout_is_an_error() {
         let message = assert_fails(&output, &format!("{args:?}"));
         assert!(message.contains("cannot print to stdout"), "{message}");
     }
-    assert!(plot.exists(), "the picture is not lost because the report is");
+    assert!(plot.exists(), "the plot is written although the report failed");
 
-    // With nobody to complain to.
+    // A full stderr as well.
     let mut nowhere: std::process::Command = command(&clip);
     assert_eq!(nowhere.stdout(full()).stderr(full()).status().unwrap().code(), Some(1));
     assert_eq!(command(&["clip"]).stderr(full()).status().unwrap().code(), Some(2));

@@ -1,4 +1,4 @@
-//! The ways of clipping by a norm.
+//! The clip options: norm types, scopes, policies, loss scale, groups and a supplied total norm.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ type Tensors<'a> = [(&'a str, &'a [f32])];
 
 const TENSORS: [(&str, &[f32]); 3] = [("a", &[3.0, -4.0, 0.25]), ("b", &[-2.0, 0.5]), ("c", &[1.5])];
 
-/// The norm as PyTorch defines it: of the norms of the tensors, which for p = 0 are 1 where an element is not 0.
+/// Returns the total norm as PyTorch defines it. For p = 0 a tensor counts 1 if an element is not 0.
 fn norm(p: f64, tensors: &Tensors<'_>) -> f64 {
     let magnitudes = || tensors.iter().flat_map(|(_, values)| *values).map(|&value| f64::from(value).abs());
     if p == f64::INFINITY {
@@ -39,11 +39,11 @@ fn every_norm_type() {
     let zeros = [("a", &[3.0, 0.0, 2.0][..]), ("z", &[0.0; 5]), ("b", &[-1.0])];
     for p in ["2", "1", "inf", "-inf", "0", "3", "0.5", "-1.5"] {
         let exponent: f64 = p.parse().unwrap();
-        // `pow` is not exact.
+        // `pow` is not correctly rounded.
         let tolerance = if ["2", "1", "inf", "-inf", "0"].contains(&p) { 1.01 } else { 100.0 };
         for tensors in [&TENSORS[..], &zeros] {
             let all = norm(exponent, tensors);
-            // A limit that is a half of it; a norm of 0 is within every limit.
+            // The limit is half of the norm. A norm of 0 is within every limit.
             let limit = if all == 0.0 { 1.0 } else { all / 2.0 };
             let args = ["--max-norm", &limit.to_string(), "--norm-type", p];
             let (report, after) = clip_tensors(tensors, &args);
@@ -58,16 +58,20 @@ fn every_norm_type() {
             assert_near(&report["total_norm_after"], norm_after, 2.0 * tolerance + 6.0);
             assert_scaled(&after, &values(tensors), limit / (all + 1e-6));
             for (index, tensor) in tensors.iter().enumerate() {
-                let own = norm(exponent, std::slice::from_ref(tensor));
+                let tensor_norm = norm(exponent, std::slice::from_ref(tensor));
                 let found = &report["tensors"][index]["norm"];
-                if own == 0.0 { assert_eq!(found, 0.0) } else { assert_near(found, own, tolerance) }
+                if tensor_norm == 0.0 {
+                    assert_eq!(found, 0.0);
+                } else {
+                    assert_near(found, tensor_norm, tolerance);
+                }
             }
         }
     }
 }
 
 #[test]
-fn each_tensor_by_itself() {
+fn each_tensor_separately() {
     let tensors = [("large", &[3.0, 4.0][..]), ("small", &[0.3, 0.4]), ("one", &[-2.0])];
     let (report, after) = clip_tensors(&tensors, &["--max-norm", "1", "--per-tensor"]);
     assert_scaled(&after[..2], &[3.0, 4.0], 1.0 / (5.0 + 1e-6));
@@ -83,7 +87,7 @@ fn each_tensor_by_itself() {
 }
 
 #[test]
-fn each_policy_for_what_is_not_finite() {
+fn each_policy_for_non_finite_gradients() {
     let tensors = [("fine", &[2.0, -3.0][..]), ("broken", &[1.0, f32::INFINITY])];
     let after = |policy: &str, more: &[&str]| {
         let (report, after) =
@@ -98,12 +102,12 @@ fn each_policy_for_what_is_not_finite() {
     assert_eq!(after("zero", &[]), [0.0; 4]);
     assert!(after("poison", &[]).iter().all(|value| value.is_nan()));
 
-    // By itself, only the broken one suffers.
+    // Per tensor, only the non-finite tensor is zeroed.
     let alone = after("zero", &["--per-tensor"]);
     assert_scaled(&alone[..2], &[2.0, -3.0], 1.0 / (13_f64.sqrt() + 1e-6));
     assert_eq!(alone[2..], [0.0; 2]);
 
-    // And what is finite is clipped as ever.
+    // The policy does not affect finite gradients.
     let usual = clip_tensors(&TENSORS, &["--max-norm", "1"]).1;
     for policy in ["propagate", "skip", "zero", "poison", "error"] {
         assert_eq!(clip_tensors(&TENSORS, &["--max-norm", "1", "--nonfinite", policy]).1, usual, "{policy}");
@@ -164,7 +168,7 @@ const GROUPS: [&str; 10] = [
 #[test]
 fn groups_have_limits_of_their_own() {
     let (report, after) = clip_tensors(&GROUPED, &GROUPS);
-    // The first that matches counts: `body.b` is no member of `*.b`, nor is `body.w` one of `????.w`.
+    // The first match wins: `body.b` does not belong to `*.b`, nor `body.w` to `????.w`.
     assert_scaled(&after, &[1.5, 2.0, 6.0, 4.0, 6.0, 2.0, 0.25], 1.0);
     assert_eq!(after[4], 6.0, "within its limit");
 
@@ -178,12 +182,12 @@ fn groups_have_limits_of_their_own() {
         assert_near(&group["total_norm_after"], limit.min(norm), 20.0);
         assert_eq!(group.as_object().unwrap().len(), 5, "{group}");
     }
-    assert_eq!(report["total_norm"], 1.0, "that of what matches no pattern");
+    assert_eq!(report["total_norm"], 1.0, "the norm of the tensors that match no pattern");
     assert_near(&report["clip_coef"], 0.25, 20.0);
     assert_near(&report["total_norm_after"], 0.25, 20.0);
 }
 
-/// A norm of no tensors would be 0, or infinite for p < 0: neither says anything of these gradients.
+/// The norm of no tensors would be 0, or infinite for p < 0, so the report omits it.
 #[test]
 fn groups_without_tensors_have_no_norm() {
     for more in [&[][..], &["--per-tensor"], &["--norm-type=-inf"]] {
@@ -201,7 +205,7 @@ fn groups_without_tensors_have_no_norm() {
 }
 
 #[test]
-fn by_themselves_tensors_have_the_limit_of_their_group() {
+fn per_tensor_clips_use_the_limit_of_the_group() {
     let (report, after) = clip_tensors(&GROUPED, &[&GROUPS[..], &["--per-tensor"]].concat());
     assert_scaled(&after, &[3.0, 4.0, 6.5, 4.0, 6.0, 2.0, 0.25], 1.0);
     assert_eq!(report["groups"][0]["clip_coef"], Value::Null);
@@ -218,4 +222,42 @@ fn the_table_has_a_line_for_each_group() {
     let line = |name: &str| words.iter().find(|words| words.first() == Some(&name)).unwrap();
     assert_eq!(line("*.b")[1..], ["6", "6", "1", "100"]);
     assert_eq!((line("(others)")[1], line("(others)")[4]), ("1", "0.25"));
+}
+
+#[test]
+fn a_supplied_norm_replaces_the_measured_norm() {
+    let tensors = [("a", &[30.0, -4.0][..]), ("b", &[0.5])];
+    let scaled = |after: &[f32], factor: f32| {
+        after.iter().zip([30.0, -4.0, 0.5]).all(|(after, before)| (after - before * factor).abs() <= 1e-5)
+    };
+    let (report, after) = clip_tensors(&tensors, &["--max-norm", "1", "--total-norm", "100"]);
+    assert!(scaled(&after, 0.01), "{after:?}");
+    assert_eq!(report["total_norm"], 100.0);
+    assert_near(&report["total_norm_after"], (900.0 + 16.0 + 0.25_f64).sqrt() / 100.0, 20.0);
+    assert_near(&report["clip_coef"], 0.01, 20.0);
+    // The supplied norm is that of the unscaled gradients.
+    let args = ["--max-norm", "1", "--total-norm", "10", "--loss-scale", "8"];
+    assert!(scaled(&clip_tensors(&tensors, &args).1, 0.1 / 8.0));
+    assert!(scaled(&clip_tensors(&tensors, &["--max-norm", "1", "--total-norm", "0.5"]).1, 1.0));
+    let args = ["--max-norm", "1", "--total-norm", "NaN", "--nonfinite", "skip"];
+    assert!(scaled(&clip_tensors(&tensors, &args).1, 1.0));
+    let args = ["--max-norm", "1", "--total-norm", "inf", "--nonfinite", "zero"];
+    assert!(scaled(&clip_tensors(&tensors, &args).1, 0.0));
+
+    let (_folder, file) = folder_with(&with_tensors(&tensors));
+    let usages: [&[&str]; 6] = [
+        &["--value", "1"],
+        &["--max-norm", "1", "--per-tensor"],
+        &["--max-norm", "1", "--norm-type", "1"],
+        &["--max-norm", "1", "--groups", "a=1"],
+        &["--max-norm", "1", "--total-norm", "-1"],
+        &[],
+    ];
+    for usage in usages {
+        let output = clip(&file, &[&["--total-norm", "1"], usage].concat());
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]), "{usage:?}");
+    }
+    let args = ["--max-norm", "1", "--total-norm", "inf", "--nonfinite", "error"];
+    let message = assert_fails(&clip(&file, &args), "infinite");
+    assert!(message.contains("--total-norm is inf") && !message.contains("element"), "{message}");
 }

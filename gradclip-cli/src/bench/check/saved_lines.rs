@@ -1,22 +1,22 @@
-//! Saved JSON lines as data: those of `gradclip bench`, `compare.py`, `bench.py` and the host bench.
+//! Parses saved JSON lines of `gradclip bench`, `compare.py`, `bench.py` and the host bench.
 
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use gradclip_measure::statistics::Spread;
+use gradclip_measure::statistics::Quartiles;
 use serde::Deserialize;
 
-/// The library of `gradclip bench`'s own lines.
+/// The `library` of lines of `gradclip bench`.
 const GRADCLIP: &str = "gradclip";
-/// The library of `bench.py`'s lines.
+/// The `library` of lines of `bench.py`.
 const PYTORCH: &str = "pytorch";
 
-/// A line. Kinds that no target needs, such as ratios, are skipped.
+/// A JSON line. Kinds that the report does not use, such as ratios, parse as `Other`.
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-enum Line {
+enum JsonLine {
     Machine(Machine),
     Operation(Row),
     Roofline(Row),
@@ -25,7 +25,7 @@ enum Line {
     Other,
 }
 
-/// What measured, and where.
+/// A machine line: the library, its version and the machine.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default)]
 pub(crate) struct Machine {
@@ -33,7 +33,7 @@ pub(crate) struct Machine {
     pub(crate) version: String,
     pub(crate) optimized: Option<bool>,
     pub(crate) command: Vec<String>,
-    /// When the run began.
+    /// The start of the run.
     pub(crate) unix_time: Option<u64>,
     pub(crate) cpu: Option<String>,
     pub(crate) threads: Option<usize>,
@@ -41,7 +41,7 @@ pub(crate) struct Machine {
     pub(crate) gpu_is_software: Option<bool>,
 }
 
-/// The time of one operation or roofline on one set.
+/// The measurement of one operation or roofline on one set.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Row {
     pub(crate) library: String,
@@ -50,7 +50,7 @@ pub(crate) struct Row {
     pub(crate) dtype: String,
     pub(crate) layout: String,
     pub(crate) operation: String,
-    /// PyTorch's only.
+    /// Only in PyTorch's lines.
     pub(crate) foreach: Option<bool>,
     pub(crate) tensors: usize,
     pub(crate) tensors_of_model: usize,
@@ -64,7 +64,7 @@ pub(crate) struct Row {
     pub(crate) scratch_bytes: Option<f64>,
 }
 
-/// What a clip of `buffers` small buffers costs the host: a line of the host bench.
+/// A line of the host bench: the host's times for a clip of `buffers` small buffers.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Host {
     pub(crate) gpu: String,
@@ -75,7 +75,7 @@ pub(crate) struct Host {
     pub(crate) prepare_seconds: f64,
 }
 
-/// The rows that one run of gradclip measured, and those that PyTorch measured in turn with it.
+/// The rows of one run of gradclip, and the rows of PyTorch that were measured in turn with it.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     pub(crate) gradclip: Option<Machine>,
@@ -83,14 +83,14 @@ pub(crate) struct Run {
     pub(crate) rows: Vec<Row>,
 }
 
-/// All lines of all files.
+/// The lines of all files.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub(crate) struct SavedLines {
     pub(crate) runs: Vec<Run>,
     pub(crate) hosts: Vec<Host>,
 }
 
-impl Lines {
+impl SavedLines {
     pub(crate) fn read(files: &[PathBuf]) -> Result<Self> {
         let mut lines = Self::default();
         for path in files {
@@ -102,17 +102,17 @@ impl Lines {
 
     /// Adds the lines of one file.
     pub(crate) fn add(&mut self, path: &Path, text: &str) -> Result<()> {
-        // A file never continues the run of the one before.
+        // Runs do not continue across files.
         self.runs.push(Run::default());
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = || format!("{}, line {}", path.display(), index + 1);
             match serde_json::from_str(line).with_context(at)? {
-                Line::Machine(machine) => self.begin(machine),
-                Line::Operation(row) | Line::Roofline(row) => {
+                JsonLine::Machine(machine) => self.begin(machine),
+                JsonLine::Operation(row) | JsonLine::Roofline(row) => {
                     let positive = row.seconds > 0.0 && row.seconds.is_finite();
                     ensure!(
                         positive,
-                        "{}: seconds is {}, but it must be positive and finite",
+                        "{}: seconds is {}, but must be positive and finite",
                         at(),
                         row.seconds
                     );
@@ -120,15 +120,15 @@ impl Lines {
                         run.rows.push(row);
                     }
                 }
-                Line::Host(host) => self.hosts.push(host),
-                Line::Other => {}
+                JsonLine::Host(host) => self.hosts.push(host),
+                JsonLine::Other => {}
             }
         }
         self.runs.retain(|run| !run.rows.is_empty());
         Ok(())
     }
 
-    /// `compare.py` writes one machine line of PyTorch, and one of gradclip before the rows of each set.
+    /// Starts a run. `compare.py` writes one machine line of PyTorch, and one of gradclip before the rows of each set.
     fn begin(&mut self, machine: Machine) {
         match &*machine.library {
             GRADCLIP => {
@@ -140,7 +140,7 @@ impl Lines {
         }
     }
 
-    /// The machine lines of the runs, each once.
+    /// Returns the distinct machine lines of all runs.
     pub(crate) fn machines(&self) -> Vec<&Machine> {
         let mut machines = Vec::new();
         for machine in self.runs.iter().flat_map(|run| run.gradclip.iter().chain(&run.pytorch)) {
@@ -151,13 +151,14 @@ impl Lines {
         machines
     }
 
-    /// Every row with its run.
+    /// Iterates over all rows with their runs.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (&Run, &Row)> {
         self.runs.iter().flat_map(|run| run.rows.iter().map(move |row| (run, row)))
     }
 
-    /// The times of PyTorch over those of gradclip, for each layout of gradclip's: its rows of the same run, or of any run
-    /// if that one has none.
+    /// Returns the ratio of a PyTorch row's time to gradclip's time for each of gradclip's layouts.
+    ///
+    /// Uses gradclip's rows of the same run, or those of any run if that run has none.
     pub(crate) fn over_gradclip<'a>(&'a self, run: &'a Run, pytorch: &'a Row) -> Vec<(&'a Row, f64)> {
         let same =
             |row: &&Row| row.is_gradclip() && row.same_set(pytorch) && row.operation == pytorch.operation;
@@ -170,26 +171,26 @@ impl Lines {
 }
 
 impl Run {
-    /// The row of another operation on the same set and path; of a roofline whatever the layout.
-    pub(crate) fn beside(&self, row: &Row, layout: &str, operation: &str) -> Option<&Row> {
+    /// Returns gradclip's row of another operation on the same set, path and `layout`. A roofline matches any layout.
+    pub(crate) fn find_same_set(&self, row: &Row, layout: &str, operation: &str) -> Option<&Row> {
         self.rows.iter().find(|other| {
             let layouts = other.layout == layout || operation.starts_with("roofline");
             other.is_gradclip() && other.same_set(row) && layouts && other.operation == operation
         })
     }
 
-    /// How many times as long `row` takes as another operation in the same layout.
+    /// Returns the time of `row` over the time of another operation in the same layout.
     pub(crate) fn over(&self, row: &Row, operation: &str) -> Option<f64> {
-        Some(row.seconds / self.beside(row, &row.layout, operation)?.seconds)
+        Some(row.seconds / self.find_same_set(row, &row.layout, operation)?.seconds)
     }
 
-    /// How many times as long `row` takes as two others together.
+    /// Returns the time of `row` over the sum of the times of two other operations.
     pub(crate) fn over_both(&self, row: &Row, one: &str, other: &str) -> Option<f64> {
-        let [one, other] = [one, other].map(|operation| self.beside(row, &row.layout, operation));
+        let [one, other] = [one, other].map(|operation| self.find_same_set(row, &row.layout, operation));
         Some(row.seconds / (one?.seconds + other?.seconds))
     }
 
-    /// Of the CPU path.
+    /// Returns the number of threads of the CPU path.
     pub(crate) fn threads(&self) -> Option<usize> {
         self.gradclip.as_ref()?.threads
     }
@@ -208,33 +209,33 @@ impl Row {
         self.operation.starts_with("roofline")
     }
 
-    /// Whether two rows are of the same gradients on the same path, in whatever layout.
+    /// Whether two rows measure the same set on the same path, in any layout.
     fn same_set(&self, other: &Self) -> bool {
         self.path == other.path && self.name() == other.name()
     }
 
-    /// The set with its type, and with how many tensors it has where a model was cut.
+    /// Returns the set's name and dtype, plus its number of tensors if the model was cut.
     pub(crate) fn name(&self) -> String {
         let Self { set, dtype, tensors, tensors_of_model: of, .. } = self;
         let cut = if tensors == of { String::new() } else { format!(", {tensors} of {of} tensors") };
         format!("{set} {dtype}{cut}")
     }
 
-    /// Of the gradients.
+    /// Returns the size of the gradients in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.elements * if self.dtype == "f32" { 4 } else { 2 }
     }
 }
 
-/// Values by name, in the order in which the names first appear; several values of one name become their median.
+/// Groups values by name, in order of first appearance, and returns the median of each group.
 pub(crate) fn medians(values: impl IntoIterator<Item = (String, f64)>) -> Vec<(String, f64)> {
-    let mut names: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut groups: Vec<(String, Vec<f64>)> = Vec::new();
     for (name, value) in values {
-        match names.iter_mut().find(|(known, _)| *known == name) {
+        match groups.iter_mut().find(|(known, _)| *known == name) {
             Some((_, all)) => all.push(value),
-            None => names.push((name, vec![value])),
+            None => groups.push((name, vec![value])),
         }
     }
-    let median = |(name, all)| Some((name, Spread::of(all)?.median));
-    names.into_iter().filter_map(median).collect()
+    let median = |(name, all)| Some((name, Quartiles::of(all)?.median));
+    groups.into_iter().filter_map(median).collect()
 }

@@ -1,7 +1,7 @@
-// The read roofline: loads all of a binding, four vectors at a time and a thread, and does nothing else worth a name.
+// The read roofline: loads all vectors of a binding. A thread loads four vectors per step.
 
 override WORKGROUP: u32;
-// How often four vectors are loaded.
+// Steps per tile.
 override STEPS: u32;
 
 @group(0) @binding(0) var<storage, read> data: array<vec4<u32>>;
@@ -32,7 +32,7 @@ fn main(
             a ^= data[at];
         }
     }
-    // So that no load can be left out. Random bits are never this.
+    // Keeps the compiler from removing loads. Random bits never match.
     let all = a ^ b ^ c ^ d;
     if all.x == 0x13579bdfu && all.y == 0x2468ace0u && all.z == 0x89abcdefu && all.w == 0x76543210u {
         never[0] = 1u;

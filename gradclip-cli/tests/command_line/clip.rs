@@ -1,4 +1,4 @@
-//! What is read and written, and what is refused.
+//! `gradclip clip` on one F32 file: the clipped values, and the rest of the file.
 
 use std::fs;
 
@@ -28,7 +28,7 @@ fn the_output_is_the_input_times_the_coefficient() {
 
 #[test]
 fn names_order_shapes_and_metadata_are_kept() {
-    // Neither sorted, nor aligned, and with all shapes that hold one element or none.
+    // Unsorted and unaligned, with an empty tensor and a scalar.
     let header = r#"{"z":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}, "__metadata__":{"step":"7","by":"ä\n"},
         "empty":{"dtype":"F32","shape":[0,3],"data_offsets":[8,8]},"a":{"dtype":"F32","shape":[],"data_offsets":[8,12]} }"#;
     assert_ne!((8 + header.len()) % 4, 0, "the data should be unaligned");
@@ -69,7 +69,7 @@ fn by_value_clamps_and_still_measures() {
 }
 
 #[test]
-fn gradients_within_the_limit_stay_as_they_are() {
+fn gradients_within_the_limit_are_unchanged() {
     let input = one_tensor(&[3.0, -0.0, 4.0]);
     let (folder, file) = folder_with(&input);
     let out = folder.path().join("out.safetensors");

@@ -1,4 +1,4 @@
-//! Several files as one set of gradients, and files that are read in pieces.
+//! Several files as one set of gradients, sharded models, and files that are read in chunks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ fn sound_index() -> String {
     index(&[("a.w", first), ("a.b", first), ("b.w", second)])
 }
 
-/// A folder with the shards and an index of these words.
+/// Creates a folder with the shards and `index`.
 fn model(index: &str) -> (TempDir, Vec<PathBuf>) {
     let folder = tempfile::tempdir().unwrap();
     for (name, tensors) in SHARDS {
@@ -82,14 +82,14 @@ fn several_files_have_one_norm() {
         }
         fs::remove_dir_all(&out).unwrap();
     }
-    // Over themselves.
+    // The output replaces the input.
     report(&[index], &["--value", "5", "-o", folder.path().to_str().unwrap()]);
     assert_eq!(files(&folder), paths);
     assert_eq!([elements(first), elements(second)], [vec![3.0, 4.0, 0.0], vec![5.0, -5.0]]);
 }
 
 #[test]
-fn groups_and_exclusions_reach_over_all_files() {
+fn groups_and_exclusions_apply_to_all_files() {
     let (folder, paths) = model(&sound_index());
     let args =
         ["--max-norm", "1", "--groups", "?.w=42", "--exclude", "a.w", "-o", folder.path().to_str().unwrap()];
@@ -100,7 +100,7 @@ fn groups_and_exclusions_reach_over_all_files() {
 }
 
 #[test]
-fn sets_that_do_not_fit_together_are_refused() {
+fn inconsistent_inputs_are_rejected() {
     let [(first, _), (second, _)] = SHARDS;
     let all = [("a.w", first), ("a.b", first), ("b.w", second)];
     let cases: [(String, &[&str]); 11] = [
@@ -111,7 +111,7 @@ fn sets_that_do_not_fit_together_are_refused() {
         (r#"{"weight_map":{"a.w":7}}"#.into(), &["\"a.w\"", "`7`"]),
         (r#"{"weight_map":{"a.w":"x","a.w":"y"}}"#.into(), &["\"a.w\" twice"]),
         (index(&[all[0], all[2]]), &["\"a.b\"", first, "does not list"]),
-        (index(&[all[0], all[1], ("b.w", first), ("c", second)]), &["its weight_map places tensor"]),
+        (index(&[all[0], all[1], ("b.w", first), ("c", second)]), &["the weight_map places tensor"]),
         (index(&[all[0], all[1], all[2], ("c", second)]), &["\"c\"", second, "no file has"]),
         (index(&[all[0], ("a.b", "../x"), all[2]]), &["\"../x\"", "without a path"]),
         (index(&[all[0], ("a.b", "model-3.safetensors"), all[2]]), &["model-3.safetensors"]),
@@ -133,10 +133,10 @@ fn sets_that_do_not_fit_together_are_refused() {
     let (out, file) = (folder.path().join("out"), folder.path().join("flat"));
     fs::write(&file, b"old").unwrap();
     let cases: [(&[&Path], &Path, &[&str]); 6] = [
-        (&[first, second, first], &out, &["tensor \"a.w\" is in", "and in"]),
-        (&[first, &renamed], &out, &["two of the files are called model-00001"]),
-        (&[index, first], &out, &["no other file may be given with it"]),
-        (&[first, second], &file, &["need a folder"]),
+        (&[first, second, first], &out, &["tensor \"a.w\" is in both", " and "]),
+        (&[first, &renamed], &out, &["two input files are named model-00001"]),
+        (&[index, first], &out, &["no other input is allowed with it"]),
+        (&[first, second], &file, &["need an output folder"]),
         (&[index], &file.join("x"), &["cannot write"]),
         (&[index], &folder.path().join("no/such"), &["cannot write"]),
     ];
@@ -148,9 +148,9 @@ fn sets_that_do_not_fit_together_are_refused() {
     }
 }
 
-/// One file that cannot be replaced keeps all of them from being replaced.
+/// If one file cannot be replaced, none is.
 #[test]
-fn nothing_is_written_where_one_file_cannot_be() {
+fn nothing_is_written_if_one_file_cannot_be() {
     let (folder, paths) = model(&sound_index());
     let out = folder.path().join("out");
     fs::create_dir_all(out.join(SHARDS[1].0)).unwrap();
@@ -165,15 +165,15 @@ fn single(number: &Value) -> f32 {
     number.as_f64().unwrap() as f32
 }
 
-/// Gradients longer than a piece are clipped in the bits of gradients in memory.
+/// Gradients longer than a chunk are clipped to the same bits as gradients in memory.
 #[test]
-fn pieces_give_the_bits_of_the_whole() {
+fn chunks_give_the_same_bits_as_whole_tensors() {
     let mut state = 1_u32;
     let mut number = || {
         state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
         (f32::from((state >> 16) as u16) - 32768.0) / 1e3
     };
-    // A piece is of 2^22 elements of F32.
+    // A chunk has 2^22 F32 elements.
     let long: Vec<f32> = (0..(1 << 22) + 70_001).map(|_| number()).collect();
     let short: Vec<f32> = (0..1000).map(|_| number()).collect();
     let half =
@@ -181,7 +181,7 @@ fn pieces_give_the_bits_of_the_whole() {
     let brain = half(&long);
     let of_halves: Vec<u8> = brain.iter().flat_map(|x| x.to_le_bytes()).collect();
     let tensors = [
-        // So that nothing after it is aligned.
+        // Leaves the following tensors unaligned.
         ("odd", "BF16", 2, half(&short[..1])[0].to_le_bytes().to_vec()),
         ("long", "F32", 4, bytes(&long)),
         ("brain", "BF16", 2, of_halves),
@@ -221,7 +221,7 @@ fn pieces_give_the_bits_of_the_whole() {
     }
 }
 
-/// Two gibibytes within one of address space.
+/// Clips 2 GiB within 1 GiB of address space.
 #[test]
 #[cfg(target_os = "linux")]
 fn files_may_be_larger_than_memory() {
@@ -237,10 +237,10 @@ fn files_may_be_larger_than_memory() {
     assert_eq!((&report["total_norm"], &report["tensors"][0]["norm"]), (&json!(0.0), &json!(0.0)));
 }
 
-/// A GPU needs the gradients in memory. Whether there is room is known before any of it is taken.
+/// A GPU needs the gradients in memory. The command checks that they fit before it reads them.
 #[test]
 #[cfg(target_os = "linux")]
-fn what_does_not_fit_into_memory_is_named() {
+fn a_set_that_does_not_fit_into_memory_is_an_error() {
     const BYTES: u64 = 1 << 43;
     let tensors = format!(
         r#""small":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}},"large":{{"dtype":"F32","shape":[{}],"data_offsets":[4,{}]}}"#,
@@ -260,10 +260,10 @@ fn what_does_not_fit_into_memory_is_named() {
     assert_eq!(files(&folder), [file]);
 }
 
-/// The second would replace the first.
+/// The second file would replace the first.
 #[test]
 #[cfg(unix)]
-fn two_names_that_lead_to_one_file_are_refused() {
+fn two_outputs_that_are_the_same_file_are_rejected() {
     use std::os::unix::fs::symlink;
 
     let (folder, paths) = model(&sound_index());
@@ -290,7 +290,7 @@ fn a_plot_replaces_no_shard_and_no_output() {
     for plot in [&shard, &out.join("shard.svg")] {
         let args = ["--max-norm", "1", "-o", out.to_str().unwrap(), "--plot", plot.to_str().unwrap()];
         let message = assert_fails(&run(&[&index], &args), "plot");
-        assert!(message.contains("reads or writes another file there"), "{message}");
+        assert!(message.contains("already reads or writes this file"), "{message}");
     }
     assert_eq!(fs::read(&shard).unwrap(), tensors);
 }

@@ -1,4 +1,4 @@
-//! Several files that hold one set of gradients: given one by one, or by the index of a model in several files.
+//! Input files: one set of gradients, given as files or as the index of a sharded model.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -13,30 +13,30 @@ use gradclip_measure::text::{self, quoted};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::header::{Entry, Header};
+use super::header::{Header, TensorInfo};
 
-/// No index is longer, so that no file can ask for all memory.
-const MAX_INDEX: u64 = 100_000_000;
+/// The maximum size of an index in bytes, which bounds its memory.
+const MAX_INDEX_BYTES: u64 = 100_000_000;
 
-/// The files that the arguments name.
+/// The input files that the arguments name.
 pub(crate) struct Inputs {
     paths: Vec<PathBuf>,
-    index: Option<Index>,
+    index: Option<ShardIndex>,
 }
 
-/// The index of a model in several files: which tensor is in which.
-struct Index {
+/// The index of a sharded model, which maps tensors to files.
+struct ShardIndex {
     path: PathBuf,
-    /// Written back unchanged.
+    /// The bytes of the index, which are copied to the output.
     bytes: Vec<u8>,
-    /// The files beside it, in order.
+    /// The names of the shards, sorted.
     files: Vec<String>,
-    /// For each tensor, which of them.
+    /// The index into `files` for each tensor.
     file_of: HashMap<String, usize>,
 }
 
 impl Inputs {
-    /// Reads an index, if one is given, but none of the files of gradients.
+    /// Reads the index, if one is given, but no gradient file.
     pub(crate) fn new(paths: &[PathBuf]) -> Result<Self> {
         let is_index = |path: &&PathBuf| {
             path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
@@ -44,34 +44,34 @@ impl Inputs {
         let Some(path) = paths.iter().find(is_index) else {
             return Ok(Self { paths: paths.to_vec(), index: None });
         };
-        let index = Index::read(path, paths.len()).with_context(|| cannot_read(path))?;
+        let index = ShardIndex::read(path, paths.len()).with_context(|| cannot_read(path))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         Ok(Self { paths: index.files.iter().map(|file| folder.join(file)).collect(), index: Some(index) })
     }
 
-    /// The files of gradients.
+    /// Returns the paths of the gradient files.
     pub(crate) fn paths(&self) -> &[PathBuf] {
         &self.paths
     }
 
-    /// Whether the output is a folder.
-    pub(crate) fn are_several(&self) -> bool {
+    /// Whether the output is a folder: there are several files, or an index.
+    pub(crate) fn need_folder(&self) -> bool {
         self.paths.len() != 1 || self.index.is_some()
     }
 
-    /// Reads and checks the headers of all files.
+    /// Reads and validates the headers of all files.
     pub(crate) fn open(self) -> Result<Files> {
         let Self { paths, index } = self;
         let open = |path: &PathBuf| Source::open(path).with_context(|| cannot_read(path));
         let files = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
-        // A tensor that is given twice would count twice.
+        // A duplicate tensor would count twice in the norm.
         let mut file_of = HashMap::new();
         for (file, (source, entries)) in files.iter().enumerate() {
             for entry in entries {
                 if let Some(other) = file_of.insert(&entry.name[..], file) {
                     let other: &Source = &files[other].0;
                     bail!(
-                        "tensor {} is in {} and in {}, but it may be given only once",
+                        "tensor {} is in both {} and {}, but may appear only once",
                         quoted(&entry.name),
                         other.name(),
                         source.name()
@@ -87,32 +87,32 @@ impl Inputs {
     }
 }
 
-impl Index {
+impl ShardIndex {
     fn read(path: &Path, inputs: usize) -> Result<Self> {
-        let (mut file, about) = open(path)?;
-        ensure!(inputs == 1, "an index names all of its files, so no other file may be given with it");
+        let (mut file, metadata) = open(path)?;
+        ensure!(inputs == 1, "an index names all its files, so no other input is allowed with it");
         ensure!(
-            about.len() <= MAX_INDEX,
-            "it has {} bytes, but an index may have at most {MAX_INDEX}",
-            about.len()
+            metadata.len() <= MAX_INDEX_BYTES,
+            "the index has {} bytes, but at most {MAX_INDEX_BYTES} are allowed",
+            metadata.len()
         );
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let IndexFile { weight_map: Some(WeightMap(weights)) } =
-            serde_json::from_slice(&bytes).context("it is not the index of a sharded model")?
+            serde_json::from_slice(&bytes).context("not the index of a sharded model")?
         else {
-            bail!("it is not the index of a sharded model: it has no weight_map");
+            bail!("not the index of a sharded model: there is no weight_map");
         };
-        ensure!(!weights.is_empty(), "its weight_map is empty");
+        ensure!(!weights.is_empty(), "the weight_map is empty");
         let mut files: Vec<String> = weights.iter().map(|(_, file)| file.clone()).collect();
         files.sort();
         files.dedup();
         for file in &files {
-            // A path would lead out of the folder, and out of that of the output.
+            // A path could lead out of the input and output folders.
             let is_name = Path::new(file).file_name() == Some(OsStr::new(file));
             ensure!(
                 is_name,
-                "its weight_map names {}, but it may name only files in its own folder, without a path",
+                "the weight_map names {}, but it may name only files in the folder of the index, without a path",
                 quoted(file)
             );
         }
@@ -120,33 +120,33 @@ impl Index {
         for (tensor, file) in weights {
             let file = files.binary_search(&file).unwrap_or_default();
             if let Some((tensor, _)) = file_of.get_key_value(&tensor[..]) {
-                bail!("its weight_map has tensor {} twice", quoted(tensor));
+                bail!("the weight_map has tensor {} twice", quoted(tensor));
             }
             file_of.insert(tensor, file);
         }
         Ok(Self { path: path.to_owned(), bytes, files, file_of })
     }
 
-    /// Checks that each tensor is in the file that the index names, and that there are no others.
-    fn check(&self, found: &HashMap<&str, usize>) -> Result<()> {
+    /// Checks that the files hold exactly the tensors of the index, each in the named file.
+    fn check(&self, file_of_found: &HashMap<&str, usize>) -> Result<()> {
         for (tensor, file) in &self.file_of {
             let file = &self.files[*file];
-            match found.get(&tensor[..]).map(|&found| &self.files[found]) {
+            match file_of_found.get(&tensor[..]).map(|&file_of_found| &self.files[file_of_found]) {
                 None => bail!(
-                    "its weight_map places tensor {} in {}, but no file has that tensor",
+                    "the weight_map places tensor {} in {}, but no file has that tensor",
                     quoted(tensor),
                     quoted(file)
                 ),
-                Some(found) => ensure!(
-                    found == file,
-                    "its weight_map places tensor {} in {}, but the tensor is in {}",
+                Some(file_of_found) => ensure!(
+                    file_of_found == file,
+                    "the weight_map places tensor {} in {}, but the tensor is in {}",
                     quoted(tensor),
                     quoted(file),
-                    quoted(found)
+                    quoted(file_of_found)
                 ),
             }
         }
-        for (&tensor, &file) in found {
+        for (&tensor, &file) in file_of_found {
             let is_listed = self.file_of.contains_key(tensor);
             ensure!(
                 is_listed,
@@ -165,7 +165,7 @@ struct IndexFile {
     weight_map: Option<WeightMap>,
 }
 
-/// In the order of the file, and with what is there twice.
+/// The entries of a weight map in file order, including duplicates.
 struct WeightMap(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for WeightMap {
@@ -176,7 +176,7 @@ impl<'de> Deserialize<'de> for WeightMap {
             type Value = WeightMap;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a weight_map from names of tensors to names of files")
+                f.write_str("a weight_map from tensor names to file names")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
@@ -195,35 +195,35 @@ impl<'de> Deserialize<'de> for WeightMap {
     }
 }
 
-/// Files whose headers have been read.
+/// The input files with their parsed headers.
 pub(crate) struct Files {
-    pub(super) files: Vec<(Source, Vec<Entry>)>,
-    /// Where the index is, if there is one, and its bytes.
+    pub(super) files: Vec<(Source, Vec<TensorInfo>)>,
+    /// The path and bytes of the index, if there is one.
     pub(super) index: Option<(PathBuf, Vec<u8>)>,
 }
 
 impl Files {
-    /// The names of all tensors, file by file, in the order of the data.
+    /// Returns the names of all tensors, file by file, in the order of the data.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.files.iter().flat_map(|(_, entries)| entries.iter().map(|entry| &entry.name[..]))
     }
 }
 
-/// A file whose data is yet to be read.
+/// An open gradient file.
 pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) file: File,
     len: u64,
     modified: Option<SystemTime>,
-    /// Where the data begins.
+    /// The offset of the data, in bytes.
     pub(super) data: u64,
 }
 
 impl Source {
-    fn open(path: &Path) -> Result<(Self, Vec<Entry>)> {
-        let (mut file, about) = open(path)?;
-        let Header { data, tensors } = Header::read(&mut file, about.len())?;
-        let (len, modified) = (about.len(), about.modified().ok());
+    fn open(path: &Path) -> Result<(Self, Vec<TensorInfo>)> {
+        let (mut file, metadata) = open(path)?;
+        let Header { data, tensors } = Header::read(&mut file, metadata.len())?;
+        let (len, modified) = (metadata.len(), metadata.modified().ok());
         Ok((Self { path: path.to_owned(), file, len, modified, data }, tensors))
     }
 
@@ -231,12 +231,12 @@ impl Source {
         text::path(&self.path)
     }
 
-    /// Fails if somebody has written to the file since it was opened.
+    /// Fails if the file has changed since it was opened.
     pub(super) fn check_unchanged(&self) -> Result<()> {
         let check = || {
-            let about = self.file.metadata()?;
-            let same = (about.len(), about.modified().ok()) == (self.len, self.modified);
-            ensure!(same, "it was changed while it was read");
+            let metadata = self.file.metadata()?;
+            let same = (metadata.len(), metadata.modified().ok()) == (self.len, self.modified);
+            ensure!(same, "the file changed while it was read");
             Ok::<_, Error>(())
         };
         check().with_context(|| cannot_read(&self.path))
@@ -244,11 +244,11 @@ impl Source {
 }
 
 fn open(path: &Path) -> Result<(File, fs::Metadata)> {
-    // Before it is opened: a pipe would wait for somebody to write.
-    ensure!(fs::metadata(path)?.is_file(), "it is not a regular file");
+    // Checked before opening, because opening a pipe blocks until another process writes to it.
+    ensure!(fs::metadata(path)?.is_file(), "not a regular file");
     let file = File::open(path)?;
-    let about = file.metadata()?;
-    Ok((file, about))
+    let metadata = file.metadata()?;
+    Ok((file, metadata))
 }
 
 pub(super) fn cannot_read(path: &Path) -> String {
