@@ -1,6 +1,6 @@
 //! Memory beside the gradients: it neither enters the norm nor changes.
 
-use gradclip::{Clip, DType};
+use gradclip::{Clip, DType, Gradient};
 
 use crate::common::numbers::{bits, noise};
 use crate::common::placement::Placement;
@@ -29,4 +29,16 @@ fn non_finite_numbers_beside_a_gradient_have_no_effect() {
             }
         }
     }
+}
+
+/// The harness itself: a clip of the whole buffer changes the guards.
+#[test]
+#[should_panic(expected = "is outside all gradients")]
+fn a_changed_guard_fails_a_test() {
+    let gpu = gpu();
+    let placed = gpu.place_packed(&[noise(1, 5)]);
+    let (buffer, _) = placed.elements_of(0);
+    let plan = gpu.clipper.prepare(&[Gradient::f32(buffer)], Clip::by_value(1.0)).unwrap();
+    gpu.submit(|encoder| plan.encode(encoder));
+    placed.read(gpu);
 }
