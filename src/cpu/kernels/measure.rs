@@ -18,7 +18,7 @@ pub(in crate::cpu) fn measure(chunks: &[Elements<'_>], norm_type: NormType) -> V
         NormType::P(p) if p != 0.0 && p.is_finite() => {
             chunks.iter().map(|&chunk| scaled_powers(chunk, p)).collect()
         }
-        _ => fold::<MinAndMax>(chunks),
+        NormType::Inf | NormType::P(_) => fold::<MinAndMax>(chunks),
     }
 }
 
