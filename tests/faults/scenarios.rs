@@ -9,9 +9,7 @@ use gradclip::wgpu;
 use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Error, Gradient, ReadBack, ReadBackQueue};
 
 use crate::common::gpu::{Gpu, adapters};
-
-/// The environment variable with the folder that has a file for each active fault.
-pub(crate) const FOLDER: &str = "FAULTS";
+use crate::loader::{FOLDER, begin};
 
 /// The time after which a scenario counts as hanging.
 const HANGING: Duration = Duration::from_secs(60);
@@ -44,11 +42,6 @@ scenarios! {
     a_read_back_that_cannot_be_mapped
     slices_on_a_lost_device
     slices_without_memory
-}
-
-/// Makes calls fail from now on.
-pub(crate) fn begin(fault: &str, folder: &Path) {
-    fs::write(folder.join(fault), []).unwrap();
 }
 
 fn fault(fault: &str) {
