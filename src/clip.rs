@@ -1,9 +1,6 @@
 //! `Clip`: the options of a clip, as plain data. The GPU path and the CPU path both execute them.
 
-// The CPU path and the GPU path import these from here.
-pub(crate) use crate::operation::{
-    ByNorm, Limit, Operation, Scope, agc_limit, check_max_norms, inverse_scale,
-};
+use crate::operation::{ByNorm, Operation, Scope, inverse_scale};
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// The options of a clip: the method, its limit, the norm type and the policies.

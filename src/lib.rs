@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod distributed;
 mod dtype;
 mod error;
+mod extended;
 mod float_modes;
 mod gpu;
 #[cfg(any(doc, doctest))]

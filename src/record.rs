@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::extended::{Extended, nearest_f32, power_of_two};
 use crate::operation::ByNorm;
 use crate::{Error, GradientId, NonFinite};
 
@@ -123,15 +124,15 @@ impl ClipRecord {
         if measured.norm.is_finite() {
             unscaled = unscaled.min(f64::MAX);
         }
-        let wide_norm = Wide::of(unscaled);
-        let (coef, clip_coef) = coefficient(wide_norm, Wide::of(limit), norm.epsilon);
+        let extended_norm = Extended::of(unscaled);
+        let (coef, clip_coef) = clip_coef(extended_norm, Extended::of(limit), norm.epsilon);
         // A coefficient is NaN without a norm or without a limit.
         let non_finite = !unscaled.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
         let (factor, policy) = match norm.non_finite {
-            NonFinite::Skip | NonFinite::Error if non_finite => (Wide::ONE, Self::SKIP),
-            NonFinite::Zero if non_finite => (Wide::of(0.0), Self::ZERO),
-            NonFinite::Poison if non_finite => (Wide::of(f64::NAN), 0),
-            _ => (coef.times(Wide::of(norm.inverse_scale.into())), 0),
+            NonFinite::Skip | NonFinite::Error if non_finite => (Extended::ONE, Self::SKIP),
+            NonFinite::Zero if non_finite => (Extended::of(0.0), Self::ZERO),
+            NonFinite::Poison if non_finite => (Extended::of(f64::NAN), 0),
+            _ => (coef.times(Extended::of(norm.inverse_scale.into())), 0),
         };
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
         Self {
@@ -141,8 +142,8 @@ impl ClipRecord {
             max_magnitude: measured.max_magnitude * norm.inverse_scale,
             flags: clipped | if non_finite { Self::NON_FINITE } else { 0 } | policy,
             first_non_finite: measured.first_non_finite.unwrap_or(Self::NO_GRADIENT),
-            norm_significand: wide_norm.significand,
-            norm_exponent: if measured.empty { Self::EMPTY_EXPONENT } else { wide_norm.exponent },
+            norm_significand: extended_norm.significand,
+            norm_exponent: if measured.empty { Self::EMPTY_EXPONENT } else { extended_norm.exponent },
             factor_significand: factor.significand,
             factor_exponent: factor.exponent,
         }
@@ -150,12 +151,12 @@ impl ClipRecord {
 
     /// Returns the norm, also if it exceeds f32.
     pub(crate) fn norm(&self) -> f64 {
-        Wide { significand: self.norm_significand, exponent: self.norm_exponent }.value()
+        Extended { significand: self.norm_significand, exponent: self.norm_exponent }.value()
     }
 
     /// Returns the factor if it is below the normal range of f32.
     pub(crate) fn factor_below_f32(&self) -> Option<f64> {
-        let factor = Wide { significand: self.factor_significand, exponent: self.factor_exponent };
+        let factor = Extended { significand: self.factor_significand, exponent: self.factor_exponent };
         (factor.exponent < f32::MIN_EXP - 1).then(|| factor.value())
     }
 
@@ -274,98 +275,16 @@ impl fmt::Debug for ClipRecord {
 /// instead differs by one unit in the last place in a quarter of the cases.) Each is rounded to the precision of f32, but not
 /// to its range. NaN stays NaN. If norm plus epsilon is less than a normal f32, the coefficient is 1 and no reciprocal is
 /// taken.
-fn coefficient(norm: Wide, limit: Wide, epsilon: f32) -> (Wide, f32) {
+fn clip_coef(norm: Extended, limit: Extended, epsilon: f32) -> (Extended, f32) {
     // The f64 sum of two f32 is precise enough that rounding it once more changes nothing.
-    let sum = Wide::of(norm.value() + f64::from(epsilon));
+    let sum = Extended::of(norm.value() + f64::from(epsilon));
     let is_nothing = sum.value() < f64::from(f32::MIN_POSITIVE) && !limit.significand.is_nan();
     let product = f64::from(sum.significand.recip()) * f64::from(limit.significand);
-    let coef = Wide::of(product).shifted(limit.exponent - sum.exponent);
+    let coef = Extended::of(product).shifted(limit.exponent - sum.exponent);
     // Not `min`, which would turn NaN into 1.
     if is_nothing || coef.value() > 1.0 {
-        return (Wide::ONE, 1.0);
+        return (Extended::ONE, 1.0);
     }
     // Rounded once, also where it is subnormal.
     (coef, nearest_f32(product * power_of_two(limit.exponent - sum.exponent)))
-}
-
-/// A number with the precision of f32 and a wider range: `significand · 2^exponent`. The magnitude of the significand is in
-/// `[1, 2)`; or the significand is 0, infinite or NaN, and the exponent is unused.
-#[derive(Clone, Copy)]
-struct Wide {
-    significand: f32,
-    exponent: i32,
-}
-
-impl Wide {
-    const ONE: Self = Self { significand: 1.0, exponent: 0 };
-
-    /// Rounds to nearest. A subnormal f64 becomes 0; no number here is that small.
-    #[expect(clippy::cast_possible_truncation, reason = "the significand is what is rounded")]
-    fn of(number: f64) -> Self {
-        const SIGNIFICAND: u64 = (1 << (f64::MANTISSA_DIGITS - 1)) - 1;
-        let field = number.to_bits() >> (f64::MANTISSA_DIGITS - 1) & 0x7ff;
-        if field == 0 || field == 0x7ff {
-            let significand = if field == 0 { 0.0_f32.copysign(number as f32) } else { number as f32 };
-            return Self { significand, exponent: 0 };
-        }
-        let one = 1.0_f64.copysign(number).to_bits();
-        let significand = f64::from_bits(number.to_bits() & SIGNIFICAND | one) as f32;
-        let exponent = field as i32 - (f64::MAX_EXP - 1);
-        // A number just below a power of two rounds up to it.
-        if significand.abs() == 2.0 {
-            Self { significand: significand / 2.0, exponent: exponent + 1 }
-        } else {
-            Self { significand, exponent }
-        }
-    }
-
-    /// Converts to f64. A number below its range becomes one that is 0 after a multiplication by any finite f32 and rounding.
-    fn value(self) -> f64 {
-        f64::from(self.significand) * power_of_two(self.exponent)
-    }
-
-    fn times(self, other: Self) -> Self {
-        let product = Self::of(f64::from(self.significand) * f64::from(other.significand));
-        product.shifted(self.exponent + other.exponent)
-    }
-
-    /// Multiplies by a power of two.
-    fn shifted(self, exponent: i32) -> Self {
-        let is_number = self.significand != 0.0 && self.significand.is_finite();
-        Self { exponent: if is_number { self.exponent + exponent } else { 0 }, ..self }
-    }
-}
-
-/// Returns `2^exponent`. The exponent is clamped, so that the result and its inverse are normal f64 numbers.
-fn power_of_two(exponent: i32) -> f64 {
-    f64::from(exponent.clamp(-1022, 1023)).exp2()
-}
-
-/// Rounds to the precision of f32, but not to its range.
-pub(crate) fn in_f32_precision(number: f64) -> f64 {
-    if number.is_finite() { Wide::of(number).value() } else { number }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted; too large is infinite")]
-fn nearest_f32(number: f64) -> f32 {
-    number as f32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_number_of_any_size_is_its_significand_times_a_power_of_two() {
-        let wide = |number: f64| {
-            let Wide { significand, exponent } = Wide::of(number);
-            (significand, exponent)
-        };
-        assert_eq!([5.0, 1.0, -0.75].map(wide), [(1.25, 2), (1.0, 0), (-1.5, -1)]);
-        assert_eq!(wide(f32::from_bits(1).into()), (1.0, -149));
-        assert_eq!(wide(2.0 - 1e-12), (1.0, 1), "rounded up to a power of two");
-        assert_eq!([0.0, f64::INFINITY, f64::MAX].map(wide), [(0.0, 0), (f32::INFINITY, 0), (1.0, 1024)]);
-        assert!(wide(f64::NAN).0.is_nan());
-        assert_eq!(Wide::of(-3e-310).value(), 0.0);
-    }
 }

@@ -7,7 +7,7 @@ use super::kernels::ElementCounts;
 use super::norm_sums::NormSums;
 use super::parallel::{self, CHUNK_LEN, Reduction as _};
 use super::reductions::{NormReduction, StatsReduction};
-use crate::clip::ByNorm;
+use crate::operation::ByNorm;
 use crate::{Error, GradientId, NormType};
 
 /// Measures one gradient in parts, for gradients that do not fit into memory or arrive over time.

@@ -6,8 +6,8 @@ use super::measurement::Measurement;
 use super::norm_sums::NormSums;
 use super::records::{self, RecordInput};
 use super::{parallel, tensor_stats};
-use crate::clip::{self, ByNorm, Operation, Scope};
 use crate::float_modes::in_default_modes;
+use crate::operation::{ByNorm, Operation, Scope, check_max_norms, inverse_scale};
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
 
 /// Clips on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
@@ -180,7 +180,7 @@ impl ClipPlan {
     /// number of groups; [`Error::NeedsNorm`] for a clip by value. The plan is unchanged in case of an error.
     pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
         self.check_by_norm("set_max_norms")?;
-        clip::check_max_norms(max_norms, self.operations.len())?;
+        check_max_norms(max_norms, self.operations.len())?;
         for (norm, &max_norm) in self.norms_mut().zip(max_norms) {
             norm.max_norm = max_norm;
         }
@@ -194,7 +194,7 @@ impl ClipPlan {
     /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
         self.check_by_norm("set_loss_scale")?;
-        let inverse_scale = clip::inverse_scale(scale)?;
+        let inverse_scale = inverse_scale(scale)?;
         self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
         Ok(())
     }

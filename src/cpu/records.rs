@@ -7,8 +7,9 @@ use super::norm_sums::NormSums;
 use super::parallel::{self, Reduction as _};
 use super::reductions::{NormReduction, StatsReduction};
 use super::tensor_stats;
-use crate::clip::{self, ByNorm, Scope};
+use crate::extended;
 use crate::float_modes::in_default_modes;
+use crate::operation::{ByNorm, Scope, agc_limit};
 use crate::{ClipRecord, NormHistory, TensorStats, record};
 
 /// The input of a record: a measurement and its limit.
@@ -132,8 +133,8 @@ fn record_inputs(
     }
     if let Scope::Parameter { floor } = norm.scope {
         for (segment, sums) in segments.iter().zip(parameter_sums) {
-            let parameter_norm = record::in_f32_precision(sums.norm(norm.norm_type));
-            inputs[segment.record].limit = clip::agc_limit(max_norms[segment.group], parameter_norm, floor);
+            let parameter_norm = extended::in_f32_precision(sums.norm(norm.norm_type));
+            inputs[segment.record].limit = agc_limit(max_norms[segment.group], parameter_norm, floor);
         }
     }
     inputs

@@ -5,8 +5,8 @@ use super::kernels::ElementCounts;
 use super::norm_sums::NormSums;
 use super::parallel;
 use super::reductions::StatsReduction;
-use crate::clip::{ByNorm, Operation};
 use crate::float_modes::in_default_modes;
+use crate::operation::{ByNorm, Operation};
 use crate::{Clip, Error, TensorStats};
 
 /// Measures the statistics of each gradient, with the norm type and the loss scale of `clip`. Writes nothing.

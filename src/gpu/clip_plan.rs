@@ -14,8 +14,8 @@ use wgpu::{CommandEncoder, ComputePass};
 use super::error_scope::CheckedDevice;
 use super::labels::Labels;
 use super::read_back::Results;
-use crate::clip::Limit;
 use crate::kernels::tables::Segment;
+use crate::operation::Limit;
 
 pub(super) use build::build;
 
