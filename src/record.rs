@@ -128,11 +128,13 @@ impl ClipRecord {
         let (coef, clip_coef) = clip_coef(extended_norm, Extended::of(limit), norm.epsilon);
         // A coefficient is NaN without a norm or without a limit.
         let non_finite = !unscaled.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
+        let factor = coef.times(Extended::of(norm.inverse_scale.into()));
         let (factor, policy) = match norm.non_finite {
-            NonFinite::Skip | NonFinite::Error if non_finite => (Extended::ONE, Self::SKIP),
-            NonFinite::Zero if non_finite => (Extended::of(0.0), Self::ZERO),
-            NonFinite::Poison if non_finite => (Extended::of(f64::NAN), 0),
-            _ => (coef.times(Extended::of(norm.inverse_scale.into())), 0),
+            _ if !non_finite => (factor, 0),
+            NonFinite::Propagate => (factor, 0),
+            NonFinite::Skip | NonFinite::Error => (Extended::ONE, Self::SKIP),
+            NonFinite::Zero => (Extended::of(0.0), Self::ZERO),
+            NonFinite::Poison => (Extended::of(f64::NAN), 0),
         };
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
         Self {
