@@ -173,11 +173,13 @@ impl ClipRecord {
         let (coef, clip_coef) = clip_coef(extended_norm, Extended::of(limit), norm.epsilon);
         // A coefficient is NaN without a norm or without a limit.
         let non_finite = !unscaled.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
+        let scaled_coef = coef.times(Extended::of(norm.inverse_scale.into()));
         let factor = match norm.non_finite {
-            NonFinite::Skip | NonFinite::Error if non_finite => Extended::ONE,
-            NonFinite::Zero if non_finite => Extended::of(0.0),
-            NonFinite::Poison if non_finite => Extended::of(f64::NAN),
-            _ => coef.times(Extended::of(norm.inverse_scale.into())),
+            _ if !non_finite => scaled_coef,
+            NonFinite::Propagate => scaled_coef,
+            NonFinite::Skip | NonFinite::Error => Extended::ONE,
+            NonFinite::Zero => Extended::of(0.0),
+            NonFinite::Poison => Extended::of(f64::NAN),
         };
         Self {
             total_norm: nearest_f32(unscaled),
