@@ -112,9 +112,9 @@ impl Clip {
     /// arXiv:1211.5063, algorithm 1). Where the coefficient is 1 no gradient is written. [`norm_type`](Self::norm_type)
     /// chooses another norm, [`epsilon`](Self::epsilon) another constant.
     ///
-    /// A `max_norm` of 0 zeroes the gradients. An infinite one leaves gradients of a finite norm unchanged, but still multiplies
-    /// others: the coefficient of an infinite norm is then NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN. To
-    /// leave gradients alone, leave them out of the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when the clip
+    /// A `max_norm` of 0 zeroes the gradients. An infinite `max_norm` leaves gradients with a finite norm unchanged. With an infinite
+    /// norm the coefficient is then NaN (`∞ · (1/∞)`), as in PyTorch, and all gradients become NaN. To leave a gradient unchanged,
+    /// leave it out of the list. A negative or NaN `max_norm` is an [`Error::MaxNorm`] when the clip
     /// is used.
     ///
     /// See [`non_finite`](Self::non_finite) for how infinities and NaNs are handled.
@@ -126,8 +126,8 @@ impl Clip {
     /// Scales each gradient by its own factor, so that its norm is at most `max_norm`: `tf.clip_by_norm`, `clipnorm` of Keras,
     /// `GradientClipping::Norm` of Burn.
     ///
-    /// Formula and options are those of [`by_global_norm`](Self::by_global_norm), the usual clip in the literature. Unlike that,
-    /// this clip changes the direction of the step.
+    /// The formula and the options are those of [`by_global_norm`](Self::by_global_norm), the usual clip in the literature. A clip by
+    /// global norm keeps the direction of the step; this clip changes it.
     ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::Gradient};
@@ -216,8 +216,7 @@ impl Clip {
 
     /// Clamps every element to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`.
     ///
-    /// NaN stays NaN, -0.0 stays -0.0, and an infinity becomes the bound.
-    /// A negative or NaN `clip_value` is an
+    /// NaN stays NaN, -0.0 stays -0.0, and an infinity becomes the bound. A negative or NaN `clip_value` is an
     /// [`Error::ClipValue`] when the clip is used.
     #[must_use]
     pub const fn by_value(clip_value: f32) -> Self {

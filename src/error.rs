@@ -473,16 +473,16 @@ pub enum Error {
     )]
     ForeignQueue,
 
-    /// A piece of a [`cpu::Measurement`](crate::cpu::Measurement) that does not begin at a multiple of
+    /// A chunk of a [`cpu::Measurement`](crate::cpu::Measurement) that does not begin at a multiple of
     /// [`CHUNK_LEN`](crate::cpu::Measurement::CHUNK_LEN).
     #[error(
-        "a piece begins at element {at} of {}, but every piece except the last must have a multiple of {multiple} elements",
+        "a chunk begins at element {at} of {}, but every chunk except the last must have a multiple of {multiple} elements",
         labelled(label.as_deref())
     )]
     MisalignedChunk {
         /// The label of the measurement.
         label: Option<Box<str>>,
-        /// The start of the piece, in elements from the start of its gradient.
+        /// The start of the chunk, in elements from the start of its gradient.
         at: u64,
         /// The required divisor of `at`, in elements.
         multiple: u64,

@@ -14,7 +14,7 @@ mod gpu;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/embedding.md")]
 pub mod guide {}
-/// The snippets of the pages that are no part of the documentation: they compile as they stand.
+/// Doctests for the snippets of Markdown pages that are not part of the documentation.
 #[cfg(doctest)]
 mod pages {
     #[doc = include_str!("../README.md")]

@@ -76,7 +76,7 @@ pub enum ScaleUpdate {
     /// The gradients overflowed, and the scale has shrunk.
     Shrunk,
     /// The gradients overflowed, and the scale is at its floor. If this happens at many steps, the scale is not the cause:
-    /// stop the training and look for the cause.
+    /// stop the training and look for another cause.
     AtFloor,
 }
 

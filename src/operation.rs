@@ -3,8 +3,8 @@
 //! [`Clip::checked`](crate::Clip::checked) validates a clip and returns an [`Operation`]. The GPU path and the CPU path execute
 //! that operation, and so does `gradclip-burn` on Burn's tensors. Code that clips through gradclip does not need this module.
 //!
-//! Later versions may add operations, scopes and options. Code that executes an operation must refuse what it does not know,
-//! because an option that is dropped silently gives wrong results.
+//! Later versions may add operations, scopes and options. Code that executes an operation must refuse those that it does not
+//! know, because an option that is dropped silently gives wrong results.
 
 use std::fmt::Debug;
 

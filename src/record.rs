@@ -171,7 +171,7 @@ impl ClipRecord {
         }
         let extended_norm = Extended::of(unscaled);
         let (coef, clip_coef) = clip_coef(extended_norm, Extended::of(limit), norm.epsilon);
-        // A coefficient is NaN without a norm or without a limit.
+        // A NaN limit makes the coefficient NaN.
         let non_finite = !unscaled.is_finite() || clip_coef.is_nan() || measured.first_non_finite.is_some();
         let scaled_coef = coef.times(Extended::of(norm.inverse_scale.into()));
         let factor = match norm.non_finite {
@@ -307,7 +307,7 @@ impl ClipRecord {
     }
 }
 
-/// Shows the flags by name, and no index where no gradient is non-finite.
+/// Shows each flag by name, and `first_non_finite` as an `Option`.
 #[expect(clippy::missing_fields_in_debug, reason = "each flag is shown by name")]
 impl fmt::Debug for ClipRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -338,14 +338,14 @@ impl fmt::Debug for ClipRecord {
 fn clip_coef(norm: Extended, limit: Extended, epsilon: f32) -> (Extended, f32) {
     // The f64 sum of two f32 is precise enough that rounding it once more changes nothing.
     let sum = Extended::of(norm.value() + f64::from(epsilon));
-    let is_nothing = sum.value() < f64::from(f32::MIN_POSITIVE) && !limit.significand.is_nan();
+    let is_below_normal = sum.value() < f64::from(f32::MIN_POSITIVE) && !limit.significand.is_nan();
     let product = f64::from(sum.significand.recip()) * f64::from(limit.significand);
     let coef = Extended::of(product).shifted(limit.exponent - sum.exponent);
     // Not `min`, which would turn NaN into 1.
-    if is_nothing || coef.value() > 1.0 {
+    if is_below_normal || coef.value() > 1.0 {
         return (Extended::ONE, 1.0);
     }
-    // Rounded once, also where it is subnormal.
+    // Rounded once, even if it is subnormal.
     (coef, nearest_f32(product * power_of_two(limit.exponent - sum.exponent)))
 }
 

@@ -1,6 +1,6 @@
 // Elements of type bf16: two in each word, the even one in the lower half; each is the upper half of an f32.
 //
-// See f16.wgsl for the meaning of the functions. Magnitudes have no cheaper way here: signs cost nothing.
+// See f16.wgsl for the names. The cheaper variants keep the signs, which cost nothing here.
 //
 // provides: ELEMENTS_PER_WORD, ELEMENTS_PER_VECTOR, PREFETCH, KEY_MASK, INFINITY_KEY, magnitude_of_key, widen_even, widen_odd,
 //   widen_even_magnitudes, widen_odd_magnitudes, widen_even_finite, widen_odd_finite, with_signs, widen_element, narrow

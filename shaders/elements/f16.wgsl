@@ -1,12 +1,12 @@
 // Elements of type f16: two in each word, the even one in the lower half.
 //
-// Conversions are done by integers, or by sums that are exact or rounded as every sum is. A device's own conversions may
-// flush subnormals, and may round either way.
+// Conversions use integers and f32 sums, because a device's conversions may flush subnormals and may round either way.
 //
-// Functions on vectors of words take the even or the odd elements to the bits of f32. Those on magnitudes are cheaper, and
-// those on finite magnitudes cheaper still: they return an arbitrary number for an element that is not finite. A key is
-// a word with an element in its upper half, masked by KEY_MASK: keys are ordered as magnitudes are, and the key of infinity
-// is INFINITY_KEY.
+// `widen_even` and `widen_odd` convert the even or the odd elements of four words to the bits of f32. `widen_*_magnitudes` may
+// drop the signs, which is cheaper; `with_signs` restores them. `widen_*_finite` is cheaper still, and returns an arbitrary
+// number for an element that is not finite. A key is a word with an element in its upper half, masked by KEY_MASK: keys are
+// ordered as magnitudes are, and the key of infinity is INFINITY_KEY. PREFETCH is set if the elements leave registers to load
+// the next block ahead.
 //
 // provides: ELEMENTS_PER_WORD, ELEMENTS_PER_VECTOR, PREFETCH, KEY_MASK, INFINITY_KEY, magnitude_of_key, widen_even, widen_odd,
 //   widen_even_magnitudes, widen_odd_magnitudes, widen_even_finite, widen_odd_finite, with_signs, widen_element, narrow

@@ -1,4 +1,4 @@
-// Elements of type f32: one in each word, and no odd ones.
+// Elements of type f32: one in each word, and no odd ones. See f16.wgsl for the names.
 //
 // provides: ELEMENTS_PER_WORD, ELEMENTS_PER_VECTOR, PREFETCH, KEY_MASK, INFINITY_KEY, magnitude_of_key, widen_even, widen_odd,
 //   widen_even_magnitudes, widen_odd_magnitudes, widen_even_finite, widen_odd_finite, with_signs, widen_element, narrow
@@ -10,7 +10,7 @@ const PREFETCH: bool = true;
 const KEY_MASK: u32 = MAGNITUDE;
 const INFINITY_KEY: u32 = INFINITY;
 
-// A key is the magnitude itself; see f16.wgsl.
+// A key is the magnitude itself.
 fn magnitude_of_key(key: u32) -> u32 {
     return key;
 }

@@ -1,4 +1,4 @@
-// The outcome of a clip by norm. 40 bytes; `ClipRecord` in Rust. This file is also for the shaders of callers
+// The outcome of a clip by norm. 40 bytes; `ClipRecord` in Rust. Callers include this file in their shaders
 // (`CLIP_RECORD_WGSL`), so all its names start with `ClipRecord`, `CLIP_RECORD` or `clip_record`, and it requires nothing.
 //
 // provides: ClipRecord, CLIP_RECORD_CLIPPED, CLIP_RECORD_NON_FINITE, CLIP_RECORD_SKIP, CLIP_RECORD_ZERO,
@@ -7,7 +7,7 @@
 
 struct ClipRecord {
     total_norm: f32,         // offset  0: the norm before clipping, without the loss scale
-    clip_coef: f32,          // offset  4: what clips to the limit; exactly 1 within it
+    clip_coef: f32,          // offset  4: the coefficient that brings the norm to the limit; exactly 1 within it
     factor: f32,             // offset  8: the multiplier of every element: clip_coef, inverse loss scale and policy
     max_magnitude: f32,      // offset 12: the largest |g|, without the loss scale; NaN if any element is NaN
     flags: u32,              // offset 16: the CLIP_RECORD_* bits below
@@ -27,7 +27,7 @@ const CLIP_RECORD_NORM_MISSING: u32 = 32u; // the norm pass has run, but no norm
 const CLIP_RECORD_NO_GRADIENT: u32 = 0xffffffffu;
 const CLIP_RECORD_EMPTY_EXPONENT: i32 = -2147483647 - 1; // with a significand of 0: there are no elements
 
-// Returns gradient * record.factor, also if that factor is below the normal range of f32, where a device may flush it to 0.
+// Returns gradient * record.factor, even if that factor is below the normal range of f32, where a device may flush it to 0.
 fn clip_record_scaled(record: ClipRecord, gradient: f32) -> f32 {
     let bits = bitcast<u32>(gradient);
     let field = i32((bits >> 23u) & 0xffu);

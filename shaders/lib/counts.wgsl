@@ -1,4 +1,4 @@
-// Counts of special elements.
+// The numbers of zero and of non-finite elements.
 //
 // provides: Counts, add_counts
 
@@ -7,7 +7,7 @@ struct Counts {
     non_finite: u32,
 }
 
-// Saturates at the largest u32.
+// Returns a + b; each count saturates at the largest u32.
 fn add_counts(a: Counts, b: Counts) -> Counts {
     return Counts(a.zeros + min(b.zeros, ~a.zeros), a.non_finite + min(b.non_finite, ~a.non_finite));
 }

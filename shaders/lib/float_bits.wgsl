@@ -1,5 +1,5 @@
 // f32 as integer bits. WGSL lets a compiler assume that no NaN and no infinity exists, and flush subnormals. Neither
-// touches integers, so everything that must hold for every input is decided here.
+// applies to integers, so everything that must hold for every input is decided on integers.
 //
 // provides: SIGN, MAGNITUDE, INFINITY, NAN, ONE, SMALLEST_NORMAL, exponent_of, power_of_two, scale_down, scale_down_all,
 //   scale_up

@@ -4,7 +4,7 @@
 
 // A run of consecutive elements in one of the bound windows.
 struct Tile {
-    slot: u32,         // the window
+    slot: u32,         // the slot of the window
     first: u32,        // the index of the first element, from the start of the window
     count: u32,        // the number of elements
     target_index: u32, // norm pass: the partial to write; elementwise pass: the record or bounds to apply

@@ -1,4 +1,4 @@
-// The infinity norm: the largest magnitude, which every partial has anyway. There is no sum.
+// The infinity norm: the largest magnitude, which every partial has. There is no sum.
 //
 // provides: needs_scaling, accumulate, accumulate_scaled, rescale_sum, norm_of
 // requires: extended

@@ -1,4 +1,4 @@
-// The L1 norm: the sum of magnitudes. It is scaled as the L2 norm is, but only much further out.
+// The L1 norm: the sum of magnitudes. Tiles are scaled as for the L2 norm (l2.wgsl), but only at more extreme magnitudes.
 //
 // provides: needs_scaling, accumulate, accumulate_scaled, rescale_sum, norm_of
 // requires: float_bits, extended
@@ -17,7 +17,7 @@ fn accumulate(sum: vec4<f32>, bits: vec4<u32>) -> vec4<f32> {
     return sum + bitcast<vec4<f32>>(bits & vec4(MAGNITUDE));
 }
 
-// Adds the elements divided by 2^exponent.
+// Adds the magnitudes divided by 2^exponent.
 fn accumulate_scaled(sum: vec4<f32>, bits: vec4<u32>, exponent: i32) -> vec4<f32> {
     return sum + scale_down_all(bits, exponent);
 }
@@ -27,7 +27,7 @@ fn rescale_sum(sum: f32, scale: f32) -> f32 {
     return sum * scale;
 }
 
-// Returns the norm of finite elements, not all zero, from the sum of the elements divided by 2^exponent.
+// Returns the norm of finite elements, not all zero, from the sum of the magnitudes divided by 2^exponent.
 fn norm_of(sum: f32, exponent: i32, largest: u32) -> Extended {
     return normalized(sum, exponent);
 }

@@ -1,7 +1,7 @@
-// The norm of general p: (Σ |g|^p)^(1/p); the number of gradients that are not zero for p = 0; the smallest magnitude for
-// p = -∞.
+// The norm of general p: (Σ |g|^p)^(1/p). For p = 0 it is the number of gradients with a non-zero element; for p = -∞, the
+// smallest magnitude.
 //
-// Powers soon leave the range of f32, so magnitudes enter as ratios to a reference: the largest for p > 0, the smallest
+// Powers easily leave the range of f32, so magnitudes enter as ratios to a reference: the largest for p > 0, the smallest
 // for p < 0. Each term is then a number in [0, 1] to the power of |p|.
 //
 // provides: reference_of, term

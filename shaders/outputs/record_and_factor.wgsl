@@ -1,5 +1,5 @@
-// Writes the record of a segment, and its norm and its factor once more, each to an array of f32: for frameworks in which
-// these are tensors.
+// Writes the record of a segment, and copies its norm and its factor to arrays of f32, for frameworks in which these are
+// tensors.
 //
 // provides: write_output
 // requires: segment, new_record, clip_record, counts, extended

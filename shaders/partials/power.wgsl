@@ -1,4 +1,4 @@
-// A partial of a norm of general p: the sum of its terms, and the smallest and the largest magnitude. It always counts.
+// A partial of a norm of general p: the sum of its terms, and the smallest and the largest magnitude. It always has counts.
 //
 // provides: Partial, NO_ELEMENTS, combine
 // requires: float_bits, counts

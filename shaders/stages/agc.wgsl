@@ -1,5 +1,5 @@
-// Norm, after stage 2, for adaptive gradient clipping (AGC): computes the coefficients again, with limits relative to the norms
-// of the parameters. A. Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization" (2021).
+// Norm pass, after finalize, for adaptive gradient clipping (AGC): computes the coefficients again, with limits relative to the
+// norms of the parameters. A. Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization" (2021).
 //
 //   limit = max_norm * max(norm of the parameter, floor)    where max_norm is the allowed ratio
 //
@@ -25,7 +25,7 @@ fn main(
     records[index] = record;
 }
 
-// Decides infinities and NaNs by bits.
+// Returns the limit. Infinities and NaNs are detected by their bits.
 fn agc_limit(parameter_norm: Extended, max_norm: f32) -> Extended {
     let ratio = extended(bitcast<u32>(max_norm));
     if ((ratio.significand & MAGNITUDE) >= INFINITY) {

@@ -1,8 +1,8 @@
-// Norm, stage 2: reduces the partials of each segment to its norm, and writes its output.
+// Norm pass, second stage: reduces the partials of each segment to its norm, and writes its output.
 //
 // One workgroup for each segment, of COLUMNS invocations or a multiple of that. This stage is latency-bound, and instruction
-// fetches are part of the latency, so its common path is short. Scaled and non-finite partials take a second read, in code
-// that is not fetched otherwise.
+// fetches are part of the latency, so its common path is short. Scaled and non-finite partials are read a second time, by code that
+// other segments do not fetch.
 //
 // requires: workgroup, banks, segment, partials, norms, reduce, outputs, float_bits, extended
 // binds: segments
@@ -62,7 +62,7 @@ fn norm_of_all(sum: f32, exponent: i32, largest: u32) -> Extended {
     return norm_of(sum, exponent, largest);
 }
 
-// A sum of many terms in chains of 16: sums of 16 terms, sums of 16 such sums, and so on.
+// A sum of many terms in chains of 16: sums of 16 terms, sums of 16 such sums, and the sum of those.
 struct Cascade {
     ones: f32,
     sixteens: f32,
@@ -87,7 +87,7 @@ fn total_of(cascade: Cascade) -> f32 {
 }
 
 // The partials of a segment form a table with COLUMNS columns. Each column is summed row by row, sixteen rows at a time, and a
-// tree joins the columns. In a wide workgroup, TURNS invocations share a column: they take turns at sixteen rows, and the first
+// tree joins the columns. In a wide workgroup, TURNS invocations share a column: each takes sixteen rows in turn, and the first
 // of them adds up their sums in the order of the rows.
 
 // Reduces the partials of one column. If `is_scaled`, sums are taken as if all elements had been divided by 2^exponent. The result
@@ -119,7 +119,7 @@ fn reduce_column(segment: Segment, lane: u32, is_scaled: bool, exponent: i32) ->
 }
 
 // Reduces sixteen rows of a column by a tree, up to the end of the segment, with four loads in flight at a time. These are
-// loops: with cold caches, this stage waits longer for its instructions than for partials.
+// loops, because unrolled code would take longer to fetch than the partials.
 fn reduce_sixteen(segment: Segment, column: u32, first: u32, is_scaled: bool, exponent: i32) -> Partial {
     var sixteen: Partial;
     for (var row = first; row < first + 16u && row * COLUMNS < segment.count; row += 8u) {
@@ -140,7 +140,7 @@ fn reduce_four(segment: Segment, at: u32, is_scaled: bool, exponent: i32) -> Par
     return combine(combine(a, b), combine(c, d));
 }
 
-// Loads one partial; none past the end of the segment. The load is unconditional, so that there is no branch between loads.
+// Loads one partial; past the end of the segment, the partial of no elements. The load is unconditional, so that there is no branch between loads.
 fn load_partial(segment: Segment, at: u32, is_scaled: bool, exponent: i32) -> Partial {
     let loaded = partial_at(segment.first + min(at, segment.count - 1u));
     var partial = select_partial(at < segment.count, loaded);

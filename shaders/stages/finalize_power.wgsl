@@ -1,4 +1,4 @@
-// Norm of general p, stage 2: reduces the partials of each segment to its norm, and writes its output.
+// Norm pass for general p, second stage: reduces the partials of each segment to its norm, and writes its output.
 //
 // One workgroup for each segment.
 //
@@ -31,7 +31,7 @@ fn main(
             first_non_finite = min(first_non_finite, candidate);
         }
     }
-    // The smallest index takes the place of the smallest magnitude.
+    // The field `smallest` carries the index, since `combine` takes its minimum.
     let total = reduce(lane, Partial(sum, first_non_finite, 0u, Counts()));
     if (lane == 0u) {
         let norm = norm_of_all(total.sum, all, segment.count);
@@ -75,7 +75,7 @@ fn norm_of_all(sum: f32, all: Partial, count: u32) -> Extended {
         return Extended(INFINITY, 0);
     }
     let exponent = exponent_of(reference);
-    // Beyond these bounds, the norm has long left the range of f32.
+    // Beyond these bounds, the norm is far outside the range of f32.
     let root = clamp(log2(sum) / POWER, -4096.0, 4096.0);
     let significand = scale_down(reference, exponent) * exp2(root - floor(root));
     return without_loss_scale(normalized(significand, exponent + i32(floor(root))));

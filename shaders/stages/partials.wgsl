@@ -1,4 +1,4 @@
-// Norm, stage 1: reduces each tile to a partial.
+// Norm pass, first stage: reduces each tile to a partial.
 //
 //   partials[tile.target_index] = (Σ g², max |g|)    for the L2 norm, over the elements g of the tile
 //
@@ -35,8 +35,8 @@ fn main(
     }
 }
 
-// Reduces the elements of one invocation. Four vectors at a time, with their loads in flight together. If the elements leave
-// registers for it (PREFETCH), the next four are in flight, too.
+// Reduces the elements of one invocation, four vectors at a time, with their loads in flight together. With PREFETCH, the next
+// four are in flight too.
 fn partial_of(tile: Tile, lane: u32) -> Partial {
     var sum0 = vec4<f32>();
     var sum1 = vec4<f32>();
@@ -97,7 +97,7 @@ fn scaled_sum_of(tile: Tile, lane: u32, exponent: i32) -> f32 {
     return total_of(total);
 }
 
-// A sum with a non-finite element is meaningless; the tally has the element's key.
+// The sum is meaningless if an element is not finite; the largest key of the tally then shows that.
 fn add_vector(sum: vec4<f32>, words: vec4<u32>) -> vec4<f32> {
     let even = accumulate(sum, widen_even_finite(words));
     if (ELEMENTS_PER_WORD == 1u) {
@@ -114,7 +114,7 @@ fn add_scaled_vector(sum: vec4<f32>, words: vec4<u32>, exponent: i32) -> vec4<f3
     return accumulate_scaled(even, widen_odd(words), exponent);
 }
 
-// What an invocation collects besides sums, in each of four lanes. The counts are unused unless COUNTED.
+// The largest key and the counts of one invocation, for each of four lanes. The counts are unused unless COUNTED.
 struct Tally {
     largest_key: vec4<u32>,
     zeros: vec4<u32>,

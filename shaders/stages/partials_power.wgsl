@@ -1,7 +1,7 @@
-// Norm of general p, stage 1: reduces each tile to a partial, element by element.
+// Norm pass for general p, first stage: reduces each tile to a partial, element by element.
 //
-// One workgroup for each tile: first the smallest and the largest magnitude, then the sum of the terms, whose reference is
-// one of the two.
+// One workgroup for each tile. It finds the smallest and the largest magnitude, and then sums the terms relative to one
+// of them.
 //
 // requires: workgroup, tile, elements, slots, partials, norms, reduce, float_bits, counts
 // binds: tiles, partials

@@ -18,7 +18,7 @@ fn main(
 }
 
 // Returns the index of the record of a tile. SEGMENTED is 0 if there is only one record, so that no workgroup waits for its tile
-// to learn which.
+// to find the index.
 fn record_index(target_index: u32) -> u32 {
     return target_index * SEGMENTED;
 }
@@ -27,7 +27,7 @@ fn is_identity(target_index: u32) -> bool {
     return bitcast<u32>(records[record_index(target_index)].factor) == ONE;
 }
 
-// Whether the device's multiplication suffices: f32 holds the factor, and no measured element is infinite or NaN.
+// Returns whether the device's multiplication suffices: f32 holds the factor, and no measured element is infinite or NaN.
 fn has_fast_path(target_index: u32) -> bool {
     let record = &records[record_index(target_index)];
     let is_in_range = u32((*record).factor_exponent + 126) < 254u;
@@ -53,7 +53,7 @@ fn map_vector(words: vec4<u32>, target_index: u32) -> vec4<u32> {
     return even | (odd << vec4(16u));
 }
 
-// The bits of f32 values to the bits of their products.
+// Maps the bits of f32 values to the bits of their products.
 fn map_values_fast(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
     return bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * records[record_index(target_index)].factor);
 }

@@ -1,4 +1,4 @@
-// Norm, last stage: counts steps by the outcome in their records.
+// Norm pass, after the limits are final: counts steps by the outcome in their records.
 //
 // One invocation for each record.
 //

@@ -1,4 +1,4 @@
-// Norm, for a clip by a supplied norm: makes the records from the norm that the caller supplies.
+// Norm pass, for a clip by supplied norm: makes the records from the norm that the caller supplies.
 //
 // One invocation for each segment.
 //

@@ -1,5 +1,5 @@
-// Norm, after stage 2, for z-clip: computes the coefficients again, with limits that follow the norms of past steps, and updates
-// the histories. A. Kumar et al., "ZClip: Adaptive Spike Mitigation for LLM Pre-Training" (2025); z_clip.rs in Rust.
+// Norm pass, after finalize, for z-clip: computes the coefficients again, with limits that follow the norms of past steps, and
+// updates the histories. A. Kumar et al., "ZClip: Adaptive Spike Mitigation for LLM Pre-Training" (2025); z_clip.rs in Rust.
 //
 //   z      = (norm - mean) / deviation
 //   limit  = mean + threshold^2 / z * deviation            if z exceeds the threshold
@@ -73,7 +73,7 @@ fn limit_for(history: NormHistory, norm: f32) -> f32 {
     return history.mean + max_deviation * (max_deviation / (norm - history.mean));
 }
 
-// The same for a norm beyond f32, with all numbers divided by the norm's power of two.
+// Returns the limit for a norm beyond f32, with all numbers divided by the norm's power of two.
 fn limit_beyond_f32(history: NormHistory, norm: Extended) -> f32 {
     let max_deviation = norm_params.threshold * history.deviation;
     let mean = scale_down(bitcast<u32>(history.mean), norm.exponent);

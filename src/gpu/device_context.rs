@@ -1,4 +1,4 @@
-//! `DeviceContext`: what all plans of a clipper share on one device.
+//! `DeviceContext`: the device, its limits and the compiled kernels that all plans of a clipper share.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::kernels::{
 /// with one, within 4 %; with 256 it takes 20 to 50 % longer.
 pub(super) const MAX_SLOTS: u32 = 64;
 
-/// [`MAX_SLOTS`] of a software adapter, which compiles each case of a `switch` over slots for seconds.
+/// [`MAX_SLOTS`] of a software adapter, which takes seconds to compile each case of a `switch` over slots.
 const MAX_SLOTS_IN_SOFTWARE: u32 = 32;
 
 /// The most banks of partials that one dispatch reads. Each bank makes the kernel that reduces them longer.
@@ -40,6 +40,8 @@ pub(super) struct DeviceContext {
 }
 
 impl DeviceContext {
+    /// Creates the context of `device`.
+    ///
     /// # Errors
     ///
     /// [`Error::DeviceLimit`] if the device allows less than the smallest kernel needs; [`Error::DeviceLost`];

@@ -117,9 +117,9 @@ impl<'a> Gradient<'a> {
         Self { scaled: false, ..self }
     }
 
-    /// Splits the gradient into `rows` consecutive rows of equal length; the number is the first of its shape. A clip of each
-    /// gradient on its own then clips each row on its own, and leaves a record for each. Other clips ignore it. A weight of
-    /// the shape `[out, in]` has `out` rows. Empty gradients may have rows too, at most 2²⁰ together.
+    /// Splits the gradient into `rows` consecutive rows of equal length; `rows` is the first dimension of its shape. A weight of
+    /// the shape `[out, in]` has `out` rows. A clip of each gradient on its own then clips each row on its own, with a record for
+    /// each. Other clips ignore rows. Empty gradients may have rows too, at most 2²⁰ together.
     #[must_use]
     pub const fn rows(self, rows: u64) -> Self {
         Self { rows, ..self }

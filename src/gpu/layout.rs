@@ -1,4 +1,4 @@
-//! The layout of a plan: the bindings and the tiles of each dispatch. Numbers in, numbers out; no call of wgpu.
+//! The layout of a plan: the bindings and the tiles of each dispatch. It is arithmetic: it calls nothing of wgpu.
 //!
 //! A gradient is cut into tiles relative to its own start, so its share of the norm does not depend on its address. A buffer is
 //! bound through windows, each at most as large as a binding may be. A batch is one dispatch: tiles of one format, from
@@ -57,7 +57,7 @@ pub(super) struct Layout {
     pub(super) tiles: Vec<Tile>,
     /// The norm pass, which only reads.
     pub(super) norm: Vec<Batch>,
-    /// The elementwise pass, which writes. It runs backwards: the cache still has what the norm pass read last.
+    /// The elementwise pass, which writes. It runs backwards, because the cache still has the elements that the norm pass read last.
     pub(super) apply: Vec<Batch>,
     /// For each partial, in the order of the segments: the gradient that it belongs to, itself or through its parameter.
     pub(super) gradient_of_partial: Vec<u32>,
@@ -316,7 +316,7 @@ impl Layout {
         }
     }
 
-    /// Whether there are so many partials in so few segments that wide workgroups are faster.
+    /// Whether wide workgroups are faster: there are few segments, and one has many partials.
     pub(super) fn wants_wide_workgroups(&self) -> bool {
         // Up to sixteen rows of 256 are one turn, as fast in a normal workgroup.
         const MANY: usize = 16 * 256;

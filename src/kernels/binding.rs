@@ -53,7 +53,7 @@ pub enum Buffer {
     StepCounts,
     /// [`Bounds`](super::tables::Bounds), one for each group.
     Bounds,
-    /// For each partial, its location in the banks, as u32: `index in its bank * banks + bank`. Bound only with several banks.
+    /// For each partial, its location in the banks, as u32: `index_in_bank * banks + bank`. Bound only with several banks.
     PartialLocations,
     /// Partials to read: bank number `.0` of them.
     Bank(usize),

@@ -1,4 +1,4 @@
-//! The head of a kernel's text, as each runtime wants it.
+//! The declarations at the head of a kernel, for each runtime that compiles it.
 
 use super::BindingType;
 
@@ -44,7 +44,7 @@ impl Constant {
         Self { name, ty: "u32", value: Value::Expression(expression) }
     }
 
-    /// The name and the value, unless other constants determine it.
+    /// The name and the value; `None` for an expression of other constants.
     pub(super) const fn number(&self) -> Option<(&'static str, f64)> {
         match self.value {
             Value::Number(value) => Some((self.name, value)),
@@ -54,7 +54,7 @@ impl Constant {
 }
 
 impl Dialect {
-    /// Whether unaligned tiles of an elementwise pass are only the edges of gradients, or whole gradients.
+    /// Whether the unaligned tiles of an elementwise pass are only the edges of gradients. If not, they may be whole gradients.
     pub(super) const fn unaligned_tiles_are_edges(self) -> bool {
         matches!(self, Self::WebGpu)
     }

@@ -1,5 +1,5 @@
 //! The kernels as data: the stages, their bindings, structs and constants, and the WGSL of each. The GPU path reads it, and so
-//! does any package that launches the kernels without wgpu: `gradclip-burn` does. To clip buffers of wgpu you do not need it.
+//! does any package that launches the kernels without wgpu: `gradclip-burn` does. Code that clips wgpu buffers does not need this module.
 //!
 //! A [`Kernel`] names a stage and its variant. [`Kernel::source`] is its text, for one [`Dialect`]; [`Kernel::bindings`] is
 //! what a launch binds, in order; [`tables`] has the structs in the bound buffers. All of it may change with any minor version.
@@ -45,7 +45,7 @@ pub const WIDE_WORKGROUP_SIZE: u32 = 1024;
 /// The invocations of a workgroup whose tile is one of a gradient's edges: a few elements.
 const EDGE_WORKGROUP_SIZE: u32 = 32;
 
-/// The largest workgroup memory of any kernel but a wide one: 20 bytes for each invocation.
+/// The largest workgroup memory of a kernel that is not wide: 20 bytes for each invocation.
 pub(crate) const WORKGROUP_BYTES: u32 = 20 * WORKGROUP_SIZE;
 
 /// The largest workgroup memory of a wide kernel: 16 bytes for each invocation.
@@ -91,7 +91,7 @@ pub enum Kernel {
     StepCounts,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
-        /// Whether tiles obey different records.
+        /// Whether tiles have different records. If not, record 0 applies to all of them.
         segmented: bool,
         /// The format of the tiles.
         format: TileFormat,
@@ -100,7 +100,7 @@ pub enum Kernel {
     },
     /// Clamps the elements of each tile. One workgroup for each tile.
     Clamp {
-        /// Whether tiles obey different bounds.
+        /// Whether tiles have different bounds. If not, bounds 0 apply to all of them.
         segmented: bool,
         /// The format of the tiles.
         format: TileFormat,
@@ -158,7 +158,7 @@ enum Norm {
 }
 
 impl Reduction {
-    /// The reduction of a norm; `counted` adds counts of elements that are zero or not finite, which
+    /// Returns the reduction of a norm. `counted` adds counts of elements that are zero or not finite, which
     /// [`Output::TensorStats`] needs.
     #[must_use]
     pub fn new(norm_type: NormType, counted: bool) -> Self {
@@ -172,7 +172,7 @@ impl Reduction {
         Self { norm, counted: counted || matches!(norm, Norm::Power(_)) }
     }
 
-    /// The size of a partial, in bytes.
+    /// Returns the size of a partial, in bytes.
     #[must_use]
     pub const fn partial_bytes(self) -> usize {
         match self {
@@ -182,8 +182,8 @@ impl Reduction {
         }
     }
 
-    /// Whether there are kernels that load vectors, and wide ones. The kernels of general p have neither: a launch must use
-    /// [`Alignment::Element`] there.
+    /// Returns whether the reduction has kernels that load vectors, and wide kernels. General p has neither: its launches must use
+    /// [`Alignment::Element`].
     #[must_use]
     pub const fn loads_vectors(self) -> bool {
         !matches!(self.norm, Norm::Power(_))

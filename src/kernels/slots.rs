@@ -1,4 +1,4 @@
-//! The WGSL that is generated: the functions that access the slots of gradients, and the banks of partials.
+//! Generates WGSL: the functions that access the slots of gradients, and the banks of partials.
 //!
 //! WGSL has no portable array of buffers, and no pointer to a buffer can be passed to a function. So a kernel with several
 //! windows has a variable for each, and selects one with a `switch`. One load takes four vectors behind one `switch`, so that
@@ -12,8 +12,8 @@ use crate::DType;
 /// The binding of the first slot, after the tiles and one other buffer.
 pub const FIRST_SLOT: u32 = 2;
 
-/// Returns the number of slots of the kernel for `needed` windows, on a device that allows `max` slots: the same up to 4, then
-/// powers of two, so that sets of buffers that vary in number share few kernels.
+/// Returns the number of slots of the kernel for `needed` windows, on a device that allows `max` slots: `needed` up to
+/// 4, then the next power of two, so that sets with different numbers of buffers share few kernels.
 #[must_use]
 pub fn slot_count(needed: usize, max: usize) -> usize {
     if needed <= 4 { needed.min(max) } else { needed.next_power_of_two().min(max) }

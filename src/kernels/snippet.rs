@@ -84,7 +84,7 @@ pub(super) fn resolve(stage: &str, choices: &[&str]) -> Vec<&'static Snippet> {
             let chosen =
                 choices.iter().find(|path| path.split_once('/').is_some_and(|(folder, _)| folder == name));
             let required = chosen.map_or_else(|| Snippet::in_lib(name), |path| Snippet::at(path));
-            // The stage is there already, and what is generated is no file.
+            // `stage`, `slots` and `banks` have no file to add.
             let Some(required) = required else { continue };
             if !resolved.iter().any(|known| known.path == required.path) {
                 resolved.push(required);

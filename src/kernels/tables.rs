@@ -21,7 +21,7 @@ pub struct Tile {
     pub target_index: u32,
 }
 
-/// A unit with a norm of its own. `Segment` of `segment.wgsl`.
+/// A group, a gradient or a row, with its norm and its record. `Segment` of `segment.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Segment {

@@ -14,7 +14,7 @@ use crate::{ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, g
 /// The largest arena. Many drivers handle larger buffers badly.
 const ARENA_BYTES: u64 = 1 << 30;
 
-/// The most bytes in flight. They take host memory a second time.
+/// The most bytes in flight. The host holds a second copy of them.
 const CHUNK_BYTES: u64 = 1 << 26;
 
 /// The alignment of each slice in its arena, so that shaders load aligned vectors.
@@ -166,7 +166,7 @@ impl Gpu {
         })
     }
 
-    /// Writes words. A half word at the end is padded; the alignment of the parts leaves room for that.
+    /// Writes bytes in whole words. A half word at the end is padded; the alignment of the parts leaves room for that.
     fn write(&self, arena: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<WORD>();
         self.queue.write_buffer(arena, offset, words.as_flattened());
@@ -192,7 +192,7 @@ impl Gpu {
         for (index, arena) in arenas.iter().enumerate() {
             for from in (0..arena.size()).step_by(as_index(CHUNK_BYTES)) {
                 let chunk = from..arena.size().min(from + CHUNK_BYTES);
-                let mut shown = changed.iter().filter(|part| part.shows_in(index, &chunk)).peekable();
+                let mut shown = changed.iter().filter(|part| part.overlaps(index, &chunk)).peekable();
                 if shown.peek().is_some() {
                     self.read(arena, chunk.clone(), &staging, |bytes| {
                         shown.for_each(|part| part.take(&chunk, bytes, &mut gradients[part.slice]));
@@ -247,7 +247,7 @@ impl Part {
         self.offset..self.offset + self.range.len() as u64
     }
 
-    fn shows_in(&self, arena: usize, chunk: &Range<u64>) -> bool {
+    fn overlaps(&self, arena: usize, chunk: &Range<u64>) -> bool {
         let bytes = self.bytes();
         self.arena == arena && bytes.start.max(chunk.start) < bytes.end.min(chunk.end)
     }
@@ -395,7 +395,7 @@ mod tests {
         [clip.checked().unwrap()]
     }
 
-    /// What `place` promises, for arenas of two tiles of f32.
+    /// Checks the guarantees of `place`, for arenas of two tiles of f32.
     fn check(lens: &[usize], dtypes: &[DType], whole: bool) {
         let arena_bytes = 8 * LARGEST_TILE;
         let slices: Vec<_> = lens
@@ -451,7 +451,7 @@ mod tests {
         }
     }
 
-    /// An adapter that allows no buffer above so many bytes, so that few elements are many.
+    /// Opens an adapter with a small `max_buffer_size`, so that few elements exceed it.
     fn small_gpu(max_buffer_size: u64) -> Gpu {
         let adapter = crate::adapters::enumerate().remove(0);
         let required_limits = wgpu::Limits {
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_is_clipped_as_one() {
+    fn a_split_slice_is_clipped_as_one() {
         let gpu = small_gpu(4 * LARGEST_TILE + 256);
         let make = || {
             let numbers = (0_u16..).map(|i| f32::from(i % 1001) - 500.0);
@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_not_be_cut_is_refused() {
+    fn a_slice_that_must_stay_whole_is_refused() {
         let gpu = small_gpu(4 * LARGEST_TILE + 256);
         let (mut large, mut small) = (vec![1.0; as_index(LARGEST_TILE) + 100], [2.0; 3]);
         let count = Clip::by_global_norm(1.0).norm_type(crate::NormType::P(0.0));

@@ -158,7 +158,7 @@ fn rejects_misuse() {
     odd.add_f32(&[]).unwrap();
     let error = odd.clone().label("w").add_f32(&[1.0]).unwrap_err();
     assert_eq!(error, Error::MisalignedChunk { label: Some("w".into()), at: 3, multiple: CHUNK_LEN as u64 });
-    assert!(error.to_string().starts_with("a piece begins at element 3 of gradient \"w\", but"), "{error}");
+    assert!(error.to_string().starts_with("a chunk begins at element 3 of gradient \"w\", but"), "{error}");
     assert_eq!(
         plan.finish_measurements(&[odd.clone()]).unwrap()[0].total_norm,
         3.0_f32.sqrt(),

@@ -145,7 +145,7 @@ pub(super) fn or_one<'a, T>(values: &'a [T], one: &'a T) -> &'a [T] {
     if values.is_empty() { std::slice::from_ref(one) } else { values }
 }
 
-/// Creates a buffer with these values, without a queue, which a context does not have.
+/// Creates a buffer with these values. It maps the buffer at creation, because a context has no queue.
 fn create_buffer<T: Pod>(
     device: &wgpu::Device,
     label: &str,

@@ -48,7 +48,7 @@ pub(super) fn by_norm(
         let mut builder = Builder::new(context, &set.buffers, &layout.tiles);
         let table = map.table(&layout.segments, max_norms);
         let records = table.len();
-        // A plan without gradients has one record, too: of nothing.
+        // Without records there is still one segment, since a buffer must not be empty.
         let table = or_one(&table, &Segment { max_norm: max_norms[0], ..Segment::EMPTY }).to_vec();
         let buffers = Buffers::new(&mut builder, norm, reduction, &layout, &table, records);
         let wide = context.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
@@ -160,7 +160,7 @@ struct Stages<'a> {
     buffers: Buffers,
     /// Whether wide workgroups reduce the partials.
     wide: bool,
-    /// The number of records, 0 for a plan without gradients.
+    /// The number of records; 0 if each gradient has its own record and there are no gradients.
     records: usize,
     steps: Vec<Step>,
 }
@@ -219,7 +219,7 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Limits that follow past norms.
+    /// Z-clip: replaces the limits by those that follow past norms. Returns the buffer of the histories.
     fn z_clip(&mut self, builder: &mut Builder<'_>) -> Result<Option<Results>, Error> {
         if self.norm.z_clip.is_none() {
             return Ok(None);
@@ -231,6 +231,7 @@ impl Stages<'_> {
         Ok(Some(histories))
     }
 
+    /// Counts steps by their outcome. Returns the buffer of the counts.
     fn step_counts(&mut self, builder: &mut Builder<'_>) -> Result<Option<Results>, Error> {
         if !self.norm.count_steps {
             return Ok(None);
@@ -242,7 +243,7 @@ impl Stages<'_> {
         Ok(Some(counts))
     }
 
-    /// The statistics of each gradient.
+    /// Computes the statistics of each gradient. Returns their buffer.
     fn tensor_stats(
         &mut self,
         builder: &mut Builder<'_>,
