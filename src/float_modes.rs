@@ -1,13 +1,14 @@
-//! The floating-point control modes of the processor, set to Rust's defaults while results depend on them.
+//! Sets the floating-point modes of the processor to Rust's defaults during computations.
 //!
 //! A caller may have set its thread to flush subnormals to zero (FTZ and DAZ), as audio code and `-ffast-math` do, or
-//! to round in another direction. Threads inherit the modes of the thread that spawns them, so the threads of a pool
-//! may have them too.
+//! to round in another direction. Threads inherit the modes of the thread that spawns them, so pool threads may have
+//! them too.
 
 /// Runs `work` in the default modes: subnormals are not flushed, and results are rounded to nearest. Restores the modes
-/// of the caller afterwards, also if `work` panics.
+/// of the caller afterwards, even if `work` panics.
 pub(crate) fn in_default_modes<T>(work: impl FnOnce() -> T) -> T {
-    /// Not inlined: the compiler does not know that arithmetic depends on the modes, and could move it across their change.
+    /// Not inlined: the compiler does not know that arithmetic depends on the modes, and could move it past the point
+    /// where they change.
     #[inline(never)]
     fn run<T>(work: impl FnOnce() -> T) -> T {
         work()
@@ -22,7 +23,7 @@ mod modes {
     pub(super) struct Restored(Option<Modes>);
 
     impl Restored {
-        /// Sets the default modes. If they are already set, as is usual, this takes a few cycles.
+        /// Sets the default modes. This takes a few cycles if they are already set, as is usual.
         pub(super) fn after_default() -> Self {
             let before = read();
             let differ = before & MASK != DEFAULT;
@@ -125,8 +126,8 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Runs `work` with FTZ, DAZ and rounding towards zero. Rust does not define the results of arithmetic outside of
-    /// [`in_default_modes`] there.
+    /// Runs `work` with FTZ, DAZ and rounding towards zero. In these modes, Rust does not define the results of
+    /// arithmetic outside [`in_default_modes`].
     pub(crate) fn in_odd_modes<T>(work: impl FnOnce() -> T) -> T {
         let before = modes::read();
         modes::write(before | 0xe040);

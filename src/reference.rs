@@ -1,8 +1,8 @@
 //! The reference implementation: every operation in plain, sequential f64.
 //!
-//! The CPU and the GPU path are tested against this module, which shares no code with either. It has one accumulator and
-//! processes one element at a time. For `n` elements the relative error of its norm is at most `n · 2⁻⁵⁴`, and far smaller in
-//! practice. No finite f32 overflows or underflows when squared in f64.
+//! The CPU and the GPU path are tested against this module, which shares no code with either. It has one accumulator,
+//! and processes one element at a time. For `n` elements the relative error of its norm is at most `n · 2⁻⁵⁴`, and far
+//! smaller in practice. No finite f32 overflows or underflows when squared in f64.
 //!
 //! ```
 //! use gradclip::reference;
@@ -16,8 +16,8 @@
 
 use crate::NormType;
 
-/// Computes the global L2 norm, `sqrt(Σ g²)`. It is NaN if an element is NaN, else infinite if an element is infinite, and 0
-/// without elements.
+/// Computes the global L2 norm, `sqrt(Σ g²)`. It is NaN if an element is NaN, else infinite if an element is infinite,
+/// and 0 without elements.
 #[must_use]
 pub fn total_norm(gradients: &[&[f32]]) -> f64 {
     let mut sum = 0.0;
@@ -27,14 +27,14 @@ pub fn total_norm(gradients: &[&[f32]]) -> f64 {
     sum.sqrt()
 }
 
-/// Computes the global norm of any type, like `torch.nn.utils.clip_grad_norm_`: the norm of the norms of the gradients. It is
-/// NaN if an element is NaN and p is not 0, and 0 without elements.
+/// Computes the global norm of any type, like `torch.nn.utils.clip_grad_norm_`: the norm of the norms of the gradients.
+/// It is NaN if an element is NaN and p is not 0, and 0 without elements.
 #[must_use]
 pub fn norm(gradients: &[&[f32]], norm_type: NormType) -> f64 {
     let p = f64::from(norm_type.p());
     let mut norms = Vec::new();
     for gradient in gradients {
-        // An empty gradient has no norm, not even 0, which would be the smallest for a negative p.
+        // An empty gradient is left out: a norm of 0 would be the smallest, and determine the result for a negative p.
         if !gradient.is_empty() {
             let magnitudes: Vec<f64> = gradient.iter().map(|&x| f64::from(x).abs()).collect();
             norms.push(vector_norm(&magnitudes, p));
@@ -43,7 +43,8 @@ pub fn norm(gradients: &[&[f32]], norm_type: NormType) -> f64 {
     vector_norm(&norms, p)
 }
 
-/// Computes `(Σ x^p)^(1/p)` of non-negative numbers, or its limit for an infinite p. For p = 0, counts the non-zero numbers.
+/// Computes `(Σ x^p)^(1/p)` of non-negative numbers, or its limit for an infinite p. For p = 0, counts the non-zero
+/// numbers.
 fn vector_norm(numbers: &[f64], p: f64) -> f64 {
     let largest = numbers.iter().copied().fold(0.0, f64::max);
     let smallest = numbers.iter().copied().fold(f64::INFINITY, f64::min);
@@ -56,7 +57,7 @@ fn vector_norm(numbers: &[f64], p: f64) -> f64 {
     if numbers.is_empty() {
         return 0.0;
     }
-    // Powers could overflow or underflow in f64. Scaled by the dominant number, they do not.
+    // Powers could overflow or underflow in f64. Powers of the ratios to the dominant number do not.
     let scale = if p > 0.0 { largest } else { smallest };
     if p.is_infinite() || scale == 0.0 || scale == f64::INFINITY {
         return scale;
@@ -68,7 +69,8 @@ fn vector_norm(numbers: &[f64], p: f64) -> f64 {
     scale * sum.powf(1.0 / p)
 }
 
-/// Computes the largest `|g|` of all elements: the infinity norm. It is NaN if an element is NaN, and 0 without elements.
+/// Computes the largest `|g|` of all elements: the infinity norm. It is NaN if an element is NaN, and 0 without
+/// elements.
 #[must_use]
 pub fn max_magnitude(gradients: &[&[f32]]) -> f32 {
     let mut largest = 0.0;
@@ -83,8 +85,8 @@ pub fn max_magnitude(gradients: &[&[f32]]) -> f32 {
     largest
 }
 
-/// Computes the clip coefficient, `min(max_norm / (total_norm + 1e-6), 1)`, like `torch.nn.utils.clip_grad_norm_`. NaN stays
-/// NaN.
+/// Computes the clip coefficient, `min(max_norm / (total_norm + 1e-6), 1)`, like `torch.nn.utils.clip_grad_norm_`. NaN
+/// stays NaN.
 #[must_use]
 pub fn clip_coef(total_norm: f64, max_norm: f64) -> f64 {
     clip_coef_with(total_norm, max_norm, 1e-6)
@@ -107,8 +109,8 @@ pub fn scale(x: f32, coef: f64) -> f32 {
     (f64::from(x) * coef) as f32
 }
 
-/// Clamps one element to `[low, high]`. NaN stays NaN. -0.0 stays -0.0 if the range contains 0, whatever the sign of
-/// the bound.
+/// Clamps one element to `[low, high]`. NaN stays NaN. -0.0 stays -0.0 if the range contains 0, even if a bound is
+/// +0.0.
 #[must_use]
 pub fn clamp(x: f32, low: f32, high: f32) -> f32 {
     if x < low {

@@ -10,8 +10,8 @@ pub(crate) struct RowLimit {
 }
 
 impl RowLimit {
-    /// The maximum number of empty rows in a list of gradients. Every row has a record. Memory bounds the number of
-    /// other rows, which have at least one element each.
+    /// The maximum number of empty rows in a list of gradients. It bounds the number of records, because every row has
+    /// one. Memory bounds the number of rows with elements.
     pub(crate) const MAX_EMPTY: u64 = 1 << 20;
 
     /// Checks that the next gradient can be split into `rows` rows.
@@ -24,7 +24,7 @@ impl RowLimit {
         if rows == 0 || !elements.is_multiple_of(rows) {
             return Err(Error::Rows { gradient: gradient(), rows, elements });
         }
-        // A gradient with one row is not split, and does not count.
+        // A gradient with one row is not split and does not count.
         if elements == 0 && rows > 1 {
             self.empty = self.empty.saturating_add(rows);
             if self.empty > Self::MAX_EMPTY {

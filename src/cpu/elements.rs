@@ -21,7 +21,7 @@ pub(super) enum ElementsMut<'a> {
     Bf16(&'a mut [bf16]),
 }
 
-/// Shows the type and the length; there may be millions of elements.
+/// Shows the type and the length, not the elements: there may be millions.
 impl fmt::Debug for Elements<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{:?}; {}]", self.dtype(), self.len())
@@ -160,7 +160,7 @@ impl ElementsMut<'_> {
         front
     }
 
-    /// Splits into `rows` rows of equal length. Returns none if they are empty.
+    /// Splits into `rows` rows of equal length. Returns no rows if they would be empty.
     pub(super) fn rows(self, rows: usize) -> Vec<Self> {
         let len = (self.len() / rows).max(1);
         self.chunks(len)

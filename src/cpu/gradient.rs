@@ -1,4 +1,4 @@
-//! The input of a clip: gradients in main memory, their parameters, and their validation.
+//! The input of a clip: gradients in main memory and their parameters, with validation.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::elements::{Elements, ElementsMut};
 use crate::rows::RowLimit;
 use crate::{DType, Error, GradientId};
 
-/// A gradient in main memory, and its role in a clip.
+/// A gradient in main memory, with its options in a clip.
 ///
 /// ```
 /// use gradclip::cpu::Gradient;
@@ -27,7 +27,8 @@ pub struct Gradient<'a> {
     pub(crate) label: Option<&'a str>,
 }
 
-/// The parameter of a gradient. Only [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) reads it. No clip writes it.
+/// The parameter of a gradient. Only [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) reads it, and no clip
+/// writes it.
 #[derive(Clone, Copy)]
 pub struct Parameter<'a> {
     elements: Elements<'a>,
@@ -56,7 +57,7 @@ impl<'a> Gradient<'a> {
         Self { elements, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
     }
 
-    /// Sets a label, such as the name of the parameter. Error messages show it beside the index.
+    /// Sets a label, such as the name of the parameter. Error messages show it next to the index.
     #[must_use]
     pub const fn label(mut self, label: &'a str) -> Self {
         self.label = Some(label);
@@ -70,8 +71,8 @@ impl<'a> Gradient<'a> {
         self
     }
 
-    /// Excludes the gradient from the norm, but scales it with the others. If each gradient has a norm of its own, only the
-    /// loss scale of this one is undone.
+    /// Excludes the gradient from the norm, but scales it with the others. A clip with one norm per gradient only
+    /// removes the loss scale from it.
     #[must_use]
     pub const fn unmeasured(mut self) -> Self {
         self.measured = false;
@@ -85,16 +86,16 @@ impl<'a> Gradient<'a> {
         self
     }
 
-    /// Splits the gradient into `rows` consecutive rows of equal length, its first dimension: a weight of shape `[out, in]`
-    /// has `out` rows. A clip with one norm per gradient then clips each row by its own norm, and returns one record per row.
-    /// Other clips ignore the rows. Empty gradients may have rows too, at most 2²⁰ in total.
+    /// Splits the gradient along its first dimension into `rows` consecutive rows of equal length: a weight of shape
+    /// `[out, in]` has `out` rows. A clip with one norm per gradient then clips each row by its own norm, and returns
+    /// one record per row. Other clips ignore the rows. Empty gradients may have at most 2²⁰ rows in total.
     #[must_use]
     pub const fn rows(mut self, rows: usize) -> Self {
         self.rows = rows;
         self
     }
 
-    /// Sets the parameter that the gradient belongs to. It must have the same shape; its element type may differ.
+    /// Sets the parameter that the gradient belongs to. It must have the same shape, but its element type may differ.
     #[must_use]
     pub const fn parameter(mut self, parameter: Parameter<'a>) -> Self {
         self.parameter = Some(parameter.elements);

@@ -1,8 +1,8 @@
-//! The inner loops: they process chunks of gradients on one thread.
+//! The inner loops, which process chunks of gradients on one thread.
 //!
 //! Each loop is written once, over independent lanes, and compiled once per instruction set and element type. An
-//! instruction set decides how many lanes an instruction processes, never the result of a lane. Rust does not fuse a
-//! multiplication with an addition unless told to, so all instruction sets give the same bits.
+//! instruction set decides how many lanes an instruction processes, never the result of a lane. Rust never fuses a
+//! multiplication with an addition implicitly, so all instruction sets give the same bits.
 //!
 //! Imports run one way: [`element`] ← [`isa`] ← `avx2` ← [`dispatch`], [`traversal`] ← [`measure`](mod@measure),
 //! [`update`](mod@update).

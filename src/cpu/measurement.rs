@@ -13,9 +13,9 @@ use crate::{Error, GradientId, NormType};
 /// Measures one gradient in parts, for gradients that do not fit into memory or arrive over time.
 ///
 /// [`ClipPlan::begin_measurement`](crate::cpu::ClipPlan::begin_measurement) creates a measurement.
-/// [`ClipPlan::finish_measurements`](crate::cpu::ClipPlan::finish_measurements) computes the records from the measurements of
-/// all gradients, with the same bits as [`ClipPlan::clip`](crate::cpu::ClipPlan::clip). [`scale`](crate::cpu::scale) then
-/// applies a record to each part.
+/// [`ClipPlan::finish_measurements`](crate::cpu::ClipPlan::finish_measurements) computes the records from the
+/// measurements of all gradients, with the same bits as [`ClipPlan::clip`](crate::cpu::ClipPlan::clip).
+/// [`scale`](crate::cpu::scale) then applies a record to each part.
 ///
 /// A measurement takes 16 bytes for each [`CHUNK_LEN`](Self::CHUNK_LEN) elements, or 32 with
 /// [`tensor_stats`](crate::Clip::tensor_stats).
@@ -46,7 +46,7 @@ pub struct Measurement {
     pub(super) label: Option<Box<str>>,
     /// The number of elements added so far.
     pub(super) len: usize,
-    /// The value of each chunk. The order of the sum depends on the final number of chunks.
+    /// The value of each chunk, kept separately because the order of summation depends on the final number of chunks.
     chunks: Vec<(NormSums, ElementCounts)>,
 }
 
@@ -66,7 +66,7 @@ impl Measurement {
         self
     }
 
-    /// Sets the label of the gradient, which error messages show beside the index.
+    /// Sets the label of the gradient, which error messages show next to the index.
     #[must_use]
     pub fn label(mut self, label: &str) -> Self {
         self.label = Some(label.into());
@@ -77,7 +77,8 @@ impl Measurement {
     ///
     /// # Errors
     ///
-    /// [`Error::MisalignedChunk`] if the number of elements added before is not a multiple of [`CHUNK_LEN`](Self::CHUNK_LEN).
+    /// [`Error::MisalignedChunk`] if the number of elements added before is not a multiple of
+    /// [`CHUNK_LEN`](Self::CHUNK_LEN).
     pub fn add_f32(&mut self, elements: &[f32]) -> Result<(), Error> {
         self.add(Elements::F32(elements))
     }
@@ -112,7 +113,7 @@ impl Measurement {
             });
         }
         self.len += elements.len();
-        // Passed as if each were a gradient: gradients are reduced in parallel.
+        // Each chunk is passed as a gradient, because gradients are reduced in parallel.
         let chunks: Vec<_> = elements.chunks(CHUNK_LEN).collect();
         if self.tensor_stats {
             self.chunks.extend(parallel::reduce(&chunks, &StatsReduction(self.norm_type)));
@@ -128,7 +129,7 @@ impl Measurement {
         (self.norm_type, self.tensor_stats) == (norm.norm_type, norm.tensor_stats)
     }
 
-    /// Combines the chunks to the value of the whole gradient.
+    /// Combines the chunks into the value of the whole gradient.
     pub(super) fn value(&self) -> (NormSums, ElementCounts) {
         let reduction = StatsReduction(self.norm_type);
         reduction.finish_gradient(parallel::combine_chunks(self.len, &self.chunks, &reduction))

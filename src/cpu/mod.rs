@@ -31,20 +31,20 @@
 //! **Exactness.** Magnitudes and squares are summed in f64, in short chains. No finite f32 overflows or underflows
 //! there. The L1 and L2 norms are the exact norms rounded to f32, except for rare ties that round the other way. For
 //! any other p, elements are divided by the largest magnitude (the smallest for a negative p) before they are raised to
-//! the power, so that powers stay in range. Non-finite elements are detected by their bits. f16 and bf16 elements are
+//! the power p, so that powers stay in range. Non-finite elements are detected by their bits. f16 and bf16 elements are
 //! widened exactly, and rounded to nearest even after scaling.
 //!
-//! **Determinism.** The same gradients give the same bits for any number of threads, with or without the feature `rayon`, and
-//! for any instruction set. There are two exceptions: the sign and the payload of a NaN depend on the processor, and the last
-//! bits of a norm of type [`NormType::P`](crate::NormType::P) depend on the `pow` of the system.
+//! **Determinism.** The same gradients give the same bits for any number of threads, with or without the feature
+//! `rayon`, and for any instruction set. There are two exceptions: the sign and the payload of a NaN depend on the
+//! processor, and the last bits of a [`NormType::P`](crate::NormType::P) norm depend on the system's `pow`.
 //!
 //! **Cost.** Clips are bound by memory bandwidth. A norm reads every gradient once; if it exceeds the limit, scaling
 //! reads and writes every gradient once. A clip by value reads every gradient once, and writes only the parts that
-//! change. Only [`NormType::P`](crate::NormType::P) is bound by computation. With the feature `rayon` (on by default)
-//! large inputs are distributed over the threads of the current rayon pool. AVX2 is used if the processor supports it.
-//! About 100 bytes are allocated per gradient, and none per element.
+//! change. Only [`NormType::P`](crate::NormType::P) norms are bound by computation. With the feature `rayon` (on by
+//! default), large inputs are distributed over the threads of the current rayon pool. AVX2 is used if the processor
+//! supports it. About 100 bytes are allocated per gradient, and none per element.
 
-// Modules import only modules of an earlier line:
+// Modules import only modules from earlier lines:
 //   elements, norm_sums
 //   kernels, gradient
 //   parallel
@@ -74,8 +74,8 @@ use crate::operation::check_stateless;
 use crate::{Clip, ClipRecord, Error};
 use kernels::Update;
 
-/// Clips f32 gradients in place to a global L2 norm of at most `max_norm`, like `torch.nn.utils.clip_grad_norm_`. Returns the
-/// record, which holds the norm before clipping. See [`Clip::by_global_norm`].
+/// Clips f32 gradients in place to a global L2 norm of at most `max_norm`, like `torch.nn.utils.clip_grad_norm_`.
+/// Returns the record, which holds the norm before clipping. See [`Clip::by_global_norm`].
 ///
 /// `gradients` may be a list of vectors or of slices. For another norm type, a loss scale or a policy for non-finite
 /// gradients, call [`clip`].
@@ -97,8 +97,8 @@ pub fn clip_grad_norm(gradients: &mut [impl AsMut<[f32]>], max_norm: f32) -> Res
     Ok(records[0])
 }
 
-/// Clamps every element of f32 gradients to `[-clip_value, clip_value]` in place, like `torch.nn.utils.clip_grad_value_`. See
-/// [`Clip::by_value`].
+/// Clamps every element of f32 gradients to `[-clip_value, clip_value]` in place, like
+/// `torch.nn.utils.clip_grad_value_`. See [`Clip::by_value`].
 ///
 /// # Errors
 ///
@@ -133,25 +133,27 @@ fn as_gradients(gradients: &mut [impl AsMut<[f32]>]) -> Vec<Gradient<'_>> {
 ///
 /// Those of [`Clip::checked`]; [`Error::GroupWithoutClip`] if a gradient belongs to another group; the errors of rows
 /// and parameters (see [`Gradient`]); [`Error::NeedsPlan`] for an option whose results only a plan returns;
-/// [`Error::NonFinite`] if that is the policy. The gradients are then untouched.
+/// [`Error::NonFinite`] if gradients are not finite under [`NonFinite::Error`](crate::NonFinite::Error). The gradients
+/// are then untouched.
 pub fn clip(gradients: &mut [Gradient<'_>], clip: Clip) -> Result<Vec<ClipRecord>, Error> {
     clip_groups(gradients, &[clip])
 }
 
 /// Clips gradients in place, each with the clip of its [group](Gradient::group).
 ///
-/// Clips by global norm return one record per group. The result is the same as clipping each group by itself with [`clip`].
+/// Clips by global norm return one record per group. The result is the same as clipping each group separately with
+/// [`clip`].
 ///
 /// # Errors
 ///
-/// Those of [`clip`] for each of the clips; [`Error::GroupsDiffer`] if the clips differ in more than their limits. All
+/// Those of [`clip`] for each clip; [`Error::GroupsDiffer`] if the clips differ in more than their limits. All
 /// gradients are then untouched.
 pub fn clip_groups(gradients: &mut [Gradient<'_>], clips: &[Clip]) -> Result<Vec<ClipRecord>, Error> {
     ClipPlan::of(check_stateless(clips)?).clip(gradients)
 }
 
-/// Clips gradients in place by `total_norm`, a norm that was measured elsewhere, like `torch.nn.utils.clip_grads_with_norm_`.
-/// Returns the record. `clip` must be a [`Clip::by_supplied_norm`].
+/// Clips gradients in place by `total_norm`, a norm that was measured elsewhere, like
+/// `torch.nn.utils.clip_grads_with_norm_`. Returns the record. `clip` must be a [`Clip::by_supplied_norm`].
 ///
 /// # Errors
 ///
@@ -165,10 +167,11 @@ pub fn clip_with_norm(
     Ok(records[0])
 }
 
-/// Multiplies gradients in place by the factor of a record: the second half of a clip by norm, for parts of gradients whose
-/// record is known. The record applies to all of `gradients`, whatever their groups and rows.
+/// Multiplies gradients in place by the factor of a record: the second half of a clip by norm, for parts of gradients
+/// whose record is known. The record applies to all of `gradients`, regardless of their groups and rows.
 ///
-/// Nothing is written if the [`factor`](ClipRecord::factor) is 1. [Unscaled](Gradient::unscaled) gradients are never written.
+/// Nothing is written if the [`factor`](ClipRecord::factor) is 1. [Unscaled](Gradient::unscaled) gradients are never
+/// written.
 pub fn scale(gradients: &mut [Gradient<'_>], record: &ClipRecord) {
     let Some(update) = Update::from_record(record) else { return };
     let elements = gradients.iter_mut().filter_map(Gradient::scaled_elements);
@@ -186,14 +189,14 @@ pub fn measure(gradients: &[impl AsRef<[f32]>], max_norm: f32) -> Result<ClipRec
 }
 
 /// Computes the global L2 norm, `sqrt(Σ g²)`, like `torch.nn.utils.get_total_norm`. It is 0 without elements, NaN if an
-/// element is NaN, and infinite if an element is infinite or the norm exceeds `f32::MAX`.
+/// element is NaN, and otherwise infinite if an element is infinite or the norm exceeds `f32::MAX`.
 #[must_use]
 pub fn total_norm(gradients: &[impl AsRef<[f32]>]) -> f32 {
     records::from_slices(gradients, f32::INFINITY).total_norm
 }
 
-/// Returns the maximum number of threads that this module uses: those of the current rayon pool, or 1 without the feature
-/// `rayon`.
+/// Returns the maximum number of threads that this module uses: those of the current rayon pool, or 1 without the
+/// feature `rayon`.
 #[must_use]
 pub fn threads() -> usize {
     parallel::threads()

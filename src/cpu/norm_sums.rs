@@ -1,12 +1,12 @@
-//! `NormSums`: what a norm needs of its elements, and the norm that follows from it.
+//! `NormSums`: the sum and the extremes that determine a norm.
 
 use crate::NormType;
 
-/// The partial result of a norm over a number of elements, and their extremes.
+/// The partial sum of a norm over some elements, and the extremes of their magnitudes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct NormSums {
-    /// `Σ |g|`, `Σ g²`, or for another p `Σ (|g| / scale)^p`, none of which leaves the range of f64. For the 0-norm, 1
-    /// or 0 once a gradient is complete. Undefined if [`scale`](Self::scale) is not finite.
+    /// `Σ |g|`, `Σ g²`, or for any other p `Σ (|g| / scale)^p`. None leaves the range of f64. For the 0-norm, 1 or 0
+    /// once a gradient is complete. Undefined if [`scale`](Self::scale) is not finite.
     pub(super) sum: f64,
     /// The bits of the largest |g|. Bits order like the magnitudes, with NaN above infinity.
     pub(super) largest: u32,
@@ -18,8 +18,8 @@ impl NormSums {
     /// The sums of no elements.
     pub(super) const EMPTY: Self = Self { sum: 0.0, largest: 0, smallest: u32::MAX };
 
-    /// Returns the magnitude that powers are scaled by: the largest, or the smallest for a negative `p`. No scaled power
-    /// exceeds 1, as in LAPACK's scaled sum of squares.
+    /// Returns the magnitude that elements are divided by before they are raised to a power: the largest, or the
+    /// smallest for a negative `p`. No scaled power exceeds 1, as in LAPACK's scaled sum of squares.
     pub(super) fn scale(self, p: f32) -> f64 {
         f32::from_bits(if p > 0.0 { self.largest } else { self.smallest }).into()
     }
@@ -32,7 +32,7 @@ impl NormSums {
         !self.max_magnitude().is_finite()
     }
 
-    /// Returns the norm. For finite elements it is finite: a norm beyond `f64::MAX` saturates.
+    /// Returns the norm. It is finite for finite elements: a norm beyond `f64::MAX` saturates.
     pub(super) fn norm(self, norm_type: NormType) -> f64 {
         let scale = self.scale(norm_type.p());
         match norm_type {
@@ -48,7 +48,7 @@ impl NormSums {
         }
     }
 
-    /// Adds the sums of the elements that follow. The order matters: the sums are rounded.
+    /// Combines the sums with those of the elements that follow. The order matters, because sums are rounded.
     pub(super) fn combine(self, next: Self, norm_type: NormType) -> Self {
         let (largest, smallest) = (self.largest.max(next.largest), self.smallest.min(next.smallest));
         let both = Self { sum: self.sum + next.sum, largest, smallest };
@@ -61,7 +61,7 @@ impl NormSums {
         }
     }
 
-    /// Converts the sum of powers to another scale.
+    /// Converts the sum of powers to a new scale.
     fn rescaled_sum(self, scale: f64, p: f32) -> f64 {
         if self.sum == 0.0 { 0.0 } else { self.sum * (self.scale(p) / scale).powf(p.into()) }
     }

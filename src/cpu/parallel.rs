@@ -1,8 +1,9 @@
-//! The distribution of gradients over threads, in chunks, and the order in which partial results are combined.
+//! Distributes gradients over threads in chunks, and fixes the order in which partial results are combined.
 //!
-//! Gradients are halved recursively, and the halves run in parallel. The lengths of the gradients alone decide where to halve
-//! and in which order sums are added, not the number of threads: the bits are the same on every machine. Each task sets the
-//! floating-point modes on the thread that runs it, and restores them before that thread may take up other work.
+//! Gradients are halved recursively, and the halves run in parallel. The split points and the order of additions depend
+//! only on the lengths of the gradients, not on the number of threads, so the bits are the same on every machine. Each
+//! task sets the floating-point modes on the thread that runs it, and restores them before that thread can start other
+//! work.
 
 #[cfg(feature = "rayon")]
 use std::sync::OnceLock;
@@ -11,21 +12,21 @@ use super::elements::{Elements, ElementsMut};
 use super::kernels::{self, Update};
 use crate::float_modes::in_default_modes;
 
-/// The number of elements (64 KiB of f32) that are summed at once. Gradients are split at multiples of it.
+/// The chunk length in elements (64 KiB of f32). Gradients are split only between chunks.
 pub(super) const CHUNK_LEN: usize = 1 << 14;
 
-/// The number of elements (1 MiB of f32) up to which waking another thread does not pay. It is also the maximum length of a
-/// task.
+/// The number of elements (1 MiB of f32) up to which waking another thread costs more than it saves. It is also the
+/// maximum length of a task.
 const SERIAL_THRESHOLD: usize = 1 << 18;
 
 /// The minimum length of a task in elements (256 KiB of f32), if the work is distributed at all.
 const MIN_TASK_LEN: usize = 1 << 16;
 
-/// The number of tasks per thread, so that all threads finish at about the same time.
+/// The number of tasks per thread. With several, all threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 8;
 
-/// Returns the length of a task for a total of `len` elements. The larger the total, the farther apart are the streams that a
-/// thread reads in its task.
+/// Returns the length of a task for a total of `len` elements. A larger total gives longer tasks, in which a thread
+/// reads streams that are farther apart.
 fn task_len(len: usize) -> usize {
     if len > SERIAL_THRESHOLD {
         (len / (TASKS_PER_THREAD * threads())).clamp(MIN_TASK_LEN, SERIAL_THRESHOLD)
@@ -41,13 +42,13 @@ const SEQUENTIAL_LEN: usize = 1 << 18;
 pub(super) trait Reduction: Sync {
     type Output: Copy + Send;
 
-    /// The value of no elements.
+    /// The value of an empty input.
     const IDENTITY: Self::Output;
 
-    /// Reduces each chunk by itself.
+    /// Reduces each chunk separately.
     fn map(&self, chunks: &[Elements<'_>]) -> Vec<Self::Output>;
 
-    /// Combines the values of adjacent elements. The order matters: sums are rounded.
+    /// Combines the values of adjacent elements. The order matters, because sums are rounded.
     fn combine(&self, left: Self::Output, right: Self::Output) -> Self::Output;
 
     /// Turns the combined value of all chunks of a gradient into the value of the gradient.
@@ -56,7 +57,7 @@ pub(super) trait Reduction: Sync {
     }
 }
 
-/// Reduces each gradient by itself.
+/// Reduces each gradient separately.
 pub(super) fn reduce<R: Reduction>(gradients: &[Elements<'_>], reduction: &R) -> Vec<R::Output> {
     let mut outputs = vec![R::IDENTITY; gradients.len()];
     let task_len = task_len(gradients.iter().map(Elements::len).sum());
@@ -107,7 +108,7 @@ fn reduce_one<R: Reduction>(gradient: Elements<'_>, reduction: &R, task_len: usi
     }
 }
 
-/// Combines the values of the chunks of one gradient, or of a part of it, that has `len` elements.
+/// Combines the chunk values of a gradient, or of a part of one, with `len` elements.
 pub(super) fn combine_chunks<R: Reduction>(len: usize, values: &[R::Output], reduction: &R) -> R::Output {
     match values {
         [] => R::IDENTITY,
@@ -123,8 +124,8 @@ pub(super) fn combine_chunks<R: Reduction>(len: usize, values: &[R::Output], red
     }
 }
 
-/// Combines the values of several gradients, each with the length of the gradient. The result does not depend on what
-/// else was reduced in the same call.
+/// Combines the values of several gradients, each paired with the length of its gradient. The result does not depend on
+/// other gradients reduced in the same call.
 pub(super) fn combine_gradients<R: Reduction>(values: &[(usize, R::Output)], reduction: &R) -> R::Output {
     if let [(_, only)] = values {
         *only
@@ -200,7 +201,7 @@ fn has_pool() -> bool {
         Ok(()) => true,
         // The source is the operating system's error: it cannot create threads.
         Err(error) if std::error::Error::source(&error).is_some() => false,
-        // The pool was initialised before, successfully or not. Only using it tells which.
+        // The pool was initialised before, perhaps unsuccessfully. Only using it shows whether it works.
         Err(_) => std::panic::catch_unwind(rayon::current_num_threads).is_ok(),
     };
     // On wasm rayon falls back to the calling thread, but only if nothing has tried to build the pool.
@@ -238,7 +239,7 @@ mod tests {
     fn bits_do_not_depend_on_the_build_or_the_machine() {
         let mut gradients = gradients();
         assert_eq!(measure(&gradients, NormType::L2).sum.to_bits(), 4_959_021_074_054_072_397);
-        // Another order gives other bits, so the line above tests the order.
+        // The reverse order gives different bits, so the assertion above depends on the order.
         gradients.reverse();
         assert_ne!(measure(&gradients, NormType::L2).sum.to_bits(), 4_959_021_074_054_072_397);
     }

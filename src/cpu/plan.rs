@@ -1,4 +1,4 @@
-//! `ClipPlan`: clips on the CPU that keep state between steps.
+//! `ClipPlan`: clips on the CPU and keeps state between steps.
 
 use super::gradient::{self, Gradient};
 use super::kernels::{ElementCounts, Update};
@@ -58,7 +58,7 @@ impl ClipPlan {
     /// # Errors
     ///
     /// Those of [`cpu::clip_groups`](crate::cpu::clip_groups); [`Error::StateCount`] if the number of records differs
-    /// from that of the previous step. No gradient is written in case of an error.
+    /// from the number in the previous step. On error, no gradient is written.
     pub fn clip(&mut self, gradients: &mut [Gradient<'_>]) -> Result<Vec<ClipRecord>, Error> {
         gradient::validate(gradients, self.operations.len(), self.operations[0].needs_parameters())?;
         let norm = match self.operations[0] {
@@ -92,7 +92,7 @@ impl ClipPlan {
         gradient::validate(gradients, self.operations.len(), false)?;
         self.set_record_count(self.operations.len())?;
         let scaled = in_default_modes(|| {
-            // A norm of -0 is 0, and a negative norm is invalid.
+            // A norm of -0 becomes 0, and a negative norm becomes NaN.
             let total_norm = if total_norm < 0.0 { f32::NAN } else { total_norm.abs() };
             // `ClipRecord::new` multiplies by this factor again.
             f64::from(total_norm) / f64::from(norm.inverse_norm_scale())
@@ -108,7 +108,7 @@ impl ClipPlan {
         self.finish(gradients, &norm, &inputs)
     }
 
-    /// Begins the measurement of one gradient of a step, for a gradient that is not in memory all at once.
+    /// Begins the measurement of one gradient of a step, for gradients that are not in memory all at once.
     ///
     /// # Errors
     ///
@@ -117,13 +117,14 @@ impl ClipPlan {
         Ok(Measurement::new(&self.measured_norm("begin_measurement")?))
     }
 
-    /// Finishes a step whose gradients were measured in parts. Returns the same records as [`clip`](Self::clip), and updates
-    /// the counts, histories and statistics of the plan like it. Writes no gradient: call [`cpu::scale`](crate::cpu::scale).
+    /// Finishes a step whose gradients were measured in parts. Returns the same records as [`clip`](Self::clip), and
+    /// updates the plan's counts, histories and statistics in the same way. Writes no gradient: call
+    /// [`cpu::scale`](crate::cpu::scale) to apply the records.
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip) and [`begin_measurement`](Self::begin_measurement); [`Error::MeasurementMismatch`] if a
-    /// measurement belongs to a plan with another norm type or another value of
+    /// Those of [`clip`](Self::clip) and [`begin_measurement`](Self::begin_measurement); [`Error::MeasurementMismatch`]
+    /// if a measurement comes from a plan with a different norm type or a different value of
     /// [`tensor_stats`](crate::Clip::tensor_stats).
     pub fn finish_measurements(&mut self, gradients: &[Measurement]) -> Result<Vec<ClipRecord>, Error> {
         let norm = self.measured_norm("finish_measurements")?;
@@ -172,12 +173,12 @@ impl ClipPlan {
         &self.histories
     }
 
-    /// Replaces the limits, one per group, for the steps that follow.
+    /// Replaces the limits, one per group, for later steps.
     ///
     /// # Errors
     ///
     /// [`Error::MaxNorm`] if a limit is negative or NaN; [`Error::LimitCount`] if the number of limits differs from the
-    /// number of groups; [`Error::NeedsNorm`] for a clip by value. The plan is unchanged in case of an error.
+    /// number of groups; [`Error::NeedsNorm`] for a clip by value. On error, the plan is unchanged.
     pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
         self.check_by_norm("set_max_norms")?;
         check_max_norms(max_norms, self.operations.len())?;
@@ -187,11 +188,12 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Replaces the [loss scale](crate::Clip::loss_scale) for the steps that follow.
+    /// Replaces the [loss scale](crate::Clip::loss_scale) for later steps.
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by
+    /// value.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
         self.check_by_norm("set_loss_scale")?;
         let inverse_scale = inverse_scale(scale)?;
@@ -199,8 +201,8 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Replaces the step counts, one per record, to continue those of another plan on the CPU or on a GPU. An empty
-    /// slice resets them to zero.
+    /// Replaces the step counts, one per record, to continue the counts of another plan on the CPU or on a GPU. An
+    /// empty slice resets them to zero.
     ///
     /// The gradients of the next step determine the number of records. If the number of counts differs from it,
     /// [`clip`](Self::clip) returns [`Error::StateCount`].
@@ -215,7 +217,7 @@ impl ClipPlan {
         Ok(())
     }
 
-    /// Restores saved histories, one per record, of a plan on the CPU or on a GPU.
+    /// Restores the saved histories of a plan on the CPU or on a GPU, one per record.
     ///
     /// The gradients of the next step determine the number of records. If the number of histories differs from it,
     /// [`clip`](Self::clip) returns [`Error::StateCount`].
@@ -261,7 +263,7 @@ impl ClipPlan {
         }
     }
 
-    /// Combines the values of measurements to the input of each record.
+    /// Combines the values of measurements into the input of each record.
     fn record_inputs(
         &self,
         gradients: &[Measurement],
@@ -269,7 +271,7 @@ impl ClipPlan {
         norm: &ByNorm,
     ) -> Vec<RecordInput> {
         let limits = self.limits();
-        // The indices of the gradients of each record.
+        // The gradient indices of each record.
         let members: Vec<Vec<usize>> = if norm.scope.is_together() {
             let mut members = vec![Vec::new(); limits.len()];
             for (index, gradient) in gradients.iter().enumerate() {
@@ -296,7 +298,7 @@ impl ClipPlan {
         members.iter().enumerate().map(input).collect()
     }
 
-    /// Sets the number of records in the first step, and checks it in later ones.
+    /// Sets the number of records in the first step, and checks it in later steps.
     fn set_record_count(&mut self, records: usize) -> Result<(), Error> {
         for (what, given) in
             [("norm histories", self.histories.len()), ("step counts", self.step_counts.len())]
@@ -322,8 +324,8 @@ impl ClipPlan {
         Ok(records)
     }
 
-    /// Computes the records of a step, and updates the histories and the counts. `label` maps the index of a gradient to its
-    /// label.
+    /// Computes the records of a step, and updates the histories and the counts. `label` maps the index of a gradient
+    /// to its label.
     fn records<'a>(
         &mut self,
         norm: &ByNorm,

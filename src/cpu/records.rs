@@ -1,4 +1,4 @@
-//! Norms and limits: from gradients to the input of each record.
+//! Measures gradients, and computes the norm and the limit of each record.
 
 use super::elements::Elements;
 use super::gradient::Gradient;
@@ -32,7 +32,7 @@ impl RecordInput {
     }
 }
 
-/// A gradient, or a row of one: a run of elements that belong to one record.
+/// A gradient, or one of its rows. All elements belong to one record.
 #[derive(Clone, Copy)]
 struct Segment<'a> {
     /// The index of the gradient.
@@ -74,8 +74,8 @@ fn segments<'a>(gradients: &'a [Gradient<'_>], scope: Scope) -> Vec<Segment<'a>>
     segments
 }
 
-/// Measures gradients. Returns the input of each record, and the statistics of each gradient if the clip asks for them.
-/// `max_norms` has one limit per group.
+/// Measures gradients. Returns the input of each record, and the statistics of each gradient if the clip enables them.
+/// `max_norms` holds one limit per group.
 pub(super) fn measure(
     gradients: &[Gradient<'_>],
     norm: &ByNorm,
@@ -91,7 +91,7 @@ pub(super) fn measure(
         in_default_modes(|| segments.iter().map(limit).collect())
     };
     segments.retain(|segment| segment.measured);
-    // Adjacent by record; the sort is stable and keeps the order of the gradients.
+    // Makes the segments of each record adjacent. The sort is stable, so it keeps the order of the gradients.
     segments.sort_by_key(|segment| segment.record);
 
     // One parallel pass reads all segments and all parameters.
@@ -111,7 +111,7 @@ pub(super) fn measure(
     })
 }
 
-/// Combines the sums of the segments of each record. `limits` has one limit per record.
+/// Combines the sums of the segments of each record. `limits` holds one limit per record.
 fn record_inputs(
     norm: &ByNorm,
     max_norms: &[f32],
@@ -154,7 +154,7 @@ fn stats(
     for rows in values.chunk_by(|(one, _), (next, _)| one.gradient == next.gradient) {
         let parts: Vec<_> = rows.iter().map(|(segment, value)| (segment.elements.len(), *value)).collect();
         let reduction = StatsReduction(norm.norm_type);
-        // The 0-norm counts a gradient once, whatever the number of its rows.
+        // The 0-norm counts a gradient once, regardless of its number of rows.
         let value = parallel::combine_gradients(&parts, &reduction);
         let (sums, counts) = reduction.finish_gradient(value);
         stats[rows[0].0.gradient] = tensor_stats::from_sums(sums, counts, norm);
@@ -162,7 +162,8 @@ fn stats(
     stats
 }
 
-/// Combines the parts of one record, each a length and its sums. `gradient` maps the index of a part to that of its gradient.
+/// Combines the parts of one record. Each part is a length and its sums; `gradient` maps the index of a part to the
+/// index of its gradient.
 pub(super) fn combine(
     parts: &[(usize, NormSums)],
     norm: &ByNorm,

@@ -6,7 +6,7 @@ use super::norm_sums::NormSums;
 use super::parallel::Reduction;
 use crate::NormType;
 
-/// Measures what a norm needs.
+/// Computes the [`NormSums`] of each gradient.
 pub(super) struct NormReduction(pub(super) NormType);
 
 impl Reduction for NormReduction {
@@ -27,7 +27,7 @@ impl Reduction for NormReduction {
     }
 }
 
-/// Measures what a norm needs, and counts zeros and non-finite elements.
+/// Computes the [`NormSums`] of each gradient, and counts its zeros and non-finite elements.
 pub(super) struct StatsReduction(pub(super) NormType);
 
 impl Reduction for StatsReduction {

@@ -16,8 +16,8 @@ use crate::{Clip, Error, TensorStats};
 ///
 /// # Errors
 ///
-/// Those of [`Clip::checked`]; [`Error::NeedsNorm`] for a clip by value, which measures nothing; [`Error::NeedsPlan`] for an
-/// option that needs a plan.
+/// Those of [`Clip::checked`]; [`Error::NeedsNorm`] for a clip by value, which measures nothing; [`Error::NeedsPlan`]
+/// for an option that needs a plan.
 pub fn tensor_stats(gradients: &[Gradient<'_>], clip: Clip) -> Result<Vec<TensorStats>, Error> {
     let operation = clip.checked()?;
     let Operation::Norm(norm) = operation else {

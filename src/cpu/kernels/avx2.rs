@@ -1,4 +1,4 @@
-//! AVX2, FMA and F16C, which Intel processors have had since 2013 and AMD processors since 2015.
+//! AVX2, FMA and F16C, available on Intel processors since 2013 and on AMD processors since 2015.
 
 use std::arch::x86_64::{
     _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128, _mm_storeu_si128, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
@@ -21,7 +21,7 @@ pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
-/// The instruction set of [`run`], which alone names this type.
+/// The instruction set of [`run`], the only function that names this type.
 struct Avx2;
 
 impl Isa for Avx2 {
@@ -36,7 +36,7 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn add_square(sum: f64, x: f32) -> f64 {
-        // One FMA instruction once inlined into `run`.
+        // Compiles to one FMA instruction when inlined into `run`.
         f64::from(x).mul_add(x.into(), sum)
     }
 
@@ -68,7 +68,7 @@ impl Isa for Avx2 {
     }
 }
 
-/// Widens exactly. The instruction ignores the modes that flush subnormals to zero.
+/// Widens exactly: the instruction ignores the modes that flush subnormals to zero.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
@@ -83,8 +83,8 @@ fn widen_f16(block: &[f16; LANES]) -> [f32; LANES] {
     wide
 }
 
-/// Widens eight elements at a time. Compilers fuse a plain loop with the f64 loop that follows and then widen four at a
-/// time, which takes more shuffles.
+/// Widens eight elements at a time. Compilers would fuse a plain loop with the f64 loop that follows and widen four
+/// elements at a time, which takes more shuffles.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn widen_bf16(block: &[bf16; LANES]) -> [f32; LANES] {
@@ -100,7 +100,7 @@ fn widen_bf16(block: &[bf16; LANES]) -> [f32; LANES] {
     wide
 }
 
-/// Rounds to nearest even, whatever the rounding mode.
+/// Rounds to nearest even, regardless of the rounding mode.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn narrow_to_f16(wide: &[f32; LANES]) -> [f16; LANES] {

@@ -1,4 +1,4 @@
-//! The choice of an instruction set at run time.
+//! Selects an instruction set at run time.
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2;

@@ -1,7 +1,6 @@
 //! Element types: conversions to and from f32, bit patterns and clamping.
 //!
-//! All of it is branch-free, so that loops vectorise. Vectorised, they are ten times faster than scalar conversions or
-//! comparisons.
+//! All operations are branch-free, so that loops over them vectorise and run ten times faster than scalar loops.
 
 use std::fmt::Debug;
 use std::ops::{BitOr, BitXor};
@@ -10,7 +9,7 @@ use half::{bf16, f16};
 
 /// The type of a gradient's elements.
 pub(super) trait Element: Copy + Send + Sync {
-    /// The integer of the same width. A loop without wider types fills vector registers with elements.
+    /// The unsigned integer of the same width. Loops without wider types process the most elements per instruction.
     type Bits: Copy + Debug + Default + PartialEq + BitOr<Output = Self::Bits> + BitXor<Output = Self::Bits>;
 
     /// The largest finite value.
@@ -136,8 +135,8 @@ impl Element for bf16 {
     }
 }
 
-/// Clamps a 16-bit element, given as bits, to `[low, high]`. `infinity` is the bit pattern of infinity. Integer comparisons
-/// process twice as many elements per instruction as f32 comparisons.
+/// Clamps a 16-bit element, given as bits, to `[low, high]`. `infinity` is the bit pattern of infinity. Integer
+/// comparisons process twice as many elements per instruction as f32 comparisons.
 #[inline(always)]
 const fn clamp_u16(bits: u16, low: u16, high: u16, infinity: u16) -> u16 {
     let key = ordered_key(bits);
@@ -155,14 +154,14 @@ const fn ordered_key(bits: u16) -> i16 {
     (magnitude ^ sign) - sign
 }
 
-/// [`select`] for 16 bits.
+/// Selects like [`select`], for 16-bit values.
 #[inline(always)]
 const fn select_u16(condition: bool, yes: u16, no: u16) -> u16 {
     let mask = (condition as u16).wrapping_neg();
     yes & mask | no & !mask
 }
 
-/// Selects one of two values with a mask. The compiler might turn an `if` into a branch.
+/// Selects one of two values with a mask, because the compiler might turn an `if` into a branch.
 #[inline(always)]
 const fn select(condition: bool, yes: u32, no: u32) -> u32 {
     let mask = (condition as u32).wrapping_neg();
@@ -238,7 +237,7 @@ mod tests {
         assert_eq!(narrowed::<bf16>(-f32::MAX), 0xff80);
     }
 
-    /// Clamps by f32 comparisons, which define the result.
+    /// Clamps with f32 comparisons, which define the result.
     fn clamped_as_f32<E: Element>(x: E, low: E, high: E) -> E {
         let value = x.widen();
         let raised = if value < low.widen() { low } else { x };

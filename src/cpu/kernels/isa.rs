@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::element::Element;
 
-/// The number of elements in a block. Each lane of a block has an accumulator of its own.
+/// The number of elements in a block. Each lane of a block has its own accumulator.
 pub(super) const LANES: usize = 16;
 
 /// A loop that is compiled once per instruction set. `run` must be `#[inline(always)]`.
@@ -13,14 +13,15 @@ pub(super) trait Kernel {
     fn run<I: Isa>(self) -> Self::Output;
 }
 
-/// An instruction set. It decides the vector width and the instructions. Every operation here has one correct result, so
-/// that all instruction sets give the same bits.
+/// An instruction set. It decides the vector width and the instructions. Every operation here has one correct result,
+/// so that all instruction sets give the same bits.
 pub(super) trait Isa {
-    /// Runs a kernel, compiled for this instruction set, as a function of its own. Compilers vectorise small functions
-    /// better than one large one.
+    /// Runs a kernel that is compiled for this instruction set as a separate function. Compilers vectorise several
+    /// small functions better than one large function.
     fn run<K: Kernel>(kernel: K) -> K::Output;
 
-    /// Computes `sum + x²`. The square of an f32 is exact in f64, so a fused and a separate multiplication round alike.
+    /// Computes `sum + x²`. The square of an f32 is exact in f64, so a fused multiply-add rounds like a multiplication
+    /// followed by an addition.
     fn add_square(sum: f64, x: f32) -> f64;
 
     fn widen_f16(block: &[f16; LANES]) -> [f32; LANES];
@@ -61,7 +62,7 @@ impl Isa for Baseline {
     }
 }
 
-/// Element conversions by the block, with the instructions of an instruction set.
+/// Converts blocks of elements with the instructions of an instruction set.
 pub(super) trait BlockElement: Element {
     /// Converts a block to f32; see [`Element::widen`].
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! The kernels that read: sums, extremes and counts.
+//! Read-only kernels: sums, extremes and counts.
 
 use std::marker::PhantomData;
 use std::mem;
@@ -10,7 +10,7 @@ use crate::NormType;
 use crate::cpu::elements::Elements;
 use crate::cpu::norm_sums::NormSums;
 
-/// Measures each chunk for a norm.
+/// Computes the sum or the extremes that a norm needs, for each chunk.
 pub(in crate::cpu) fn measure(chunks: &[Elements<'_>], norm_type: NormType) -> Vec<NormSums> {
     match norm_type {
         NormType::L1 => fold::<SumAndMax<Magnitude>>(chunks),
@@ -52,7 +52,7 @@ fn fold<F: Fold>(chunks: &[Elements<'_>]) -> Vec<F::Output> {
     dispatch(FoldChunks { chunks, traversal: Traversal::detect(), fold: PhantomData::<F> })
 }
 
-/// Folds each chunk by itself.
+/// Folds each chunk separately.
 struct FoldChunks<'a, F> {
     chunks: &'a [Elements<'a>],
     traversal: Traversal,
@@ -79,15 +79,15 @@ impl<F: Fold> Kernel for FoldChunks<'_, F> {
 /// The state of a stream before its first chunk.
 const EMPTY: Elements<'_> = Elements::F32(&[]);
 
-/// A stream that is only read.
+/// A read-only stream.
 struct FoldStream<'a, F: Fold> {
     /// The rest of the current chunk.
     rest: Elements<'a>,
     /// The fold of the current chunk so far.
     fold: F,
-    /// The chunks after it.
+    /// The chunks after the current one.
     chunks: &'a [Elements<'a>],
-    /// The outputs of the current chunk and of those after it.
+    /// The outputs of the current chunk and of the chunks after it.
     outputs: &'a mut [F::Output],
 }
 
@@ -121,8 +121,8 @@ impl<E: BlockElement, F: Fold> Kernel for AddElements<'_, E, F> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let Self(elements, fold, traversal) = self;
-        // Almost every turn of f32 is one tile, which unrolls. 16-bit elements are bound by arithmetic and gain nothing
-        // from unrolling.
+        // Almost every f32 turn is one tile, whose loop unrolls. Loops over 16-bit elements are bound by arithmetic and
+        // gain nothing from unrolling.
         if let Ok(tile) = <&[E; TILE_LEN]>::try_from(elements) {
             add_blocks::<I, E, F>(tile.as_chunks().0, fold, traversal);
         } else {
@@ -135,7 +135,7 @@ impl<E: BlockElement, F: Fold> Kernel for AddElements<'_, E, F> {
 
 #[inline(always)]
 fn add_blocks<I: Isa, E: BlockElement, F: Fold>(blocks: &[[E; LANES]], fold: &mut F, traversal: Traversal) {
-    // A copy, which stays in registers.
+    // A local copy stays in registers.
     let mut lanes = *fold;
     for block in blocks {
         traversal.prefetch(block);
@@ -145,14 +145,14 @@ fn add_blocks<I: Isa, E: BlockElement, F: Fold>(blocks: &[[E; LANES]], fold: &mu
     *fold = lanes;
 }
 
-/// Returns the bits of |x|. They order like the magnitudes.
+/// Returns the bits of |x|, which order like the magnitudes.
 #[inline(always)]
 fn magnitude_bits(x: f32) -> u32 {
     x.to_bits() & 0x7fff_ffff
 }
 
-/// The sum of a function of the elements, and the largest magnitude. One accumulator per lane is enough to hide the latency
-/// of an addition, and few enough to stay in registers.
+/// The sum of a function of the elements, and the largest magnitude. One accumulator per lane is enough to hide the
+/// latency of an addition, and few enough to stay in registers.
 #[derive(Clone, Copy)]
 struct SumAndMax<T> {
     sums: [f64; LANES],
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(count(&[Elements::F32(&special)]), [ElementCounts { non_finite: 3 * 7, zeros: 2 * 7 }]);
     }
 
-    /// Lists chunks of every type and of lengths around that of a tile, most of them unaligned.
+    /// Lists chunks of every type and of lengths around the tile length, most of them unaligned.
     fn chunks<'a>(numbers: &'a [f32], f16s: &'a [f16], bf16s: &'a [bf16]) -> Vec<Elements<'a>> {
         let lens = [
             TILE_LEN,
@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn every_traversal_and_instruction_set_gives_the_same_bits() {
         fn check<F: Fold<Output: Debug>>(chunks: &[Elements<'_>]) {
-            // Formatted, all NaNs are equal and any two numbers differ.
+            // Outputs are compared as debug text: NaNs are then equal, and different numbers still differ.
             let fold_with_each_isa = |chunks, traversal| {
                 let outputs = run_with_each_isa(|| FoldChunks { chunks, traversal, fold: PhantomData::<F> });
                 outputs.iter().map(|output| format!("{output:?}")).collect::<Vec<_>>()

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use super::isa::Isa;
 
-/// The number of f32 elements that loops are unrolled for.
+/// The length of an unrolled loop, in f32 elements.
 pub(super) const TILE_LEN: usize = 128;
 
 /// The size of a cache line, in bytes.
@@ -27,10 +27,10 @@ pub(super) trait Stream {
 }
 
 impl Traversal {
-    /// The fastest pattern of those tried with a norm loop on AMD Zen 3.
+    /// The fastest pattern found for a norm loop on AMD Zen 3.
     const AMD: Self = Self { streams: 4, prefetch_distance: 1 << 10 };
 
-    /// The fastest pattern on Intel Xeons, and the default for other processors.
+    /// The fastest pattern found on Intel Xeons. It is also the default for other processors.
     const INTEL: Self = Self { streams: 8, prefetch_distance: 1 << 10 };
 
     /// Returns the pattern for the vendor of this processor.
@@ -52,8 +52,8 @@ impl Traversal {
     }
 
     /// Returns the number of elements that a stream processes per turn. Short turns let the loads of several streams
-    /// overlap; long turns amortise the switch. 16-bit elements are bound by arithmetic rather than memory, so their turns
-    /// are longer.
+    /// overlap; long turns amortise switching. Loops over 16-bit elements are bound by arithmetic rather than memory,
+    /// so their turns are longer.
     #[inline(always)]
     pub(super) const fn turn_len(element_size: usize) -> usize {
         if element_size == size_of::<f32>() { TILE_LEN } else { 4 * TILE_LEN }
@@ -92,7 +92,7 @@ impl Traversal {
 /// Returns the vendor string of the CPUID instruction.
 #[cfg(target_arch = "x86_64")]
 fn vendor() -> [u8; 12] {
-    // Safe in newer Rust versions only.
+    // The intrinsic is safe in newer Rust versions only.
     #[allow(unsafe_code, unused_unsafe, reason = "every x86-64 processor has this instruction and this leaf")]
     // SAFETY: the instruction has no other precondition.
     let leaf = unsafe { std::arch::x86_64::__cpuid(0) };

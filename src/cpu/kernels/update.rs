@@ -1,4 +1,4 @@
-//! The kernels that write: scaling, zeroing and clamping.
+//! Kernels that write: scaling, zeroing and clamping.
 
 use std::slice;
 
@@ -22,7 +22,7 @@ pub(in crate::cpu) enum Update {
 }
 
 impl Update {
-    /// Returns the update that applies a record, or `None` if its factor is 1, which would not change a bit.
+    /// Returns the update that applies a record, or `None` if its factor is 1, which changes nothing.
     pub(in crate::cpu) fn from_record(record: &ClipRecord) -> Option<Self> {
         match (record.factor, record.factor_below_f32()) {
             _ if record.zeroed() => Some(Self::Zero),
@@ -60,7 +60,7 @@ struct UpdateStream<'a, 'b> {
     /// The rest of the current chunk.
     rest: ElementsMut<'a>,
     update: Update,
-    /// The chunks after it.
+    /// The chunks after the current one.
     chunks: slice::IterMut<'a, (ElementsMut<'b>, Update)>,
 }
 
@@ -106,8 +106,8 @@ impl<E: BlockElement> Kernel for Scale<'_, E> {
         let Self(elements, factor, traversal) = self;
         let (blocks, rest) = elements.as_chunks_mut::<LANES>();
         for block in blocks {
-            // In this loop, the prefetch also keeps compilers from vectorising across blocks, which f16s the speed of
-            // 16-bit elements.
+            // In this loop, the prefetch also keeps compilers from vectorising across blocks, which would halve the
+            // speed for 16-bit elements.
             traversal.prefetch(block);
             let mut wide = E::widen_block::<I>(block);
             for x in &mut wide {
@@ -121,7 +121,7 @@ impl<E: BlockElement> Kernel for Scale<'_, E> {
     }
 }
 
-/// Multiplies in f64, rounds the product to f32, and then to the element type.
+/// Multiplies in f64, and rounds the product to f32 and then to the element type.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "rounding is intended")]
 fn scale_f64<E: BlockElement>(x: E, factor: f64) -> E {
@@ -138,7 +138,7 @@ impl<E: BlockElement> Kernel for Clamp<'_, E> {
     #[inline(always)]
     fn run<I: Isa>(self) {
         let Self(elements, low, high, traversal) = self;
-        // 512 bytes each.
+        // A tile is 512 bytes.
         let rest = if size_of::<E>() == size_of::<f32>() {
             clamp_tiles::<E, TILE_LEN>(elements, low, high, traversal)
         } else {
@@ -187,7 +187,7 @@ mod tests {
     use crate::cpu::kernels::test_values::{SPECIAL, numbers};
     use crate::reference;
 
-    /// An element type that has a variant of [`ElementsMut`].
+    /// An element type with a variant of [`ElementsMut`].
     trait Wrap: BlockElement {
         fn wrap(elements: &mut [Self]) -> ElementsMut<'_>;
     }
@@ -280,7 +280,7 @@ mod tests {
     impl Kernel for UpdateCopies<'_> {
         type Output = (Vec<u32>, Vec<u16>, Vec<u16>);
 
-        /// Mixes element types, lengths around that of a tile, and updates.
+        /// Mixes element types, lengths around the tile length, and updates.
         #[inline(always)]
         fn run<I: Isa>(self) -> Self::Output {
             let Self(numbers, f16s, bf16s, traversal, count) = self;

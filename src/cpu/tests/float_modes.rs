@@ -6,7 +6,7 @@ use crate::float_modes::tests::in_odd_modes;
 use crate::loss_scale::LossScale;
 use crate::{NormHistory, NormType, ZClip};
 
-/// Returns gradients around the smallest normal f32, in lengths for one thread and for several.
+/// Returns gradients near the smallest normal f32, of lengths for one thread and for several.
 fn gradients() -> impl Iterator<Item = Vec<f32>> {
     let number = |i: usize| if i.is_multiple_of(3) { 1e-39 } else { -1.3e-38 } * (1.0 + i as f32 / 3e6);
     [1, 7, 5000, (1 << 18) + 5, 1 << 20].into_iter().map(move |len| (0..len).map(number).collect())

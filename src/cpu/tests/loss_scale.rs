@@ -7,7 +7,7 @@ use crate::{Epsilon, NormType};
 fn a_loss_scale_is_undone_before_clipping() {
     let plain: Vec<f32> = (0..1003_u16).map(|i| f32::from(i) - 500.3).collect();
     for scale in [1024.0, 0.125] {
-        // The second limit exceeds every norm, so that only the scale is undone.
+        // The second limit exceeds every norm, so that only the scale is removed.
         for (norm_type, limit) in [NormType::L1, NormType::L2, NormType::Inf].into_iter().zip([1.0, 1e9, 3.0])
         {
             let clip = Clip::by_global_norm(limit).norm_type(norm_type);

@@ -76,7 +76,7 @@ fn powers_stay_in_range() {
 
 #[test]
 fn combines_chunks_with_different_scales() {
-    // Several chunks, each with another scale.
+    // Several chunks, each with a different scale.
     let gradient: Vec<f32> = (0..100_000_u32).map(|i| (i / 20_000 + 1) as f32).collect();
     for (p, sum) in [(3.0, 225.0_f64), (-1.0, 137.0 / 60.0)] {
         let expected = (20_000.0 * sum).powf(1.0 / f64::from(p));

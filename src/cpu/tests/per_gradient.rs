@@ -1,4 +1,4 @@
-//! Clips that give each gradient a norm of its own.
+//! Clips of each gradient by its own norm.
 
 use super::*;
 use crate::{Epsilon, NonFinite};
