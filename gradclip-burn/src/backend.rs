@@ -1,5 +1,5 @@
-//! The kernels for Burn's two kinds of wgpu backend: plain CubeCL tensors, and tensors under fusion. The application's features
-//! decide which of them `Wgpu` is.
+//! Runs the kernels on Burn's two wgpu backends: plain CubeCL, and CubeCL under fusion. The application's features
+//! decide which of the two `Wgpu` is.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -26,7 +26,7 @@ pub(crate) trait KernelBackend: BackendTypes {
     /// Returns the device of a tensor.
     fn device_of(tensor: &Self::FloatTensorPrimitive) -> CubeDevice;
 
-    /// Queues a clip of gradients that are all on one device. `shapes` has the shape of each.
+    /// Queues a clip of gradients that are all on one device. `shapes` holds one shape per gradient.
     fn clip(
         gradients: Vec<Self::FloatTensorPrimitive>,
         shapes: Vec<GradientShape>,
@@ -50,14 +50,14 @@ impl KernelBackend for CubeBackend {
     }
 }
 
-/// Under fusion, a clip is a custom operation in Burn's stream. It runs in stream order, and then Burn knows which tensors share
-/// memory.
+/// Under fusion, a clip is a custom operation in Burn's stream. It runs in stream order, when Burn knows which tensors
+/// share memory.
 impl<B> KernelBackend for Fusion<B>
 where
     B: FusionBackend + BackendTypes<FloatTensorPrimitive = CubeTensor, IntTensorPrimitive = CubeTensor>,
 {
     fn device_of(tensor: &FusionTensor<B::FusionRuntime>) -> CubeDevice {
-        // Both are the same type, but the trait bounds do not tell Rust so.
+        // Both device types are the same, but the trait bounds do not say so.
         CubeDevice::from_id(tensor.device().to_id())
     }
 

@@ -14,25 +14,25 @@ use crate::kernels::KernelMeasurement;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 use crate::tensor_ops::TensorOpsMeasurement;
 
-/// The outcome of a clip, on the device. [`norm`](Self::norm) and [`factor`](Self::factor) return tensors for further operations;
-/// [`records`](Self::records) reads the outcome back, for a log.
+/// The outcome of a clip, kept on the device. [`norm`](Self::norm) and [`factor`](Self::factor) return tensors for
+/// further operations; [`records`](Self::records) reads the outcome back, for example for a log.
 #[derive(Clone, Debug)]
 pub struct Clipped {
     measurement: Measurement,
     parameters: Arc<[String]>,
     clip: Arc<ResolvedClip>,
-    /// The records, after they were first read back.
+    /// The records, once they have been read back.
     records: Arc<OnceLock<Vec<ClipRecord>>>,
     skipped: bool,
 }
 
-/// The measurement of a clip, by the code that clipped.
+/// The measurement of a clip, from the kernels or from tensor operations.
 #[derive(Clone, Debug)]
 pub(crate) enum Measurement {
     #[cfg(feature = "wgpu")]
     Kernels(Box<KernelMeasurement>),
     TensorOps(Box<TensorOpsMeasurement>),
-    /// Nothing was measured: there were no gradients, or it was a clip by value.
+    /// Nothing was measured: there were no gradients, or the clip was by value.
     None {
         device: Device,
         used_kernels: bool,
@@ -54,18 +54,18 @@ impl Clipped {
         self.clip.non_finite()
     }
 
-    /// Returns whether this step is skipped: a gradient is not finite, and the policy is [`NonFinite::Skip`]. The clip has then
-    /// removed all gradients of the module from the container, so that Burn's optimizers change neither parameters nor their
-    /// own state. Does not wait for the device.
+    /// Returns whether this step is skipped: a gradient is not finite, and the policy is [`NonFinite::Skip`]. The clip
+    /// has then removed all gradients of the module from the container, so that Burn's optimizers change neither
+    /// parameters nor optimizer state. Does not wait for the device.
     #[must_use]
     pub const fn skipped(&self) -> bool {
         self.skipped
     }
 
-    /// Returns the norms before clipping, without the loss scale, as f32. A clip by global norm has one element for the
-    /// parameters that belong to no group, followed by one for each group. A clip of each gradient by its own norm has one element for
-    /// each, in the order of [`parameters`](Self::parameters). Zeros if nothing was measured: for a clip by value, and without
-    /// gradients.
+    /// Returns the norms before clipping as f32, with the loss scale removed. A clip by global norm has one element for
+    /// the parameters that belong to no group, followed by one per group. A clip of each gradient by its own norm has
+    /// one element per gradient, in the order of [`parameters`](Self::parameters). All elements are 0 if nothing was
+    /// measured: the clip is by value, or there are no gradients.
     #[must_use]
     pub fn norm(&self) -> Tensor<1> {
         match &self.measurement {
@@ -77,8 +77,8 @@ impl Clipped {
     }
 
     /// Returns the factors that multiply the gradients, one for each element of [`norm`](Self::norm): the
-    /// [`ClipRecord::factor`] of each record. After a clip with [`coefficient_only`](gradclip::Clip::coefficient_only), the
-    /// optimizer multiplies by them. Ones if nothing was measured.
+    /// [`ClipRecord::factor`] of each record. After a clip with [`coefficient_only`](gradclip::Clip::coefficient_only),
+    /// the optimizer multiplies by them. All are 1 if nothing was measured.
     #[must_use]
     pub fn factor(&self) -> Tensor<1> {
         match &self.measurement {
@@ -95,8 +95,8 @@ impl Clipped {
         self.clip.norm_type()
     }
 
-    /// Returns the paths of the parameters with a gradient, in the order of the module. [`ClipRecord::first_non_finite`] is an
-    /// index into this list.
+    /// Returns the paths of the parameters with a gradient, in the order of the module.
+    /// [`ClipRecord::first_non_finite`] is an index into this list.
     #[must_use]
     pub fn parameters(&self) -> &[String] {
         &self.parameters
@@ -187,7 +187,7 @@ impl Clipped {
     }
 }
 
-/// Reads back the words of a tensor as values of a type that consists of words.
+/// Reads back a tensor of words as values of type `T`.
 #[cfg(feature = "wgpu")]
 async fn read_words<T: bytemuck::Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
     let data = Box::pin(words.clone().into_data_async()).await.map_err(Error::Backend)?;
@@ -220,7 +220,7 @@ async fn measured_records(
         max_magnitudes,
         ..
     } = measurement;
-    // One tensor, so that the host waits once.
+    // A single tensor, so that the host waits once.
     let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, max_magnitudes];
     let all = read_floats(&Tensor::cat(all.map(Tensor::clone).to_vec(), 0)).await?;
     let (of_segments, max_magnitudes) = all.split_at(6 * clip.segments());

@@ -1,4 +1,4 @@
-//! `GradClipper`: the options of a clip, and the call that clips.
+//! `GradClipper`: the options of a clip, and the calls that clip.
 
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ use crate::{Error, tensor_ops};
 /// # }
 /// ```
 ///
-/// Create one clipper and keep it: it caches tables on the device for the shapes of a model, and clones share the cache. One
-/// clipper serves any number of models, devices and threads.
+/// Create one clipper and keep it: it caches tables on the device for the shapes of a model, and clones share the
+/// cache. One clipper serves any number of models, devices and threads.
 #[derive(Clone)]
 pub struct GradClipper {
     /// The clip of the parameters in no group, followed by the clip of each group.
@@ -50,7 +50,7 @@ impl std::fmt::Debug for GradClipper {
 }
 
 impl GradClipper {
-    /// Creates a clipper from the options of gradclip: by global norm, by value, or each gradient by its own norm.
+    /// Creates a clipper from a gradclip [`Clip`]: by global norm, by value, or by the norm of each gradient.
     ///
     /// ```
     /// use gradclip_burn::{Clip, GradClipper, NonFinite};
@@ -62,8 +62,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::by_parameter_norm`, `by_supplied_norm`,
-    /// `z_clip` and `count_steps`, which this package does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::by_parameter_norm`,
+    /// `by_supplied_norm`, `z_clip` and `count_steps`, which this package does not support.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
@@ -95,10 +95,10 @@ impl GradClipper {
         Self::new(Clip::by_value(clip_value))
     }
 
-    /// Adds a group with a norm and a limit of its own: the parameters whose path satisfies `matches`. A path consists of the
-    /// field names of Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first group that matches its
-    /// path. If none does, the clip of [`new`](Self::new) applies. [`clip`](Self::clip) returns [`Error::EmptyGroup`] for a
-    /// module without a parameter in the group.
+    /// Adds a group with its own norm and limit. It holds the parameters whose path satisfies `matches`. A path
+    /// consists of the field names of Burn's modules, as in `encoder.layers.0.weight`. A parameter belongs to the first
+    /// group that matches its path. If none does, the clip of [`new`](Self::new) applies. [`clip`](Self::clip) returns
+    /// [`Error::EmptyGroup`] if the module has no parameter in the group.
     ///
     /// ```
     /// # use gradclip_burn::{Clip, GradClipper};
@@ -121,8 +121,8 @@ impl GradClipper {
         Ok(self)
     }
 
-    /// Replaces the clip of the parameters that belong to no group, for a limit that follows a schedule. The next clip uploads a
-    /// few bytes.
+    /// Replaces the clip of the parameters that belong to no group, for example to follow a schedule. The next clip
+    /// uploads a few bytes.
     ///
     /// # Errors
     ///
@@ -134,38 +134,38 @@ impl GradClipper {
         Ok(())
     }
 
-    /// Returns the clips, with another one for the parameters in no group.
+    /// Returns the clips of all groups, with `clip` for the parameters in no group.
     fn clips_with(&self, clip: Clip) -> Vec<Clip> {
         [clip].into_iter().chain(self.clips[1..].iter().copied()).collect()
     }
 
-    /// Clips the gradients of `module` inside `gradients`. The gradient of tied parameters counts once. Gradients of other
+    /// Clips the gradients of `module` in `gradients`. The gradient of tied parameters counts once. Gradients of other
     /// modules are unchanged.
     ///
-    /// On Burn's wgpu runtime, with this package's feature `wgpu`, gradclip's kernels clip the gradients in Burn's own stream and
-    /// memory: in place, or in a copy if another tensor shares the memory. Elsewhere Burn's tensor operations clip them. The call
-    /// does not wait for the device, except under two policies for non-finite gradients that decide whether the step is made.
-    /// Under these it reads the records back, a few words for each norm, before it returns:
+    /// On Burn's wgpu runtime, with this package's feature `wgpu`, gradclip's kernels clip the gradients in Burn's
+    /// stream and memory: in place, or in a copy if another tensor shares the memory. Elsewhere, Burn's tensor
+    /// operations clip them. The call does not wait for the device, except under the two policies that decide whether
+    /// the optimizer steps. Under these, it reads back the records, a few words per norm, before it returns:
     ///
-    /// - [`NonFinite::Skip`]: if a norm is not finite, the call removes the gradients of `module` from `gradients`. A step of
-    ///   Burn's optimizer then changes neither parameters nor its own state, and [`Clipped::skipped`] returns true. The whole
-    ///   step is skipped, even if only one of several groups is not finite.
-    /// - [`NonFinite::Error`]: the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of finite
-    ///   groups are clipped.
+    /// - [`NonFinite::Skip`]: if a norm is not finite, the call removes the gradients of `module` from `gradients`. A
+    ///   step of Burn's optimizer then changes neither parameters nor optimizer state, and [`Clipped::skipped`] returns
+    ///   true. The whole step is skipped, even if only one of several groups is not finite.
+    /// - [`NonFinite::Error`]: the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of
+    ///   finite groups are clipped.
     ///
     /// # Errors
     ///
-    /// - [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group without a
-    ///   parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of them. The gradients are
-    ///   then unchanged.
+    /// - [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group
+    ///   without a parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of
+    ///   them. The gradients are then unchanged.
     /// - [`Error::NonFinite`] as above.
     /// - [`Error::Backend`] if the records could not be read back.
     pub fn clip<M: Module>(&self, gradients: &mut GradientsParams, module: &M) -> Result<Clipped, Error> {
         pollster::block_on(self.clip_async(gradients, module))
     }
 
-    /// Clips like [`clip`](Self::clip) without blocking the thread: under [`NonFinite::Skip`] and [`NonFinite::Error`] it awaits
-    /// the records.
+    /// Clips like [`clip`](Self::clip) without blocking the thread: under [`NonFinite::Skip`] and [`NonFinite::Error`]
+    /// it awaits the records.
     ///
     /// # Errors
     ///
@@ -178,7 +178,8 @@ impl GradClipper {
         self.run(&self.operations, gradients, module).await
     }
 
-    /// Clips like [`clip`](Self::clip), with another clip for the parameters that belong to no group. The clipper is unchanged.
+    /// Clips like [`clip`](Self::clip), with another clip for the parameters that belong to no group. The clipper is
+    /// unchanged.
     ///
     /// # Errors
     ///
@@ -192,14 +193,14 @@ impl GradClipper {
         pollster::block_on(self.run(&checked(&self.clips_with(clip))?, gradients, module))
     }
 
-    /// Sums the gradients of `module` over several devices, as Burn's optimizer does, and clips the sums together. The sums
-    /// replace the gradients in `gradients`, each on the device that Burn's optimizer chooses for its parameter. Pass them to
-    /// `ModuleOptimizer::step_multi`.
+    /// Sums the gradients of `module` over several devices, as Burn's optimizer does, and clips the sums together. The
+    /// sums replace the gradients in `gradients`, each on the device that Burn's optimizer chooses for its parameter.
+    /// Pass them to `ModuleOptimizer::step_multi`.
     ///
     /// # Errors
     ///
-    /// Those of [`clip`](Self::clip). After [`Error::NonFinite`] and [`Error::Backend`], `gradients` holds the sums; after other
-    /// errors it is unchanged.
+    /// Those of [`clip`](Self::clip). After [`Error::NonFinite`] and [`Error::Backend`], `gradients` holds the sums;
+    /// after other errors it is unchanged.
     pub fn clip_multi<M: Module>(
         &self,
         gradients: &mut MultiGradientsParams,
@@ -219,7 +220,8 @@ impl GradClipper {
         module: &M,
     ) -> Result<Clipped, Error> {
         let clipped = self.launch(operations, gradients, module)?;
-        // These two policies decide whether the step is made. Burn's optimizer runs on the host, so the host must know.
+        // These two policies decide whether the optimizer steps. Burn's optimizers run on the host, so the host needs
+        // the records.
         let decides_step = matches!(clipped.policy(), NonFinite::Skip | NonFinite::Error);
         if decides_step && clipped.records_async().await?.iter().any(ClipRecord::skip) {
             drop(gradients::take(gradients, module, &self.groups));
@@ -228,7 +230,7 @@ impl GradClipper {
         Ok(clipped)
     }
 
-    /// Launches the clip, without waiting for it.
+    /// Launches the clip without waiting for it.
     fn launch<M: Module>(
         &self,
         operations: &[Operation],
@@ -247,8 +249,8 @@ impl GradClipper {
         Ok(Clipped::new(measurement, paths, clip))
     }
 
-    /// Clips gradients by the kernels if possible, and by tensor operations if not. `device` returns the device on which a clip
-    /// without a measurement is reported.
+    /// Clips gradients with the kernels if possible, and with tensor operations otherwise. `device` returns the device
+    /// for the outcome of a clip without a measurement.
     #[cfg_attr(not(feature = "wgpu"), expect(clippy::unused_self, reason = "only the kernels use the cache"))]
     fn dispatch(
         &self,
@@ -273,7 +275,7 @@ impl GradClipper {
     }
 }
 
-/// Checks the clips of all groups, and that this package supports them.
+/// Validates the clips of all groups, and checks that this package supports them.
 fn checked(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
     let operations = Clip::checked_groups(clips)?;
     operations.iter().try_for_each(check_supported)?;

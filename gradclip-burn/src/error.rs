@@ -29,8 +29,8 @@ pub enum Error {
     },
     /// A gradient whose rank differs from its parameter's.
     ///
-    /// Burn's container does not return the rank of a gradient, and panics on access with another rank. This crate catches that
-    /// panic before it changes anything. A panic hook still sees it, and the build must unwind.
+    /// Burn's container does not return the rank of a gradient, and panics on access with a different rank. This crate
+    /// catches the panic before it changes anything. A panic hook still runs, and the build must unwind on a panic.
     #[error("the gradient of {parameter} has another rank than the parameter, whose rank is {rank}")]
     Rank {
         /// The path of the parameter in its module.
@@ -38,7 +38,8 @@ pub enum Error {
         /// Its rank.
         rank: usize,
     },
-    /// A group without a parameter: its filter matches no parameter of the module, or only parameters of earlier groups.
+    /// A group without a parameter: its filter matches no parameter of the module, or only parameters of earlier
+    /// groups.
     #[error(
         "no parameter of the module belongs to group {group}; the module's parameters are {}",
         list(parameters)
@@ -49,8 +50,8 @@ pub enum Error {
         /// The paths of the parameters of the module.
         parameters: Vec<String>,
     },
-    /// A container without a gradient of the module, although some parameters require one. Either it holds the gradients of
-    /// another model, or the loss does not depend on the module.
+    /// A container without a gradient of the module, although some parameters require one. Either it holds the
+    /// gradients of another model, or the loss does not depend on the module.
     #[error("{}; the module's parameters are {}", without_gradients(*given), list(parameters))]
     NoGradients {
         /// The number of gradients in the container.
@@ -58,10 +59,12 @@ pub enum Error {
         /// The paths of the parameters of the module.
         parameters: Vec<String>,
     },
-    /// Non-finite gradients under [`NonFinite::Error`](gradclip::NonFinite::Error). Gradients of finite groups are clipped.
+    /// Non-finite gradients under [`NonFinite::Error`](gradclip::NonFinite::Error). Gradients of finite groups are
+    /// clipped.
     #[error("{}", not_finite(parameter.as_deref()))]
     NonFinite {
-        /// The path of the first parameter whose gradient holds an infinity or a NaN; `None` if only the norm is not finite.
+        /// The path of the first parameter whose gradient holds an infinity or a NaN; `None` if only the norm is not
+        /// finite.
         parameter: Option<String>,
     },
     /// The backend failed to execute the clip or to read back its outcome.
@@ -97,7 +100,7 @@ fn list(paths: &[String]) -> String {
 
 /// The error of a step of a [`ClippedOptimizer`](crate::ClippedOptimizer), with the unchanged module.
 ///
-/// `?` converts it to its [`Error`] and drops the module, in functions that return that error.
+/// In functions that return [`Error`], `?` keeps the error and drops the module.
 pub struct StepError<M> {
     /// The module, unchanged.
     pub module: M,

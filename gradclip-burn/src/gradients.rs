@@ -1,4 +1,4 @@
-//! The gradients of a module: checked, taken out of Burn's container, and put back.
+//! Checks the gradients of a module, takes them out of Burn's container, and puts them back.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,14 +14,14 @@ use crate::Error;
 /// Selects the parameters of a group by their paths.
 pub(crate) type ParameterFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// A gradient that was taken out of its container. The container no longer refers to its memory, so Burn can tell whether
-/// another tensor does.
+/// A gradient that was taken out of its container. The container no longer refers to its memory, so Burn can tell
+/// whether another tensor does.
 pub(crate) struct Gradient {
     pub(crate) info: GradientInfo,
     pub(crate) tensor: DispatchTensor,
 }
 
-/// A gradient without its tensor.
+/// The description of a gradient, without its tensor.
 pub(crate) struct GradientInfo {
     parameter: ParamId,
     /// The path of its parameter.
@@ -34,7 +34,7 @@ pub(crate) struct GradientInfo {
     rank: &'static dyn AnyRank,
 }
 
-/// The operations that need the rank of a tensor, for a rank that is known at run time.
+/// The operations that need the rank as a constant, for a rank that is known only at run time.
 trait AnyRank {
     fn register(&self, gradients: &mut GradientsParams, parameter: ParamId, tensor: DispatchTensor);
     fn flatten(&self, tensor: DispatchTensor, count: usize) -> Tensor<1>;
@@ -59,7 +59,7 @@ impl<const D: usize> AnyRank for Rank<D> {
 }
 
 impl GradientInfo {
-    /// Returns the element type as gradclip's kernels name it, if they support it.
+    /// Returns the element type for gradclip's kernels, or `None` if they do not support it.
     pub(crate) const fn kernel_dtype(&self) -> Option<gradclip::DType> {
         match self.dtype {
             DType::F32 | DType::Flex32 => Some(gradclip::DType::F32),
@@ -76,12 +76,12 @@ impl Gradient {
         self.info.rank.register(gradients, self.info.parameter, self.tensor);
     }
 
-    /// Returns the elements in one dimension.
+    /// Returns the gradient, flattened to one dimension.
     pub(crate) fn flatten(&self) -> Tensor<1> {
         self.info.rank.flatten(self.tensor.clone(), self.info.count)
     }
 
-    /// Replaces the elements.
+    /// Replaces the elements, and keeps the shape.
     pub(crate) fn with_elements(self, flat: Tensor<1>) -> Self {
         Self { tensor: self.info.rank.reshape_like(&self.tensor, flat), ..self }
     }
@@ -92,8 +92,8 @@ fn group_of(path: &str, groups: &[ParameterFilter]) -> usize {
     groups.iter().position(|matches| matches(path)).map_or(0, |index| index + 1)
 }
 
-/// Checks the gradients of a module: each can be clipped and has the rank of its parameter, as Burn panics on any other; each
-/// group has a parameter; and some parameter has a gradient, if any requires one.
+/// Checks that each gradient can be clipped and has the rank of its parameter, that each group has a parameter, and
+/// that there is a gradient if any parameter requires one. On a different rank, Burn would panic.
 pub(crate) fn check<'a, M: Module>(
     containers: impl IntoIterator<Item = &'a GradientsParams>,
     module: &M,
@@ -132,7 +132,7 @@ struct Checker<'a> {
     group_has_parameter: Vec<bool>,
     /// The path of the module that is being visited.
     path: Vec<String>,
-    /// The paths of the parameters; of tied parameters, the first.
+    /// The paths of the parameters. Tied parameters are listed once, by their first path.
     paths: Vec<String>,
     visited: HashSet<ParamId>,
     requires_gradients: bool,
@@ -157,7 +157,8 @@ impl ModuleVisitor for Checker<'_> {
         self.group_has_parameter[group_of(&path, self.groups)] = true;
         self.requires_gradients |= parameter.is_require_grad();
         for gradients in &self.containers {
-            // Burn has no other way to learn the rank of an entry: every access unwraps its type. This access changes nothing.
+            // Burn offers no other way to check the rank of an entry: every access unwraps its type. This access is
+            // read-only.
             let look_up = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
             let error = match catch_unwind(AssertUnwindSafe(look_up)) {
                 Ok(Some(dtype)) if !dtype.is_float() => Error::Type { parameter: path.clone(), dtype },
@@ -173,8 +174,8 @@ impl ModuleVisitor for Checker<'_> {
     }
 }
 
-/// Takes the gradients of a module out of their container, in the order of the parameters. It takes the gradient of tied
-/// parameters once, and skips parameters without a gradient.
+/// Takes the gradients of a module out of their container, in the order of the parameters. It takes the gradient of
+/// tied parameters once, and skips parameters without a gradient.
 pub(crate) fn take<M: Module>(
     gradients: &mut GradientsParams,
     module: &M,
@@ -238,7 +239,7 @@ pub(crate) fn sum<M: Module>(gradients: &mut MultiGradientsParams, module: &M) -
     summer.summed
 }
 
-/// Distributes the results of [`sum`]: each goes to the container of its device.
+/// Distributes the results of [`sum`] to the containers of their devices.
 pub(crate) fn distribute<M: Module>(
     summed: GradientsParams,
     gradients: &mut MultiGradientsParams,

@@ -1,4 +1,4 @@
-//! Clips gradients by gradclip's kernels: passes their primitives to the backend and wraps the results in tensors.
+//! Clips gradients with gradclip's kernels: passes their primitives to the backend and wraps the results in tensors.
 
 use std::sync::Arc;
 
@@ -55,8 +55,8 @@ pub(crate) fn clip(
     Ok((gradients.collect(), measurement))
 }
 
-/// Returns the shapes of the gradients if the kernels can clip them: all are on one device that compiles WGSL, in types that
-/// the kernels know.
+/// Returns the shapes of the gradients if the kernels can clip them: all are on one device that runs the kernels, and
+/// have supported element types.
 fn shapes(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<GradientShape>> {
     let device = Wgpu::device_of(primitive(gradients.first()?)?);
     if !device::runs_kernels(&device) {

@@ -8,13 +8,14 @@ use crate::{Clipped, GradClipper, StepError};
 
 /// Clips gradients before each step of a Burn optimizer.
 ///
-/// Burn clips inside its optimizers, one parameter at a time, and so cannot clip by global norm. This optimizer clips the
-/// gradients of the whole module, then calls Burn's. Its [`step`](Self::step) takes the same arguments as Burn's.
+/// Burn clips inside its optimizers, one parameter at a time, and therefore cannot clip by global norm. This optimizer
+/// clips the gradients of the whole module and then calls the Burn optimizer. Its [`step`](Self::step) takes the same
+/// arguments as Burn's.
 #[derive(Clone)]
 pub struct ClippedOptimizer {
-    /// The optimizer, for its own API: its record, its parameter groups.
+    /// The Burn optimizer, public for access to its record and its parameter groups.
     pub optimizer: ModuleOptimizer,
-    /// The clipper of its gradients.
+    /// The clipper that runs before each step.
     pub clipper: GradClipper,
     last: Option<Clipped>,
 }
@@ -26,18 +27,18 @@ impl std::fmt::Debug for ClippedOptimizer {
 }
 
 impl ClippedOptimizer {
-    /// Creates an optimizer from one of Burn's and the clipper of its gradients.
+    /// Creates an optimizer from a Burn optimizer and a clipper.
     #[must_use]
     pub fn new(optimizer: ModuleOptimizer, clipper: GradClipper) -> Self {
         Self { optimizer, clipper, last: None }
     }
 
-    /// Clips the gradients of `module`, and updates the module with them.
+    /// Clips the gradients of `module` and updates the module with them.
     ///
-    /// Under [`NonFinite::Skip`](gradclip::NonFinite::Skip), a step with non-finite gradients changes neither the module nor the
-    /// state of the optimizer, and [`skipped`](Clipped::skipped) of [`last`](Self::last) is true. This policy and
-    /// [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step, to read the records back. The other
-    /// policies do not wait.
+    /// Under [`NonFinite::Skip`](gradclip::NonFinite::Skip), a step with non-finite gradients changes neither the
+    /// module nor the state of the optimizer, and [`skipped`](Clipped::skipped) of [`last`](Self::last) is true. This
+    /// policy and [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step, to read the
+    /// records back. The other policies do not wait.
     ///
     /// ```
     /// # use burn::{module::Module, optim::GradientsParams};

@@ -6,8 +6,8 @@ use gradclip::{NonFinite, NormType};
 use crate::Error;
 use crate::gradients::Gradient;
 
-/// A clip of certain gradients: its options, and the limit of each segment. A segment has its own norm, limit and record. It is
-/// a group, or a gradient that is clipped on its own.
+/// The options of a clip, and the limit of each segment of a list of gradients. A segment has one norm, one limit and
+/// one record. It is a group, or a single gradient if each is clipped by its own norm.
 #[derive(Clone, Debug)]
 pub(crate) struct ResolvedClip {
     pub(crate) kind: ClipKind,
@@ -26,7 +26,7 @@ pub(crate) enum ClipKind {
     Clamp,
 }
 
-/// Refuses the operations and options that only gradclip supports.
+/// Rejects the operations and options that this package does not support.
 pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     let norm = match operation {
         Operation::Norm(norm) => norm,
@@ -54,7 +54,7 @@ impl ResolvedClip {
         let bounds = |operation: &Operation, elements: usize| match *operation {
             Operation::Norm(norm) => [0.0, norm.limit_for(elements as u64)],
             Operation::Clamp { low, high } => [low, high],
-            // `check_supported` refuses other operations.
+            // `check_supported` rejects other operations.
             _ => [f32::NEG_INFINITY, f32::INFINITY],
         };
         let kind = match operations.first() {
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// A new option of gradclip must be supported or refused here. This test fails until it is.
+    /// This package must support or reject every option of gradclip. The test fails if gradclip has a new option.
     #[test]
     fn every_option_of_a_clip_is_known() {
         let Operation::Norm(norm) = Clip::by_global_norm(1.0).checked().unwrap() else { panic!("by norm") };

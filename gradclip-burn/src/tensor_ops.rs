@@ -1,5 +1,5 @@
-//! Clips gradients by Burn's tensor operations, where the kernels cannot run: on the CPU, on CUDA, on wgpu if CubeCL does not
-//! compile WGSL, and for gradients on several devices.
+//! Clips gradients with Burn's tensor operations where the kernels cannot run: on the CPU, on CUDA, on wgpu if CubeCL
+//! does not compile WGSL, for f64 gradients, and for gradients on several devices.
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use gradclip::kernels::tables::Bounds;
@@ -9,15 +9,16 @@ use gradclip::{NonFinite, NormType};
 use crate::gradients::Gradient;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 
-/// The measurement of a clip by norm. All numbers are f32, on the device of the first gradient.
+/// The measurement of a clip by norm. All numbers are f32 on the device of the first gradient.
 ///
-/// A norm of finite elements may exceed f32, and the factor may be too small for f32. So the numbers of a segment are computed
-/// times its shift: 2^-64 if the largest magnitude exceeds 2^63, and 1 otherwise.
+/// The norm of finite elements may overflow f32, and the factor may underflow. Each segment therefore has a shift:
+/// 2^-64 if its largest magnitude exceeds 2^63, and 1 otherwise. The norm is computed times the shift, and the factor
+/// divided by the shift.
 #[derive(Clone, Debug)]
 pub(crate) struct TensorOpsMeasurement {
     /// The norm of each segment.
     pub(crate) norms: Tensor<1>,
-    /// The coefficient of each segment.
+    /// The clip coefficient of each segment.
     pub(crate) coefs: Tensor<1>,
     /// The factor of each segment.
     pub(crate) factors: Tensor<1>,
@@ -27,11 +28,11 @@ pub(crate) struct TensorOpsMeasurement {
     pub(crate) shifted_factors: Tensor<1>,
     /// The shift of each segment.
     pub(crate) shifts: Tensor<1>,
-    /// Whether an element of the segment, or its norm, is not finite.
+    /// Whether each segment has a non-finite element or a NaN coefficient.
     non_finite: Tensor<1, Bool>,
-    /// Whether the segment has no element.
+    /// Whether each segment has no elements.
     pub(crate) empty: Vec<bool>,
-    /// The largest magnitude of each gradient, scaled by the loss scale: without it, a finite one may exceed f32.
+    /// The largest magnitude of each gradient, before the loss scale is removed, which could overflow f32.
     pub(crate) max_magnitudes: Tensor<1>,
     /// The statistics of each gradient, if the clip measures them.
     pub(crate) stats: Option<StatsMeasurement>,
@@ -47,7 +48,7 @@ pub(crate) struct StatsMeasurement {
     pub(crate) zeros: Tensor<1, Int>,
 }
 
-/// 2^63. A segment with a larger magnitude is measured and scaled with [`SHIFT`].
+/// 2^63. Segments with a larger magnitude are measured and scaled with [`SHIFT`].
 const LARGE: f32 = 9_223_372_036_854_775_808.0;
 
 /// 2^-64.
@@ -157,12 +158,14 @@ fn measure(
     }
 }
 
-/// A norm, as a product that may exceed f32, and the largest magnitude. One element each.
+/// A norm as the product of `ratio` and `unit`, which may exceed f32, and the largest magnitude. Each tensor has one
+/// element.
 #[derive(Clone)]
 struct Norm {
-    /// The norm divided by `unit`: at least 1 for p > 0, at most 1 for p < 0. If the norm is zero or not finite, the norm itself.
+    /// The norm divided by `unit`: at least 1 for p > 0, at most 1 for p < 0. The norm itself if it is zero or not
+    /// finite.
     ratio: Tensor<1>,
-    /// The magnitude that dominates the norm; 1 if it is zero or not finite.
+    /// The magnitude that dominates the norm, or 1 if that magnitude is zero or not finite.
     unit: Tensor<1>,
     max_magnitude: Tensor<1>,
 }
@@ -174,15 +177,15 @@ impl Norm {
     }
 }
 
-/// The norm of a segment. One element each.
+/// The norm of a segment. Each tensor has one element.
 struct SegmentNorm {
-    /// The joint norm, times the shift.
+    /// The joint norm times the shift.
     shifted_norm: Tensor<1>,
     shift: Tensor<1>,
     max_magnitude: Tensor<1>,
 }
 
-/// Joins the norms of gradients to the norm of their segment.
+/// Joins the norms of gradients into the norm of their segment.
 fn join(norms: &[Norm], norm_type: NormType, device: &Device) -> SegmentNorm {
     let one = Tensor::ones([1], (device, DType::F32));
     if norms.is_empty() {
@@ -196,7 +199,8 @@ fn join(norms: &[Norm], norm_type: NormType, device: &Device) -> SegmentNorm {
     let has_nan = max_magnitudes.clone().is_nan().any();
     let max_magnitude = max_magnitudes.max().mask_fill(has_nan, f32::NAN);
     let p = norm_type.p();
-    // Only a norm of positive p may exceed f32: a norm of negative p is at most the smallest magnitude, and a count is small.
+    // Only a norm of positive p may exceed f32: a norm of negative p is at most the smallest magnitude, and a 0-norm is
+    // a small count.
     let is_large = max_magnitude.clone().greater_elem(LARGE).bool_and(max_magnitude.clone().is_finite());
     let shift = if p > 0.0 { one.mask_fill(is_large, SHIFT) } else { one };
     let shifted = of_gradients(|norm| &norm.ratio) * (of_gradients(|norm| &norm.unit) * shift.clone());
@@ -211,8 +215,8 @@ fn join(norms: &[Norm], norm_type: NormType, device: &Device) -> SegmentNorm {
     SegmentNorm { shifted_norm, shift, max_magnitude }
 }
 
-/// Returns the norm of magnitudes. Powers of magnitudes may leave the range of f32; powers of their ratios to the dominant
-/// magnitude do not.
+/// Computes the norm of magnitudes. Powers of magnitudes may leave the range of f32; powers of their ratios to the
+/// dominant magnitude do not.
 fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> Norm {
     let (device, dtype) = (magnitudes.device(), magnitudes.dtype());
     let one = Tensor::ones([1], (&device, dtype));
@@ -224,7 +228,7 @@ fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> Norm {
     let has_nan = magnitudes.clone().is_nan().any();
     let max_magnitude = magnitudes.clone().max().mask_fill(has_nan.clone(), f32::NAN);
     if p == 0.0 {
-        // The 0-norm counts the gradients that are not zero.
+        // The 0-norm counts the gradients with a non-zero element.
         let count = magnitudes.equal_scalar(0.0).bool_not().any().int().float().cast(dtype);
         return Norm { ratio: count, unit: one, max_magnitude };
     }
@@ -239,11 +243,12 @@ fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> Norm {
         _ if p.is_infinite() => one,
         _ => ratios().powf_scalar(p).sum().powf_scalar(p.recip()),
     };
-    // If the dominant magnitude is zero, infinite or NaN, it is the norm. A device may compute something else from its powers.
+    // A dominant magnitude that is zero, infinite or NaN is the norm. A device may compute a different value from its
+    // powers.
     Norm { ratio: ratio.mask_where(can_divide.bool_not(), dominant), unit, max_magnitude }
 }
 
-/// Returns the type to compute in.
+/// Returns the element type of the computation.
 fn compute_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 { dtype } else { DType::F32 }
 }
@@ -262,7 +267,7 @@ fn scale(
     let dtype = compute_dtype(gradient.info.dtype);
     let of_segment = |number: &Tensor<1>| number.clone().narrow(0, segment, 1).to_device(&device).cast(dtype);
     let factor = of_segment(&measurement.factors);
-    // A factor that is too small for f32 is applied in two steps, unless the policy has set it to NaN or zero.
+    // A factor that underflows f32 is applied in two multiplications, unless the policy has set it to NaN or zero.
     let shifted = of_segment(&measurement.shifted_factors);
     let is_tiny = factor.clone().lower_elem(f32::MIN_POSITIVE).bool_and(shifted.clone().greater_elem(0.0));
     let first = factor.mask_where(is_tiny.clone(), shifted);
@@ -281,7 +286,7 @@ fn clamp(gradient: Gradient, bounds: [f32; 2]) -> Gradient {
     if gradient.info.count == 0 {
         return gradient;
     }
-    // Bounds are rounded to the element type as in the kernels. f64 holds every bound.
+    // As in the kernels, bounds are rounded to the element type. f64 represents every bound exactly.
     let Bounds { low, high } = Bounds::new(bounds, gradient.info.kernel_dtype().unwrap_or_default());
     let elements = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
     let is_nan = elements.clone().is_nan();

@@ -1,4 +1,4 @@
-//! gradclip's kernels in CubeCL's interface for precompiled sources, with the text of [`Dialect::CubeCl`].
+//! Adapts gradclip's kernels to CubeCL's interface for precompiled sources. The source is in [`Dialect::CubeCl`].
 
 use burn::cubecl::ir::settings::{Dim3, KernelSettings};
 use burn::cubecl::ir::{ElemType, Scope, UIntKind, metadata::Info};
@@ -10,9 +10,9 @@ use gradclip::kernels::{Dialect, Kernel};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct GradclipKernel(pub(super) Kernel);
 
-/// Runs kernels without checks. CubeCL compiles WGSL without bounds checks in either mode, so every index must be in range; the
-/// tests of the layout prove it for tiles, partials and segments. The checked mode only bounds loops, and all loops of the
-/// kernels are bounded by the length of a tile, a segment or a workgroup.
+/// The mode without checks. CubeCL compiles WGSL without bounds checks in either mode, so every index must be in range;
+/// the layout tests verify this for tiles, partials and segments. The checked mode only bounds loops, and the length of
+/// a tile, a segment or a workgroup already bounds every loop of the kernels.
 const MODE: ExecutionMode = ExecutionMode::Unchecked;
 
 impl GradclipKernel {
@@ -22,7 +22,7 @@ impl GradclipKernel {
 }
 
 impl KernelMetadata for GradclipKernel {
-    /// Returns the kernel itself as the id, since it determines the text.
+    /// Returns an id that holds the kernel, which determines the source.
     fn id(&self) -> KernelId {
         KernelId::new::<Self>().info(*self).cube_dim(self.cube_dim()).mode(MODE)
     }
@@ -33,7 +33,7 @@ impl KernelMetadata for GradclipKernel {
 }
 
 impl CubeKernel for GradclipKernel {
-    /// Returns the settings. The body is empty, since the text is precompiled.
+    /// Returns the settings with an empty body, because the source is precompiled.
     fn define(&self) -> KernelDefinition {
         let settings = KernelSettings::new(self.cube_dim(), MODE, AddressType::U32);
         KernelDefinition { body: Scope::root(settings.clone()), settings, info: Info::default() }

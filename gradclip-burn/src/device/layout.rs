@@ -1,4 +1,4 @@
-//! The layout of a clip: the gradients and the tiles of each dispatch. Pure arithmetic, without a launch.
+//! Computes the layout of a clip: the gradients and the tiles of each dispatch. It does not use a device.
 
 use std::ops::Range;
 
@@ -24,11 +24,11 @@ impl GradientShape {
     }
 }
 
-/// The gradients of one dispatch in each pass.
+/// The gradients that share one dispatch in each pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
     pub(super) format: TileFormat,
-    /// The gradient in each slot.
+    /// The index of the gradient in each slot.
     pub(super) slots: Vec<usize>,
     /// The tiles of the norm pass, whose targets are partials.
     pub(super) norm_tiles: Vec<Tile>,
@@ -48,17 +48,17 @@ pub(super) struct Layout {
     pub(super) gradients: Vec<Range<usize>>,
 }
 
-/// The length of the smallest large gradient, in elements. For a large gradient, selecting among many slots at every load costs
-/// more than another dispatch.
+/// The minimum length of a large gradient, in elements. For a large gradient, selecting among many slots at every load
+/// costs more than another dispatch.
 const LARGE: usize = 1 << 15;
 
-/// The most large gradients in one dispatch.
+/// The maximum number of large gradients in one dispatch.
 const LARGE_SLOTS: usize = 3;
 
-/// Lays out the dispatches, each with at most `max_slots` gradients. The partials of a segment are consecutive, in the order of
-/// the gradients.
+/// Lays out the dispatches, each with at most `max_slots` gradients. The partials of a segment are consecutive, in the
+/// order of the gradients.
 pub(super) fn lay_out(shapes: &[GradientShape], segments: usize, max_slots: usize) -> Layout {
-    // The wgpu path has the same tiles, so the norms have the same bits.
+    // The tile length is the same as on gradclip's wgpu path, so the norms have the same bits.
     let tile = tile_elements(shapes.iter().map(|shape| shape.count as u64).sum());
     let tile = usize::try_from(tile).unwrap_or(usize::MAX);
     let mut layout = Layout { gradients: vec![0..0; shapes.len()], ..Layout::default() };
@@ -88,7 +88,8 @@ pub(super) fn lay_out(shapes: &[GradientShape], segments: usize, max_slots: usiz
     layout
 }
 
-/// Lays out the dispatch of gradients of one format. `partials` has the partials of each gradient.
+/// Lays out one dispatch of the gradients in `slots`, all of one format. `partials` holds the partials of each
+/// gradient.
 fn batch(shapes: &[GradientShape], slots: &[usize], tile: usize, partials: &[Range<usize>]) -> Batch {
     let mut norm_tiles = Vec::new();
     let mut elementwise_tiles = Vec::new();
@@ -130,7 +131,7 @@ mod tests {
         // The norm and the scale pass of each batch, and one finalize pass.
         let dispatches = |slots| 2 * lay_out(&shapes, 1, slots).batches.len() + 1;
         assert_eq!(dispatches(30), 43);
-        // Six slots are what wgpu's default limits allow.
+        // wgpu's default limits allow six slots.
         assert!(dispatches(6) < 2 * shapes.len());
     }
 

@@ -1,5 +1,5 @@
-//! Launches the kernels through the CubeCL client of the tensors: in the stream of Burn's own operations, on memory that CubeCL
-//! shares among tensors and moves.
+//! Launches the kernels through the CubeCL client of the tensors, in the same stream as Burn's operations. CubeCL may
+//! share the memory of a gradient with other tensors, and may move it.
 
 mod cubecl_kernel;
 mod layout;
@@ -34,7 +34,7 @@ use tables::{DeviceBatch, Tables};
 /// The result of a clip, for primitives of any backend.
 pub(crate) struct ClippedPrimitives<P> {
     pub(crate) gradients: Vec<P>,
-    /// The outputs of a clip by norm.
+    /// The outputs of a clip by norm; `None` otherwise.
     pub(crate) outputs: Option<NormOutputs<P>>,
 }
 
@@ -50,7 +50,8 @@ pub(crate) struct NormOutputs<P> {
     pub(crate) stats: Option<P>,
 }
 
-/// The most gradients in one dispatch. More would lengthen the `switch` among slots and save few dispatches.
+/// The maximum number of gradients in one dispatch. A larger number would lengthen the `switch` among slots and save
+/// few dispatches.
 const MAX_SLOTS: usize = 32;
 
 /// The length of a record, in words.
@@ -59,13 +60,13 @@ pub(crate) const RECORD_WORDS: usize = size_of::<ClipRecord>() / 4;
 /// The length of the statistics of a gradient, in words.
 pub(crate) const STATS_WORDS: usize = size_of::<TensorStats>() / 4;
 
-/// The most bindings of a finalize kernel.
+/// The maximum number of bindings of a finalize kernel.
 static FINALIZE_BINDINGS: LazyLock<usize> = LazyLock::new(|| {
     let reduction = Reduction::new(NormType::L2, false);
     finalize(reduction, Output::RecordAndFactor).bindings().len()
 });
 
-/// Returns whether the kernels run on a device: CubeCL compiles WGSL there, and the device is large enough.
+/// Returns whether the kernels run on a device: CubeCL compiles WGSL for it, and its limits are high enough.
 pub(crate) fn runs_kernels(device: &CubeDevice) -> bool {
     // With Burn's feature `vulkan` or `metal`, CubeCL compiles to SPIR-V or MSL on devices that support it.
     matches!(device, CubeDevice::Wgpu(_)) && {
@@ -77,7 +78,7 @@ pub(crate) fn runs_kernels(device: &CubeDevice) -> bool {
     }
 }
 
-/// Returns the most slots of a kernel on a device; 0 if the device allows too few bindings for the kernels.
+/// Returns the maximum number of slots of a kernel on a device, or 0 if the device allows too few bindings.
 fn max_slots(client: &Client) -> usize {
     let bindings = client.properties().hardware.max_bindings as usize;
     if bindings < *FINALIZE_BINDINGS { 0 } else { MAX_SLOTS.min(bindings - FIRST_SLOT as usize) }
@@ -87,7 +88,7 @@ fn finalize(reduction: Reduction, output: Output) -> Kernel {
     Kernel::Finalize { reduction, output, banks: 1, wide: false }
 }
 
-/// Clips gradients that are all on one device. `shapes` has the shape of each. The host does not wait.
+/// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient.
 pub(crate) fn clip(
     gradients: Vec<CubeTensor>,
     shapes: &[GradientShape],
@@ -102,7 +103,7 @@ pub(crate) fn clip(
     let max_slots = max_slots(&client);
     let tables = cache.get(&client, &device, shapes, clip, max_slots);
     let launcher = Launcher { client: &client, device: &device, tables: &tables, max_slots };
-    // One after the other: if two gradients share one buffer, the first is copied, and then the second is its only user.
+    // In sequence: if two gradients share a buffer, the first is copied, which leaves the second as the only user.
     let make_ready = if clip.writes_gradients() { into_writable } else { into_dense };
     let gradients: Vec<_> = gradients.into_iter().map(make_ready).collect();
     let outputs = match clip.kind {
@@ -129,13 +130,13 @@ pub(crate) fn clip(
     ClippedPrimitives { gradients, outputs }
 }
 
-/// Returns a gradient that can be changed in place: the same, or a copy if another tensor shares its memory.
+/// Returns a gradient that can be written in place: the same tensor, or a copy if another tensor shares its memory.
 fn into_writable(gradient: CubeTensor) -> CubeTensor {
     let gradient = into_dense(gradient);
     if gradient.can_mut() { gradient } else { into_dense(gradient.copy()) }
 }
 
-/// Returns a gradient whose elements are adjacent in memory, in any order: the same, or a contiguous copy.
+/// Returns a gradient whose elements are adjacent in memory, in any order: the same tensor, or a contiguous copy.
 fn into_dense(gradient: CubeTensor) -> CubeTensor {
     if !gradient.meta.is_tiled() && is_dense(gradient.meta.shape(), gradient.meta.strides()) {
         gradient
@@ -144,7 +145,7 @@ fn into_dense(gradient: CubeTensor) -> CubeTensor {
     }
 }
 
-/// Returns whether the strides are those of a contiguous tensor whose dimensions were permuted.
+/// Returns whether the strides are those of a contiguous tensor with permuted dimensions.
 fn is_dense(shape: &[usize], strides: &[usize]) -> bool {
     let mut dimensions: Vec<_> =
         strides.iter().zip(shape).filter(|&(_, &length)| length != 1).map(|(&s, &l)| (s, l)).collect();
@@ -210,10 +211,10 @@ impl Launcher<'_> {
         NormOutputs { norms, factors, records, stats }
     }
 
-    /// Launches the kernels that scale or clamp the gradients in place. `parameters` returns the records or the bounds for a
-    /// format.
+    /// Launches the kernels that scale or clamp the gradients in place. `parameters` returns the records or the bounds
+    /// for a format.
     ///
-    /// The batches run in reverse order, because the cache may still hold what the norm pass read last.
+    /// The batches run in reverse order, because the cache may still hold the gradients that the norm pass read last.
     fn elementwise_pass<'a>(
         &self,
         gradients: &[CubeTensor],
@@ -230,7 +231,8 @@ impl Launcher<'_> {
         slot_count(batch.slots.len(), self.max_slots)
     }
 
-    /// Launches a kernel with slots. `other` is the buffer that it binds besides its tiles and the gradients.
+    /// Launches a kernel with one gradient per slot. `other` is the buffer that it binds besides the tiles and the
+    /// gradients.
     fn launch_batch(
         &self,
         kernel: Kernel,
@@ -241,7 +243,8 @@ impl Launcher<'_> {
     ) {
         self.launch(kernel, batch.tiles, |buffer| match buffer {
             Buffer::Tiles => tiles,
-            // A kernel may have more slots than the batch has gradients. No tile refers to them, but each must be bound.
+            // A kernel may have more slots than the batch has gradients. No tile refers to the extra slots, but each
+            // must be bound.
             Buffer::Slot(slot) => &gradients[batch.slots[slot.min(batch.slots.len() - 1)]].handle,
             Buffer::Partials | Buffer::Records | Buffer::Bounds => other,
             buffer => unreachable!("no kernel with slots binds {buffer:?}"),
@@ -297,7 +300,7 @@ mod tests {
         kernel.bindings().into_iter().map(|binding| binding.buffer).collect()
     }
 
-    /// A launch panics in CubeCL's thread if a kernel binds a buffer that the launch does not have.
+    /// A launch panics on CubeCL's thread if a kernel binds a buffer that the launch does not supply.
     #[test]
     fn a_launch_has_every_buffer_that_its_kernel_binds() {
         for reduction in reductions() {

@@ -1,5 +1,5 @@
-//! The tables that the kernels read. They depend only on the shapes of the gradients and on the options of the clip, so they are
-//! uploaded once and cached: a step uploads nothing.
+//! The tables that the kernels read. They depend only on the shapes of the gradients and on the options of the clip, so
+//! they are uploaded once and cached. A step with the same shapes and options uploads nothing.
 
 use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +15,8 @@ use gradclip::kernels::tables::{Bounds, NormParams, Segment};
 use super::layout::{GradientShape, lay_out};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 
-/// The number of entries in the cache. Some models have parameters with a gradient only in some steps, and so several sets of
-/// shapes.
+/// The maximum number of entries in the cache. In some models, some parameters have a gradient only in some steps, so
+/// the shapes vary.
 const CAPACITY: usize = 8;
 
 /// The tables of past clips, most recent first, shared by the clones of a clipper.
@@ -31,10 +31,11 @@ struct Entry {
     tables: Tables,
 }
 
-/// The bits that the options of a clip put into tables. Bits, because a bound may be a zero of either sign.
+/// The options of a clip as bits, to find out whether its tables are up to date. Bits distinguish a bound of 0.0 from
+/// -0.0.
 #[derive(PartialEq)]
 struct OptionBits {
-    /// [`NormParams`]; empty for a clip by value.
+    /// The bytes of [`NormParams`]; empty for a clip by value.
     norm_params: Vec<u8>,
     bounds: Vec<[u32; 2]>,
 }
@@ -117,7 +118,7 @@ pub(super) struct DeviceLayout {
 /// A [`Batch`](super::layout::Batch), on the device.
 pub(super) struct DeviceBatch {
     pub(super) format: TileFormat,
-    /// The gradient in each slot.
+    /// The index of the gradient in each slot.
     pub(super) slots: Vec<usize>,
     /// The number of tiles in each pass.
     pub(super) tiles: usize,
@@ -143,7 +144,7 @@ impl TableCache {
         let options = OptionBits::new(clip);
         let entry = match found.map(|index| entries.remove(index)) {
             Some(entry) if entry.options == options => entry,
-            // Other options need other limits, but the same layout.
+            // The options differ: the limits are new, but the layout is the same.
             Some(entry) => Entry { options, tables: Tables::new(client, entry.tables.layout, clip), ..entry },
             None => {
                 let layout = Arc::new(DeviceLayout::new(client, shapes, clip.segments(), max_slots));
@@ -190,7 +191,7 @@ impl DeviceLayout {
             .collect();
         let gradients: Vec<_> =
             layout.gradients.iter().map(|partials| Segment::new(partials, f32::INFINITY)).collect();
-        // An empty buffer cannot be bound. Without partials, no kernel reads this one.
+        // An empty buffer cannot be bound. Without partials, no kernel reads this buffer.
         let gradient_of_partial =
             if layout.gradient_of_partial.is_empty() { &[0][..] } else { &layout.gradient_of_partial };
         Self {

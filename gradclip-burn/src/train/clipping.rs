@@ -16,9 +16,9 @@ use crate::{Clipped, Error, GradClipper};
 
 /// Wraps a model, so that Burn's `Learner` trains it with clipped gradients.
 ///
-/// A learner passes accumulated gradients to the model's [`optimize`](TrainStep::optimize). `Clipping` clips them together and
-/// passes them on to the `optimize` of the wrapped model. Everything else is delegated to the wrapped model. The paths of
-/// parameters and the records are the same, so checkpoints fit both.
+/// A learner passes accumulated gradients to the model's [`optimize`](TrainStep::optimize). `Clipping` clips them
+/// together and passes them on to the `optimize` of the wrapped model. Everything else is delegated to the wrapped
+/// model. The parameter paths and the records are the same, so checkpoints fit both models.
 ///
 /// ```no_run
 /// # use burn::optim::ModuleOptimizer;
@@ -38,14 +38,14 @@ use crate::{Clipped, Error, GradClipper};
 /// # Non-finite gradients
 ///
 /// [`NonFinite::Skip`](gradclip::NonFinite::Skip) skips the step: parameters and optimizer are unchanged.
-/// [`NonFinite::Error`](gradclip::NonFinite::Error) also skips it, and stops the training with an error. Under these two
-/// policies each step waits for the device, because the outcome must be known before the optimizer runs. Under the other
-/// policies no step waits.
+/// [`NonFinite::Error`](gradclip::NonFinite::Error) also skips it, and stops the training with an error. Under these
+/// two policies each step waits for the device, because the outcome must be known before the optimizer runs. Under the
+/// other policies, no step waits.
 ///
 /// # Errors
 ///
-/// `optimize` cannot return an error. If gradients cannot be clipped, it stops the training through the interrupter, and
-/// [`into_inner`](Self::into_inner) returns the error. Neither this step nor a later one is made.
+/// `optimize` cannot return an error. If gradients cannot be clipped, it stops the training through the interrupter,
+/// and [`into_inner`](Self::into_inner) returns the error. The optimizer makes neither this step nor a later one.
 #[derive(Clone)]
 pub struct Clipping<M> {
     model: M,
@@ -55,8 +55,9 @@ pub struct Clipping<M> {
 }
 
 impl<M> Clipping<M> {
-    /// Wraps `model`, whose gradients `clipper` clips. If they cannot be clipped, `interrupter` stops the training, and the
-    /// `error` of its result gives the reason. `SupervisedTraining::interrupter` returns the interrupter.
+    /// Wraps `model` to clip its gradients with `clipper`. If they cannot be clipped, `interrupter` stops the training,
+    /// and the `error` of the training result gives the reason. `SupervisedTraining::interrupter` returns the
+    /// interrupter.
     #[must_use]
     pub fn new(model: M, clipper: GradClipper, interrupter: Interrupter) -> Self {
         Self { model, clipper, steps: Steps::default(), interrupter }
@@ -80,7 +81,7 @@ impl<M> Clipping<M> {
         self.steps.last()
     }
 
-    /// Returns the first error, if any. The parameters are those from before that step.
+    /// Returns the first error, if any. The parameters are then those from before the failed step.
     #[must_use]
     pub fn error(&self) -> Option<Arc<Error>> {
         self.steps.error()
@@ -92,11 +93,11 @@ impl<M> Clipping<M> {
         &self.model
     }
 
-    /// Unwraps the model, after a training.
+    /// Unwraps the model after a training.
     ///
     /// # Errors
     ///
-    /// The [first error](Self::error), if a step could not be made.
+    /// The [first error](Self::error), if a clip failed.
     pub fn into_inner(self) -> Result<M, Arc<Error>> {
         match self.error() {
             None => Ok(self.model),
@@ -109,7 +110,7 @@ impl<M> Clipping<M> {
         Self { model: change(model), clipper, steps, interrupter }
     }
 
-    /// Clips, and returns whether to make the optimizer step.
+    /// Clips the gradients, and returns whether the optimizer should step.
     fn clip_before_step(&self, clip: impl FnOnce(&GradClipper, &M) -> Result<Clipped, Error>) -> bool {
         if self.steps.error().is_some() {
             return false;
@@ -145,7 +146,7 @@ impl<M: fmt::Debug> fmt::Debug for Clipping<M> {
     }
 }
 
-/// Shows the wrapped model.
+/// Displays the wrapped model.
 impl<M: Display> Display for Clipping<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.model.fmt(f)

@@ -1,4 +1,4 @@
-//! The metrics of clips, for Burn's dashboard and logs.
+//! Metrics of clips for Burn's dashboard and logs.
 //!
 //! Burn's metric thread reads the outcome of each step once. The training thread does not wait.
 
@@ -14,7 +14,7 @@ use burn::train::metric::{
 use super::steps::Steps;
 use crate::{Clipped, Error};
 
-/// A number for each step: the common part of both metrics.
+/// A metric with one number per step: the shared implementation of both metrics.
 #[derive(Clone)]
 struct StepMetric {
     name: MetricName,
@@ -52,12 +52,12 @@ impl StepMetric {
         metadata: &MetricMetadata,
         number: impl FnOnce(&Clipped) -> Result<f64, Error>,
     ) -> Result<SerializedEntry, TensorReadError> {
-        // Items of a validation have no learning rate and make no step.
+        // Validation items have no learning rate and make no step.
         let step = metadata.lr.is_some().then(|| self.steps.read(&mut self.next_step)).flatten();
         self.has_value = step.is_some();
         let Some(step) = step else { return Ok(SerializedEntry::not_available(self.unit)) };
         let number = number(&step).map_err(|error| ExecutionError::with_context(error.to_string()))?;
-        // A non-finite number is shown, but left out of the mean of the epoch.
+        // A non-finite number is shown, but excluded from the mean over the epoch.
         self.state.update(number, usize::from(number.is_finite()));
         Ok(self.state.compute_update(self.format()))
     }
@@ -140,12 +140,12 @@ macro_rules! metric {
     };
 }
 
-/// Reports the norm of the gradients before clipping, for each step. The norms of several groups are joined to the norm of all
-/// gradients. [`Clipping::grad_norm`](super::Clipping::grad_norm) creates the metric, and
+/// Reports the norm of the gradients before clipping, for each step. The norms of several groups are joined into the
+/// norm of all gradients. [`Clipping::grad_norm`](super::Clipping::grad_norm) creates the metric, and
 /// `SupervisedTraining::metric_train_numeric` registers it.
 ///
-/// If gradients are accumulated, only the item that completes a step has a value. A non-finite norm is shown, but left out of the
-/// mean.
+/// If gradients are accumulated, only the item that completes a step has a value. A non-finite norm is shown, but
+/// excluded from the mean.
 #[derive(Clone)]
 pub struct GradNormMetric(StepMetric);
 
@@ -159,8 +159,9 @@ metric!(GradNormMetric, "The norm of the gradients before clipping", |step| {
     Ok(f64::from(gradclip::distributed::join_norms(&step.records()?, step.norm_type())))
 });
 
-/// Reports the percentage of the norms of each step that exceeded their limits. If all gradients have one norm, the mean over an
-/// epoch is the percentage of clipped steps. [`Clipping::clipped`](super::Clipping::clipped) creates the metric.
+/// Reports, for each step, the percentage of norms that exceeded their limits. If all gradients have one norm, the mean
+/// over an epoch is the percentage of clipped steps. [`Clipping::clipped`](super::Clipping::clipped) creates the
+/// metric.
 #[derive(Clone)]
 pub struct ClippedMetric(StepMetric);
 

@@ -1,5 +1,5 @@
-//! Burn's training loop: a model whose gradients are clipped, and the metrics of its clips. Imports: `steps`, `metrics`,
-//! `clipping`, in this order.
+//! Clipping in Burn's training loop: a wrapper for the model, and its metrics. A module imports only modules to its
+//! left: `steps`, `metrics`, `clipping`.
 
 mod clipping;
 mod metrics;

@@ -1,20 +1,20 @@
-//! The outcomes of a training's steps, passed from the training thread to the metrics.
+//! Passes the outcomes of training steps from the training thread to the metrics.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Clipped, Error};
 
-/// The number of steps that are kept for the metrics. Burn's metric thread lags by a few items, plus one for each worker.
+/// The number of steps kept for the metrics. Burn's metric thread lags by a few items, plus one per worker.
 const CAPACITY: usize = 64;
 
-/// The latest steps, shared by the clones of a model and its metrics.
+/// The latest steps, shared by the clones of a model and by its metrics.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Steps(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The number of steps that were dropped.
+    /// The number of steps dropped so far.
     dropped: u64,
     latest: VecDeque<Clipped>,
     /// The first error.
@@ -36,7 +36,7 @@ impl Steps {
         state.latest.push_back(clipped);
     }
 
-    /// Returns the first kept step from number `next` on, and advances `next` past it.
+    /// Returns the first kept step at or after number `next`, and advances `next` past it.
     pub(super) fn read(&self, next: &mut u64) -> Option<Clipped> {
         let state = self.state();
         let number = (*next).max(state.dropped);
@@ -50,7 +50,7 @@ impl Steps {
         self.state().latest.back().cloned()
     }
 
-    /// Keeps the error if it is the first.
+    /// Stores the error, unless an earlier one is stored.
     pub(super) fn fail(&self, error: Arc<Error>) {
         self.state().error.get_or_insert(error);
     }
