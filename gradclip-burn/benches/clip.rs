@@ -1,9 +1,10 @@
 //! Times the clip of one step in Burn, for the gradients of a transformer with 150 tensors and 10 million parameters:
-//! gradclip-burn, the same clip in several forms of Burn's tensor operations, and Burn's own clip of each tensor.
+//! gradclip-burn, the same clip in several variants of Burn's tensor operations, and Burn's clip of each tensor by its
+//! own norm.
 //!
-//! The methods take turns. Each gets fresh gradients that are already computed, and is timed up to a sync of the device. The
-//! first turn checks each against f64 and is not timed. `cargo bench` prints medians and the ratios within the run; `RUNS` sets
-//! the number of turns.
+//! The methods take turns. Each starts from fresh, fully computed gradients and is timed up to a device sync. The first
+//! turn is not timed; it checks each clip by global norm against f64. `cargo bench` prints medians and the ratios
+//! within the run; `RUNS` sets the number of turns.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
-//! Burn's `Learner` with gradients clipped by global norm, and their norms in its log.
+//! Trains with Burn's `Learner`, clips the gradients by global norm and logs their norms:
 //! `cargo run --features train,wgpu --example learner [gpu|cpu]`
 //!
-//! The example fits a line to points with outliers, whose gradients are many times as large as the others. Plain SGD diverges at
-//! the first outlier; with clipping it converges. The two runs differ only in `Clipping`.
+//! The example fits a line to points with outliers, whose gradients are far larger than the rest. Plain SGD diverges at
+//! the first outlier; with clipping, it converges. The two runs differ only in `Clipping`.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl InferenceStep for Line {
     }
 }
 
-/// Returns points of the line `2 x + 1`. One in 40 is an outlier, a thousand times as far away.
+/// Returns points of the line `2 x + 1`. One in 40 is an outlier, with an `x` a thousand times as large.
 fn points(count: usize) -> Arc<dyn DataLoader<Points>> {
     let point = |index: usize| {
         let x = (index * 37 % 101) as f32 / 50.0 - 1.0;

@@ -1,13 +1,13 @@
-//! Why gradients are clipped: `cargo run --release --example rnn -- cpu [STEPS] [PICTURE.svg] [SEEDS]`
+//! Shows why gradients are clipped: `cargo run --release --example rnn -- cpu [STEPS] [PICTURE.svg] [SEEDS]`
 //! (`--features wgpu` and `gpu` train on the GPU)
 //!
-//! A recurrent network reads a number and 29 zeros, and recalls the number. It trains with plain SGD in three ways: without
-//! clipping, with Burn's clip of each tensor by its own norm, and with gradclip's clip by global norm. For each seed, the three
-//! trainings start from the same weights and see the same numbers.
+//! A recurrent network reads a number and 29 zeros, and recalls the number. It trains with plain SGD and three methods:
+//! no clipping, Burn's clip of each tensor by its own norm, and gradclip's clip by global norm. For each seed, the
+//! three methods start from the same weights and see the same numbers.
 //!
-//! On the CPU, training without clipping diverges with 4 of 9 seeds, and the best of the others ends at a loss of 0.135. With
-//! either clip all seeds end below 0.06; neither clip is better than the other. At a learning rate of 0.01 instead of 0.05, no
-//! training diverges, with or without clipping.
+//! On the CPU, training without clipping diverges with 4 of 9 seeds, and the best of the others ends at a loss of
+//! 0.135. With either clip, all seeds end below 0.06; neither clip is better. At a learning rate of 0.01 instead of
+//! 0.05, no run diverges, with or without clipping.
 
 use std::error::Error;
 
@@ -38,7 +38,7 @@ struct Recall {
 
 impl Recall {
     fn new(device: &Device) -> Self {
-        // With a gain above 1, gradients can grow on their way back through time.
+        // With a gain above 1, gradients can grow during backpropagation through time.
         let initializer = Initializer::XavierNormal { gain: GAIN };
         Self {
             rnn: RnnConfig::new(1, HIDDEN, true).with_initializer(initializer).init(device),
@@ -68,7 +68,7 @@ struct History {
     norms: Vec<f32>,
 }
 
-/// The trainings with one kind of clipping, one for each seed.
+/// The histories of one method, one per seed.
 struct Run {
     name: &'static str,
     histories: Vec<History>,
@@ -135,7 +135,7 @@ fn read(values: Vec<Tensor<1>>) -> Result<Vec<f32>, Box<dyn Error>> {
 }
 
 impl Run {
-    /// Prints the median over the seeds and the range of the mean loss in the last tenth of the steps.
+    /// Prints the median and the range, over the seeds, of the mean loss in the last tenth of the steps.
     fn report(&self) {
         let losses: Vec<_> = self
             .histories
@@ -152,7 +152,7 @@ impl Run {
     }
 }
 
-/// Returns the mean, infinite if a value is not finite.
+/// Returns the mean, or infinity if a value is not finite.
 fn mean(values: &[f32]) -> f32 {
     let mean = values.iter().sum::<f32>() / values.len() as f32;
     if mean.is_finite() { mean } else { f32::INFINITY }

@@ -1,4 +1,4 @@
-//! The picture: loss and gradient norm of each way to train, over all seeds.
+//! Plots the loss and the gradient norm of each method over all seeds.
 
 use std::error::Error;
 use std::ops::Range;
@@ -11,10 +11,10 @@ use plotters::prelude::*;
 use super::{GUESSING, History, MAX_NORM, Run, mean, spread};
 
 const COLORS: [RGBColor; 3] = [RGBColor(213, 94, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115)];
-/// The number of points of a line. Each is the mean over a window of steps.
+/// The number of points per line. Each point is the mean over a window of steps.
 const POINTS: usize = 60;
 
-/// Draws two panels into an SVG file. Lines are medians over the seeds, and bands their ranges.
+/// Draws two panels into an SVG file. Lines are medians over the seeds; bands are ranges.
 pub(crate) fn save(file: &Path, runs: &[Run]) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(file, (900, 800)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -96,7 +96,7 @@ impl Panel {
         Ok(())
     }
 
-    /// Returns a step in the middle of each window, and the spread over the seeds of the means of the window.
+    /// Returns the middle step of each window, and the spread over the seeds of the mean in that window.
     fn points(&self, run: &Run) -> Vec<(usize, [f32; 3])> {
         let steps = run.histories[0].losses.len();
         let window = steps.div_ceil(POINTS);

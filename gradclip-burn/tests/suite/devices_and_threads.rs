@@ -1,4 +1,4 @@
-//! Gradients of several threads and of several devices.
+//! Gradients from several threads and on several devices.
 
 use burn::tensor::Device;
 use gradclip_burn::Clip;
@@ -33,7 +33,7 @@ fn several_threads_share_one_clipper() {
                 let (clipper, device) = (clipper.clone(), device.clone());
                 std::thread::spawn(move || {
                     for step in 0..10 {
-                        // Some threads share shapes, and so cached tables.
+                        // Some threads use the same shapes, and therefore share cached tables.
                         let before =
                             vec![noise(5000, thread * 100 + step + 1), noise(9 + thread as usize / 2, 3)];
                         let tensors = before.iter().map(|g| vector(g, &device) * 1.0).collect();

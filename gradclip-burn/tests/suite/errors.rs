@@ -1,4 +1,4 @@
-//! What is refused: invalid and unsupported options, gradients that cannot be clipped, and groups without a parameter.
+//! Rejected input: invalid and unsupported options, gradients that cannot be clipped, and groups without a parameter.
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
@@ -27,7 +27,7 @@ fn invalid_options_are_refused() {
     assert!(matches!(GradClipper::by_value(f32::NAN), Err(Error::Clip(Core::ClipValue { .. }))));
     assert!(matches!(GradClipper::by_global_norm(-2.0), Err(Error::Clip(Core::MaxNorm { .. }))));
 
-    // Groups may differ in their limits only. A refused change leaves the clipper unchanged.
+    // Groups may differ only in their limits. A rejected change leaves the clipper unchanged.
     let with_group =
         |clip| GradClipper::by_global_norm(1.0).and_then(|clipper| clipper.group(clip, |_| true));
     assert!(with_group(norm(2.0)).is_ok());
@@ -78,7 +78,7 @@ fn a_gradient_that_cannot_be_clipped_is_named() {
     is_named(&clipper.clip(&mut grads, &model).unwrap_err());
     assert_unchanged(&grads);
 
-    // The same with gradients of several devices, before they are summed.
+    // The same error for gradients on several devices, before they are summed.
     let mut others = GradientsParams::new();
     others.register(model.biases[0].id, vector(&[1.0, 1.0], &device));
     let mut several = MultiGradientsParams::default();
@@ -88,7 +88,7 @@ fn a_gradient_that_cannot_be_clipped_is_named() {
     assert_unchanged(&several.grads[0].0);
 }
 
-/// Burn's container panics on such a gradient.
+/// Burn's container panics on access to such a gradient.
 #[test]
 fn a_gradient_of_another_rank_is_named_and_all_gradients_stay_unchanged() {
     for device in devices() {
@@ -183,7 +183,7 @@ fn gradients_of_another_model_are_an_error() {
         assert_eq!(count(clipper.clip(&mut grads, &model).unwrap_err()), 0);
         assert_eq!(count(clipper.clip_multi(&mut MultiGradientsParams::default(), &model).unwrap_err()), 0);
 
-        // A frozen module has no gradients, and that is no error.
+        // A frozen module has no gradients, which is not an error.
         let mut grads = GradientsParams::from_grads(loss(), &other);
         let frozen = model.no_grad();
         let clipped = clipper.clip(&mut grads, &frozen).unwrap();

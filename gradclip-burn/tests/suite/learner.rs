@@ -1,4 +1,4 @@
-//! `Clipping` in Burn's training loop, against the same training in f64.
+//! `Clipping` in Burn's training loop, compared with the same training in f64.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -66,7 +66,7 @@ impl Regression {
     }
 
     fn outcome(&self, batch: Batch) -> RegressionOutput {
-        // Without `matmul`: Burn would autotune it, for half a minute on a software adapter.
+        // No `matmul`: Burn would autotune it, which takes half a minute on a software adapter.
         let products = batch.inputs.unsqueeze_dim::<3>(2) * self.weight.val().unsqueeze::<3>();
         let outputs = products.sum_dim(1).squeeze_dim::<2>(1) + self.bias.val().unsqueeze();
         let loss = (outputs.clone() - batch.targets.clone()).square().mean();
@@ -123,7 +123,8 @@ fn gradient(parameters: &Parameters, batch: &[Item]) -> Parameters {
     gradient
 }
 
-/// Trains in f64 and returns the norm of each step and the final parameters. Each step sums the gradients of its batches.
+/// Trains in f64 and returns the norm of each step and the final parameters. Each step sums the gradients of its
+/// batches.
 fn simulate(start: Parameters, steps: &[Vec<Vec<Item>>], max_norm: f64) -> (Vec<f64>, Parameters) {
     let mut parameters = start;
     let mut norms = Vec::new();
@@ -161,7 +162,7 @@ fn loader(items: Vec<Item>) -> Arc<dyn DataLoader<Batch>> {
     DataLoaderBuilder::new(Rows).batch_size(BATCH).build(InMemDataset::new(items))
 }
 
-/// The numbers that the metrics logged: the name, the epoch and the number. Summaries of epochs are left out.
+/// The logged values of the metrics: name, epoch and number. Epoch summaries are excluded.
 type Log = Arc<Mutex<Vec<(String, usize, f64)>>>;
 
 struct Logger(Log);
@@ -210,7 +211,7 @@ fn launch(
     training: SupervisedTraining<Clipping<Regression>>,
     model: Clipping<Regression>,
 ) -> LearningResult<Clipping<Regression>> {
-    // This also registers them for the validation, where they have no values.
+    // This also registers them for validation, where they have no values.
     let training = training.metrics((model.grad_norm(), model.clipped()));
     training.launch(Learner::new(model, sgd(), LEARNING_RATE))
 }
@@ -270,7 +271,7 @@ fn accumulated_gradients_are_clipped() {
     }
 }
 
-/// An optimizer that is sharded over devices gets clipped sums.
+/// A sharded optimizer receives clipped sums.
 #[test]
 fn the_gradients_of_several_devices_are_summed_and_then_clipped() {
     for device in devices() {
@@ -280,7 +281,7 @@ fn the_gradients_of_several_devices_are_summed_and_then_clipped() {
         let training = training(&log, items()).with_training_strategy(TrainingStrategy::Default(strategy));
         let result = launch(training, clipping(&device));
         assert!(result.error.is_none(), "{:?}", result.error);
-        // Each worker has a half of the items.
+        // Each worker has half of the items.
         let items = items();
         let (first, second) = items.split_at(ITEMS / 2);
         let steps: Vec<_> = first
@@ -323,7 +324,7 @@ fn sums_over_devices_are_on_the_devices_that_burn_chooses() {
         after.push(values(sum));
     }
     assert_clipped(&expected, &after, clipped.norm(), 1.0);
-    // Burn's own sum chooses the device by the parameter's id.
+    // Burn's sum chooses the device by the parameter's id.
     let chosen = |id: burn::module::ParamId| usize::try_from(id.val() % 2).unwrap();
     let chosen: Vec<_> = model.biases.iter().map(|bias| [&gpu, &cpu][chosen(bias.id)].clone()).collect();
     assert_eq!(places, chosen);
@@ -356,7 +357,7 @@ fn checkpoints_fit_the_model_with_and_without_clipping() {
     let (_, after_two) = simulate(after_one, &batches(), f64::from(MAX_NORM));
     assert_close(&result.model.inner().parameters(), &after_two, "parameter after two epochs");
 
-    // And back: load the checkpoint of the clipping model into the plain model.
+    // The other direction: load the checkpoint of the clipping model into the plain model.
     let restored = Regression::new(&device).load_file(directory.join("checkpoint").join("model-2.bpk"));
     assert_eq!(restored.parameters(), result.model.inner().parameters());
     assert_eq!(

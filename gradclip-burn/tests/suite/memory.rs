@@ -1,4 +1,4 @@
-//! Burn's memory: gradients that share it, strided layouts, neighbours in a page, and memory that moves.
+//! Burn's memory: shared buffers, strided layouts, neighbours in a page, and buffers that move.
 
 use burn::Tensor;
 use burn::module::Param;
@@ -16,7 +16,7 @@ fn model(biases: &[Param<Tensor<1>>]) -> Model {
     Model { weights: Vec::new(), biases: biases.to_vec() }
 }
 
-/// The two gradients of `p + q` are one buffer. Scaled in place for each of them, it would be scaled twice.
+/// The two gradients of `p + q` share one buffer. Scaling both in place would scale it twice.
 #[test]
 fn gradients_that_share_one_buffer() {
     for device in devices() {
@@ -65,7 +65,7 @@ fn views_of_one_allocation() {
     }
 }
 
-/// Views whose elements are not adjacent in memory, with and without another holder.
+/// Views whose elements are not adjacent in memory, with and without another tensor that shares the memory.
 #[test]
 fn transposed_padded_and_broadcast_layouts() {
     for device in devices() {
@@ -100,7 +100,7 @@ fn transposed_padded_and_broadcast_layouts() {
     }
 }
 
-/// A transposed gradient that nobody else holds is clipped where it lies, and stays transposed.
+/// A transposed gradient that shares no memory is clipped in place and stays transposed.
 #[test]
 fn a_permutation_is_clipped_in_place() {
     for device in devices() {
@@ -138,7 +138,8 @@ fn neighbours_in_a_page() {
     }
 }
 
-/// Memory is freed, reused and cleaned up between the steps. The tables that the clipper caches on the device stay valid.
+/// Memory is freed, reused and cleaned up between the steps. The tables that the clipper caches on the device stay
+/// valid.
 #[test]
 fn memory_that_moves_between_steps() {
     let device = Device::default();

@@ -1,4 +1,4 @@
-//! Norms, elements and policies, against f64 and gradclip's CPU path.
+//! Norms, elements and policies, compared with f64 and with gradclip's CPU path.
 
 use burn::module::Param;
 use burn::optim::GradientsParams;
@@ -144,7 +144,7 @@ fn norms_of_any_p() {
     }
 }
 
-/// Norms of general p load half-precision gradients word by word, and are NaN if an element is.
+/// Norms of general p load half-precision gradients word by word, and are NaN if an element is NaN.
 #[test]
 fn norms_of_any_p_in_half_precision_and_of_nan() {
     for device in devices() {
@@ -179,7 +179,7 @@ fn squares_beyond_the_range_of_f32() {
     }
 }
 
-/// Clips by gradclip's CPU path.
+/// Clips on gradclip's CPU path.
 fn clip_on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f32>>) {
     let mut gradients = gradients.to_vec();
     let mut list: Vec<_> = gradients.iter_mut().map(|gradient| cpu::Gradient::f32(gradient)).collect();
@@ -187,8 +187,8 @@ fn clip_on_the_cpu(gradients: &[Vec<f32>], clip: Clip) -> (ClipRecord, Vec<Vec<f
     (records[0], gradients)
 }
 
-/// The kernels and the tensor operations agree with the CPU path for every norm type and policy, for finite and non-finite
-/// gradients, and for norms beyond f32.
+/// The kernels and the tensor operations agree with the CPU path for every norm type and policy, for finite and
+/// non-finite gradients, and for norms beyond f32.
 #[test]
 fn norms_and_policies_agree_with_the_cpu_path() {
     let norm_types = [
@@ -242,7 +242,7 @@ fn norms_and_policies_agree_with_the_cpu_path() {
                     assert_eq!(clipped.skipped(), expected.skip(), "{what}");
                     if expected.skip() {
                         assert!(grads.is_empty(), "{what}");
-                        // Under the policy `Error` it is an error, and the gradients are unchanged.
+                        // Under the policy `Error`, the clip returns an error, and the gradients are unchanged.
                         let (model, mut grads) = Model::with_gradients(tensors());
                         let error =
                             clipper(clip.non_finite(NonFinite::Error)).clip(&mut grads, &model).unwrap_err();

@@ -135,7 +135,7 @@ fn after_an_error_no_step_is_made_and_the_model_is_returned() {
     }
 }
 
-/// The factor of a skipped step is 1, so an optimizer that multiplies by it would make a step with the gradients.
+/// The factor of a skipped step is 1, so an optimizer that multiplies by it would still use the gradients.
 #[test]
 fn a_skipped_step_removes_the_gradients_of_the_module_and_no_others() {
     for device in devices() {

@@ -9,8 +9,8 @@ use gradclip_burn::Clip;
 
 use crate::{Model, clipper, noise, values, vector};
 
-/// Gradients are computed lazily just before a clip and used lazily just after it. Nothing is read back until the end. The
-/// reference is the same steps in f64 on the host.
+/// Gradients are computed lazily just before a clip and used lazily just after it. Nothing is read back until the end.
+/// The reference computes the same steps in f64 on the host.
 #[test]
 fn hundreds_of_clips_without_a_sync() {
     const STEPS: usize = 300;
@@ -62,6 +62,6 @@ fn hundreds_of_clips_without_a_sync() {
         "{STEPS} clips: worst relative error of a norm {worst_norm:.1e}, of a sum of clipped gradients {worst:.1e}"
     );
     assert!(worst_norm < 5e-7, "a norm is off by {worst_norm:e}");
-    // The sum adds 300 roundings.
+    // The sum adds up to 300 rounding errors.
     assert!(worst < 1e-5, "a sum of clipped gradients is off by {worst:e}");
 }
