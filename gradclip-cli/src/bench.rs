@@ -43,7 +43,7 @@ ready     host time to record them in an encoder of their own and finish it, rea
 ";
 /// The default of `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;
-/// The default for the GPU path on a software adapter, which would take minutes for more.
+/// The default on a software adapter, where larger sets would take minutes.
 const MAX_BYTES_IN_SOFTWARE: usize = 4 << 20;
 /// The name of the CPU path's layout.
 const SLICES: &str = "slices";
@@ -208,7 +208,7 @@ impl<'a> SaveFile<'a> {
 struct Bench<'a> {
     args: &'a Args,
     gpu: Option<GpuDevice>,
-    /// The bytes of copies that the CPU path takes in turn.
+    /// The minimum total size of the copies that the CPU path cycles through.
     cold_bytes: usize,
 }
 
@@ -358,7 +358,7 @@ impl Bench<'_> {
 
     /// Returns the machine line: the command, the machine and the start time.
     fn machine(&self) -> Value {
-        // Without the program's path: these lines are published.
+        // The path of the program is omitted, because these lines are published.
         let command: Vec<_> = ["gradclip".to_owned()].into_iter().chain(env::args().skip(1)).collect();
         json!({
             "kind": "machine",
@@ -405,7 +405,7 @@ fn has_software() -> bool {
     adapters::enumerate().iter().any(|adapter| is_software(&adapter.get_info()))
 }
 
-/// Returns the seconds that the rooflines of the case's path take for its passes.
+/// Returns the median time in seconds of the rooflines for the case's path and passes.
 fn roofline(case: Case, cases: &[Case], timings: &[Timing]) -> f64 {
     let of = |roofline| {
         let is = |(other, _): &(&Case, &Timing)| {
@@ -423,7 +423,7 @@ fn roofline(case: Case, cases: &[Case], timings: &[Timing]) -> f64 {
     }
 }
 
-/// Summarises from which size on the GPU wins, and the fixed and marginal costs.
+/// Summarises the size from which the GPU is faster, and the fixed and marginal costs.
 fn summary(all: &[SetReport]) -> String {
     let singles: Vec<&SetReport> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
     let mut text = String::new();

@@ -27,7 +27,7 @@ use crate::stdout;
 /// so they may be larger than memory. A GPU needs all of them in memory.
 ///
 /// The output replaces an existing file only once it is completely on disk. It keeps that file's owner and mode, but not its
-/// access control lists or extended attributes. Several files are replaced one after the other. On SIGHUP, SIGINT and SIGTERM
+/// access control lists or extended attributes. Several files are replaced in sequence. On SIGHUP, SIGINT and SIGTERM
 /// the command removes unfinished files. If it is killed otherwise, files named .gradclip-* may remain beside the output; they
 /// can be deleted.
 #[derive(clap::Args)]

@@ -55,7 +55,7 @@ impl Report {
     /// Writes text tables.
     pub(crate) fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
         self.write_tensors(out)?;
-        // The empty heading separates it from the table above.
+        // The empty heading separates this table from the one above.
         let mut outcome = Table::new(["", ""]);
         if let [group] = &self.groups[..] {
             let [before, after] = group.cells();

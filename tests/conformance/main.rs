@@ -50,7 +50,7 @@ fn run(path: &Path, case: &Case) {
         let Outcome { records, gradients: after } = path.clip(&before, &roles, &options.clips());
         match (records, &case.expect) {
             (Err(error), Expect::Error(expected)) => {
-                // As text, because NaN is not equal to itself.
+                // Compared as text, because NaN is not equal to itself.
                 assert_eq!(format!("{error:?}"), format!("{expected:?}"));
                 assert_eq!(bits(&after), bits(&before));
             }

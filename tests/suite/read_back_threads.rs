@@ -97,7 +97,7 @@ fn a_missing_submission_is_an_error_on_a_busy_device() {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Two steps are always in flight, so that the queue is never empty, for longer than a hang takes to show.
+            // Keeps two steps in flight, so that the queue is never empty, for longer than the time limit of a hang.
             let (start, mut under_way) = (Instant::now(), gpu.step(&plan));
             while !is_over.load(Ordering::Relaxed) && start.elapsed() < 2 * HANGING {
                 mem::replace(&mut under_way, gpu.step(&plan)).wait().unwrap();

@@ -29,9 +29,9 @@ pub enum Op {
 const HALF: f64 = 0.5;
 /// The limit that is not exceeded, as a multiple of the norm.
 const TWICE: f64 = 2.0;
-/// Exceeded by half of the elements, which are uniform in [-1, 1).
+/// The clamp's bound. Half of the elements exceed it, since they are uniform in [-1, 1).
 pub(crate) const CLIP_VALUE: f32 = 0.5;
-/// Small enough that unscaled f16 gradients stay normal numbers.
+/// The loss scale, small enough that unscaled f16 gradients stay normal numbers.
 const LOSS_SCALE: f32 = 8.0;
 
 impl Op {

@@ -280,7 +280,7 @@ fn memory_is_proportional_to_the_header() {
     for (name, header, is_fine) in cases {
         let (folder, file) = folder_with(&raw(&header, &[]));
         for args in [&[][..], &["--json"]] {
-            // In addition to the program and the stacks of its threads.
+            // The constant covers the program and the stacks of its threads.
             let output = crate::clip_within(512 * 1024 + header.len() * 8 / 1024, &file, args);
             let code = output.status.code();
             assert_eq!(

@@ -43,7 +43,7 @@ const DIFFERENCES: [(&str, Difference); 21] = [
     ("torch/value/specials/5", Difference::Error),
 ];
 
-/// Returns a case for each call that this crate has too. Calls of the same name are numbered.
+/// Returns a case for each call that this crate supports. Calls with the same name are numbered.
 pub(crate) fn cases() -> Vec<Case> {
     let golden: Value =
         serde_json::from_str(include_str!("../../fixtures/torch_golden.json")).expect("well-formed JSON");
