@@ -50,9 +50,9 @@ const SLICES: &str = "slices";
 
 /// Measure how fast this machine clips
 ///
-/// Times every operation on the GPU and on the CPU: on single tensors of 2^10 elements and more, on the tensor shapes of four
-/// models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes. Every result is
-/// checked before it is timed.
+/// Times every operation on the GPU and on the CPU: on single tensors of 2^10 elements and more, on the tensor shapes
+/// of four models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes.
+/// Every result is checked before it is timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The GPU: auto (a hardware GPU if present), gpu (also a software adapter), cpu (none), or part of a GPU's name
@@ -67,7 +67,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
-    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
+    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be
+    /// repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
@@ -90,8 +91,8 @@ pub(crate) struct Args {
 
     /// Read saved JSON lines instead of measuring, and report each GPU target as met or missed, in Markdown
     ///
-    /// Accepts the lines of `gradclip bench` (--save or --json), of `benches/pytorch/compare.py` and of the host bench (--json).
-    /// A missed target is not an error.
+    /// Accepts the lines of `gradclip bench` (--save or --json), of `benches/pytorch/compare.py` and of the host bench
+    /// (--json). A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",

@@ -1,5 +1,5 @@
-//! The report of `gradclip clip`, as text tables and as JSON. Both are written row by row, so that reporting a file with very
-//! many tensors takes no more memory than reading it.
+//! The report of `gradclip clip`, as text tables and as JSON. Both are written row by row, so that reporting a file
+//! with very many tensors takes no more memory than reading it.
 
 use std::io::{self, Write};
 use std::time::Duration;

@@ -83,8 +83,8 @@ impl Placement {
         placement.padded(0)
     }
 
-    /// Places all gradients in one buffer. `start` maps the end of the previous gradient, and the size of an element, to the
-    /// start of the next gradient.
+    /// Places all gradients in one buffer. `start` maps the end of the previous gradient, and the size of an element,
+    /// to the start of the next gradient.
     fn in_one_buffer(extents: &[Extent], start: impl Fn(usize, usize) -> usize) -> Self {
         let mut placement = Self::empty(1);
         for &extent in extents {

@@ -1,5 +1,5 @@
-//! A table of cases, run on every path: the CPU path, and the GPU path on every adapter, with several sets of limits and every
-//! layout of the buffers. A trial is one case on one path.
+//! A table of cases, run on every path: the CPU path, and the GPU path on every adapter, with several sets of limits
+//! and every layout of the buffers. A trial is one case on one path.
 
 mod case;
 mod cases;

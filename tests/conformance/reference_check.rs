@@ -353,8 +353,8 @@ fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: imp
     }
 }
 
-/// Returns the coefficient in PyTorch's order of operations. Each operation rounds to the precision of f32, but not to its range,
-/// and the last product is not rounded. If the divisor is zero or subnormal, the coefficient is 1.
+/// Returns the coefficient in PyTorch's order of operations. Each operation rounds to the precision of f32, but not to
+/// its range, and the last product is not rounded. If the divisor is zero or subnormal, the coefficient is 1.
 fn coefficient(norm: f64, max_norm: f64, epsilon: f32) -> f64 {
     let sum = in_f32_precision(norm + f64::from(epsilon));
     let coef = in_f32_precision(sum.recip()) * max_norm;

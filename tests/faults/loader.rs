@@ -1,4 +1,5 @@
-//! The Vulkan loader that fails on demand: `vulkan_shim.c` in front of the real loader. The tests of the command use it, too.
+//! The Vulkan loader that fails on demand: `vulkan_shim.c` in front of the real loader. The tests of the command use
+//! it, too.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -121,7 +121,8 @@ impl Op {
         Ok(())
     }
 
-    /// Checks the elements after the operation. `before` and `after` are bytes of `dtype` elements; `norm` is the global norm.
+    /// Checks the elements after the operation. `before` and `after` are bytes of `dtype` elements; `norm` is the
+    /// global norm.
     pub(crate) fn check_elements(self, dtype: DType, before: &[u8], after: &[u8], norm: f64) -> Result<()> {
         ensure!(
             before.len() == after.len(),

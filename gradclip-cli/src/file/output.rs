@@ -251,12 +251,14 @@ fn sync(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Checks that files can be created in `folder`. The file has no name, so that an interrupted run leaves nothing behind.
+/// Checks that files can be created in `folder`. The file has no name, so that an interrupted run leaves nothing
+/// behind.
 fn probe(folder: &Path) -> Result<File> {
     Ok(tempfile::tempfile_in(folder)?)
 }
 
-/// Gives a new file the owner of the file that it replaces. Fails if it cannot, or if the old file has several hard links.
+/// Gives a new file the owner of the file that it replaces. Fails if it cannot, or if the old file has several hard
+/// links.
 #[cfg(unix)]
 fn inherit_owner(new: &File, old: &Metadata) -> Result<()> {
     use std::os::unix::fs::{MetadataExt as _, fchown};

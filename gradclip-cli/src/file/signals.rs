@@ -13,8 +13,8 @@ impl HeldSignals {
     }
 }
 
-/// Handles SIGXFSZ, which would end the process: a write beyond `ulimit -f` fails like a write to a full disk, and unfinished
-/// files are removed.
+/// Handles SIGXFSZ, which would end the process: a write beyond `ulimit -f` fails like a write to a full disk, and
+/// unfinished files are removed.
 pub(crate) fn survive_file_size_limit() {
     // If registration fails, the signal keeps its default action.
     #[cfg(unix)]

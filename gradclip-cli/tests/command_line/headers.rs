@@ -11,7 +11,8 @@ fn single(entry: &str) -> String {
     format!(r#"{{"w":{entry}}}"#)
 }
 
-/// Asserts that `content` is rejected with a message that contains all `words` and the file's name, and that no file is left.
+/// Asserts that `content` is rejected with a message that contains all `words` and the file's name, and that no file is
+/// left.
 fn assert_rejected(name: &str, content: &[u8], words: &[&str]) {
     let (folder, file) = folder_with(content);
     let out = folder.path().join("out.safetensors");

@@ -82,8 +82,8 @@ fn long_file(path: &std::path::Path, elements: u64) {
     file.set_len(8 + header.len() as u64 + elements * 4).unwrap();
 }
 
-/// Starts a run that replaces a private file, and waits until the unfinished file appears. Returns the process and that file,
-/// or `None` if the run finished first.
+/// Starts a run that replaces a private file, and waits until the unfinished file appears. Returns the process and that
+/// file, or `None` if the run finished first.
 #[cfg(unix)]
 fn caught_writing(
     folder: &tempfile::TempDir,

@@ -10,8 +10,8 @@ use crate::case::{Case, Expect, Method, Options, Peer};
 /// A difference from PyTorch.
 #[derive(Clone, Copy)]
 enum Difference {
-    /// PyTorch computes sums and powers in f32, which affects the last bits of its norm. Its coefficients below 2^-126 have fewer
-    /// bits.
+    /// PyTorch computes sums and powers in f32, which affects the last bits of its norm. Its coefficients below 2^-126
+    /// have fewer bits.
     Rounded,
     /// PyTorch sets finite gradients to zero if their squares or their norm exceed f32. This crate clips them.
     Better,
