@@ -28,7 +28,7 @@ const CASES: [Case; 5] = [
     Case::new("clamp not exceeded", Limit::Value(1.0), 1),
 ];
 
-/// The maximum on a software adapter, which would take minutes for more.
+/// The maximum on a software adapter, where larger shapes would take minutes.
 const MAX_ELEMENTS_IN_SOFTWARE: usize = 1 << 20;
 
 /// The maximum relative error of norms and clipped elements against the f64 reference.
@@ -105,7 +105,7 @@ impl Shape {
     fn gradients(&self) -> Vec<Vec<f32>> {
         let mut state = 1_u32;
         let mut random = || {
-            // The generator of Numerical Recipes. Its poor low bits are shifted out.
+            // The linear congruential generator of Numerical Recipes. Its low bits are poor and are shifted out.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / 8_388_608.0 - 1.0
         };

@@ -1,11 +1,12 @@
-//! Times the host's part of a clip by the number of gradient buffers: `cargo bench --bench host`.
+//! Times the host's part of a clip for several numbers of gradient buffers: `cargo bench --bench host`.
 //!
-//! `encode` is the time to record a step. `ready` also creates and finishes an encoder of its own; an encoder with an empty
-//! pass is printed for comparison. `prepare` is the time to prepare a plan again for buffers that have moved. The buffers
-//! are small, and the times exclude all work of the GPU. `--json` prints one line per number of buffers for
-//! `gradclip bench --check`; `--device` names the adapter.
+//! `encode` is the time to record a step. `ready` also includes creating and finishing the encoder; the time for an
+//! encoder with an empty pass is printed for comparison. `prepare` is the time to prepare a plan again for buffers that
+//! have moved. The buffers are small, and the times exclude all work of the GPU. `--json` prints one line per number of
+//! buffers for `gradclip bench --check`; `--device` names the adapter.
 //!
-//! The bench does not use criterion: criterion chooses its repetitions by the timed part, which is the lesser part of a step.
+//! The bench does not use criterion: criterion would choose the number of repetitions by the timed part, which is only
+//! a small part of a step.
 
 use std::time::Instant;
 

@@ -1,9 +1,9 @@
 //! Sweeps the launch parameters of the norm kernel on a device: `cargo bench --bench sweep`.
 //!
-//! Launches the library's kernel with other workgroup and tile sizes, more slots, more dispatches, and as a module without
-//! runtime checks. All variants read the same bytes, take turns and are compared with the read roofline, by the method of
-//! `gradclip bench`. Every result is checked. The library hard-codes these parameters: the sweep shows whether its values
-//! suit a given GPU.
+//! Launches the library's kernel with other workgroup and tile sizes, more slots, more dispatches, and as a module
+//! without runtime checks. All variants read the same bytes, take turns and are compared with the read roofline, by the
+//! method of `gradclip bench`. Every result is checked. The library hard-codes these parameters: the sweep shows
+//! whether its values suit a given GPU.
 
 use std::time::Duration;
 
@@ -162,8 +162,8 @@ impl Variant {
             device.create_shader_module(module)
         } else {
             #[expect(unsafe_code, reason = "the sweep measures the cost of runtime checks")]
-            // SAFETY: every tile of `tiles` lies within its window, the tables and partials have one item per tile, and every
-            // loop is bounded by a tile's length.
+            // SAFETY: every tile of `tiles` lies within its window, the tables and partials have one item per tile, and
+            // every loop is bounded by a tile's length.
             unsafe {
                 device.create_shader_module_trusted(module, wgpu::ShaderRuntimeChecks::unchecked())
             }

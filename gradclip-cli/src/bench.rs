@@ -43,16 +43,16 @@ ready     host time to record them in an encoder of their own and finish it, rea
 ";
 /// The default of `--max-bytes`.
 const MAX_BYTES: usize = 1 << 30;
-/// The default for the GPU path on a software adapter, which would take minutes for more.
+/// The default on a software adapter, where larger sets would take minutes.
 const MAX_BYTES_IN_SOFTWARE: usize = 4 << 20;
 /// The name of the CPU path's layout.
 const SLICES: &str = "slices";
 
 /// Measure how fast this machine clips
 ///
-/// Times every operation on the GPU and on the CPU: on single tensors of 2^10 elements and more, on the tensor shapes of four
-/// models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes. Every result is
-/// checked before it is timed.
+/// Times every operation on the GPU and on the CPU: on single tensors of 2^10 elements and more, on the tensor shapes
+/// of four models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes.
+/// Every result is checked before it is timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The GPU: auto (a hardware GPU if present), gpu (also a software adapter), cpu (none), or part of a GPU's name
@@ -67,7 +67,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
-    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be repeated
+    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be
+    /// repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
@@ -90,8 +91,8 @@ pub(crate) struct Args {
 
     /// Read saved JSON lines instead of measuring, and report each GPU target as met or missed, in Markdown
     ///
-    /// Accepts the lines of `gradclip bench` (--save or --json), of `benches/pytorch/compare.py` and of the host bench (--json).
-    /// A missed target is not an error.
+    /// Accepts the lines of `gradclip bench` (--save or --json), of `benches/pytorch/compare.py` and of the host bench
+    /// (--json). A missed target is not an error.
     #[arg(
         long,
         value_name = "FILE.jsonl",
@@ -208,7 +209,7 @@ impl<'a> SaveFile<'a> {
 struct Bench<'a> {
     args: &'a Args,
     gpu: Option<GpuDevice>,
-    /// The bytes of copies that the CPU path takes in turn.
+    /// The minimum total size of the copies that the CPU path cycles through.
     cold_bytes: usize,
 }
 
@@ -358,7 +359,7 @@ impl Bench<'_> {
 
     /// Returns the machine line: the command, the machine and the start time.
     fn machine(&self) -> Value {
-        // Without the program's path: these lines are published.
+        // The path of the program is omitted, because these lines are published.
         let command: Vec<_> = ["gradclip".to_owned()].into_iter().chain(env::args().skip(1)).collect();
         json!({
             "kind": "machine",
@@ -405,7 +406,7 @@ fn has_software() -> bool {
     adapters::enumerate().iter().any(|adapter| is_software(&adapter.get_info()))
 }
 
-/// Returns the seconds that the rooflines of the case's path take for its passes.
+/// Returns the median time in seconds of the rooflines for the case's path and passes.
 fn roofline(case: Case, cases: &[Case], timings: &[Timing]) -> f64 {
     let of = |roofline| {
         let is = |(other, _): &(&Case, &Timing)| {
@@ -423,7 +424,7 @@ fn roofline(case: Case, cases: &[Case], timings: &[Timing]) -> f64 {
     }
 }
 
-/// Summarises from which size on the GPU wins, and the fixed and marginal costs.
+/// Summarises the size from which the GPU is faster, and the fixed and marginal costs.
 fn summary(all: &[SetReport]) -> String {
     let singles: Vec<&SetReport> = all.iter().filter(|measured| plot::is_single(&measured.set)).collect();
     let mut text = String::new();

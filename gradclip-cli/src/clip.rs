@@ -23,13 +23,13 @@ use crate::stdout;
 ///
 /// Prints each tensor's norm, the total norm before and after clipping, and the time of each stage.
 ///
-/// Several files, or the shards of an index, form one set of gradients with one total norm. The CPU path reads them in chunks,
-/// so they may be larger than memory. A GPU needs all of them in memory.
+/// Several files, or the shards of an index, form one set of gradients with one total norm. The CPU path reads them in
+/// chunks, so they may be larger than memory. A GPU needs all of them in memory.
 ///
-/// The output replaces an existing file only once it is completely on disk. It keeps that file's owner and mode, but not its
-/// access control lists or extended attributes. Several files are replaced one after the other. On SIGHUP, SIGINT and SIGTERM
-/// the command removes unfinished files. If it is killed otherwise, files named .gradclip-* may remain beside the output; they
-/// can be deleted.
+/// The output replaces an existing file only once it is completely on disk. It keeps that file's owner and mode, but
+/// not its access control lists or extended attributes. Several files are replaced in sequence. On SIGHUP, SIGINT and
+/// SIGTERM the command removes unfinished files. If it is killed otherwise, files named .gradclip-* may remain beside
+/// the output; they can be deleted.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Files of named F32, F16 or BF16 tensors, or the .safetensors.index.json of a sharded model
@@ -41,12 +41,13 @@ pub(crate) struct Args {
 
     /// Write the clipped gradients to this file, which may be the input
     ///
-    /// With several input files, or an index, this is a folder, in which the files and the index keep their names. It may be the
-    /// folder of the input files, and is created if it does not exist.
+    /// With several input files, or an index, this is a folder, in which the files and the index keep their names. It
+    /// may be the folder of the input files, and is created if it does not exist.
     #[arg(short, long, value_name = "OUT.safetensors|DIR")]
     output: Option<PathBuf>,
 
-    /// The device: auto (a hardware GPU if present, else the CPU), gpu (also a software adapter), cpu, or part of a GPU's name
+    /// The device: auto (a hardware GPU if present, else the CPU), gpu (also a software adapter), cpu, or part of a
+    /// GPU's name
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 
@@ -58,8 +59,8 @@ pub(crate) struct Args {
 
     /// Print one JSON object instead of tables
     ///
-    /// NaN and infinities are written as strings. With --groups, the top-level norms and coefficient are those of the tensors
-    /// that match no pattern, and null if there are none.
+    /// NaN and infinities are written as strings. With --groups, the top-level norms and coefficient are those of the
+    /// tensors that match no pattern, and null if there are none.
     #[arg(long)]
     json: bool,
 }

@@ -48,15 +48,15 @@ pub(crate) struct ClipOptions {
 
     /// Clip the tensors whose names match PATTERN as a group with its own LIMIT; may be repeated
     ///
-    /// In PATTERN, * matches any characters and ? matches one character. A tensor belongs to the first group whose pattern
-    /// matches; --max-norm limits the tensors that match no pattern. A group without tensors is an error.
+    /// In PATTERN, * matches any characters and ? matches one character. A tensor belongs to the first group whose
+    /// pattern matches; --max-norm limits the tensors that match no pattern. A group without tensors is an error.
     #[arg(long, value_name = "PATTERN=LIMIT", conflicts_with = "value")]
     groups: Vec<Group>,
 
     /// Exclude the tensors whose names match PATTERN from measuring and clipping; may be repeated
     ///
-    /// Patterns have the syntax of --groups and take precedence over groups. Excluded tensors may have any dtype. A pattern
-    /// that matches no tensor is an error.
+    /// Patterns have the syntax of --groups and take precedence over groups. Excluded tensors may have any dtype. A
+    /// pattern that matches no tensor is an error.
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
 
@@ -237,7 +237,8 @@ impl FromStr for Group {
     }
 }
 
-// The library validates the values. Its messages are replaced, because they name its parameters instead of these options.
+// The library validates the values. Its messages are replaced, because they name its parameters instead of these
+// options.
 
 fn limit(text: &str) -> Result<f32, String> {
     let limit = number(text).map_err(|_| INVALID_LIMIT)?;

@@ -1,8 +1,8 @@
 //! Reads, clips and writes gradients in `.safetensors` files.
 //!
-//! A file consists of the header's length (eight bytes, little-endian), the header (a JSON object that maps names to dtypes,
-//! shapes and offsets) and the tensors without gaps. Tensors are read, clipped and written in chunks, so that files may be
-//! larger than memory. The GPU path loads all tensors into memory first.
+//! A file consists of the header's length (eight bytes, little-endian), the header (a JSON object that maps names to
+//! dtypes, shapes and offsets) and the tensors without gaps. Tensors are read, clipped and written in chunks, so that
+//! files may be larger than memory. The GPU path loads all tensors into memory first.
 
 mod header;
 mod input;
@@ -216,8 +216,8 @@ impl Gradients {
         gradients.zip(&self.group_of).map(|(gradient, &group)| gradient.group(group)).collect()
     }
 
-    /// Runs `work` on each chunk of the tensors to clip. With a `writer` it then writes the chunk, copies headers, excluded
-    /// tensors and the index unchanged, and closes the input files: this must be the last pass.
+    /// Runs `work` on each chunk of the tensors to clip. With a `writer` it then writes the chunk, copies headers,
+    /// excluded tensors and the index unchanged, and closes the input files: this must be the last pass.
     pub(crate) fn pass(
         &mut self,
         stages: &mut Stages<'_>,

@@ -4,7 +4,8 @@
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let [pattern, name] = [pattern, name].map(|text| text.chars().collect::<Vec<_>>());
     let (mut at, mut matched) = (0, 0);
-    // The position after the last star, and where in the name it is tried. Earlier stars never need to match more.
+    // The position after the last star, and the start of the match of the rest in the name. Backtracking to earlier
+    // stars is never necessary.
     let mut star = None;
     while matched < name.len() {
         match pattern.get(at) {

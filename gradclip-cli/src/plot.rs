@@ -57,7 +57,7 @@ const MAX_LEGEND_GROUPS: usize = 12;
 /// The maximum number of axis labels.
 const MAX_AXIS_LABELS: i32 = 14;
 
-/// The output file of a plot, checked before the work that it shows.
+/// The output file of a plot, checked before any long work.
 pub(crate) struct Output(Target);
 
 impl Output {
@@ -80,7 +80,7 @@ impl Output {
     }
 }
 
-/// Converts an error of plotters, which borrows from the plot.
+/// Converts a plotters error, which borrows from the plot.
 pub(crate) fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("cannot draw the plot: {error}")
 }
@@ -121,7 +121,7 @@ pub(crate) fn norms(report: &Report) -> Result<String> {
     Ok(svg)
 }
 
-/// Returns the rows of the groups and those of the tensors.
+/// Returns the group rows and the tensor rows.
 fn norm_rows(report: &Report) -> (Vec<NormRow>, Vec<NormRow>) {
     let color = |group: usize| color(group, report.groups.len());
     let limit = |group: usize, scope| (report.scope == scope).then_some(report.groups[group].limit);
@@ -299,7 +299,7 @@ impl Layout {
         draw_text(area, "norm", below, FONT, HPos::Center)
     }
 
-    /// Draws an axis label above and below: a plot of many tensors is higher than a screen.
+    /// Draws an axis label above and below the rows: a plot of many tensors is taller than a screen.
     fn axis_label(&self, area: &Area<'_>, number: &str, x: i32) -> Result<()> {
         draw_text(area, number, (x, self.top - 14), FONT, HPos::Center)?;
         draw_text(area, number, (x, self.bottom + 16), FONT, HPos::Center)

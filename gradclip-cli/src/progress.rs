@@ -69,7 +69,8 @@ impl Drop for Progress {
     }
 }
 
-/// Starts a thread that shows the bar after [`SHOW_AFTER`]. Returns `None` if it cannot: indicatif's own ticker would panic.
+/// Starts a thread that shows the bar after [`SHOW_AFTER`]. Returns `None` if it cannot: indicatif's own ticker would
+/// panic.
 fn tick(bar: ProgressBar) -> Option<(Sender<()>, JoinHandle<()>)> {
     let (sender, stopped) = channel();
     let run = move || {

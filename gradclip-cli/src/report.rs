@@ -1,5 +1,5 @@
-//! The report of `gradclip clip`, as text tables and as JSON. Both are written row by row, so that reporting a file with very
-//! many tensors takes no more memory than reading it.
+//! The report of `gradclip clip`, as text tables and as JSON. Both are written row by row, so that reporting a file
+//! with very many tensors takes no more memory than reading it.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl Report {
     /// Writes text tables.
     pub(crate) fn write_table(&self, out: &mut dyn Write) -> io::Result<()> {
         self.write_tensors(out)?;
-        // The empty heading separates it from the table above.
+        // The empty heading separates this table from the one above.
         let mut outcome = Table::new(["", ""]);
         if let [group] = &self.groups[..] {
             let [before, after] = group.cells();

@@ -1,5 +1,5 @@
-//! The command on a driver that fails: one line of error and the exit code 1, never a panic. The library's `tests/faults` has the
-//! loader.
+//! The command on a failing driver prints a one-line error and exits with code 1. It never panics. The loader is that
+//! of the library's `tests/faults`.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,4 +1,4 @@
-//! A clip on each path, from elements to elements.
+//! Clips of host elements on each path.
 
 use gradclip::{Clip, ClipRecord, DType, Error, ReadBack, cpu};
 
@@ -6,7 +6,7 @@ use super::gpu::Gpu;
 use super::placement::{Placement, load, size, store};
 use super::role::Role;
 
-/// The records of a clip or its error, and the gradients afterwards in either case.
+/// The records or the error of a clip, and the gradients after it.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) records: Result<Vec<ClipRecord>, Error>,
@@ -29,7 +29,7 @@ impl Outcome {
 
 /// Clips gradients on the CPU, with a clip for each group.
 pub(crate) fn clip_groups_on_cpu(gradients: &[Vec<f32>], roles: &[Role], clips: &[Clip]) -> Outcome {
-    // Words, for the alignment of f32.
+    // Stored as words, which have the alignment of f32.
     let words = |(gradient, role): (&Vec<f32>, &Role)| {
         let units = gradient.len() * size(role.dtype);
         let mut words = vec![0_u32; units.div_ceil(2)];

@@ -53,7 +53,7 @@ impl Gpu {
         Self { device, queue, clipper }
     }
 
-    /// Creates a storage buffer with these contents.
+    /// Creates a storage buffer that holds `contents`.
     pub(crate) fn buffer_of<T: Pod>(&self, contents: &[T]) -> wgpu::Buffer {
         self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
             label: None,
@@ -62,7 +62,7 @@ impl Gpu {
         })
     }
 
-    /// Creates a storage buffer of f32.
+    /// Creates a storage buffer that holds f32 `contents`.
     pub(crate) fn buffer(&self, contents: &[f32]) -> wgpu::Buffer {
         self.buffer_of(contents)
     }

@@ -1,4 +1,4 @@
-//! The contents of gradients.
+//! Elements of gradients: noise, bits, scaling and rounding.
 
 use gradclip::DType;
 use half::{bf16, f16};

@@ -1,6 +1,6 @@
-//! Gradients in buffers, with guards beside them.
+//! Places gradients in buffers, with guards around them.
 //!
-//! Offsets and lengths are in units of two bytes, so that gradients of every type can start at every element.
+//! Offsets and lengths are in units of two bytes, so that a gradient of any type can start at any element.
 
 use std::ops::Range;
 
@@ -13,11 +13,11 @@ use super::gpu::Gpu;
 /// The type and the number of elements of a gradient.
 pub(crate) type Extent = (DType, usize);
 
-/// The index of a buffer, and the units in it.
+/// The index of a buffer, and a range of units in it.
 pub(crate) type Span = (usize, Range<usize>);
 
-/// The contents of all units outside the gradients: a large number in every type. A norm that includes it is wrong, and both a
-/// factor and a bound would change it.
+/// The content of all units outside the gradients: a large number in every type. A norm that includes a guard is wrong,
+/// and scaling or clamping changes it.
 const GUARD: u16 = 0xfbfe;
 
 /// Returns the number of units of an element.
@@ -62,20 +62,20 @@ impl Placement {
         Self { spans: Vec::new(), buffers: vec![0; buffers] }
     }
 
-    /// Extends a buffer by a gradient, which starts at the first of its elements at or behind `start`.
+    /// Appends a gradient to a buffer, at `start` rounded up to a multiple of the element size.
     pub(crate) fn extend(&mut self, buffer: usize, start: usize, (dtype, len): Extent) -> Span {
         let start = start.next_multiple_of(size(dtype));
         self.buffers[buffer] = start + len * size(dtype);
         (buffer, start..self.buffers[buffer])
     }
 
-    /// Pads every buffer by at least `units`, to the next word.
+    /// Pads every buffer by `units` units, and to a whole word.
     pub(crate) fn padded(mut self, units: usize) -> Self {
         self.buffers.iter_mut().for_each(|len| *len = (*len + units).next_multiple_of(2));
         self
     }
 
-    /// Places each gradient in a buffer of its own.
+    /// Places each gradient in a separate buffer.
     pub(crate) fn separate(extents: &[Extent]) -> Self {
         let mut placement = Self::empty(extents.len());
         placement.spans =
@@ -83,8 +83,8 @@ impl Placement {
         placement.padded(0)
     }
 
-    /// Places all gradients in one buffer. `start` maps the end of the previous gradient, and the size of an element, to the
-    /// start of the next gradient.
+    /// Places all gradients in one buffer. `start` maps the end of the previous gradient, and the size of an element,
+    /// to the start of the next gradient.
     fn in_one_buffer(extents: &[Extent], start: impl Fn(usize, usize) -> usize) -> Self {
         let mut placement = Self::empty(1);
         for &extent in extents {
@@ -140,7 +140,7 @@ impl Gpu {
         self.place_beside(&[GUARD], placement, dtypes, gradients)
     }
 
-    /// Uploads gradients between guards of the caller, which are repeated over all units outside the gradients.
+    /// Uploads gradients with other guards. `guards` is repeated over all units outside the gradients.
     pub(crate) fn place_beside(
         &self,
         guards: &[u16],

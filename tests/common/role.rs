@@ -14,7 +14,7 @@ pub(crate) struct Role {
     pub(crate) measured: bool,
     pub(crate) scaled: bool,
     pub(crate) rows: usize,
-    /// In f32, whatever the type of the gradient.
+    /// The elements of the parameter, in f32 for gradients of every type.
     pub(crate) parameter: Option<&'static [f32]>,
 }
 

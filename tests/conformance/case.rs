@@ -15,7 +15,7 @@ pub(crate) struct Case {
     pub(crate) expect: Expect,
 }
 
-/// The options of the clips of a plan, which the fields of [`Clip`] do not expose.
+/// The options of a plan's clips, for the reference check: [`Clip`] does not expose its fields.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// The method of each group.
@@ -51,7 +51,7 @@ pub(crate) enum Expect {
     Torch(Peer),
     /// The outcome of a peer, up to the rounding of its sums.
     Rounded(Peer),
-    /// Deliberately different from the outcome of a peer, which is worse.
+    /// Deliberately better than the outcome of a peer.
     Better(Peer),
     Error(Error),
 }

@@ -1,5 +1,5 @@
-//! A table of cases, run on every path: the CPU path, and the GPU path on every adapter, with several sets of limits and every
-//! layout of the buffers. A trial is one case on one path.
+//! A table of cases, run on every path: the CPU path, and the GPU path on every adapter, with several sets of limits
+//! and every layout of the buffers. A trial is one case on one path.
 
 mod case;
 mod cases;
@@ -50,7 +50,7 @@ fn run(path: &Path, case: &Case) {
         let Outcome { records, gradients: after } = path.clip(&before, &roles, &options.clips());
         match (records, &case.expect) {
             (Err(error), Expect::Error(expected)) => {
-                // As text, because NaN is not equal to itself.
+                // Compared as text, because NaN is not equal to itself.
                 assert_eq!(format!("{error:?}"), format!("{expected:?}"));
                 assert_eq!(bits(&after), bits(&before));
             }

@@ -25,11 +25,11 @@ pub(crate) struct Step<'a> {
     pub(crate) after: &'a [Vec<f32>],
 }
 
-/// The elements of a record: the indices of its gradients, and their elements.
+/// The elements that a record covers, with the indices of their gradients.
 struct Segment<'a> {
     members: Vec<(usize, &'a [f32])>,
     limit: f64,
-    /// False if the path derives the limit from a norm that it has measured.
+    /// Whether the limit is exact: a limit that the path derives from a measured norm is not.
     limit_is_exact: bool,
 }
 
@@ -43,10 +43,11 @@ const STEP: f64 = f32::from_bits(1) as f64;
 pub(crate) const CPU: Precision =
     Precision { norm: |_, _| ROUNDING * (1.0 + 1e-6), coefficient: 0.0, flushes: false };
 
-/// A sum rounds no element more than about 75 times, whatever the number of elements: 17 times in the chain of an invocation, 12
-/// times in the tree of a workgroup, and the rest in the sums of partials. The root of the L2 norm halves the relative error.
-/// Vulkan allows an error of 3 units in the last place for a root and 2.5 for a division. The error of a power follows from its
-/// exponential and its logarithm. A largest or smallest magnitude is rounded at most once, by a loss scale.
+/// A sum rounds each element at most about 75 times, for any number of elements: 17 times in the chain of an
+/// invocation, 12 times in the tree of a workgroup, and the rest in the sums of partials. The root of the L2 norm
+/// halves the relative error. Vulkan allows an error of 3 units in the last place for a root and 2.5 for a division.
+/// The error of a power follows from its exponential and its logarithm. A largest or smallest magnitude is rounded at
+/// most once, by a loss scale.
 pub(crate) const GPU: Precision = Precision {
     norm: |norm_type, elements| match norm_type {
         NormType::L1 | NormType::P(1.0) => ROUNDING * (elements.min(75) as f64 + 6.0),
@@ -66,7 +67,7 @@ impl Step<'_> {
         self.options.loss_scale.unwrap_or(1.0).recip()
     }
 
-    /// Returns the inverse scale of norms. The norm of p = 0 is a count, which has no scale.
+    /// Returns the inverse loss scale that applies to norms: 1 for p = 0, whose norm is a count.
     fn inverse_norm_scale(&self) -> f32 {
         if self.options.norm_type == NormType::P(0.0) { 1.0 } else { self.inverse_scale() }
     }
@@ -255,7 +256,7 @@ impl Precision {
         let is_bad = |(_, elements): &&(usize, &[f32])| elements.iter().any(|g| !g.is_finite());
         let first = segment.members.iter().find(is_bad).map(|(gradient, _)| *gradient);
         assert_eq!(record.first_non_finite(), first, "the first non-finite gradient");
-        // A norm beyond f32 is not non-finite.
+        // A norm beyond f32 counts as finite.
         let non_finite = expected.is_nan() || first.is_some();
         assert_eq!(record.non_finite(), non_finite, "the flag `non_finite`, with the norm {norm:e}");
         let policy = if non_finite { step.options.non_finite } else { NonFinite::Propagate };
@@ -352,8 +353,8 @@ fn check_elements(index: usize, (before, after): (&[f32], &[f32]), expected: imp
     }
 }
 
-/// Returns the coefficient in PyTorch's order of operations. Each operation rounds to the precision of f32, but not to its range,
-/// and the last product is not rounded. If the divisor is zero or subnormal, the coefficient is 1.
+/// Returns the coefficient in PyTorch's order of operations. Each operation rounds to the precision of f32, but not to
+/// its range, and the last product is not rounded. If the divisor is zero or subnormal, the coefficient is 1.
 fn coefficient(norm: f64, max_norm: f64, epsilon: f32) -> f64 {
     let sum = in_f32_precision(norm + f64::from(epsilon));
     let coef = in_f32_precision(sum.recip()) * max_norm;
@@ -361,7 +362,7 @@ fn coefficient(norm: f64, max_norm: f64, epsilon: f32) -> f64 {
     if coef > 1.0 || is_nothing { 1.0 } else { coef }
 }
 
-/// Returns the factor of the elements. Smaller factors than 2^-1000 have the same effect.
+/// Returns the factor of the elements. All factors below 2^-1000 have the same effect.
 fn factor_of(record: &ClipRecord) -> f64 {
     f64::from(record.factor_significand) * f64::from(record.factor_exponent.max(-1000)).exp2()
 }

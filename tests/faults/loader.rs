@@ -1,4 +1,5 @@
-//! The Vulkan loader that fails on demand: `vulkan_shim.c` in front of the real loader. The tests of the command use it, too.
+//! The Vulkan loader that fails on demand: `vulkan_shim.c` in front of the real loader. The tests of the command use
+//! it, too.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -6,10 +7,10 @@ use std::{env, fs};
 
 use tempfile::TempDir;
 
-/// The environment variable with the folder of faults. A file in it is a fault, by its name.
+/// The environment variable that holds the path of the folder of faults. Each file in it names a fault.
 pub(crate) const FOLDER: &str = "FAULTS";
 
-/// Makes a fault begin.
+/// Begins a fault.
 pub(crate) fn begin(fault: &str, folder: &Path) {
     fs::write(folder.join(fault), []).unwrap();
 }
@@ -23,7 +24,7 @@ pub(crate) struct Loader {
 impl Loader {
     /// Compiles the shim. `source` is the path of `vulkan_shim.c`.
     pub(crate) fn build(source: &str) -> Result<Self, String> {
-        // Loads the real loader, whose path is then in the memory map.
+        // Loads the real loader, so that the memory map has its path.
         assert!(
             !gradclip::adapters::enumerate().is_empty(),
             "no adapter; scripts/test installs a software adapter"

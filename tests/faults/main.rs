@@ -1,5 +1,5 @@
-//! Faults of a driver: a lost device, and no memory. `vulkan_shim.c` wraps the Vulkan loader and fails on demand. The environment
-//! decides which loader a process loads, so each scenario runs in a process of its own.
+//! Driver faults: a lost device and exhausted memory. `vulkan_shim.c` wraps the Vulkan loader and fails on demand. The
+//! environment decides which loader a process loads, so each scenario runs in a separate process.
 #![cfg_attr(target_os = "linux", expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test"))]
 
 #[cfg(target_os = "linux")]
@@ -15,7 +15,7 @@ fn main() -> std::process::ExitCode {
     linux::main()
 }
 
-/// Only on Linux does the environment decide which Vulkan loader a process loads.
+/// On other systems the environment does not decide which Vulkan loader a process loads.
 #[cfg(not(target_os = "linux"))]
 fn main() {
     println!("skipped: these tests inject faults only on Linux");

@@ -1,4 +1,4 @@
-//! The scenarios, each of which runs in a process with a loader that fails on demand.
+//! The scenarios. Each runs in a process whose loader fails on demand.
 
 use std::path::Path;
 use std::time::Duration;
@@ -176,7 +176,7 @@ fn lost_in_a_submission() {
     assert_right_or_lost(&before.wait());
 }
 
-/// Only the threads of the tickets poll, and all of them must learn of the loss.
+/// Only the threads that wait for tickets poll, and all of them must report the loss.
 fn lost_for_several_threads() {
     let gpu = open();
     let plan = plan(&gpu);

@@ -1,5 +1,5 @@
 // A Vulkan loader that fails on demand: a library `libvulkan.so.1` in front of the real one, REAL_VULKAN. A call fails while
-// there is a file of the fault's name in the folder FAULTS.
+// the folder FAULTS contains a file with the name of its fault.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>

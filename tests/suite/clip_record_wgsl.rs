@@ -1,12 +1,12 @@
-//! `CLIP_RECORD_WGSL`: records in a shader of the caller.
+//! `CLIP_RECORD_WGSL`: records in the caller's shader.
 
 use gradclip::{CLIP_RECORD_WGSL, Clip};
 
 use crate::gpu;
 use crate::wgsl_arithmetic::{numbers, run};
 
-/// Multiplies the first number by the factor of a record, as an optimizer does. The factor is the second number times 2^-200,
-/// and then the second number.
+/// Multiplies the first number of a pair by the factor of a record, as an optimizer does. The first result has the
+/// second number times 2^-200 as its factor, the second result the second number.
 const OPTIMIZER: &str = "
 fn of_pair(pair: vec2<u32>) -> vec4<u32> {
     var record: ClipRecord;
@@ -24,7 +24,7 @@ fn of_pair(pair: vec2<u32>) -> vec4<u32> {
 #[expect(clippy::cast_possible_truncation, reason = "rounding is intended")]
 fn an_optimizer_multiplies_by_factors_beyond_f32() {
     let mut pairs: Vec<_> = numbers().into_iter().zip(numbers().into_iter().rev().map(f32::sqrt)).collect();
-    // The exponents of the second numbers are from -64 to 63. The products of the last pairs are normal.
+    // The exponents of the second numbers range from -64 to 63. The products of the last pairs are normal.
     pairs.extend(numbers().into_iter().map(|x| (-x, 1e19)));
     pairs.extend([(0.0, 1.0), (-0.0, 1.0), (1e-40, 1e19), (f32::MAX, 1.8e19), (-f32::MAX, -1.8e19)]);
     let pairs: Vec<_> = pairs.into_iter().map(|(x, y)| [x, y]).collect();

@@ -1,4 +1,4 @@
-//! Plans in a compute pass of the caller.
+//! Plans in the caller's compute pass.
 
 use gradclip::wgpu::{self, Features};
 use gradclip::{Clip, Gradient};
@@ -7,7 +7,7 @@ use crate::common::gpu::{Gpu, adapters, least_limits};
 use crate::common::numbers::{bits, noise};
 use crate::common::placement::{Placement, extents};
 
-/// On a device with few bindings, so that a plan has several dispatches of each stage.
+/// Uses a device with few bindings, so that a plan has several dispatches of each stage.
 #[test]
 fn a_pass_of_the_caller_gives_the_same_bits() {
     let gpu = Gpu::open(&adapters()[0], least_limits());

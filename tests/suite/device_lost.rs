@@ -1,4 +1,4 @@
-//! Loss of the device, at every moment of a step.
+//! Loss of the device, at every point of a step.
 
 use gradclip::wgpu;
 use gradclip::{Clip, ClipRecord, DType, Error, Gradient, ReadBack};
@@ -24,7 +24,7 @@ fn a_lost_device_is_an_error() {
             let outcome = in_time(move || lose_the_device_before(moment, redeem)).expect("no hang");
             let is_right = match (moment, &outcome) {
                 (Preparing, outcome) => outcome.is_err(),
-                // The GPU may have finished before.
+                // The GPU may have finished before the loss.
                 (Waiting, Ok(record)) => record.total_norm == 5.0,
                 (_, outcome) => *outcome == Err(Error::DeviceLost),
             };

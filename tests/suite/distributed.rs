@@ -47,7 +47,7 @@ fn a_failed_shard_makes_the_joint_norm_non_finite() {
     }
 }
 
-/// A norm beyond f32, which only its significand and exponent hold, may join to a norm within f32.
+/// Norms beyond f32, which records hold as significand and exponent, may have a joint norm within f32.
 #[test]
 fn shards_beyond_f32_are_joined() {
     let gpu = gpu();

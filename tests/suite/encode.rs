@@ -1,4 +1,4 @@
-//! Plans in an encoder of the caller.
+//! Plans in the caller's encoder.
 
 use gradclip::{Clip, Clipper, DType, Error, Gradient, ReadBack, cpu};
 

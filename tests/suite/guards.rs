@@ -1,4 +1,4 @@
-//! Memory beside the gradients: it neither enters the norm nor changes.
+//! Memory beside the gradients is neither measured nor changed.
 
 use gradclip::{Clip, DType, Gradient};
 
@@ -31,7 +31,7 @@ fn non_finite_numbers_beside_a_gradient_have_no_effect() {
     }
 }
 
-/// The harness itself: a clip of the whole buffer changes the guards.
+/// Tests the harness: a clip of the whole buffer changes the guards.
 #[test]
 #[should_panic(expected = "is outside all gradients")]
 fn a_changed_guard_fails_a_test() {

@@ -90,10 +90,10 @@ fn more_slots_take_fewer_dispatches_to_the_same_bits() {
     let placement = Placement::separate(&extents(&gradients));
     let expected = check(gpu(), &placement, &gradients);
     assert_eq!(check(&full, &placement, &gradients), expected);
-    // One bank of partials for all dispatches; the other devices have several.
+    // Here all dispatches share one bank of partials; the other devices have several banks.
     let least = Gpu::open(&adapters()[0], least_limits());
     assert_eq!(check(&least, &placement, &gradients), expected);
-    // The plan takes two storage buffers of a stage for itself, and a kernel has at most `most` slots.
+    // The plan itself uses two storage buffers per stage, and a kernel has at most `most` slots.
     let most = if is_software(&full.device.adapter_info()) { 32 } else { 64 };
     for gpu in [gpu(), &full] {
         let slots = (gpu.device.limits().max_storage_buffers_per_shader_stage as usize - 2).min(most);
@@ -104,7 +104,7 @@ fn more_slots_take_fewer_dispatches_to_the_same_bits() {
 
 #[test]
 fn adjacent_gradients_are_clamped_as_one() {
-    // Together they fill whole vectors; separately each has edges.
+    // Adjacent gradients together fill whole vectors; spaced ones each have edges.
     let lens = [1, 2, 3, 5, 6, 7, 4096, 4];
     let gradients: Vec<_> = lens.iter().zip(0..).map(|(&len, seed)| noise(seed, len)).collect();
     let [adjacent, spaced] =

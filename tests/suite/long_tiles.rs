@@ -6,8 +6,8 @@ use half::{bf16, f16};
 use crate::common::numbers::noise;
 use crate::gpu;
 
-/// Only in sets of more than 2^23 elements are tiles long enough for four vectors of 16-bit elements in flight. Non-finite
-/// elements must stay non-finite there too, even if no norm pass has seen them.
+/// Tiles are long enough for four vectors of 16-bit elements in flight only in sets of more than 2^23 elements.
+/// Non-finite elements must stay non-finite there too, even if they are not measured.
 #[test]
 fn long_tiles_are_clipped_as_on_the_cpu() {
     const LEN: usize = (1 << 23) + (1 << 14) + 24;
@@ -35,7 +35,7 @@ fn long_tiles_are_clipped_as_on_the_cpu() {
     }
 }
 
-/// Clips elements that are given by their bits, on the GPU and on the CPU. Returns their bits, and the norm if there is one.
+/// Clips elements, given as bits, on the GPU and on the CPU. Returns their bits, and the norm if there is one.
 fn clip_on_both(
     dtype: DType,
     bits: &[u16],

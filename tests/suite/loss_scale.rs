@@ -45,7 +45,8 @@ fn grad_scaler(overflows: &[bool], mut scale: f32, growth: f32, backoff: f32, in
     overflows.iter().map(&mut update).collect()
 }
 
-/// The loop of the guide. The host may be busy for many steps, also after an overflow, and still gets the record of every step.
+/// The training loop of the guide. The host gets the record of every step even if it is busy for many steps, also after
+/// an overflow.
 #[test]
 fn a_loss_scale_follows_grad_scaler_even_if_the_host_polls_late() {
     let overflows: Vec<bool> = (0..200).map(|step| [3, 4, 40, 90, 91, 92, 150].contains(&step)).collect();

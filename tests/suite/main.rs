@@ -1,4 +1,4 @@
-//! Tests beside the table of cases in `tests/conformance`: properties, stages, plans, tickets and errors.
+//! Tests that the table of cases in `tests/conformance` does not cover: properties, stages, plans, tickets and errors.
 #![expect(
     clippy::unwrap_used,
     reason = "the lint exempts test functions, but not the helpers that they call"

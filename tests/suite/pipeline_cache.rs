@@ -1,4 +1,4 @@
-//! Pipeline caches of the caller.
+//! The caller's pipeline caches.
 
 use gradclip::adapters::is_software;
 use gradclip::wgpu::{self, Features};
@@ -40,7 +40,7 @@ fn kernels_are_stored_in_a_pipeline_cache() {
     );
     clip(&open(Some(&data)).0);
 
-    // The cache of another device is an error, which shows that kernels are compiled with the given cache.
+    // Another device's cache is an error, which shows that kernels are compiled with the given cache.
     let (second, _) = open(None);
     let clipper = Clipper::with_pipeline_cache(&second.device, &cache).unwrap();
     let gradient = second.buffer_of(&[3.0_f32, 4.0]);

@@ -111,8 +111,8 @@ proptest! {
         }
     }
 
-    /// Near 1, and near the magnitudes beyond which the shader scales the elements first: 2^-40 and 2^45 for the L2 norm, 2^-80
-    /// and 2^90 for the L1 norm. In one tile, and in several.
+    /// Covers magnitudes near 1 and near those beyond which the shader first scales the elements: 2^-40 and 2^45 for
+    /// the L2 norm, 2^-80 and 2^90 for the L1 norm. Covers one tile and several.
     #[test]
     fn a_power_of_two_scales_the_norm_exactly(
         seed in any::<u32>(),

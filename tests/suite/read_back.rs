@@ -266,7 +266,7 @@ fn a_ticket_of_an_encoder_that_is_not_submitted_is_an_error() {
         let _commands = finished.finish();
         assert_eq!(in_time(move || redeem(ticket)), Some(Err(Error::NotSubmitted)));
 
-        // A later submission does no harm.
+        // A later submission is valid.
         gpu.queue.submit([alive.finish()]);
         assert_eq!(gpu.step(&plan).wait().unwrap().total_norm, 5.0);
     }

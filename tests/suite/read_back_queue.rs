@@ -131,7 +131,7 @@ fn an_error_names_its_step_and_loses_no_other_step() {
     assert!(message.starts_with("step 2: ") && message.contains("gradient 0"), "{message}");
 }
 
-/// A dropped encoder does not block the steps behind it.
+/// A dropped encoder does not block later steps.
 #[test]
 fn a_dropped_encoder_is_an_error_of_its_step() {
     let training = Training::new(1, Clip::by_global_norm(1.0));

@@ -12,7 +12,8 @@ use crate::common::numbers::noise;
 use crate::gpu_with;
 use crate::read_back::{HANGING, MEASURE, awaited, in_time, looked_at, plan};
 
-/// Threads share clippers and plans. A record that arrives in one thread's poll must reach the thread that waits for it.
+/// Threads share clippers and plans. A record that arrives in one thread's poll must reach the thread that waits for
+/// it.
 #[test]
 fn threads_wait_at_the_same_time() {
     const THREADS: u32 = 4;
@@ -35,8 +36,8 @@ fn threads_wait_at_the_same_time() {
     });
 }
 
-/// Callbacks run one after the other on the thread that polls, so that the callback of a ticket may never run. Here the callback
-/// before it blocks until the ticket has been redeemed.
+/// Callbacks run one after the other on the thread that polls, so that the callback of a ticket may never run. Here the
+/// callback before it blocks until the ticket has been redeemed.
 #[test]
 fn a_blocked_callback_on_another_thread_does_not_block_a_ticket() {
     let gpu = gpu_with(|_| {});
@@ -97,7 +98,7 @@ fn a_missing_submission_is_an_error_on_a_busy_device() {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Two steps are always in flight, so that the queue is never empty, for longer than a hang takes to show.
+            // Keeps two steps in flight, so that the queue is never empty, for longer than the time limit of a hang.
             let (start, mut under_way) = (Instant::now(), gpu.step(&plan));
             while !is_over.load(Ordering::Relaxed) && start.elapsed() < 2 * HANGING {
                 mem::replace(&mut under_way, gpu.step(&plan)).wait().unwrap();

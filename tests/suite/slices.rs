@@ -99,7 +99,7 @@ fn an_error_leaves_the_slices_unchanged() {
     }
 }
 
-/// Clips gradients of every type, measured or not and scaled or not, and returns them.
+/// Clips gradients of every type, both measured and unmeasured, scaled and unscaled, and returns them.
 fn with_parts(clip: impl FnOnce(&mut [Gradient<'_>])) -> (Vec<f32>, Vec<f16>, Vec<bf16>, Vec<f32>) {
     let mut f32s = noise(1, 4099);
     let mut f16s: Vec<_> = noise(2, 1001).into_iter().map(f16::from_f32).collect();

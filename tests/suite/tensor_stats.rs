@@ -98,7 +98,7 @@ fn both_paths_agree_with_the_reference() {
                 assert_eq!((gpu.non_finite, gpu.zeros), counts, "{norm_type:?}, gradient {index}");
                 assert_eq!((cpu.non_finite, cpu.zeros), counts, "{norm_type:?}, gradient {index}");
             }
-            // Statistics do not change a bit of the record.
+            // Statistics do not change the bits of the record.
             let placed = gpu().place_packed(&gradients);
             let plan = gpu().clipper.prepare(&placed.gradients(), clip).unwrap();
             let without = gpu().submit(|encoder| {

@@ -1,4 +1,4 @@
-//! Gradients of 16 bits at any offset, which share words with gradients of other groups and types, and with guards.
+//! 16-bit gradients at any offset, which share words with gradients of other groups and types, and with guards.
 
 use gradclip::{Clip, DType};
 use proptest::collection::vec;
@@ -34,7 +34,7 @@ pub(crate) fn neighbours() -> impl Strategy<Value = Neighbours> {
             let role = if measured { role } else { role.unmeasured() };
             roles.push(if scaled { role } else { role.unscaled() });
         }
-        // With a guard behind the last gradient.
+        // Adds a guard after the last gradient.
         Neighbours { gradients, roles, placement: placement.padded(1) }
     })
 }

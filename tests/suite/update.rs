@@ -45,7 +45,7 @@ fn limits_change_for_later_submissions() {
     assert_eq!(gpu.records(&plan)[0].clip_coef, 0.0);
 }
 
-/// The limit of each gradient follows from the new threshold and from its length.
+/// The limit of each gradient is computed from the new threshold and its length.
 #[test]
 fn an_rms_threshold_changes() {
     let gpu = gpu();
@@ -111,7 +111,7 @@ fn the_loss_scale_changes() {
     assert_eq!(norms(&gpu.records(&plan)), [0.078_125, 0.203_125]);
 }
 
-/// After an update a plan on the CPU does the same as a new plan.
+/// An updated CPU plan gives the same results as a new one.
 #[test]
 fn updates_of_a_plan_on_the_cpu() {
     let clips = |limits: [f32; 2], scale| {

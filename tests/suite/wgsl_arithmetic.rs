@@ -1,7 +1,7 @@
 //! The arithmetic of `shaders/lib`: square roots, reciprocals and products, rounded to nearest even on every adapter.
 //!
-//! A software adapter computes correctly rounded roots and quotients, and would pass without the corrections in the shader. So
-//! these tests spoil the estimates that the shader corrects, by as much as WGSL allows a device to be off.
+//! A software adapter computes correctly rounded roots and quotients, and would pass without the corrections in the
+//! shader. These tests therefore perturb the estimates that the shader corrects, by the maximum error that WGSL allows.
 
 use crate::common::numbers::noise;
 use crate::gpu;

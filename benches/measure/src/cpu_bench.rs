@@ -34,7 +34,7 @@ pub struct CpuBench<'a> {
 impl<'a> CpuBench<'a> {
     /// Creates copies of at least `cold_bytes` bytes in total, or one copy if `cold_bytes` is 0.
     ///
-    /// Fails if 90 % of the available memory does not hold them.
+    /// Fails if they exceed 90 % of the available memory.
     pub fn new(data: &'a SetData, pool: &'a mut AlignedBytes, cold_bytes: usize) -> Result<Self> {
         let bytes = data.bytes().len();
         let copies = if cold_bytes == 0 { 1 } else { cold_bytes.div_ceil(bytes).max(2) };
@@ -57,7 +57,7 @@ impl<'a> CpuBench<'a> {
         Ok(cpu)
     }
 
-    /// Returns the walk with the least time of three.
+    /// Times every walk three times and returns the fastest one.
     fn fastest_walk(&mut self, time: impl Fn(&mut [u8], Walk)) -> Walk {
         let mut seconds = Walk::ALL.map(|walk| (f64::INFINITY, walk));
         // The walks take turns, as all measurements do.
@@ -114,7 +114,7 @@ impl<'a> CpuBench<'a> {
         Ok(Sample { seconds, wall: seconds, encode: None, ready: None })
     }
 
-    /// Advances to the next copy. Returns it, preceded by the copy half a round away, which is the coldest one.
+    /// Advances to the next copy. Returns the coldest copy, which is half a round away, and the next one.
     fn next(&mut self) -> (&[u8], &mut [u8]) {
         let bytes = self.data.bytes().len();
         self.index = (self.index + self.stride) % self.copies;

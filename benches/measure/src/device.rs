@@ -13,12 +13,12 @@ use wgpu::{Buffer, BufferUsages, CommandBuffer, CommandEncoder, Features, PollTy
 use crate::roofline::gpu::{BoundBuffers, RooflineKernels, STEPS};
 use crate::timing::Sample;
 
-/// More than twice the last-level cache of the GPUs known to us. No API reports the size.
+/// More than twice the last-level cache of the GPUs that we know. No API reports the cache size.
 const DEFAULT_COLD_BYTES: usize = 256 << 20;
 /// The bytes that move between host and device at a time.
 pub(crate) const STAGING: usize = 64 << 20;
 
-/// A device with everything that a measurement needs.
+/// A device with a clipper, timestamps, roofline kernels, a staging buffer and cache eviction.
 #[derive(Debug)]
 pub struct GpuDevice {
     /// The adapter's name, backend and driver.
@@ -135,7 +135,7 @@ impl GpuDevice {
         self.submit_and_wait([encoder.finish()])
     }
 
-    /// Times the commands that `encode` records. Evicts the data from the caches before, unless `cached`.
+    /// Times the commands that `encode` records. First evicts the data from the caches, unless `cached` is set.
     pub fn time(&self, cached: bool, encode: impl FnOnce(&mut CommandEncoder)) -> Result<Sample> {
         if let Some(eviction) = self.eviction.as_ref().filter(|_| !cached) {
             self.run(|encoder| self.rooflines.encode(eviction, STEPS.len() / 2, encoder))?;

@@ -1,6 +1,7 @@
 //! Shared benchmark code: gradient sets, operations, devices, rooflines, timing and report tables.
 //!
-//! `gradclip bench`, `benches/sweep.rs` and `benches/peers` use it. The crate is not published and its API is not stable.
+//! `gradclip bench`, `benches/sweep.rs` and `benches/peers` use it. The crate is not published and its API is not
+//! stable.
 
 #![allow(
     clippy::missing_errors_doc,

@@ -29,9 +29,9 @@ pub enum Op {
 const HALF: f64 = 0.5;
 /// The limit that is not exceeded, as a multiple of the norm.
 const TWICE: f64 = 2.0;
-/// Exceeded by half of the elements, which are uniform in [-1, 1).
+/// The clamp's bound. Half of the elements exceed it, since they are uniform in [-1, 1).
 pub(crate) const CLIP_VALUE: f32 = 0.5;
-/// Small enough that unscaled f16 gradients stay normal numbers.
+/// The loss scale, small enough that unscaled f16 gradients stay normal numbers.
 const LOSS_SCALE: f32 = 8.0;
 
 impl Op {
@@ -121,7 +121,8 @@ impl Op {
         Ok(())
     }
 
-    /// Checks the elements after the operation. `before` and `after` are bytes of `dtype` elements; `norm` is the global norm.
+    /// Checks the elements after the operation. `before` and `after` are bytes of `dtype` elements; `norm` is the
+    /// global norm.
     pub(crate) fn check_elements(self, dtype: DType, before: &[u8], after: &[u8], norm: f64) -> Result<()> {
         ensure!(
             before.len() == after.len(),

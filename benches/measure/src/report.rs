@@ -39,7 +39,7 @@ pub struct Row {
     pub workload: Workload,
     /// The measured times.
     pub timing: Timing,
-    /// The time in seconds that the rooflines of the same path take for the same passes over as many bytes.
+    /// The time in seconds of the rooflines of the same path, for the same passes over the same number of bytes.
     pub roofline_seconds: f64,
     /// The clock that timed the row: `gpu` or `wall`.
     pub clock: &'static str,
@@ -179,7 +179,7 @@ impl SetReport {
     }
 }
 
-/// The time ratios that the design aims at.
+/// The time ratios that the design limits.
 struct Ratios {
     /// A clip that is not exceeded, over the norm.
     not_exceeded: Option<f64>,
@@ -284,7 +284,7 @@ fn plans(all: &[SetReport]) -> Table {
     let heading =
         ["set", "dtype", "layout", "plan", "dispatches", "prepare again", "scratch", "of gradients"];
     let mut table = Table::new(heading).numbers_from(4);
-    // The plan of an exceeded clip has all stages of the others except the clamp.
+    // The plan of an exceeded clip has the stages of all other plans except the clamp's.
     let shown = [Workload::Op(Op::Exceeded), Workload::Op(Op::Clamp)];
     for set_report in all {
         for row in set_report.rows.iter().filter(|row| shown.contains(&row.workload)) {
@@ -320,7 +320,7 @@ fn ratios(all: &[SetReport], gpu: bool) -> Table {
     table
 }
 
-/// Formats a time with a fitting unit.
+/// Formats a time in µs, ms or s.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         ..1e-3 => format!("{} µs", significant(seconds * 1e6)),

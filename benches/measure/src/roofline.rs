@@ -1,16 +1,16 @@
-//! Rooflines: the time that moving a set's bytes takes, without any arithmetic worth counting.
+//! Rooflines: the time to move a set's bytes, with negligible arithmetic.
 
 pub(crate) mod cpu;
 pub mod gpu;
 
-/// A pass over as many bytes as a set has that only moves data.
+/// A pass that only moves the number of bytes of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Roofline {
     /// Reads every byte.
     Read,
     /// Reads every byte and writes it back.
     InPlace,
-    /// Copies every byte to another place.
+    /// Copies every byte to other memory.
     Copy,
 }
 

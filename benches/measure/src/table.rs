@@ -6,8 +6,8 @@ use crate::text::{self, WIDTH, escaped};
 
 /// The widths of a table's columns.
 ///
-/// Cells are escaped. A column is at most [`WIDTH`] wide, so that one long cell does not pad all other rows. A longer cell
-/// overflows its column.
+/// Cells are escaped. A column is at most [`WIDTH`] wide, so that one long cell does not pad all other rows. A longer
+/// cell overflows its column.
 #[derive(Debug)]
 pub struct Columns {
     widths: Vec<usize>,

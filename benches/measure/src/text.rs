@@ -1,4 +1,5 @@
-//! Escapes and shortens untrusted text (names in files, paths, arguments, driver messages) for terminals, logs and plots.
+//! Escapes and shortens untrusted text (names in files, paths, arguments, driver messages) for terminals, logs and
+//! plots.
 
 use std::io::{self, Write};
 use std::path::Path;

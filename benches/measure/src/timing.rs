@@ -67,7 +67,7 @@ pub struct Timing {
 
 /// The minimum number of repetitions for a meaningful median.
 const MIN_REPETITIONS: usize = 5;
-/// The minimum where [`MIN_REPETITIONS`] would exceed the budget by [`MAX_OVERRUN`].
+/// The minimum if [`MIN_REPETITIONS`] would exceed the budget by a factor of [`MAX_OVERRUN`].
 const MIN_REPETITIONS_OF_SLOW: usize = 3;
 /// The factor by which slow workloads may exceed the budget.
 const MAX_OVERRUN: u32 = 3;

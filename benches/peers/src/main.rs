@@ -37,8 +37,8 @@ ready     host time to record them in an encoder of their own and finish it, rea
 
 /// Compare gradclip's norm with the sum of the same bytes by lampshade
 ///
-/// Times both on single tensors of 2^10, 2^12, ... elements, in turn on one wgpu device. Every result is checked before it is
-/// timed.
+/// Times both on single tensors of 2^10, 2^12, ... elements, in turn on one wgpu device. Every result is checked before
+/// it is timed.
 #[derive(Parser)]
 struct Args {
     /// The GPU: gpu (a software adapter if there is no other), or part of a GPU's name

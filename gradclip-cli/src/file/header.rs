@@ -102,7 +102,7 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
         (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
     ];
     const PICKLE: &str = "a Python pickle, as older versions of torch.save write";
-    // The header's length can begin with any bytes. But its high bytes are 0, and `{` follows.
+    // A header's length can begin with the bytes of any signature. Its high bytes are 0, and `{` follows.
     if start.get(5..9) == Some(b"\0\0\0{") {
         return None;
     }

@@ -88,7 +88,7 @@ impl Target {
         ensure!(named, "the path does not name a file");
         let target = match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_symlink() => {
-                // Resolved, because renaming would replace the link itself.
+                // Links are resolved, because renaming would replace the link itself.
                 let path =
                     fs::canonicalize(path).context("the path is a symbolic link that cannot be resolved")?;
                 Self { old: Some(fs::metadata(&path)?), path }
@@ -173,7 +173,7 @@ impl Writer {
             let written = file.as_file().get_ref();
             if let Some(old) = &target.old {
                 inherit_owner(written, old)?;
-                // After the owner, because changing the owner clears mode bits.
+                // Set after the owner, because changing the owner clears mode bits.
                 written.set_permissions(old.permissions())?;
             }
             written.sync_all()?;
@@ -226,7 +226,7 @@ impl NewFolder {
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        // Fails, as intended, if the folder is not empty.
+        // Fails if the folder is not empty, as intended.
         let _ = fs::remove_dir(&self.0);
     }
 }
@@ -251,12 +251,14 @@ fn sync(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Checks that files can be created in `folder`. The file has no name, so that an interrupted run leaves nothing behind.
+/// Checks that files can be created in `folder`. The file has no name, so that an interrupted run leaves nothing
+/// behind.
 fn probe(folder: &Path) -> Result<File> {
     Ok(tempfile::tempfile_in(folder)?)
 }
 
-/// Gives a new file the owner of the file that it replaces. Fails if it cannot, or if the old file has several hard links.
+/// Gives a new file the owner of the file that it replaces. Fails if it cannot, or if the old file has several hard
+/// links.
 #[cfg(unix)]
 fn inherit_owner(new: &File, old: &Metadata) -> Result<()> {
     use std::os::unix::fs::{MetadataExt as _, fchown};

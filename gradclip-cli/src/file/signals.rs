@@ -13,8 +13,8 @@ impl HeldSignals {
     }
 }
 
-/// Handles SIGXFSZ, which would end the process: a write beyond `ulimit -f` fails like a write to a full disk, and unfinished
-/// files are removed.
+/// Handles SIGXFSZ, which would end the process: a write beyond `ulimit -f` fails like a write to a full disk, and
+/// unfinished files are removed.
 pub(crate) fn survive_file_size_limit() {
     // If registration fails, the signal keeps its default action.
     #[cfg(unix)]
@@ -48,7 +48,7 @@ mod unix {
             // If unknown, SIGHUP keeps its action, and the other two count as not ignored.
             let ignored = |signal| is_ignored(signal).unwrap_or(signal == SIGHUP);
             for signal in SIGNALS.into_iter().filter(|&signal| !ignored(signal)) {
-                // In this order, so that the first signal finds the flag unset.
+                // The default action is registered first, so that the first signal finds its flag unset.
                 flag::register_conditional_default(signal, Arc::clone(&held.default_action))?;
                 flag::register(signal, Arc::clone(&held.default_action))?;
                 flag::register_usize(signal, Arc::clone(&held.pending), signal.unsigned_abs() as usize)?;

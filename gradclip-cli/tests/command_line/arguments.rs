@@ -1,4 +1,4 @@
-//! Arguments that are rejected.
+//! Rejected arguments.
 
 use std::path::Path;
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{assert_fails, command};
 
-/// Quick even on a software adapter: every row has the minimum number of repetitions.
+/// Arguments that are quick even on a software adapter: every row has the minimum number of repetitions.
 const QUICK: [&str; 6] = ["bench", "--seconds", "0", "--cold-bytes", "1MiB", "--json"];
 
 fn lines(args: &[&str]) -> Vec<Value> {
@@ -41,7 +41,7 @@ const OPERATIONS: [(&str, f64); 6] = [
     ("loss scale", 3.0),
 ];
 
-/// Both paths, every operation and layout. The numbers of a row are consistent as documented.
+/// Covers both paths, and every operation and layout. The numbers of a row are consistent as documented.
 #[test]
 fn rows_are_complete_and_consistent() {
     let lines =

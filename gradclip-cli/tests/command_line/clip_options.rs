@@ -8,7 +8,7 @@ type Tensors<'a> = [(&'a str, &'a [f32])];
 
 const TENSORS: [(&str, &[f32]); 3] = [("a", &[3.0, -4.0, 0.25]), ("b", &[-2.0, 0.5]), ("c", &[1.5])];
 
-/// Returns the total norm as PyTorch defines it. For p = 0 a tensor counts 1 if an element is not 0.
+/// Returns the total norm as PyTorch defines it. For p = 0 it is the number of tensors with a non-zero element.
 fn norm(p: f64, tensors: &Tensors<'_>) -> f64 {
     let magnitudes = || tensors.iter().flat_map(|(_, values)| *values).map(|&value| f64::from(value).abs());
     if p == f64::INFINITY {
@@ -187,7 +187,7 @@ fn groups_have_limits_of_their_own() {
     assert_near(&report["total_norm_after"], 0.25, 20.0);
 }
 
-/// The norm of no tensors would be 0, or infinite for p < 0, so the report omits it.
+/// The norm of an empty group would be 0, or infinite for p < 0, so the report omits it.
 #[test]
 fn groups_without_tensors_have_no_norm() {
     for more in [&[][..], &["--per-tensor"], &["--norm-type=-inf"]] {

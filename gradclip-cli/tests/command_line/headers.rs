@@ -11,7 +11,8 @@ fn single(entry: &str) -> String {
     format!(r#"{{"w":{entry}}}"#)
 }
 
-/// Asserts that `content` is rejected with a message that contains all `words` and the file's name, and that no file is left.
+/// Asserts that `content` is rejected with a message that contains all `words` and the file's name, and that no file is
+/// left.
 fn assert_rejected(name: &str, content: &[u8], words: &[&str]) {
     let (folder, file) = folder_with(content);
     let out = folder.path().join("out.safetensors");
@@ -280,7 +281,7 @@ fn memory_is_proportional_to_the_header() {
     for (name, header, is_fine) in cases {
         let (folder, file) = folder_with(&raw(&header, &[]));
         for args in [&[][..], &["--json"]] {
-            // In addition to the program and the stacks of its threads.
+            // The constant covers the program and the stacks of its threads.
             let output = crate::clip_within(512 * 1024 + header.len() * 8 / 1024, &file, args);
             let code = output.status.code();
             assert_eq!(

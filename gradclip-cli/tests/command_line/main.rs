@@ -45,7 +45,7 @@ fn clip_json(file: &Path, args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Runs `clip` within `kib` KiB of address space. It uses two threads, because each takes a part of it.
+/// Runs `clip` within `kib` KiB of address space. It uses only two threads, because each thread takes address space.
 #[cfg(target_os = "linux")]
 fn clip_within(kib: usize, file: &Path, args: &[&str]) -> Output {
     let limited = format!(r#"ulimit -v {kib}; exec "$@""#);

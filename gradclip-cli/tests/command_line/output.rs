@@ -63,7 +63,7 @@ fn links_and_permissions_are_kept() {
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
 }
 
-/// Returns a command that clips a file after a shell script.
+/// Returns a command that runs a shell script and then clips a file.
 #[cfg(unix)]
 fn prepared(script: &str, args: &[&std::ffi::OsStr]) -> Command {
     let mut command = Command::new("sh");
@@ -82,8 +82,8 @@ fn long_file(path: &std::path::Path, elements: u64) {
     file.set_len(8 + header.len() as u64 + elements * 4).unwrap();
 }
 
-/// Starts a run that replaces a private file, and waits until the unfinished file appears. Returns the process and that file,
-/// or `None` if the run finished first.
+/// Starts a run that replaces a private file, and waits until the unfinished file appears. Returns the process and that
+/// file, or `None` if the run finished first.
 #[cfg(unix)]
 fn caught_writing(
     folder: &tempfile::TempDir,
@@ -93,7 +93,7 @@ fn caught_writing(
     caught_writing_after("umask 0", folder, input, out)
 }
 
-/// As [`caught_writing`], after a shell script.
+/// Does the same as [`caught_writing`], after running a shell script.
 #[cfg(unix)]
 fn caught_writing_after(
     script: &str,
@@ -127,7 +127,7 @@ fn an_interrupted_run_keeps_the_old_file() {
     // The command inherits ignored signals.
     let obeyed = |(name, _): &(&str, i32)| !is_ignored(name) && (*name != "HUP" || cfg!(target_os = "linux"));
     for (name, signal) in signals.into_iter().filter(obeyed) {
-        // Larger files until the signal arrives in time.
+        // Tries larger files until the signal arrives in time.
         let interrupted = (22..30).map(|log| 1 << log).any(|elements| {
             long_file(&input, elements);
             let Some((mut child, unfinished)) = caught_writing(&folder, &input, &out) else { return false };

@@ -69,7 +69,7 @@ fn groups_are_coloured_and_named() {
     let tensors: [(&str, &[f32]); 3] = [("body.w", &[3.0]), ("head.w", &[5.0]), ("odd", &[1.0])];
     let svg = plot(&tensors, &["--max-norm", "1", "--groups", "body.*=2", "--groups", "head.*=2"]);
     let texts = texts(&svg);
-    // In the legend and as a row.
+    // Once in the legend and once as a row.
     for group in ["body.*", "head.*", "(others)"] {
         assert_eq!(texts.iter().filter(|text| **text == group).count(), 2, "{group} in {texts:?}");
     }

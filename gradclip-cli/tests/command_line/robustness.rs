@@ -186,7 +186,7 @@ fn an_invalid_log_filter_is_a_warning() {
     }
 }
 
-/// Every kind of output to a full device: an error and its exit code, never a panic.
+/// Every kind of output to a full device fails with an error and its exit code, never with a panic.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_stdout_is_an_error() {

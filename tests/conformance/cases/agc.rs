@@ -35,7 +35,7 @@ fn limits() -> Vec<Case> {
     cases.push(shaped("agc/coefficient_only".into(), &shapes, F32, alone));
     let epsilon = Options::from(Agc(0.01, 1e-3)).epsilon(Epsilon::PyTorch);
     cases.push(shaped("agc/epsilon".into(), &shapes, F32, epsilon));
-    // Groups with ratios of their own; gradients that are only scaled, or only measured.
+    // Groups with different ratios; gradients that are only scaled, or only measured.
     let groups = Options::groups(&[Agc(0.01, 1e-3), Agc(1.0, 1e-3)]);
     let roles = [
         f32.parameter(&[3.0, 4.0]),
@@ -100,7 +100,7 @@ fn errors() -> Vec<Case> {
         case("rows_together", Norm(1.0), &two, Error::Rows { gradient: 1.into(), rows: 2, elements: 3 }),
         case("no_rows", agc, &none, Error::Rows { gradient: 1.into(), rows: 0, elements: 3 }),
     ];
-    // The number of rows without elements is arbitrary, so there is a maximum.
+    // A gradient without elements could have any number of rows, so there is a maximum.
     let most = 1 << 20;
     let empty = |rows| f32.rows(rows).parameter(&[]);
     for method in [agc, Tensor(1.0), Rms(1.0), Norm(1.0)] {

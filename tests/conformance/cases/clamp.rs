@@ -54,7 +54,7 @@ fn f32_ranges() -> Vec<Case> {
         Value(1e-40),
         Value(INF),
     ];
-    // A case of TensorFlow. The others have gradients that do not fill whole vectors.
+    // A case from TensorFlow. In the other cases the gradients do not fill whole vectors.
     let tensorflow = Case::of("tensorflow/value", &[&[f32::NAN, INF, -INF]], Value(4.0), Expect::Definition);
     let clamp = |method: Method| {
         Case::of(format!("range/{method:?}"), &[&numbers, &numbers], method, Expect::Definition)
@@ -62,7 +62,7 @@ fn f32_ranges() -> Vec<Case> {
     ranges.into_iter().map(clamp).chain([tensorflow]).collect()
 }
 
-/// Bounds that a type of 16 bits cannot represent, and numbers on both sides of the rounded bounds.
+/// Bounds that a 16-bit type cannot represent, and numbers on both sides of the rounded bounds.
 fn narrow_ranges() -> Vec<Case> {
     let numbers = [
         NAN,
@@ -91,7 +91,7 @@ fn narrow_ranges() -> Vec<Case> {
         Value(0.1),
         Value(1e-3),
         Value(1.000_5),
-        // Half of the smallest subnormal of f16, a little more, and less.
+        // Half of the smallest f16 subnormal, slightly more, and slightly less.
         Value(2.980_232_2e-8),
         Value(2.980_233e-8),
         Value(1e-9),

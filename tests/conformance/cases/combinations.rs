@@ -8,7 +8,7 @@ use crate::case::Method::{Norm, Tensor};
 use crate::case::{Case, Method, Options};
 use crate::common::role::Role;
 
-/// Policies and loss scales depend on the elements, even where the norm does not.
+/// Policies and loss scales apply to the elements even if the norm is unaffected, as for p = 0.
 pub(crate) fn cases() -> Vec<Case> {
     use NonFinite::{Poison, Propagate, Skip, Zero};
     const CONTENTS: [(&str, &[&[f32]]); 6] = [

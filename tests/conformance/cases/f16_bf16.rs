@@ -1,4 +1,4 @@
-//! Gradients of 16 bits: odd lengths, subnormals, ties, and the ends of each range.
+//! 16-bit gradients: odd lengths, subnormals, ties, and the ends of each range.
 
 use gradclip::DType::{BF16, F16};
 use gradclip::{Epsilon, NormType};
@@ -41,7 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
         let tiny: &[&[f32]] = &[&[1e-40, -3e-39], &[2e-38, 1e-39, 9.2e-41]];
         cases.push(row(name("bf16_tiny"), tiny, Norm(max_norm * 1e-38)).all(BF16));
     }
-    // Three quarters of every significand. A quarter of the products are ties, in both directions.
+    // Multiplies every significand by 3/4. A quarter of the products are ties, which round in both directions.
     let quarters = options(Norm(1.5)).norm_type(NormType::Inf).epsilon(Epsilon::None);
     for (dtype, ulp) in [(F16, 1024_u16), (BF16, 128)] {
         let numbers: Vec<f32> = (ulp..=2 * ulp).map(|n| f32::from(n) / f32::from(ulp)).collect();

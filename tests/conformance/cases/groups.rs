@@ -1,4 +1,4 @@
-//! Groups with limits of their own, and gradients that are only measured or only scaled.
+//! Groups with separate limits, and gradients that are only measured or only scaled.
 
 use gradclip::DType::{BF16, F16, F32};
 use gradclip::{NonFinite, NormType};

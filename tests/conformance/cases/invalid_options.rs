@@ -31,7 +31,7 @@ fn limits() -> Vec<Case> {
     .collect()
 }
 
-/// Invalid options beside the limit, and invalid groups.
+/// Invalid options other than the limit, and invalid groups.
 fn other_options() -> Vec<Case> {
     let norm = options(Norm(1.0));
     let f32 = Role::of(F32);
@@ -68,7 +68,7 @@ fn other_options() -> Vec<Case> {
         rows.push((Options::groups(&methods), Error::GroupsDiffer { first: 0, second, option, given }));
     }
     rows.push((Options::groups(&[]), Error::NoClip));
-    // An invalid limit of a group without gradients.
+    // An invalid limit for a group without gradients.
     rows.push((Options::groups(&[Norm(1.0), Norm(-2.0)]), {
         Error::InGroup { group: 1, error: Box::new(Error::MaxNorm { given: -2.0 }) }
     }));

@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
         let name = format!("loss_scale/{scale}/limit_{max_norm}");
         cases.push(row(name, lengths, options(Norm(max_norm)).loss_scale(scale)));
     }
-    // A count of elements has no scale.
+    // The norm of p = 0 is a count, which has no scale.
     let count = options(Norm(1.0)).norm_type(NormType::P(0.0)).loss_scale(128.0);
     cases.push(row("loss_scale/count", &[&[128.0, 0.0], &[256.0], &[0.0]], count));
     // The norm exceeds f32 only with the loss scale, or only without it.

@@ -30,7 +30,7 @@ use crate::common::numbers::noise;
 const INF: f32 = f32::INFINITY;
 const NAN: f32 = f32::NAN;
 
-/// The types of 16 bits.
+/// The 16-bit types.
 const NARROW: [DType; 2] = [F16, BF16];
 
 /// Returns all cases.

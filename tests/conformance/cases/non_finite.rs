@@ -49,7 +49,7 @@ pub(crate) fn cases() -> Vec<Case> {
             }
         }
     }
-    // The first non-finite gradient of many, at every place in the tree of partials.
+    // The first non-finite gradient of many, at different positions in the tree of partials.
     for first in [0_usize, 1, 255, 256, 300, 512, 600, 699] {
         let gradients = move || {
             let number = |index| if index < first { 0.5 } else { [NAN, 2.0, INF][(index - first) % 3] };

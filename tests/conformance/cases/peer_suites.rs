@@ -12,8 +12,8 @@ pub(crate) fn cases() -> Vec<Case> {
     [pytorch(), optax(), apex(), examples()].into_iter().flatten().collect()
 }
 
-/// The cases of PyTorch's test of non-finite norms: a gradient of 10 by 10 of which all rows or one row have the same number,
-/// alone or behind another gradient.
+/// PyTorch's test of non-finite norms: a 10 x 10 gradient with one number in all rows or in a single row, alone or
+/// after another gradient.
 fn pytorch() -> Vec<Case> {
     let numbers = [2e10, 2e25, f32::INFINITY, f32::NAN];
     let mut cases = Vec::new();
@@ -83,7 +83,7 @@ fn examples() -> Vec<Case> {
     let exactly = |method| options(method).epsilon(Epsilon::None);
     let x: &[f32] = &[-3.0, 0.0, 0.0, 4.0, 0.0, 0.0];
     let (one, two): (&[f32], &[f32]) = (&[-2.0, 0.0, 0.0, 4.0, 0.0, 0.0], &[1.0, -2.0]);
-    // The means of squares are 12.5, 0.25 and 2.
+    // The mean squares are 12.5, 0.25 and 2.
     let blocks: &[&[f32]] = &[&[3.0, 4.0], &[0.5, -0.5], &[2.0, 0.0]];
     let (root, of_two) = (12.5_f32.sqrt(), 2.0_f32.sqrt());
     vec![
@@ -109,7 +109,7 @@ fn examples() -> Vec<Case> {
             options(Rms(0.25)),
             &[&[0.75 / root, 1.0 / root], &[0.25, -0.25], &[0.5 / of_two, 0.0]],
         ),
-        // The norm is 5 after the division by the loss scale, and is halved.
+        // The unscaled norm is 5, which the clip halves.
         peer(
             "pytorch/unscale_and_clip",
             &[&[3072.0], &[-4096.0]],

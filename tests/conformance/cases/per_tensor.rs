@@ -1,4 +1,4 @@
-//! Clips of each tensor alone, by its norm or its root mean square.
+//! Per-tensor clips, by norm or by root mean square.
 
 use gradclip::{Error, NonFinite, NormType};
 

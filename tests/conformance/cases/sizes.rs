@@ -1,4 +1,4 @@
-//! Sizes near those of a vector, a workgroup, the block of an invocation and a tile.
+//! Sizes near those of a vector, a workgroup, an invocation's block and a tile.
 
 use std::iter::repeat_n;
 

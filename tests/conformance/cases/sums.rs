@@ -12,7 +12,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ("tiny_beside_ones", &[(5000, 1e-30), (5000, 1.0)]),
         ("tiny_beside_huge", &[(5000, 1e-30), (5000, 1e30)]),
         ("huge_medium_and_tiny", &[(4096, 1e25), (4096, 1e20), (4096, 1.0), (4096, 1e-20), (4096, 1e-40)]),
-        // 2^-40 and 2^45, the bounds of plain squares, and the next numbers beyond them.
+        // 2^-40 and 2^45, between which squares need no scaling, and the next numbers beyond them.
         ("smallest_plain", &[(9000, f32::from_bits(0x2b80_0000))]),
         ("largest_rescued_for_being_small", &[(9000, f32::from_bits(0x2b7f_ffff))]),
         ("largest_plain", &[(9000, f32::from_bits(0x5600_0000))]),

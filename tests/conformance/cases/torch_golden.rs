@@ -10,8 +10,8 @@ use crate::case::{Case, Expect, Method, Options, Peer};
 /// A difference from PyTorch.
 #[derive(Clone, Copy)]
 enum Difference {
-    /// PyTorch computes sums and powers in f32, which affects the last bits of its norm. Its coefficients below 2^-126 have fewer
-    /// bits.
+    /// PyTorch computes sums and powers in f32, which affects the last bits of its norm. Its coefficients below 2^-126
+    /// have fewer bits.
     Rounded,
     /// PyTorch sets finite gradients to zero if their squares or their norm exceed f32. This crate clips them.
     Better,
@@ -43,7 +43,7 @@ const DIFFERENCES: [(&str, Difference); 21] = [
     ("torch/value/specials/5", Difference::Error),
 ];
 
-/// Returns a case for each call that this crate has too. Calls of the same name are numbered.
+/// Returns a case for each call that this crate supports. Calls with the same name are numbered.
 pub(crate) fn cases() -> Vec<Case> {
     let golden: Value =
         serde_json::from_str(include_str!("../../fixtures/torch_golden.json")).expect("well-formed JSON");

@@ -9,8 +9,8 @@ use crate::gpu;
 
 const NORM: Clip = Clip::by_global_norm(1.0);
 
-/// Where a device allows wide workgroups, they reduce many partials in the order of narrow ones: plain partials, and partials
-/// that take a second read.
+/// On devices that allow wide workgroups, these reduce many partials in the same order as narrow ones. Covers plain
+/// partials, and partials that need a second read.
 #[test]
 fn wide_workgroups_add_in_the_same_order() {
     let wide = Gpu::open(&adapters()[0], adapters()[0].limits());

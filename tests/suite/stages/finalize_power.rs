@@ -10,7 +10,8 @@ use crate::properties::on_both_paths;
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
 
-    /// Only for positive p: otherwise the norm of several tensors depends on how the elements are divided among them.
+    /// Covers only positive p: for other p the norm of several tensors depends on how the elements are divided among
+    /// them.
     #[test]
     fn a_norm_of_positive_p_is_the_same_for_parts_and_for_the_whole(
         seed in any::<u32>(),

@@ -1,4 +1,4 @@
-//! A module for each file of `shaders/stages`, with its name.
+//! One module for each file of `shaders/stages`, with the same name.
 
 mod agc;
 mod clamp;

@@ -44,8 +44,8 @@ fn small_elements_behind_a_large_one_are_counted() {
     assert!(error <= 3e-7, "{error:e}");
 }
 
-/// Beyond certain magnitudes the shader scales the elements before it squares and adds them. It must keep the order of additions:
-/// otherwise the last bits of the norm would jump there.
+/// Beyond certain magnitudes the shader scales the elements before it squares and adds them. It must keep the order of
+/// additions: otherwise the last bits of the norm would jump there.
 #[test]
 fn the_order_of_additions_is_the_same_with_and_without_scaling() {
     // All invocations add the same numbers, so that a different order changes the result in all of them.

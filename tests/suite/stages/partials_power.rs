@@ -9,7 +9,7 @@ use crate::gpu;
 fn a_small_p_counts_elements_far_below_the_largest() {
     let gradients = vec![vec![1e30, 2e30, 3e-30], vec![5.0, 1e-42]];
     for p in [0.1, 0.25, -0.1] {
-        // With tensor statistics too, which make each tensor a segment of its own.
+        // Also with tensor statistics, which make each tensor a separate segment.
         for statistics in [false, true] {
             let clip = Clip::by_global_norm(1.0).norm_type(NormType::P(p));
             let clip = if statistics { clip.tensor_stats() } else { clip };

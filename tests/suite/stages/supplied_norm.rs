@@ -1,4 +1,4 @@
-//! Stage `supplied_norm`: clips by a norm from the caller.
+//! Stage `supplied_norm`: clips by a norm that the caller supplies.
 
 use gradclip::{Clip, DType, Error, Gradient, NonFinite, cpu};
 
@@ -27,7 +27,7 @@ fn gradients_are_clipped_by_the_supplied_norm() {
         let buffer = gpu.buffer(&[3.0, -4.0]);
         let gradient = Gradient::new(&buffer, DType::F32);
         let plan = gpu.clipper.prepare(&[gradient], clip).unwrap();
-        // Without a norm the gradients stay as they are, loss scale included, and the ticket is an error.
+        // Without a norm the gradients are neither clipped nor unscaled, and the ticket returns an error.
         let (before, missing, one) = gpu.submit(|encoder| {
             let before = plan.read_back(encoder);
             plan.encode(encoder);

@@ -24,7 +24,7 @@ fn sequences() -> Vec<Sequence> {
         let bits = |value: &Value| u32::from_str_radix(value.as_str().unwrap(), 16).unwrap();
         value.as_array().unwrap().iter().map(|number| f32::from_bits(bits(number))).collect()
     };
-    // The paper adds 1e-6 to the deviation, and this crate does not. Sequences in which that matters are left out.
+    // The paper adds 1e-6 to the deviation; this crate does not. Sequences that depend on it are skipped.
     let sequences =
         peers["zclip"].as_array().unwrap().iter().filter(|sequence| sequence["eps_matters"] == false);
     let sequence = |sequence: &Value| Sequence {
@@ -123,7 +123,7 @@ fn a_history_is_restored_in_a_new_plan_and_on_the_other_path() {
     let mut uninterrupted = OnGpu::new(clip(sequence.z_clip));
     let mut history = NormHistory::default();
     for (step, &norm) in sequence.norms.iter().enumerate() {
-        // Every few steps on a new plan, as after a change of buffers; and every few steps on the other path.
+        // Every few steps a new plan continues, as after a change of buffers. Every few steps the other path continues.
         if step % 7 == 3 {
             on_gpu = OnGpu::new(clip(sequence.z_clip));
             on_gpu.plan.set_histories(&on_gpu.gpu.queue, &[history]).unwrap();
@@ -241,7 +241,7 @@ fn norms_beyond_f32_are_spikes() {
     }
 }
 
-/// Without memory (α = 0) the mean is the last norm, even if that is far below the others.
+/// For α = 0 the mean is the last norm, even if that is far below the others.
 #[test]
 fn a_mean_falls_as_far_as_norms_do() {
     for (alpha, mean) in [(0.0, 5.0), (1e-6, 1e24)] {

@@ -22,7 +22,7 @@ fn a_gradient_must_be_within_its_buffer() {
         (f32s(&good).elements(3..1), outside(12, 4)),
         (f32s(&good).elements(0..MAX), outside(0, MAX)),
         (f32s(&good).elements(MAX..MAX), outside(MAX, MAX)),
-        // Four times this number is 4 in 64 bits.
+        // Four times this number wraps to 4 in 64 bits.
         (f32s(&good).elements(0..MAX / 4 + 2), outside(0, MAX)),
         (f32s(&good).bytes(8..20), outside(8, 20)),
         (f32s(&good).bytes(8..4), outside(8, 4)),

@@ -65,7 +65,7 @@ fn tables_must_fit_into_a_binding() {
 
 #[test]
 fn a_grid_must_hold_the_tiles() {
-    // As many tiles as two dimensions hold, and one row more. The tables fit.
+    // Tests the largest two-dimensional grid, and one row of tiles more. The tables fit in both cases.
     let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 256, ..Default::default() };
     let noop = Noop::new(limits);
     let buffer = noop.storage(4 * 256 * 257);

@@ -1,5 +1,5 @@
-//! Input validation, on wgpu's noop backend, which checks every call and runs nothing. Every error must come from this crate,
-//! and wgpu must find nothing to report.
+//! Input validation, on wgpu's noop backend, which checks every call and runs nothing. Every error must come from this
+//! crate; wgpu itself must report none.
 
 mod buffers;
 mod device_limits;

@@ -43,7 +43,7 @@ fn invalid_options_are_errors() {
         (Clip::by_value(1.0).epsilon(Epsilon::None), "NeedsNorm { what: \"epsilon\", clip: \"Clip::by_value"),
     ];
     for (clip, expected) in rows {
-        // As text: NaN is not equal to itself.
+        // Compared as text, because NaN is not equal to itself.
         for error in [clipper.prepare(&[], clip).unwrap_err(), cpu::clip(&mut [], clip).unwrap_err()] {
             assert!(format!("{error:?}").starts_with(expected), "{error:?}, not {expected}");
         }
@@ -83,7 +83,7 @@ fn the_clips_of_groups_must_agree() {
 
 type SetOption = fn(Clip) -> Clip;
 
-/// Every option that does not apply to a clip is the same error at every entry point.
+/// An option that does not apply to a clip causes the same error at every entry point.
 #[test]
 fn an_option_that_does_not_apply_is_an_error_at_every_entry_point() {
     let needs_norm = |what, clip| Error::NeedsNorm { what, clip };
@@ -161,7 +161,7 @@ fn invalid_z_clips_and_options_without_a_plan_are_errors() {
         let error = Error::NeedsNorm { what, clip: "Clip::by_value" };
         assert_eq!(cpu::ClipPlan::new(&[clip]).unwrap_err(), error);
     }
-    // A call has no state that lasts.
+    // A call without a plan keeps no state.
     for (clip, option) in [
         (Clip::by_global_norm(1.0).z_clip(good), "z_clip"),
         (Clip::by_global_norm(1.0).tensor_stats(), "tensor_stats"),

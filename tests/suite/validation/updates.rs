@@ -95,7 +95,7 @@ fn the_source_of_a_copy_must_be_alive_and_of_the_same_device() {
     noop.queue.submit([encoder.finish()]);
 }
 
-/// wgpu would panic on the other device, which has no handler of uncaptured errors.
+/// wgpu would panic on the other device, which has no handler for uncaptured errors.
 #[test]
 fn a_queue_of_another_device_is_rejected() {
     let noop = Noop::new(wgpu::Limits::default());

@@ -4,17 +4,17 @@ use std::hint::black_box;
 
 use rayon::prelude::*;
 
-/// The bytes that one thread processes at a time. Less is not worth waking another thread.
+/// The bytes that one thread processes at a time. Fewer bytes are not worth waking another thread.
 const CHUNK_BYTES: usize = 1 << 20;
 /// The words in a cache line.
 const LINE: usize = 8;
-/// The words (512 B) that a thread processes of one stream before the next.
+/// The words (512 B) of one stream that a thread processes before it turns to the next stream.
 const GRAIN: usize = 64;
 
 /// How a thread traverses its chunk. The fastest walk depends on the machine and the size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Walk {
-    /// The number of equal parts of the chunk that are traversed side by side.
+    /// The number of equal parts of the chunk between which the thread alternates.
     streams: usize,
     prefetch: Prefetch,
 }

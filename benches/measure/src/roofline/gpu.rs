@@ -92,8 +92,8 @@ impl RooflineKernels {
         windows
     }
 
-    /// Encodes a kernel. `steps` is the index that [`GpuDevice::fastest_steps`](crate::device::GpuDevice::fastest_steps)
-    /// returns.
+    /// Encodes a kernel. `steps` is the index that
+    /// [`GpuDevice::fastest_steps`](crate::device::GpuDevice::fastest_steps) returns.
     pub fn encode(&self, buffers: &BoundBuffers, steps: usize, encoder: &mut CommandEncoder) {
         let variants = if buffers.read { &self.read } else { &self.in_place };
         let tile = u64::from(STEPS[steps] * 4 * WORKGROUP);

@@ -75,7 +75,7 @@ pub(crate) struct Host {
     pub(crate) prepare_seconds: f64,
 }
 
-/// The rows of one run of gradclip, and the rows of PyTorch that were measured in turn with it.
+/// The rows of one run of gradclip, and the interleaved rows of PyTorch.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     pub(crate) gradclip: Option<Machine>,

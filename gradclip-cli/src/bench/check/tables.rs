@@ -1,4 +1,4 @@
-//! The other sections of the report, in Markdown: the machines, and tables by set.
+//! The report's sections besides the targets, in Markdown: the machines, and tables by set.
 
 use gradclip_measure::ops::Op;
 use gradclip_measure::report::{duration, significant};

@@ -30,7 +30,7 @@ struct Target {
     bound: Bound,
     unit: Unit,
     source: Source,
-    /// The condition that a line of the source must satisfy, for the message if none does.
+    /// The condition on the lines of the source, which the report names if no line satisfies it.
     requirement: &'static str,
 }
 
@@ -107,7 +107,7 @@ impl Target {
     }
 }
 
-/// All targets. No other place states their bounds.
+/// All targets with their bounds.
 const TARGETS: [Target; 17] = [
     Target::new("norm, of the read roofline", OfRoofline(Op::Norm), AtLeast(95.0), Percent),
     Target::new("norm, of the card's rated bandwidth", OfRated, AtLeast(90.0), Percent),
@@ -302,7 +302,7 @@ fn rated_of(run: &Run) -> Option<f64> {
     rated_bandwidth::of(run.gradclip.as_ref()?.gpu.as_ref()?)
 }
 
-/// Returns the cells for [`OfRated`] if large sets were measured but no norm counts, or `None` if none was measured.
+/// Returns the cells for [`OfRated`] if no read roofline qualifies, or `None` if no large set was measured.
 fn below_rated(lines: &SavedLines, rated: Option<f64>) -> Option<(String, String)> {
     let large = |(_, row): &(&Run, &Row)| row.path == "gpu" && row.operation == READ && is_large(row);
     let reads: Vec<_> = lines.rows().filter(large).collect();

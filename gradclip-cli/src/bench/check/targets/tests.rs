@@ -10,7 +10,7 @@ fn machine(library: &str, gpu: &str) -> Value {
     json!({ "kind": "machine", "library": library, "version": "1", "gpu": gpu, "threads": 4 })
 }
 
-/// A GPU row whose bandwidth is that of one read pass.
+/// Creates a GPU row. Its bandwidth counts one read pass.
 fn row(set: &str, tensors: usize, elements: u64, layout: &str, operation: &str, seconds: f64) -> Value {
     json!({
         "kind": if operation.starts_with("roofline") { "roofline" } else { "operation" },
