@@ -165,7 +165,8 @@ pub enum NonFinite {
     /// Sets all elements to NaN.
     Poison,
     /// Leaves the gradients unchanged, and returns [`Error::NonFinite`](crate::Error::NonFinite), with the first non-finite
-    /// gradient, when the record is read: `error_if_nonfinite` of PyTorch. The record says `skip` too.
+    /// gradient, when the record is read: `error_if_nonfinite` of PyTorch. [`ClipRecord::skip`](crate::ClipRecord::skip) is
+    /// true, too.
     ///
     /// Groups, and gradients that are clipped on their own, are checked separately. On a GPU, the finite ones have been clipped
     /// when the error is read. The CPU path checks before it writes, and changes none.
