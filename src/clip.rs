@@ -1,7 +1,7 @@
 //! `Clip`: the options of a clip, as plain data. The GPU path and the CPU path both execute them.
 
 use crate::operation::{ByNorm, Operation, Scope, inverse_scale};
-use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// The options of a clip: the method, its limit, the norm type and the policies.
 ///
@@ -30,6 +30,7 @@ pub struct Clip {
     tensor_stats: bool,
     count_steps: bool,
     z_clip: Option<ZClip>,
+    auto_clip: Option<AutoClip>,
 }
 
 /// The constructor and its arguments, which errors repeat.
@@ -242,6 +243,7 @@ impl Clip {
             tensor_stats: false,
             count_steps: false,
             z_clip: None,
+            auto_clip: None,
         }
     }
 
@@ -351,7 +353,8 @@ impl Clip {
     /// `Clip::by_global_norm(f32::INFINITY)`.
     ///
     /// The plan keeps a [`NormHistory`](crate::stats::NormHistory) for each record. An invalid [`ZClip`] is an
-    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::ConflictingLimits`].
+    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) or [`auto_clip`](Self::auto_clip) it is an
+    /// [`Error::ConflictingLimits`].
     ///
     /// ```
     /// use gradclip::{Clip, ZClip, cpu};
@@ -370,6 +373,33 @@ impl Clip {
     #[must_use]
     pub const fn z_clip(self, z_clip: ZClip) -> Self {
         Self { z_clip: Some(z_clip), ..self }
+    }
+
+    /// Adds a limit that is a percentile of the last norms. The smaller of the two limits applies. For this limit alone, use
+    /// `Clip::by_global_norm(f32::INFINITY)`.
+    ///
+    /// The plan keeps a [`NormWindow`](crate::stats::NormWindow) for each record. An invalid [`AutoClip`] is an
+    /// [`Error::AutoClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) or [`z_clip`](Self::z_clip) it is an
+    /// [`Error::ConflictingLimits`].
+    ///
+    /// ```
+    /// use gradclip::{AutoClip, Clip, Epsilon, cpu};
+    ///
+    /// let median = AutoClip { percentile: 50.0, window: 100 };
+    /// let clip = Clip::by_global_norm(f32::INFINITY).epsilon(Epsilon::None).auto_clip(median);
+    /// let mut plan = cpu::ClipPlan::new(&[clip])?;
+    /// let mut norms_after = Vec::new();
+    /// for norm in [2.0, 1.0, 64.0, 2.0, 8.0] {
+    ///     let mut gradient = [norm];
+    ///     plan.clip(&mut [cpu::Gradient::f32(&mut gradient)])?;
+    ///     norms_after.push(gradient[0]);
+    /// }
+    /// assert_eq!(norms_after, [2.0, 1.0, 2.0, 2.0, 2.0]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn auto_clip(self, auto_clip: AutoClip) -> Self {
+        Self { auto_clip: Some(auto_clip), ..self }
     }
 
     /// Validates the clips of several groups, each as [`checked`](Self::checked) does.
@@ -409,7 +439,7 @@ impl Clip {
     /// # Errors
     ///
     /// [`Error::MaxNorm`], [`Error::ClipValue`], [`Error::ClipRange`], [`Error::Epsilon`], [`Error::LossScale`],
-    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::ConflictingLimits`] and [`Error::NeedsNorm`].
+    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::AutoClip`], [`Error::ConflictingLimits`] and [`Error::NeedsNorm`].
     pub fn checked(self) -> Result<Operation, Error> {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
@@ -446,11 +476,13 @@ impl Clip {
         let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
         let norm_type = self.norm_type.checked()?;
         let z_clip = self.z_clip.map(ZClip::checked).transpose()?;
+        let auto_clip = self.auto_clip.map(AutoClip::checked).transpose()?;
         let Self { non_finite, coefficient_only, tensor_stats, count_steps, .. } = self;
         if tensor_stats && scope == Scope::Supplied {
             return Err(Error::NeedsNorm { what: "tensor_stats", clip: self.method.constructor() });
         }
-        if z_clip.is_some() && matches!(scope, Scope::Parameter { .. }) {
+        let moving_limits = [z_clip.is_some(), auto_clip.is_some(), matches!(scope, Scope::Parameter { .. })];
+        if moving_limits.into_iter().filter(|is_set| *is_set).count() > 1 {
             return Err(Error::ConflictingLimits);
         }
         Ok(Operation::Norm(ByNorm {
@@ -464,6 +496,7 @@ impl Clip {
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
         }))
     }
 
@@ -481,6 +514,7 @@ impl Clip {
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
         } = self;
         let is_set = [
             ("norm_type", norm_type != default.norm_type),
@@ -491,6 +525,7 @@ impl Clip {
             ("tensor_stats", tensor_stats),
             ("count_steps", count_steps),
             ("z_clip", z_clip.is_some()),
+            ("auto_clip", auto_clip.is_some()),
         ];
         is_set.into_iter().find_map(|(option, is_set)| is_set.then_some(option))
     }
@@ -507,7 +542,7 @@ impl Clip {
 #[cfg(feature = "serde")]
 mod saved {
     use super::{Clip, Method};
-    use crate::{Epsilon, NonFinite, NormType, ZClip};
+    use crate::{AutoClip, Epsilon, NonFinite, NormType, ZClip};
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -529,6 +564,8 @@ mod saved {
         count_steps: bool,
         #[serde(default)]
         z_clip: Option<ZClip>,
+        #[serde(default)]
+        auto_clip: Option<AutoClip>,
     }
 
     impl From<Clip> for SavedClip {
@@ -543,6 +580,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
             } = clip;
             let epsilon = Some(epsilon);
             Self {
@@ -555,6 +593,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
             }
         }
     }
@@ -571,6 +610,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
             } = saved;
             let epsilon = epsilon.unwrap_or(method.epsilon());
             Self {
@@ -583,6 +623,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
             }
         }
     }

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 
 use crate::float_modes::in_default_modes;
 pub use crate::record::NormOutcome;
-use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +48,7 @@ impl Operation {
     pub(crate) const fn check_stateless(&self) -> Result<(), Error> {
         let option = match self {
             Self::Norm(ByNorm { z_clip: Some(_), .. }) => "z_clip",
+            Self::Norm(ByNorm { auto_clip: Some(_), .. }) => "auto_clip",
             Self::Norm(ByNorm { tensor_stats: true, .. }) => "tensor_stats",
             Self::Norm(ByNorm { count_steps: true, .. }) => "count_steps",
             _ => return Ok(()),
@@ -119,6 +120,8 @@ pub struct ByNorm {
     pub count_steps: bool,
     /// The options of a limit that follows past norms.
     pub z_clip: Option<ZClip>,
+    /// The options of a limit that is a percentile of the last norms.
+    pub auto_clip: Option<AutoClip>,
 }
 
 impl ByNorm {
@@ -143,6 +146,7 @@ impl ByNorm {
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
         } = self;
         differ("scope", scope, &other.scope)
             .or_else(|| differ("norm_type", norm_type, &other.norm_type))
@@ -153,6 +157,7 @@ impl ByNorm {
             .or_else(|| differ("tensor_stats", tensor_stats, &other.tensor_stats))
             .or_else(|| differ("count_steps", count_steps, &other.count_steps))
             .or_else(|| differ("z_clip", z_clip, &other.z_clip))
+            .or_else(|| differ("auto_clip", auto_clip, &other.auto_clip))
     }
 
     /// Returns the plain clip by global L2 norm, for a valid limit.
@@ -168,6 +173,7 @@ impl ByNorm {
             tensor_stats: false,
             count_steps: false,
             z_clip: None,
+            auto_clip: None,
         }
     }
 

@@ -19,6 +19,8 @@ struct NormParams {
     rate: f32,          // z-clip: the weight of a new norm in the mean
     threshold: f32,     // z-clip: the largest deviation from the mean, in standard deviations
     warm_up: u32,       // z-clip: the number of steps without a limit
+    percentile_steps: u32, // auto-clip: the percentile in whole steps of 2^-15 percent
+    percentile_rest: f32,  // auto-clip: the rest of the percentile, in such steps; below 1
 }
 
 const NO_PARTIAL: u32 = 0xffffffffu;

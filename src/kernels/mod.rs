@@ -89,6 +89,8 @@ pub enum Kernel {
     ZClip,
     /// Counts steps by their outcome.
     StepCounts,
+    /// Computes coefficients again with limits that are percentiles of the last norms. One workgroup for each segment.
+    AutoClip,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
@@ -225,6 +227,7 @@ impl Kernel {
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
+            Self::AutoClip => "gradclip.auto_clip",
             Self::StepCounts => "gradclip.step_counts",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
@@ -314,6 +317,7 @@ impl Kernel {
             Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
+            Self::AutoClip => ("stages/auto_clip", Vec::new()),
             Self::StepCounts => ("stages/step_counts", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
@@ -375,6 +379,7 @@ impl Kernel {
                 | Buffer::Factors
                 | Buffer::TensorStats
                 | Buffer::Histories
+                | Buffer::NormWindows
                 | Buffer::StepCounts
                 | Buffer::Slot(_),
                 _,
@@ -400,7 +405,12 @@ impl Kernel {
             Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
                 Some((slots, SlotAccess::writing(format)))
             }
-            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::StepCounts => None,
+            Self::Finalize { .. }
+            | Self::SuppliedNorm
+            | Self::Agc
+            | Self::ZClip
+            | Self::AutoClip
+            | Self::StepCounts => None,
         }
     }
 }

@@ -67,7 +67,14 @@ pub struct NormParams {
     pub threshold: f32,
     /// Z-clip: the number of steps without a limit.
     pub warm_up: u32,
+    /// Auto-clip: the percentile in whole steps of 2^-15 percent.
+    pub percentile_steps: u32,
+    /// Auto-clip: the rest of the percentile, in such steps; in `[0, 1)`.
+    pub percentile_rest: f32,
 }
+
+/// The resolution of [`NormParams::percentile_steps`]. With it, the position of a percentile in the largest window fits 32 bits.
+pub(crate) const PERCENTILE_STEPS_PER_PERCENT: f32 = 32768.0;
 
 impl NormParams {
     /// The parameters of a checked clip.
@@ -75,6 +82,13 @@ impl NormParams {
     pub fn new(norm: &ByNorm) -> Self {
         let floor = if let Scope::Parameter { floor } = norm.scope { floor } else { 0.0 };
         let z_clip = norm.z_clip.unwrap_or_default();
+        let percentile = PERCENTILE_STEPS_PER_PERCENT * norm.auto_clip.unwrap_or_default().percentile;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a percentile is at most 100, and its fraction is kept separately"
+        )]
+        let percentile_steps = percentile as u32;
         Self {
             epsilon: norm.epsilon,
             policy: policy(norm.non_finite),
@@ -83,6 +97,8 @@ impl NormParams {
             rate: 1.0 - z_clip.alpha,
             threshold: z_clip.z_threshold,
             warm_up: z_clip.warm_up,
+            percentile_steps,
+            percentile_rest: percentile.fract(),
         }
     }
 }

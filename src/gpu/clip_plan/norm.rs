@@ -12,7 +12,7 @@ use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
 use crate::operation::{ByNorm, Scope};
-use crate::{ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats};
+use crate::{AutoClip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
 
 const STORAGE: BufferUsages = BufferUsages::STORAGE;
 const UNIFORM: BufferUsages = BufferUsages::UNIFORM;
@@ -32,10 +32,11 @@ pub(super) fn by_norm(
     max_norms: &[f32],
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
+    let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
         let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
-        context.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
+        context.check_scratch(records.saturating_mul(record_bytes as u64))?;
     }
     let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
@@ -43,7 +44,7 @@ pub(super) fn by_norm(
     let scratch = size_of_val(&layout.tiles[..])
         + layout.gradient_of_partial.len() * reduction.partial_bytes()
         + size_of_val(&layout.partial_locations[..])
-        + map.segments * size_of::<ClipRecord>();
+        + map.segments * record_bytes;
     context.guarded(scratch as u64, layout.largest_dispatch(), || {
         let mut builder = Builder::new(context, &set.buffers, &layout.tiles);
         let table = map.table(&layout.segments, max_norms);
@@ -63,6 +64,7 @@ pub(super) fn by_norm(
         };
         stages.agc(&mut builder)?;
         let histories = stages.z_clip(&mut builder)?;
+        let norm_windows = stages.auto_clip(&mut builder)?;
         let step_counts = stages.step_counts(&mut builder)?;
         let tensor_stats = stages.tensor_stats(&mut builder, set.spans.len())?;
 
@@ -83,6 +85,7 @@ pub(super) fn by_norm(
             segments: buffers.segments,
             supplied,
             histories,
+            norm_windows,
             step_counts,
             tensor_stats,
         };
@@ -229,6 +232,17 @@ impl Stages<'_> {
             if buffer == Buffer::Histories { &histories.buffer } else { self.buffers.get(buffer) }
         })?);
         Ok(Some(histories))
+    }
+
+    /// Auto-clip: replaces the limits by percentiles of the last norms. Returns the buffer of those norms.
+    fn auto_clip(&mut self, builder: &mut Builder<'_>) -> Result<Option<(AutoClip, Results)>, Error> {
+        let Some(auto_clip) = self.norm.auto_clip else { return Ok(None) };
+        let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
+        let windows = builder.state("gradclip.norm_windows", STATE, &words);
+        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, |buffer| {
+            if buffer == Buffer::NormWindows { &windows.buffer } else { self.buffers.get(buffer) }
+        })?);
+        Ok(Some((auto_clip, windows)))
     }
 
     /// Counts steps by their outcome. Returns the buffer of the counts.
