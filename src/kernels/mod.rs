@@ -81,16 +81,17 @@ pub enum Kernel {
         /// Whether workgroups have [`WIDE_WORKGROUP_SIZE`] invocations, for thousands of partials in one segment.
         wide: bool,
     },
-    /// Makes records from a supplied norm. One invocation for each segment, as for the next three.
+    /// Makes records from a supplied norm. One invocation for each segment, as for the next two.
     SuppliedNorm,
     /// Computes coefficients again with limits relative to parameter norms: adaptive gradient clipping.
     Agc,
     /// Computes coefficients again with limits that follow past norms.
     ZClip,
-    /// Counts steps by their outcome.
-    StepCounts,
     /// Computes coefficients again with limits that are percentiles of the last norms. One workgroup for each segment.
     AutoClip,
+    /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
+    /// loss scale; otherwise one invocation for each record.
+    Conclude,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
@@ -137,6 +138,8 @@ pub enum Output {
     Record,
     /// A `ClipRecord`, and its norm and its factor in arrays of f32.
     RecordAndFactor,
+    /// The only `ClipRecord`, concluded as by [`Kernel::Conclude`].
+    RecordAndState,
     /// The [`TensorStats`](crate::TensorStats) of a segment that is one gradient.
     TensorStats,
 }
@@ -228,7 +231,7 @@ impl Kernel {
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
             Self::AutoClip => "gradclip.auto_clip",
-            Self::StepCounts => "gradclip.step_counts",
+            Self::Conclude => "gradclip.conclude",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
         }
@@ -310,6 +313,7 @@ impl Kernel {
                 let output = match output {
                     Output::Record => "outputs/record",
                     Output::RecordAndFactor => "outputs/record_and_factor",
+                    Output::RecordAndState => "outputs/record_and_state",
                     Output::TensorStats => "outputs/tensor_stats",
                 };
                 (stage, vec![output, reduction.norm_snippet(), reduction.partials_snippet()])
@@ -318,7 +322,7 @@ impl Kernel {
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
             Self::AutoClip => ("stages/auto_clip", Vec::new()),
-            Self::StepCounts => ("stages/step_counts", Vec::new()),
+            Self::Conclude => ("stages/conclude", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
         }
@@ -369,9 +373,13 @@ impl Kernel {
     /// How the kernel uses a buffer.
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
+            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. }) => {
+                BindingType::ReadWrite
+            }
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. } | Self::StepCounts)
-            | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
+            (Buffer::Records, Self::Scale { .. }) | (Buffer::Slot(_), Self::Partials { .. }) => {
+                BindingType::Read
+            }
             (
                 Buffer::Partials
                 | Buffer::Records
@@ -410,7 +418,7 @@ impl Kernel {
             | Self::Agc
             | Self::ZClip
             | Self::AutoClip
-            | Self::StepCounts => None,
+            | Self::Conclude => None,
         }
     }
 }

@@ -258,7 +258,14 @@ fn zeros_and_non_finite_norms_do_not_enter_the_window() {
         assert_eq!(steps.step(f32::NAN).1.norms, [2.0, 6.0, 4.0, 7.0]);
     }
     let counts = on_gpu.gpu.submit(|encoder| on_gpu.plan.read_back_step_counts(encoder));
-    let expected = StepCounts { steps: 14, clipped: 6, non_finite: 4, largest_norm: 7.0 };
+    let expected = StepCounts {
+        steps: 14,
+        clipped: 6,
+        non_finite: 4,
+        skipped: 4,
+        consecutive_skips: 0,
+        largest_norm: 7.0,
+    };
     assert_eq!((counts.wait().unwrap(), on_cpu.step_counts()), (vec![expected], &[expected][..]));
 }
 
@@ -376,6 +383,22 @@ fn the_smaller_limit_holds() {
         assert_eq!(steps.step(0.5).1.norms, [2.0, 9.0, 10.0, 1.0, 1.0, 1.0, 16.0, 0.5]);
         // The median of 0.5, 1, 1, 1, 4, 9, 10 and 16 is 2.5.
         assert_eq!(steps.step(4.0).0.clip_coef, 2.5 / 4.0);
+    }
+}
+
+/// Steps above a second limit are skipped, and their norms enter the window. The medians are 2, 101, 8 and 29.
+#[test]
+fn skipped_steps_enter_the_window() {
+    let clip = clip(AutoClip { percentile: 50.0, window: 8 }).skip_above(100.0);
+    for mut steps in on_both_paths(clip) {
+        for (norm, is_skipped, coef) in
+            [(2.0, false, 1.0), (200.0, true, 0.505), (8.0, false, 1.0), (50.0, false, 0.58)]
+        {
+            let (record, _) = steps.step(norm);
+            assert!(record.skip() == is_skipped && (record.clip_coef - coef).abs() < 1e-6, "{record:?}");
+            assert_eq!(record.factor, if is_skipped { 1.0 } else { record.clip_coef });
+        }
+        assert_eq!(steps.step(1.0).1.norms, [2.0, 200.0, 8.0, 50.0, 1.0]);
     }
 }
 
