@@ -54,7 +54,7 @@ impl Segment {
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NormParams {
-    /// The loss scale; the first six fields are a [`LossScaleState`](crate::loss_scale::LossScaleState).
+    /// The loss scale; the first six fields are a [`LossScaleState`].
     pub scale: f32,
     /// The factor by which the loss scale grows.
     pub growth: f32,
