@@ -42,6 +42,9 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     if norm.z_clip.is_some() {
         return Err(Error::Unsupported { option: "Clip::z_clip" });
     }
+    if norm.auto_clip.is_some() {
+        return Err(Error::Unsupported { option: "Clip::auto_clip" });
+    }
     if norm.count_steps {
         return Err(Error::Unsupported { option: "Clip::count_steps" });
     }
@@ -132,6 +135,7 @@ mod tests {
             "tensor_stats",
             "count_steps",
             "z_clip",
+            "auto_clip",
             "skip_above",
             "dynamic_loss_scale",
         ];

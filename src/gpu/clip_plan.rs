@@ -14,9 +14,9 @@ use wgpu::{CommandEncoder, ComputePass};
 use super::error_scope::CheckedDevice;
 use super::labels::Labels;
 use super::read_back::Results;
-use crate::Error;
 use crate::kernels::tables::Segment;
 use crate::operation::Limit;
+use crate::{AutoClip, Error};
 
 pub(super) use build::build;
 
@@ -68,6 +68,7 @@ struct Outcome {
     /// The norm that the caller supplies, for a clip by supplied norm.
     supplied: Option<wgpu::Buffer>,
     histories: Option<Results>,
+    norm_windows: Option<(AutoClip, Results)>,
     step_counts: Option<Results>,
     tensor_stats: Option<Results>,
 }

@@ -85,12 +85,14 @@ pub enum Kernel {
         /// Whether the partials are reset, so that one that is not written again before the next launch is missing then.
         resets: bool,
     },
-    /// Makes records from a supplied norm. One invocation for each segment, as for the next three.
+    /// Makes records from a supplied norm. One invocation for each segment, as for the next two.
     SuppliedNorm,
     /// Computes coefficients again with limits relative to parameter norms: adaptive gradient clipping.
     Agc,
     /// Computes coefficients again with limits that follow past norms.
     ZClip,
+    /// Computes coefficients again with limits that are percentiles of the last norms. One workgroup for each segment.
+    AutoClip,
     /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
     /// loss scale; otherwise one invocation for each record.
     Conclude,
@@ -237,6 +239,7 @@ impl Kernel {
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
+            Self::AutoClip => "gradclip.auto_clip",
             Self::Conclude => "gradclip.conclude",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
@@ -328,6 +331,7 @@ impl Kernel {
             Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
+            Self::AutoClip => ("stages/auto_clip", Vec::new()),
             Self::Conclude => ("stages/conclude", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
@@ -392,6 +396,7 @@ impl Kernel {
                 | Buffer::Factors
                 | Buffer::TensorStats
                 | Buffer::Histories
+                | Buffer::NormWindows
                 | Buffer::StepCounts
                 | Buffer::Slot(_),
                 _,
@@ -417,7 +422,12 @@ impl Kernel {
             Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
                 Some((slots, SlotAccess::writing(format)))
             }
-            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::Conclude => None,
+            Self::Finalize { .. }
+            | Self::SuppliedNorm
+            | Self::Agc
+            | Self::ZClip
+            | Self::AutoClip
+            | Self::Conclude => None,
         }
     }
 }

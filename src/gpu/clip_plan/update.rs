@@ -12,7 +12,7 @@ use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::loss_scale::{LossScale, LossScaleState};
 use crate::operation::{check_max_norms, inverse_scale};
-use crate::stats::{NormHistory, StepCounts};
+use crate::stats::{NormHistory, NormWindow, StepCounts};
 
 impl ClipPlan {
     /// Changes the limits, one for each group, for every command buffer that is submitted after this call, whenever it was
@@ -172,6 +172,22 @@ impl ClipPlan {
         histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
         outcome.restore(queue, kept, "norm histories", histories)
     }
+
+    /// Restores the norm windows of an [`auto_clip`](crate::Clip::auto_clip), one for each record, for every command buffer that is
+    /// submitted after this call: from a checkpoint, or from the plan of gradients that have moved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no `auto_clip`; [`Error::StateCount`] if the number of windows differs from that of
+    /// the records; [`Error::NormWindow`] if a window has more norms than the clip keeps, or a norm that is not positive and finite;
+    /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
+    pub fn set_norm_windows(&self, queue: &Queue, windows: &[NormWindow]) -> Result<(), Error> {
+        let (outcome, auto_clip, kept) = self.norm_windows()?;
+        windows.iter().enumerate().try_for_each(|(record, window)| window.checked(record, auto_clip))?;
+        outcome.check_state_count("norm windows", windows.len())?;
+        let words = auto_clip.device_words(windows);
+        outcome.write(queue, &kept.buffer, 0, bytemuck::cast_slice(&words))
+    }
 }
 
 /// The offset of the inverse loss scale in `NormParams`.
@@ -195,10 +211,14 @@ impl Outcome {
         what: &'static str,
         values: &[T],
     ) -> Result<(), Error> {
-        if values.len() != self.count {
-            return Err(Error::StateCount { what, given: values.len(), records: self.count });
-        }
+        self.check_state_count(what, values.len())?;
         self.write(queue, &kept.buffer, 0, bytemuck::cast_slice(values))
+    }
+
+    /// Checks that there is one value for each record.
+    const fn check_state_count(&self, what: &'static str, given: usize) -> Result<(), Error> {
+        let records = self.count;
+        if given == records { Ok(()) } else { Err(Error::StateCount { what, given, records }) }
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
