@@ -192,12 +192,19 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by
-    /// value.
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NotEnabled`] for a clip by
+    /// value without a loss scale.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
-        self.check_by_norm("set_loss_scale")?;
-        let inverse_scale = inverse_scale(scale)?;
-        self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
+        if matches!(self.operations[0], Operation::Clamp { inverse_scale: None, .. }) {
+            return Err(Error::NotEnabled { what: "loss scale", with: "loss_scale" });
+        }
+        let inverse = inverse_scale(scale)?;
+        for operation in &mut self.operations {
+            match operation {
+                Operation::Norm(norm) => norm.inverse_scale = inverse,
+                Operation::Clamp { inverse_scale, .. } => *inverse_scale = Some(inverse),
+            }
+        }
         Ok(())
     }
 
@@ -353,8 +360,9 @@ impl ClipPlan {
         for gradient in gradients {
             let rows = gradient.rows;
             match self.operations[gradient.group] {
-                Operation::Clamp { low, high } => {
-                    updates.extend(gradient.scaled_elements().map(|all| (all, Update::Clamp { low, high })));
+                Operation::Clamp { low, high, inverse_scale } => {
+                    let update = Update::clamp(low, high, inverse_scale);
+                    updates.extend(gradient.scaled_elements().map(|all| (all, update)));
                 }
                 Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
                 Operation::Norm(norm) if norm.scope.is_together() => {
