@@ -558,7 +558,7 @@ pub enum Error {
     },
 
     /// State or statistics that the clip of this plan does not keep.
-    #[error("this plan keeps no {what}; ask for them with Clip::{with}")]
+    #[error("this plan keeps no {what}; add Clip::{with} to its clip")]
     NotEnabled {
         /// The kind of state.
         what: &'static str,
@@ -856,8 +856,8 @@ mod tests {
     #[test]
     fn options_without_a_norm_are_named() {
         says(
-            &Clip::by_value(1.0).loss_scale(2.0).checked().unwrap_err(),
-            "loss_scale needs a norm, but Clip::by_value has none",
+            &Clip::by_value(1.0).norm_type(NormType::L1).checked().unwrap_err(),
+            "norm_type needs a norm, but Clip::by_value has none",
         );
     }
 }

@@ -26,6 +26,9 @@ pub enum Operation {
         low: f32,
         /// The upper bound.
         high: f32,
+        /// The inverse of the loss scale; `None` without [`Clip::loss_scale`](crate::Clip::loss_scale). Positive and finite.
+        /// Each element is multiplied by it, and rounded to the type of the gradient, before it is clamped.
+        inverse_scale: Option<f32>,
     },
 }
 
@@ -42,7 +45,7 @@ impl Operation {
     pub(crate) fn bounds(&self) -> Option<[f32; 2]> {
         match *self {
             Self::Norm(_) => None,
-            Self::Clamp { low, high } => Some([low, high]),
+            Self::Clamp { low, high, .. } => Some([low, high]),
         }
     }
 
@@ -86,7 +89,9 @@ impl Operation {
     pub(crate) fn difference(&self, other: &Self) -> Option<(&'static str, [String; 2])> {
         match (self, other) {
             (Self::Norm(one), Self::Norm(other)) => one.difference(other),
-            (Self::Clamp { .. }, Self::Clamp { .. }) => None,
+            (Self::Clamp { inverse_scale: one, .. }, Self::Clamp { inverse_scale: other, .. }) => {
+                differ("the inverse of loss_scale", one, other)
+            }
             _ => Some(("kind", [self, other].map(|operation| operation.kind().to_owned()))),
         }
     }

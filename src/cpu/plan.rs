@@ -214,12 +214,14 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by
-    /// value; [`Error::DynamicLossScale`] if the plan updates its own scale.
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NotEnabled`] for a clip by
+    /// value without a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
-        self.check_by_norm("set_loss_scale")?;
         if self.loss_scale.is_some() {
             return Err(Error::DynamicLossScale { what: "set_loss_scale" });
+        }
+        if matches!(self.operations[0], Operation::Clamp { inverse_scale: None, .. }) {
+            return Err(Error::NotEnabled { what: "loss scale", with: "loss_scale" });
         }
         self.set_inverse_scale(inverse_scale(scale)?);
         Ok(())
@@ -247,7 +249,12 @@ impl ClipPlan {
     }
 
     fn set_inverse_scale(&mut self, inverse_scale: f32) {
-        self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
+        for operation in &mut self.operations {
+            match operation {
+                Operation::Norm(norm) => norm.inverse_scale = inverse_scale,
+                Operation::Clamp { inverse_scale: scale, .. } => *scale = Some(inverse_scale),
+            }
+        }
     }
 
     /// Replaces the step counts, one per record, to continue the counts of another plan on the CPU or on a GPU. An
@@ -440,8 +447,9 @@ impl ClipPlan {
         for gradient in gradients {
             let rows = gradient.rows;
             match self.operations[gradient.group] {
-                Operation::Clamp { low, high } => {
-                    updates.extend(gradient.scaled_elements().map(|all| (all, Update::Clamp { low, high })));
+                Operation::Clamp { low, high, inverse_scale } => {
+                    let update = Update::clamp(low, high, inverse_scale);
+                    updates.extend(gradient.scaled_elements().map(|all| (all, update)));
                 }
                 Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
                 Operation::Norm(norm) if norm.scope.is_together() => {

@@ -40,6 +40,8 @@ pub struct ClipPlan {
     coefficient_only: bool,
     /// None for a clip by value.
     outcome: Option<Outcome>,
+    /// Only for a clip by value with a loss scale.
+    loss_scale: Option<LossScaleBuffers>,
     scratch_bytes: u64,
     labels: Labels,
 }
@@ -71,6 +73,13 @@ struct Outcome {
     norm_windows: Option<(AutoClip, Results)>,
     step_counts: Option<Results>,
     tensor_stats: Option<Results>,
+}
+
+/// The buffers of a clip by value that begin with the inverse of the loss scale: one for each element type.
+#[derive(Debug)]
+struct LossScaleBuffers {
+    checked_device: Arc<CheckedDevice>,
+    buffers: [wgpu::Buffer; 3],
 }
 
 /// One dispatch with its bind group.

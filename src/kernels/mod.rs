@@ -114,6 +114,15 @@ pub enum Kernel {
         /// The number of slots for gradients; at least 1.
         slots: usize,
     },
+    /// Removes a loss scale from the elements of each tile, and clamps them. One workgroup for each tile.
+    UnscaleClamp {
+        /// Whether tiles have different bounds. If not, bounds 0 apply to all of them.
+        segmented: bool,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
 }
 
 /// The format of the tiles of one dispatch.
@@ -243,6 +252,7 @@ impl Kernel {
             Self::Conclude => "gradclip.conclude",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
+            Self::UnscaleClamp { .. } => "gradclip.unscale_clamp",
         }
     }
 
@@ -289,7 +299,7 @@ impl Kernel {
     pub fn workgroup_size(self, dialect: Dialect) -> u32 {
         match self {
             Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
-            Self::Scale { format, .. } | Self::Clamp { format, .. }
+            Self::Scale { format, .. } | Self::Clamp { format, .. } | Self::UnscaleClamp { format, .. }
                 if format.alignment == Alignment::Element && dialect.unaligned_tiles_are_edges() =>
             {
                 EDGE_WORKGROUP_SIZE
@@ -335,6 +345,9 @@ impl Kernel {
             Self::Conclude => ("stages/conclude", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
+            Self::UnscaleClamp { format, .. } => {
+                ("stages/unscale_clamp", vec![elements(format.dtype), map(format)])
+            }
         }
     }
 
@@ -354,7 +367,12 @@ impl Kernel {
     }
 
     const fn is_segmented(self) -> bool {
-        matches!(self, Self::Scale { segmented: true, .. } | Self::Clamp { segmented: true, .. })
+        matches!(
+            self,
+            Self::Scale { segmented: true, .. }
+                | Self::Clamp { segmented: true, .. }
+                | Self::UnscaleClamp { segmented: true, .. }
+        )
     }
 
     fn power(self) -> f64 {
@@ -419,9 +437,9 @@ impl Kernel {
     pub(crate) fn slots(self) -> Option<(usize, SlotAccess)> {
         match self {
             Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
-            Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
-                Some((slots, SlotAccess::writing(format)))
-            }
+            Self::Scale { format, slots, .. }
+            | Self::Clamp { format, slots, .. }
+            | Self::UnscaleClamp { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
             Self::Finalize { .. }
             | Self::SuppliedNorm
             | Self::Agc

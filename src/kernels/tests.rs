@@ -54,6 +54,7 @@ fn all() -> Vec<Kernel> {
                 for segmented in [false, true] {
                     kernels.push(Kernel::Scale { segmented, format, slots });
                     kernels.push(Kernel::Clamp { segmented, format, slots });
+                    kernels.push(Kernel::UnscaleClamp { segmented, format, slots });
                 }
             }
         }
@@ -353,6 +354,9 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     );
     assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
     assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
+    let (members, _) =
+        wgsl_layout(Kernel::UnscaleClamp { segmented: false, format, slots: 1 }, "UnscaledBounds");
+    assert_eq!(members, [("inverse_scale".to_owned(), 0), ("bounds".to_owned(), 4)]);
     let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
 }

@@ -114,6 +114,7 @@ pub(super) fn by_norm(
             apply,
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
+            loss_scale: None,
             scratch_bytes: builder.bytes,
             labels: set.labels.clone(),
         })
