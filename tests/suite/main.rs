@@ -25,6 +25,7 @@ mod properties;
 mod read_back;
 mod read_back_queue;
 mod read_back_threads;
+mod rebind;
 #[cfg(feature = "serde")]
 mod serialization;
 mod slices;
