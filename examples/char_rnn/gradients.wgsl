@@ -1,6 +1,6 @@
 // The gradients of the parameters, summed over all token positions: input times gradient of the output.
 //
-// One invocation for each parameter.
+// One invocation for each parameter from FIRST to END. The gradients of the head need no backpropagation through time.
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(1) var<storage, read> states: array<f32>;
@@ -10,8 +10,8 @@
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let parameter = id.x;
-    if (parameter >= arrayLength(&gradients)) {
+    let parameter = FIRST + id.x;
+    if (parameter >= END) {
         return;
     }
     let unit = parameter % HIDDEN; // every tensor before HEAD_BIAS starts at a multiple of HIDDEN

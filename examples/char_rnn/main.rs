@@ -10,23 +10,29 @@
 //! that of a uniform prediction.
 //!
 //! Clipping adds two lines, marked `// <-`: a plan, and a call in every step. The optimizer reads the coefficient on
-//! the device.
+//! the device and applies it, so no pass writes the gradients to clip them. The example shows which share of a step
+//! clipping takes this way, and with a scale pass.
 
 use std::env;
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::ops::Range;
 
-use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, Clipper, Gradient};
+use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient};
 use indicatif::{ProgressBar, ProgressStyle};
-use wgpu::{Device, PollType, Queue};
+use wgpu::{CommandEncoder, Device, PollType, Queue};
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../optimizer/optimizers.rs"]
+mod optimizers;
 mod plot;
 mod text;
+mod timing;
 
 use common::{Kernel, read, storage};
+use optimizers::{Adam, Clipped, Optimizer, Tensor};
 use text::{Random, Text};
+use timing::Timer;
 
 /// Hidden units. Equals the workgroup size.
 const HIDDEN: usize = 64;
@@ -35,11 +41,20 @@ const LENGTH: usize = 48;
 /// Sequences in a batch.
 const BATCH: usize = 8;
 const STEPS: usize = 300;
-const LEARNING_RATE: f32 = 0.01;
+const LEARNING_RATE: f64 = 0.01;
 const MAX_NORM: f32 = 1.0;
 /// The recurrent weight starts as `GAIN` times the identity. Over 48 tokens, that is a factor of 1.3^48 = 294 632.
 const GAIN: f32 = 1.3;
 const SEED: u64 = 7;
+
+/// Where the gradients are multiplied by the coefficient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Apply {
+    /// In a pass that reads and writes all gradients, before the optimizer.
+    InScalePass,
+    /// In the optimizer, as it reads each gradient.
+    InOptimizer,
+}
 
 /// The loss and the gradient norm of every step.
 struct History {
@@ -54,16 +69,26 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["--plot", file] => Some(file.to_owned()),
         _ => return Err("usage: char_rnn [--plot FILE.svg]".into()),
     };
-    let (device, queue) = common::open();
+    let (device, queue) = common::open_with(timing::FEATURES);
     let text = Text::load();
     println!("{} characters, {} of them distinct", text.tokens.len(), text.characters.len());
 
-    let clipped = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM))?;
+    let timer = Timer::new(&device, &queue);
+    let share = |apply| {
+        let training = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM), apply)?;
+        training.clip_time_share(&queue, &text, &timer)
+    };
+    let shares = [
+        ("scaled in a pass", share(Apply::InScalePass)?),
+        ("scaled in the optimizer", share(Apply::InOptimizer)?),
+    ];
+
+    let clipped = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM), Apply::InOptimizer)?;
     let with = clipped.run(&device, &queue, &text, "with clipping")?;
-    let share = clipped.clip_time_share(&device, &queue)?;
     let sample = text.sample(&read(&device, &queue, &clipped.parameters)?, "so long lives ", 160);
     // An infinite limit only measures: the coefficient is always 1.
-    let unclipped = Training::new(&device, &text, Clip::by_global_norm(f32::INFINITY))?;
+    let unlimited = Clip::by_global_norm(f32::INFINITY);
+    let unclipped = Training::new(&device, &text, unlimited, Apply::InOptimizer)?;
     let without = unclipped.run(&device, &queue, &text, "without clipping")?;
 
     println!("        with clipping            without clipping");
@@ -76,13 +101,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     println!("\na uniform prediction has a loss of {:.3}", text.uniform_loss());
-    println!("clipping takes {:.1} % of a step (wall clock, parts timed one by one)", 100.0 * share);
+    println!("clipping's share of a step ({}, parts timed one by one):", timer.clock());
+    for (name, share) in shares {
+        println!("{name:>25}: {:.2} %", 100.0 * share);
+    }
     println!("\nsampled after training with clipping: {sample}");
     if let Some(file) = plot {
         plot::save(
             file.as_ref(),
             &[("with clipping", &with), ("without clipping", &without)],
             text.uniform_loss(),
+            &shares,
         )?;
         println!("\nwrote {file}");
     }
@@ -135,19 +164,18 @@ impl ParameterLayout {
 /// The network on the device, with its optimizer.
 struct Training {
     tokens: wgpu::Buffer,
-    hyperparameters: wgpu::Buffer,
     parameters: wgpu::Buffer,
     /// The forward and the backward pass.
     passes: Vec<Kernel>,
     plan: ClipPlan,
-    adamw: Kernel,
+    optimizer: Optimizer,
     mean_loss: wgpu::Buffer,
     losses: wgpu::Buffer,
     norms: wgpu::Buffer,
 }
 
 impl Training {
-    fn new(device: &Device, text: &Text, clip: Clip) -> Result<Self, Box<dyn Error>> {
+    fn new(device: &Device, text: &Text, clip: Clip, apply: Apply) -> Result<Self, Box<dyn Error>> {
         let vocabulary = text.characters.len();
         let layout = ParameterLayout::new(vocabulary);
         let zeros = |label, len| storage(device, label, &vec![0.0; len]);
@@ -157,16 +185,16 @@ impl Training {
         let logit_grads = zeros("logit_grads", LENGTH * BATCH * vocabulary);
         let input_grads = zeros("input_grads", LENGTH * BATCH * HIDDEN);
         let gradients = zeros("gradients", layout.len);
-        let moments = zeros("moments", 2 * layout.len);
-        let hyperparameters = storage(device, "hyperparameters", &hyperparameters(1));
         let (losses, mean_loss) = (zeros("losses", LENGTH * BATCH), zeros("mean_loss", 1));
 
-        let gradient_list = layout.gradients(&gradients);
-        let plan = Clipper::new(device)?.prepare(&gradient_list, clip.coefficient_only())?; // <-
-        let record = plan.record_buffer().ok_or("a clip by global norm has a record")?;
         let kernel = |wgsl: &str, buffers: &[&wgpu::Buffer], invocations: usize| {
             let wgsl = [&layout.wgsl(vocabulary), wgsl].concat();
             Kernel::new(device, &wgsl, buffers, u32::try_from(invocations).expect("the network is small"))
+        };
+        let gradients_of = |range: Range<usize>| {
+            let bounds = format!("const FIRST = {}u;\nconst END = {}u;\n", range.start, range.end);
+            let buffers = [&tokens, &states, &logit_grads, &input_grads, &gradients];
+            kernel(&[&bounds, include_str!("gradients.wgsl")].concat(), &buffers, range.len())
         };
         let passes = vec![
             kernel(include_str!("forward.wgsl"), &[&tokens, &parameters, &states], BATCH * HIDDEN),
@@ -176,25 +204,27 @@ impl Training {
                 LENGTH * BATCH,
             ),
             kernel(include_str!("mean.wgsl"), &[&losses, &mean_loss], 1),
+            gradients_of(layout.head..layout.len),
             kernel(
                 include_str!("backward.wgsl"),
                 &[&parameters, &states, &logit_grads, &input_grads],
                 BATCH * HIDDEN,
             ),
-            kernel(
-                include_str!("gradients.wgsl"),
-                &[&tokens, &states, &logit_grads, &input_grads, &gradients],
-                layout.len,
-            ),
+            gradients_of(0..layout.head),
         ];
-        let adamw = Kernel::new(
-            device,
-            &[CLIP_RECORD_WGSL, include_str!("../optimizer/adamw.wgsl")].concat(),
-            &[record, &hyperparameters, &gradients, &moments, &parameters],
-            u32::try_from(layout.len)?,
-        );
+
+        let clip = if apply == Apply::InOptimizer { clip.coefficient_only() } else { clip };
+        let plan = Clipper::new(device)?.prepare(&layout.gradients(&gradients), clip)?; // <-
+        let unclipped = storage(device, "record", bytemuck::cast_slice(&[ClipRecord::UNCLIPPED]));
+        let mut clipped = Clipped::by(&plan).ok_or("a clip by global norm has a record")?;
+        if apply == Apply::InScalePass {
+            clipped.record = &unclipped;
+        }
+        let adam = Adam { learning_rate: LEARNING_RATE, weight_decay: 0.01, ..Adam::default() };
+        let tensor = Tensor { parameters: &parameters, gradients: &gradients, dtype: DType::F32 };
+        let optimizer = Optimizer::adamw(device, clipped, &[tensor], adam);
         let [losses, norms] = ["loss_history", "norm_history"].map(|label| zeros(label, STEPS));
-        Ok(Self { tokens, hyperparameters, parameters, passes, plan, adamw, mean_loss, losses, norms })
+        Ok(Self { tokens, parameters, passes, plan, optimizer, mean_loss, losses, norms })
     }
 
     /// Trains for `STEPS` steps, then reads the history back. Waits for the device every ten steps, to keep the
@@ -212,12 +242,10 @@ impl Training {
         let mut random = Random::new(SEED + 1);
         for step in 0..STEPS {
             queue.write_buffer(&self.tokens, 0, bytemuck::cast_slice(&text.batch(&mut random)));
-            let hyperparameters = hyperparameters(step + 1);
-            queue.write_buffer(&self.hyperparameters, 0, bytemuck::cast_slice(&hyperparameters));
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            self.passes.iter().for_each(|pass| pass.encode(&mut encoder));
+            self.encode_passes(&mut encoder);
             self.plan.encode(&mut encoder); // <-
-            self.adamw.encode(&mut encoder);
+            self.optimizer.encode(&mut encoder);
             self.encode_history(&mut encoder, step);
             queue.submit([encoder.finish()]);
             if step % 10 == 9 {
@@ -231,7 +259,7 @@ impl Training {
     }
 
     /// Encodes copies of this step's loss and norm into the history buffers.
-    fn encode_history(&self, encoder: &mut wgpu::CommandEncoder, step: usize) {
+    fn encode_history(&self, encoder: &mut CommandEncoder, step: usize) {
         let offset = (step * size_of::<f32>()) as u64;
         encoder.copy_buffer_to_buffer(&self.mean_loss, 0, &self.losses, offset, 4);
         if let Some(record) = self.plan.record_buffer() {
@@ -240,26 +268,19 @@ impl Training {
         }
     }
 
-    /// Returns the share of a step's time that clipping takes, from medians of wall-clock times.
-    fn clip_time_share(&self, device: &Device, queue: &Queue) -> Result<f64, Box<dyn Error>> {
-        let time = |encode: &dyn Fn(&mut wgpu::CommandEncoder)| -> Result<Duration, Box<dyn Error>> {
-            let start = Instant::now();
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            encode(&mut encoder);
-            queue.submit([encoder.finish()]);
-            device.poll(PollType::wait_indefinitely())?;
-            Ok(start.elapsed())
-        };
-        let (mut pass_times, mut clip_times) = (Vec::new(), Vec::new());
-        for _ in 0..15 {
-            pass_times.push(time(&|encoder| self.passes.iter().for_each(|pass| pass.encode(encoder)))?);
-            clip_times.push(time(&|encoder| self.plan.encode(encoder))?);
-        }
-        let [passes, clip] = [pass_times, clip_times].map(|mut times| {
-            times.sort_unstable();
-            times[times.len() / 2].as_secs_f64()
-        });
-        Ok(clip / (clip + passes))
+    fn encode_passes(&self, encoder: &mut CommandEncoder) {
+        self.passes.iter().for_each(|pass| pass.encode(encoder));
+    }
+
+    /// Returns the share of a step's time that clipping takes. It trains a few steps with one batch; their norms exceed
+    /// the limit.
+    fn clip_time_share(&self, queue: &Queue, text: &Text, timer: &Timer) -> Result<f64, Box<dyn Error>> {
+        queue.write_buffer(&self.tokens, 0, bytemuck::cast_slice(&text.batch(&mut Random::new(SEED + 1))));
+        let passes = |encoder: &mut CommandEncoder| self.encode_passes(encoder);
+        let clip = |encoder: &mut CommandEncoder| self.plan.encode(encoder);
+        let optimizer = |encoder: &mut CommandEncoder| self.optimizer.encode(encoder);
+        let [passes, clip, optimizer] = timer.medians([&passes, &clip, &optimizer])?;
+        Ok(clip / (passes + clip + optimizer))
     }
 }
 
@@ -275,12 +296,4 @@ fn initial_parameters(vocabulary: usize) -> Vec<f32> {
     let deviation = 1.0 / (HIDDEN as f32).sqrt();
     parameters[layout.head..layout.head_bias].fill_with(|| deviation * random.normal());
     parameters
-}
-
-/// Returns the `Hyperparameters` of adamw.wgsl. `step` counts from 1.
-fn hyperparameters(step: usize) -> [f32; 7] {
-    let (epsilon, weight_decay) = (1e-8, 0.01);
-    let (beta1, beta2) = (0.9_f32, 0.999_f32);
-    let correction = |beta: f32| 1.0 - beta.powf(step as f32);
-    [LEARNING_RATE, beta1, beta2, epsilon, weight_decay, correction(beta1), correction(beta2)]
 }

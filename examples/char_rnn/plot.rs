@@ -1,4 +1,4 @@
-//! Plots the loss and the gradient norm of each run over the steps.
+//! Plots the loss and the gradient norm of each run over the steps, and clipping's share of a step's time.
 
 use std::error::Error;
 use std::path::Path;
@@ -8,16 +8,53 @@ use plotters::prelude::*;
 
 use super::History;
 
-/// Writes an SVG with two panels, on logarithmic axes. Leaves out points that are not finite and positive.
-pub(crate) fn save(file: &Path, runs: &[(&str, &History)], uniform_loss: f32) -> Result<(), Box<dyn Error>> {
-    let root = SVGBackend::new(file, (900, 760)).into_drawing_area();
+/// Writes an SVG with three panels: two over the steps, on logarithmic axes, without the points that are not finite and
+/// positive; and a bar for each share of a step's time.
+pub(crate) fn save(
+    file: &Path,
+    runs: &[(&str, &History)],
+    uniform_loss: f32,
+    shares: &[(&str, f64)],
+) -> Result<(), Box<dyn Error>> {
+    let root = SVGBackend::new(file, (900, 920)).into_drawing_area();
     root.fill(&WHITE)?;
-    let panels = root.split_evenly((2, 1));
+    let (curves, bars) = root.split_vertically(760);
+    let panels = curves.split_evenly((2, 1));
     let losses: Vec<_> = runs.iter().map(|(name, history)| (*name, &history.losses[..])).collect();
     let norms: Vec<_> = runs.iter().map(|(name, history)| (*name, &history.norms[..])).collect();
     panel(&panels[0], "loss", &losses, Some(("uniform prediction", uniform_loss)))?;
     panel(&panels[1], "gradient norm before clipping", &norms, None)?;
+    bar_panel(&bars, "clipping's share of a step", shares)?;
     root.present()?;
+    Ok(())
+}
+
+/// Draws a horizontal bar for each share, the first one on top.
+fn bar_panel(
+    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    title: &str,
+    shares: &[(&str, f64)],
+) -> Result<(), Box<dyn Error>> {
+    let percents = || shares.iter().map(|(_, share)| 100.0 * share);
+    let longest = percents().fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 20))
+        .margin(10)
+        .x_label_area_size(35)
+        .y_label_area_size(70)
+        .build_cartesian_2d(0.0..1.4 * longest, 0.0..shares.len() as f64)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .x_label_formatter(&|x| format!("{x:.0} %"))
+        .draw()?;
+    for (((name, _), percent), y) in shares.iter().zip(percents()).zip((0..shares.len()).rev()) {
+        let (low, high) = (y as f64 + 0.2, y as f64 + 0.8);
+        chart.draw_series([Rectangle::new([(0.0, low), (percent, high)], BLUE.mix(0.6).filled())])?;
+        let label = format!("  {name}: {percent:.2} %");
+        chart.draw_series([Text::new(label, (percent, y as f64 + 0.6), ("sans-serif", 15))])?;
+    }
     Ok(())
 }
 

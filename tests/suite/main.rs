@@ -18,6 +18,7 @@ mod guards;
 mod layout;
 mod long_tiles;
 mod loss_scale;
+mod optimizers;
 mod pipeline_cache;
 mod properties;
 mod read_back;
