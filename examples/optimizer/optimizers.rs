@@ -3,7 +3,7 @@
 //! A scale pass reads and writes all gradients. An optimizer reads them anyway: [`Optimizer`] multiplies each gradient by
 //! the factor of a plan with [`Clip::coefficient_only`](gradclip::Clip::coefficient_only), which includes the inverse loss
 //! scale. The parameters and the state get the same bits as from a scale pass and the same optimizer after it, for f32, f16
-//! and bf16 gradients, if the factor is at least 2^-126. Below that a device may flush products to 0.
+//! and bf16 gradients. There is one exception: if the factor is below 2^-126, a device may flush subnormal products to 0.
 //!
 //! A step that the record says to skip changes nothing. The bias correction of Adam uses the number of steps that were
 //! really taken, which stays on the device.

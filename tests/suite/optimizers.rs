@@ -6,9 +6,10 @@ mod module;
 use gradclip::{Clip, ClipPlan, ClipRecord, DType, Gradient, NonFinite, wgpu};
 use module::{Adam, Clipped, Optimizer, Sgd, Tensor};
 
+use crate::common::gpu::Gpu;
 use crate::common::numbers::{noise, rounded};
 use crate::common::placement::{size, store};
-use crate::gpu;
+use crate::{gpu, gpu_with};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -26,8 +27,7 @@ impl Rule {
         [Self::Sgd(sgd), Self::Sgd(Sgd { nesterov: true, ..sgd }), Self::Adam(adam), Self::AdamW(adam)]
     }
 
-    fn optimizer(self, clipped: Clipped, tensors: &[Tensor]) -> Optimizer {
-        let device = &gpu().device;
+    fn optimizer(self, device: &wgpu::Device, clipped: Clipped, tensors: &[Tensor]) -> Optimizer {
         match self {
             Self::Sgd(sgd) => Optimizer::sgd(device, clipped, tensors, sgd),
             Self::Adam(adam) => Optimizer::adam(device, clipped, tensors, adam),
@@ -36,59 +36,82 @@ impl Rule {
     }
 }
 
-/// A tensor whose gradients are clipped before each step of its optimizer.
-struct Training {
-    dtype: DType,
-    gradients: wgpu::Buffer,
-    parameters: wgpu::Buffer,
+/// Tensors whose gradients are clipped together before each step of their optimizer.
+struct Training<'a> {
+    gpu: &'a Gpu,
+    dtypes: Vec<DType>,
+    gradients: Vec<wgpu::Buffer>,
+    parameters: Vec<wgpu::Buffer>,
     plan: ClipPlan,
     optimizer: Optimizer,
     /// Whether the optimizer reads the plan's record, and not one with the coefficient 1.
     is_fused: bool,
 }
 
-impl Training {
-    fn new(rule: Rule, dtype: DType, parameters: &[f32], clip: Clip, is_fused: bool) -> Self {
-        let gpu = gpu();
-        let len = parameters.len();
-        let gradients = gpu.writable((len * size(dtype)).div_ceil(2) as u64 * 4);
-        let parameters = gpu.buffer(parameters);
+impl<'a> Training<'a> {
+    fn new(
+        gpu: &'a Gpu,
+        rule: Rule,
+        dtypes: &[DType],
+        parameters: &[Vec<f32>],
+        clip: Clip,
+        is_fused: bool,
+    ) -> Self {
+        let both = || dtypes.iter().zip(parameters);
+        let words = |(dtype, parameters): (&DType, &Vec<f32>)| (parameters.len() * size(*dtype)).div_ceil(2);
+        let gradients: Vec<_> = both().map(|both| gpu.writable(4 * words(both) as u64)).collect();
         let clip = if is_fused { clip.coefficient_only() } else { clip };
-        let gradient = Gradient::new(&gradients, dtype).elements(0..len as u64);
-        let plan = gpu.clipper.prepare(&[gradient], clip).unwrap();
+        let list = gradients.iter().zip(both()).map(|(buffer, (&dtype, parameters))| {
+            Gradient::new(buffer, dtype).elements(0..parameters.len() as u64)
+        });
+        let plan = gpu.clipper.prepare(&list.collect::<Vec<_>>(), clip).unwrap();
         let unclipped = gpu.buffer_of(&[ClipRecord::UNCLIPPED]);
         let mut clipped = Clipped::by(&plan).unwrap();
         if !is_fused {
             clipped.record = &unclipped;
         }
-        let tensor = Tensor { parameters: &parameters, gradients: &gradients, dtype };
-        let optimizer = rule.optimizer(clipped, &[tensor]);
-        Self { dtype, gradients, parameters, plan, optimizer, is_fused }
+        let parameters: Vec<_> = parameters.iter().map(|parameters| gpu.buffer(parameters)).collect();
+        let tensor = |((parameters, gradients), &dtype)| Tensor { parameters, gradients, dtype };
+        let tensors: Vec<_> = parameters.iter().zip(&gradients).zip(dtypes).map(tensor).collect();
+        let optimizer = rule.optimizer(&gpu.device, clipped, &tensors);
+        Self { gpu, dtypes: dtypes.to_vec(), gradients, parameters, plan, optimizer, is_fused }
+    }
+
+    /// The optimizer that clips, and the one after a scale pass.
+    fn both_ways(
+        gpu: &'a Gpu,
+        rule: Rule,
+        dtypes: &[DType],
+        parameters: &[Vec<f32>],
+        clip: Clip,
+    ) -> [Self; 2] {
+        [true, false].map(|is_fused| Self::new(gpu, rule, dtypes, parameters, clip, is_fused))
     }
 
     /// Clips gradients and makes a step. The step after a scale pass does not see the record, so the host skips it.
-    fn step(&self, gradients: &[f32], loss_scale: f32) -> ClipRecord {
-        let gpu = gpu();
-        let mut words = vec![0_u32; (gradients.len() * size(self.dtype)).div_ceil(2)];
-        let units = gradients.len() * size(self.dtype);
-        store(self.dtype, gradients, &mut bytemuck::cast_slice_mut(&mut words)[..units]);
-        gpu.queue.write_buffer(&self.gradients, 0, bytemuck::cast_slice(&words));
-        self.plan.set_loss_scale(&gpu.queue, loss_scale).unwrap();
-        let record = gpu.record(&self.plan);
+    fn step(&self, gradients: &[Vec<f32>], loss_scale: f32) -> ClipRecord {
+        for ((buffer, &dtype), gradients) in self.gradients.iter().zip(&self.dtypes).zip(gradients) {
+            let units = gradients.len() * size(dtype);
+            let mut words = vec![0_u32; units.div_ceil(2)];
+            store(dtype, gradients, &mut bytemuck::cast_slice_mut(&mut words)[..units]);
+            self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&words));
+        }
+        self.plan.set_loss_scale(&self.gpu.queue, loss_scale).unwrap();
+        let record = self.gpu.record(&self.plan);
         if self.is_fused || !record.skip() {
-            gpu.submit(|encoder| self.optimizer.encode(encoder));
+            self.gpu.submit(|encoder| self.optimizer.encode(encoder));
         }
         record
     }
 
-    /// Returns the bits of the parameters and of the state.
-    fn bits(&self) -> [Vec<u32>; 2] {
-        [&self.parameters, &self.optimizer.states()[0]].map(|buffer| gpu().read(buffer))
+    /// Returns the bits of the parameters and of the state of each tensor.
+    fn bits(&self) -> Vec<Vec<u32>> {
+        self.parameters.iter().chain(self.optimizer.states()).map(|buffer| self.gpu.read(buffer)).collect()
     }
 
     /// Returns the number of steps that were taken.
     fn taken(&self) -> u32 {
-        let counts: Vec<u32> = gpu().read(self.optimizer.step_counts());
+        let counts: Vec<u32> = self.gpu.read(self.optimizer.step_counts());
         counts[0] - counts[3]
     }
 }
@@ -109,11 +132,9 @@ fn an_optimizer_that_clips_gives_the_bits_of_clip_then_step() {
     for rule in Rule::all() {
         for dtype in DTYPES {
             for len in [1, 63, 1001] {
-                let parameters = noise(1, len);
-                let [fused, separate] =
-                    [true, false].map(|is_fused| Training::new(rule, dtype, &parameters, clip, is_fused));
+                let [fused, separate] = Training::both_ways(gpu(), rule, &[dtype], &[noise(1, len)], clip);
                 let step = |norm: f32, loss_scale: f32| {
-                    let gradients = gradients(fused.taken() + 2, len, norm * loss_scale);
+                    let gradients = [gradients(fused.taken() + 2, len, norm * loss_scale)];
                     let records = [&fused, &separate].map(|training| training.step(&gradients, loss_scale));
                     assert_eq!(records[0], records[1]);
                     assert_eq!(fused.bits(), separate.bits(), "{rule:?} {dtype} {len} {:?}", records[0]);
@@ -134,7 +155,7 @@ fn an_optimizer_that_clips_gives_the_bits_of_clip_then_step() {
                     let mut gradients = gradients(1, len, 1.0);
                     gradients[len / 2] = poison;
                     for training in [&fused, &separate] {
-                        assert!(training.step(&gradients, 1.0).skip());
+                        assert!(training.step(&[gradients.clone()], 1.0).skip());
                         assert_eq!(training.bits(), before, "{rule:?} {dtype} {len}");
                         assert_eq!(training.taken(), taken);
                     }
@@ -153,15 +174,13 @@ fn non_finite_gradients_give_the_bits_of_clip_then_step_under_every_policy() {
         let clip = Clip::by_global_norm(1.0).non_finite(policy);
         for rule in Rule::all() {
             for dtype in DTYPES {
-                let parameters = noise(1, 33);
-                let [fused, separate] =
-                    [true, false].map(|is_fused| Training::new(rule, dtype, &parameters, clip, is_fused));
+                let [fused, separate] = Training::both_ways(gpu(), rule, &[dtype], &[noise(1, 33)], clip);
                 let finite = gradients(2, 33, 3.0);
                 let mut infinite = finite.clone();
                 infinite[7] = f32::NEG_INFINITY;
                 for gradients in [&finite, &infinite, &finite] {
                     for training in [&fused, &separate] {
-                        training.step(gradients, 2.0);
+                        training.step(std::slice::from_ref(gradients), 2.0);
                     }
                     assert_eq!(fused.bits(), separate.bits(), "{policy:?} {rule:?} {dtype}");
                 }
@@ -171,10 +190,66 @@ fn non_finite_gradients_give_the_bits_of_clip_then_step_under_every_policy() {
     }
 }
 
+/// Four tensors of three types, and a large one whose dispatch has fewer invocations than parameters.
+#[test]
+fn tensors_of_several_types_share_a_step() {
+    let gpu = gpu_with(|limits| limits.max_compute_workgroups_per_dimension = 256);
+    let lens = [5, 40_000, 33, 7];
+    let dtypes = [DType::F16, DType::F32, DType::BF16, DType::F16];
+    let all = |seed| lens.iter().zip(seed..).map(|(&len, seed)| noise(seed, len)).collect::<Vec<_>>();
+    for rule in Rule::all() {
+        let clip = Clip::by_global_norm(1.0);
+        let [fused, separate] = Training::both_ways(&gpu, rule, &dtypes, &all(1), clip);
+        let start = fused.bits();
+        for seed in [5, 9] {
+            let [fused, separate] = [&fused, &separate].map(|training| training.step(&all(seed), 1.0));
+            assert_eq!(fused, separate);
+            assert!(fused.clipped());
+        }
+        let end = fused.bits();
+        assert_eq!(end, separate.bits(), "{rule:?}");
+        assert!(
+            start.iter().flatten().zip(end.iter().flatten()).all(|(start, end)| start != end),
+            "{rule:?}"
+        );
+    }
+}
+
+/// The factor is below the normal range of f32, and the products are not.
+#[test]
+fn an_optimizer_applies_factors_below_f32() {
+    let clip = Clip::by_global_norm(0.001);
+    for rule in Rule::all() {
+        for dtype in [DType::F32, DType::BF16] {
+            let [fused, separate] = Training::both_ways(gpu(), rule, &[dtype], &[noise(1, 33)], clip);
+            let gradients = [noise(2, 33).iter().map(|x| 1e37 * x).collect()];
+            let [record, _] = [&fused, &separate].map(|training| training.step(&gradients, 1.0));
+            assert!(record.factor > 0.0 && record.factor < f32::MIN_POSITIVE);
+            assert_eq!(fused.bits(), separate.bits(), "{rule:?} {dtype}");
+            let state: Vec<f32> = gpu().read(&fused.optimizer.states()[0]);
+            assert!(state.iter().all(|state| *state != 0.0), "{rule:?} {dtype}");
+        }
+    }
+}
+
+#[test]
+fn the_learning_rate_can_change() {
+    let gpu = gpu();
+    let clip = Clip::by_global_norm(2.0);
+    let sgd = Rule::Sgd(Sgd { learning_rate: 0.5, ..Sgd::default() });
+    let training = Training::new(gpu, sgd, &[DType::F32], &[vec![2.0]], clip, true);
+    training.step(&[vec![1.0]], 1.0);
+    assert_eq!(gpu.read::<f32>(&training.parameters[0]), [1.5]);
+    training.optimizer.set_learning_rate(&gpu.queue, 0.25);
+    training.step(&[vec![1.0]], 1.0);
+    assert_eq!(gpu.read::<f32>(&training.parameters[0]), [1.25]);
+}
+
 #[test]
 fn no_step_is_taken_before_the_first_norm_pass() {
     for rule in Rule::all() {
-        let training = Training::new(rule, DType::F32, &[1.0, 2.0], Clip::by_global_norm(1.0), true);
+        let clip = Clip::by_global_norm(1.0);
+        let training = Training::new(gpu(), rule, &[DType::F32], &[vec![1.0, 2.0]], clip, true);
         let before = training.bits();
         gpu().submit(|encoder| training.optimizer.encode(encoder));
         assert_eq!(training.bits(), before, "{rule:?}");
@@ -231,7 +306,8 @@ fn twenty_steps_are_those_of_torch() {
     for rule in Rule::all() {
         for dtype in DTYPES {
             let parameters = noise(1, 101);
-            let training = Training::new(rule, dtype, &parameters, clip, true);
+            let training =
+                Training::new(gpu(), rule, &[dtype], std::slice::from_ref(&parameters), clip, true);
             let start = |&parameter: &f32| Reference {
                 parameter: parameter.into(),
                 momentum: 0.0,
@@ -245,7 +321,7 @@ fn twenty_steps_are_those_of_torch() {
                 if [7, 8].contains(&step) {
                     gradients[100] = f32::NAN;
                 }
-                let record = training.step(&gradients, 16.0);
+                let record = training.step(std::slice::from_ref(&gradients), 16.0);
                 assert_eq!(record.skip(), [7, 8].contains(&step));
                 if record.skip() {
                     continue;
@@ -257,13 +333,12 @@ fn twenty_steps_are_those_of_torch() {
                 }
             }
             assert_eq!(taken, 20);
-            let found: Vec<f32> = gpu().read(&training.parameters);
-            let errors =
-                found.iter().zip(&references).map(|(&p, reference)| f64::from(p) - reference.parameter);
-            let largest = errors.fold(0.0, |largest: f64, error| largest.max(error.abs()));
-            println!("{rule:?} {dtype} {largest:e}");
-            assert!(largest <= TOLERANCE, "{rule:?} {dtype}: off by {largest:e}");
-            assert_ne!(found, parameters);
+            let found: Vec<f32> = gpu().read(&training.parameters[0]);
+            for ((&parameter, reference), start) in found.iter().zip(&references).zip(&parameters) {
+                let error = (f64::from(parameter) - reference.parameter).abs();
+                assert!(error <= TOLERANCE, "{rule:?} {dtype}: {parameter}, not {}", reference.parameter);
+                assert_ne!(parameter, *start);
+            }
         }
     }
 }
