@@ -124,6 +124,7 @@ impl ClipRecord {
     const ZERO: u32 = 8;
     const UNMEASURED: u32 = 16;
     const NORM_MISSING: u32 = 32;
+    const SCALE_AT_FLOOR: u32 = 64;
     const NO_GRADIENT: u32 = u32::MAX;
 
     /// The [`norm_exponent`](Self::norm_exponent) of a record of no elements. It distinguishes the norm of no elements from the
@@ -195,6 +196,23 @@ impl ClipRecord {
         }
     }
 
+    /// Returns the record of the same step, skipped.
+    pub(crate) const fn skipped(self) -> Self {
+        let factor = Extended::ONE;
+        Self {
+            factor: 1.0,
+            factor_significand: factor.significand,
+            factor_exponent: factor.exponent,
+            flags: self.flags | Self::SKIP,
+            ..self
+        }
+    }
+
+    /// Returns the record of the same step, marked: the loss scale is at its floor.
+    pub(crate) const fn with_scale_at_floor(self) -> Self {
+        Self { flags: self.flags | Self::SCALE_AT_FLOOR, ..self }
+    }
+
     fn flags(clip_coef: f32, non_finite: bool, policy: NonFinite) -> u32 {
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
         let not_finite = match policy {
@@ -232,10 +250,18 @@ impl ClipRecord {
     }
 
     /// Returns whether this step must be skipped: the gradients are not finite, and the policy is [`NonFinite::Skip`] or
-    /// [`NonFinite::Error`]. An optimizer's shader reads it from the flags.
+    /// [`NonFinite::Error`]; or the norm exceeds [`Clip::skip_above`](crate::Clip::skip_above). An optimizer's shader reads it from
+    /// the flags.
     #[must_use]
     pub const fn skip(&self) -> bool {
         self.flags & Self::SKIP != 0
+    }
+
+    /// Returns whether the gradients overflowed although the [dynamic loss scale](crate::Clip::dynamic_loss_scale) is at its floor. If
+    /// this happens at many steps, the scale is not the cause: stop the training and look for another cause.
+    #[must_use]
+    pub const fn scale_at_floor(&self) -> bool {
+        self.flags & Self::SCALE_AT_FLOOR != 0
     }
 
     /// Returns whether all elements were set to 0: the gradients are not finite, and the policy is [`NonFinite::Zero`].
@@ -320,6 +346,7 @@ impl fmt::Debug for ClipRecord {
             .field("non_finite", &self.non_finite())
             .field("skip", &self.skip())
             .field("zeroed", &self.zeroed())
+            .field("scale_at_floor", &self.scale_at_floor())
             .field("first_non_finite", &self.first_non_finite())
             .field("norm_significand", &self.norm_significand)
             .field("norm_exponent", &self.norm_exponent)

@@ -45,6 +45,12 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     if norm.count_steps {
         return Err(Error::Unsupported { option: "Clip::count_steps" });
     }
+    if norm.skip_above.is_some() {
+        return Err(Error::Unsupported { option: "Clip::skip_above" });
+    }
+    if norm.dynamic_loss_scale.is_some() {
+        return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
+    }
     Ok(())
 }
 
@@ -126,6 +132,8 @@ mod tests {
             "tensor_stats",
             "count_steps",
             "z_clip",
+            "skip_above",
+            "dynamic_loss_scale",
         ];
         assert_eq!(options, known);
     }

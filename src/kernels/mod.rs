@@ -87,8 +87,9 @@ pub enum Kernel {
     Agc,
     /// Computes coefficients again with limits that follow past norms.
     ZClip,
-    /// Counts steps by their outcome.
-    StepCounts,
+    /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
+    /// loss scale; otherwise one invocation for each record.
+    Conclude,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
@@ -135,6 +136,8 @@ pub enum Output {
     Record,
     /// A `ClipRecord`, and its norm and its factor in arrays of f32.
     RecordAndFactor,
+    /// The only `ClipRecord`, concluded as by [`Kernel::Conclude`].
+    RecordAndState,
     /// The [`TensorStats`](crate::TensorStats) of a segment that is one gradient.
     TensorStats,
 }
@@ -225,7 +228,7 @@ impl Kernel {
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
-            Self::StepCounts => "gradclip.step_counts",
+            Self::Conclude => "gradclip.conclude",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
         }
@@ -307,6 +310,7 @@ impl Kernel {
                 let output = match output {
                     Output::Record => "outputs/record",
                     Output::RecordAndFactor => "outputs/record_and_factor",
+                    Output::RecordAndState => "outputs/record_and_state",
                     Output::TensorStats => "outputs/tensor_stats",
                 };
                 (stage, vec![output, reduction.norm_snippet(), reduction.partials_snippet()])
@@ -314,7 +318,7 @@ impl Kernel {
             Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
-            Self::StepCounts => ("stages/step_counts", Vec::new()),
+            Self::Conclude => ("stages/conclude", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
         }
@@ -365,9 +369,13 @@ impl Kernel {
     /// How the kernel uses a buffer.
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
+            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. }) => {
+                BindingType::ReadWrite
+            }
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. } | Self::StepCounts)
-            | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
+            (Buffer::Records, Self::Scale { .. }) | (Buffer::Slot(_), Self::Partials { .. }) => {
+                BindingType::Read
+            }
             (
                 Buffer::Partials
                 | Buffer::Records
@@ -400,7 +408,7 @@ impl Kernel {
             Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
                 Some((slots, SlotAccess::writing(format)))
             }
-            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::StepCounts => None,
+            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::Conclude => None,
         }
     }
 }
