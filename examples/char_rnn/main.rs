@@ -213,10 +213,10 @@ impl Training {
             gradients_of(0..layout.head),
         ];
 
-        let clip = if apply == Apply::InOptimizer { clip.coefficient_only() } else { clip };
+        let clip = if apply == Apply::InOptimizer { clip.coefficient_only() } else { clip }.count_steps();
         let plan = Clipper::new(device)?.prepare(&layout.gradients(&gradients), clip)?; // <-
         let unclipped = storage(device, "record", bytemuck::cast_slice(&[ClipRecord::UNCLIPPED]));
-        let mut clipped = Clipped::by(&plan).ok_or("a clip by global norm has a record")?;
+        let mut clipped = Clipped::by(&plan).ok_or("the clip counts steps")?;
         if apply == Apply::InScalePass {
             clipped.record = &unclipped;
         }

@@ -63,12 +63,12 @@ struct Training {
 impl Training {
     /// The optimizer multiplies by the coefficient in the plan's record.
     fn with_fused_clip(device: &wgpu::Device, rule: Rule) -> Result<Self, Box<dyn Error>> {
-        Self::new(device, rule, Clip::by_global_norm(MAX_NORM).coefficient_only(), None)
+        Self::new(device, rule, clip().coefficient_only(), None)
     }
 
     /// The plan scales the gradients. The optimizer is the same, and reads a constant record with the coefficient 1.
     fn with_scale_pass(device: &wgpu::Device, rule: Rule) -> Result<Self, Box<dyn Error>> {
-        Self::new(device, rule, Clip::by_global_norm(MAX_NORM), Some(ClipRecord::UNCLIPPED))
+        Self::new(device, rule, clip(), Some(ClipRecord::UNCLIPPED))
     }
 
     fn new(
@@ -90,7 +90,7 @@ impl Training {
         );
 
         let record = record.map(|record| storage(device, "record", bytemuck::cast_slice(&[record])));
-        let mut clipped = Clipped::by(&plan).ok_or("a clip by global norm has a record")?;
+        let mut clipped = Clipped::by(&plan).ok_or("the clip counts steps")?;
         clipped.record = record.as_ref().unwrap_or(clipped.record);
         let tensors = [Tensor { parameters: &parameters, gradients: &gradients, dtype: DType::F32 }];
         let optimizer = match rule {
@@ -111,6 +111,11 @@ impl Training {
         queue.submit([encoder.finish()]);
         ticket.wait()
     }
+}
+
+/// Adam's bias correction takes the number of steps from the plan.
+fn clip() -> Clip {
+    Clip::by_global_norm(MAX_NORM).count_steps()
 }
 
 /// Returns values in [-1, 1): multiples of the golden ratio, modulo 1, which spread evenly.

@@ -1,15 +1,16 @@
 //! SGD, Adam and AdamW on wgpu, with clipping inside: copy this file and the `.wgsl` files beside it into your trainer.
 //!
 //! A scale pass reads and writes all gradients. An optimizer reads them anyway: [`Optimizer`] multiplies each gradient by
-//! the factor of a plan with [`Clip::coefficient_only`](gradclip::Clip::coefficient_only), which includes the inverse loss
+//! the factor of a plan with [`coefficient_only`](gradclip::Clip::coefficient_only), which includes the inverse loss
 //! scale. The parameters and the state get the same bits as from a scale pass and the same optimizer after it, for f32, f16
 //! and bf16 gradients. There is one exception: if the factor is below 2^-126, a device may flush subnormal products to 0.
 //!
 //! A step that the record says to skip changes nothing. The bias correction of Adam uses the number of steps that were
-//! really taken, which stays on the device.
+//! really taken, from the plan's [step counts](gradclip::Clip::count_steps), which stay on the device.
 #![allow(dead_code, reason = "no program uses all of it")]
 
 use bytemuck::{Pod, Zeroable};
+use gradclip::stats::STEP_COUNTS_WGSL;
 use gradclip::wgpu::util::{BufferInitDescriptor, DeviceExt as _};
 use gradclip::wgpu::{self, BufferUsages, CommandEncoder, Device, Queue};
 use gradclip::{CLIP_RECORD_WGSL, ClipPlan, DType};
@@ -50,12 +51,15 @@ impl Default for Adam {
 pub(crate) struct Clipped<'a> {
     /// One [`ClipRecord`](gradclip::ClipRecord).
     pub(crate) record: &'a wgpu::Buffer,
+    /// One [`StepCounts`](gradclip::stats::StepCounts), which already includes the step that is taken.
+    pub(crate) step_counts: &'a wgpu::Buffer,
 }
 
 impl<'a> Clipped<'a> {
-    /// Returns the outcome of a plan with one record, or None for a clip by value.
+    /// Returns the outcome of a plan with one record, or None if its clip does not
+    /// [count steps](gradclip::Clip::count_steps).
     pub(crate) fn by(plan: &'a ClipPlan) -> Option<Self> {
-        Some(Self { record: plan.record_buffer()? })
+        Some(Self { record: plan.record_buffer()?, step_counts: plan.step_counts_buffer()? })
     }
 }
 
@@ -74,8 +78,6 @@ pub(crate) struct Tensor<'a> {
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     steps: Vec<Step>,
-    count: Step,
-    step_counts: wgpu::Buffer,
     states: Vec<wgpu::Buffer>,
     hyperparameters: wgpu::Buffer,
 }
@@ -172,9 +174,6 @@ impl Optimizer {
         };
         let states: Vec<_> =
             tensors.iter().map(|tensor| zeros("state", state_len * tensor.parameters.size())).collect();
-        let step_counts = zeros("step counts", 24);
-        let count_wgsl = [CLIP_RECORD_WGSL, STEP_COUNTS_WGSL, include_str!("count_step.wgsl")].concat();
-        let count = Step::new(&pipeline(device, &count_wgsl), device, &[clipped.record, &step_counts], 1);
 
         let mut pipelines: Vec<(DType, wgpu::ComputePipeline)> = Vec::new();
         let mut steps = Vec::new();
@@ -182,22 +181,28 @@ impl Optimizer {
             let compiled = pipelines.iter().find(|(dtype, _)| *dtype == tensor.dtype);
             let pipeline =
                 compiled.map_or_else(|| pipeline(device, &wgsl(rule, tensor.dtype)), |it| it.1.clone());
-            let buffers =
-                [clipped.record, &step_counts, &hyperparameters, tensor.gradients, tensor.parameters, state];
+            let buffers = [
+                clipped.record,
+                clipped.step_counts,
+                &hyperparameters,
+                tensor.gradients,
+                tensor.parameters,
+                state,
+            ];
             let most = device.limits().max_compute_workgroups_per_dimension;
             let workgroups = (tensor.parameters.size() / 4).div_ceil(WORKGROUP_SIZE.into());
             let workgroups = u32::try_from(workgroups).map_or(most, |workgroups| workgroups.min(most));
             steps.push(Step::new(&pipeline, device, &buffers, workgroups));
             pipelines.push((tensor.dtype, pipeline));
         }
-        Self { steps, count, step_counts, states, hyperparameters }
+        Self { steps, states, hyperparameters }
     }
 
     /// Encodes one step: after the plan, in the order of the command buffer.
     pub(crate) fn encode(&self, encoder: &mut CommandEncoder) {
         let descriptor = wgpu::ComputePassDescriptor { label: Some("optimizer"), timestamp_writes: None };
         let mut pass = encoder.begin_compute_pass(&descriptor);
-        for Step { pipeline, bind_group, workgroups } in [&self.count].into_iter().chain(&self.steps) {
+        for Step { pipeline, bind_group, workgroups } in &self.steps {
             pass.set_pipeline(pipeline);
             pass.set_bind_group(0, bind_group, &[]);
             pass.dispatch_workgroups(*workgroups, 1, 1);
@@ -216,30 +221,9 @@ impl Optimizer {
     pub(crate) fn states(&self) -> &[wgpu::Buffer] {
         &self.states
     }
-
-    /// Returns the counts of steps.
-    pub(crate) fn step_counts(&self) -> &wgpu::Buffer {
-        &self.step_counts
-    }
 }
 
 const WORKGROUP_SIZE: u32 = 64;
-
-/// Declares `StepCounts` for shaders.
-const STEP_COUNTS_WGSL: &str = "
-struct StepCounts {
-    steps: u32,
-    clipped: u32,
-    non_finite: u32,
-    skipped: u32,
-    consecutive_skips: u32,
-    largest_norm: f32,
-}
-
-fn step_counts_taken(counts: StepCounts) -> u32 {
-    return counts.steps - counts.skipped;
-}
-";
 
 /// Returns the shader of a rule for a type of gradients.
 fn wgsl(rule: &str, dtype: DType) -> String {

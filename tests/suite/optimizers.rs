@@ -3,13 +3,14 @@
 #[path = "../../examples/optimizer/optimizers.rs"]
 mod module;
 
+use gradclip::stats::StepCounts;
 use gradclip::{Clip, ClipPlan, ClipRecord, DType, Gradient, NonFinite, wgpu};
 use module::{Adam, Clipped, Optimizer, Sgd, Tensor};
 
 use crate::common::gpu::Gpu;
 use crate::common::numbers::{noise, rounded};
 use crate::common::placement::{size, store};
-use crate::{gpu, gpu_with};
+use crate::{assert_near, gpu, gpu_with};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -60,7 +61,7 @@ impl<'a> Training<'a> {
         let both = || dtypes.iter().zip(parameters);
         let words = |(dtype, parameters): (&DType, &Vec<f32>)| (parameters.len() * size(*dtype)).div_ceil(2);
         let gradients: Vec<_> = both().map(|both| gpu.writable(4 * words(both) as u64)).collect();
-        let clip = if is_fused { clip.coefficient_only() } else { clip };
+        let clip = if is_fused { clip.coefficient_only() } else { clip }.count_steps();
         let list = gradients.iter().zip(both()).map(|(buffer, (&dtype, parameters))| {
             Gradient::new(buffer, dtype).elements(0..parameters.len() as u64)
         });
@@ -111,8 +112,8 @@ impl<'a> Training<'a> {
 
     /// Returns the number of steps that were taken.
     fn taken(&self) -> u32 {
-        let counts: Vec<u32> = self.gpu.read(self.optimizer.step_counts());
-        counts[0] - counts[3]
+        let ticket = self.gpu.submit(|encoder| self.plan.read_back_step_counts(encoder));
+        ticket.wait().unwrap()[0].taken()
     }
 }
 
@@ -128,7 +129,7 @@ fn gradients(seed: u32, len: usize, norm: f32) -> Vec<f32> {
 
 #[test]
 fn an_optimizer_that_clips_gives_the_bits_of_clip_then_step() {
-    let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Skip);
+    let clip = Clip::by_global_norm(1.0).non_finite(NonFinite::Skip).skip_above(1e4);
     for rule in Rule::all() {
         for dtype in DTYPES {
             for len in [1, 63, 1001] {
@@ -151,11 +152,14 @@ fn an_optimizer_that_clips_gives_the_bits_of_clip_then_step() {
 
                 // A step that is skipped changes nothing.
                 let (before, taken) = (fused.bits(), fused.taken());
-                for poison in [f32::INFINITY, f32::NAN] {
+                let with = |element: f32| {
                     let mut gradients = gradients(1, len, 1.0);
-                    gradients[len / 2] = poison;
+                    gradients[len / 2] = element;
+                    gradients
+                };
+                for gradients in [[with(f32::INFINITY)], [with(f32::NAN)], [gradients(1, len, 2e4)]] {
                     for training in [&fused, &separate] {
-                        assert!(training.step(&[gradients.clone()], 1.0).skip());
+                        assert!(training.step(&gradients, 1.0).skip());
                         assert_eq!(training.bits(), before, "{rule:?} {dtype} {len}");
                         assert_eq!(training.taken(), taken);
                     }
@@ -212,6 +216,27 @@ fn tensors_of_several_types_share_a_step() {
             start.iter().flatten().zip(end.iter().flatten()).all(|(start, end)| start != end),
             "{rule:?}"
         );
+    }
+}
+
+/// The bias corrections are accurate at the first step and after 2^32 - 1 steps.
+#[test]
+fn the_bias_correction_is_accurate_after_any_number_of_steps() {
+    let gpu = gpu();
+    let adam = Adam { learning_rate: 1.0, ..Adam::default() };
+    let gradients = gpu.buffer(&[1.0]);
+    let record = gpu.buffer_of(&[ClipRecord::UNCLIPPED]);
+    for taken in [1, 2, 3, 7, 10, 1000, 9999, 1_000_000, u32::MAX] {
+        let counts = gpu.buffer_of(&[StepCounts { steps: taken, ..StepCounts::default() }]);
+        let parameters = gpu.buffer(&[0.0]);
+        let tensor = Tensor { parameters: &parameters, gradients: &gradients, dtype: DType::F32 };
+        let clipped = Clipped { record: &record, step_counts: &counts };
+        let optimizer = Optimizer::adam(&gpu.device, clipped, &[tensor], adam);
+        gpu.submit(|encoder| optimizer.encode(encoder));
+
+        let [correction1, correction2] = adam.betas.map(|beta| 1.0 - beta.powf(taken.into()));
+        let direction = 0.1 / correction1 / ((0.001 / correction2).sqrt() + adam.epsilon);
+        assert_near(gpu.read::<f32>(&parameters)[0], -direction);
     }
 }
 
