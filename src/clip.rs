@@ -235,6 +235,11 @@ impl Clip {
         Self::by(Method::ValueRange { low, high })
     }
 
+    /// The constructor of the clip, for errors.
+    pub(crate) const fn constructor(self) -> &'static str {
+        self.method.constructor()
+    }
+
     const fn by(method: Method) -> Self {
         Self {
             method,

@@ -58,10 +58,10 @@ impl fmt::Display for GradientId {
 /// | phase | errors |
 /// |---|---|
 /// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`SkipAbove`](Self::SkipAbove), [`MaxConsecutiveSkips`](Self::MaxConsecutiveSkips), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`StepCounts`](Self::StepCounts) |
-/// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
+/// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`Part`](Self::Part), [`PartialsNorm`](Self::PartialsNorm), [`EmptyPartials`](Self::EmptyPartials), [`Producer`](Self::Producer), [`PartialsOverlap`](Self::PartialsOverlap), [`InPartials`](Self::InPartials), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
-/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
-/// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
+/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NoSuchPart`](Self::NoSuchPart), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
+/// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`PartMissing`](Self::PartMissing), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -362,6 +362,70 @@ pub enum Error {
         end: u64,
     },
 
+    /// A part beyond the number of gradients.
+    #[error(
+        "gradient {gradient} is in part {given}, but parts are counted from 0, and there are {gradients} gradients"
+    )]
+    Part {
+        /// The gradient.
+        gradient: GradientId,
+        /// Its part.
+        given: usize,
+        /// The number of gradients.
+        gradients: usize,
+    },
+
+    /// [`Partials`](crate::Partials) of a gradient whose norm no other kernel can measure.
+    #[error(
+        "gradient {gradient} has partials, but only the L1, the L2 and the infinity norm can be computed from them"
+    )]
+    PartialsNorm {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// [`Partials`](crate::Partials) of no elements.
+    #[error("the partials of gradient {gradient} have 0 elements each, but they need at least 1")]
+    EmptyPartials {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// A [`Producer`](crate::kernels::Producer) of a size that does not exist.
+    #[error(
+        "a producer has workgroups of {workgroup_size} invocations with {vectors} vectors each, but the former must be a \
+         power of two up to 1024, and the latter 1 to 1024"
+    )]
+    Producer {
+        /// The invocations of a workgroup.
+        workgroup_size: u32,
+        /// The vectors of an invocation.
+        vectors: u32,
+    },
+
+    /// [`Partials`](crate::Partials) that share bytes with a gradient or with other partials.
+    #[error(
+        "the partials of one of gradients {first} and {second} overlap with the other, or with its partials, in bytes \
+         {start}..{end} of one buffer"
+    )]
+    PartialsOverlap {
+        /// The gradient whose bytes begin first.
+        first: GradientId,
+        /// The other gradient; or the same, if its partials overlap with itself.
+        second: GradientId,
+        /// The start of the shared bytes.
+        start: u64,
+        /// The end of the shared bytes.
+        end: u64,
+    },
+
+    /// An invalid buffer or range of [`Partials`](crate::Partials).
+    #[error("the partials of {error}")]
+    InPartials {
+        /// The error, worded as for the gradient itself.
+        error: Box<Self>,
+    },
+
     /// A mapped buffer. wgpu does not submit commands that use it.
     #[error(
         "gradient {gradient}: its buffer is mapped, but it must be unmapped before a plan is prepared for it"
@@ -455,6 +519,15 @@ pub enum Error {
     NoGroupLimit {
         /// The method.
         what: &'static str,
+    },
+
+    /// A part that the plan does not have.
+    #[error("part {given} does not exist: {}", part_count(*parts))]
+    NoSuchPart {
+        /// The part that was given.
+        given: usize,
+        /// The number of parts of the plan.
+        parts: usize,
     },
 
     /// State or statistics that the clip of this plan does not keep.
@@ -557,6 +630,17 @@ pub enum Error {
     )]
     NormNotSupplied,
 
+    /// A record of gradients of which one was not measured since the record before: its part was not encoded, or the kernel that
+    /// leaves its [`Partials`](crate::Partials) did not run. No gradient of the record is changed, and the record says to skip the step.
+    #[error(
+        "gradient {gradient} was not measured in this step: ClipPlan::encode_part was not called for its part, or the \
+         kernel that writes its partials did not run"
+    )]
+    PartMissing {
+        /// The first such gradient.
+        gradient: GradientId,
+    },
+
     /// A read-back whose command encoder was not submitted before the wait.
     #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
     NotSubmitted,
@@ -615,6 +699,13 @@ fn group_count(groups: usize) -> String {
     match groups {
         1 => "there is only group 0".to_owned(),
         _ => format!("the groups are 0 to {}", groups.saturating_sub(1)),
+    }
+}
+
+fn part_count(parts: usize) -> String {
+    match parts {
+        0 => "this plan is not measured in parts; see Gradient::part".to_owned(),
+        _ => format!("the parts are 0 to {}", parts - 1),
     }
 }
 

@@ -39,7 +39,7 @@ mod z_clip;
 pub use clip::Clip;
 pub use dtype::DType;
 pub use error::{Error, GradientId};
-pub use gpu::{ClipPlan, Clipper, Gradient, Parameter, ReadBack, ReadBackQueue};
+pub use gpu::{ClipPlan, Clipper, Gradient, Parameter, Partials, ReadBack, ReadBackQueue};
 pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{CLIP_RECORD_WGSL, ClipRecord};
 pub use z_clip::ZClip;

@@ -9,6 +9,7 @@
 use std::fmt::Debug;
 
 use crate::float_modes::in_default_modes;
+use crate::kernels::Reduction;
 use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
 use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
@@ -60,6 +61,14 @@ impl Operation {
             _ => return Ok(()),
         };
         Err(Error::NeedsPlan { option })
+    }
+
+    /// Returns the clip by a norm that is measured, and not supplied.
+    pub(crate) const fn measured_norm(&self) -> Option<&ByNorm> {
+        match self {
+            Self::Norm(ByNorm { scope: Scope::Supplied, .. }) | Self::Clamp { .. } => None,
+            Self::Norm(norm) => Some(norm),
+        }
     }
 
     /// Returns whether the operation reads the parameters of the gradients, as AGC does.
@@ -147,6 +156,11 @@ impl ByNorm {
     #[must_use]
     pub fn inverse_norm_scale(&self) -> f32 {
         if self.norm_type.p() == 0.0 { 1.0 } else { self.inverse_scale }
+    }
+
+    /// Returns the reduction of the norm pass.
+    pub(crate) fn reduction(&self) -> Reduction {
+        Reduction::new(self.norm_type, self.tensor_stats)
     }
 
     /// Returns whether a plan keeps [`StepCounts`](crate::stats::StepCounts): they are asked for, or a rule needs them.

@@ -32,16 +32,12 @@ pub struct TensorStats {
 }
 
 impl TensorStats {
-    /// The statistics of a plan before its first norm pass. The sign of the magnitude marks them: a measured one has none.
-    pub(crate) const UNMEASURED: Self = Self {
-        norm: f32::NAN,
-        max_magnitude: f32::from_bits(u32::MAX),
-        non_finite: u32::MAX,
-        zeros: u32::MAX,
-    };
+    /// The statistics of a plan before its first norm pass. The counts mark them: an element is not both zero and non-finite.
+    pub(crate) const UNMEASURED: Self =
+        Self { norm: f32::NAN, max_magnitude: f32::NAN, non_finite: u32::MAX, zeros: u32::MAX };
 
     /// Returns whether a norm pass wrote the statistics.
     pub(crate) fn is_measured(&self) -> bool {
-        self.max_magnitude.to_bits() != Self::UNMEASURED.max_magnitude.to_bits()
+        [self.non_finite, self.zeros] != [u32::MAX; 2]
     }
 }

@@ -17,6 +17,7 @@
 
 mod binding;
 mod dialect;
+mod producer;
 pub(crate) mod slots;
 mod snippet;
 pub mod tables;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use binding::{Binding, BindingType, Buffer};
 pub use dialect::Dialect;
+pub use producer::Producer;
 pub use slots::{FIRST_SLOT, slot_count};
 
 use dialect::Constant;
@@ -80,6 +82,8 @@ pub enum Kernel {
         banks: usize,
         /// Whether workgroups have [`WIDE_WORKGROUP_SIZE`] invocations, for thousands of partials in one segment.
         wide: bool,
+        /// Whether the partials are reset, so that one that is not written again before the next launch is missing then.
+        resets: bool,
     },
     /// Makes records from a supplied norm. One invocation for each segment, as for the next three.
     SuppliedNorm,
@@ -192,6 +196,11 @@ impl Reduction {
         !matches!(self.norm, Norm::Power(_))
     }
 
+    /// Returns whether there is code to compute partials in another kernel.
+    pub(crate) const fn has_producer(self) -> bool {
+        self.loads_vectors()
+    }
+
     const fn norm_snippet(self) -> &'static str {
         match self.norm {
             Norm::L1 => "norms/l1",
@@ -252,8 +261,9 @@ impl Kernel {
         if let Some((slots, access)) = self.slots() {
             text.push_str(&slots::functions(slots, access));
         }
-        if let Self::Finalize { banks, .. } = self {
+        if let Self::Finalize { banks, resets, .. } = self {
             text.push_str(&slots::bank_function(banks));
+            text.push_str(&slots::reset_function(banks, resets));
         }
         text
     }
@@ -369,9 +379,8 @@ impl Kernel {
     /// How the kernel uses a buffer.
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
-            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. }) => {
-                BindingType::ReadWrite
-            }
+            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. })
+            | (Buffer::Bank(_), Self::Finalize { resets: true, .. }) => BindingType::ReadWrite,
             (Buffer::NormParams, _) => BindingType::Uniform,
             (Buffer::Records, Self::Scale { .. }) | (Buffer::Slot(_), Self::Partials { .. }) => {
                 BindingType::Read

@@ -46,7 +46,7 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
         "lib/workgroup" "lib/tile" "lib/reduce" "lib/counts"
         "lib/float_bits" "lib/extended" "lib/correctly_rounded"
         "lib/segment" "lib/new_record" "lib/clip_coef" "lib/clip_record" "lib/tensor_stats"
-        "lib/conclude" "lib/step_counts" "lib/loss_scale"
+        "lib/conclude" "lib/step_counts" "lib/loss_scale" "lib/accumulate" "lib/producer"
     }
 });
 

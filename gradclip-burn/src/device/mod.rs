@@ -85,7 +85,7 @@ fn max_slots(client: &Client) -> usize {
 }
 
 fn finalize(reduction: Reduction, output: Output) -> Kernel {
-    Kernel::Finalize { reduction, output, banks: 1, wide: false }
+    Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false }
 }
 
 /// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient.

@@ -36,6 +36,7 @@ fn by_value(context: &DeviceContext, bounds: &[[f32; 2]], set: &Set<'_>) -> Resu
         segments,
         measures: false,
         norm_loads_vectors: false,
+        partial_bytes: 0,
     };
     let layout = layout::lay_out(request, context.limits());
     context.guarded(size_of_val(&layout.tiles[..]) as u64, layout.largest_dispatch(), || {
@@ -54,7 +55,10 @@ fn by_value(context: &DeviceContext, bounds: &[[f32; 2]], set: &Set<'_>) -> Resu
         let apply = builder.batches(&layout.apply, bounds_of, clamp)?;
         let scratch_bytes = builder.bytes;
         Ok(ClipPlan {
-            norm: Vec::new(),
+            parts: Vec::new(),
+            in_parts: false,
+            resets: false,
+            record: Vec::new(),
             apply,
             coefficient_only: false,
             outcome: None,

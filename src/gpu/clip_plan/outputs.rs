@@ -30,7 +30,9 @@ impl ClipPlan {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::first_finite).labelled(&self.labels)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::first),
+            Some(Outcome { records, .. }) => {
+                records.read_back(encoder, read_back::first).labelled(&self.labels)
+            }
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -42,7 +44,9 @@ impl ClipPlan {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::all_finite).labelled(&self.labels)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::all_records),
+            Some(Outcome { records, .. }) => {
+                records.read_back(encoder, read_back::all_records).labelled(&self.labels)
+            }
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
