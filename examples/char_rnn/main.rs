@@ -9,15 +9,17 @@
 //! steps move the parameters far away, and their gradients dominate AdamW's moments from then on: the loss stays above
 //! that of a uniform prediction.
 //!
-//! Clipping adds two lines, marked `// <-`: a plan, and a call in every step. The optimizer reads the coefficient on
-//! the device and applies it, so no pass writes the gradients to clip them. The example shows which share of a step
-//! clipping takes this way, and with a scale pass.
+//! Clipping adds two lines, marked `// <-`: a plan, and a call in every step. No pass reads or writes the gradients to
+//! clip them: gradients.wgsl measures what it holds in registers, and the optimizer applies the coefficient as it reads
+//! each gradient. The example shows which share of a step clipping takes this way, and with passes of its own.
 
 use std::env;
 use std::error::Error;
 use std::ops::Range;
 
-use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient};
+use gradclip::kernels::Producer;
+use gradclip::stats::StepCounts;
+use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient, Partials};
 use indicatif::{ProgressBar, ProgressStyle};
 use wgpu::{CommandEncoder, Device, PollType, Queue};
 
@@ -32,7 +34,7 @@ mod timing;
 use common::{Kernel, read, storage};
 use optimizers::{Adam, Clipped, Optimizer, Tensor};
 use text::{Random, Text};
-use timing::Timer;
+use timing::{Share, Timer};
 
 /// Hidden units. Equals the workgroup size.
 const HIDDEN: usize = 64;
@@ -47,13 +49,14 @@ const MAX_NORM: f32 = 1.0;
 const GAIN: f32 = 1.3;
 const SEED: u64 = 7;
 
-/// Where the gradients are multiplied by the coefficient.
+/// How a step clips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Apply {
-    /// In a pass that reads and writes all gradients, before the optimizer.
-    InScalePass,
-    /// In the optimizer, as it reads each gradient.
-    InOptimizer,
+enum Clipping {
+    None,
+    /// A pass reads all gradients, and another one reads and writes them.
+    InPasses,
+    /// The kernel that produces the gradients measures them, and the optimizer scales them.
+    InKernels,
 }
 
 /// The loss and the gradient norm of every step.
@@ -74,21 +77,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{} characters, {} of them distinct", text.tokens.len(), text.characters.len());
 
     let timer = Timer::new(&device, &queue);
-    let share = |apply| {
-        let training = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM), apply)?;
-        training.clip_time_share(&queue, &text, &timer)
-    };
-    let shares = [
-        ("scaled in a pass", share(Apply::InScalePass)?),
-        ("scaled in the optimizer", share(Apply::InOptimizer)?),
-    ];
+    let shares = clip_time_shares(&device, &queue, &text, &timer)?;
 
-    let clipped = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM), Apply::InOptimizer)?;
+    let clipped = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM), Clipping::InKernels)?;
     let with = clipped.run(&device, &queue, &text, "with clipping")?;
     let sample = text.sample(&read(&device, &queue, &clipped.parameters)?, "so long lives ", 160);
     // An infinite limit only measures: the coefficient is always 1.
     let unlimited = Clip::by_global_norm(f32::INFINITY);
-    let unclipped = Training::new(&device, &text, unlimited, Apply::InOptimizer)?;
+    let unclipped = Training::new(&device, &text, unlimited, Clipping::InKernels)?;
     let without = unclipped.run(&device, &queue, &text, "without clipping")?;
 
     println!("        with clipping            without clipping");
@@ -101,9 +97,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     println!("\na uniform prediction has a loss of {:.3}", text.uniform_loss());
-    println!("clipping's share of a step ({}, parts timed one by one):", timer.clock());
-    for (name, share) in shares {
-        println!("{name:>25}: {:.2} %", 100.0 * share);
+    println!("clipping's share of a step: median and quartiles ({})", timer.clock());
+    for (name, share) in &shares {
+        let [median, low, high] = [share.median, share.low, share.high].map(|share| 100.0 * share);
+        println!("  {name}: {median:.1} % ({low:.1} to {high:.1} %)");
     }
     println!("\nsampled after training with clipping: {sample}");
     if let Some(file) = plot {
@@ -126,6 +123,43 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// Returns clipping's share of the time of a step: in passes of its own, and in the kernels that have the gradients anyway.
+/// On a busy processor, a software adapter's times vary by more than that. Both ways must give the same parameters, bit for bit.
+fn clip_time_shares(
+    device: &Device,
+    queue: &Queue,
+    text: &Text,
+    timer: &Timer,
+) -> Result<[(String, Share); 2], Box<dyn Error>> {
+    let training = |clipping| {
+        let training = Training::new(device, text, Clip::by_global_norm(MAX_NORM), clipping)?;
+        let batch = text.batch(&mut Random::new(SEED + 1));
+        queue.write_buffer(&training.tokens, 0, bytemuck::cast_slice(&batch));
+        Ok::<_, Box<dyn Error>>(training)
+    };
+    // All norms exceed the limit.
+    let [none, passes, kernels] =
+        [training(Clipping::None)?, training(Clipping::InPasses)?, training(Clipping::InKernels)?];
+    let [without, in_passes, in_kernels] = timer.times([
+        &|encoder: &mut CommandEncoder| none.encode_step(encoder),
+        &|encoder: &mut CommandEncoder| passes.encode_step(encoder),
+        &|encoder: &mut CommandEncoder| kernels.encode_step(encoder),
+    ])?;
+    let [in_passes, in_kernels] = [in_passes, in_kernels].map(|times| Share::of(&times, &without));
+    let [a, b] = [read(device, queue, &passes.parameters)?, read(device, queue, &kernels.parameters)?];
+    if a.iter().zip(&b).any(|(a, b)| a.to_bits() != b.to_bits()) {
+        return Err("clipping in passes and clipping in kernels gave different parameters".into());
+    }
+    let name = |way, training: &Training| {
+        let dispatches = training.plan.as_ref().map_or(0, ClipPlan::dispatches);
+        format!("{way}, dispatches: {dispatches}")
+    };
+    Ok([
+        (name("in passes of its own", &passes), in_passes),
+        (name("in kernels that have the gradients", &kernels), in_kernels),
+    ])
+}
+
 /// The offset of each tensor in the parameter buffer, in elements. The embedding is at 0.
 struct ParameterLayout {
     weight: usize,
@@ -144,10 +178,9 @@ impl ParameterLayout {
         Self { weight, bias, head, head_bias, len: head_bias + vocabulary }
     }
 
-    /// Returns one gradient for each tensor: embedding, weight, bias, head, head bias.
-    fn gradients<'a>(&self, buffer: &'a wgpu::Buffer) -> Vec<Gradient<'a>> {
-        let offsets = [0, self.weight, self.bias, self.head, self.head_bias, self.len].map(|n| n as u64);
-        offsets.windows(2).map(|w| Gradient::f32(buffer).elements(w[0]..w[1])).collect()
+    /// Returns the parameters of the recurrent layer, and those of the head.
+    fn parts(&self) -> [Range<usize>; 2] {
+        [0..self.head, self.head..self.len]
     }
 
     /// Returns the sizes and offsets as WGSL constants.
@@ -167,7 +200,8 @@ struct Training {
     parameters: wgpu::Buffer,
     /// The forward and the backward pass.
     passes: Vec<Kernel>,
-    plan: ClipPlan,
+    /// None for a step without clipping.
+    plan: Option<ClipPlan>,
     optimizer: Optimizer,
     mean_loss: wgpu::Buffer,
     losses: wgpu::Buffer,
@@ -175,7 +209,7 @@ struct Training {
 }
 
 impl Training {
-    fn new(device: &Device, text: &Text, clip: Clip, apply: Apply) -> Result<Self, Box<dyn Error>> {
+    fn new(device: &Device, text: &Text, clip: Clip, clipping: Clipping) -> Result<Self, Box<dyn Error>> {
         let vocabulary = text.characters.len();
         let layout = ParameterLayout::new(vocabulary);
         let zeros = |label, len| storage(device, label, &vec![0.0; len]);
@@ -191,10 +225,24 @@ impl Training {
             let wgsl = [&layout.wgsl(vocabulary), wgsl].concat();
             Kernel::new(device, &wgsl, buffers, u32::try_from(invocations).expect("the network is small"))
         };
-        let gradients_of = |range: Range<usize>| {
-            let bounds = format!("const FIRST = {}u;\nconst END = {}u;\n", range.start, range.end);
-            let buffers = [&tokens, &states, &logit_grads, &input_grads, &gradients];
-            kernel(&[&bounds, include_str!("gradients.wgsl")].concat(), &buffers, range.len())
+        // Each workgroup of gradients.wgsl holds a run of gradients and leaves one partial.
+        let producer = Producer::new(clip, DType::F32)?;
+        let producer_wgsl = producer.wgsl()?;
+        let runs = |range: &Range<usize>| (range.len() as u64).div_ceil(producer.elements());
+        let [layer, head] = layout.parts();
+        let partial_bytes = (runs(&layer) + runs(&head)) * producer.partial_bytes();
+        let partials = zeros("partials", usize::try_from(partial_bytes)? / size_of::<f32>());
+        let gradients_of = |range: &Range<usize>, first_partial: u64| {
+            let constants = format!(
+                "const FIRST = {}u;\nconst END = {}u;\nconst MEASURE = {};\nconst FIRST_PARTIAL = {first_partial}u;\n",
+                range.start,
+                range.end,
+                clipping == Clipping::InKernels,
+            );
+            let wgsl = [&producer_wgsl, &constants, include_str!("gradients.wgsl")].concat();
+            let buffers = [&tokens, &states, &logit_grads, &input_grads, &gradients, &partials];
+            let invocations = runs(range) * u64::from(Kernel::WORKGROUP_SIZE);
+            kernel(&wgsl, &buffers, usize::try_from(invocations).expect("the network is small"))
         };
         let passes = vec![
             kernel(include_str!("forward.wgsl"), &[&tokens, &parameters, &states], BATCH * HIDDEN),
@@ -204,20 +252,41 @@ impl Training {
                 LENGTH * BATCH,
             ),
             kernel(include_str!("mean.wgsl"), &[&losses, &mean_loss], 1),
-            gradients_of(layout.head..layout.len),
+            gradients_of(&head, runs(&layer)),
             kernel(
                 include_str!("backward.wgsl"),
                 &[&parameters, &states, &logit_grads, &input_grads],
                 BATCH * HIDDEN,
             ),
-            gradients_of(0..layout.head),
+            gradients_of(&layer, 0),
         ];
 
-        let clip = if apply == Apply::InOptimizer { clip.coefficient_only() } else { clip }.count_steps();
-        let plan = Clipper::new(device)?.prepare(&layout.gradients(&gradients), clip)?; // <-
+        let gradient = |range: &Range<usize>, first_partial: u64| {
+            let gradient = Gradient::f32(&gradients).elements(range.start as u64..range.end as u64);
+            let partials = Partials::new(&partials, producer.elements());
+            match clipping {
+                Clipping::InKernels => {
+                    gradient.partials(partials.offset(first_partial * producer.partial_bytes()))
+                }
+                Clipping::InPasses | Clipping::None => gradient,
+            }
+        };
+        let list = [gradient(&layer, 0), gradient(&head, runs(&layer))];
+        let clipper = Clipper::new(device)?;
+        let clip = clip.count_steps();
+        let plan = match clipping {
+            Clipping::None => None,
+            Clipping::InPasses => Some(clipper.prepare(&list, clip)?),
+            Clipping::InKernels => Some(clipper.prepare(&list, clip.coefficient_only())?), // <-
+        };
         let unclipped = storage(device, "record", bytemuck::cast_slice(&[ClipRecord::UNCLIPPED]));
-        let mut clipped = Clipped::by(&plan).ok_or("the clip counts steps")?;
-        if apply == Apply::InScalePass {
+        let one_step = [StepCounts { steps: 1, ..StepCounts::default() }];
+        let one_step = storage(device, "step counts", bytemuck::cast_slice(&one_step));
+        let mut clipped = match &plan {
+            Some(plan) => Clipped::by(plan).ok_or("the clip counts steps")?,
+            None => Clipped { record: &unclipped, step_counts: &one_step },
+        };
+        if clipping == Clipping::InPasses {
             clipped.record = &unclipped;
         }
         let adam = Adam { learning_rate: LEARNING_RATE, weight_decay: 0.01, ..Adam::default() };
@@ -243,9 +312,7 @@ impl Training {
         for step in 0..STEPS {
             queue.write_buffer(&self.tokens, 0, bytemuck::cast_slice(&text.batch(&mut random)));
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            self.encode_passes(&mut encoder);
-            self.plan.encode(&mut encoder); // <-
-            self.optimizer.encode(&mut encoder);
+            self.encode_step(&mut encoder);
             self.encode_history(&mut encoder, step);
             queue.submit([encoder.finish()]);
             if step % 10 == 9 {
@@ -262,25 +329,19 @@ impl Training {
     fn encode_history(&self, encoder: &mut CommandEncoder, step: usize) {
         let offset = (step * size_of::<f32>()) as u64;
         encoder.copy_buffer_to_buffer(&self.mean_loss, 0, &self.losses, offset, 4);
-        if let Some(record) = self.plan.record_buffer() {
+        if let Some(record) = self.plan.as_ref().and_then(ClipPlan::record_buffer) {
             // `total_norm` is the first field of a record.
             encoder.copy_buffer_to_buffer(record, 0, &self.norms, offset, 4);
         }
     }
 
-    fn encode_passes(&self, encoder: &mut CommandEncoder) {
+    /// Encodes forward pass, backward pass, clipping and optimizer.
+    fn encode_step(&self, encoder: &mut CommandEncoder) {
         self.passes.iter().for_each(|pass| pass.encode(encoder));
-    }
-
-    /// Returns the share of a step's time that clipping takes. It trains a few steps with one batch; their norms exceed
-    /// the limit.
-    fn clip_time_share(&self, queue: &Queue, text: &Text, timer: &Timer) -> Result<f64, Box<dyn Error>> {
-        queue.write_buffer(&self.tokens, 0, bytemuck::cast_slice(&text.batch(&mut Random::new(SEED + 1))));
-        let passes = |encoder: &mut CommandEncoder| self.encode_passes(encoder);
-        let clip = |encoder: &mut CommandEncoder| self.plan.encode(encoder);
-        let optimizer = |encoder: &mut CommandEncoder| self.optimizer.encode(encoder);
-        let [passes, clip, optimizer] = timer.medians([&passes, &clip, &optimizer])?;
-        Ok(clip / (passes + clip + optimizer))
+        if let Some(plan) = &self.plan {
+            plan.encode(encoder); // <-
+        }
+        self.optimizer.encode(encoder);
     }
 }
 

@@ -7,6 +7,7 @@ use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::History;
+use super::timing::Share;
 
 /// Writes an SVG with three panels: two over the steps, on logarithmic axes, without the points that are not finite and
 /// positive; and a bar for each share of a step's time.
@@ -14,7 +15,7 @@ pub(crate) fn save(
     file: &Path,
     runs: &[(&str, &History)],
     uniform_loss: f32,
-    shares: &[(&str, f64)],
+    shares: &[(String, Share)],
 ) -> Result<(), Box<dyn Error>> {
     let root = SVGBackend::new(file, (900, 920)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -29,31 +30,31 @@ pub(crate) fn save(
     Ok(())
 }
 
-/// Draws a horizontal bar for each share, the first one on top.
+/// Draws a horizontal bar for each share, the first one on top: a bar for the median, a line for the quartiles.
 fn bar_panel(
     area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     title: &str,
-    shares: &[(&str, f64)],
+    shares: &[(String, Share)],
 ) -> Result<(), Box<dyn Error>> {
-    let percents = || shares.iter().map(|(_, share)| 100.0 * share);
-    let longest = percents().fold(1.0, f64::max);
+    let least = shares.iter().map(|(_, share)| 100.0 * share.low).fold(0.0, f64::min);
+    let most = shares.iter().map(|(_, share)| 100.0 * share.high).fold(1.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 20))
         .margin(10)
         .x_label_area_size(35)
         .y_label_area_size(70)
-        .build_cartesian_2d(0.0..1.4 * longest, 0.0..shares.len() as f64)?;
-    chart
-        .configure_mesh()
-        .disable_y_mesh()
-        .disable_y_axis()
-        .x_label_formatter(&|x| format!("{x:.0} %"))
-        .draw()?;
-    for (((name, _), percent), y) in shares.iter().zip(percents()).zip((0..shares.len()).rev()) {
-        let (low, high) = (y as f64 + 0.2, y as f64 + 0.8);
-        chart.draw_series([Rectangle::new([(0.0, low), (percent, high)], BLUE.mix(0.6).filled())])?;
-        let label = format!("  {name}: {percent:.2} %");
-        chart.draw_series([Text::new(label, (percent, y as f64 + 0.6), ("sans-serif", 15))])?;
+        // Two fifths are for the labels.
+        .build_cartesian_2d(least..most + 0.7 * (most - least), 0.0..shares.len() as f64)?;
+    let format = |percent: &f64| format!("{percent:.0} %");
+    chart.configure_mesh().disable_y_mesh().disable_y_axis().x_label_formatter(&format).draw()?;
+    for ((name, share), y) in shares.iter().zip((0..shares.len()).rev()) {
+        let [low, median, high] = [share.low, share.median, share.high].map(|share| 100.0 * share);
+        let [bottom, middle, top] = [0.2, 0.5, 0.8].map(|part| y as f64 + part);
+        chart.draw_series([Rectangle::new([(0.0, bottom), (median, top)], BLUE.mix(0.6).filled())])?;
+        chart.draw_series([PathElement::new([(low, middle), (high, middle)], BLACK)])?;
+        let label = format!("{name}: {median:.1} %");
+        let at = (high.max(0.0) + 0.02 * most, y as f64 + 0.6);
+        chart.draw_series([Text::new(label, at, ("sans-serif", 15))])?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Times the parts of a step on the device.
+//! Times steps on the device.
 
 use std::error::Error;
 use std::time::Instant;
@@ -9,8 +9,28 @@ use wgpu::{CommandEncoder, Device, Features, PollType, Queue};
 pub(crate) const FEATURES: Features =
     Features::TIMESTAMP_QUERY.union(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
 
-/// How often each part runs.
-const REPEATS: usize = 15;
+/// How often each kind of step runs.
+const REPEATS: usize = 20;
+
+/// The share of a step's time that clipping takes: the median and the quartiles over several runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    pub(crate) low: f64,
+    pub(crate) median: f64,
+    pub(crate) high: f64,
+}
+
+impl Share {
+    /// Compares the times of steps with those of steps without clipping, which ran just before or after them. The times of a
+    /// busy machine vary, so a share can come out negative.
+    pub(crate) fn of(times: &[f64], without: &[f64]) -> Self {
+        let mut shares: Vec<_> =
+            times.iter().zip(without).map(|(time, without)| 1.0 - without / time).collect();
+        shares.sort_unstable_by(f64::total_cmp);
+        let quartile = |i| shares[i * (shares.len() - 1) / 4];
+        Self { low: quartile(1), median: quartile(2), high: quartile(3) }
+    }
+}
 
 /// Measures by timestamps on the device, or by wall clock.
 pub(crate) struct Timer<'a> {
@@ -51,35 +71,32 @@ impl<'a> Timer<'a> {
         if self.timestamps.is_some() { "timestamps on the device" } else { "wall clock" }
     }
 
-    /// Runs the parts in turn, several times, and returns the median time of each, in seconds.
-    pub(crate) fn medians<const N: usize>(
+    /// Runs the steps in turn, several times, and returns the times of each, in seconds.
+    pub(crate) fn times<const N: usize>(
         &self,
-        parts: [&dyn Fn(&mut CommandEncoder); N],
-    ) -> Result<[f64; N], Box<dyn Error>> {
+        steps: [&dyn Fn(&mut CommandEncoder); N],
+    ) -> Result<[Vec<f64>; N], Box<dyn Error>> {
         let mut times = [const { Vec::new() }; N];
         for _ in 0..REPEATS {
-            for (part, times) in parts.iter().zip(&mut times) {
-                times.push(self.time(part)?);
+            for (step, times) in steps.iter().zip(&mut times) {
+                times.push(self.time(step)?);
             }
         }
-        Ok(times.map(|mut times| {
-            times.sort_unstable_by(f64::total_cmp);
-            times[times.len() / 2]
-        }))
+        Ok(times)
     }
 
-    /// Runs one part, and returns its time in seconds.
-    fn time(&self, part: &dyn Fn(&mut CommandEncoder)) -> Result<f64, Box<dyn Error>> {
+    /// Runs one step, and returns its time in seconds.
+    fn time(&self, step: &dyn Fn(&mut CommandEncoder)) -> Result<f64, Box<dyn Error>> {
         let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let Some((query_set, resolved, readable)) = &self.timestamps else {
-            part(&mut encoder);
+            step(&mut encoder);
             let start = Instant::now();
             self.queue.submit([encoder.finish()]);
             self.device.poll(PollType::wait_indefinitely())?;
             return Ok(start.elapsed().as_secs_f64());
         };
         encoder.write_timestamp(query_set, 0);
-        part(&mut encoder);
+        step(&mut encoder);
         encoder.write_timestamp(query_set, 1);
         encoder.resolve_query_set(query_set, 0..2, resolved, 0);
         encoder.copy_buffer_to_buffer(resolved, 0, readable, 0, Self::BYTES);

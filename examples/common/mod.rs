@@ -63,7 +63,7 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    const WORKGROUP_SIZE: u32 = 64;
+    pub(crate) const WORKGROUP_SIZE: u32 = 64;
 
     /// Compiles `wgsl` and binds `buffers` to the bindings 0, 1, 2, ... of group 0. The entry point is `main`; its
     /// workgroups have `WORKGROUP_SIZE` invocations, and at least `invocations` run.
