@@ -97,7 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     println!("\na uniform prediction has a loss of {:.3}", text.uniform_loss());
-    println!("clipping's share of a step: median and quartiles ({})", timer.clock());
+    println!("clipping's share of a step, with quartiles ({}):", timer.clock());
     for (name, share) in &shares {
         let [median, low, high] = [share.median, share.low, share.high].map(|share| 100.0 * share);
         println!("  {name}: {median:.1} % ({low:.1} to {high:.1} %)");
@@ -152,7 +152,8 @@ fn clip_time_shares(
     }
     let name = |way, training: &Training| {
         let dispatches = training.plan.as_ref().map_or(0, ClipPlan::dispatches);
-        format!("{way}, dispatches: {dispatches}")
+        let unit = if dispatches == 1 { "dispatch" } else { "dispatches" };
+        format!("{way} ({dispatches} {unit})")
     };
     Ok([
         (name("in passes of its own", &passes), in_passes),

@@ -43,8 +43,8 @@ fn bar_panel(
         .margin(10)
         .x_label_area_size(35)
         .y_label_area_size(70)
-        // Two fifths are for the labels.
-        .build_cartesian_2d(least..most + 0.7 * (most - least), 0.0..shares.len() as f64)?;
+        // Almost half is for the labels.
+        .build_cartesian_2d(least..most + 0.9 * (most - least), 0.0..shares.len() as f64)?;
     let format = |percent: &f64| format!("{percent:.0} %");
     chart.configure_mesh().disable_y_mesh().disable_y_axis().x_label_formatter(&format).draw()?;
     for ((name, share), y) in shares.iter().zip((0..shares.len()).rev()) {
