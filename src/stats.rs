@@ -1,7 +1,9 @@
-//! What a plan keeps besides records: the statistics of each tensor, and counts and norm histories over steps.
+//! What a plan keeps besides records: the statistics of each tensor, and counts, norm histories and norm windows over
+//! steps.
 
 use bytemuck::{Pod, Zeroable};
 
+pub use crate::auto_clip::NormWindow;
 pub use crate::step_counts::{STEP_COUNTS_WGSL, StepCounts};
 pub use crate::z_clip::NormHistory;
 

@@ -30,7 +30,10 @@ pub(crate) enum ClipKind {
 pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     let norm = match operation {
         Operation::Norm(norm) => norm,
-        Operation::Clamp { .. } => return Ok(()),
+        Operation::Clamp { inverse_scale: None, .. } => return Ok(()),
+        Operation::Clamp { .. } => {
+            return Err(Error::Unsupported { option: "Clip::loss_scale of a clip by value" });
+        }
         _ => return Err(Error::Unsupported { option: "this kind of clip" }),
     };
     match norm.scope {
@@ -41,6 +44,9 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     }
     if norm.z_clip.is_some() {
         return Err(Error::Unsupported { option: "Clip::z_clip" });
+    }
+    if norm.auto_clip.is_some() {
+        return Err(Error::Unsupported { option: "Clip::auto_clip" });
     }
     if norm.count_steps {
         return Err(Error::Unsupported { option: "Clip::count_steps" });
@@ -59,7 +65,7 @@ impl ResolvedClip {
     pub(crate) fn new(operations: &[Operation], gradients: &[Gradient]) -> Self {
         let bounds = |operation: &Operation, elements: usize| match *operation {
             Operation::Norm(norm) => [0.0, norm.limit_for(elements as u64)],
-            Operation::Clamp { low, high } => [low, high],
+            Operation::Clamp { low, high, .. } => [low, high],
             // `check_supported` rejects other operations.
             _ => [f32::NEG_INFINITY, f32::INFINITY],
         };
@@ -132,6 +138,7 @@ mod tests {
             "tensor_stats",
             "count_steps",
             "z_clip",
+            "auto_clip",
             "skip_above",
             "dynamic_loss_scale",
         ];

@@ -14,9 +14,9 @@ use wgpu::{CommandEncoder, ComputePass};
 use super::error_scope::CheckedDevice;
 use super::labels::Labels;
 use super::read_back::Results;
-use crate::Error;
 use crate::kernels::tables::Segment;
 use crate::operation::Limit;
+use crate::{AutoClip, Error};
 
 pub(super) use build::build;
 
@@ -40,6 +40,8 @@ pub struct ClipPlan {
     coefficient_only: bool,
     /// None for a clip by value.
     outcome: Option<Outcome>,
+    /// Only for a clip by value with a loss scale.
+    loss_scale: Option<LossScaleBuffers>,
     scratch_bytes: u64,
     labels: Labels,
 }
@@ -68,8 +70,16 @@ struct Outcome {
     /// The norm that the caller supplies, for a clip by supplied norm.
     supplied: Option<wgpu::Buffer>,
     histories: Option<Results>,
+    norm_windows: Option<(AutoClip, Results)>,
     step_counts: Option<Results>,
     tensor_stats: Option<Results>,
+}
+
+/// The buffers of a clip by value that begin with the inverse of the loss scale: one for each element type.
+#[derive(Debug)]
+struct LossScaleBuffers {
+    checked_device: Arc<CheckedDevice>,
+    buffers: [wgpu::Buffer; 3],
 }
 
 /// One dispatch with its bind group.

@@ -85,12 +85,14 @@ pub enum Kernel {
         /// Whether the partials are reset, so that one that is not written again before the next launch is missing then.
         resets: bool,
     },
-    /// Makes records from a supplied norm. One invocation for each segment, as for the next three.
+    /// Makes records from a supplied norm. One invocation for each segment, as for the next two.
     SuppliedNorm,
     /// Computes coefficients again with limits relative to parameter norms: adaptive gradient clipping.
     Agc,
     /// Computes coefficients again with limits that follow past norms.
     ZClip,
+    /// Computes coefficients again with limits that are percentiles of the last norms. One workgroup for each segment.
+    AutoClip,
     /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
     /// loss scale; otherwise one invocation for each record.
     Conclude,
@@ -105,6 +107,15 @@ pub enum Kernel {
     },
     /// Clamps the elements of each tile. One workgroup for each tile.
     Clamp {
+        /// Whether tiles have different bounds. If not, bounds 0 apply to all of them.
+        segmented: bool,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+    /// Removes a loss scale from the elements of each tile, and clamps them. One workgroup for each tile.
+    UnscaleClamp {
         /// Whether tiles have different bounds. If not, bounds 0 apply to all of them.
         segmented: bool,
         /// The format of the tiles.
@@ -237,9 +248,11 @@ impl Kernel {
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
+            Self::AutoClip => "gradclip.auto_clip",
             Self::Conclude => "gradclip.conclude",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
+            Self::UnscaleClamp { .. } => "gradclip.unscale_clamp",
         }
     }
 
@@ -286,7 +299,7 @@ impl Kernel {
     pub fn workgroup_size(self, dialect: Dialect) -> u32 {
         match self {
             Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
-            Self::Scale { format, .. } | Self::Clamp { format, .. }
+            Self::Scale { format, .. } | Self::Clamp { format, .. } | Self::UnscaleClamp { format, .. }
                 if format.alignment == Alignment::Element && dialect.unaligned_tiles_are_edges() =>
             {
                 EDGE_WORKGROUP_SIZE
@@ -328,9 +341,13 @@ impl Kernel {
             Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
+            Self::AutoClip => ("stages/auto_clip", Vec::new()),
             Self::Conclude => ("stages/conclude", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
+            Self::UnscaleClamp { format, .. } => {
+                ("stages/unscale_clamp", vec![elements(format.dtype), map(format)])
+            }
         }
     }
 
@@ -350,7 +367,12 @@ impl Kernel {
     }
 
     const fn is_segmented(self) -> bool {
-        matches!(self, Self::Scale { segmented: true, .. } | Self::Clamp { segmented: true, .. })
+        matches!(
+            self,
+            Self::Scale { segmented: true, .. }
+                | Self::Clamp { segmented: true, .. }
+                | Self::UnscaleClamp { segmented: true, .. }
+        )
     }
 
     fn power(self) -> f64 {
@@ -392,6 +414,7 @@ impl Kernel {
                 | Buffer::Factors
                 | Buffer::TensorStats
                 | Buffer::Histories
+                | Buffer::NormWindows
                 | Buffer::StepCounts
                 | Buffer::Slot(_),
                 _,
@@ -414,10 +437,15 @@ impl Kernel {
     pub(crate) fn slots(self) -> Option<(usize, SlotAccess)> {
         match self {
             Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
-            Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
-                Some((slots, SlotAccess::writing(format)))
-            }
-            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::Conclude => None,
+            Self::Scale { format, slots, .. }
+            | Self::Clamp { format, slots, .. }
+            | Self::UnscaleClamp { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
+            Self::Finalize { .. }
+            | Self::SuppliedNorm
+            | Self::Agc
+            | Self::ZClip
+            | Self::AutoClip
+            | Self::Conclude => None,
         }
     }
 }

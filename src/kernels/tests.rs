@@ -11,11 +11,12 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 use super::snippet::SNIPPETS;
-use super::tables::{Bounds, NormParams, Segment, Tile};
+use super::tables::{Bounds, NormParams, PERCENTILE_STEPS_PER_PERCENT, Segment, Tile};
 use super::*;
+use crate::auto_clip;
 use crate::loss_scale::{LOSS_SCALE_WGSL, LossScaleState};
 use crate::stats::{STEP_COUNTS_WGSL, TENSOR_STATS_WGSL};
-use crate::{CLIP_RECORD_WGSL, Clip, ClipRecord, NormHistory, StepCounts, TensorStats};
+use crate::{AutoClip, CLIP_RECORD_WGSL, Clip, ClipRecord, NormHistory, StepCounts, TensorStats};
 
 const DIALECTS: [Dialect; 2] = [Dialect::WebGpu, Dialect::CubeCl];
 
@@ -28,7 +29,8 @@ fn all() -> Vec<Kernel> {
         .collect();
     let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY];
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
-    let mut kernels = vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::Conclude];
+    let mut kernels =
+        vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::AutoClip, Kernel::Conclude];
     for &reduction in &reductions {
         let variants =
             [(1, false, false), (1, reduction.loads_vectors(), false), (2, false, false), (16, false, false)];
@@ -52,6 +54,7 @@ fn all() -> Vec<Kernel> {
                 for segmented in [false, true] {
                     kernels.push(Kernel::Scale { segmented, format, slots });
                     kernels.push(Kernel::Clamp { segmented, format, slots });
+                    kernels.push(Kernel::UnscaleClamp { segmented, format, slots });
                 }
             }
         }
@@ -336,7 +339,9 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
             threshold,
             warm_up,
             skip_above,
-            max_consecutive_skips
+            max_consecutive_skips,
+            percentile_steps,
+            percentile_rest
         }
     );
     assert_same_layout!(
@@ -349,6 +354,9 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     );
     assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
     assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
+    let (members, _) =
+        wgsl_layout(Kernel::UnscaleClamp { segmented: false, format, slots: 1 }, "UnscaledBounds");
+    assert_eq!(members, [("inverse_scale".to_owned(), 0), ("bounds".to_owned(), 4)]);
     let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
 }
@@ -367,6 +375,27 @@ fn partials_have_the_size_that_rust_allocates() {
             assert!(partial * size as usize <= bytes as usize, "{reduction:?}");
         }
     }
+}
+
+#[test]
+fn the_window_of_auto_clip_has_the_size_that_rust_allows() {
+    let module = parse(Kernel::AutoClip, Dialect::WebGpu);
+    let constant = |name: &str| {
+        let (_, constant) =
+            module.constants.iter().find(|(_, constant)| constant.name.as_deref() == Some(name)).unwrap();
+        match module.global_expressions[constant.init] {
+            naga::Expression::Literal(naga::Literal::U32(value)) => value,
+            ref other => panic!("{name} is {other:?}"),
+        }
+    };
+    assert_eq!(constant("MAX_WINDOW"), AutoClip::MAX_WINDOW);
+    assert_eq!(constant("NORMS_PER_LANE") * WORKGROUP_SIZE, AutoClip::MAX_WINDOW);
+    assert_eq!(constant("HEADER") as usize, auto_clip::HEADER_WORDS);
+    assert_eq!(constant("HUNDRED_PERCENT") as f32, 100.0 * PERCENTILE_STEPS_PER_PERCENT);
+    let shared = module.global_variables.iter().map(|(_, variable)| variable);
+    let shared = shared.filter(|variable| variable.space == naga::AddressSpace::WorkGroup);
+    let bytes: u32 = shared.map(|variable| module.types[variable.ty].inner.size(module.to_ctx())).sum();
+    assert!((4 * AutoClip::MAX_WINDOW..=WORKGROUP_BYTES).contains(&bytes), "{bytes}");
 }
 
 #[test]

@@ -57,6 +57,7 @@ fn an_unsupported_option_is_named() {
     assert_eq!(unsupported(norm.count_steps()), "Clip::count_steps");
     assert_eq!(unsupported(Clip::by_supplied_norm(1.0)), "Clip::by_supplied_norm");
     assert_eq!(unsupported(Clip::by_parameter_norm(0.01, 1e-3)), "Clip::by_parameter_norm");
+    assert_eq!(unsupported(Clip::by_value(1.0).loss_scale(2.0)), "Clip::loss_scale of a clip by value");
 }
 
 #[test]

@@ -96,6 +96,13 @@ impl<'a> Builder<'a> {
         Results::new(device, value, count, |contents| self.buffer(label, usage, contents))
     }
 
+    /// Creates a readable buffer of state with the values, or with a single 0 if there are none.
+    pub(super) fn state(&mut self, label: &str, usage: BufferUsages, values: &[u32]) -> Results {
+        let device = self.context.checked_device().clone();
+        let contents = or_one(values, &0);
+        Results::of_values(device, contents, values.len(), |contents| self.buffer(label, usage, contents))
+    }
+
     pub(super) fn buffer<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
         self.bytes += size_of_val(values) as u64;
         create_buffer(self.context.device(), label, usage, values)

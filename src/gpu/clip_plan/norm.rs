@@ -12,7 +12,7 @@ use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
 use crate::operation::{ByNorm, Scope};
-use crate::{ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats};
+use crate::{AutoClip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
 
 const STORAGE: BufferUsages = BufferUsages::STORAGE;
 const UNIFORM: BufferUsages = BufferUsages::UNIFORM;
@@ -32,10 +32,11 @@ pub(super) fn by_norm(
     max_norms: &[f32],
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
+    let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
         let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
-        context.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
+        context.check_scratch(records.saturating_mul(record_bytes as u64))?;
     }
     let reduction = norm.reduction();
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
@@ -43,7 +44,7 @@ pub(super) fn by_norm(
     let scratch = size_of_val(&layout.tiles[..])
         + layout.gradient_of_partial.len() * reduction.partial_bytes()
         + size_of_val(&layout.partial_locations[..])
-        + map.segments * size_of::<ClipRecord>();
+        + map.segments * record_bytes;
     context.guarded(scratch as u64, layout.largest_dispatch(), || {
         let mut builder = Builder::new(context, &set.buffers, &layout.tiles);
         let table = map.table(&layout.segments, max_norms);
@@ -80,6 +81,7 @@ pub(super) fn by_norm(
         }
         stages.agc(&mut builder)?;
         let histories = stages.z_clip(&mut builder)?;
+        let norm_windows = stages.auto_clip(&mut builder)?;
         stages.conclude(&mut builder, step_counts.as_ref())?;
 
         let Stages { buffers, parts, steps, .. } = stages;
@@ -100,6 +102,7 @@ pub(super) fn by_norm(
             segments: buffers.segments,
             supplied,
             histories,
+            norm_windows,
             step_counts,
             tensor_stats,
         };
@@ -111,6 +114,7 @@ pub(super) fn by_norm(
             apply,
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
+            loss_scale: None,
             scratch_bytes: builder.bytes,
             labels: set.labels.clone(),
         })
@@ -232,7 +236,9 @@ impl Stages<'_> {
 
     /// Reduces partials to records. If there is one record, and its limit is final, the same dispatch concludes the step.
     fn records(&mut self, builder: &mut Builder<'_>, step_counts: Option<&Results>) -> Result<(), Error> {
-        let is_final = !matches!(self.norm.scope, Scope::Parameter { .. }) && self.norm.z_clip.is_none();
+        let is_final = !matches!(self.norm.scope, Scope::Parameter { .. })
+            && self.norm.z_clip.is_none()
+            && self.norm.auto_clip.is_none();
         let concluding = self.finalize(Output::RecordAndState);
         self.concluded = step_counts.is_some() && self.records == 1 && is_final && builder.fits(concluding);
         let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
@@ -298,6 +304,17 @@ impl Stages<'_> {
             if buffer == Buffer::Histories { whole(&histories.buffer) } else { self.buffers.get(buffer) }
         })?);
         Ok(Some(histories))
+    }
+
+    /// Auto-clip: replaces the limits by percentiles of the last norms. Returns the buffer of those norms.
+    fn auto_clip(&mut self, builder: &mut Builder<'_>) -> Result<Option<(AutoClip, Results)>, Error> {
+        let Some(auto_clip) = self.norm.auto_clip else { return Ok(None) };
+        let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
+        let windows = builder.state("gradclip.norm_windows", STATE, &words);
+        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, |buffer| {
+            if buffer == Buffer::NormWindows { whole(&windows.buffer) } else { self.buffers.get(buffer) }
+        })?);
+        Ok(Some((auto_clip, windows)))
     }
 
     /// Applies the rules that keep state, unless the records have done so.
