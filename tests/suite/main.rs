@@ -18,6 +18,7 @@ mod guards;
 mod layout;
 mod long_tiles;
 mod loss_scale;
+mod optimizers;
 mod parts;
 mod pipeline_cache;
 mod producers;
