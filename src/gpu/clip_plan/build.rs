@@ -60,6 +60,7 @@ fn by_value(context: &DeviceContext, bounds: &[[f32; 2]], set: &Set<'_>) -> Resu
             resets: false,
             record: Vec::new(),
             apply,
+            small: None,
             coefficient_only: false,
             outcome: None,
             scratch_bytes,
