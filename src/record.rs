@@ -95,10 +95,13 @@ pub struct NormOutcome {
 
 impl NormOutcome {
     /// Builds the record under a policy for non-finite gradients. Gradients count as non-finite if
-    /// [`first_non_finite`](Self::first_non_finite) is an index or [`clip_coef`](Self::clip_coef) is NaN.
+    /// [`first_non_finite`](Self::first_non_finite) is an index, [`clip_coef`](Self::clip_coef) is NaN, or
+    /// [`exact_norm`](Self::exact_norm) is infinite or NaN, as a supplied norm may be.
     #[must_use]
     pub fn record(&self, policy: NonFinite) -> ClipRecord {
-        let non_finite = self.first_non_finite.is_some() || self.clip_coef.is_nan();
+        let non_finite = self.first_non_finite.is_some()
+            || self.clip_coef.is_nan()
+            || self.exact_norm.is_some_and(|norm| !norm.is_finite());
         let norm = Extended::of(self.exact_norm.unwrap_or_default());
         let factor = Extended::of(self.exact_factor);
         let record = ClipRecord {
@@ -385,6 +388,8 @@ mod tests {
         assert_eq!(flags(NonFinite::Poison), (false, false));
         let nan = NormOutcome { clip_coef: f32::NAN, ..outcome };
         assert!(nan.record(NonFinite::Propagate).non_finite());
+        let supplied = NormOutcome { exact_norm: Some(f64::INFINITY), ..outcome };
+        assert!(supplied.record(NonFinite::Propagate).non_finite());
 
         let empty = NormOutcome {
             total_norm: 0.0,

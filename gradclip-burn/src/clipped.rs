@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{DType, Device, Int, Tensor};
-use bytemuck::pod_collect_to_vec;
-use gradclip::operation::{ByNorm, NormOutcome};
+use burn::tensor::{DType, Device, Tensor};
+use gradclip::operation::{ByNorm, NormOutcome, Scope};
 use gradclip::stats::TensorStats;
 use gradclip::{ClipRecord, NonFinite, NormType};
 
@@ -12,6 +11,9 @@ use crate::Error;
 #[cfg(feature = "wgpu")]
 use crate::kernels::KernelMeasurement;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
+#[cfg(feature = "wgpu")]
+use crate::state::read_words;
+use crate::state::{read_counts, read_floats};
 use crate::tensor_ops::TensorOpsMeasurement;
 
 /// The outcome of a clip, kept on the device. [`norm`](Self::norm) and [`factor`](Self::factor) return tensors for
@@ -187,23 +189,6 @@ impl Clipped {
     }
 }
 
-/// Reads back a tensor of words as values of type `T`.
-#[cfg(feature = "wgpu")]
-async fn read_words<T: bytemuck::Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
-    let data = Box::pin(words.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(pod_collect_to_vec(data.as_bytes()))
-}
-
-async fn read_floats(tensor: &Tensor<1>) -> Result<Vec<f32>, Error> {
-    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(pod_collect_to_vec(data.as_bytes()))
-}
-
-async fn read_counts(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
-    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(data.iter::<i64>().map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect())
-}
-
 /// Reads back the records of a clip by tensor operations.
 async fn measured_records(
     measurement: &TensorOpsMeasurement,
@@ -224,6 +209,7 @@ async fn measured_records(
     let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, max_magnitudes];
     let all = read_floats(&Tensor::cat(all.map(Tensor::clone).to_vec(), 0)).await?;
     let (of_segments, max_magnitudes) = all.split_at(6 * clip.segments());
+    let is_measured = norm.scope != Scope::Supplied;
     let record = |segment: usize| {
         let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift] =
             std::array::from_fn(|number| of_segments[number * clip.segments() + segment]);
@@ -231,14 +217,19 @@ async fn measured_records(
         let max_magnitude = gradients()
             .map(|index| max_magnitudes[index])
             .fold(0.0, |max: f32, next| if next > max || next.is_nan() { next } else { max });
+        let first_non_finite = gradients().find(|&index| !max_magnitudes[index].is_finite());
+        let exact_norm = f64::from(shifted_norm) / f64::from(shift);
+        // The norm of finite gradients is finite, even if it exceeds f32 in spite of the shift.
+        let is_beyond_f32 = is_measured && first_non_finite.is_none() && exact_norm.is_infinite();
+        let exact_norm = if is_beyond_f32 { f64::MAX } else { exact_norm };
         let is_empty = measurement.empty[segment];
         let outcome = NormOutcome {
             total_norm,
             clip_coef,
             factor,
             max_magnitude: max_magnitude * norm.inverse_scale,
-            first_non_finite: gradients().find(|&index| !max_magnitudes[index].is_finite()),
-            exact_norm: (!is_empty).then(|| f64::from(shifted_norm) / f64::from(shift)),
+            first_non_finite,
+            exact_norm: (!is_empty).then_some(exact_norm),
             exact_factor: f64::from(shifted_factor) * f64::from(shift),
         };
         outcome.record(norm.non_finite)

@@ -67,6 +67,28 @@ pub enum Error {
         /// finite.
         parameter: Option<String>,
     },
+    /// [`Clip::by_supplied_norm`](gradclip::Clip::by_supplied_norm) without a norm.
+    #[error("no norm was supplied, but Clip::by_supplied_norm needs one: call clip_with_norm")]
+    NormNotSupplied,
+    /// A supplied norm that is not one number.
+    #[error("the supplied norm has {elements} elements, but it must be one number")]
+    SuppliedNorm {
+        /// The number of its elements.
+        elements: usize,
+    },
+    /// Gradients of other parameters than in the step before, for a clip of each gradient by its own norm that keeps
+    /// state: a norm history or step counts per gradient.
+    #[error(
+        "the clipper keeps state for the gradients of {}, but these are the gradients of {}",
+        list(expected),
+        list(given)
+    )]
+    OtherGradients {
+        /// The paths of the parameters with a gradient in the step before.
+        expected: Vec<String>,
+        /// The paths of the parameters with a gradient in this step.
+        given: Vec<String>,
+    },
     /// The backend failed to execute the clip or to read back its outcome.
     #[error("reading back the outcome of the clip failed")]
     Backend(#[source] ExecutionError),

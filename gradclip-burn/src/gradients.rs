@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::backend::DispatchTensor;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::Error;
 
@@ -74,6 +74,11 @@ impl Gradient {
     /// Puts the gradient back into a container.
     pub(crate) fn register(self, gradients: &mut GradientsParams) {
         self.info.rank.register(gradients, self.info.parameter, self.tensor);
+    }
+
+    /// Returns the device of the gradient.
+    pub(crate) fn device(&self) -> Device {
+        self.flatten().device()
     }
 
     /// Returns the gradient, flattened to one dimension.

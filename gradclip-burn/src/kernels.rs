@@ -6,7 +6,7 @@ use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, Disp
 use burn::tensor::{Int, Tensor};
 
 use crate::backend::{KernelBackend, WgpuPrimitive};
-use crate::device::{self, GradientShape, TableCache};
+use crate::device::{self, ClipPrimitives, GradientShape, StatePrimitives, TableCache};
 use crate::gradients::{Gradient, GradientInfo};
 use crate::resolved_clip::ResolvedClip;
 
@@ -23,17 +23,24 @@ pub(crate) struct KernelMeasurement {
     pub(crate) stats: Option<Tensor<1, Int>>,
 }
 
-/// Clips gradients. A clip by norm also returns its measurement.
-///
-/// # Errors
-///
-/// Returns the gradients unchanged if the kernels cannot clip them.
+/// The inputs of a clip besides its gradients, on the device of the gradients.
+pub(crate) struct Inputs {
+    /// The norm of a clip by supplied norm.
+    pub(crate) supplied: Option<Tensor<1>>,
+    /// The norm histories of a z-clip, as words. The clip replaces them.
+    pub(crate) histories: Option<Tensor<1, Int>>,
+    /// The step counts, as words, if the clip counts steps. The clip replaces them.
+    pub(crate) step_counts: Option<Tensor<1, Int>>,
+}
+
+/// Clips gradients whose [`shapes`] the kernels can clip. A clip by norm also returns its measurement.
 pub(crate) fn clip(
     gradients: Vec<Gradient>,
+    shapes: Vec<GradientShape>,
     clip: &Arc<ResolvedClip>,
+    inputs: &mut Inputs,
     cache: &TableCache,
-) -> Result<(Vec<Gradient>, Option<KernelMeasurement>), Vec<Gradient>> {
-    let Some(shapes) = shapes(&gradients, &clip.segment_of) else { return Err(gradients) };
+) -> (Vec<Gradient>, Option<KernelMeasurement>) {
     let mut infos = Vec::with_capacity(gradients.len());
     let mut primitives = Vec::with_capacity(gradients.len());
     for Gradient { info, tensor } in gradients {
@@ -43,21 +50,37 @@ pub(crate) fn clip(
             primitives.push(primitive);
         }
     }
+    // The other inputs were made on the device of the gradients, so they have primitives, too.
+    let words = |state: &mut Option<Tensor<1, Int>>| {
+        state.take().and_then(|words| words.try_into_primitive::<Wgpu>().ok())
+    };
+    let primitives = ClipPrimitives {
+        gradients: primitives,
+        supplied: inputs.supplied.take().and_then(|norm| norm.try_into_primitive::<Wgpu>().ok()),
+        state: StatePrimitives {
+            histories: words(&mut inputs.histories),
+            step_counts: words(&mut inputs.step_counts),
+        },
+    };
     let clipped = Wgpu::clip(primitives, shapes, clip.clone(), cache.clone());
     let gradients =
         infos.into_iter().zip(clipped.gradients).map(|(info, primitive)| from_primitive(info, primitive));
-    let measurement = clipped.outputs.map(|outputs| KernelMeasurement {
-        norms: Tensor::from_primitive::<Wgpu>(outputs.norms),
-        factors: Tensor::from_primitive::<Wgpu>(outputs.factors),
-        records: Tensor::from_primitive::<Wgpu>(outputs.records),
-        stats: outputs.stats.map(Tensor::from_primitive::<Wgpu>),
+    let measurement = clipped.outputs.map(|outputs| {
+        inputs.histories = outputs.state.histories.map(Tensor::from_primitive::<Wgpu>);
+        inputs.step_counts = outputs.state.step_counts.map(Tensor::from_primitive::<Wgpu>);
+        KernelMeasurement {
+            norms: Tensor::from_primitive::<Wgpu>(outputs.norms),
+            factors: Tensor::from_primitive::<Wgpu>(outputs.factors),
+            records: Tensor::from_primitive::<Wgpu>(outputs.records),
+            stats: outputs.stats.map(Tensor::from_primitive::<Wgpu>),
+        }
     });
-    Ok((gradients.collect(), measurement))
+    (gradients.collect(), measurement)
 }
 
 /// Returns the shapes of the gradients if the kernels can clip them: all are on one device that runs the kernels, and
 /// have supported element types.
-fn shapes(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<GradientShape>> {
+pub(crate) fn shapes(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<GradientShape>> {
     let device = Wgpu::device_of(primitive(gradients.first()?)?);
     if !device::runs_kernels(&device) {
         return None;

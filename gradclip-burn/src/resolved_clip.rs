@@ -31,21 +31,13 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     let norm = match operation {
         Operation::Norm(norm) => norm,
         Operation::Clamp { .. } => return Ok(()),
-        _ => return Err(Error::Unsupported { option: "this kind of clip" }),
+        _ => return Err(Error::Unsupported { option: "an operation other than Norm and Clamp" }),
     };
     match norm.scope {
-        Scope::Global | Scope::Tensor | Scope::TensorRms => {}
-        Scope::Parameter { .. } => return Err(Error::Unsupported { option: "Clip::by_parameter_norm" }),
-        Scope::Supplied => return Err(Error::Unsupported { option: "Clip::by_supplied_norm" }),
-        _ => return Err(Error::Unsupported { option: "this scope of a norm" }),
+        Scope::Global | Scope::Tensor | Scope::TensorRms | Scope::Supplied => Ok(()),
+        Scope::Parameter { .. } => Err(Error::Unsupported { option: "Clip::by_parameter_norm" }),
+        _ => Err(Error::Unsupported { option: "a scope other than Global, Tensor, TensorRms and Supplied" }),
     }
-    if norm.z_clip.is_some() {
-        return Err(Error::Unsupported { option: "Clip::z_clip" });
-    }
-    if norm.count_steps {
-        return Err(Error::Unsupported { option: "Clip::count_steps" });
-    }
-    Ok(())
 }
 
 impl ResolvedClip {
@@ -83,6 +75,21 @@ impl ResolvedClip {
     /// Returns whether the clip changes gradients. If not, it only measures them.
     pub(crate) const fn writes_gradients(&self) -> bool {
         !matches!(self.kind, ClipKind::Norm(ByNorm { coefficient_only: true, .. }))
+    }
+
+    /// Returns whether each gradient has its own norm. If not, groups share one.
+    pub(crate) const fn is_per_gradient(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(norm) if !norm.scope.is_together())
+    }
+
+    /// Returns whether the clip has a limit that follows past norms.
+    pub(crate) const fn keeps_histories(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(ByNorm { z_clip: Some(_), .. }))
+    }
+
+    /// Returns whether the clip counts steps.
+    pub(crate) const fn counts_steps(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(ByNorm { count_steps: true, .. }))
     }
 
     /// Returns the norm type; L2 for a clip by value, which measures no norm.

@@ -2,12 +2,13 @@
 //! does not compile WGSL, for f64 gradients, and for gradients on several devices.
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
-use gradclip::kernels::tables::Bounds;
+use gradclip::kernels::tables::{Bounds, NormParams};
 use gradclip::operation::ByNorm;
 use gradclip::{NonFinite, NormType};
 
 use crate::gradients::Gradient;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
+use crate::state::{CountTensors, HistoryTensors};
 
 /// The measurement of a clip by norm. All numbers are f32 on the device of the first gradient.
 ///
@@ -54,17 +55,32 @@ const LARGE: f32 = 9_223_372_036_854_775_808.0;
 /// 2^-64.
 const SHIFT: f32 = 1.0 / 18_446_744_073_709_551_616.0;
 
+/// The inputs of a clip besides its gradients, on the device of the first gradient.
+pub(crate) struct Inputs {
+    /// The norm of a clip by supplied norm.
+    pub(crate) supplied: Option<Tensor<1>>,
+    /// The norm histories of a z-clip. The clip replaces them.
+    pub(crate) histories: Option<HistoryTensors>,
+    /// The step counts, if the clip counts steps. The clip replaces them.
+    pub(crate) step_counts: Option<CountTensors>,
+}
+
 /// Clips gradients. A clip by norm also returns its measurement.
 pub(crate) fn clip(
     gradients: Vec<Gradient>,
     clip: &ResolvedClip,
+    inputs: &mut Inputs,
 ) -> (Vec<Gradient>, Option<TensorOpsMeasurement>) {
     match clip.kind {
         ClipKind::Norm(norm) => {
-            let Some(device) = gradients.first().map(|first| first.flatten().device()) else {
+            let Some(device) = gradients.first().map(Gradient::device) else {
                 return (gradients, None);
             };
-            let measurement = measure(&gradients, &norm, clip, &device);
+            let norms = match inputs.supplied.take() {
+                Some(supplied) => SegmentNorms::supplied(supplied, gradients.len(), clip.segments()),
+                None => SegmentNorms::measured(&gradients, &norm, clip, &device),
+            };
+            let measurement = limit(norms, &norm, clip, inputs, &device);
             let gradients = if clip.writes_gradients() {
                 let gradients = gradients.into_iter().zip(&clip.segment_of);
                 gradients
@@ -82,43 +98,96 @@ pub(crate) fn clip(
     }
 }
 
-fn measure(
-    gradients: &[Gradient],
-    norm: &ByNorm,
-    clip: &ResolvedClip,
-    device: &Device,
-) -> TensorOpsMeasurement {
-    let mut norms = Vec::new();
-    let mut max_magnitudes = Vec::new();
-    let mut non_finite = Vec::new();
-    let mut zeros = Vec::new();
-    let mut norms_of_segments = vec![Vec::new(); clip.segments()];
-    for (gradient, &segment) in gradients.iter().zip(&clip.segment_of) {
-        let flat = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
-        let gradient_norm = norm_of(flat.clone().abs(), norm.norm_type)
-            .map(|number| number.cast(DType::F32).to_device(device));
-        if norm.tensor_stats {
-            let count = |mask: Tensor<1, Bool>| mask.int().sum().to_device(device);
-            non_finite.push(count(flat.clone().is_finite().bool_not()));
-            zeros.push(count(flat.equal_scalar(0.0)));
-            norms.push(gradient_norm.ratio.clone() * gradient_norm.unit.clone());
-        }
-        max_magnitudes.push(gradient_norm.max_magnitude.clone());
-        // Empty gradients are left out: even a 0 would change a joint norm of negative p.
-        if gradient.info.count > 0 {
-            norms_of_segments[segment].push(gradient_norm);
+/// The norms of all segments, before their limits apply.
+struct SegmentNorms {
+    /// The norms times the shifts, without the loss scale.
+    shifted_norms: Tensor<1>,
+    shifts: Tensor<1>,
+    /// Whether each segment has only finite elements, or a finite supplied norm.
+    is_finite: Tensor<1, Bool>,
+    /// The largest magnitude of each gradient.
+    max_magnitudes: Tensor<1>,
+    /// Whether each segment has no elements.
+    empty: Vec<bool>,
+    stats: Option<StatsMeasurement>,
+}
+
+impl SegmentNorms {
+    /// Makes the norms of all segments from one that the caller supplies, without the loss scale. A negative norm
+    /// counts as NaN.
+    fn supplied(norm: Tensor<1>, gradients: usize, segments: usize) -> Self {
+        let is_negative = norm.clone().lower_elem(0.0);
+        // The sign of a zero is ignored.
+        let norm = norm.abs().mask_fill(is_negative, f32::NAN);
+        Self {
+            shifted_norms: norm.clone().expand([segments]),
+            shifts: Tensor::ones_like(&norm).expand([segments]),
+            max_magnitudes: Tensor::zeros_like(&norm).expand([gradients]),
+            is_finite: norm.is_finite().expand([segments]),
+            empty: vec![false; segments],
+            stats: None,
         }
     }
-    let empty = norms_of_segments.iter().map(Vec::is_empty).collect();
-    let segments: Vec<_> =
-        norms_of_segments.iter().map(|norms| join(norms, norm.norm_type, device)).collect();
-    let of_segments = |number: fn(&SegmentNorm) -> &Tensor<1>| {
-        Tensor::cat(segments.iter().map(|segment| number(segment).clone()).collect(), 0)
-    };
-    let shifts = of_segments(|segment| &segment.shift);
-    let shifted_norms = of_segments(|segment| &segment.shifted_norm).mul_scalar(norm.inverse_norm_scale());
+
+    /// Measures gradients.
+    fn measured(gradients: &[Gradient], norm: &ByNorm, clip: &ResolvedClip, device: &Device) -> Self {
+        let mut norms = Vec::new();
+        let mut max_magnitudes = Vec::new();
+        let mut non_finite = Vec::new();
+        let mut zeros = Vec::new();
+        let mut norms_of_segments = vec![Vec::new(); clip.segments()];
+        for (gradient, &segment) in gradients.iter().zip(&clip.segment_of) {
+            let flat = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+            let gradient_norm = norm_of(flat.clone().abs(), norm.norm_type)
+                .map(|number| number.cast(DType::F32).to_device(device));
+            if norm.tensor_stats {
+                let count = |mask: Tensor<1, Bool>| mask.int().sum().to_device(device);
+                non_finite.push(count(flat.clone().is_finite().bool_not()));
+                zeros.push(count(flat.equal_scalar(0.0)));
+                norms.push(gradient_norm.ratio.clone() * gradient_norm.unit.clone());
+            }
+            max_magnitudes.push(gradient_norm.max_magnitude.clone());
+            // Empty gradients are left out: even a 0 would change a joint norm of negative p.
+            if gradient.info.count > 0 {
+                norms_of_segments[segment].push(gradient_norm);
+            }
+        }
+        let empty = norms_of_segments.iter().map(Vec::is_empty).collect();
+        let segments: Vec<_> =
+            norms_of_segments.iter().map(|norms| join(norms, norm.norm_type, device)).collect();
+        let of_segments = |number: fn(&SegmentNorm) -> &Tensor<1>| {
+            Tensor::cat(segments.iter().map(|segment| number(segment).clone()).collect(), 0)
+        };
+        Self {
+            shifted_norms: of_segments(|segment| &segment.shifted_norm).mul_scalar(norm.inverse_norm_scale()),
+            shifts: of_segments(|segment| &segment.shift),
+            is_finite: of_segments(|segment| &segment.max_magnitude).is_finite(),
+            max_magnitudes: Tensor::cat(max_magnitudes, 0),
+            empty,
+            stats: norm.tensor_stats.then(|| StatsMeasurement {
+                norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
+                non_finite: Tensor::cat(non_finite, 0),
+                zeros: Tensor::cat(zeros, 0),
+            }),
+        }
+    }
+}
+
+/// Computes the coefficients and factors, and updates the state of the clip.
+fn limit(
+    norms: SegmentNorms,
+    norm: &ByNorm,
+    clip: &ResolvedClip,
+    inputs: &mut Inputs,
+    device: &Device,
+) -> TensorOpsMeasurement {
+    let SegmentNorms { shifted_norms, shifts, is_finite, max_magnitudes, empty, stats } = norms;
     let limits: Vec<f32> = clip.bounds.iter().map(|bounds| bounds[1]).collect();
-    let limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
+    let mut limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
+    if let Some(histories) = &mut inputs.histories {
+        let follows = z_clip(histories, norm, &shifted_norms, &shifts, &is_finite);
+        limits = limits.min_pair(follows);
+    }
 
     // min(limit · (1 / (norm + epsilon)), 1), but a NaN stays NaN.
     let is_shifted = shifts.clone().lower_elem(1.0);
@@ -130,8 +199,7 @@ fn measure(
     let shifted_coefs = coefs.mask_where(is_within_limit, one.clone());
     let coefs = shifted_coefs.clone() * shifts.clone();
 
-    let max_magnitude = of_segments(|segment| &segment.max_magnitude);
-    let is_bad = max_magnitude.is_finite().bool_not().bool_or(coefs.clone().is_nan());
+    let is_bad = is_finite.bool_not().bool_or(coefs.clone().is_nan());
     // The policy sets the factor of non-finite gradients.
     let shifted_factors = shifted_coefs.mul_scalar(norm.inverse_scale);
     let shifted_factors = match norm.non_finite {
@@ -140,8 +208,12 @@ fn measure(
         NonFinite::Zero => shifted_factors.mask_fill(is_bad.clone(), 0.0),
         NonFinite::Poison => shifted_factors.mask_fill(is_bad.clone(), f32::NAN),
     };
+    let norms = shifted_norms.clone() * one;
+    if let Some(counts) = &mut inputs.step_counts {
+        count_step(counts, &norms, &coefs, &is_bad);
+    }
     TensorOpsMeasurement {
-        norms: shifted_norms.clone() * one,
+        norms,
         coefs,
         factors: shifted_factors.clone() * shifts.clone(),
         shifted_norms,
@@ -149,13 +221,82 @@ fn measure(
         shifts,
         non_finite: is_bad,
         empty,
-        max_magnitudes: Tensor::cat(max_magnitudes, 0),
-        stats: norm.tensor_stats.then(|| StatsMeasurement {
-            norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
-            non_finite: Tensor::cat(non_finite, 0),
-            zeros: Tensor::cat(zeros, 0),
-        }),
+        max_magnitudes,
+        stats,
     }
+}
+
+/// Adds norms to their histories, and returns the limits that follow from these: infinity without a spike. The same as
+/// gradclip's z-clip; `norm_params` has its numbers. Non-finite gradients do not change their history, and neither does
+/// a norm beyond f32 without a limit.
+fn z_clip(
+    histories: &mut HistoryTensors,
+    norm: &ByNorm,
+    shifted_norms: &Tensor<1>,
+    shifts: &Tensor<1>,
+    is_finite: &Tensor<1, Bool>,
+) -> Tensor<1> {
+    let NormParams { rate, threshold, warm_up, .. } = NormParams::new(norm);
+    let HistoryTensors { steps, means, deviations } = histories.clone();
+    let is_warming_up = |steps: &Tensor<1, Int>| steps.clone().lower_elem(warm_up);
+    // A warm-up whose norms were all 0 starts again.
+    let is_restart = means
+        .clone()
+        .equal_scalar(0.0)
+        .bool_and(is_warming_up(&steps).bool_not())
+        .bool_and(is_finite.clone());
+    let steps = steps.mask_fill(is_restart, 0);
+    let is_warm_up = is_warming_up(&steps);
+
+    let max_deviations = deviations.clone().mul_scalar(threshold);
+    let above = shifted_norms.clone() - means.clone() * shifts.clone();
+    let shifted_deviations = max_deviations.clone() * shifts.clone();
+    let is_spike = above
+        .clone()
+        .greater(shifted_deviations.clone())
+        .bool_and(is_warm_up.clone().bool_not())
+        .bool_and(is_finite.clone());
+    let limits = means.clone() + max_deviations * (shifted_deviations / above);
+    let counted = (shifted_norms.clone() / shifts.clone()).mask_where(is_spike.clone(), limits.clone());
+    let is_counted = counted.clone().is_finite().bool_and(is_finite.clone());
+
+    // During warm-up, mean and deviation are those of all norms so far.
+    let next_steps = steps.clone().add_scalar(1).mask_where(is_warm_up.clone().bool_not(), steps.clone());
+    let fill = |number: f32| Tensor::ones_like(&means).mul_scalar(number);
+    let warm_up_rates = next_steps.clone().float().cast(DType::F32).recip();
+    let rates = fill(rate).mask_where(is_warm_up.clone(), warm_up_rates);
+    let shares = fill(1.0 - rate).mask_fill(is_warm_up, 1.0);
+    let rests = rates.clone().neg().add_scalar(1.0);
+    let distances = counted.clone() - means.clone();
+    // Interpolates from the nearer end, whose rounding error is smaller.
+    let from_norm = counted - rests.clone() * distances.clone();
+    let next_means = (means.clone() + rates.clone() * distances.clone())
+        .mask_where(rates.clone().greater_elem(0.5), from_norm);
+    let next_deviations = rests.sqrt() * hypotenuse(&deviations, (rates * shares).sqrt() * distances);
+
+    histories.steps = steps.mask_where(is_counted.clone(), next_steps);
+    histories.means = means.mask_where(is_counted.clone(), next_means);
+    histories.deviations = deviations.mask_where(is_counted, next_deviations);
+    Tensor::ones_like(&limits).mul_scalar(f32::INFINITY).mask_where(is_spike, limits)
+}
+
+/// Returns `sqrt(a² + b²)` for `a >= 0`. The squares may leave the range of f32.
+fn hypotenuse(a: &Tensor<1>, b: Tensor<1>) -> Tensor<1> {
+    let b = b.abs();
+    let large = a.clone().max_pair(b.clone());
+    let is_zero = large.clone().equal_scalar(0.0);
+    let ratio = a.clone().min_pair(b) / large.clone().mask_fill(is_zero, 1.0);
+    large * ratio.square().add_scalar(1.0).sqrt()
+}
+
+/// Counts a step by its outcome, as [`StepCounts::add`](gradclip::stats::StepCounts::add).
+fn count_step(counts: &mut CountTensors, norms: &Tensor<1>, coefs: &Tensor<1>, is_bad: &Tensor<1, Bool>) {
+    let is_clipped = coefs.clone().equal_scalar(1.0).bool_not();
+    counts.steps = counts.steps.clone().add_scalar(1);
+    counts.clipped = counts.clipped.clone() + is_clipped.int();
+    counts.non_finite = counts.non_finite.clone() + is_bad.clone().int();
+    let finite_norms = norms.clone().mask_fill(norms.clone().is_finite().bool_not(), 0.0);
+    counts.largest_norms = counts.largest_norms.clone().max_pair(finite_norms);
 }
 
 /// A norm as the product of `ratio` and `unit`, which may exceed f32, and the largest magnitude. Each tensor has one

@@ -7,7 +7,9 @@ use super::norm_sums::NormSums;
 use super::records::{self, RecordInput};
 use super::{parallel, tensor_stats};
 use crate::float_modes::in_default_modes;
-use crate::operation::{ByNorm, Operation, Scope, check_max_norms, inverse_scale};
+use crate::operation::{
+    ByNorm, Operation, Scope, check_max_norms, check_norm_histories, check_step_counts, inverse_scale,
+};
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
 
 /// Clips on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
@@ -212,7 +214,7 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value, which has no counts; [`Error::StepCounts`] if a count is invalid.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.check_by_norm("set_step_counts")?;
-        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        check_step_counts(counts)?;
         self.step_counts = counts.to_vec();
         Ok(())
     }
@@ -230,7 +232,7 @@ impl ClipPlan {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
             return Err(Error::NotEnabled { what: "norm histories", with: "z_clip" });
         }
-        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        check_norm_histories(histories)?;
         self.histories = histories.to_vec();
         Ok(())
     }

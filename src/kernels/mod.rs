@@ -81,7 +81,7 @@ pub enum Kernel {
         /// Whether workgroups have [`WIDE_WORKGROUP_SIZE`] invocations, for thousands of partials in one segment.
         wide: bool,
     },
-    /// Makes records from a supplied norm. One invocation for each segment, as for the next three.
+    /// Makes records from a supplied norm. One invocation for each segment, as for the next four.
     SuppliedNorm,
     /// Computes coefficients again with limits relative to parameter norms: adaptive gradient clipping.
     Agc,
@@ -89,6 +89,8 @@ pub enum Kernel {
     ZClip,
     /// Counts steps by their outcome.
     StepCounts,
+    /// Copies norms and factors from records to arrays of f32, after a stage that changes the records.
+    NormsAndFactors,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
@@ -226,6 +228,7 @@ impl Kernel {
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
             Self::StepCounts => "gradclip.step_counts",
+            Self::NormsAndFactors => "gradclip.norms_and_factors",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
         }
@@ -315,6 +318,7 @@ impl Kernel {
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
             Self::StepCounts => ("stages/step_counts", Vec::new()),
+            Self::NormsAndFactors => ("stages/norms_and_factors", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
         }
@@ -366,7 +370,7 @@ impl Kernel {
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. } | Self::StepCounts)
+            (Buffer::Records, Self::Scale { .. } | Self::StepCounts | Self::NormsAndFactors)
             | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
             (
                 Buffer::Partials
@@ -400,7 +404,12 @@ impl Kernel {
             Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
                 Some((slots, SlotAccess::writing(format)))
             }
-            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::StepCounts => None,
+            Self::Finalize { .. }
+            | Self::SuppliedNorm
+            | Self::Agc
+            | Self::ZClip
+            | Self::StepCounts
+            | Self::NormsAndFactors => None,
         }
     }
 }

@@ -35,7 +35,7 @@ macro_rules! snippets {
 pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
     snippets! {
         "stages/partials" "stages/partials_power" "stages/finalize" "stages/finalize_power"
-        "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/step_counts"
+        "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/step_counts" "stages/norms_and_factors"
         "stages/scale" "stages/clamp"
         "norms/l1" "norms/l2" "norms/inf" "norms/power"
         "elements/f32" "elements/f16" "elements/bf16"

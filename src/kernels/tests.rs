@@ -26,7 +26,8 @@ fn all() -> Vec<Kernel> {
         .collect();
     let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY];
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
-    let mut kernels = vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::StepCounts];
+    let mut kernels =
+        vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::StepCounts, Kernel::NormsAndFactors];
     for &reduction in &reductions {
         for (banks, wide) in [(1, false), (1, reduction.loads_vectors()), (2, false), (16, false)] {
             let finalize = |output| Kernel::Finalize { reduction, output, banks, wide };

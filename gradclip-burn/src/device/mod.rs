@@ -31,6 +31,31 @@ use crate::resolved_clip::{ClipKind, ResolvedClip};
 use cubecl_kernel::GradclipKernel;
 use tables::{DeviceBatch, Tables};
 
+/// The tensors that a clip takes, as primitives of any backend.
+pub(crate) struct ClipPrimitives<P> {
+    pub(crate) gradients: Vec<P>,
+    /// The norm of a clip by supplied norm, f32.
+    pub(crate) supplied: Option<P>,
+    pub(crate) state: StatePrimitives<P>,
+}
+
+impl<P> ClipPrimitives<P> {
+    /// Iterates over all tensors.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
+        let StatePrimitives { histories, step_counts } = &self.state;
+        self.gradients.iter().chain(&self.supplied).chain(histories).chain(step_counts)
+    }
+}
+
+/// The state of a clip, as words; one value per segment.
+#[derive(Default)]
+pub(crate) struct StatePrimitives<P> {
+    /// The [`NormHistory`](gradclip::stats::NormHistory) of each segment of a z-clip.
+    pub(crate) histories: Option<P>,
+    /// The [`StepCounts`](gradclip::stats::StepCounts) of each segment, if the clip counts steps.
+    pub(crate) step_counts: Option<P>,
+}
+
 /// The result of a clip, for primitives of any backend.
 pub(crate) struct ClippedPrimitives<P> {
     pub(crate) gradients: Vec<P>,
@@ -48,11 +73,16 @@ pub(crate) struct NormOutputs<P> {
     pub(crate) records: P,
     /// The statistics of each gradient, as words, if the clip measures them.
     pub(crate) stats: Option<P>,
+    /// The state after the clip.
+    pub(crate) state: StatePrimitives<P>,
 }
 
 /// The maximum number of gradients in one dispatch. A larger number would lengthen the `switch` among slots and save
 /// few dispatches.
 const MAX_SLOTS: usize = 32;
+
+/// The minimum size of a buffer: an empty one cannot be bound.
+const MIN_BYTES: usize = 16;
 
 /// The length of a record, in words.
 pub(crate) const RECORD_WORDS: usize = size_of::<ClipRecord>() / 4;
@@ -90,11 +120,12 @@ fn finalize(reduction: Reduction, output: Output) -> Kernel {
 
 /// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient.
 pub(crate) fn clip(
-    gradients: Vec<CubeTensor>,
+    inputs: ClipPrimitives<CubeTensor>,
     shapes: &[GradientShape],
     clip: &ResolvedClip,
     cache: &TableCache,
 ) -> ClippedPrimitives<CubeTensor> {
+    let ClipPrimitives { gradients, supplied, state } = inputs;
     let Some((client, device)) = gradients.first().map(|first| (first.client.clone(), first.device.clone()))
     else {
         return ClippedPrimitives { gradients, outputs: None };
@@ -108,7 +139,7 @@ pub(crate) fn clip(
     let gradients: Vec<_> = gradients.into_iter().map(make_ready).collect();
     let outputs = match clip.kind {
         ClipKind::Norm(norm) => {
-            let outputs = launcher.norm_pass(&gradients, &norm, clip.segments());
+            let outputs = launcher.norm_pass(&gradients, supplied, state, &norm, clip.segments());
             if clip.writes_gradients() {
                 launcher.elementwise_pass(
                     &gradients,
@@ -168,37 +199,60 @@ struct Launcher<'a> {
 
 impl Launcher<'_> {
     /// Launches the kernels that compute partials, records and statistics.
-    fn norm_pass(&self, gradients: &[CubeTensor], norm: &ByNorm, segments: usize) -> NormOutputs<CubeTensor> {
+    fn norm_pass(
+        &self,
+        gradients: &[CubeTensor],
+        supplied: Option<CubeTensor>,
+        state: StatePrimitives<CubeTensor>,
+        norm: &ByNorm,
+        segments: usize,
+    ) -> NormOutputs<CubeTensor> {
         let tables = self.tables;
         let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
-        // An empty buffer cannot be bound.
-        let partials = self.client.empty((tables.partials * reduction.partial_bytes()).max(16));
-        for batch in &tables.batches {
-            let format = if reduction.loads_vectors() {
-                batch.format
-            } else {
-                TileFormat { alignment: Alignment::Element, ..batch.format }
-            };
-            let kernel = Kernel::Partials { reduction, format, slots: self.slot_count(batch) };
-            self.launch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
-        }
-
         let norms = self.output(segments, DType::F32);
         let factors = self.output(segments, DType::F32);
         let records = self.output(segments * RECORD_WORDS, DType::U32);
-        let input = |buffer| match buffer {
-            Buffer::Bank(_) => &partials,
-            Buffer::NormParams => tables.norm_params.as_ref().expect("a clip by norm has parameters"),
-            Buffer::GradientOfPartial => &tables.gradient_of_partial,
-            buffer => unreachable!("no finalize kernel binds {buffer:?}"),
+        let partials = match &supplied {
+            Some(_) => self.client.empty(MIN_BYTES),
+            None => self.partials(gradients, reduction),
         };
-        self.launch(finalize(reduction, Output::RecordAndFactor), segments, |buffer| match buffer {
-            Buffer::Segments => tables.limits.of(gradclip::DType::F32),
-            Buffer::Records => &records.handle,
-            Buffer::Norms => &norms.handle,
-            Buffer::Factors => &factors.handle,
-            buffer => input(buffer),
-        });
+        let supplied = supplied.map(into_contiguous);
+        let StatePrimitives { histories, step_counts } = state;
+        let [histories, step_counts] = [histories, step_counts].map(|state| state.map(into_writable));
+        let bound = |buffer| match buffer {
+            Buffer::Bank(_) => Some(&partials),
+            Buffer::NormParams => tables.norm_params.as_ref(),
+            Buffer::GradientOfPartial => Some(&tables.gradient_of_partial),
+            Buffer::Segments => Some(tables.limits.of(gradclip::DType::F32)),
+            Buffer::Records => Some(&records.handle),
+            Buffer::Norms => Some(&norms.handle),
+            Buffer::Factors => Some(&factors.handle),
+            Buffer::SuppliedNorm => supplied.as_ref().map(|tensor| &tensor.handle),
+            Buffer::Histories => histories.as_ref().map(|tensor| &tensor.handle),
+            Buffer::StepCounts => step_counts.as_ref().map(|tensor| &tensor.handle),
+            _ => None,
+        };
+        let input = |buffer| bound(buffer).unwrap_or_else(|| unreachable!("no stage binds {buffer:?}"));
+        let per_segment =
+            |kernel: Kernel| self.launch(kernel, segments.div_ceil(WORKGROUP_SIZE as usize), input);
+
+        // A stage that changes the records comes before the copy of their norms and factors.
+        let changes_records = supplied.is_some() || histories.is_some();
+        if supplied.is_some() {
+            per_segment(Kernel::SuppliedNorm);
+        } else {
+            let output = if changes_records { Output::Record } else { Output::RecordAndFactor };
+            self.launch(finalize(reduction, output), segments, input);
+        }
+        if histories.is_some() {
+            per_segment(Kernel::ZClip);
+        }
+        if step_counts.is_some() {
+            per_segment(Kernel::StepCounts);
+        }
+        if changes_records {
+            per_segment(Kernel::NormsAndFactors);
+        }
         let stats = norm.tensor_stats.then(|| {
             let stats = self.output(gradients.len() * STATS_WORDS, DType::U32);
             self.launch(finalize(reduction, Output::TensorStats), gradients.len(), |buffer| match buffer {
@@ -208,7 +262,22 @@ impl Launcher<'_> {
             });
             stats
         });
-        NormOutputs { norms, factors, records, stats }
+        NormOutputs { norms, factors, records, stats, state: StatePrimitives { histories, step_counts } }
+    }
+
+    /// Launches the kernels that reduce the tiles of gradients to partials. Returns these.
+    fn partials(&self, gradients: &[CubeTensor], reduction: Reduction) -> Handle {
+        let partials = self.client.empty((self.tables.partials * reduction.partial_bytes()).max(MIN_BYTES));
+        for batch in &self.tables.batches {
+            let format = if reduction.loads_vectors() {
+                batch.format
+            } else {
+                TileFormat { alignment: Alignment::Element, ..batch.format }
+            };
+            let kernel = Kernel::Partials { reduction, format, slots: self.slot_count(batch) };
+            self.launch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
+        }
+        partials
     }
 
     /// Launches the kernels that scale or clamp the gradients in place. `parameters` returns the records or the bounds
@@ -304,10 +373,11 @@ mod tests {
     #[test]
     fn a_launch_has_every_buffer_that_its_kernel_binds() {
         for reduction in reductions() {
-            for output in [Output::RecordAndFactor, Output::TensorStats] {
+            for output in [Output::Record, Output::RecordAndFactor, Output::TensorStats] {
                 let outputs: &[Buffer] = match output {
                     Output::TensorStats => &[Buffer::TensorStats],
-                    _ => &[Buffer::Records, Buffer::Norms, Buffer::Factors],
+                    Output::RecordAndFactor => &[Buffer::Records, Buffer::Norms, Buffer::Factors],
+                    _ => &[Buffer::Records],
                 };
                 let bound = buffers(finalize(reduction, output));
                 assert!(bound.len() <= *FINALIZE_BINDINGS, "{reduction:?}, {output:?}");
@@ -321,6 +391,20 @@ mod tests {
                 let is_known = |buffer: &Buffer| is_input(buffer) || outputs.contains(buffer);
                 assert!(bound.iter().all(is_known), "{reduction:?}, {output:?}: {bound:?}");
             }
+        }
+        let common = [Buffer::Segments, Buffer::NormParams, Buffer::Records];
+        for (kernel, other) in [
+            (Kernel::SuppliedNorm, &[Buffer::SuppliedNorm][..]),
+            (Kernel::ZClip, &[Buffer::Histories]),
+            (Kernel::StepCounts, &[Buffer::StepCounts]),
+            (Kernel::NormsAndFactors, &[Buffer::Norms, Buffer::Factors]),
+        ] {
+            let bound = buffers(kernel);
+            assert!(bound.len() <= *FINALIZE_BINDINGS, "{kernel:?}");
+            assert!(
+                bound.iter().all(|buffer| common.contains(buffer) || other.contains(buffer)),
+                "{kernel:?}"
+            );
         }
         for alignment in [Alignment::Vector, Alignment::Element] {
             for dtype in [gradclip::DType::F32, gradclip::DType::F16, gradclip::DType::BF16] {

@@ -10,6 +10,7 @@ mod numerics;
 mod optimizer;
 mod options;
 mod per_gradient;
+mod state;
 mod stress;
 
 use burn::Tensor;
