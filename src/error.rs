@@ -57,10 +57,10 @@ impl fmt::Display for GradientId {
 ///
 /// | phase | errors |
 /// |---|---|
-/// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`StepCounts`](Self::StepCounts) |
+/// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`SkipAbove`](Self::SkipAbove), [`MaxConsecutiveSkips`](Self::MaxConsecutiveSkips), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`StepCounts`](Self::StepCounts) |
 /// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
-/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NotEnabled`](Self::NotEnabled), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
+/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
 /// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -141,14 +141,31 @@ pub enum Error {
         given: crate::ZClip,
     },
 
+    /// A [`skip_above`](crate::Clip::skip_above) that is negative or NaN.
+    #[error("skip_above is {}, but it must be 0 or greater", number(*given))]
+    SkipAbove {
+        /// The norm that was given.
+        given: f32,
+    },
+
+    /// A [`max_consecutive_skips`](crate::Clip::max_consecutive_skips) of 0, or of a clip that skips none.
+    #[error("max_consecutive_skips is {given}, but {}", if *skips { "it must be at least 1" } else { "Clip::skip_above is not set" })]
+    MaxConsecutiveSkips {
+        /// The number that was given.
+        given: u32,
+        /// Whether the clip has [`skip_above`](crate::Clip::skip_above).
+        skips: bool,
+    },
+
     /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) together with [`z_clip`](crate::Clip::z_clip).
     #[error(
         "Clip::by_parameter_norm takes its limits from the parameters, so Clip::z_clip cannot set them too"
     )]
     ConflictingLimits,
 
-    /// An option or a call that needs a measured norm, with a clip that measures none.
-    #[error("{what} needs a measured norm, but {clip} measures none")]
+    /// An option or a call that needs a measured norm, with a clip that measures none; or one that needs a limit for the norm, with a
+    /// clip that limits a ratio.
+    #[error("{what} needs a norm, but {clip} has none")]
     NeedsNorm {
         /// The option or method.
         what: &'static str,
@@ -159,7 +176,7 @@ pub enum Error {
     /// An option whose state or results a plan keeps, in a call that makes no plan.
     #[error("Clip::{option} needs a plan to keep its results: cpu::ClipPlan, or Clipper::prepare on a GPU")]
     NeedsPlan {
-        /// The option: `z_clip`, `tensor_stats` or `count_steps`.
+        /// The option, such as `z_clip` or `count_steps`.
         option: &'static str,
     },
 
@@ -449,6 +466,15 @@ pub enum Error {
         with: &'static str,
     },
 
+    /// A fixed loss scale for a plan whose loss scale is [dynamic](crate::Clip::dynamic_loss_scale).
+    #[error(
+        "{what} sets a fixed loss scale, but this plan updates its own; call set_dynamic_loss_scale to replace it"
+    )]
+    DynamicLossScale {
+        /// The method.
+        what: &'static str,
+    },
+
     /// A norm supplied to a clip that measures its own, or needs none.
     #[error("this clip takes no supplied norm: only Clip::by_supplied_norm does")]
     UnexpectedNorm,
@@ -681,7 +707,7 @@ mod tests {
     fn options_without_a_norm_are_named() {
         says(
             &Clip::by_value(1.0).loss_scale(2.0).checked().unwrap_err(),
-            "loss_scale needs a measured norm, but Clip::by_value measures none",
+            "loss_scale needs a norm, but Clip::by_value has none",
         );
     }
 }

@@ -9,6 +9,7 @@
 use std::fmt::Debug;
 
 use crate::float_modes::in_default_modes;
+use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
 use crate::{Epsilon, Error, NonFinite, NormHistory, NormType, StepCounts, ZClip};
 
@@ -50,6 +51,12 @@ impl Operation {
             Self::Norm(ByNorm { z_clip: Some(_), .. }) => "z_clip",
             Self::Norm(ByNorm { tensor_stats: true, .. }) => "tensor_stats",
             Self::Norm(ByNorm { count_steps: true, .. }) => "count_steps",
+            Self::Norm(ByNorm { dynamic_loss_scale: Some(_), .. }) => "dynamic_loss_scale",
+            Self::Norm(ByNorm { skip_above: Some(SkipAbove { max_consecutive, .. }), .. })
+                if *max_consecutive != u32::MAX =>
+            {
+                "max_consecutive_skips"
+            }
             _ => return Ok(()),
         };
         Err(Error::NeedsPlan { option })
@@ -119,6 +126,19 @@ pub struct ByNorm {
     pub count_steps: bool,
     /// The options of a limit that follows past norms.
     pub z_clip: Option<ZClip>,
+    /// The second limit, above which a step is skipped.
+    pub skip_above: Option<SkipAbove>,
+    /// The loss scale that is updated after each step. [`inverse_scale`](Self::inverse_scale) is its inverse at the first step.
+    pub dynamic_loss_scale: Option<LossScale>,
+}
+
+/// A second limit: a step whose norm exceeds it is skipped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SkipAbove {
+    /// The limit. Not negative and not NaN.
+    pub norm: f32,
+    /// The number of steps in a row that are skipped, before one is clipped instead; at least 1. `u32::MAX` if unlimited.
+    pub max_consecutive: u32,
 }
 
 impl ByNorm {
@@ -127,6 +147,12 @@ impl ByNorm {
     #[must_use]
     pub fn inverse_norm_scale(&self) -> f32 {
         if self.norm_type.p() == 0.0 { 1.0 } else { self.inverse_scale }
+    }
+
+    /// Returns whether a plan keeps [`StepCounts`](crate::stats::StepCounts): they are asked for, or a rule needs them.
+    #[must_use]
+    pub const fn keeps_step_counts(&self) -> bool {
+        self.count_steps || self.skip_above.is_some() || self.dynamic_loss_scale.is_some()
     }
 
     /// Returns the first option, other than the limit, in which two clips differ, and both values.
@@ -143,6 +169,8 @@ impl ByNorm {
             tensor_stats,
             count_steps,
             z_clip,
+            skip_above,
+            dynamic_loss_scale,
         } = self;
         differ("scope", scope, &other.scope)
             .or_else(|| differ("norm_type", norm_type, &other.norm_type))
@@ -153,6 +181,8 @@ impl ByNorm {
             .or_else(|| differ("tensor_stats", tensor_stats, &other.tensor_stats))
             .or_else(|| differ("count_steps", count_steps, &other.count_steps))
             .or_else(|| differ("z_clip", z_clip, &other.z_clip))
+            .or_else(|| differ("skip_above", skip_above, &other.skip_above))
+            .or_else(|| differ("dynamic_loss_scale", dynamic_loss_scale, &other.dynamic_loss_scale))
     }
 
     /// Returns the plain clip by global L2 norm, for a valid limit.
@@ -168,6 +198,8 @@ impl ByNorm {
             tensor_stats: false,
             count_steps: false,
             z_clip: None,
+            skip_above: None,
+            dynamic_loss_scale: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-pub use crate::step_counts::StepCounts;
+pub use crate::step_counts::{STEP_COUNTS_WGSL, StepCounts};
 pub use crate::z_clip::NormHistory;
 
 /// The WGSL declaration of [`TensorStats`], for a shader that binds

@@ -52,12 +52,17 @@ impl Clipped {
     }
 
     /// Returns the policy for non-finite gradients.
-    pub(crate) fn policy(&self) -> NonFinite {
+    fn policy(&self) -> NonFinite {
         self.clip.non_finite()
     }
 
-    /// Returns whether this step is skipped: a gradient is not finite, and the policy is [`NonFinite::Skip`]. The clip
-    /// has then removed all gradients of the module from the container, so that Burn's optimizers change neither
+    /// Returns whether the records decide if the optimizer steps.
+    pub(crate) fn decides_step(&self) -> bool {
+        self.clip.decides_step()
+    }
+
+    /// Returns whether this step is skipped: a gradient is not finite, and the policy is [`NonFinite::Skip`]; or a norm
+    /// exceeds [`Clip::skip_above`](gradclip::Clip::skip_above). The clip has then removed all gradients of the module from the container, so that Burn's optimizers change neither
     /// parameters nor optimizer state. Does not wait for the device.
     #[must_use]
     pub const fn skipped(&self) -> bool {
@@ -202,16 +207,17 @@ async fn measured_records(
         shifted_norms,
         shifted_factors,
         shifts,
+        is_too_large,
         max_magnitudes,
         ..
     } = measurement;
     // A single tensor, so that the host waits once.
-    let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, max_magnitudes];
+    let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, is_too_large, max_magnitudes];
     let all = read_floats(&Tensor::cat(all.map(Tensor::clone).to_vec(), 0)).await?;
-    let (of_segments, max_magnitudes) = all.split_at(6 * clip.segments());
+    let (of_segments, max_magnitudes) = all.split_at(7 * clip.segments());
     let is_measured = norm.scope != Scope::Supplied;
     let record = |segment: usize| {
-        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift] =
+        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift, is_too_large] =
             std::array::from_fn(|number| of_segments[number * clip.segments() + segment]);
         let gradients = || (0..max_magnitudes.len()).filter(|&index| clip.segment_of[index] == segment);
         let max_magnitude = gradients()
@@ -231,6 +237,7 @@ async fn measured_records(
             first_non_finite,
             exact_norm: (!is_empty).then_some(exact_norm),
             exact_factor: f64::from(shifted_factor) * f64::from(shift),
+            skipped: is_too_large != 0.0,
         };
         outcome.record(norm.non_finite)
     };

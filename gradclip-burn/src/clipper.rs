@@ -7,7 +7,7 @@ use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use gradclip::operation::{Operation, check_max_norms, check_norm_histories, check_step_counts};
 use gradclip::stats::{NormHistory, StepCounts};
-use gradclip::{Clip, ClipRecord, NonFinite};
+use gradclip::{Clip, ClipRecord};
 
 use crate::clipped::{Clipped, Measurement};
 use crate::gradients::{self, Gradient, ParameterFilter};
@@ -39,7 +39,7 @@ use crate::{device::GradientShape, kernels};
 ///
 /// # State
 ///
-/// [`Clip::z_clip`] and [`Clip::count_steps`] keep state from step to step: one [`NormHistory`] and one [`StepCounts`]
+/// [`Clip::z_clip`], [`Clip::count_steps`] and [`Clip::skip_above`] keep state from step to step: one [`NormHistory`] and one [`StepCounts`]
 /// for each element of [`Clipped::norm`]. Such a clipper serves one model. Its clones share the state, so a clone that
 /// you keep reads the state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a `Learner` uses. A new
 /// clipper starts with an empty state.
@@ -85,8 +85,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::by_parameter_norm`, which this package
-    /// does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::by_parameter_norm` and
+    /// `dynamic_loss_scale`, which this package does not support.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
@@ -191,6 +191,18 @@ impl GradClipper {
         Ok(())
     }
 
+    /// Replaces the limit of the parameters that belong to no group, as [`set_max_norms`](Self::set_max_norms) does.
+    #[cfg(feature = "train")]
+    pub(crate) fn set_max_norm(&mut self, max_norm: f32) -> Result<(), Error> {
+        let limit_of = |operation: &Operation| match operation {
+            Operation::Norm(norm) => norm.max_norm,
+            _ => f32::INFINITY,
+        };
+        let groups = self.operations[1..].iter().map(limit_of);
+        let max_norms: Vec<_> = [max_norm].into_iter().chain(groups).collect();
+        self.set_max_norms(&max_norms)
+    }
+
     /// Reads back the norm histories of a [`z_clip`](Clip::z_clip), one for each element of [`Clipped::norm`], for
     /// example for a checkpoint. Empty before the first clip. Waits for the device.
     ///
@@ -232,7 +244,7 @@ impl GradClipper {
         Ok(())
     }
 
-    /// Reads back the counts of [`count_steps`](Clip::count_steps), one for each element of [`Clipped::norm`]. Empty
+    /// Reads back the counts of [`count_steps`](Clip::count_steps) or [`skip_above`](Clip::skip_above), one for each element of [`Clipped::norm`]. Empty
     /// before the first clip. Waits for the device.
     ///
     /// # Errors
@@ -247,13 +259,13 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] with `NotEnabled` without [`count_steps`](Clip::count_steps), and with `StepCounts` for a largest
+    /// [`Error::Clip`] with `NotEnabled` if the clip counts no steps, and with `StepCounts` for a largest
     /// norm that is negative or not finite. The next clip returns `StateCount` if the number of counts is wrong.
     pub fn set_step_counts(&self, counts: &[StepCounts]) -> Result<(), Error> {
         if !self
             .operations
             .iter()
-            .any(|operation| matches!(operation, Operation::Norm(norm) if norm.count_steps))
+            .any(|operation| matches!(operation, Operation::Norm(norm) if norm.keeps_step_counts()))
         {
             return Err(gradclip::Error::NotEnabled { what: "step counts", with: "count_steps" }.into());
         }
@@ -285,13 +297,14 @@ impl GradClipper {
     ///
     /// On Burn's wgpu runtime, with this package's feature `wgpu`, gradclip's kernels clip the gradients in Burn's
     /// stream and memory: in place, or in a copy if another tensor shares the memory. Elsewhere, Burn's tensor
-    /// operations clip them. The call does not wait for the device, except under the two policies that decide whether
+    /// operations clip them. The call does not wait for the device, except under the three options that decide whether
     /// the optimizer steps. Under these, it reads back the records, a few words per norm, before it returns:
     ///
-    /// - [`NonFinite::Skip`]: if a norm is not finite, the call removes the gradients of `module` from `gradients`. A
+    /// - [`NonFinite::Skip`](gradclip::NonFinite::Skip): if a norm is not finite, the call removes the gradients of `module` from `gradients`. A
     ///   step of Burn's optimizer then changes neither parameters nor optimizer state, and [`Clipped::skipped`] returns
     ///   true. The whole step is skipped, even if only one of several groups is not finite.
-    /// - [`NonFinite::Error`]: the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of
+    /// - [`Clip::skip_above`]: if a norm exceeds the second limit, the step is skipped in the same way.
+    /// - [`NonFinite::Error`](gradclip::NonFinite::Error): the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of
     ///   finite groups are clipped.
     ///
     /// # Errors
@@ -309,8 +322,8 @@ impl GradClipper {
         pollster::block_on(self.clip_async(gradients, module))
     }
 
-    /// Clips like [`clip`](Self::clip) without blocking the thread: under [`NonFinite::Skip`] and [`NonFinite::Error`]
-    /// it awaits the records.
+    /// Clips like [`clip`](Self::clip) without blocking the thread: under the options
+    /// that decide whether the optimizer steps, it awaits the records.
     ///
     /// # Errors
     ///
@@ -400,10 +413,8 @@ impl GradClipper {
         module: &M,
     ) -> Result<Clipped, Error> {
         let clipped = self.launch(operations, norm.as_ref(), gradients, module)?;
-        // These two policies decide whether the optimizer steps. Burn's optimizers run on the host, so the host needs
-        // the records.
-        let decides_step = matches!(clipped.policy(), NonFinite::Skip | NonFinite::Error);
-        if decides_step && clipped.records_async().await?.iter().any(ClipRecord::skip) {
+        // Burn's optimizers run on the host, so the host needs the records if these decide whether the optimizer steps.
+        if clipped.decides_step() && clipped.records_async().await?.iter().any(ClipRecord::skip) {
             drop(gradients::take(gradients, module, &self.groups));
             return Ok(clipped.with_step_skipped());
         }

@@ -33,6 +33,9 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
         Operation::Clamp { .. } => return Ok(()),
         _ => return Err(Error::Unsupported { option: "an operation other than Norm and Clamp" }),
     };
+    if norm.dynamic_loss_scale.is_some() {
+        return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
+    }
     match norm.scope {
         Scope::Global | Scope::Tensor | Scope::TensorRms | Scope::Supplied => Ok(()),
         Scope::Parameter { .. } => Err(Error::Unsupported { option: "Clip::by_parameter_norm" }),
@@ -87,9 +90,20 @@ impl ResolvedClip {
         matches!(self.kind, ClipKind::Norm(ByNorm { z_clip: Some(_), .. }))
     }
 
-    /// Returns whether the clip counts steps.
+    /// Returns whether the clip counts steps, or has a rule that needs the counts.
     pub(crate) const fn counts_steps(&self) -> bool {
-        matches!(self.kind, ClipKind::Norm(ByNorm { count_steps: true, .. }))
+        matches!(self.kind, ClipKind::Norm(norm) if norm.keeps_step_counts())
+    }
+
+    /// Returns whether the outcome of the clip decides if the optimizer steps.
+    pub(crate) const fn decides_step(&self) -> bool {
+        matches!(
+            self.kind,
+            ClipKind::Norm(
+                ByNorm { non_finite: NonFinite::Skip | NonFinite::Error, .. }
+                    | ByNorm { skip_above: Some(_), .. }
+            )
+        )
     }
 
     /// Returns the norm type; L2 for a clip by value, which measures no norm.
@@ -133,6 +147,8 @@ mod tests {
             "tensor_stats",
             "count_steps",
             "z_clip",
+            "skip_above",
+            "dynamic_loss_scale",
         ];
         assert_eq!(options, known);
     }

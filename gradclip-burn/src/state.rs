@@ -160,6 +160,8 @@ pub(crate) struct CountTensors {
     pub(crate) steps: Tensor<1, Int>,
     pub(crate) clipped: Tensor<1, Int>,
     pub(crate) non_finite: Tensor<1, Int>,
+    pub(crate) skipped: Tensor<1, Int>,
+    pub(crate) consecutive_skips: Tensor<1, Int>,
     pub(crate) largest_norms: Tensor<1>,
 }
 
@@ -171,6 +173,8 @@ impl StateTensors for CountTensors {
             steps: counts(values.iter().map(|counts| counts.steps), device),
             clipped: counts(values.iter().map(|counts| counts.clipped), device),
             non_finite: counts(values.iter().map(|counts| counts.non_finite), device),
+            skipped: counts(values.iter().map(|counts| counts.skipped), device),
+            consecutive_skips: counts(values.iter().map(|counts| counts.consecutive_skips), device),
             largest_norms: floats(values.iter().map(|counts| counts.largest_norm), device),
         }
     }
@@ -180,24 +184,29 @@ impl StateTensors for CountTensors {
     }
 
     fn to_device(self, device: &Device) -> Self {
-        let Self { steps, clipped, non_finite, largest_norms } = self;
+        let Self { steps, clipped, non_finite, skipped, consecutive_skips, largest_norms } = self;
         Self {
             steps: steps.to_device(device),
             clipped: clipped.to_device(device),
             non_finite: non_finite.to_device(device),
+            skipped: skipped.to_device(device),
+            consecutive_skips: consecutive_skips.to_device(device),
             largest_norms: largest_norms.to_device(device),
         }
     }
 
     async fn values(&self) -> Result<Vec<StepCounts>, Error> {
         let largest_norms = read_floats(&self.largest_norms).await?;
-        let all = vec![self.steps.clone(), self.clipped.clone(), self.non_finite.clone()];
-        let all = read_counts(&Tensor::cat(all, 0)).await?;
+        let Self { steps, clipped, non_finite, skipped, consecutive_skips, .. } = self;
+        let all = [steps, clipped, non_finite, skipped, consecutive_skips].map(Tensor::clone);
+        let all = read_counts(&Tensor::cat(all.to_vec(), 0)).await?;
         let records = largest_norms.len();
         let values = largest_norms.into_iter().enumerate().map(|(record, largest_norm)| StepCounts {
             steps: all[record],
             clipped: all[records + record],
             non_finite: all[2 * records + record],
+            skipped: all[3 * records + record],
+            consecutive_skips: all[4 * records + record],
             largest_norm,
         });
         Ok(values.collect())

@@ -3,7 +3,7 @@
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use gradclip::kernels::tables::{Bounds, NormParams};
-use gradclip::operation::ByNorm;
+use gradclip::operation::{ByNorm, SkipAbove};
 use gradclip::{NonFinite, NormType};
 
 use crate::gradients::Gradient;
@@ -29,6 +29,8 @@ pub(crate) struct TensorOpsMeasurement {
     pub(crate) shifted_factors: Tensor<1>,
     /// The shift of each segment.
     pub(crate) shifts: Tensor<1>,
+    /// 1 for each segment whose norm exceeds the second limit, so that the step is skipped; 0 for the others.
+    pub(crate) is_too_large: Tensor<1>,
     /// Whether each segment has a non-finite element or a NaN coefficient.
     non_finite: Tensor<1, Bool>,
     /// Whether each segment has no elements.
@@ -208,9 +210,18 @@ fn limit(
         NonFinite::Zero => shifted_factors.mask_fill(is_bad.clone(), 0.0),
         NonFinite::Poison => shifted_factors.mask_fill(is_bad.clone(), f32::NAN),
     };
-    let norms = shifted_norms.clone() * one;
+    let norms = shifted_norms.clone() * one.clone();
+    let (mut shifted_factors, mut is_too_large) = (shifted_factors, Tensor::zeros_like(&norms));
     if let Some(counts) = &mut inputs.step_counts {
-        count_step(counts, &norms, &coefs, &is_bad);
+        if let Some(skip) = norm.skip_above {
+            let is_skipped = skip_above(counts, skip, &shifted_norms, &shifts, &is_bad);
+            shifted_factors = shifted_factors.mask_where(is_skipped.clone(), shifts.clone().recip());
+            is_too_large = is_too_large.mask_fill(is_skipped, 1.0);
+        }
+        let skips_bad = matches!(norm.non_finite, NonFinite::Skip | NonFinite::Error);
+        let is_too_large = is_too_large.clone().equal_scalar(1.0);
+        let is_skipped = if skips_bad { is_too_large.bool_or(is_bad.clone()) } else { is_too_large };
+        count_step(counts, &norms, &coefs, &is_bad, is_skipped);
     }
     TensorOpsMeasurement {
         norms,
@@ -219,6 +230,7 @@ fn limit(
         shifted_norms,
         shifted_factors,
         shifts,
+        is_too_large,
         non_finite: is_bad,
         empty,
         max_magnitudes,
@@ -238,6 +250,8 @@ fn z_clip(
 ) -> Tensor<1> {
     let NormParams { rate, threshold, warm_up, .. } = NormParams::new(norm);
     let HistoryTensors { steps, means, deviations } = histories.clone();
+    // The counts are signed on some devices.
+    let warm_up = i32::try_from(warm_up).unwrap_or(i32::MAX);
     let is_warming_up = |steps: &Tensor<1, Int>| steps.clone().lower_elem(warm_up);
     // A warm-up whose norms were all 0 starts again.
     let is_restart = means
@@ -289,12 +303,44 @@ fn hypotenuse(a: &Tensor<1>, b: Tensor<1>) -> Tensor<1> {
     large * ratio.square().add_scalar(1.0).sqrt()
 }
 
+/// Returns which segments skip their step because the norm exceeds a second limit, and updates the skips in a row. The
+/// same rule as gradclip's [`skip_above`](gradclip::Clip::skip_above).
+fn skip_above(
+    counts: &mut CountTensors,
+    SkipAbove { norm, max_consecutive, .. }: SkipAbove,
+    shifted_norms: &Tensor<1>,
+    shifts: &Tensor<1>,
+    is_bad: &Tensor<1, Bool>,
+) -> Tensor<1, Bool> {
+    let skips = counts.consecutive_skips.clone();
+    // The counts are signed on some devices.
+    let max_consecutive = i32::try_from(max_consecutive).unwrap_or(i32::MAX);
+    let is_skipped = shifted_norms
+        .clone()
+        .greater(shifts.clone().mul_scalar(norm))
+        .bool_and(skips.clone().lower_elem(max_consecutive))
+        .bool_and(is_bad.clone().bool_not());
+    counts.consecutive_skips = skips
+        .clone()
+        .zeros_like()
+        .mask_where(is_skipped.clone(), skips.clone().add_scalar(1))
+        .mask_where(is_bad.clone(), skips);
+    is_skipped
+}
+
 /// Counts a step by its outcome, as [`StepCounts::add`](gradclip::stats::StepCounts::add).
-fn count_step(counts: &mut CountTensors, norms: &Tensor<1>, coefs: &Tensor<1>, is_bad: &Tensor<1, Bool>) {
+fn count_step(
+    counts: &mut CountTensors,
+    norms: &Tensor<1>,
+    coefs: &Tensor<1>,
+    is_bad: &Tensor<1, Bool>,
+    is_skipped: Tensor<1, Bool>,
+) {
     let is_clipped = coefs.clone().equal_scalar(1.0).bool_not();
     counts.steps = counts.steps.clone().add_scalar(1);
     counts.clipped = counts.clipped.clone() + is_clipped.int();
     counts.non_finite = counts.non_finite.clone() + is_bad.clone().int();
+    counts.skipped = counts.skipped.clone() + is_skipped.int();
     let finite_norms = norms.clone().mask_fill(norms.clone().is_finite().bool_not(), 0.0);
     counts.largest_norms = counts.largest_norms.clone().max_pair(finite_norms);
 }

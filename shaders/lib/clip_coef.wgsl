@@ -1,6 +1,6 @@
 // The clipping coefficient, the factor and the flags that follow from a norm and a limit.
 //
-// provides: set_clip_coef, norm_of_record
+// provides: set_clip_coef, set_factor, norm_of_record
 // requires: segment, clip_record, float_bits, correctly_rounded, extended
 // binds: norm_params
 

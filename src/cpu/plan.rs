@@ -7,8 +7,10 @@ use super::norm_sums::NormSums;
 use super::records::{self, RecordInput};
 use super::{parallel, tensor_stats};
 use crate::float_modes::in_default_modes;
+use crate::loss_scale::{self, LossScale, ScaleUpdate};
 use crate::operation::{
-    ByNorm, Operation, Scope, check_max_norms, check_norm_histories, check_step_counts, inverse_scale,
+    ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_step_counts,
+    inverse_scale,
 };
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
 
@@ -36,6 +38,8 @@ pub struct ClipPlan {
     histories: Vec<NormHistory>,
     step_counts: Vec<StepCounts>,
     tensor_stats: Vec<TensorStats>,
+    /// The dynamic loss scale; the operations hold its inverse.
+    loss_scale: Option<LossScale>,
 }
 
 impl ClipPlan {
@@ -51,7 +55,17 @@ impl ClipPlan {
 
     /// Creates a plan from the checked clip of each group.
     pub(crate) fn of(operations: Vec<Operation>) -> Self {
-        Self { operations, histories: Vec::new(), step_counts: Vec::new(), tensor_stats: Vec::new() }
+        let loss_scale = match operations.first() {
+            Some(Operation::Norm(norm)) => norm.dynamic_loss_scale,
+            _ => None,
+        };
+        Self {
+            operations,
+            histories: Vec::new(),
+            step_counts: Vec::new(),
+            tensor_stats: Vec::new(),
+            loss_scale,
+        }
     }
 
     /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group). Returns the same
@@ -195,12 +209,39 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by
-    /// value.
+    /// value; [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
         self.check_by_norm("set_loss_scale")?;
-        let inverse_scale = inverse_scale(scale)?;
-        self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
+        if self.loss_scale.is_some() {
+            return Err(Error::DynamicLossScale { what: "set_loss_scale" });
+        }
+        self.set_inverse_scale(inverse_scale(scale)?);
         Ok(())
+    }
+
+    /// Returns the [dynamic loss scale](crate::Clip::dynamic_loss_scale) for the loss of the next step, also to save with a
+    /// checkpoint. None if the clip has none.
+    #[must_use]
+    pub const fn loss_scale(&self) -> Option<&LossScale> {
+        self.loss_scale.as_ref()
+    }
+
+    /// Replaces the [dynamic loss scale](crate::Clip::dynamic_loss_scale), to restore a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no dynamic loss scale.
+    pub fn set_dynamic_loss_scale(&mut self, scale: LossScale) -> Result<(), Error> {
+        if self.loss_scale.is_none() {
+            return Err(Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" });
+        }
+        self.loss_scale = Some(scale);
+        self.set_inverse_scale(inverse_scale(scale.scale())?);
+        Ok(())
+    }
+
+    fn set_inverse_scale(&mut self, inverse_scale: f32) {
+        self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
     }
 
     /// Replaces the step counts, one per record, to continue the counts of another plan on the CPU or on a GPU. An
@@ -336,16 +377,30 @@ impl ClipPlan {
     ) -> Result<Vec<ClipRecord>, Error> {
         let state = self.histories.iter_mut().zip(&mut self.step_counts);
         let record = |(input, (history, counts)): (&RecordInput, (&mut NormHistory, &mut StepCounts))| {
-            let record = input.record(norm, history);
+            let record = skip_above(norm, input.record(norm, history), counts);
             counts.add(&record);
             record
         };
-        let records: Vec<_> = in_default_modes(|| inputs.iter().zip(state).map(record).collect());
-        let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
-        match records.iter().position(|record| is_error(&record)) {
+        let mut records: Vec<_> = in_default_modes(|| inputs.iter().zip(state).map(record).collect());
+        self.update_loss_scale(&mut records)?;
+        let is_error = |record: &ClipRecord| norm.non_finite == NonFinite::Error && record.non_finite();
+        match records.iter().position(is_error) {
             Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
             None => Ok(records),
         }
+    }
+
+    /// Updates the dynamic loss scale, if there is one, and marks the records that overflowed at its floor.
+    fn update_loss_scale(&mut self, records: &mut [ClipRecord]) -> Result<(), Error> {
+        let Some(mut scale) = self.loss_scale.filter(|_| !records.is_empty()) else { return Ok(()) };
+        if in_default_modes(|| scale.update_all(records)) == ScaleUpdate::AtFloor {
+            for record in records.iter_mut().filter(|record| !loss_scale::is_finite(record)) {
+                *record = record.with_scale_at_floor();
+            }
+        }
+        self.loss_scale = Some(scale);
+        self.set_inverse_scale(inverse_scale(scale.scale())?);
+        Ok(())
     }
 
     /// Applies the clips to the gradients.
@@ -373,4 +428,18 @@ impl ClipPlan {
         }
         parallel::update(&mut updates);
     }
+}
+
+/// Skips the step of a record whose norm exceeds the second limit of the clip. `counts` has the skips in a row so far.
+fn skip_above(norm: &ByNorm, record: ClipRecord, counts: &mut StepCounts) -> ClipRecord {
+    let Some(SkipAbove { norm: limit, max_consecutive }) = norm.skip_above else { return record };
+    if record.non_finite() {
+        return record;
+    }
+    if record.norm() > limit.into() && counts.consecutive_skips < max_consecutive {
+        counts.consecutive_skips += 1;
+        return record.skipped();
+    }
+    counts.consecutive_skips = 0;
+    record
 }

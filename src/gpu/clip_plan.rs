@@ -46,7 +46,9 @@ struct Outcome {
     count: usize,
     /// Whether reading the record of non-finite gradients is an error.
     is_error: bool,
-    norm_params: wgpu::Buffer,
+    norm_params: Results,
+    /// Whether the plan updates the loss scale.
+    has_dynamic_scale: bool,
     /// The `Segment`s of `segment.wgsl`, which hold the limits.
     segments: wgpu::Buffer,
     /// The host copy of the segments, for updates of the limits.

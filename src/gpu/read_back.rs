@@ -13,6 +13,7 @@ use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot
 
 use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
 use super::labels::Labels;
+use crate::loss_scale::{LossScale, LossScaleState};
 use crate::{ClipRecord, Error, TensorStats};
 
 /// The contents of a buffer.
@@ -77,7 +78,7 @@ pub(super) fn first(bytes: &[u8]) -> Result<ClipRecord, Error> {
 /// [`all_records`] under the policy that makes non-finite gradients an error.
 pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
     let records = all_records(bytes)?;
-    match records.iter().position(ClipRecord::skip) {
+    match records.iter().position(ClipRecord::non_finite) {
         Some(index) => Err(records[index].non_finite_error(index, records.len(), |_| None)),
         None => Ok(records),
     }
@@ -87,6 +88,11 @@ pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
 pub(super) fn first_finite(bytes: &[u8]) -> Result<ClipRecord, Error> {
     all_finite(bytes)?;
     first(bytes)
+}
+
+/// Returns the loss scale at the start of a buffer of `NormParams`.
+pub(super) fn loss_scale(bytes: &[u8]) -> Result<LossScale, Error> {
+    LossScale::from_state(bytemuck::pod_read_unaligned(&bytes[..size_of::<LossScaleState>()]))
 }
 
 /// Returns all statistics. It is an error if no norm pass wrote them.

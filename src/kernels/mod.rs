@@ -81,15 +81,17 @@ pub enum Kernel {
         /// Whether workgroups have [`WIDE_WORKGROUP_SIZE`] invocations, for thousands of partials in one segment.
         wide: bool,
     },
-    /// Makes records from a supplied norm. One invocation for each segment, as for the next four.
+    /// Makes records from a supplied norm. One invocation for each segment, as for the next two.
     SuppliedNorm,
     /// Computes coefficients again with limits relative to parameter norms: adaptive gradient clipping.
     Agc,
     /// Computes coefficients again with limits that follow past norms.
     ZClip,
-    /// Counts steps by their outcome.
-    StepCounts,
-    /// Copies norms and factors from records to arrays of f32, after a stage that changes the records.
+    /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
+    /// loss scale; otherwise one invocation for each record.
+    Conclude,
+    /// Copies norms and factors from records to arrays of f32, after a stage that changes the records. One invocation for each
+    /// record.
     NormsAndFactors,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
@@ -137,6 +139,8 @@ pub enum Output {
     Record,
     /// A `ClipRecord`, and its norm and its factor in arrays of f32.
     RecordAndFactor,
+    /// The only `ClipRecord`, concluded as by [`Kernel::Conclude`].
+    RecordAndState,
     /// The [`TensorStats`](crate::TensorStats) of a segment that is one gradient.
     TensorStats,
 }
@@ -227,7 +231,7 @@ impl Kernel {
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
-            Self::StepCounts => "gradclip.step_counts",
+            Self::Conclude => "gradclip.conclude",
             Self::NormsAndFactors => "gradclip.norms_and_factors",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
@@ -310,6 +314,7 @@ impl Kernel {
                 let output = match output {
                     Output::Record => "outputs/record",
                     Output::RecordAndFactor => "outputs/record_and_factor",
+                    Output::RecordAndState => "outputs/record_and_state",
                     Output::TensorStats => "outputs/tensor_stats",
                 };
                 (stage, vec![output, reduction.norm_snippet(), reduction.partials_snippet()])
@@ -317,7 +322,7 @@ impl Kernel {
             Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
-            Self::StepCounts => ("stages/step_counts", Vec::new()),
+            Self::Conclude => ("stages/conclude", Vec::new()),
             Self::NormsAndFactors => ("stages/norms_and_factors", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
@@ -369,8 +374,11 @@ impl Kernel {
     /// How the kernel uses a buffer.
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
+            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. }) => {
+                BindingType::ReadWrite
+            }
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. } | Self::StepCounts | Self::NormsAndFactors)
+            (Buffer::Records, Self::Scale { .. } | Self::NormsAndFactors)
             | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
             (
                 Buffer::Partials
@@ -408,7 +416,7 @@ impl Kernel {
             | Self::SuppliedNorm
             | Self::Agc
             | Self::ZClip
-            | Self::StepCounts
+            | Self::Conclude
             | Self::NormsAndFactors => None,
         }
     }

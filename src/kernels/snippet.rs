@@ -35,17 +35,18 @@ macro_rules! snippets {
 pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
     snippets! {
         "stages/partials" "stages/partials_power" "stages/finalize" "stages/finalize_power"
-        "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/step_counts" "stages/norms_and_factors"
+        "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/conclude" "stages/norms_and_factors"
         "stages/scale" "stages/clamp"
         "norms/l1" "norms/l2" "norms/inf" "norms/power"
         "elements/f32" "elements/f16" "elements/bf16"
         "partials/plain" "partials/counted" "partials/power"
         "loads/aligned" "loads/unaligned"
         "maps/aligned" "maps/unaligned_words" "maps/unaligned_halves"
-        "outputs/record" "outputs/record_and_factor" "outputs/tensor_stats"
+        "outputs/record" "outputs/record_and_factor" "outputs/record_and_state" "outputs/tensor_stats"
         "lib/workgroup" "lib/tile" "lib/reduce" "lib/counts"
         "lib/float_bits" "lib/extended" "lib/correctly_rounded"
         "lib/segment" "lib/new_record" "lib/clip_coef" "lib/clip_record" "lib/tensor_stats"
+        "lib/conclude" "lib/step_counts" "lib/loss_scale"
     }
 });
 

@@ -13,6 +13,8 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use super::snippet::SNIPPETS;
 use super::tables::{Bounds, NormParams, Segment, Tile};
 use super::*;
+use crate::loss_scale::{LOSS_SCALE_WGSL, LossScaleState};
+use crate::stats::{STEP_COUNTS_WGSL, TENSOR_STATS_WGSL};
 use crate::{CLIP_RECORD_WGSL, ClipRecord, NormHistory, StepCounts, TensorStats};
 
 const DIALECTS: [Dialect; 2] = [Dialect::WebGpu, Dialect::CubeCl];
@@ -27,11 +29,14 @@ fn all() -> Vec<Kernel> {
     let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY];
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
     let mut kernels =
-        vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::StepCounts, Kernel::NormsAndFactors];
+        vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::Conclude, Kernel::NormsAndFactors];
     for &reduction in &reductions {
         for (banks, wide) in [(1, false), (1, reduction.loads_vectors()), (2, false), (16, false)] {
             let finalize = |output| Kernel::Finalize { reduction, output, banks, wide };
-            kernels.extend([Output::Record, Output::RecordAndFactor, Output::TensorStats].map(finalize));
+            kernels.extend(
+                [Output::Record, Output::RecordAndFactor, Output::RecordAndState, Output::TensorStats]
+                    .map(finalize),
+            );
         }
     }
     for slots in [1, 2, 3, 4, 5, 6, 8, 16, 30, 32, 64] {
@@ -132,7 +137,8 @@ fn tint_accepts_every_kernel() {
         return;
     }
     let kernels = all().into_iter().map(|kernel| (format!("{kernel:?}"), kernel.source(Dialect::WebGpu)));
-    for (name, text) in kernels.chain([("CLIP_RECORD_WGSL".to_owned(), CLIP_RECORD_WGSL.to_owned())]) {
+    let exported = EXPORTED.map(|(path, text, _)| (path.to_owned(), text.to_owned()));
+    for (name, text) in kernels.chain(exported) {
         let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
@@ -140,14 +146,47 @@ fn tint_accepts_every_kernel() {
     }
 }
 
-/// The text for the shaders of callers requires nothing, and all its names have a prefix: they enter the caller's scope.
+/// The texts for the shaders of callers: file, text, and the prefixes of its names.
+const EXPORTED: [(&str, &str, [&str; 3]); 4] = [
+    ("lib/clip_record", CLIP_RECORD_WGSL, ["ClipRecord", "CLIP_RECORD_", "clip_record_"]),
+    ("lib/tensor_stats", TENSOR_STATS_WGSL, ["TensorStats"; 3]),
+    ("lib/step_counts", STEP_COUNTS_WGSL, ["StepCounts", "step_counts_", "step_counts_"]),
+    ("lib/loss_scale", LOSS_SCALE_WGSL, ["LossScale"; 3]),
+];
+
+/// They require nothing, and all their names have a prefix: they enter the caller's scope.
 #[test]
-fn the_record_text_stands_alone() {
-    validate(&naga::front::wgsl::parse_str(CLIP_RECORD_WGSL).unwrap());
-    for name in Code::new(CLIP_RECORD_WGSL).declared() {
-        let prefixes = ["ClipRecord", "CLIP_RECORD_", "clip_record_"];
-        assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+fn exported_texts_stand_alone() {
+    for (path, text, prefixes) in EXPORTED {
+        validate(&naga::front::wgsl::parse_str(text).unwrap());
+        for name in Code::new(text).declared() {
+            assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "{path}: {name}");
+        }
     }
+}
+
+/// Callers bind the parameters of a plan as its loss scale.
+#[test]
+fn the_parameters_begin_with_the_loss_scale() {
+    let module = naga::front::wgsl::parse_str(LOSS_SCALE_WGSL).unwrap();
+    let naga::TypeInner::Struct { members, span } = &module.types.iter().last().unwrap().1.inner else {
+        panic!("a struct")
+    };
+    let offsets: Vec<_> = members.iter().map(|member| member.offset as usize).collect();
+    assert_eq!(*span as usize, size_of::<LossScaleState>());
+    assert_eq!(
+        offsets,
+        [
+            offset_of!(NormParams, scale),
+            offset_of!(NormParams, growth),
+            offset_of!(NormParams, backoff),
+            offset_of!(NormParams, scale_floor),
+            offset_of!(NormParams, interval),
+            offset_of!(NormParams, good_steps)
+        ]
+    );
+    assert_eq!(offset_of!(LossScaleState, scale), 0);
+    assert_eq!(offset_of!(LossScaleState, good_steps), 20);
 }
 
 #[test]
@@ -239,13 +278,32 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     assert_same_layout!(finalize(Output::Record), Segment { first, count, max_norm });
     assert_same_layout!(
         finalize(Output::Record),
-        NormParams { epsilon, policy, inverse_scale, floor, rate, threshold, warm_up }
+        NormParams {
+            scale,
+            growth,
+            backoff,
+            scale_floor,
+            interval,
+            good_steps,
+            inverse_scale,
+            epsilon,
+            policy,
+            floor,
+            rate,
+            threshold,
+            warm_up,
+            skip_above,
+            max_consecutive_skips
+        }
     );
     assert_same_layout!(
         finalize(Output::TensorStats),
         TensorStats { norm, max_magnitude, non_finite, zeros }
     );
-    assert_same_layout!(Kernel::StepCounts, StepCounts { steps, clipped, non_finite, largest_norm });
+    assert_same_layout!(
+        Kernel::Conclude,
+        StepCounts { steps, clipped, non_finite, skipped, consecutive_skips, largest_norm }
+    );
     assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
     assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
     let (members, size) = wgsl_layout(scale, "ClipRecord");
@@ -276,7 +334,11 @@ fn kernels_stay_within_the_limits_that_are_required_of_a_device() {
         let more = match kernel {
             Kernel::Finalize { banks, output, .. } => {
                 let banks = if banks > 1 { banks } else { 0 };
-                banks + if output == Output::RecordAndFactor { 2 } else { 0 }
+                banks
+                    + match output {
+                        Output::RecordAndFactor | Output::RecordAndState => 2,
+                        Output::Record | Output::TensorStats => 0,
+                    }
             }
             _ => 0,
         };
@@ -396,7 +458,9 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
 
     let dependents = SNIPPETS.iter().filter(|other| other.requires.contains(&role(path)));
     let used_by_others: BTreeSet<_> = dependents.flat_map(used_by).collect();
-    let is_public = |name: &&str| used_by_others.contains(name) || path == "lib/clip_record";
+    let is_public = |name: &&str| {
+        used_by_others.contains(name) || EXPORTED.iter().any(|(exported, ..)| *exported == path)
+    };
     let interface: BTreeSet<_> = declared.iter().copied().filter(is_public).collect();
     compare("provides", &snippet.provides.clone().into_iter().collect(), &interface);
 
@@ -449,5 +513,6 @@ fn the_table_has_every_file() {
     assert_eq!(files, table);
     let used: BTreeSet<_> =
         all().into_iter().flat_map(Kernel::snippets).map(|snippet| snippet.path.to_owned()).collect();
-    assert_eq!(used, table);
+    let exported = EXPORTED.map(|(path, ..)| path.to_owned());
+    assert_eq!(used.into_iter().chain(exported).collect::<BTreeSet<_>>(), table);
 }

@@ -31,7 +31,9 @@ fn options_survive_a_round_trip() {
         .coefficient_only()
         .tensor_stats()
         .count_steps()
-        .z_clip(ZClip { alpha: 0.9, z_threshold: 3.0, warm_up: 7 });
+        .z_clip(ZClip { alpha: 0.9, z_threshold: 3.0, warm_up: 7 })
+        .skip_above(1e4)
+        .max_consecutive_skips(5);
     let clips = [
         all,
         Clip::by_global_norm(f32::INFINITY),
@@ -41,6 +43,7 @@ fn options_survive_a_round_trip() {
         Clip::by_supplied_norm(1.0).norm_type(NormType::L1),
         Clip::by_value(0.5),
         Clip::by_value_range(f32::NEG_INFINITY, 0.25),
+        Clip::by_norm(1.0).dynamic_loss_scale(LossScale::new(0.1).unwrap()).non_finite(NonFinite::Zero),
     ];
     clips.into_iter().for_each(check_round_trip);
     [DType::F32, DType::F16, DType::BF16].into_iter().for_each(check_round_trip);
@@ -88,7 +91,14 @@ fn state_and_statistics_survive_a_round_trip() {
     check_round_trip(TensorStats { norm: f32::INFINITY, max_magnitude: f32::MAX, non_finite: 0, zeros: 3 });
     let with_nan = TensorStats { norm: f32::NAN, max_magnitude: f32::NAN, non_finite: 1, zeros: 0 };
     assert!(round_trip(&with_nan).1.norm.is_nan());
-    check_round_trip(StepCounts { steps: 4, clipped: 3, non_finite: 1, largest_norm: 0.1 });
+    check_round_trip(StepCounts {
+        steps: 4,
+        clipped: 3,
+        non_finite: 1,
+        skipped: 2,
+        consecutive_skips: 1,
+        largest_norm: 0.1,
+    });
     check_round_trip(NormHistory { steps: 25, mean: 1.1, deviation: 0.3 });
     check_round_trip(LossScale::new(1024.0).unwrap().growth(1.5, 7).unwrap());
     check_round_trip(LossScaleState::default());

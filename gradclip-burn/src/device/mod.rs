@@ -237,7 +237,7 @@ impl Launcher<'_> {
             |kernel: Kernel| self.launch(kernel, segments.div_ceil(WORKGROUP_SIZE as usize), input);
 
         // A stage that changes the records comes before the copy of their norms and factors.
-        let changes_records = supplied.is_some() || histories.is_some();
+        let changes_records = supplied.is_some() || histories.is_some() || norm.skip_above.is_some();
         if supplied.is_some() {
             per_segment(Kernel::SuppliedNorm);
         } else {
@@ -248,7 +248,7 @@ impl Launcher<'_> {
             per_segment(Kernel::ZClip);
         }
         if step_counts.is_some() {
-            per_segment(Kernel::StepCounts);
+            per_segment(Kernel::Conclude);
         }
         if changes_records {
             per_segment(Kernel::NormsAndFactors);
@@ -396,7 +396,7 @@ mod tests {
         for (kernel, other) in [
             (Kernel::SuppliedNorm, &[Buffer::SuppliedNorm][..]),
             (Kernel::ZClip, &[Buffer::Histories]),
-            (Kernel::StepCounts, &[Buffer::StepCounts]),
+            (Kernel::Conclude, &[Buffer::StepCounts]),
             (Kernel::NormsAndFactors, &[Buffer::Norms, Buffer::Factors]),
         ] {
             let bound = buffers(kernel);

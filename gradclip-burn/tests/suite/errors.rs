@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
+use gradclip::loss_scale::LossScale;
 use gradclip_burn::{Clip, Epsilon, Error, GradClipper, NormType};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
@@ -52,6 +53,8 @@ fn an_unsupported_option_is_named() {
         other => panic!("{other:?}"),
     };
     assert_eq!(unsupported(Clip::by_parameter_norm(0.01, 1e-3)), "Clip::by_parameter_norm");
+    let scale = Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default());
+    assert_eq!(unsupported(scale), "Clip::dynamic_loss_scale");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::gpu::layout::Batch;
 use crate::gpu::pipeline::Pipeline;
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{Tile, fold_grid};
-use crate::kernels::{Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
+use crate::kernels::{BindingType, Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
 
 /// Creates the buffers and the steps of one plan. Validation errors surface in the enclosing error scope.
 pub(super) struct Builder<'a> {
@@ -27,6 +27,19 @@ impl<'a> Builder<'a> {
         let tiles = or_one(tiles, &Tile { slot: 0, first: 0, count: 0, target_index: 0 });
         let table = create_buffer(context.device(), "gradclip.tiles", BufferUsages::STORAGE, tiles);
         Self { context, buffers, bytes: table.size(), tiles: table }
+    }
+
+    /// Returns whether the device allows the bindings of a kernel.
+    pub(super) fn fits(&self, kernel: Kernel) -> bool {
+        let bindings = kernel.bindings();
+        let storage = bindings.iter().filter(|binding| binding.ty != BindingType::Uniform).count();
+        let allowed = self.context.device().limits();
+        storage <= allowed.max_storage_buffers_per_shader_stage as usize
+            && bindings.len()
+                <= allowed
+                    .max_bindings_per_bind_group
+                    .min(allowed.max_buffers_and_acceleration_structures_per_shader_stage)
+                    as usize
     }
 
     /// Creates a dispatch of `workgroups` workgroups. `buffer` returns the buffer for each binding of the kernel.

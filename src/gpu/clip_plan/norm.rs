@@ -52,19 +52,32 @@ pub(super) fn by_norm(
         let table = or_one(&table, &Segment { max_norm: max_norms[0], ..Segment::EMPTY }).to_vec();
         let buffers = Buffers::new(&mut builder, norm, reduction, &layout, &table, records);
         let wide = context.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
-        let mut stages =
-            Stages { norm, reduction, layout: &layout, buffers, wide, records, steps: Vec::new() };
-
-        let supplied = if norm.scope == Scope::Supplied {
-            Some(stages.supplied_norm(&mut builder)?)
-        } else {
-            stages.measured_norm(&mut builder)?;
-            None
+        let mut stages = Stages {
+            norm,
+            reduction,
+            layout: &layout,
+            buffers,
+            wide,
+            records,
+            concluded: false,
+            steps: Vec::new(),
         };
+
+        let step_counts = norm
+            .keeps_step_counts()
+            .then(|| builder.results("gradclip.step_counts", STATE, StepCounts::default(), records));
+        let (mut supplied, mut tensor_stats) = (None, None);
+        if norm.scope == Scope::Supplied {
+            supplied = Some(stages.supplied_norm(&mut builder)?);
+        } else {
+            stages.partials(&mut builder)?;
+            // Before the records, which may update the loss scale.
+            tensor_stats = stages.tensor_stats(&mut builder, set.spans.len())?;
+            stages.records(&mut builder, step_counts.as_ref())?;
+        }
         stages.agc(&mut builder)?;
         let histories = stages.z_clip(&mut builder)?;
-        let step_counts = stages.step_counts(&mut builder)?;
-        let tensor_stats = stages.tensor_stats(&mut builder, set.spans.len())?;
+        stages.conclude(&mut builder, step_counts.as_ref())?;
 
         let Stages { buffers, steps, .. } = stages;
         let segmented = table.len() > 1;
@@ -80,6 +93,7 @@ pub(super) fn by_norm(
             count: records,
             records: buffers.records,
             norm_params: buffers.norm_params,
+            has_dynamic_scale: norm.dynamic_loss_scale.is_some(),
             segments: buffers.segments,
             supplied,
             histories,
@@ -104,7 +118,7 @@ struct Buffers {
     /// Only with several banks.
     partial_locations: Option<wgpu::Buffer>,
     gradient_of_partial: wgpu::Buffer,
-    norm_params: wgpu::Buffer,
+    norm_params: Results,
     segments: wgpu::Buffer,
     records: Results,
 }
@@ -129,10 +143,11 @@ impl Buffers {
             partial_locations: (layout.banks.len() > 1)
                 .then(|| builder.buffer("gradclip.partial_locations", STORAGE, &layout.partial_locations)),
             gradient_of_partial: builder.buffer("gradclip.gradient_of_partial", STORAGE, gradients),
-            norm_params: builder.buffer(
+            norm_params: builder.results(
                 "gradclip.norm_params",
-                UNIFORM.union(COPY_DST),
-                &[NormParams::new(norm)],
+                STATE.union(UNIFORM),
+                NormParams::new(norm),
+                1,
             ),
             segments: builder.buffer("gradclip.segments", STORAGE.union(COPY_DST), table),
             records: builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records),
@@ -144,7 +159,7 @@ impl Buffers {
             Buffer::Bank(bank) => &self.banks[bank],
             Buffer::PartialLocations => self.partial_locations.as_ref().expect("bound with several banks"),
             Buffer::GradientOfPartial => &self.gradient_of_partial,
-            Buffer::NormParams => &self.norm_params,
+            Buffer::NormParams => &self.norm_params.buffer,
             Buffer::Segments => &self.segments,
             Buffer::Records => &self.records.buffer,
             buffer => unreachable!("{buffer:?} belongs to a single stage"),
@@ -162,18 +177,31 @@ struct Stages<'a> {
     wide: bool,
     /// The number of records; 0 if each gradient has its own record and there are no gradients.
     records: usize,
+    /// Whether a stage has concluded the step.
+    concluded: bool,
     steps: Vec<Step>,
 }
 
 impl Stages<'_> {
-    /// Reduces gradients to partials, and partials to records.
-    fn measured_norm(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
+    /// Reduces gradients to partials.
+    fn partials(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
         let reduction = self.reduction;
         let partials = |format, slots| Kernel::Partials { reduction, format, slots };
         let bank = |batch, _: &_| &self.buffers.banks[self.layout.bank_of(batch)];
         self.steps.extend(builder.batches(&self.layout.norm, bank, partials)?);
-        let finalize = self.finalize(Output::Record);
-        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| self.buffers.get(buffer))?);
+        Ok(())
+    }
+
+    /// Reduces partials to records. If there is one record, and its limit is final, the same dispatch concludes the step.
+    fn records(&mut self, builder: &mut Builder<'_>, step_counts: Option<&Results>) -> Result<(), Error> {
+        let is_final = !matches!(self.norm.scope, Scope::Parameter { .. }) && self.norm.z_clip.is_none();
+        let concluding = self.finalize(Output::RecordAndState);
+        self.concluded = step_counts.is_some() && self.records == 1 && is_final && builder.fits(concluding);
+        let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
+        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
+            Buffer::StepCounts => &step_counts.expect("bound only if the step is concluded").buffer,
+            buffer => self.buffers.get(buffer),
+        })?);
         Ok(())
     }
 
@@ -231,16 +259,15 @@ impl Stages<'_> {
         Ok(Some(histories))
     }
 
-    /// Counts steps by their outcome. Returns the buffer of the counts.
-    fn step_counts(&mut self, builder: &mut Builder<'_>) -> Result<Option<Results>, Error> {
-        if !self.norm.count_steps {
-            return Ok(None);
-        }
-        let counts = builder.results("gradclip.step_counts", STATE, StepCounts::default(), self.records);
-        self.steps.push(builder.per_invocation(Kernel::StepCounts, self.records, |buffer| {
-            if buffer == Buffer::StepCounts { &counts.buffer } else { self.buffers.get(buffer) }
+    /// Applies the rules that keep state, unless the records have done so.
+    fn conclude(&mut self, builder: &mut Builder<'_>, step_counts: Option<&Results>) -> Result<(), Error> {
+        let Some(step_counts) = step_counts.filter(|_| !self.concluded) else { return Ok(()) };
+        // A single workgroup knows when all records are concluded, to update the loss scale.
+        let invocations = if self.norm.dynamic_loss_scale.is_some() { 1 } else { self.records };
+        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, |buffer| {
+            if buffer == Buffer::StepCounts { &step_counts.buffer } else { self.buffers.get(buffer) }
         })?);
-        Ok(Some(counts))
+        Ok(())
     }
 
     /// Computes the statistics of each gradient. Returns their buffer.

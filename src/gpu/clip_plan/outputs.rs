@@ -4,6 +4,7 @@ use wgpu::CommandEncoder;
 
 use super::{ClipPlan, Outcome};
 use crate::gpu::read_back::{self, ReadBack, Results};
+use crate::loss_scale::LossScale;
 use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
 
 impl ClipPlan {
@@ -69,8 +70,35 @@ impl ClipPlan {
         }
     }
 
-    /// [`read_back`](Self::read_back) of the step counts of each record since the plan was made. Without
-    /// [`count_steps`](crate::Clip::count_steps) the ticket returns [`Error::NotEnabled`].
+    /// Returns the buffer with the [`StepCounts`] of each record, for an optimizer's shader to bind as storage and to copy from.
+    /// [`STEP_COUNTS_WGSL`](crate::stats::STEP_COUNTS_WGSL) declares the type. None unless the clip
+    /// [counts steps](crate::Clip::count_steps), [skips them](crate::Clip::skip_above) or has a
+    /// [dynamic loss scale](crate::Clip::dynamic_loss_scale).
+    #[must_use]
+    pub fn step_counts_buffer(&self) -> Option<&wgpu::Buffer> {
+        self.outcome.as_ref()?.step_counts.as_ref().map(|counts| &counts.buffer)
+    }
+
+    /// Returns the buffer whose first 24 bytes are the state of the [dynamic loss scale](crate::Clip::dynamic_loss_scale), for the
+    /// shader of the loss to bind as storage or uniform, and to copy from. The first word is the scale.
+    /// [`LOSS_SCALE_WGSL`](crate::loss_scale::LOSS_SCALE_WGSL) declares the type. It changes when the record is written. None unless the
+    /// clip has such a scale.
+    #[must_use]
+    pub fn loss_scale_buffer(&self) -> Option<&wgpu::Buffer> {
+        self.dynamic_scale().ok().map(|outcome| &outcome.norm_params.buffer)
+    }
+
+    /// [`read_back`](Self::read_back) of the [dynamic loss scale](crate::Clip::dynamic_loss_scale), to save with a checkpoint or to log.
+    /// Without one the ticket returns [`Error::NotEnabled`].
+    pub fn read_back_loss_scale(&self, encoder: &mut CommandEncoder) -> ReadBack<LossScale> {
+        match self.dynamic_scale() {
+            Ok(outcome) => outcome.norm_params.read_back(encoder, read_back::loss_scale),
+            Err(error) => ReadBack::failed(error),
+        }
+    }
+
+    /// [`read_back`](Self::read_back) of the step counts of each record since the plan was made. The ticket returns
+    /// [`Error::NotEnabled`] if there is no [`step_counts_buffer`](Self::step_counts_buffer).
     pub fn read_back_step_counts(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<StepCounts>> {
         match self.step_counts() {
             Ok((_, counts)) => counts.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -85,6 +113,11 @@ impl ClipPlan {
             Ok((_, histories)) => histories.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
             Err(error) => ReadBack::failed(error),
         }
+    }
+
+    pub(super) fn dynamic_scale(&self) -> Result<&Outcome, Error> {
+        let error = Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" };
+        self.outcome.as_ref().filter(|outcome| outcome.has_dynamic_scale).ok_or(error)
     }
 
     fn tensor_stats(&self) -> Result<&Results, Error> {

@@ -10,6 +10,7 @@ use crate::Error;
 use crate::gpu::error_scope::{is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
+use crate::loss_scale::{LossScale, LossScaleState};
 use crate::operation::{check_max_norms, check_norm_histories, check_step_counts, inverse_scale};
 use crate::stats::{NormHistory, StepCounts};
 
@@ -63,11 +64,13 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value;
-    /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// [`Error::DynamicLossScale`] if the plan updates its own scale; [`Error::ForeignQueue`] as for
+    /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
         let outcome = self.by_norm("set_loss_scale")?;
+        outcome.check_fixed_scale("set_loss_scale")?;
         let inverse = inverse_scale(scale)?;
-        outcome.write(queue, &outcome.norm_params, INVERSE_SCALE, &inverse.to_le_bytes())
+        outcome.write(queue, &outcome.norm_params.buffer, INVERSE_SCALE, &inverse.to_le_bytes())
     }
 
     /// Copies the inverse of the loss scale, an f32, from 4 bytes of your buffer at this point of the encoder. It must be
@@ -75,7 +78,8 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value;
+    /// [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn copy_inverse_loss_scale(
         &self,
         encoder: &mut CommandEncoder,
@@ -83,7 +87,22 @@ impl ClipPlan {
         offset: u64,
     ) -> Result<(), Error> {
         let outcome = self.by_norm("copy_inverse_loss_scale")?;
-        outcome.copy_number(encoder, source, offset, &outcome.norm_params, INVERSE_SCALE)
+        outcome.check_fixed_scale("copy_inverse_loss_scale")?;
+        outcome.copy_number(encoder, source, offset, &outcome.norm_params.buffer, INVERSE_SCALE)
+    }
+
+    /// Replaces the [dynamic loss scale](crate::Clip::dynamic_loss_scale), to restore a checkpoint, for every command buffer that is
+    /// submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no dynamic loss scale; [`Error::ForeignQueue`] as for
+    /// [`set_max_norms`](Self::set_max_norms).
+    pub fn set_dynamic_loss_scale(&self, queue: &Queue, scale: LossScale) -> Result<(), Error> {
+        let outcome = self.dynamic_scale()?;
+        let inverse = inverse_scale(scale.scale())?;
+        let bytes = [bytemuck::bytes_of(&scale.state()), &inverse.to_le_bytes()].concat();
+        outcome.write(queue, &outcome.norm_params.buffer, 0, &bytes)
     }
 
     /// Supplies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), for every command buffer that is
@@ -158,7 +177,16 @@ impl ClipPlan {
 /// The offset of the inverse loss scale in `NormParams`.
 const INVERSE_SCALE: u64 = std::mem::offset_of!(NormParams, inverse_scale) as u64;
 
+// The state of the loss scale comes first, followed by its inverse.
+const _: () = assert!(
+    std::mem::offset_of!(NormParams, scale) == 0 && INVERSE_SCALE == size_of::<LossScaleState>() as u64
+);
+
 impl Outcome {
+    fn check_fixed_scale(&self, what: &'static str) -> Result<(), Error> {
+        if self.has_dynamic_scale { Err(Error::DynamicLossScale { what }) } else { Ok(()) }
+    }
+
     /// Writes one value for each record.
     fn restore<T: Pod>(
         &self,

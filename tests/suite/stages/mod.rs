@@ -2,11 +2,11 @@
 
 mod agc;
 mod clamp;
+mod conclude;
 mod finalize;
 mod finalize_power;
 mod partials;
 mod partials_power;
 mod scale;
-mod step_counts;
 mod supplied_norm;
 mod z_clip;

@@ -1,5 +1,6 @@
 //! Options of clips, alone and in groups.
 
+use gradclip::loss_scale::LossScale;
 use gradclip::slices::{DeviceChoice, SliceClipper};
 use gradclip::{Clip, Epsilon, Error, NonFinite, NormType, ZClip, cpu, wgpu};
 
@@ -21,6 +22,20 @@ fn invalid_options_are_errors() {
         (NORM.loss_scale(0.0), "LossScale { given: 0.0 }"),
         (NORM.loss_scale(1e-40), "LossScale { given: 1e-40 }"),
         (NORM.loss_scale(-2.0), "LossScale { given: -2.0 }"),
+        (NORM.skip_above(-1.0), "SkipAbove { given: -1.0 }"),
+        (NORM.skip_above(f32::NAN), "SkipAbove { given: NaN }"),
+        (NORM.max_consecutive_skips(3), "MaxConsecutiveSkips { given: 3, skips: false }"),
+        (NORM.skip_above(1.0).max_consecutive_skips(0), "MaxConsecutiveSkips { given: 0, skips: true }"),
+        (Clip::by_rms(1.0).skip_above(1.0), "NeedsNorm { what: \"skip_above\", clip: \"Clip::by_rms\""),
+        (
+            Clip::by_parameter_norm(0.1, 0.0).skip_above(1.0),
+            "NeedsNorm { what: \"skip_above\", clip: \"Clip::by_parameter_norm\"",
+        ),
+        (
+            Clip::by_value(1.0).dynamic_loss_scale(LossScale::default()),
+            "NeedsNorm { what: \"dynamic_loss_scale\", clip: \"Clip::by_value\"",
+        ),
+        (Clip::by_value(1.0).skip_above(1.0), "NeedsNorm { what: \"skip_above\", clip: \"Clip::by_value\""),
         (NORM.epsilon(Epsilon::Value(-1e-6)), "Epsilon { given: -1e-6 }"),
         (NORM.epsilon(Epsilon::Value(f32::INFINITY)), "Epsilon { given: inf }"),
         (
@@ -69,6 +84,11 @@ fn the_clips_of_groups_must_agree() {
         (other.coefficient_only(), "coefficient_only", ["false", "true"]),
         (other.tensor_stats(), "tensor_stats", ["false", "true"]),
         (other.count_steps(), "count_steps", ["false", "true"]),
+        (
+            other.skip_above(3.0),
+            "skip_above",
+            ["None", "Some(SkipAbove { norm: 3.0, max_consecutive: 4294967295 })"],
+        ),
         (Clip::by_norm(1.0), "scope", ["Global", "Tensor"]),
         (Clip::by_supplied_norm(1.0), "scope", ["Global", "Supplied"]),
         (Clip::by_value(1.0), "kind", ["by norm", "by value"]),
