@@ -68,13 +68,14 @@ where
         clip: Arc<ResolvedClip>,
         cache: TableCache,
     ) -> ClippedPrimitives<FusionTensor<B::FusionRuntime>> {
-        let ClipPrimitives { gradients, supplied, state } = inputs;
+        let ClipPrimitives { gradients, parameters, supplied, state } = inputs;
         let Some(client) = gradients.first().map(|first| first.client.clone()) else {
             return ClippedPrimitives { gradients, outputs: None };
         };
         let into_ir = |tensor: Option<FusionTensor<_>>| tensor.map(FusionTensor::into_ir);
         let inputs = ClipPrimitives {
             gradients: gradients.into_iter().map(FusionTensor::into_ir).collect(),
+            parameters: parameters.into_iter().map(FusionTensor::into_ir).collect(),
             supplied: into_ir(supplied),
             state: StatePrimitives {
                 histories: into_ir(state.histories),
@@ -150,10 +151,11 @@ where
     B: FusionBackend + BackendTypes<FloatTensorPrimitive = CubeTensor, IntTensorPrimitive = CubeTensor>,
 {
     fn execute(&self, handles: &mut HandleContainer<B::Handle>) -> Result<(), ExecutionError> {
-        let ClipPrimitives { gradients, supplied, state } = &self.inputs;
+        let ClipPrimitives { gradients, parameters, supplied, state } = &self.inputs;
         let (gradient_ids, output_ids) = self.outputs.split_at(gradients.len());
         let inputs = ClipPrimitives {
             gradients: gradients.iter().map(|input| handles.get_float_tensor::<B>(input)).collect(),
+            parameters: parameters.iter().map(|input| handles.get_float_tensor::<B>(input)).collect(),
             supplied: supplied.as_ref().map(|input| handles.get_float_tensor::<B>(input)),
             state: StatePrimitives {
                 histories: state.histories.as_ref().map(|input| handles.get_int_tensor::<B>(input)),

@@ -10,8 +10,8 @@ use gradclip::stats::{NormHistory, StepCounts};
 use gradclip::{Clip, ClipRecord};
 
 use crate::clipped::{Clipped, Measurement};
-use crate::gradients::{self, Gradient, ParameterFilter};
-use crate::resolved_clip::{ResolvedClip, check_supported};
+use crate::gradients::{self, Gradient, ParameterFilter, RowFilter, Selection};
+use crate::resolved_clip::{ResolvedClip, check_supported, is_per_gradient, reads_parameters};
 use crate::state::{State, Stored};
 use crate::supplied_norm::SuppliedNorm;
 use crate::{Error, tensor_ops};
@@ -39,15 +39,15 @@ use crate::{device::GradientShape, kernels};
 ///
 /// # State
 ///
-/// [`Clip::z_clip`], [`Clip::count_steps`] and [`Clip::skip_above`] keep state from step to step: one [`NormHistory`] and one [`StepCounts`]
-/// for each element of [`Clipped::norm`]. Such a clipper serves one model. Its clones share the state, so a clone that
-/// you keep reads the state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a `Learner` uses. A new
-/// clipper starts with an empty state.
+/// [`Clip::z_clip`], [`Clip::count_steps`] and [`Clip::skip_above`] keep state from step to step: one [`NormHistory`]
+/// and one [`StepCounts`] for each element of [`Clipped::norm`]. Such a clipper serves one model. Its clones share the
+/// state, so a clone that you keep reads the state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a
+/// `Learner` uses. A new clipper starts with an empty state.
 ///
 /// The state stays on the device. [`norm_histories`](Self::norm_histories) and [`step_counts`](Self::step_counts) read
 /// it as plain data for a checkpoint; [`set_norm_histories`](Self::set_norm_histories) and
-/// [`set_step_counts`](Self::set_step_counts) restore it. A clip of each gradient by its own norm that keeps state needs
-/// gradients of the same parameters at every step.
+/// [`set_step_counts`](Self::set_step_counts) restore it. A clip of each gradient by its own norm that keeps state
+/// needs gradients of the same parameters at every step.
 ///
 /// If steps alternate between the kernels and tensor operations, each change waits for the device to read the state
 /// back. Otherwise no step waits.
@@ -59,6 +59,8 @@ pub struct GradClipper {
     operations: Vec<Operation>,
     /// The filter of each group.
     groups: Vec<ParameterFilter>,
+    /// Selects the gradients that are split into rows.
+    rows: Option<RowFilter>,
     /// The limits that replace those of `clips`, if any.
     max_norms: Vec<Option<f32>>,
     state: Arc<Mutex<State>>,
@@ -85,14 +87,15 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::by_parameter_norm` and
-    /// `dynamic_loss_scale`, which this package does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::dynamic_loss_scale`, which this
+    /// package does not support.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
             operations: checked(&clips, &[])?,
             clips,
             groups: Vec::new(),
+            rows: None,
             max_norms: vec![None],
             state: Arc::default(),
             #[cfg(feature = "wgpu")]
@@ -145,6 +148,28 @@ impl GradClipper {
         self.operations = checked(&self.clips, &self.max_norms)?;
         self.groups.push(Arc::new(matches));
         Ok(self)
+    }
+
+    /// Splits gradients into rows along their first dimension, and clips each row by its own norm. It applies to
+    /// [`Clip::by_norm`], [`Clip::by_rms`] and [`Clip::by_parameter_norm`], and has no effect on other clips.
+    /// `is_split` takes the path of a parameter and the shape of its gradient. A later call replaces it.
+    ///
+    /// Adaptive gradient clipping as in the paper ([`Clip::by_parameter_norm`]) clips the gradient of each output unit
+    /// by the norm of its weights. In Burn, the rows of a convolution's weight `[out, in, ..]` are its output units. A
+    /// `Linear` stores its weight as `[in, out]`, so that its output units are columns: its rows are the weights of one
+    /// input.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, GradClipper};
+    /// // The filters of the convolutions; each other parameter as a whole.
+    /// let clipper =
+    ///     GradClipper::new(Clip::by_parameter_norm(0.01, 1e-3))?.rows(|_path, shape| shape.len() >= 3);
+    /// # Ok::<(), gradclip_burn::Error>(())
+    /// ```
+    #[must_use]
+    pub fn rows(mut self, is_split: impl Fn(&str, &[usize]) -> bool + Send + Sync + 'static) -> Self {
+        self.rows = Some(Arc::new(is_split));
+        self
     }
 
     /// Replaces the clip of the parameters that belong to no group. The next clip uploads a few bytes.
@@ -228,7 +253,8 @@ impl GradClipper {
     /// # Errors
     ///
     /// [`Error::Clip`] with `NotEnabled` without a [`z_clip`](Clip::z_clip), and with `NormHistory` for a mean or a
-    /// deviation that is negative or not finite. The next clip returns `StateCount` if the number of histories is wrong.
+    /// deviation that is negative or not finite. The next clip returns `StateCount` if the number of histories is
+    /// wrong.
     pub fn set_norm_histories(&self, histories: &[NormHistory]) -> Result<(), Error> {
         if !self
             .operations
@@ -244,8 +270,8 @@ impl GradClipper {
         Ok(())
     }
 
-    /// Reads back the counts of [`count_steps`](Clip::count_steps) or [`skip_above`](Clip::skip_above), one for each element of [`Clipped::norm`]. Empty
-    /// before the first clip. Waits for the device.
+    /// Reads back the counts of [`count_steps`](Clip::count_steps) or [`skip_above`](Clip::skip_above), one for each
+    /// element of [`Clipped::norm`]. Empty before the first clip. Waits for the device.
     ///
     /// # Errors
     ///
@@ -276,8 +302,17 @@ impl GradClipper {
         Ok(())
     }
 
+    /// Returns what a clip takes from a module and its gradients.
+    fn selection(&self, operations: &[Operation]) -> Selection<'_> {
+        Selection {
+            groups: &self.groups,
+            rows: self.rows.as_ref().filter(|_| is_per_gradient(operations)),
+            with_parameters: reads_parameters(operations),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave an inconsistent state.
+        // After a panic in a clip, the state that the clip was updating starts again.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -300,18 +335,21 @@ impl GradClipper {
     /// operations clip them. The call does not wait for the device, except under the three options that decide whether
     /// the optimizer steps. Under these, it reads back the records, a few words per norm, before it returns:
     ///
-    /// - [`NonFinite::Skip`](gradclip::NonFinite::Skip): if a norm is not finite, the call removes the gradients of `module` from `gradients`. A
-    ///   step of Burn's optimizer then changes neither parameters nor optimizer state, and [`Clipped::skipped`] returns
-    ///   true. The whole step is skipped, even if only one of several groups is not finite.
+    /// - [`NonFinite::Skip`](gradclip::NonFinite::Skip): if a norm is not finite, the call removes the gradients of
+    ///   `module` from `gradients`. A step of Burn's optimizer then changes neither parameters nor optimizer state, and
+    ///   [`Clipped::skipped`] returns true. The whole step is skipped, even if only one of several groups is not
+    ///   finite.
     /// - [`Clip::skip_above`]: if a norm exceeds the second limit, the step is skipped in the same way.
-    /// - [`NonFinite::Error`](gradclip::NonFinite::Error): the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of
-    ///   finite groups are clipped.
+    /// - [`NonFinite::Error`](gradclip::NonFinite::Error): the call returns [`Error::NonFinite`]. The non-finite
+    ///   gradients are unchanged; those of finite groups are clipped.
     ///
     /// # Errors
     ///
     /// - [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group
     ///   without a parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of
     ///   them. The gradients are then unchanged.
+    /// - [`Error::Shape`] and [`Error::ParameterType`] for a parameter that [`Clip::by_parameter_norm`] cannot measure.
+    ///   The gradients are then unchanged.
     /// - [`Error::NormNotSupplied`] for [`Clip::by_supplied_norm`], which needs
     ///   [`clip_with_norm`](Self::clip_with_norm). The gradients are then unchanged.
     /// - [`Error::OtherGradients`], and [`Error::Clip`] with `StateCount`, if the state of the clipper does not fit the
@@ -359,8 +397,11 @@ impl GradClipper {
     /// ```
     /// # use burn::{module::Module, optim::GradientsParams};
     /// # use gradclip_burn::{Clip, Error, GradClipper};
-    /// # fn step(shard: &impl Module, grads: &mut GradientsParams, all_reduce: impl Fn(burn::Tensor<1>) -> burn::Tensor<1>)
-    /// # -> Result<(), Error> {
+    /// # fn step(
+    /// #     shard: &impl Module,
+    /// #     grads: &mut GradientsParams,
+    /// #     all_reduce: impl Fn(burn::Tensor<1>) -> burn::Tensor<1>,
+    /// # ) -> Result<(), Error> {
     /// let measure = GradClipper::new(Clip::by_global_norm(1.0).coefficient_only())?;
     /// let scale = GradClipper::new(Clip::by_supplied_norm(1.0))?;
     /// let norm = measure.clip(grads, shard)?.norm();
@@ -373,8 +414,8 @@ impl GradClipper {
     /// # Errors
     ///
     /// Those of [`clip`](Self::clip); [`Error::Clip`] with `UnexpectedNorm` if the clip is not
-    /// [`Clip::by_supplied_norm`]; [`Error::SuppliedNorm`] if the tensor does not have one element. The gradients are then
-    /// unchanged.
+    /// [`Clip::by_supplied_norm`]; [`Error::SuppliedNorm`] if the tensor does not have one element. The gradients are
+    /// then unchanged.
     pub fn clip_with_norm<M: Module>(
         &self,
         gradients: &mut GradientsParams,
@@ -398,7 +439,8 @@ impl GradClipper {
         module: &M,
     ) -> Result<Clipped, Error> {
         SuppliedNorm::check(None, &self.operations)?;
-        gradients::check(gradients.grads.iter().map(|(container, _)| container), module, &self.groups)?;
+        let containers = gradients.grads.iter().map(|(container, _)| container);
+        gradients::check(containers, module, self.selection(&self.operations))?;
         let mut summed = gradients::sum(gradients, module);
         let clipped = self.clip(&mut summed, module);
         gradients::distribute(summed, gradients, module);
@@ -415,7 +457,8 @@ impl GradClipper {
         let clipped = self.launch(operations, norm.as_ref(), gradients, module)?;
         // Burn's optimizers run on the host, so the host needs the records if these decide whether the optimizer steps.
         if clipped.decides_step() && clipped.records_async().await?.iter().any(ClipRecord::skip) {
-            drop(gradients::take(gradients, module, &self.groups));
+            let selection = Selection { groups: &self.groups, rows: None, with_parameters: false };
+            drop(gradients::take(gradients, module, selection));
             return Ok(clipped.with_step_skipped());
         }
         Ok(clipped)
@@ -430,8 +473,9 @@ impl GradClipper {
         module: &M,
     ) -> Result<Clipped, Error> {
         SuppliedNorm::check(norm, operations)?;
-        gradients::check([&*gradients], module, &self.groups)?;
-        let taken = gradients::take(gradients, module, &self.groups);
+        let selection = self.selection(operations);
+        gradients::check([&*gradients], module, selection)?;
+        let taken = gradients::take(gradients, module, selection);
         let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.info.path.clone()).collect();
         let clip = Arc::new(ResolvedClip::new(operations, &taken));
         let keeps_state = (clip.keeps_histories() || clip.counts_steps()) && !taken.is_empty();
@@ -543,7 +587,7 @@ impl Route {
         let supplied = norm.map(|norm| norm.on(&device));
         let histories = state.as_mut().filter(|_| clip.keeps_histories()).map(|state| &mut state.histories);
         #[cfg(feature = "wgpu")]
-        if let Some(shapes) = kernels::shapes(gradients, &clip.segment_of) {
+        if let Some(shapes) = kernels::shapes(gradients, clip) {
             let histories = histories.map(|histories| histories.take_words(records, &device)).transpose()?;
             let counts = state.filter(|_| clip.counts_steps()).map(|state| &mut state.step_counts);
             let step_counts = counts.map(|counts| counts.take_words(records, &device)).transpose()?;

@@ -38,6 +38,30 @@ pub enum Error {
         /// Its rank.
         rank: usize,
     },
+    /// A gradient whose shape differs from its parameter's, which
+    /// [`Clip::by_parameter_norm`](gradclip::Clip::by_parameter_norm) reads.
+    #[error(
+        "the gradient of {parameter} has the shape {gradient:?}, but the parameter has the shape {expected:?}"
+    )]
+    Shape {
+        /// The path of the parameter in its module.
+        parameter: String,
+        /// The shape of the gradient.
+        gradient: Vec<usize>,
+        /// The shape of the parameter.
+        expected: Vec<usize>,
+    },
+    /// A parameter whose elements are not floating-point numbers, for
+    /// [`Clip::by_parameter_norm`](gradclip::Clip::by_parameter_norm).
+    #[error(
+        "{parameter} has dtype {dtype:?}, but only the norm of floating-point parameters can be measured"
+    )]
+    ParameterType {
+        /// The path of the parameter in its module.
+        parameter: String,
+        /// The type of its elements.
+        dtype: DType,
+    },
     /// A group without a parameter: its filter matches no parameter of the module, or only parameters of earlier
     /// groups.
     #[error(

@@ -1,5 +1,7 @@
 //! A checked clip, resolved for a list of gradients. The kernels and the tensor operations both execute it.
 
+use std::ops::Range;
+
 use gradclip::operation::{ByNorm, Operation, Scope};
 use gradclip::{NonFinite, NormType};
 
@@ -7,14 +9,15 @@ use crate::Error;
 use crate::gradients::Gradient;
 
 /// The options of a clip, and the limit of each segment of a list of gradients. A segment has one norm, one limit and
-/// one record. It is a group, or a single gradient if each is clipped by its own norm.
+/// one record. It is a group; or a gradient or one of its rows, if each is clipped by its own norm.
 #[derive(Clone, Debug)]
 pub(crate) struct ResolvedClip {
     pub(crate) kind: ClipKind,
-    /// The lower and the upper bound of each segment. The upper bound of a clip by norm is its limit.
+    /// The lower and the upper bound of each segment. The upper bound of a clip by norm is its limit; for adaptive
+    /// gradient clipping, the limit is relative to the norm of the parameter.
     pub(crate) bounds: Vec<[f32; 2]>,
-    /// The segment of each gradient.
-    pub(crate) segment_of: Vec<usize>,
+    /// The segments of each gradient: one, or one per row.
+    pub(crate) segments_of: Vec<Range<usize>>,
 }
 
 /// The kind of a clip, without its limits.
@@ -37,10 +40,23 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
         return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
     }
     match norm.scope {
-        Scope::Global | Scope::Tensor | Scope::TensorRms | Scope::Supplied => Ok(()),
-        Scope::Parameter { .. } => Err(Error::Unsupported { option: "Clip::by_parameter_norm" }),
-        _ => Err(Error::Unsupported { option: "a scope other than Global, Tensor, TensorRms and Supplied" }),
+        Scope::Global | Scope::Tensor | Scope::TensorRms | Scope::Parameter { .. } | Scope::Supplied => {
+            Ok(())
+        }
+        _ => Err(Error::Unsupported {
+            option: "a scope other than Global, Tensor, TensorRms, Parameter and Supplied",
+        }),
     }
+}
+
+/// Returns whether operations, one per group, clip each gradient or row by its own norm.
+pub(crate) fn is_per_gradient(operations: &[Operation]) -> bool {
+    matches!(operations.first(), Some(Operation::Norm(norm)) if !norm.scope.is_together())
+}
+
+/// Returns whether operations, one per group, read the parameters.
+pub(crate) fn reads_parameters(operations: &[Operation]) -> bool {
+    matches!(operations.first(), Some(Operation::Norm(norm)) if matches!(norm.scope, Scope::Parameter { .. }))
 }
 
 impl ResolvedClip {
@@ -57,17 +73,19 @@ impl ResolvedClip {
             _ => ClipKind::Clamp,
         };
         let infos = || gradients.iter().map(|gradient| &gradient.info);
-        let (bounds, segment_of) = match kind {
-            ClipKind::Norm(norm) if !norm.scope.is_together() => (
-                infos().map(|info| bounds(&operations[info.group], info.count)).collect(),
-                (0..gradients.len()).collect(),
-            ),
-            _ => (
-                operations.iter().map(|operation| bounds(operation, 1)).collect(),
-                infos().map(|info| info.group).collect(),
-            ),
-        };
-        Self { kind, bounds, segment_of }
+        if is_per_gradient(operations) {
+            let mut of_segments = Vec::with_capacity(gradients.len());
+            let mut segments_of = Vec::with_capacity(gradients.len());
+            for info in infos() {
+                let first = of_segments.len();
+                let of_row = bounds(&operations[info.group], info.count / info.rows);
+                of_segments.extend(std::iter::repeat_n(of_row, info.rows));
+                segments_of.push(first..of_segments.len());
+            }
+            return Self { kind, bounds: of_segments, segments_of };
+        }
+        let bounds = operations.iter().map(|operation| bounds(operation, 1)).collect();
+        Self { kind, bounds, segments_of: infos().map(|info| info.group..info.group + 1).collect() }
     }
 
     /// Returns the number of segments.
@@ -80,9 +98,14 @@ impl ResolvedClip {
         !matches!(self.kind, ClipKind::Norm(ByNorm { coefficient_only: true, .. }))
     }
 
-    /// Returns whether each gradient has its own norm. If not, groups share one.
+    /// Returns whether each gradient or row has its own norm. If not, groups share one.
     pub(crate) const fn is_per_gradient(&self) -> bool {
         matches!(self.kind, ClipKind::Norm(norm) if !norm.scope.is_together())
+    }
+
+    /// Returns whether the limits are relative to the norms of the parameters: adaptive gradient clipping.
+    pub(crate) const fn reads_parameters(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
     }
 
     /// Returns whether the clip has a limit that follows past norms.

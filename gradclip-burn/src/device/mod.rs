@@ -20,7 +20,7 @@ use gradclip::kernels::{
     Alignment, BindingType, Buffer, FIRST_SLOT, Kernel, Output, Reduction, TileFormat, WORKGROUP_SIZE,
     slot_count,
 };
-use gradclip::operation::ByNorm;
+use gradclip::operation::{ByNorm, Scope};
 use gradclip::stats::TensorStats;
 use gradclip::{ClipRecord, NormType};
 
@@ -29,11 +29,13 @@ pub(crate) use tables::TableCache;
 
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 use cubecl_kernel::GradclipKernel;
-use tables::{DeviceBatch, Tables};
+use tables::{DeviceBatch, ParameterTables, Tables};
 
 /// The tensors that a clip takes, as primitives of any backend.
 pub(crate) struct ClipPrimitives<P> {
     pub(crate) gradients: Vec<P>,
+    /// The parameter of each gradient, for adaptive gradient clipping. Empty for other clips.
+    pub(crate) parameters: Vec<P>,
     /// The norm of a clip by supplied norm, f32.
     pub(crate) supplied: Option<P>,
     pub(crate) state: StatePrimitives<P>,
@@ -43,7 +45,8 @@ impl<P> ClipPrimitives<P> {
     /// Iterates over all tensors.
     pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
         let StatePrimitives { histories, step_counts } = &self.state;
-        self.gradients.iter().chain(&self.supplied).chain(histories).chain(step_counts)
+        let state = histories.iter().chain(step_counts);
+        self.gradients.iter().chain(&self.parameters).chain(&self.supplied).chain(state)
     }
 }
 
@@ -118,14 +121,15 @@ fn finalize(reduction: Reduction, output: Output) -> Kernel {
     Kernel::Finalize { reduction, output, banks: 1, wide: false }
 }
 
-/// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient.
+/// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient, followed
+/// by one per parameter.
 pub(crate) fn clip(
     inputs: ClipPrimitives<CubeTensor>,
     shapes: &[GradientShape],
     clip: &ResolvedClip,
     cache: &TableCache,
 ) -> ClippedPrimitives<CubeTensor> {
-    let ClipPrimitives { gradients, supplied, state } = inputs;
+    let ClipPrimitives { gradients, parameters, supplied, state } = inputs;
     let Some((client, device)) = gradients.first().map(|first| (first.client.clone(), first.device.clone()))
     else {
         return ClippedPrimitives { gradients, outputs: None };
@@ -136,10 +140,17 @@ pub(crate) fn clip(
     let launcher = Launcher { client: &client, device: &device, tables: &tables, max_slots };
     // In sequence: if two gradients share a buffer, the first is copied, which leaves the second as the only user.
     let make_ready = if clip.writes_gradients() { into_writable } else { into_dense };
-    let gradients: Vec<_> = gradients.into_iter().map(make_ready).collect();
+    // Rows must be in order; other elements may be in any.
+    let in_rows = |(tensor, shape): (CubeTensor, &GradientShape)| {
+        if shape.rows > 1 { into_contiguous(tensor) } else { tensor }
+    };
+    let count = gradients.len();
+    let mut gradients: Vec<_> = gradients.into_iter().zip(shapes).map(in_rows).map(make_ready).collect();
+    let shapes_of_parameters = &shapes[count..];
+    gradients.extend(parameters.into_iter().zip(shapes_of_parameters).map(in_rows).map(into_dense));
     let outputs = match clip.kind {
         ClipKind::Norm(norm) => {
-            let outputs = launcher.norm_pass(&gradients, supplied, state, &norm, clip.segments());
+            let outputs = launcher.norm_pass(&gradients, count, supplied, state, &norm, clip.segments());
             if clip.writes_gradients() {
                 launcher.elementwise_pass(
                     &gradients,
@@ -158,6 +169,7 @@ pub(crate) fn clip(
             None
         }
     };
+    gradients.truncate(count);
     ClippedPrimitives { gradients, outputs }
 }
 
@@ -198,10 +210,12 @@ struct Launcher<'a> {
 }
 
 impl Launcher<'_> {
-    /// Launches the kernels that compute partials, records and statistics.
+    /// Launches the kernels that compute partials, records and statistics. `tensors` holds `count` gradients, followed
+    /// by their parameters for adaptive gradient clipping.
     fn norm_pass(
         &self,
-        gradients: &[CubeTensor],
+        tensors: &[CubeTensor],
+        count: usize,
         supplied: Option<CubeTensor>,
         state: StatePrimitives<CubeTensor>,
         norm: &ByNorm,
@@ -214,11 +228,17 @@ impl Launcher<'_> {
         let records = self.output(segments * RECORD_WORDS, DType::U32);
         let partials = match &supplied {
             Some(_) => self.client.empty(MIN_BYTES),
-            None => self.partials(gradients, reduction),
+            None => self.partials(tensors, reduction),
         };
         let supplied = supplied.map(into_contiguous);
         let StatePrimitives { histories, step_counts } = state;
-        let [histories, step_counts] = [histories, step_counts].map(|state| state.map(into_writable));
+        // The state may come from another thread, which has a stream of its own. CubeCL orders the streams by the stream
+        // that created a buffer, so a buffer of another stream is not updated in place.
+        let in_this_stream = |state: CubeTensor| {
+            let is_here = state.handle.stream == records.handle.stream;
+            if is_here { into_writable(state) } else { into_dense(state.copy()) }
+        };
+        let [histories, step_counts] = [histories, step_counts].map(|state| state.map(in_this_stream));
         let bound = |buffer| match buffer {
             Buffer::Bank(_) => Some(&partials),
             Buffer::NormParams => tables.norm_params.as_ref(),
@@ -237,12 +257,29 @@ impl Launcher<'_> {
             |kernel: Kernel| self.launch(kernel, segments.div_ceil(WORKGROUP_SIZE as usize), input);
 
         // A stage that changes the records comes before the copy of their norms and factors.
-        let changes_records = supplied.is_some() || histories.is_some() || norm.skip_above.is_some();
+        let reads_parameters = matches!(norm.scope, Scope::Parameter { .. });
+        let changes_records =
+            supplied.is_some() || reads_parameters || histories.is_some() || norm.skip_above.is_some();
         if supplied.is_some() {
             per_segment(Kernel::SuppliedNorm);
         } else {
             let output = if changes_records { Output::Record } else { Output::RecordAndFactor };
             self.launch(finalize(reduction, output), segments, input);
+        }
+        if let Some(ParameterTables { segments: table, norm_params }) =
+            tables.parameters.as_ref().filter(|_| reads_parameters)
+        {
+            let parameter_records = self.client.empty(segments * size_of::<ClipRecord>());
+            self.launch(finalize(reduction, Output::Record), segments, |buffer| match buffer {
+                Buffer::NormParams => norm_params,
+                Buffer::Segments => table,
+                Buffer::Records => &parameter_records,
+                buffer => input(buffer),
+            });
+            self.launch(Kernel::Agc, segments.div_ceil(WORKGROUP_SIZE as usize), |buffer| match buffer {
+                Buffer::ParameterRecords => &parameter_records,
+                buffer => input(buffer),
+            });
         }
         if histories.is_some() {
             per_segment(Kernel::ZClip);
@@ -254,8 +291,8 @@ impl Launcher<'_> {
             per_segment(Kernel::NormsAndFactors);
         }
         let stats = norm.tensor_stats.then(|| {
-            let stats = self.output(gradients.len() * STATS_WORDS, DType::U32);
-            self.launch(finalize(reduction, Output::TensorStats), gradients.len(), |buffer| match buffer {
+            let stats = self.output(count * STATS_WORDS, DType::U32);
+            self.launch(finalize(reduction, Output::TensorStats), count, |buffer| match buffer {
                 Buffer::Segments => &tables.gradients,
                 Buffer::TensorStats => &stats.handle,
                 buffer => input(buffer),
@@ -290,7 +327,7 @@ impl Launcher<'_> {
         parameters: impl Fn(TileFormat) -> &'a Handle,
         kernel: impl Fn(TileFormat, usize) -> Kernel,
     ) {
-        for batch in self.tables.batches.iter().rev() {
+        for batch in self.tables.batches.iter().rev().filter(|batch| !batch.is_parameters) {
             let kernel = kernel(batch.format, self.slot_count(batch));
             self.launch_batch(kernel, batch, gradients, &batch.elementwise_tiles, parameters(batch.format));
         }
@@ -396,6 +433,7 @@ mod tests {
         for (kernel, other) in [
             (Kernel::SuppliedNorm, &[Buffer::SuppliedNorm][..]),
             (Kernel::ZClip, &[Buffer::Histories]),
+            (Kernel::Agc, &[Buffer::ParameterRecords]),
             (Kernel::Conclude, &[Buffer::StepCounts]),
             (Kernel::NormsAndFactors, &[Buffer::Norms, Buffer::Factors]),
         ] {

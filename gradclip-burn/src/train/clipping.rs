@@ -44,8 +44,8 @@ use crate::{Clipped, Error, GradClipper};
 ///
 /// [`NonFinite::Skip`](gradclip::NonFinite::Skip) skips the step: parameters and optimizer are unchanged.
 /// [`NonFinite::Error`](gradclip::NonFinite::Error) also skips it, and stops the training with an error. Under these
-/// two policies each step waits for the device, because the outcome must be known before the optimizer runs. Under the
-/// other policies, no step waits.
+/// two policies, and with [`Clip::skip_above`](gradclip::Clip::skip_above), each step waits for the device, because the
+/// outcome must be known before the optimizer runs. Otherwise no step waits.
 ///
 /// # Errors
 ///
@@ -90,7 +90,8 @@ impl<M> Clipping<M> {
     ///
     /// ```
     /// # use gradclip_burn::{Clipping, GradClipper};
-    /// # fn with_schedule<M>(model: M, interrupter: burn::train::Interrupter) -> Result<Clipping<M>, gradclip_burn::Error> {
+    /// # use burn::train::Interrupter;
+    /// # fn with_schedule<M>(model: M, interrupter: Interrupter) -> Result<Clipping<M>, gradclip_burn::Error> {
     /// let model = Clipping::new(model, GradClipper::by_global_norm(1.0)?, interrupter)
     ///     // From 1 to 0.1 within the first 1000 steps.
     ///     .with_max_norm_schedule(|step| 1.0 - 0.9 * (step as f32 / 1000.0).min(1.0));

@@ -9,6 +9,7 @@ mod modules;
 mod numerics;
 mod optimizer;
 mod options;
+mod parameter_norm;
 mod per_gradient;
 mod state;
 mod stress;
