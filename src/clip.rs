@@ -2,7 +2,7 @@
 
 use crate::loss_scale::LossScale;
 use crate::operation::{ByNorm, Operation, Scope, SkipAbove, inverse_scale};
-use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// The options of a clip: the method, its limit, the norm type and the policies.
 ///
@@ -16,7 +16,7 @@ use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
 /// ```
 ///
 /// Every call that takes a clip validates it first, with [`Clip::checked`]. An option that the method cannot honour is an error,
-/// such as [`loss_scale`](Self::loss_scale) with [`by_value`](Self::by_value).
+/// such as [`norm_type`](Self::norm_type) with [`by_value`](Self::by_value).
 #[expect(clippy::struct_field_names, reason = "each field has the name of its method")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -32,6 +32,7 @@ pub struct Clip {
     tensor_stats: bool,
     count_steps: bool,
     z_clip: Option<ZClip>,
+    auto_clip: Option<AutoClip>,
     skip_above: Option<f32>,
     max_consecutive_skips: Option<u32>,
 }
@@ -222,6 +223,17 @@ impl Clip {
     ///
     /// NaN stays NaN, -0.0 stays -0.0, and an infinity becomes the bound. A negative or NaN `clip_value` is an
     /// [`Error::ClipValue`] when the clip is used.
+    ///
+    /// Of the other options, only [`loss_scale`](Self::loss_scale) applies:
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let mut scaled = [0.25 * 1024.0, -3.0 * 1024.0];
+    /// cpu::clip(&mut [Gradient::f32(&mut scaled)], Clip::by_value(1.0).loss_scale(1024.0))?;
+    /// assert_eq!(scaled, [0.25, -1.0]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
     #[must_use]
     pub const fn by_value(clip_value: f32) -> Self {
         Self::by(Method::Value { clip_value })
@@ -233,6 +245,11 @@ impl Clip {
     #[must_use]
     pub const fn by_value_range(low: f32, high: f32) -> Self {
         Self::by(Method::ValueRange { low, high })
+    }
+
+    /// The constructor of the clip, for errors.
+    pub(crate) const fn constructor(self) -> &'static str {
+        self.method.constructor()
     }
 
     const fn by(method: Method) -> Self {
@@ -247,6 +264,7 @@ impl Clip {
             tensor_stats: false,
             count_steps: false,
             z_clip: None,
+            auto_clip: None,
             skip_above: None,
             max_consecutive_skips: None,
         }
@@ -300,6 +318,10 @@ impl Clip {
     ///
     /// The norm, the limit and the record are those of the gradients without the scale. The factor in the record includes
     /// `1 / scale`. The scale does not change the 0-norm, which is a count.
+    ///
+    /// A clip by value multiplies each element by `1 / scale`, rounds the product to the type of the gradient, and clamps it:
+    /// `GradScaler.unscale_` and `clip_grad_value_` in one pass. It measures nothing, so an infinity becomes the bound and
+    /// a NaN stays NaN.
     ///
     /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] is a dynamic loss
     /// scale.
@@ -390,7 +412,8 @@ impl Clip {
     /// `Clip::by_global_norm(f32::INFINITY)`.
     ///
     /// The plan keeps a [`NormHistory`](crate::stats::NormHistory) for each record. An invalid [`ZClip`] is an
-    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::ConflictingLimits`].
+    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) or [`auto_clip`](Self::auto_clip) it is an
+    /// [`Error::ConflictingLimits`].
     ///
     /// ```
     /// use gradclip::{Clip, ZClip, cpu};
@@ -411,12 +434,39 @@ impl Clip {
         Self { z_clip: Some(z_clip), ..self }
     }
 
+    /// Adds a limit that is a percentile of the last norms. The smaller of the two limits applies. For this limit alone, use
+    /// `Clip::by_global_norm(f32::INFINITY)`.
+    ///
+    /// The plan keeps a [`NormWindow`](crate::stats::NormWindow) for each record. An invalid [`AutoClip`] is an
+    /// [`Error::AutoClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) or [`z_clip`](Self::z_clip) it is an
+    /// [`Error::ConflictingLimits`].
+    ///
+    /// ```
+    /// use gradclip::{AutoClip, Clip, Epsilon, cpu};
+    ///
+    /// let median = AutoClip { percentile: 50.0, window: 100 };
+    /// let clip = Clip::by_global_norm(f32::INFINITY).epsilon(Epsilon::None).auto_clip(median);
+    /// let mut plan = cpu::ClipPlan::new(&[clip])?;
+    /// let mut norms_after = Vec::new();
+    /// for norm in [2.0, 1.0, 64.0, 2.0, 8.0] {
+    ///     let mut gradient = [norm];
+    ///     plan.clip(&mut [cpu::Gradient::f32(&mut gradient)])?;
+    ///     norms_after.push(gradient[0]);
+    /// }
+    /// assert_eq!(norms_after, [2.0, 1.0, 2.0, 2.0, 2.0]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn auto_clip(self, auto_clip: AutoClip) -> Self {
+        Self { auto_clip: Some(auto_clip), ..self }
+    }
+
     /// Skips a step whose norm exceeds `norm`, a second limit: its gradients are left unchanged, and its record says
     /// [`skip`](crate::ClipRecord::skip), so that the optimizer skips the step too. A norm up to `norm` is clipped as usual.
     ///
     /// For [`by_norm`](Self::by_norm), each gradient is skipped on its own. A non-finite norm is left to the
-    /// [policy](Self::non_finite). A step that is skipped still enters the history of a [`z_clip`](Self::z_clip), limited as
-    /// usual.
+    /// [policy](Self::non_finite). A step that is skipped still enters the history of a [`z_clip`](Self::z_clip) or the window of
+    /// an [`auto_clip`](Self::auto_clip) as usual.
     ///
     /// A negative or NaN `norm` is an [`Error::SkipAbove`]. [`by_rms`](Self::by_rms) and
     /// [`by_parameter_norm`](Self::by_parameter_norm) limit ratios, so that there is no norm to compare: with them this is an
@@ -485,8 +535,8 @@ impl Clip {
     /// # Errors
     ///
     /// [`Error::MaxNorm`], [`Error::ClipValue`], [`Error::ClipRange`], [`Error::Epsilon`], [`Error::LossScale`],
-    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::SkipAbove`], [`Error::MaxConsecutiveSkips`],
-    /// [`Error::ConflictingLimits`] and [`Error::NeedsNorm`].
+    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::AutoClip`], [`Error::SkipAbove`],
+    /// [`Error::MaxConsecutiveSkips`], [`Error::ConflictingLimits`] and [`Error::NeedsNorm`].
     pub fn checked(self) -> Result<Operation, Error> {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
@@ -526,11 +576,13 @@ impl Clip {
         let skip_above = self.checked_skip(scope)?;
         let norm_type = self.norm_type.checked()?;
         let z_clip = self.z_clip.map(ZClip::checked).transpose()?;
+        let auto_clip = self.auto_clip.map(AutoClip::checked).transpose()?;
         let Self { non_finite, coefficient_only, tensor_stats, count_steps, .. } = self;
         if tensor_stats && scope == Scope::Supplied {
             return Err(Error::NeedsNorm { what: "tensor_stats", clip: self.method.constructor() });
         }
-        if z_clip.is_some() && matches!(scope, Scope::Parameter { .. }) {
+        let moving_limits = [z_clip.is_some(), auto_clip.is_some(), matches!(scope, Scope::Parameter { .. })];
+        if moving_limits.into_iter().filter(|is_set| *is_set).count() > 1 {
             return Err(Error::ConflictingLimits);
         }
         Ok(Operation::Norm(ByNorm {
@@ -544,6 +596,7 @@ impl Clip {
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
             skip_above,
             dynamic_loss_scale,
         }))
@@ -577,12 +630,13 @@ impl Clip {
             norm_type,
             epsilon,
             non_finite,
-            loss_scale,
+            loss_scale: _,
             dynamic_loss_scale,
             coefficient_only,
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
             skip_above,
             max_consecutive_skips,
         } = self;
@@ -592,11 +646,11 @@ impl Clip {
             // It also sets the policy.
             ("dynamic_loss_scale", dynamic_loss_scale.is_some()),
             ("non_finite", non_finite != default.non_finite),
-            ("loss_scale", loss_scale.is_some()),
             ("coefficient_only", coefficient_only),
             ("tensor_stats", tensor_stats),
             ("count_steps", count_steps),
             ("z_clip", z_clip.is_some()),
+            ("auto_clip", auto_clip.is_some()),
             ("skip_above", skip_above.is_some()),
             ("max_consecutive_skips", max_consecutive_skips.is_some()),
         ];
@@ -604,10 +658,11 @@ impl Clip {
     }
 
     fn clamp(self, low: f32, high: f32) -> Result<Operation, Error> {
-        match self.norm_option() {
-            Some(what) => Err(Error::NeedsNorm { what, clip: self.method.constructor() }),
-            None => Ok(Operation::Clamp { low, high }),
+        if let Some(what) = self.norm_option() {
+            return Err(Error::NeedsNorm { what, clip: self.method.constructor() });
         }
+        let inverse_scale = self.loss_scale.map(inverse_scale).transpose()?;
+        Ok(Operation::Clamp { low, high, inverse_scale })
     }
 }
 
@@ -616,7 +671,7 @@ impl Clip {
 mod saved {
     use super::{Clip, Method};
     use crate::loss_scale::LossScale;
-    use crate::{Epsilon, NonFinite, NormType, ZClip};
+    use crate::{AutoClip, Epsilon, NonFinite, NormType, ZClip};
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -641,6 +696,8 @@ mod saved {
         #[serde(default)]
         z_clip: Option<ZClip>,
         #[serde(default)]
+        auto_clip: Option<AutoClip>,
+        #[serde(default)]
         skip_above: Option<f32>,
         #[serde(default)]
         max_consecutive_skips: Option<u32>,
@@ -659,6 +716,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
                 skip_above,
                 max_consecutive_skips,
             } = clip;
@@ -674,6 +732,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
                 skip_above,
                 max_consecutive_skips,
             }
@@ -693,6 +752,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
                 skip_above,
                 max_consecutive_skips,
             } = saved;
@@ -708,6 +768,7 @@ mod saved {
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
                 skip_above,
                 max_consecutive_skips,
             }

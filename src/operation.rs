@@ -9,9 +9,10 @@
 use std::fmt::Debug;
 
 use crate::float_modes::in_default_modes;
+use crate::kernels::Reduction;
 use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
-use crate::{Epsilon, Error, NonFinite, NormHistory, NormType, StepCounts, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormHistory, NormType, StepCounts, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +26,9 @@ pub enum Operation {
         low: f32,
         /// The upper bound.
         high: f32,
+        /// The inverse of the loss scale; `None` without [`Clip::loss_scale`](crate::Clip::loss_scale). Positive and finite.
+        /// Each element is multiplied by it, and rounded to the type of the gradient, before it is clamped.
+        inverse_scale: Option<f32>,
     },
 }
 
@@ -41,7 +45,7 @@ impl Operation {
     pub(crate) fn bounds(&self) -> Option<[f32; 2]> {
         match *self {
             Self::Norm(_) => None,
-            Self::Clamp { low, high } => Some([low, high]),
+            Self::Clamp { low, high, .. } => Some([low, high]),
         }
     }
 
@@ -49,6 +53,7 @@ impl Operation {
     pub(crate) const fn check_stateless(&self) -> Result<(), Error> {
         let option = match self {
             Self::Norm(ByNorm { z_clip: Some(_), .. }) => "z_clip",
+            Self::Norm(ByNorm { auto_clip: Some(_), .. }) => "auto_clip",
             Self::Norm(ByNorm { tensor_stats: true, .. }) => "tensor_stats",
             Self::Norm(ByNorm { count_steps: true, .. }) => "count_steps",
             Self::Norm(ByNorm { dynamic_loss_scale: Some(_), .. }) => "dynamic_loss_scale",
@@ -60,6 +65,14 @@ impl Operation {
             _ => return Ok(()),
         };
         Err(Error::NeedsPlan { option })
+    }
+
+    /// Returns the clip by a norm that is measured, and not supplied.
+    pub(crate) const fn measured_norm(&self) -> Option<&ByNorm> {
+        match self {
+            Self::Norm(ByNorm { scope: Scope::Supplied, .. }) | Self::Clamp { .. } => None,
+            Self::Norm(norm) => Some(norm),
+        }
     }
 
     /// Returns whether the operation reads the parameters of the gradients, as AGC does.
@@ -76,7 +89,9 @@ impl Operation {
     pub(crate) fn difference(&self, other: &Self) -> Option<(&'static str, [String; 2])> {
         match (self, other) {
             (Self::Norm(one), Self::Norm(other)) => one.difference(other),
-            (Self::Clamp { .. }, Self::Clamp { .. }) => None,
+            (Self::Clamp { inverse_scale: one, .. }, Self::Clamp { inverse_scale: other, .. }) => {
+                differ("the inverse of loss_scale", one, other)
+            }
             _ => Some(("kind", [self, other].map(|operation| operation.kind().to_owned()))),
         }
     }
@@ -126,6 +141,8 @@ pub struct ByNorm {
     pub count_steps: bool,
     /// The options of a limit that follows past norms.
     pub z_clip: Option<ZClip>,
+    /// The options of a limit that is a percentile of the last norms.
+    pub auto_clip: Option<AutoClip>,
     /// The second limit, above which a step is skipped.
     pub skip_above: Option<SkipAbove>,
     /// The loss scale that is updated after each step. [`inverse_scale`](Self::inverse_scale) is its inverse at the first step.
@@ -149,6 +166,11 @@ impl ByNorm {
         if self.norm_type.p() == 0.0 { 1.0 } else { self.inverse_scale }
     }
 
+    /// Returns the reduction of the norm pass.
+    pub(crate) fn reduction(&self) -> Reduction {
+        Reduction::new(self.norm_type, self.tensor_stats)
+    }
+
     /// Returns whether a plan keeps [`StepCounts`](crate::stats::StepCounts): they are asked for, or a rule needs them.
     #[must_use]
     pub const fn keeps_step_counts(&self) -> bool {
@@ -169,6 +191,7 @@ impl ByNorm {
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
             skip_above,
             dynamic_loss_scale,
         } = self;
@@ -181,6 +204,7 @@ impl ByNorm {
             .or_else(|| differ("tensor_stats", tensor_stats, &other.tensor_stats))
             .or_else(|| differ("count_steps", count_steps, &other.count_steps))
             .or_else(|| differ("z_clip", z_clip, &other.z_clip))
+            .or_else(|| differ("auto_clip", auto_clip, &other.auto_clip))
             .or_else(|| differ("skip_above", skip_above, &other.skip_above))
             .or_else(|| differ("dynamic_loss_scale", dynamic_loss_scale, &other.dynamic_loss_scale))
     }
@@ -198,6 +222,7 @@ impl ByNorm {
             tensor_stats: false,
             count_steps: false,
             z_clip: None,
+            auto_clip: None,
             skip_above: None,
             dynamic_loss_scale: None,
         }

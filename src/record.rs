@@ -131,6 +131,7 @@ impl ClipRecord {
     const UNMEASURED: u32 = 16;
     const NORM_MISSING: u32 = 32;
     const SCALE_AT_FLOOR: u32 = 64;
+    const PART_MISSING: u32 = 128;
     const NO_GRADIENT: u32 = u32::MAX;
 
     /// The [`norm_exponent`](Self::norm_exponent) of a record of no elements. It distinguishes the norm of no elements from the
@@ -286,8 +287,11 @@ impl ClipRecord {
     }
 
     /// Checks that a norm pass wrote the record.
-    pub(crate) const fn check_measured(&self) -> Result<(), Error> {
+    pub(crate) fn check_measured(&self) -> Result<(), Error> {
         match self.flags {
+            flags if flags & Self::PART_MISSING != 0 => {
+                Err(Error::PartMissing { gradient: GradientId::from(self.first_non_finite as usize) })
+            }
             flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormNotSupplied),
             flags if flags & Self::UNMEASURED != 0 => Err(Error::NothingMeasured),
             _ => Ok(()),

@@ -87,8 +87,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::dynamic_loss_scale`, which this
-    /// package does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::auto_clip` and `dynamic_loss_scale`,
+    /// which this package does not support.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {

@@ -26,7 +26,10 @@ pub(crate) enum ClipKind {
     /// A clip by norm. The limits are in [`ResolvedClip::bounds`], not in [`ByNorm::max_norm`].
     Norm(ByNorm),
     /// A clip by value.
-    Clamp,
+    Clamp {
+        /// The inverse of the loss scale, if there is one.
+        inverse_scale: Option<f32>,
+    },
 }
 
 /// Rejects the operations and options that this package does not support.
@@ -36,6 +39,9 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
         Operation::Clamp { .. } => return Ok(()),
         _ => return Err(Error::Unsupported { option: "an operation other than Norm and Clamp" }),
     };
+    if norm.auto_clip.is_some() {
+        return Err(Error::Unsupported { option: "Clip::auto_clip" });
+    }
     if norm.dynamic_loss_scale.is_some() {
         return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
     }
@@ -64,13 +70,14 @@ impl ResolvedClip {
     pub(crate) fn new(operations: &[Operation], gradients: &[Gradient]) -> Self {
         let bounds = |operation: &Operation, elements: usize| match *operation {
             Operation::Norm(norm) => [0.0, norm.limit_for(elements as u64)],
-            Operation::Clamp { low, high } => [low, high],
+            Operation::Clamp { low, high, .. } => [low, high],
             // `check_supported` rejects other operations.
             _ => [f32::NEG_INFINITY, f32::INFINITY],
         };
         let kind = match operations.first() {
             Some(Operation::Norm(norm)) => ClipKind::Norm(*norm),
-            _ => ClipKind::Clamp,
+            Some(Operation::Clamp { inverse_scale, .. }) => ClipKind::Clamp { inverse_scale: *inverse_scale },
+            _ => ClipKind::Clamp { inverse_scale: None },
         };
         let infos = || gradients.iter().map(|gradient| &gradient.info);
         if is_per_gradient(operations) {
@@ -133,7 +140,7 @@ impl ResolvedClip {
     pub(crate) const fn norm_type(&self) -> NormType {
         match self.kind {
             ClipKind::Norm(norm) => norm.norm_type,
-            ClipKind::Clamp => NormType::L2,
+            ClipKind::Clamp { .. } => NormType::L2,
         }
     }
 
@@ -141,7 +148,7 @@ impl ResolvedClip {
     pub(crate) const fn non_finite(&self) -> NonFinite {
         match self.kind {
             ClipKind::Norm(norm) => norm.non_finite,
-            ClipKind::Clamp => NonFinite::Propagate,
+            ClipKind::Clamp { .. } => NonFinite::Propagate,
         }
     }
 }
@@ -170,6 +177,7 @@ mod tests {
             "tensor_stats",
             "count_steps",
             "z_clip",
+            "auto_clip",
             "skip_above",
             "dynamic_loss_scale",
         ];

@@ -98,9 +98,10 @@ pub(crate) fn clip(
             };
             (gradients, Some(measurement))
         }
-        ClipKind::Clamp => {
+        ClipKind::Clamp { inverse_scale } => {
             let gradients = gradients.into_iter().zip(&clip.segments_of);
-            let clamped = gradients.map(|(gradient, segments)| clamp(gradient, clip.bounds[segments.start]));
+            let clamped = gradients
+                .map(|(gradient, segments)| clamp(gradient, clip.bounds[segments.start], inverse_scale));
             (clamped.collect(), None)
         }
     }
@@ -622,13 +623,18 @@ fn scale(
     gradient.with_elements(scaled)
 }
 
-fn clamp(gradient: Gradient, bounds: [f32; 2]) -> Gradient {
+fn clamp(gradient: Gradient, bounds: [f32; 2], inverse_scale: Option<f32>) -> Gradient {
     if gradient.info.count == 0 {
         return gradient;
     }
     // As in the kernels, bounds are rounded to the element type. f64 represents every bound exactly.
     let Bounds { low, high } = Bounds::new(bounds, kernel_dtype(gradient.info.dtype).unwrap_or_default());
-    let elements = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+    let mut elements = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+    if let Some(inverse_scale) = inverse_scale {
+        // Rounded to the element type before it is clamped.
+        let unscaled = elements.mul_scalar(inverse_scale).cast(gradient.info.dtype);
+        elements = unscaled.cast(compute_dtype(gradient.info.dtype));
+    }
     let is_nan = elements.clone().is_nan();
     let clamped = elements.clone().clamp(low, high).mask_where(is_nan, elements).cast(gradient.info.dtype);
     gradient.with_elements(clamped)

@@ -1,13 +1,8 @@
 // The rules of a step that keep state: they skip it, count it, and update the loss scale.
 //
-// provides: has_norm, is_overflow, conclude_record, update_loss_scale
+// provides: is_overflow, conclude_record, update_loss_scale
 // requires: segment, clip_coef, clip_record, step_counts, float_bits, extended, correctly_rounded
 // binds: norm_params
-
-// Returns whether there is a norm. If not, the step does not count.
-fn has_norm(record: ClipRecord) -> bool {
-    return (record.flags & (CLIP_RECORD_UNMEASURED | CLIP_RECORD_NORM_MISSING)) == 0u;
-}
 
 // Returns whether the step counts as an overflow for the loss scale. A norm of finite elements that exceeds f32 does not.
 fn is_overflow(record: ClipRecord) -> bool {

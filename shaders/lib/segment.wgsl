@@ -27,6 +27,8 @@ struct NormParams {
     warm_up: u32,               // z-clip: the number of steps without a limit
     skip_above: f32,            // the norm above which a step is skipped; infinity for none
     max_consecutive_skips: u32, // the number of such steps in a row after which one is clipped instead
+    percentile_steps: u32,      // auto-clip: the percentile in whole steps of 2^-15 percent
+    percentile_rest: f32,       // auto-clip: the rest of the percentile, in such steps; below 1
 }
 
 const NO_PARTIAL: u32 = 0xffffffffu;

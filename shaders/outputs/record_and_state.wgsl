@@ -1,7 +1,7 @@
 // Writes the only record of a plan, counts its step and updates the loss scale: `stages/conclude.wgsl` without a dispatch of its
 // own.
 //
-// provides: write_output
+// provides: write_output, write_missing
 // requires: segment, new_record, clip_record, step_counts, conclude, counts, extended
 // binds: records, step_counts
 
@@ -20,4 +20,9 @@ fn write_output(
     records[index] = record;
     step_counts[index] = state;
     update_loss_scale(is_overflow(record));
+}
+
+// The step does not count.
+fn write_missing(index: u32, first_missing: u32) {
+    records[index] = record_of_missing(first_missing);
 }

@@ -20,6 +20,9 @@ fn main(
         return;
     }
     var record = records[index];
+    if (!clip_record_has_norm(record)) {
+        return;
+    }
     let limit = agc_limit(norm_of_record(parameter_records[index]), segments[index].max_norm);
     set_clip_coef(&record, limit);
     records[index] = record;

@@ -25,7 +25,8 @@ fn main(
     let stride = grid.x * grid.y * WORKGROUP_SIZE;
     for (var index = invocation_index(workgroup, grid, lane); index < arrayLength(&records); index += stride) {
         var record = records[index];
-        if (!has_norm(record)) {
+        // Without a norm, the step does not count.
+        if (!clip_record_has_norm(record)) {
             atomicOr(&sh_events, MISSING_NORM);
             continue;
         }

@@ -4,7 +4,7 @@
 // dispatch altogether.
 //
 // provides: is_identity, has_fast_path, map_values, map_vector, map_vector_fast
-// requires: workgroup, maps, elements, clip_record, float_bits, extended
+// requires: workgroup, maps, elements, clip_record, ieee_product, float_bits, extended
 // binds: records
 // constants: WORKGROUP_SIZE, SEGMENTED
 
@@ -67,19 +67,4 @@ fn map_values(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
         return vec4<u32>();
     }
     return ieee_product(bits, Extended(bitcast<u32>((*record).factor_significand), (*record).factor_exponent));
-}
-
-// Returns the IEEE 754 products, also on a device that ignores NaNs and infinities or flushes a subnormal factor.
-fn ieee_product(bits: vec4<u32>, factor: Extended) -> vec4<u32> {
-    let not_finite = (bits & vec4(INFINITY)) == vec4(INFINITY);
-    let is_zero = (factor.significand & MAGNITUDE) == 0u;
-    let is_nan = (factor.significand & MAGNITUDE) > INFINITY;
-    let finite = vec4(
-        nearest_f32(extended_product(extended(bits.x), factor)),
-        nearest_f32(extended_product(extended(bits.y), factor)),
-        nearest_f32(extended_product(extended(bits.z), factor)),
-        nearest_f32(extended_product(extended(bits.w), factor)),
-    );
-    let infinite = select(bits ^ vec4(factor.significand & SIGN), vec4(NAN), vec4(is_zero));
-    return select(select(finite, infinite, not_finite), vec4(NAN), vec4(is_nan));
 }

@@ -12,10 +12,10 @@ use crate::operation::{
     ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_step_counts,
     inverse_scale,
 };
-use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
+use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats, record};
 
-/// Clips on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
-/// [`ClipPlan`](crate::ClipPlan) of the GPU, it holds no gradients.
+/// Clips on the CPU, and keeps step counts, norm histories, norm windows and statistics between
+/// steps. Unlike the [`ClipPlan`](crate::ClipPlan) of the GPU, it holds no gradients.
 ///
 /// Clips without state need no plan: call [`cpu::clip_groups`](crate::cpu::clip_groups).
 ///
@@ -36,6 +36,7 @@ pub struct ClipPlan {
     operations: Vec<Operation>,
     /// One per record. Empty before the first step.
     histories: Vec<NormHistory>,
+    norm_windows: Vec<NormWindow>,
     step_counts: Vec<StepCounts>,
     tensor_stats: Vec<TensorStats>,
     /// The dynamic loss scale; the operations hold its inverse.
@@ -62,6 +63,7 @@ impl ClipPlan {
         Self {
             operations,
             histories: Vec::new(),
+            norm_windows: Vec::new(),
             step_counts: Vec::new(),
             tensor_stats: Vec::new(),
             loss_scale,
@@ -189,6 +191,13 @@ impl ClipPlan {
         &self.histories
     }
 
+    /// Returns the last norms of an [`auto_clip`](crate::Clip::auto_clip), one window per record, to save with a
+    /// checkpoint. Empty before the first step.
+    #[must_use]
+    pub fn norm_windows(&self) -> &[NormWindow] {
+        &self.norm_windows
+    }
+
     /// Replaces the limits, one per group, for later steps.
     ///
     /// # Errors
@@ -208,12 +217,14 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by
-    /// value; [`Error::DynamicLossScale`] if the plan updates its own scale.
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NotEnabled`] for a clip by
+    /// value without a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
-        self.check_by_norm("set_loss_scale")?;
         if self.loss_scale.is_some() {
             return Err(Error::DynamicLossScale { what: "set_loss_scale" });
+        }
+        if matches!(self.operations[0], Operation::Clamp { inverse_scale: None, .. }) {
+            return Err(Error::NotEnabled { what: "loss scale", with: "loss_scale" });
         }
         self.set_inverse_scale(inverse_scale(scale)?);
         Ok(())
@@ -241,7 +252,12 @@ impl ClipPlan {
     }
 
     fn set_inverse_scale(&mut self, inverse_scale: f32) {
-        self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
+        for operation in &mut self.operations {
+            match operation {
+                Operation::Norm(norm) => norm.inverse_scale = inverse_scale,
+                Operation::Clamp { inverse_scale: scale, .. } => *scale = Some(inverse_scale),
+            }
+        }
     }
 
     /// Replaces the step counts, one per record, to continue the counts of another plan on the CPU or on a GPU. An
@@ -275,6 +291,24 @@ impl ClipPlan {
         }
         check_norm_histories(histories)?;
         self.histories = histories.to_vec();
+        Ok(())
+    }
+
+    /// Restores the saved norm windows of a plan on the CPU or on a GPU, one per record.
+    ///
+    /// The gradients of the next step determine the number of records. If the number of windows differs from it,
+    /// [`clip`](Self::clip) returns [`Error::StateCount`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no [`auto_clip`](crate::Clip::auto_clip); [`Error::NormWindow`] if a
+    /// window has more norms than the clip keeps, or a norm that is not positive and finite.
+    pub fn set_norm_windows(&mut self, windows: &[NormWindow]) -> Result<(), Error> {
+        let Operation::Norm(ByNorm { auto_clip: Some(auto_clip), .. }) = self.operations[0] else {
+            return Err(Error::NotEnabled { what: "norm windows", with: "auto_clip" });
+        };
+        windows.iter().enumerate().try_for_each(|(record, window)| window.checked(record, auto_clip))?;
+        self.norm_windows = windows.to_vec();
         Ok(())
     }
 
@@ -343,14 +377,17 @@ impl ClipPlan {
 
     /// Sets the number of records in the first step, and checks it in later steps.
     fn set_record_count(&mut self, records: usize) -> Result<(), Error> {
-        for (what, given) in
-            [("norm histories", self.histories.len()), ("step counts", self.step_counts.len())]
-        {
+        for (what, given) in [
+            ("norm histories", self.histories.len()),
+            ("norm windows", self.norm_windows.len()),
+            ("step counts", self.step_counts.len()),
+        ] {
             if given != 0 && given != records {
                 return Err(Error::StateCount { what, given, records });
             }
         }
         self.histories.resize(records, NormHistory::default());
+        self.norm_windows.resize_with(records, NormWindow::default);
         self.step_counts.resize(records, StepCounts::default());
         Ok(())
     }
@@ -367,7 +404,7 @@ impl ClipPlan {
         Ok(records)
     }
 
-    /// Computes the records of a step, and updates the histories and the counts. `label` maps the index of a gradient
+    /// Computes the records of a step, and updates the state of each. `label` maps the index of a gradient
     /// to its label.
     fn records<'a>(
         &mut self,
@@ -375,13 +412,16 @@ impl ClipPlan {
         inputs: &[RecordInput],
         label: impl FnOnce(usize) -> Option<&'a str>,
     ) -> Result<Vec<ClipRecord>, Error> {
-        let state = self.histories.iter_mut().zip(&mut self.step_counts);
-        let record = |(input, (history, counts)): (&RecordInput, (&mut NormHistory, &mut StepCounts))| {
-            let record = skip_above(norm, input.record(norm, history), counts);
-            counts.add(&record);
-            record
-        };
-        let mut records: Vec<_> = in_default_modes(|| inputs.iter().zip(state).map(record).collect());
+        let past_norms = self.histories.iter_mut().zip(&mut self.norm_windows);
+        let state = past_norms.zip(&mut self.step_counts);
+        let mut records: Vec<_> = in_default_modes(|| {
+            let records = inputs.iter().zip(state).map(|(input, ((history, window), counts))| {
+                let record = skip_above(norm, input.record(norm, history, window), counts);
+                counts.add(&record);
+                record
+            });
+            records.collect()
+        });
         self.update_loss_scale(&mut records)?;
         let is_error = |record: &ClipRecord| norm.non_finite == NonFinite::Error && record.non_finite();
         match records.iter().position(is_error) {
@@ -410,8 +450,9 @@ impl ClipPlan {
         for gradient in gradients {
             let rows = gradient.rows;
             match self.operations[gradient.group] {
-                Operation::Clamp { low, high } => {
-                    updates.extend(gradient.scaled_elements().map(|all| (all, Update::Clamp { low, high })));
+                Operation::Clamp { low, high, inverse_scale } => {
+                    let update = Update::clamp(low, high, inverse_scale);
+                    updates.extend(gradient.scaled_elements().map(|all| (all, update)));
                 }
                 Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
                 Operation::Norm(norm) if norm.scope.is_together() => {

@@ -155,7 +155,7 @@ impl Clipper {
         gradients: &[Gradient<'_>],
         operations: &[Operation],
     ) -> Result<ClipPlan, Error> {
-        let set = Set::resolve(gradients, operations.len(), operations[0].needs_parameters())?;
+        let set = Set::resolve(gradients, operations)?;
         build(&self.context, operations, &set).map_err(|error| match error {
             Error::BufferRejected { gradient: None, .. } => self.find_rejected(&set).unwrap_or(error),
             error => error,

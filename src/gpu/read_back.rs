@@ -14,7 +14,7 @@ use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot
 use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
 use super::labels::Labels;
 use crate::loss_scale::{LossScale, LossScaleState};
-use crate::{ClipRecord, Error, TensorStats};
+use crate::{ClipRecord, Error, NormWindow, TensorStats};
 
 /// The contents of a buffer.
 type Outcome = Result<Vec<u8>, Error>;
@@ -99,6 +99,11 @@ pub(super) fn loss_scale(bytes: &[u8]) -> Result<LossScale, Error> {
 pub(super) fn all_stats(bytes: &[u8]) -> Result<Vec<TensorStats>, Error> {
     let stats: Vec<TensorStats> = all(bytes);
     if stats.iter().all(TensorStats::is_measured) { Ok(stats) } else { Err(Error::NothingMeasured) }
+}
+
+/// Returns the windows of all records.
+pub(super) fn all_norm_windows(bytes: &[u8]) -> Vec<NormWindow> {
+    NormWindow::from_device_words(&all(bytes))
 }
 
 impl<R> ReadBack<R> {
@@ -332,10 +337,19 @@ impl Results {
         count: usize,
         holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
     ) -> Self {
-        let values = vec![value; count.max(1)];
-        let contents = [bytemuck::cast_slice(&values), bytemuck::bytes_of(&TRAILER)].concat();
+        Self::of_values(checked_device, &vec![value; count.max(1)], count, holding)
+    }
+
+    /// Creates a buffer of `values`, of which the host can read the first `count`. There must be at least one value.
+    pub(super) fn of_values<T: Pod>(
+        checked_device: Arc<CheckedDevice>,
+        values: &[T],
+        count: usize,
+        holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
+    ) -> Self {
+        let contents = [bytemuck::cast_slice(values), bytemuck::bytes_of(&TRAILER)].concat();
         let size = contents.len() as u64;
-        let (bytes, trailer) = (count * size_of::<T>(), size_of_val(&values[..]));
+        let (bytes, trailer) = (count * size_of::<T>(), size_of_val(values));
         let staging = Staging { checked_device, size, bytes, trailer, free: Mutex::default() };
         Self { buffer: holding(&contents), staging: Arc::new(staging) }
     }

@@ -35,6 +35,8 @@ pub enum Buffer {
     ParameterRecords,
     /// [`NormHistory`](crate::NormHistory) of each segment.
     Histories,
+    /// The windows of the last norms of each segment: [`NormWindow`](crate::NormWindow), as u32.
+    NormWindows,
     /// One [`NormParams`](super::tables::NormParams).
     NormParams,
     /// [`Segment`](super::tables::Segment)s.
@@ -53,6 +55,8 @@ pub enum Buffer {
     StepCounts,
     /// [`Bounds`](super::tables::Bounds), one for each group.
     Bounds,
+    /// [`UnscaledBounds`](super::tables::UnscaledBounds) of the groups.
+    UnscaledBounds,
     /// For each partial, its location in the banks, as u32: `index_in_bank * banks + bank`. Bound only with several banks.
     PartialLocations,
     /// Partials to read: bank number `.0` of them.
@@ -62,12 +66,13 @@ pub enum Buffer {
 }
 
 /// The buffers that a snippet can name, with their names and WGSL types.
-pub(super) const NAMED: [(&str, Buffer, &str); 15] = [
+pub(super) const NAMED: [(&str, Buffer, &str); 17] = [
     ("tiles", Buffer::Tiles, "array<Tile>"),
     ("partials", Buffer::Partials, "array<Partial>"),
     ("supplied_norm", Buffer::SuppliedNorm, "array<u32>"),
     ("parameter_records", Buffer::ParameterRecords, "array<ClipRecord>"),
     ("histories", Buffer::Histories, "array<NormHistory>"),
+    ("norm_windows", Buffer::NormWindows, "array<u32>"),
     ("norm_params", Buffer::NormParams, "NormParams"),
     ("segments", Buffer::Segments, "array<Segment>"),
     ("gradient_of_partial", Buffer::GradientOfPartial, "array<u32>"),
@@ -77,6 +82,7 @@ pub(super) const NAMED: [(&str, Buffer, &str); 15] = [
     ("tensor_stats", Buffer::TensorStats, "array<TensorStats>"),
     ("step_counts", Buffer::StepCounts, "array<StepCounts>"),
     ("bounds", Buffer::Bounds, "array<Bounds>"),
+    ("unscaled_bounds", Buffer::UnscaledBounds, "UnscaledBounds"),
     ("partial_locations", Buffer::PartialLocations, "array<u32>"),
 ];
 

@@ -17,6 +17,7 @@
 
 mod binding;
 mod dialect;
+mod producer;
 pub(crate) mod slots;
 mod snippet;
 pub mod tables;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use binding::{Binding, BindingType, Buffer};
 pub use dialect::Dialect;
+pub use producer::Producer;
 pub use slots::{FIRST_SLOT, slot_count};
 
 use dialect::Constant;
@@ -80,6 +82,8 @@ pub enum Kernel {
         banks: usize,
         /// Whether workgroups have [`WIDE_WORKGROUP_SIZE`] invocations, for thousands of partials in one segment.
         wide: bool,
+        /// Whether the partials are reset, so that one that is not written again before the next launch is missing then.
+        resets: bool,
     },
     /// Makes records from a supplied norm. One invocation for each segment, as for the next two.
     SuppliedNorm,
@@ -87,6 +91,8 @@ pub enum Kernel {
     Agc,
     /// Computes coefficients again with limits that follow past norms.
     ZClip,
+    /// Computes coefficients again with limits that are percentiles of the last norms. One workgroup for each segment.
+    AutoClip,
     /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
     /// loss scale; otherwise one invocation for each record.
     Conclude,
@@ -104,6 +110,15 @@ pub enum Kernel {
     },
     /// Clamps the elements of each tile. One workgroup for each tile.
     Clamp {
+        /// Whether tiles have different bounds. If not, bounds 0 apply to all of them.
+        segmented: bool,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+    /// Removes a loss scale from the elements of each tile, and clamps them. One workgroup for each tile.
+    UnscaleClamp {
         /// Whether tiles have different bounds. If not, bounds 0 apply to all of them.
         segmented: bool,
         /// The format of the tiles.
@@ -195,6 +210,11 @@ impl Reduction {
         !matches!(self.norm, Norm::Power(_))
     }
 
+    /// Returns whether there is code to compute partials in another kernel.
+    pub(crate) const fn has_producer(self) -> bool {
+        self.loads_vectors()
+    }
+
     const fn norm_snippet(self) -> &'static str {
         match self.norm {
             Norm::L1 => "norms/l1",
@@ -231,10 +251,12 @@ impl Kernel {
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
+            Self::AutoClip => "gradclip.auto_clip",
             Self::Conclude => "gradclip.conclude",
             Self::NormsAndFactors => "gradclip.norms_and_factors",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
+            Self::UnscaleClamp { .. } => "gradclip.unscale_clamp",
         }
     }
 
@@ -256,8 +278,9 @@ impl Kernel {
         if let Some((slots, access)) = self.slots() {
             text.push_str(&slots::functions(slots, access));
         }
-        if let Self::Finalize { banks, .. } = self {
+        if let Self::Finalize { banks, resets, .. } = self {
             text.push_str(&slots::bank_function(banks));
+            text.push_str(&slots::reset_function(banks, resets));
         }
         text
     }
@@ -280,7 +303,7 @@ impl Kernel {
     pub fn workgroup_size(self, dialect: Dialect) -> u32 {
         match self {
             Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
-            Self::Scale { format, .. } | Self::Clamp { format, .. }
+            Self::Scale { format, .. } | Self::Clamp { format, .. } | Self::UnscaleClamp { format, .. }
                 if format.alignment == Alignment::Element && dialect.unaligned_tiles_are_edges() =>
             {
                 EDGE_WORKGROUP_SIZE
@@ -322,10 +345,14 @@ impl Kernel {
             Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
+            Self::AutoClip => ("stages/auto_clip", Vec::new()),
             Self::Conclude => ("stages/conclude", Vec::new()),
             Self::NormsAndFactors => ("stages/norms_and_factors", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
+            Self::UnscaleClamp { format, .. } => {
+                ("stages/unscale_clamp", vec![elements(format.dtype), map(format)])
+            }
         }
     }
 
@@ -345,7 +372,12 @@ impl Kernel {
     }
 
     const fn is_segmented(self) -> bool {
-        matches!(self, Self::Scale { segmented: true, .. } | Self::Clamp { segmented: true, .. })
+        matches!(
+            self,
+            Self::Scale { segmented: true, .. }
+                | Self::Clamp { segmented: true, .. }
+                | Self::UnscaleClamp { segmented: true, .. }
+        )
     }
 
     fn power(self) -> f64 {
@@ -374,9 +406,8 @@ impl Kernel {
     /// How the kernel uses a buffer.
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
-            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. }) => {
-                BindingType::ReadWrite
-            }
+            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. })
+            | (Buffer::Bank(_), Self::Finalize { resets: true, .. }) => BindingType::ReadWrite,
             (Buffer::NormParams, _) => BindingType::Uniform,
             (Buffer::Records, Self::Scale { .. } | Self::NormsAndFactors)
             | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
@@ -387,6 +418,7 @@ impl Kernel {
                 | Buffer::Factors
                 | Buffer::TensorStats
                 | Buffer::Histories
+                | Buffer::NormWindows
                 | Buffer::StepCounts
                 | Buffer::Slot(_),
                 _,
@@ -409,13 +441,14 @@ impl Kernel {
     pub(crate) fn slots(self) -> Option<(usize, SlotAccess)> {
         match self {
             Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
-            Self::Scale { format, slots, .. } | Self::Clamp { format, slots, .. } => {
-                Some((slots, SlotAccess::writing(format)))
-            }
+            Self::Scale { format, slots, .. }
+            | Self::Clamp { format, slots, .. }
+            | Self::UnscaleClamp { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
             Self::Finalize { .. }
             | Self::SuppliedNorm
             | Self::Agc
             | Self::ZClip
+            | Self::AutoClip
             | Self::Conclude
             | Self::NormsAndFactors => None,
         }

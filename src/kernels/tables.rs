@@ -54,7 +54,7 @@ impl Segment {
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NormParams {
-    /// The loss scale; the first six fields are a [`LossScaleState`](crate::loss_scale::LossScaleState).
+    /// The loss scale; the first six fields are a [`LossScaleState`].
     pub scale: f32,
     /// The factor by which the loss scale grows.
     pub growth: f32,
@@ -84,7 +84,14 @@ pub struct NormParams {
     pub skip_above: f32,
     /// The number of steps in a row that [`skip_above`](Self::skip_above) skips, before it clips one instead.
     pub max_consecutive_skips: u32,
+    /// Auto-clip: the percentile in whole steps of 2^-15 percent.
+    pub percentile_steps: u32,
+    /// Auto-clip: the rest of the percentile, in such steps; in `[0, 1)`.
+    pub percentile_rest: f32,
 }
+
+/// The resolution of [`NormParams::percentile_steps`]. With it, the position of a percentile in the largest window fits 32 bits.
+pub(crate) const PERCENTILE_STEPS_PER_PERCENT: f32 = 32768.0;
 
 impl NormParams {
     /// The parameters of a checked clip.
@@ -93,6 +100,13 @@ impl NormParams {
         let floor = if let Scope::Parameter { floor } = norm.scope { floor } else { 0.0 };
         let z_clip = norm.z_clip.unwrap_or_default();
         let scale = norm.dynamic_loss_scale.map_or(FIXED_SCALE, |scale| scale.state());
+        let percentile = PERCENTILE_STEPS_PER_PERCENT * norm.auto_clip.unwrap_or_default().percentile;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a percentile is at most 100, and its fraction is kept separately"
+        )]
+        let percentile_steps = percentile as u32;
         Self {
             scale: scale.scale,
             growth: scale.growth,
@@ -109,6 +123,8 @@ impl NormParams {
             warm_up: z_clip.warm_up,
             skip_above: norm.skip_above.map_or(f32::INFINITY, |skip| skip.norm),
             max_consecutive_skips: norm.skip_above.map_or(0, |skip| skip.max_consecutive),
+            percentile_steps,
+            percentile_rest: percentile.fract(),
         }
     }
 }
@@ -127,7 +143,7 @@ const fn policy(non_finite: NonFinite) -> u32 {
     }
 }
 
-/// The bounds of a clip by value. `Bounds` of `clamp.wgsl`.
+/// The bounds of a clip by value. `Bounds` of `clamp_bits.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Bounds {
@@ -142,6 +158,26 @@ impl Bounds {
     #[must_use]
     pub fn new([low, high]: [f32; 2], dtype: DType) -> Self {
         Self { low: dtype.round(low), high: dtype.round(high) }
+    }
+}
+
+/// The inverse of a loss scale, followed by the bounds of each group. `UnscaledBounds` of `unscale_clamp.wgsl`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnscaledBounds(Vec<f32>);
+
+impl UnscaledBounds {
+    /// Creates the table for elements of a type. `bounds` has the bounds of each group, which are rounded to the type.
+    #[must_use]
+    pub fn new(inverse_scale: f32, bounds: &[[f32; 2]], dtype: DType) -> Self {
+        let rounded = bounds.iter().map(|&bounds| Bounds::new(bounds, dtype));
+        let numbers = rounded.flat_map(|Bounds { low, high }| [low, high]);
+        Self(std::iter::once(inverse_scale).chain(numbers).collect())
+    }
+
+    /// Returns the contents of the buffer.
+    #[must_use]
+    pub fn numbers(&self) -> &[f32] {
+        &self.0
     }
 }
 

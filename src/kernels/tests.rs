@@ -11,11 +11,12 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 use super::snippet::SNIPPETS;
-use super::tables::{Bounds, NormParams, Segment, Tile};
+use super::tables::{Bounds, NormParams, PERCENTILE_STEPS_PER_PERCENT, Segment, Tile};
 use super::*;
+use crate::auto_clip;
 use crate::loss_scale::{LOSS_SCALE_WGSL, LossScaleState};
 use crate::stats::{STEP_COUNTS_WGSL, TENSOR_STATS_WGSL};
-use crate::{CLIP_RECORD_WGSL, ClipRecord, NormHistory, StepCounts, TensorStats};
+use crate::{AutoClip, CLIP_RECORD_WGSL, Clip, ClipRecord, NormHistory, StepCounts, TensorStats};
 
 const DIALECTS: [Dialect; 2] = [Dialect::WebGpu, Dialect::CubeCl];
 
@@ -29,10 +30,15 @@ fn all() -> Vec<Kernel> {
     let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY];
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
     let mut kernels =
-        vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::Conclude, Kernel::NormsAndFactors];
+        vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::AutoClip, Kernel::Conclude];
+    kernels.push(Kernel::NormsAndFactors);
     for &reduction in &reductions {
-        for (banks, wide) in [(1, false), (1, reduction.loads_vectors()), (2, false), (16, false)] {
-            let finalize = |output| Kernel::Finalize { reduction, output, banks, wide };
+        let variants =
+            [(1, false, false), (1, reduction.loads_vectors(), false), (2, false, false), (16, false, false)];
+        for (banks, wide, resets) in
+            variants.into_iter().chain([(1, false, true), (4, reduction.loads_vectors(), true)])
+        {
+            let finalize = |output| Kernel::Finalize { reduction, output, banks, wide, resets };
             kernels.extend(
                 [Output::Record, Output::RecordAndFactor, Output::RecordAndState, Output::TensorStats]
                     .map(finalize),
@@ -49,6 +55,7 @@ fn all() -> Vec<Kernel> {
                 for segmented in [false, true] {
                     kernels.push(Kernel::Scale { segmented, format, slots });
                     kernels.push(Kernel::Clamp { segmented, format, slots });
+                    kernels.push(Kernel::UnscaleClamp { segmented, format, slots });
                 }
             }
         }
@@ -139,11 +146,51 @@ fn tint_accepts_every_kernel() {
     let kernels = all().into_iter().map(|kernel| (format!("{kernel:?}"), kernel.source(Dialect::WebGpu)));
     let exported = EXPORTED.map(|(path, text, _)| (path.to_owned(), text.to_owned()));
     for (name, text) in kernels.chain(exported) {
-        let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
-        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        tint_accepts(&name, &text);
     }
+}
+
+/// The code for the shaders of callers is accepted as it stands, and all its names have the prefix.
+#[test]
+fn compilers_accept_every_producer() {
+    for norm_type in [NormType::L1, NormType::L2, NormType::Inf] {
+        for clip in [Clip::by_global_norm(1.0), Clip::by_norm(1.0).tensor_stats()]
+            .map(|clip| clip.norm_type(norm_type))
+        {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let producer = Producer::new(clip, dtype).unwrap();
+                assert_eq!(producer.elements(), 4096);
+                for producer in [producer, producer.shape(64, 7)] {
+                    let text = producer.wgsl().unwrap();
+                    for name in Code::new(&text).declared() {
+                        assert!(name.starts_with("gradclip_"), "{name}");
+                    }
+                    let caller = format!("{text}
+                        @group(0) @binding(0) var<storage, read_write> partials: array<gradclip_Partial>;
+                        @compute @workgroup_size(gradclip_WORKGROUP_SIZE)
+                        fn main(@builtin(local_invocation_index) lane: u32) {{
+                            let partial = gradclip_partial_of_run(lane, 5u, array<vec4<u32>, gradclip_VECTORS>());
+                            if (lane == 0u) {{ partials[0] = partial; }}
+                        }}");
+                    let module = naga::front::wgsl::parse_str(&caller)
+                        .unwrap_or_else(|error| panic!("{producer:?}: {}", error.emit_to_string(&caller)));
+                    validate(&module);
+                    tint_accepts(&format!("{producer:?}"), &caller);
+                }
+            }
+        }
+    }
+}
+
+/// Gives a text to Tint, if there is one.
+fn tint_accepts(name: &str, text: &str) {
+    if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        return;
+    }
+    let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The texts for the shaders of callers: file, text, and the prefixes of its names.
@@ -273,7 +320,7 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     let format = TileFormat { alignment: Alignment::Vector, dtype: DType::F32 };
     let scale = Kernel::Scale { segmented: false, format, slots: 1 };
     let reduction = Reduction::new(NormType::L2, false);
-    let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false };
+    let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(finalize(Output::Record), Segment { first, count, max_norm });
     assert_same_layout!(
@@ -293,7 +340,9 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
             threshold,
             warm_up,
             skip_above,
-            max_consecutive_skips
+            max_consecutive_skips,
+            percentile_steps,
+            percentile_rest
         }
     );
     assert_same_layout!(
@@ -306,6 +355,9 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     );
     assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
     assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
+    let (members, _) =
+        wgsl_layout(Kernel::UnscaleClamp { segmented: false, format, slots: 1 }, "UnscaledBounds");
+    assert_eq!(members, [("inverse_scale".to_owned(), 0), ("bounds".to_owned(), 4)]);
     let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
 }
@@ -324,6 +376,27 @@ fn partials_have_the_size_that_rust_allocates() {
             assert!(partial * size as usize <= bytes as usize, "{reduction:?}");
         }
     }
+}
+
+#[test]
+fn the_window_of_auto_clip_has_the_size_that_rust_allows() {
+    let module = parse(Kernel::AutoClip, Dialect::WebGpu);
+    let constant = |name: &str| {
+        let (_, constant) =
+            module.constants.iter().find(|(_, constant)| constant.name.as_deref() == Some(name)).unwrap();
+        match module.global_expressions[constant.init] {
+            naga::Expression::Literal(naga::Literal::U32(value)) => value,
+            ref other => panic!("{name} is {other:?}"),
+        }
+    };
+    assert_eq!(constant("MAX_WINDOW"), AutoClip::MAX_WINDOW);
+    assert_eq!(constant("NORMS_PER_LANE") * WORKGROUP_SIZE, AutoClip::MAX_WINDOW);
+    assert_eq!(constant("HEADER") as usize, auto_clip::HEADER_WORDS);
+    assert_eq!(constant("HUNDRED_PERCENT") as f32, 100.0 * PERCENTILE_STEPS_PER_PERCENT);
+    let shared = module.global_variables.iter().map(|(_, variable)| variable);
+    let shared = shared.filter(|variable| variable.space == naga::AddressSpace::WorkGroup);
+    let bytes: u32 = shared.map(|variable| module.types[variable.ty].inner.size(module.to_ctx())).sum();
+    assert!((4 * AutoClip::MAX_WINDOW..=WORKGROUP_BYTES).contains(&bytes), "{bytes}");
 }
 
 #[test]
@@ -433,7 +506,7 @@ fn providers(name: &str) -> BTreeSet<&'static str> {
     if SLOT_FUNCTIONS.contains(&name) {
         roles.insert("slots");
     }
-    if name == "partial_at" {
+    if ["partial_at", "reset_partials"].contains(&name) {
         roles.insert("banks");
     }
     roles
@@ -459,7 +532,9 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
     let dependents = SNIPPETS.iter().filter(|other| other.requires.contains(&role(path)));
     let used_by_others: BTreeSet<_> = dependents.flat_map(used_by).collect();
     let is_public = |name: &&str| {
-        used_by_others.contains(name) || EXPORTED.iter().any(|(exported, ..)| *exported == path)
+        used_by_others.contains(name)
+            || EXPORTED.iter().any(|(exported, ..)| *exported == path)
+            || path == "lib/producer"
     };
     let interface: BTreeSet<_> = declared.iter().copied().filter(is_public).collect();
     compare("provides", &snippet.provides.clone().into_iter().collect(), &interface);
@@ -471,7 +546,7 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
     let roles: BTreeSet<_> = used.iter().copied().filter(is_foreign).flat_map(providers).collect();
     compare("requires", &snippet.requires.clone().into_iter().collect(), &roles);
 
-    let constants = ["WORKGROUP_SIZE", "STRIDE", "TURNS", "SEGMENTED", "POWER"];
+    let constants = ["WORKGROUP_SIZE", "STRIDE", "VECTORS", "TURNS", "SEGMENTED", "POWER"];
     let constants = constants.into_iter().filter(|name| used.contains(name)).collect();
     compare("constants", &snippet.constants.clone().into_iter().collect(), &constants);
     faults
@@ -513,6 +588,7 @@ fn the_table_has_every_file() {
     assert_eq!(files, table);
     let used: BTreeSet<_> =
         all().into_iter().flat_map(Kernel::snippets).map(|snippet| snippet.path.to_owned()).collect();
-    let exported = EXPORTED.map(|(path, ..)| path.to_owned());
+    // Producers are no kernels.
+    let exported = EXPORTED.map(|(path, ..)| path).into_iter().chain(["lib/producer"]).map(str::to_owned);
     assert_eq!(used.into_iter().chain(exported).collect::<BTreeSet<_>>(), table);
 }

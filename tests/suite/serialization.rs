@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use gradclip::loss_scale::{LossScale, LossScaleState};
 use gradclip::slices::DeviceChoice;
-use gradclip::stats::{NormHistory, StepCounts, TensorStats};
-use gradclip::{Clip, ClipRecord, DType, Epsilon, Error, NonFinite, NormType, ZClip, cpu};
+use gradclip::stats::{NormHistory, NormWindow, StepCounts, TensorStats};
+use gradclip::{AutoClip, Clip, ClipRecord, DType, Epsilon, Error, NonFinite, NormType, ZClip, cpu};
 use serde::{Serialize, de::DeserializeOwned};
 
 #[track_caller]
@@ -37,6 +37,7 @@ fn options_survive_a_round_trip() {
     let clips = [
         all,
         Clip::by_global_norm(f32::INFINITY),
+        Clip::by_norm(2.0).auto_clip(AutoClip { percentile: 12.5, window: 77 }),
         Clip::by_norm(1.0).norm_type(NormType::P(f32::NEG_INFINITY)),
         Clip::by_rms(0.5),
         Clip::by_parameter_norm(0.01, 1e-3),
@@ -63,6 +64,10 @@ fn a_configuration_contains_only_changed_options() {
     assert!(
         read(r#"{"method": {"by_value": {"clip_value": 1}}, "max_norm": 2}"#).is_err(),
         "an unknown option is an error"
+    );
+    assert_eq!(
+        read(r#"{"method": {"by_norm": {"max_norm": 1}}, "auto_clip": {"percentile": 5}}"#).unwrap(),
+        Clip::by_norm(1.0).auto_clip(AutoClip { percentile: 5.0, ..AutoClip::default() })
     );
     // An invalid value is an error when the clip is used.
     let invalid = read(r#"{"method": {"by_norm": {"max_norm": -1}}}"#).unwrap();
@@ -100,6 +105,8 @@ fn state_and_statistics_survive_a_round_trip() {
         largest_norm: 0.1,
     });
     check_round_trip(NormHistory { steps: 25, mean: 1.1, deviation: 0.3 });
+    check_round_trip(NormWindow::default());
+    check_round_trip(NormWindow { norms: vec![0.1, 1e-40, f32::MAX] });
     check_round_trip(LossScale::new(1024.0).unwrap().growth(1.5, 7).unwrap());
     check_round_trip(LossScaleState::default());
     let damaged = LossScaleState { backoff: 2.0, ..LossScaleState::default() };

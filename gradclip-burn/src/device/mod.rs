@@ -118,7 +118,7 @@ fn max_slots(client: &Client) -> usize {
 }
 
 fn finalize(reduction: Reduction, output: Output) -> Kernel {
-    Kernel::Finalize { reduction, output, banks: 1, wide: false }
+    Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false }
 }
 
 /// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient, followed
@@ -160,11 +160,14 @@ pub(crate) fn clip(
             }
             Some(outputs)
         }
-        ClipKind::Clamp => {
+        ClipKind::Clamp { inverse_scale } => {
             launcher.elementwise_pass(
                 &gradients,
                 |format| tables.limits.of(format.dtype),
-                |format, slots| Kernel::Clamp { segmented, format, slots },
+                |format, slots| match inverse_scale {
+                    None => Kernel::Clamp { segmented, format, slots },
+                    Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
+                },
             );
             None
         }
@@ -352,7 +355,7 @@ impl Launcher<'_> {
             // A kernel may have more slots than the batch has gradients. No tile refers to the extra slots, but each
             // must be bound.
             Buffer::Slot(slot) => &gradients[batch.slots[slot.min(batch.slots.len() - 1)]].handle,
-            Buffer::Partials | Buffer::Records | Buffer::Bounds => other,
+            Buffer::Partials | Buffer::Records | Buffer::Bounds | Buffer::UnscaledBounds => other,
             buffer => unreachable!("no kernel with slots binds {buffer:?}"),
         });
     }
@@ -453,6 +456,8 @@ mod tests {
                     assert_eq!(second(scale), Buffer::Records);
                     let clamp = Kernel::Clamp { segmented, format, slots: 3 };
                     assert_eq!(second(clamp), Buffer::Bounds);
+                    let unscale_clamp = Kernel::UnscaleClamp { segmented, format, slots: 3 };
+                    assert_eq!(second(unscale_clamp), Buffer::UnscaledBounds);
                 }
                 for reduction in reductions().filter(|r| r.loads_vectors() || alignment == Alignment::Element)
                 {

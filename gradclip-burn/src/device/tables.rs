@@ -10,7 +10,7 @@ use burn_cubecl::CubeDevice;
 use bytemuck::{bytes_of, cast_slice};
 use gradclip::DType;
 use gradclip::kernels::TileFormat;
-use gradclip::kernels::tables::{Bounds, NormParams, Segment};
+use gradclip::kernels::tables::{Bounds, NormParams, Segment, UnscaledBounds};
 
 use super::layout::{GradientShape, lay_out};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
@@ -35,18 +35,18 @@ struct Entry {
 /// -0.0.
 #[derive(PartialEq)]
 struct OptionBits {
-    /// The bytes of [`NormParams`]; empty for a clip by value.
-    norm_params: Vec<u8>,
+    /// The bytes of [`NormParams`]; for a clip by value, those of the inverse of its loss scale, if it has one.
+    params: Vec<u8>,
     bounds: Vec<[u32; 2]>,
 }
 
 impl OptionBits {
     fn new(clip: &ResolvedClip) -> Self {
-        let norm_params = match clip.kind {
+        let params = match clip.kind {
             ClipKind::Norm(norm) => bytes_of(&NormParams::new(&norm)).to_vec(),
-            ClipKind::Clamp => Vec::new(),
+            ClipKind::Clamp { inverse_scale } => inverse_scale.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
-        Self { norm_params, bounds: clip.bounds.iter().map(|bounds| bounds.map(f32::to_bits)).collect() }
+        Self { params, bounds: clip.bounds.iter().map(|bounds| bounds.map(f32::to_bits)).collect() }
     }
 }
 
@@ -75,21 +75,30 @@ pub(super) struct ParameterTables {
 pub(super) enum Limits {
     /// The [`Segment`]s of a clip by norm.
     Norm(Handle),
-    /// The [`Bounds`] of a clip by value, rounded to each element type.
+    /// The [`Bounds`] of a clip by value, rounded to each element type; [`UnscaledBounds`] if it has a loss scale.
     Value { f32: Handle, f16: Handle, bf16: Handle },
 }
 
 impl Limits {
     fn new(client: &Client, layout: &DeviceLayout, clip: &ResolvedClip) -> Self {
-        if let ClipKind::Norm(_) = clip.kind {
-            let segments = layout.segments.iter().zip(&clip.bounds);
-            let segments: Vec<_> =
-                segments.map(|(partials, &[_, max_norm])| Segment::new(partials, max_norm)).collect();
-            return Self::Norm(client.create_from_slice(cast_slice(&segments)));
-        }
-        let rounded = |dtype: DType| {
-            let bounds = clip.bounds.iter().map(|&bounds| Bounds::new(bounds, dtype));
-            client.create_from_slice(cast_slice(&bounds.collect::<Vec<_>>()))
+        let inverse_scale = match clip.kind {
+            ClipKind::Norm(_) => {
+                let segments = layout.segments.iter().zip(&clip.bounds);
+                let segments: Vec<_> =
+                    segments.map(|(partials, &[_, max_norm])| Segment::new(partials, max_norm)).collect();
+                return Self::Norm(client.create_from_slice(cast_slice(&segments)));
+            }
+            ClipKind::Clamp { inverse_scale } => inverse_scale,
+        };
+        let rounded = |dtype: DType| match inverse_scale {
+            None => {
+                let bounds = clip.bounds.iter().map(|&bounds| Bounds::new(bounds, dtype));
+                client.create_from_slice(cast_slice(&bounds.collect::<Vec<_>>()))
+            }
+            Some(inverse_scale) => {
+                let table = UnscaledBounds::new(inverse_scale, &clip.bounds, dtype);
+                client.create_from_slice(cast_slice(table.numbers()))
+            }
         };
         Self::Value { f32: rounded(DType::F32), f16: rounded(DType::F16), bf16: rounded(DType::BF16) }
     }
@@ -184,7 +193,7 @@ impl Tables {
         let limits = Limits::new(client, &layout, clip);
         let norm_params = match clip.kind {
             ClipKind::Norm(norm) => Some(client.create_from_slice(bytes_of(&NormParams::new(&norm)))),
-            ClipKind::Clamp => None,
+            ClipKind::Clamp { .. } => None,
         };
         let parameters = match (clip.kind, &layout.parameters) {
             (ClipKind::Norm(norm), Some(segments)) => {

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
+use gradclip::AutoClip;
 use gradclip::loss_scale::LossScale;
 use gradclip_burn::{Clip, Epsilon, Error, GradClipper, NormType};
 
@@ -54,6 +55,8 @@ fn an_unsupported_option_is_named() {
     };
     let scale = Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default());
     assert_eq!(unsupported(scale), "Clip::dynamic_loss_scale");
+    let auto_clip = Clip::by_global_norm(1.0).auto_clip(AutoClip::default());
+    assert_eq!(unsupported(auto_clip), "Clip::auto_clip");
 }
 
 #[test]

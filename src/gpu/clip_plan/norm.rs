@@ -7,12 +7,12 @@ use super::segment_map::SegmentMap;
 use super::{ClipPlan, Outcome, Step};
 use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::Set;
-use crate::gpu::layout::Layout;
+use crate::gpu::layout::{Bank, Layout};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
 use crate::operation::{ByNorm, Scope};
-use crate::{ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats};
+use crate::{AutoClip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
 
 const STORAGE: BufferUsages = BufferUsages::STORAGE;
 const UNIFORM: BufferUsages = BufferUsages::UNIFORM;
@@ -32,18 +32,19 @@ pub(super) fn by_norm(
     max_norms: &[f32],
     set: &Set<'_>,
 ) -> Result<ClipPlan, Error> {
+    let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
         let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
-        context.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
+        context.check_scratch(records.saturating_mul(record_bytes as u64))?;
     }
-    let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
+    let reduction = norm.reduction();
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
-    let layout = map.lay_out(context.limits(), norm.scope != Scope::Supplied, reduction);
+    let layout = map.lay_out(context.limits(), norm.scope != Scope::Supplied, reduction)?;
     let scratch = size_of_val(&layout.tiles[..])
         + layout.gradient_of_partial.len() * reduction.partial_bytes()
         + size_of_val(&layout.partial_locations[..])
-        + map.segments * size_of::<ClipRecord>();
+        + map.segments * record_bytes;
     context.guarded(scratch as u64, layout.largest_dispatch(), || {
         let mut builder = Builder::new(context, &set.buffers, &layout.tiles);
         let table = map.table(&layout.segments, max_norms);
@@ -52,6 +53,7 @@ pub(super) fn by_norm(
         let table = or_one(&table, &Segment { max_norm: max_norms[0], ..Segment::EMPTY }).to_vec();
         let buffers = Buffers::new(&mut builder, norm, reduction, &layout, &table, records);
         let wide = context.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
+        let resets = set.parts > 0 || set.spans.iter().any(|span| span.partials.is_some());
         let mut stages = Stages {
             norm,
             reduction,
@@ -59,7 +61,9 @@ pub(super) fn by_norm(
             buffers,
             wide,
             records,
+            resets,
             concluded: false,
+            parts: (0..set.parts.max(1)).map(|_| Vec::new()).collect(),
             steps: Vec::new(),
         };
 
@@ -77,9 +81,10 @@ pub(super) fn by_norm(
         }
         stages.agc(&mut builder)?;
         let histories = stages.z_clip(&mut builder)?;
+        let norm_windows = stages.auto_clip(&mut builder)?;
         stages.conclude(&mut builder, step_counts.as_ref())?;
 
-        let Stages { buffers, steps, .. } = stages;
+        let Stages { buffers, parts, steps, .. } = stages;
         let segmented = table.len() > 1;
         let scale = |format, slots| Kernel::Scale { segmented, format, slots };
         let apply = builder.batches(&layout.apply, |_, _| &buffers.records.buffer, scale)?;
@@ -97,24 +102,36 @@ pub(super) fn by_norm(
             segments: buffers.segments,
             supplied,
             histories,
+            norm_windows,
             step_counts,
             tensor_stats,
         };
         Ok(ClipPlan {
-            norm: steps,
+            parts,
+            in_parts: set.parts > 0,
+            resets,
+            record: steps,
             apply,
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
+            loss_scale: None,
             scratch_bytes: builder.bytes,
             labels: set.labels.clone(),
         })
     })
 }
 
+/// A bank of partials.
+enum Partials<'a> {
+    Own(wgpu::Buffer),
+    /// Those that another kernel leaves.
+    Given(wgpu::BufferBinding<'a>),
+}
+
 /// The buffers that several stages share.
-struct Buffers {
+struct Buffers<'a> {
     /// The partials, by bank.
-    banks: Vec<wgpu::Buffer>,
+    banks: Vec<Partials<'a>>,
     /// Only with several banks.
     partial_locations: Option<wgpu::Buffer>,
     gradient_of_partial: wgpu::Buffer,
@@ -123,9 +140,9 @@ struct Buffers {
     records: Results,
 }
 
-impl Buffers {
+impl<'a> Buffers<'a> {
     fn new(
-        builder: &mut Builder<'_>,
+        builder: &mut Builder<'a>,
         norm: &ByNorm,
         reduction: Reduction,
         layout: &Layout,
@@ -138,7 +155,13 @@ impl Buffers {
             banks: layout
                 .banks
                 .iter()
-                .map(|&len| builder.zeroed("gradclip.partials", len.max(1) * reduction.partial_bytes()))
+                .map(|bank| match bank {
+                    Bank::Own(len) => {
+                        let size = (*len).max(1) * reduction.partial_bytes();
+                        Partials::Own(builder.zeroed("gradclip.partials", size))
+                    }
+                    Bank::Given(window) => Partials::Given(builder.window(window)),
+                })
                 .collect(),
             partial_locations: (layout.banks.len() > 1)
                 .then(|| builder.buffer("gradclip.partial_locations", STORAGE, &layout.partial_locations)),
@@ -154,17 +177,25 @@ impl Buffers {
         }
     }
 
-    fn get(&self, buffer: Buffer) -> &wgpu::Buffer {
-        match buffer {
-            Buffer::Bank(bank) => &self.banks[bank],
+    fn get(&self, buffer: Buffer) -> wgpu::BufferBinding<'_> {
+        let buffer = match buffer {
+            Buffer::Bank(bank) => match &self.banks[bank] {
+                Partials::Own(buffer) => buffer,
+                Partials::Given(range) => return range.clone(),
+            },
             Buffer::PartialLocations => self.partial_locations.as_ref().expect("bound with several banks"),
             Buffer::GradientOfPartial => &self.gradient_of_partial,
             Buffer::NormParams => &self.norm_params.buffer,
             Buffer::Segments => &self.segments,
             Buffer::Records => &self.records.buffer,
             buffer => unreachable!("{buffer:?} belongs to a single stage"),
-        }
+        };
+        whole(buffer)
     }
+}
+
+fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    buffer.as_entire_buffer_binding()
 }
 
 /// The stages of a norm pass. Each method adds the dispatches of one, if the clip needs it.
@@ -172,13 +203,18 @@ struct Stages<'a> {
     norm: &'a ByNorm,
     reduction: Reduction,
     layout: &'a Layout,
-    buffers: Buffers,
+    buffers: Buffers<'a>,
     /// Whether wide workgroups reduce the partials.
     wide: bool,
     /// The number of records; 0 if each gradient has its own record and there are no gradients.
     records: usize,
+    /// Whether partials are reset after they have been read.
+    resets: bool,
     /// Whether a stage has concluded the step.
     concluded: bool,
+    /// The dispatches that measure each part.
+    parts: Vec<Vec<Step>>,
+    /// Those that follow.
     steps: Vec<Step>,
 }
 
@@ -187,19 +223,27 @@ impl Stages<'_> {
     fn partials(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
         let reduction = self.reduction;
         let partials = |format, slots| Kernel::Partials { reduction, format, slots };
-        let bank = |batch, _: &_| &self.buffers.banks[self.layout.bank_of(batch)];
-        self.steps.extend(builder.batches(&self.layout.norm, bank, partials)?);
+        let bank = |batch, _: &_| match &self.buffers.banks[self.layout.bank_of(batch)] {
+            Partials::Own(buffer) => buffer,
+            Partials::Given(_) => unreachable!("the first banks are those of the plan"),
+        };
+        let steps = builder.batches(&self.layout.norm, bank, partials)?;
+        for (batch, step) in self.layout.norm.iter().zip(steps) {
+            self.parts[batch.part].push(step);
+        }
         Ok(())
     }
 
     /// Reduces partials to records. If there is one record, and its limit is final, the same dispatch concludes the step.
     fn records(&mut self, builder: &mut Builder<'_>, step_counts: Option<&Results>) -> Result<(), Error> {
-        let is_final = !matches!(self.norm.scope, Scope::Parameter { .. }) && self.norm.z_clip.is_none();
+        let is_final = !matches!(self.norm.scope, Scope::Parameter { .. })
+            && self.norm.z_clip.is_none()
+            && self.norm.auto_clip.is_none();
         let concluding = self.finalize(Output::RecordAndState);
         self.concluded = step_counts.is_some() && self.records == 1 && is_final && builder.fits(concluding);
         let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
         self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
-            Buffer::StepCounts => &step_counts.expect("bound only if the step is concluded").buffer,
+            Buffer::StepCounts => whole(&step_counts.expect("bound only if the step is concluded").buffer),
             buffer => self.buffers.get(buffer),
         })?);
         Ok(())
@@ -208,14 +252,17 @@ impl Stages<'_> {
     fn finalize(&self, output: Output) -> Kernel {
         // Statistics have many segments, most of them small.
         let wide = self.wide && output != Output::TensorStats;
-        Kernel::Finalize { reduction: self.reduction, output, banks: self.layout.banks.len(), wide }
+        // The statistics come first; the records are the last to read the partials.
+        let resets = self.resets && output != Output::TensorStats;
+        let banks = self.layout.banks.len();
+        Kernel::Finalize { reduction: self.reduction, output, banks, wide, resets }
     }
 
     /// Makes records from a supplied norm. Returns the buffer of that norm.
     fn supplied_norm(&mut self, builder: &mut Builder<'_>) -> Result<wgpu::Buffer, Error> {
         let supplied = builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[NOT_SUPPLIED]);
         self.steps.push(builder.per_invocation(Kernel::SuppliedNorm, self.records, |buffer| {
-            if buffer == Buffer::SuppliedNorm { &supplied } else { self.buffers.get(buffer) }
+            if buffer == Buffer::SuppliedNorm { whole(&supplied) } else { self.buffers.get(buffer) }
         })?);
         Ok(supplied)
     }
@@ -236,13 +283,13 @@ impl Stages<'_> {
         let records = builder.buffer("gradclip.parameter_records", STORAGE, &unclipped);
         let finalize = self.finalize(Output::Record);
         self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
-            Buffer::NormParams => &norm_params,
-            Buffer::Segments => &segments,
-            Buffer::Records => &records,
+            Buffer::NormParams => whole(&norm_params),
+            Buffer::Segments => whole(&segments),
+            Buffer::Records => whole(&records),
             buffer => self.buffers.get(buffer),
         })?);
         self.steps.push(builder.per_invocation(Kernel::Agc, self.records, |buffer| {
-            if buffer == Buffer::ParameterRecords { &records } else { self.buffers.get(buffer) }
+            if buffer == Buffer::ParameterRecords { whole(&records) } else { self.buffers.get(buffer) }
         })?);
         Ok(())
     }
@@ -254,9 +301,20 @@ impl Stages<'_> {
         }
         let histories = builder.results("gradclip.histories", STATE, NormHistory::default(), self.records);
         self.steps.push(builder.per_invocation(Kernel::ZClip, self.records, |buffer| {
-            if buffer == Buffer::Histories { &histories.buffer } else { self.buffers.get(buffer) }
+            if buffer == Buffer::Histories { whole(&histories.buffer) } else { self.buffers.get(buffer) }
         })?);
         Ok(Some(histories))
+    }
+
+    /// Auto-clip: replaces the limits by percentiles of the last norms. Returns the buffer of those norms.
+    fn auto_clip(&mut self, builder: &mut Builder<'_>) -> Result<Option<(AutoClip, Results)>, Error> {
+        let Some(auto_clip) = self.norm.auto_clip else { return Ok(None) };
+        let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
+        let windows = builder.state("gradclip.norm_windows", STATE, &words);
+        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, |buffer| {
+            if buffer == Buffer::NormWindows { whole(&windows.buffer) } else { self.buffers.get(buffer) }
+        })?);
+        Ok(Some((auto_clip, windows)))
     }
 
     /// Applies the rules that keep state, unless the records have done so.
@@ -265,7 +323,7 @@ impl Stages<'_> {
         // A single workgroup knows when all records are concluded, to update the loss scale.
         let invocations = if self.norm.dynamic_loss_scale.is_some() { 1 } else { self.records };
         self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, |buffer| {
-            if buffer == Buffer::StepCounts { &step_counts.buffer } else { self.buffers.get(buffer) }
+            if buffer == Buffer::StepCounts { whole(&step_counts.buffer) } else { self.buffers.get(buffer) }
         })?);
         Ok(())
     }
@@ -293,8 +351,8 @@ impl Stages<'_> {
         let segments = builder.buffer("gradclip.tensor_segments", STORAGE, &table);
         let finalize = self.finalize(Output::TensorStats);
         self.steps.push(builder.per_workgroup(finalize, gradients, |buffer| match buffer {
-            Buffer::Segments => &segments,
-            Buffer::TensorStats => &stats.buffer,
+            Buffer::Segments => whole(&segments),
+            Buffer::TensorStats => whole(&stats.buffer),
             buffer => self.buffers.get(buffer),
         })?);
         Ok(Some(stats))

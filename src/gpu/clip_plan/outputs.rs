@@ -5,7 +5,7 @@ use wgpu::CommandEncoder;
 use super::{ClipPlan, Outcome};
 use crate::gpu::read_back::{self, ReadBack, Results};
 use crate::loss_scale::LossScale;
-use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
+use crate::{AutoClip, ClipRecord, Error, NormHistory, NormWindow, StepCounts, TensorStats};
 
 impl ClipPlan {
     /// Returns the buffer with the [`ClipRecord`]s, for a shader to bind as storage (or as uniform if there is only one record), and to
@@ -30,7 +30,9 @@ impl ClipPlan {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::first_finite).labelled(&self.labels)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::first),
+            Some(Outcome { records, .. }) => {
+                records.read_back(encoder, read_back::first).labelled(&self.labels)
+            }
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -42,7 +44,9 @@ impl ClipPlan {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::all_finite).labelled(&self.labels)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::all_records),
+            Some(Outcome { records, .. }) => {
+                records.read_back(encoder, read_back::all_records).labelled(&self.labels)
+            }
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -115,6 +119,15 @@ impl ClipPlan {
         }
     }
 
+    /// [`read_back`](Self::read_back) of the last norms of an [`auto_clip`](crate::Clip::auto_clip), one window for each record, to save
+    /// with a checkpoint. Without `auto_clip` the ticket returns [`Error::NotEnabled`].
+    pub fn read_back_norm_windows(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<NormWindow>> {
+        match self.norm_windows() {
+            Ok((.., windows)) => windows.read_back(encoder, |bytes| Ok(read_back::all_norm_windows(bytes))),
+            Err(error) => ReadBack::failed(error),
+        }
+    }
+
     pub(super) fn dynamic_scale(&self) -> Result<&Outcome, Error> {
         let error = Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" };
         self.outcome.as_ref().filter(|outcome| outcome.has_dynamic_scale).ok_or(error)
@@ -135,5 +148,12 @@ impl ClipPlan {
         let error = Error::NotEnabled { what: "norm histories", with: "z_clip" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.histories.as_ref()?))).ok_or(error)
+    }
+
+    pub(super) fn norm_windows(&self) -> Result<(&Outcome, AutoClip, &Results), Error> {
+        let error = Error::NotEnabled { what: "norm windows", with: "auto_clip" };
+        let outcome = self.outcome.as_ref().ok_or(error.clone())?;
+        let (auto_clip, windows) = outcome.norm_windows.as_ref().ok_or(error)?;
+        Ok((outcome, *auto_clip, windows))
     }
 }

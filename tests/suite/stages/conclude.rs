@@ -3,7 +3,7 @@
 
 use gradclip::loss_scale::LossScale;
 use gradclip::stats::StepCounts;
-use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NonFinite, ZClip, cpu, wgpu};
+use gradclip::{AutoClip, Clip, ClipRecord, DType, Error, Gradient, NonFinite, ZClip, cpu, wgpu};
 
 use crate::common::gpu::Gpu;
 use crate::{gpu, gpu_with};
@@ -238,6 +238,7 @@ fn a_loss_scale_on_the_device_follows_grad_scaler() {
             vec![Clip::by_global_norm(1.0); 2],
             vec![Clip::by_norm(1.0)],
             vec![Clip::by_global_norm(9.0).z_clip(ZClip { warm_up: 3, ..ZClip::default() })],
+            vec![Clip::by_global_norm(9.0).auto_clip(AutoClip::default())],
         ] {
             let mut scale = 65536.0_f32;
             let mut steps = Vec::new();

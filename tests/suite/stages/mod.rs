@@ -1,6 +1,7 @@
 //! One module for each file of `shaders/stages`, with the same name.
 
 mod agc;
+mod auto_clip;
 mod clamp;
 mod conclude;
 mod finalize;

@@ -2,7 +2,7 @@
 
 use gradclip::loss_scale::LossScale;
 use gradclip::slices::{DeviceChoice, SliceClipper};
-use gradclip::{Clip, Epsilon, Error, NonFinite, NormType, ZClip, cpu, wgpu};
+use gradclip::{AutoClip, Clip, Epsilon, Error, NonFinite, NormType, ZClip, cpu, wgpu};
 
 use super::{NORM, Noop, f32s};
 use crate::gpu;
@@ -54,7 +54,8 @@ fn invalid_options_are_errors() {
             Clip::by_value(1.0).non_finite(NonFinite::Skip),
             "NeedsNorm { what: \"non_finite\", clip: \"Clip::by_value",
         ),
-        (Clip::by_value(1.0).loss_scale(2.0), "NeedsNorm { what: \"loss_scale\", clip: \"Clip::by_value"),
+        (Clip::by_value(1.0).loss_scale(0.0), "LossScale { given: 0.0 }"),
+        (Clip::by_value(1.0).loss_scale(1e-40), "LossScale { given: 1e-40 }"),
         (Clip::by_value(1.0).epsilon(Epsilon::None), "NeedsNorm { what: \"epsilon\", clip: \"Clip::by_value"),
     ];
     for (clip, expected) in rows {
@@ -85,6 +86,11 @@ fn the_clips_of_groups_must_agree() {
         (other.tensor_stats(), "tensor_stats", ["false", "true"]),
         (other.count_steps(), "count_steps", ["false", "true"]),
         (
+            other.auto_clip(AutoClip { percentile: 5.0, window: 9 }),
+            "auto_clip",
+            ["None", "Some(AutoClip { percentile: 5.0, window: 9 })"],
+        ),
+        (
             other.skip_above(3.0),
             "skip_above",
             ["None", "Some(SkipAbove { norm: 3.0, max_consecutive: 4294967295 })"],
@@ -111,16 +117,21 @@ fn an_option_that_does_not_apply_is_an_error_at_every_entry_point() {
         ("norm_type", |clip| clip.norm_type(NormType::L1)),
         ("epsilon", |clip| clip.epsilon(Epsilon::None)),
         ("non_finite", |clip| clip.non_finite(NonFinite::Skip)),
-        ("loss_scale", |clip| clip.loss_scale(1.0)),
         ("coefficient_only", Clip::coefficient_only),
         ("tensor_stats", Clip::tensor_stats),
         ("count_steps", Clip::count_steps),
         ("z_clip", |clip| clip.z_clip(ZClip::default())),
+        ("auto_clip", |clip| clip.auto_clip(AutoClip::default())),
     ];
     let mut cases = vec![
         (Clip::by_supplied_norm(1.0).tensor_stats(), needs_norm("tensor_stats", "Clip::by_supplied_norm")),
         (Clip::by_rms(1.0).norm_type(NormType::Inf), Error::NormType { given: NormType::Inf }),
         (Clip::by_parameter_norm(1.0, 0.0).z_clip(ZClip::default()), Error::ConflictingLimits),
+        (Clip::by_parameter_norm(1.0, 0.0).auto_clip(AutoClip::default()), Error::ConflictingLimits),
+        (
+            Clip::by_norm(1.0).z_clip(ZClip::default()).auto_clip(AutoClip::default()),
+            Error::ConflictingLimits,
+        ),
     ];
     for (name, option) in norm_options {
         cases.push((option(Clip::by_value(1.0)), needs_norm(name, "Clip::by_value")));
@@ -141,7 +152,7 @@ fn an_option_that_does_not_apply_is_an_error_at_every_entry_point() {
         }
     }
     // State and statistics need a plan. Every entry point without a plan returns an error.
-    for (option, set) in norm_options.into_iter().skip(5) {
+    for (option, set) in norm_options.into_iter().skip(4) {
         let (clip, expected) = (set(Clip::by_global_norm(1.0)), Err(Error::NeedsPlan { option }));
         let mut gradient = [1.0];
         let mut gradients = [cpu::Gradient::f32(&mut gradient)];
@@ -149,6 +160,32 @@ fn an_option_that_does_not_apply_is_an_error_at_every_entry_point() {
         for clipper in &clippers {
             assert_eq!(clipper.clip_groups(&mut gradients, &[clip]).map(drop), expected);
             assert_eq!(clipper.clip(&mut gradients, clip).map(drop), expected);
+        }
+    }
+}
+
+#[test]
+fn invalid_auto_clips_are_errors() {
+    let good = AutoClip::default();
+    for given in [
+        AutoClip { percentile: -0.5, ..good },
+        AutoClip { percentile: 100.1, ..good },
+        AutoClip { percentile: f32::INFINITY, ..good },
+        AutoClip { percentile: f32::NAN, ..good },
+        AutoClip { window: 0, ..good },
+        AutoClip { window: 1025, ..good },
+        AutoClip { window: u32::MAX, ..good },
+    ] {
+        for clip in [Clip::by_global_norm(1.0).auto_clip(given), Clip::by_supplied_norm(1.0).auto_clip(given)]
+        {
+            let message = format!("{:?}", Error::AutoClip { given });
+            assert_eq!(format!("{:?}", cpu::ClipPlan::new(&[clip]).unwrap_err()), message);
+            assert_eq!(format!("{:?}", gpu().clipper.prepare(&[], clip).unwrap_err()), message);
+        }
+    }
+    for percentile in [0.0, -0.0, f32::from_bits(1), 100.0] {
+        for window in [1, 1024] {
+            Clip::by_norm(1.0).auto_clip(AutoClip { percentile, window }).checked().unwrap();
         }
     }
 }
@@ -184,6 +221,7 @@ fn invalid_z_clips_and_options_without_a_plan_are_errors() {
     // A call without a plan keeps no state.
     for (clip, option) in [
         (Clip::by_global_norm(1.0).z_clip(good), "z_clip"),
+        (Clip::by_global_norm(1.0).auto_clip(AutoClip::default()), "auto_clip"),
         (Clip::by_global_norm(1.0).tensor_stats(), "tensor_stats"),
         (Clip::by_norm(1.0).count_steps(), "count_steps"),
     ] {
