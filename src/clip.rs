@@ -400,7 +400,8 @@ impl Clip {
 
     /// Also counts steps: how many there were, how many were clipped or non-finite, and the largest norm.
     ///
-    /// It adds one small dispatch. The [`StepCounts`](crate::stats::StepCounts) stay on the device until
+    /// It adds one small dispatch, or none if the plan has a single record and a fixed limit. The
+    /// [`StepCounts`](crate::stats::StepCounts) stay on the device until
     /// [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) reads them. A [`cpu::ClipPlan`](crate::cpu::ClipPlan)
     /// always counts. In a call without a plan this is an [`Error::NeedsPlan`].
     #[must_use]
