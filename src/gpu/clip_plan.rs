@@ -4,6 +4,7 @@ mod build;
 mod builder;
 mod norm;
 mod outputs;
+mod rebind;
 mod segment_map;
 mod update;
 
@@ -18,7 +19,8 @@ use crate::kernels::tables::Segment;
 use crate::operation::Limit;
 use crate::{AutoClip, Error};
 
-pub(super) use build::build;
+use rebind::Origin;
+pub(super) use rebind::prepare;
 
 /// A clip of one set of gradients: prepared once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
@@ -44,6 +46,8 @@ pub struct ClipPlan {
     loss_scale: Option<LossScaleBuffers>,
     scratch_bytes: u64,
     labels: Labels,
+    /// Set once the plan is built.
+    origin: Option<Origin>,
 }
 
 /// The buffers of a clip by norm that last from step to step, and what is needed to update them.
