@@ -16,7 +16,7 @@ use crate::{AutoClip, Epsilon, Error, NonFinite, NormType, ZClip};
 /// ```
 ///
 /// Every call that takes a clip validates it first, with [`Clip::checked`]. An option that the method cannot honour is an error,
-/// such as [`loss_scale`](Self::loss_scale) with [`by_value`](Self::by_value).
+/// such as [`norm_type`](Self::norm_type) with [`by_value`](Self::by_value).
 #[expect(clippy::struct_field_names, reason = "each field has the name of its method")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -223,6 +223,17 @@ impl Clip {
     ///
     /// NaN stays NaN, -0.0 stays -0.0, and an infinity becomes the bound. A negative or NaN `clip_value` is an
     /// [`Error::ClipValue`] when the clip is used.
+    ///
+    /// Of the other options, only [`loss_scale`](Self::loss_scale) applies:
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let mut scaled = [0.25 * 1024.0, -3.0 * 1024.0];
+    /// cpu::clip(&mut [Gradient::f32(&mut scaled)], Clip::by_value(1.0).loss_scale(1024.0))?;
+    /// assert_eq!(scaled, [0.25, -1.0]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
     #[must_use]
     pub const fn by_value(clip_value: f32) -> Self {
         Self::by(Method::Value { clip_value })
@@ -308,6 +319,10 @@ impl Clip {
     /// The norm, the limit and the record are those of the gradients without the scale. The factor in the record includes
     /// `1 / scale`. The scale does not change the 0-norm, which is a count.
     ///
+    /// A clip by value multiplies each element by `1 / scale`, rounds the product to the type of the gradient, and clamps it:
+    /// `GradScaler.unscale_` and `clip_grad_value_` in one pass. It measures nothing, so an infinity becomes the bound and
+    /// a NaN stays NaN.
+    ///
     /// A scale that is not positive and finite is an [`Error::LossScale`] when the clip is used. [`LossScale`] is a dynamic loss
     /// scale.
     ///
@@ -385,7 +400,8 @@ impl Clip {
 
     /// Also counts steps: how many there were, how many were clipped or non-finite, and the largest norm.
     ///
-    /// It adds one small dispatch. The [`StepCounts`](crate::stats::StepCounts) stay on the device until
+    /// It adds one small dispatch, or none if the plan has a single record and a fixed limit. The
+    /// [`StepCounts`](crate::stats::StepCounts) stay on the device until
     /// [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) reads them. A [`cpu::ClipPlan`](crate::cpu::ClipPlan)
     /// always counts. In a call without a plan this is an [`Error::NeedsPlan`].
     #[must_use]
@@ -463,7 +479,7 @@ impl Clip {
     /// let clip = Clip::by_global_norm(1.0).skip_above(100.0);
     /// let clip_one = |gradient: &mut [f32; 1]| Ok::<_, gradclip::Error>(cpu::clip(&mut [Gradient::f32(gradient)], clip)?[0]);
     /// let (mut large, mut absurd) = ([64.0], [1e6]);
-    /// assert!(!clip_one(&mut large)?.skip() && large[0] < 1.0);
+    /// assert!(!clip_one(&mut large)?.skip() && large[0] <= 1.0);
     /// assert!(clip_one(&mut absurd)?.skip() && absurd == [1e6]);
     /// # Ok::<(), gradclip::Error>(())
     /// ```
@@ -615,7 +631,7 @@ impl Clip {
             norm_type,
             epsilon,
             non_finite,
-            loss_scale,
+            loss_scale: _,
             dynamic_loss_scale,
             coefficient_only,
             tensor_stats,
@@ -631,7 +647,6 @@ impl Clip {
             // It also sets the policy.
             ("dynamic_loss_scale", dynamic_loss_scale.is_some()),
             ("non_finite", non_finite != default.non_finite),
-            ("loss_scale", loss_scale.is_some()),
             ("coefficient_only", coefficient_only),
             ("tensor_stats", tensor_stats),
             ("count_steps", count_steps),
@@ -644,10 +659,11 @@ impl Clip {
     }
 
     fn clamp(self, low: f32, high: f32) -> Result<Operation, Error> {
-        match self.norm_option() {
-            Some(what) => Err(Error::NeedsNorm { what, clip: self.method.constructor() }),
-            None => Ok(Operation::Clamp { low, high }),
+        if let Some(what) = self.norm_option() {
+            return Err(Error::NeedsNorm { what, clip: self.method.constructor() });
         }
+        let inverse_scale = self.loss_scale.map(inverse_scale).transpose()?;
+        Ok(Operation::Clamp { low, high, inverse_scale })
     }
 }
 

@@ -60,7 +60,7 @@ impl fmt::Display for GradientId {
 /// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`AutoClip`](Self::AutoClip), [`SkipAbove`](Self::SkipAbove), [`MaxConsecutiveSkips`](Self::MaxConsecutiveSkips), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`NormWindow`](Self::NormWindow), [`StepCounts`](Self::StepCounts) |
 /// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`Part`](Self::Part), [`PartialsNorm`](Self::PartialsNorm), [`EmptyPartials`](Self::EmptyPartials), [`Producer`](Self::Producer), [`PartialsOverlap`](Self::PartialsOverlap), [`InPartials`](Self::InPartials), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
-/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NoSuchPart`](Self::NoSuchPart), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
+/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NoSuchPart`](Self::NoSuchPart), [`RebindCount`](Self::RebindCount), [`RebindMismatch`](Self::RebindMismatch), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
 /// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`PartMissing`](Self::PartMissing), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -557,8 +557,30 @@ pub enum Error {
         parts: usize,
     },
 
+    /// Another number of gradients than a plan was prepared for.
+    #[error("{given} gradients were given, but the plan was prepared for {needed}")]
+    RebindCount {
+        /// The number of gradients that were given.
+        given: usize,
+        /// The number of gradients of the plan.
+        needed: usize,
+    },
+
+    /// A gradient that differs from that of the plan in more than its buffer and range.
+    #[error("gradient {gradient}: its {what} is {given}, but the plan was prepared for {needed}")]
+    RebindMismatch {
+        /// The gradient.
+        gradient: GradientId,
+        /// What differs.
+        what: &'static str,
+        /// Its value for the gradient that was given.
+        given: String,
+        /// Its value for that of the plan.
+        needed: String,
+    },
+
     /// State or statistics that the clip of this plan does not keep.
-    #[error("this plan keeps no {what}; ask for them with Clip::{with}")]
+    #[error("this plan keeps no {what}; add Clip::{with} to its clip")]
     NotEnabled {
         /// The kind of state.
         what: &'static str,
@@ -856,8 +878,8 @@ mod tests {
     #[test]
     fn options_without_a_norm_are_named() {
         says(
-            &Clip::by_value(1.0).loss_scale(2.0).checked().unwrap_err(),
-            "loss_scale needs a norm, but Clip::by_value has none",
+            &Clip::by_value(1.0).norm_type(NormType::L1).checked().unwrap_err(),
+            "norm_type needs a norm, but Clip::by_value has none",
         );
     }
 }

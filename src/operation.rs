@@ -12,7 +12,7 @@ use crate::float_modes::in_default_modes;
 use crate::kernels::Reduction;
 use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
-use crate::{AutoClip, Epsilon, Error, NonFinite, NormType, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormHistory, NormType, StepCounts, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +26,9 @@ pub enum Operation {
         low: f32,
         /// The upper bound.
         high: f32,
+        /// The inverse of the loss scale; `None` without [`Clip::loss_scale`](crate::Clip::loss_scale). Positive and finite.
+        /// Each element is multiplied by it, and rounded to the type of the gradient, before it is clamped.
+        inverse_scale: Option<f32>,
     },
 }
 
@@ -42,7 +45,7 @@ impl Operation {
     pub(crate) fn bounds(&self) -> Option<[f32; 2]> {
         match *self {
             Self::Norm(_) => None,
-            Self::Clamp { low, high } => Some([low, high]),
+            Self::Clamp { low, high, .. } => Some([low, high]),
         }
     }
 
@@ -86,7 +89,9 @@ impl Operation {
     pub(crate) fn difference(&self, other: &Self) -> Option<(&'static str, [String; 2])> {
         match (self, other) {
             (Self::Norm(one), Self::Norm(other)) => one.difference(other),
-            (Self::Clamp { .. }, Self::Clamp { .. }) => None,
+            (Self::Clamp { inverse_scale: one, .. }, Self::Clamp { inverse_scale: other, .. }) => {
+                differ("the inverse of loss_scale", one, other)
+            }
             _ => Some(("kind", [self, other].map(|operation| operation.kind().to_owned()))),
         }
     }
@@ -314,8 +319,8 @@ impl Limit {
 ///
 /// # Errors
 ///
-/// [`Error::LimitCount`] or [`Error::MaxNorm`].
-pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
+/// [`Error::LimitCount`] if their number differs from that of the groups; [`Error::MaxNorm`] for a negative or NaN limit.
+pub fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
     if groups != max_norms.len() {
         return Err(Error::LimitCount { given: max_norms.len(), groups });
     }
@@ -323,6 +328,24 @@ pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Er
     let Some(group) = max_norms.iter().position(is_invalid) else { return Ok(()) };
     let error = Error::MaxNorm { given: max_norms[group] };
     Err(if max_norms.len() > 1 { Error::in_group(group, error) } else { error })
+}
+
+/// Checks the norm histories of a checkpoint, one for each record.
+///
+/// # Errors
+///
+/// [`Error::NormHistory`] for a mean or a deviation that is negative or not finite.
+pub fn check_norm_histories(histories: &[NormHistory]) -> Result<(), Error> {
+    histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))
+}
+
+/// Checks the step counts of a checkpoint, one for each record.
+///
+/// # Errors
+///
+/// [`Error::StepCounts`] for a largest norm that is negative or not finite.
+pub fn check_step_counts(counts: &[StepCounts]) -> Result<(), Error> {
+    counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))
 }
 
 /// Returns the inverse of a loss scale.

@@ -37,13 +37,7 @@ pub(crate) struct ClipOptions {
     nonfinite: Policy,
 
     /// Undo a loss scale: the loss was multiplied by S before the backward pass
-    #[arg(
-        long,
-        value_name = "S",
-        value_parser = loss_scale,
-        conflicts_with = "value",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "S", value_parser = loss_scale, allow_hyphen_values = true)]
     loss_scale: Option<f32>,
 
     /// Clip the tensors whose names match PATTERN as a group with its own LIMIT; may be repeated
@@ -180,13 +174,13 @@ impl ClipOptions {
     }
 
     fn clip(&self, limit: f32) -> Clip {
+        let by_norm = |clip: Clip| clip.norm_type(self.norm_type).non_finite(self.nonfinite.into());
         let clip = match self.limit.value {
-            Some(_) => return Clip::by_value(limit),
-            None if self.per_tensor => Clip::by_norm(limit),
-            None if self.total_norm.is_some() => Clip::by_supplied_norm(limit),
-            None => Clip::by_global_norm(limit),
+            Some(_) => Clip::by_value(limit),
+            None if self.per_tensor => by_norm(Clip::by_norm(limit)),
+            None if self.total_norm.is_some() => by_norm(Clip::by_supplied_norm(limit)),
+            None => by_norm(Clip::by_global_norm(limit)),
         };
-        let clip = clip.norm_type(self.norm_type).non_finite(self.nonfinite.into());
         self.loss_scale.map_or(clip, |scale| clip.loss_scale(scale))
     }
 

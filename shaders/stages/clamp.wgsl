@@ -1,15 +1,9 @@
-// Clamp: limits every element to [low, high]. Elements are compared as integers, so NaNs, -0.0 and subnormals are preserved.
+// Clamp: limits every element to [low, high].
 //
 // provides: is_identity, has_fast_path, map_values, map_vector, map_vector_fast
-// requires: workgroup, maps, elements, float_bits
+// requires: workgroup, maps, clamp_bits
 // binds: bounds
 // constants: WORKGROUP_SIZE, SEGMENTED
-
-// The bits of f32 bounds that are rounded to the type of the elements.
-struct Bounds {
-    low: u32,
-    high: u32,
-}
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
@@ -33,36 +27,14 @@ fn map_vector_fast(words: vec4<u32>, target_index: u32) -> vec4<u32> {
 }
 
 fn map_vector(words: vec4<u32>, target_index: u32) -> vec4<u32> {
-    if (ELEMENTS_PER_WORD == 1u) {
-        return map_values(words, target_index);
-    }
-    // A 16-bit float in the upper half of a word compares as an f32 does, so nothing is widened.
-    let bounds_f32 = bounds_of(target_index);
-    let both = narrow(vec4(bounds_f32.low, bounds_f32.high, 0u, 0u)) << vec4(16u);
-    let even = clamp_bits(words << vec4(16u), both.x, both.y, INFINITY_KEY);
-    let odd = clamp_bits(words & vec4(0xffff0000u), both.x, both.y, INFINITY_KEY);
-    return (even >> vec4(16u)) | odd;
+    return clamp_vector(words, bounds_of(target_index));
 }
 
 fn map_values(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
-    let bounds_f32 = bounds_of(target_index);
-    return clamp_bits(bits, bounds_f32.low, bounds_f32.high, INFINITY);
+    return clamp_values(bits, bounds_of(target_index));
 }
 
 // SEGMENTED is 0 if there is only one pair of bounds; see scale.wgsl.
 fn bounds_of(target_index: u32) -> Bounds {
     return bounds[target_index * SEGMENTED];
-}
-
-// Clamps floats that have their sign and exponent in the upper bits of a word. `infinity` has the bits of their infinity.
-fn clamp_bits(bits: vec4<u32>, low: u32, high: u32, infinity: u32) -> vec4<u32> {
-    let raised = select(bits, vec4(low), ordered(bits) < ordered(vec4(low)));
-    let lowered = select(raised, vec4(high), ordered(raised) > ordered(vec4(high)));
-    return select(lowered, bits, (bits & vec4(MAGNITUDE)) > vec4(infinity));
-}
-
-// Returns integers in the order of the floats; both zeros become 0.
-fn ordered(bits: vec4<u32>) -> vec4<i32> {
-    let magnitude = bitcast<vec4<i32>>(bits & vec4(MAGNITUDE));
-    return select(magnitude, -magnitude, (bits & vec4(SIGN)) != vec4(0u));
 }

@@ -8,7 +8,10 @@ use super::records::{self, RecordInput};
 use super::{parallel, tensor_stats};
 use crate::float_modes::in_default_modes;
 use crate::loss_scale::{self, LossScale, ScaleUpdate};
-use crate::operation::{ByNorm, Operation, Scope, SkipAbove, check_max_norms, inverse_scale};
+use crate::operation::{
+    ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_step_counts,
+    inverse_scale,
+};
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats, record};
 
 /// Clips on the CPU, and keeps step counts, norm histories, norm windows and statistics between
@@ -214,12 +217,14 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by
-    /// value; [`Error::DynamicLossScale`] if the plan updates its own scale.
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NotEnabled`] for a clip by
+    /// value without a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
-        self.check_by_norm("set_loss_scale")?;
         if self.loss_scale.is_some() {
             return Err(Error::DynamicLossScale { what: "set_loss_scale" });
+        }
+        if matches!(self.operations[0], Operation::Clamp { inverse_scale: None, .. }) {
+            return Err(Error::NotEnabled { what: "loss scale", with: "loss_scale" });
         }
         self.set_inverse_scale(inverse_scale(scale)?);
         Ok(())
@@ -247,7 +252,12 @@ impl ClipPlan {
     }
 
     fn set_inverse_scale(&mut self, inverse_scale: f32) {
-        self.norms_mut().for_each(|norm| norm.inverse_scale = inverse_scale);
+        for operation in &mut self.operations {
+            match operation {
+                Operation::Norm(norm) => norm.inverse_scale = inverse_scale,
+                Operation::Clamp { inverse_scale: scale, .. } => *scale = Some(inverse_scale),
+            }
+        }
     }
 
     /// Replaces the step counts, one per record, to continue the counts of another plan on the CPU or on a GPU. An
@@ -261,7 +271,7 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value, which has no counts; [`Error::StepCounts`] if a count is invalid.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.check_by_norm("set_step_counts")?;
-        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        check_step_counts(counts)?;
         self.step_counts = counts.to_vec();
         Ok(())
     }
@@ -279,7 +289,7 @@ impl ClipPlan {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
             return Err(Error::NotEnabled { what: "norm histories", with: "z_clip" });
         }
-        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        check_norm_histories(histories)?;
         self.histories = histories.to_vec();
         Ok(())
     }
@@ -440,8 +450,9 @@ impl ClipPlan {
         for gradient in gradients {
             let rows = gradient.rows;
             match self.operations[gradient.group] {
-                Operation::Clamp { low, high } => {
-                    updates.extend(gradient.scaled_elements().map(|all| (all, Update::Clamp { low, high })));
+                Operation::Clamp { low, high, inverse_scale } => {
+                    let update = Update::clamp(low, high, inverse_scale);
+                    updates.extend(gradient.scaled_elements().map(|all| (all, update)));
                 }
                 Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
                 Operation::Norm(norm) if norm.scope.is_together() => {

@@ -4,6 +4,7 @@ mod build;
 mod builder;
 mod norm;
 mod outputs;
+mod rebind;
 mod segment_map;
 mod update;
 
@@ -18,7 +19,8 @@ use crate::kernels::tables::Segment;
 use crate::operation::Limit;
 use crate::{AutoClip, Error};
 
-pub(super) use build::build;
+use rebind::Origin;
+pub(super) use rebind::prepare;
 
 /// A clip of one set of gradients: prepared once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
@@ -42,8 +44,12 @@ pub struct ClipPlan {
     coefficient_only: bool,
     /// None for a clip by value.
     outcome: Option<Outcome>,
+    /// Only for a clip by value with a loss scale.
+    loss_scale: Option<LossScaleBuffers>,
     scratch_bytes: u64,
     labels: Labels,
+    /// Set once the plan is built.
+    origin: Option<Origin>,
 }
 
 /// The buffers of a clip by norm that last from step to step, and what is needed to update them.
@@ -73,6 +79,13 @@ struct Outcome {
     norm_windows: Option<(AutoClip, Results)>,
     step_counts: Option<Results>,
     tensor_stats: Option<Results>,
+}
+
+/// The buffers of a clip by value that begin with the inverse of the loss scale: one for each element type.
+#[derive(Debug)]
+struct LossScaleBuffers {
+    checked_device: Arc<CheckedDevice>,
+    buffers: [wgpu::Buffer; 3],
 }
 
 /// One dispatch with its bind group.

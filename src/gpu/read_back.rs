@@ -314,7 +314,7 @@ fn drive_in_background(delivery: Arc<Delivery>) {
 fn drive_in_background(_: Arc<Delivery>) {}
 
 /// A buffer of a plan that the host can read, and its staging buffers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Results {
     pub(super) buffer: wgpu::Buffer,
     staging: Arc<Staging>,

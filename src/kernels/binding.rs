@@ -55,6 +55,8 @@ pub enum Buffer {
     StepCounts,
     /// [`Bounds`](super::tables::Bounds), one for each group.
     Bounds,
+    /// [`UnscaledBounds`](super::tables::UnscaledBounds) of the groups.
+    UnscaledBounds,
     /// For each partial, its location in the banks, as u32: `index_in_bank * banks + bank`. Bound only with several banks.
     PartialLocations,
     /// Partials to read: bank number `.0` of them.
@@ -64,7 +66,7 @@ pub enum Buffer {
 }
 
 /// The buffers that a snippet can name, with their names and WGSL types.
-pub(super) const NAMED: [(&str, Buffer, &str); 16] = [
+pub(super) const NAMED: [(&str, Buffer, &str); 17] = [
     ("tiles", Buffer::Tiles, "array<Tile>"),
     ("partials", Buffer::Partials, "array<Partial>"),
     ("supplied_norm", Buffer::SuppliedNorm, "array<u32>"),
@@ -80,6 +82,7 @@ pub(super) const NAMED: [(&str, Buffer, &str); 16] = [
     ("tensor_stats", Buffer::TensorStats, "array<TensorStats>"),
     ("step_counts", Buffer::StepCounts, "array<StepCounts>"),
     ("bounds", Buffer::Bounds, "array<Bounds>"),
+    ("unscaled_bounds", Buffer::UnscaledBounds, "UnscaledBounds"),
     ("partial_locations", Buffer::PartialLocations, "array<u32>"),
 ];
 

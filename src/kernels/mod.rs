@@ -105,6 +105,9 @@ pub enum Kernel {
     /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
     /// loss scale; otherwise one invocation for each record.
     Conclude,
+    /// Copies norms and factors from records to arrays of f32, after a stage that changes the records. One invocation for each
+    /// record.
+    NormsAndFactors,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
@@ -130,6 +133,15 @@ pub enum Kernel {
         reduction: Reduction,
         /// The output: [`Output::Record`] or [`Output::RecordAndState`].
         output: Output,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+    /// Removes a loss scale from the elements of each tile, and clamps them. One workgroup for each tile.
+    UnscaleClamp {
+        /// Whether tiles have different bounds. If not, bounds 0 apply to all of them.
+        segmented: bool,
         /// The format of the tiles.
         format: TileFormat,
         /// The number of slots for gradients; at least 1.
@@ -273,9 +285,11 @@ impl Kernel {
             Self::ZClip => "gradclip.z_clip",
             Self::AutoClip => "gradclip.auto_clip",
             Self::Conclude => "gradclip.conclude",
+            Self::NormsAndFactors => "gradclip.norms_and_factors",
             Self::Scale { .. } => "gradclip.scale",
             Self::Clamp { .. } => "gradclip.clamp",
             Self::SmallClip { .. } => "gradclip.small_clip",
+            Self::UnscaleClamp { .. } => "gradclip.unscale_clamp",
         }
     }
 
@@ -322,7 +336,7 @@ impl Kernel {
     pub fn workgroup_size(self, dialect: Dialect) -> u32 {
         match self {
             Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
-            Self::Scale { format, .. } | Self::Clamp { format, .. }
+            Self::Scale { format, .. } | Self::Clamp { format, .. } | Self::UnscaleClamp { format, .. }
                 if format.alignment == Alignment::Element && dialect.unaligned_tiles_are_edges() =>
             {
                 EDGE_WORKGROUP_SIZE
@@ -356,6 +370,7 @@ impl Kernel {
             Self::ZClip => ("stages/z_clip", Vec::new()),
             Self::AutoClip => ("stages/auto_clip", Vec::new()),
             Self::Conclude => ("stages/conclude", Vec::new()),
+            Self::NormsAndFactors => ("stages/norms_and_factors", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
             Self::SmallClip { reduction, output, format, .. } => {
@@ -363,6 +378,9 @@ impl Kernel {
                 let of_format = [elements(format.dtype), loads(format), map(format)];
                 let others = [output.snippet(), "banks/workgroup"];
                 ("stages/small_clip", [&of_reduction[..], &of_format, &others].concat())
+            }
+            Self::UnscaleClamp { format, .. } => {
+                ("stages/unscale_clamp", vec![elements(format.dtype), map(format)])
             }
         }
     }
@@ -384,7 +402,12 @@ impl Kernel {
     }
 
     const fn is_segmented(self) -> bool {
-        matches!(self, Self::Scale { segmented: true, .. } | Self::Clamp { segmented: true, .. })
+        matches!(
+            self,
+            Self::Scale { segmented: true, .. }
+                | Self::Clamp { segmented: true, .. }
+                | Self::UnscaleClamp { segmented: true, .. }
+        )
     }
 
     fn power(self) -> f64 {
@@ -421,9 +444,8 @@ impl Kernel {
             )
             | (Buffer::Bank(_), Self::Finalize { resets: true, .. }) => BindingType::ReadWrite,
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. }) | (Buffer::Slot(_), Self::Partials { .. }) => {
-                BindingType::Read
-            }
+            (Buffer::Records, Self::Scale { .. } | Self::NormsAndFactors)
+            | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
             (
                 Buffer::Partials
                 | Buffer::Records
@@ -456,13 +478,15 @@ impl Kernel {
             Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
             Self::Scale { format, slots, .. }
             | Self::Clamp { format, slots, .. }
-            | Self::SmallClip { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
+            | Self::SmallClip { format, slots, .. }
+            | Self::UnscaleClamp { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
             Self::Finalize { .. }
             | Self::SuppliedNorm
             | Self::Agc
             | Self::ZClip
             | Self::AutoClip
-            | Self::Conclude => None,
+            | Self::Conclude
+            | Self::NormsAndFactors => None,
         }
     }
 }

@@ -36,7 +36,8 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
     snippets! {
         "stages/partials" "stages/partials_power" "stages/finalize" "stages/finalize_power"
         "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/auto_clip" "stages/conclude"
-        "stages/scale" "stages/clamp" "stages/small_clip"
+        "stages/norms_and_factors"
+        "stages/scale" "stages/clamp" "stages/unscale_clamp" "stages/small_clip"
         "norms/l1" "norms/l2" "norms/inf" "norms/power"
         "elements/f32" "elements/f16" "elements/bf16"
         "partials/plain" "partials/counted" "partials/power"
@@ -44,10 +45,10 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
         "maps/aligned" "maps/unaligned_words" "maps/unaligned_halves"
         "outputs/record" "outputs/record_and_factor" "outputs/record_and_state" "outputs/tensor_stats"
         "lib/workgroup" "lib/tile" "lib/reduce" "lib/counts"
-        "lib/float_bits" "lib/extended" "lib/correctly_rounded"
+        "lib/float_bits" "lib/extended" "lib/correctly_rounded" "lib/ieee_product" "lib/clamp_bits"
         "lib/segment" "lib/new_record" "lib/clip_coef" "lib/clip_record" "lib/tensor_stats"
         "lib/conclude" "lib/step_counts" "lib/loss_scale" "lib/accumulate" "lib/producer"
-        "lib/tile_partial" "lib/finalize" "lib/scale" "lib/ieee_product" "banks/workgroup"
+        "lib/tile_partial" "lib/finalize" "lib/scale" "banks/workgroup"
     }
 });
 

@@ -143,7 +143,7 @@ const fn policy(non_finite: NonFinite) -> u32 {
     }
 }
 
-/// The bounds of a clip by value. `Bounds` of `clamp.wgsl`.
+/// The bounds of a clip by value. `Bounds` of `clamp_bits.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Bounds {
@@ -158,6 +158,26 @@ impl Bounds {
     #[must_use]
     pub fn new([low, high]: [f32; 2], dtype: DType) -> Self {
         Self { low: dtype.round(low), high: dtype.round(high) }
+    }
+}
+
+/// The inverse of a loss scale, followed by the bounds of each group. `UnscaledBounds` of `unscale_clamp.wgsl`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnscaledBounds(Vec<f32>);
+
+impl UnscaledBounds {
+    /// Creates the table for elements of a type. `bounds` has the bounds of each group, which are rounded to the type.
+    #[must_use]
+    pub fn new(inverse_scale: f32, bounds: &[[f32; 2]], dtype: DType) -> Self {
+        let rounded = bounds.iter().map(|&bounds| Bounds::new(bounds, dtype));
+        let numbers = rounded.flat_map(|Bounds { low, high }| [low, high]);
+        Self(std::iter::once(inverse_scale).chain(numbers).collect())
+    }
+
+    /// Returns the contents of the buffer.
+    #[must_use]
+    pub fn numbers(&self) -> &[f32] {
+        &self.0
     }
 }
 

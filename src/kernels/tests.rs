@@ -31,6 +31,7 @@ fn all() -> Vec<Kernel> {
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
     let mut kernels =
         vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::AutoClip, Kernel::Conclude];
+    kernels.push(Kernel::NormsAndFactors);
     for &reduction in &reductions {
         let variants =
             [(1, false, false), (1, reduction.loads_vectors(), false), (2, false, false), (16, false, false)];
@@ -54,6 +55,7 @@ fn all() -> Vec<Kernel> {
                 for segmented in [false, true] {
                     kernels.push(Kernel::Scale { segmented, format, slots });
                     kernels.push(Kernel::Clamp { segmented, format, slots });
+                    kernels.push(Kernel::UnscaleClamp { segmented, format, slots });
                 }
             }
         }
@@ -370,6 +372,9 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     );
     assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
     assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
+    let (members, _) =
+        wgsl_layout(Kernel::UnscaleClamp { segmented: false, format, slots: 1 }, "UnscaledBounds");
+    assert_eq!(members, [("inverse_scale".to_owned(), 0), ("bounds".to_owned(), 4)]);
     let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));
 }

@@ -180,8 +180,11 @@ impl Precision {
             let all = (&step.before[index][..], &step.after[index][..]);
             if step.is_by_value() {
                 let bounds = step.bounds(role).filter(|_| role.scaled);
+                let inverse = step.inverse_scale();
                 check_elements(index, all, |g| {
-                    exactly(bounds.map_or(g, |[low, high]| reference::clamp(g, low, high)))
+                    let Some([low, high]) = bounds else { return exactly(g) };
+                    let unscaled = if inverse == 1.0 { exactly(g) } else { self.products(g, inverse.into()) };
+                    unscaled.map(|g| reference::clamp(rounded(role.dtype, g), low, high))
                 });
             } else if step.is_each() {
                 let own = own_records.by_ref().take(rows);
@@ -260,7 +263,9 @@ impl Precision {
         let non_finite = expected.is_nan() || first.is_some();
         assert_eq!(record.non_finite(), non_finite, "the flag `non_finite`, with the norm {norm:e}");
         let policy = if non_finite { step.options.non_finite } else { NonFinite::Propagate };
-        assert_eq!(record.skip(), matches!(policy, NonFinite::Skip | NonFinite::Error), "skip");
+        let is_above = step.options.skip_above.is_some_and(|limit| !non_finite && unbounded > limit.into());
+        let is_skipped = is_above || matches!(policy, NonFinite::Skip | NonFinite::Error);
+        assert_eq!(record.skip(), is_skipped, "skip");
         assert_eq!(record.zeroed(), policy == NonFinite::Zero, "zeroed");
         // The factor has the bits of the product, unless the coefficient is outside the range of f32.
         let (coef, tolerance) = if coef.is_normal() || coef.is_nan() || expected == 0.0 {
@@ -269,6 +274,7 @@ impl Precision {
             (in_f32_precision(expected), tolerance + ROUNDING)
         };
         let expected = match policy {
+            _ if is_above => 1.0,
             NonFinite::Propagate => in_f32_precision(coef * f64::from(inverse)),
             NonFinite::Skip | NonFinite::Error => 1.0,
             NonFinite::Zero => 0.0,
@@ -286,13 +292,15 @@ impl Precision {
         );
     }
 
-    /// Returns the allowed products of an element and the factor.
-    #[expect(clippy::cast_possible_truncation, reason = "rounding is intended")]
+    /// Returns the allowed products of an element and the factor of a record.
     fn scaled(&self, g: f32, record: &ClipRecord) -> [f32; 3] {
-        if record.factor == 1.0 {
-            return exactly(g);
-        }
-        let exact = f64::from(g) * factor_of(record);
+        if record.factor == 1.0 { exactly(g) } else { self.products(g, factor_of(record)) }
+    }
+
+    /// Returns the allowed products of an element and a factor.
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is intended")]
+    fn products(&self, g: f32, factor: f64) -> [f32; 3] {
+        let exact = f64::from(g) * factor;
         // Rounded once; or first to the precision of f32, and then to a subnormal.
         let (once, twice) = (exact as f32, in_f32_precision(exact) as f32);
         let may_vanish = self.flushes && [g, once].iter().any(|x| x.is_subnormal());

@@ -1,7 +1,7 @@
 //! Updates of a plan between steps: limits and loss scales.
 
 use gradclip::stats::StepCounts;
-use gradclip::wgpu::Buffer;
+use gradclip::wgpu::{Buffer, CommandEncoder};
 use gradclip::{Clip, ClipPlan, ClipRecord, DType, Epsilon, Error, Gradient, cpu};
 
 use crate::{assert_near, gpu};
@@ -111,6 +111,57 @@ fn the_loss_scale_changes() {
     assert_eq!(norms(&gpu.records(&plan)), [0.078_125, 0.203_125]);
 }
 
+/// A clip by value with a loss scale takes a new one, in every element type and group; bounds and bits are those of a plan
+/// that was prepared with it.
+#[test]
+fn the_loss_scale_of_a_clip_by_value_changes() {
+    let gpu = gpu();
+    let numbers = [0.5, -3.0, 12.0, -0.25, 1e-3, 7.0, f32::INFINITY, -0.0, 64.0];
+    let halves = numbers.map(half::f16::from_f32);
+    let clips =
+        |scale| [Clip::by_value(1.0).loss_scale(scale), Clip::by_value_range(-0.5, 2.0).loss_scale(scale)];
+    let clipped = |update: &dyn Fn(&ClipPlan, &mut CommandEncoder), scale| {
+        // A buffer of halves has whole words.
+        let (one, other) = (gpu.buffer(&numbers), gpu.buffer_of(&[&halves[..], &halves[..1]].concat()));
+        let gradients = [Gradient::f32(&one), Gradient::f16(&other).group(1)];
+        let plan = gpu.clipper.prepare_groups(&gradients, &clips(scale)).unwrap();
+        gpu.submit(|encoder| {
+            update(&plan, encoder);
+            plan.encode(encoder);
+        });
+        (gpu.read::<u32>(&one), gpu.read::<u16>(&other))
+    };
+    let inverses = gpu.buffer(&[-7.0, 0.25]);
+    for scale in [1.0, 8.0] {
+        let expected = clipped(&|_, _| {}, 4.0);
+        assert_ne!(clipped(&|_, _| {}, scale), expected);
+        assert_eq!(clipped(&|plan, _| plan.set_loss_scale(&gpu.queue, 4.0).unwrap(), scale), expected);
+        let copy =
+            |plan: &ClipPlan, encoder: &mut _| plan.copy_inverse_loss_scale(encoder, &inverses, 4).unwrap();
+        assert_eq!(clipped(&copy, scale), expected);
+    }
+    // With a loss scale of 1, the bits are those of a clip without one.
+    let one = gpu.buffer(&[f32::from_bits(0x7f80_0001), f32::from_bits(1), -0.0, 3.0]);
+    let plan = gpu.clipper.prepare(&[Gradient::f32(&one)], Clip::by_value(1.0).loss_scale(1.0)).unwrap();
+    gpu.submit(|encoder| plan.encode(encoder));
+    assert_eq!(gpu.read::<u32>(&one), [0x7f80_0001, 1, 0x8000_0000, 1.0_f32.to_bits()]);
+
+    // The same on the CPU.
+    let step = |plan: &mut cpu::ClipPlan| {
+        let (mut one, mut other) = (numbers, halves);
+        let mut gradients = [cpu::Gradient::f32(&mut one), cpu::Gradient::f16(&mut other).group(1)];
+        plan.clip(&mut gradients).unwrap();
+        (one.map(f32::to_bits), other.map(half::f16::to_bits))
+    };
+    let mut plan = cpu::ClipPlan::new(&clips(1.0)).unwrap();
+    let expected = step(&mut cpu::ClipPlan::new(&clips(4.0)).unwrap());
+    assert_ne!(step(&mut plan), expected);
+    plan.set_loss_scale(4.0).unwrap();
+    assert_eq!(step(&mut plan), expected);
+    assert_eq!(plan.set_loss_scale(-1.0), Err(Error::LossScale { given: -1.0 }));
+    assert_eq!(step(&mut plan), expected);
+}
+
 /// An updated CPU plan gives the same results as a new one.
 #[test]
 fn updates_of_a_plan_on_the_cpu() {
@@ -156,6 +207,7 @@ fn updates_of_a_plan_on_the_cpu() {
     let mut by_value = cpu::ClipPlan::new(&[Clip::by_value(1.0)]).unwrap();
     let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
     assert_eq!(by_value.set_max_norms(&[1.0]), needs_norm("set_max_norms"));
-    assert_eq!(by_value.set_loss_scale(2.0), needs_norm("set_loss_scale"));
+    let not_enabled = Error::NotEnabled { what: "loss scale", with: "loss_scale" };
+    assert_eq!(by_value.set_loss_scale(2.0), Err(not_enabled));
     assert_eq!(by_value.set_step_counts(&counts), needs_norm("set_step_counts"));
 }

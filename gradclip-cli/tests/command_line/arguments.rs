@@ -44,13 +44,8 @@ fn invalid_arguments_are_rejected() {
         assert!(expected.iter().all(|part| message.contains(part)), "{args:?}: {message}");
         assert!(!message.contains("0000000") && !message.contains("clip_value"), "{message}");
     }
-    let by_norm_only: [&[&str]; 5] = [
-        &["--norm-type", "2"],
-        &["--per-tensor"],
-        &["--nonfinite", "skip"],
-        &["--loss-scale", "2"],
-        &["--groups", "w=1"],
-    ];
+    let by_norm_only: [&[&str]; 4] =
+        [&["--norm-type", "2"], &["--per-tensor"], &["--nonfinite", "skip"], &["--groups", "w=1"]];
     let by_value = by_norm_only.map(|option| [&["--value", "1"], option].concat());
     let usages: [&[&str]; 7] = [
         &[],

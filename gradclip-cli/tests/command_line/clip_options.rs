@@ -132,7 +132,13 @@ fn the_loss_scale_is_undone() {
         TENSORS.iter().map(|(_, values)| values.iter().map(|value| value * 1024.0).collect()).collect();
     let scaled: Vec<_> =
         TENSORS.iter().zip(&scaled).map(|((name, _), values)| (*name, &values[..])).collect();
-    for more in [&["--max-norm", "1"][..], &["--max-norm", "1e9"], &["--max-norm", "1", "--per-tensor"]] {
+    for more in [
+        &["--max-norm", "1"][..],
+        &["--max-norm", "1e9"],
+        &["--max-norm", "1", "--per-tensor"],
+        &["--value", "1"],
+        &["--value", "1e9"],
+    ] {
         let (mut expected, unscaled) = clip_tensors(&TENSORS, more);
         let (mut report, after) = clip_tensors(&scaled, &[more, &["--loss-scale", "1024"]].concat());
         assert_eq!(after, unscaled, "{more:?}");

@@ -53,7 +53,7 @@ fn devices_lists_the_cpu_path_and_the_choice() {
 #[test]
 fn every_device_gives_the_same_report_for_every_option() {
     let (_folder, file) = folder_with(&mixed());
-    let option_sets: [&[&str]; 9] = [
+    let option_sets: [&[&str]; 10] = [
         &["--exclude", "half", "--exclude", "w1"],
         &["--total-norm", "7"],
         &["--total-norm", "inf", "--nonfinite", "zero", "--loss-scale", "2"],
@@ -63,13 +63,15 @@ fn every_device_gives_the_same_report_for_every_option() {
         &["--norm-type", "0"],
         &["--per-tensor"],
         &["--groups", "w?=0.25", "--groups", "h*=2"],
+        &["--value", "0.25", "--loss-scale", "8"],
     ];
     let devices: Value =
         serde_json::from_slice(&command(&["devices", "--json"]).output().unwrap().stdout).unwrap();
     for adapter in devices["adapters"].as_array().unwrap() {
         let name = adapter["name"].as_str().unwrap();
         for options in option_sets {
-            let args = [&["--max-norm", "0.5"], options].concat();
+            let limit: &[&str] = if options[0] == "--value" { &[] } else { &["--max-norm", "0.5"] };
+            let args = [limit, options].concat();
             let output =
                 command(&["clip", "--device", name]).arg(&file).args(&args).arg("--json").output().unwrap();
             assert!(output.status.success(), "{name}, {options:?}: {output:?}");

@@ -19,6 +19,8 @@ pub(in crate::cpu) enum Update {
     Zero,
     /// Clamps every element to a range.
     Clamp { low: f32, high: f32 },
+    /// Multiplies every element by a factor, rounds it to the element type, and clamps it to a range.
+    ScaleClamp { factor: f32, low: f32, high: f32 },
 }
 
 impl Update {
@@ -29,6 +31,14 @@ impl Update {
             (_, Some(factor)) => Some(Self::ScaleF64(factor)),
             (1.0, None) => None,
             (factor, None) => Some(Self::Scale(factor)),
+        }
+    }
+
+    /// Returns the update of a clip by value.
+    pub(in crate::cpu) fn clamp(low: f32, high: f32, inverse_scale: Option<f32>) -> Self {
+        match inverse_scale {
+            None | Some(1.0) => Self::Clamp { low, high },
+            Some(factor) => Self::ScaleClamp { factor, low, high },
         }
     }
 }
@@ -93,6 +103,9 @@ fn update_elements<I: Isa, E: BlockElement>(elements: &mut [E], update: Update, 
         Update::ScaleF64(factor) => elements.iter_mut().for_each(|x| *x = scale_f64(*x, factor)),
         Update::Zero => elements.fill(E::narrow(0.0)),
         Update::Clamp { low, high } => I::run(Clamp(elements, E::bound(low), E::bound(high), traversal)),
+        Update::ScaleClamp { factor, low, high } => {
+            I::run(ScaleClamp(elements, factor, E::bound(low), E::bound(high), traversal));
+        }
     }
 }
 
@@ -117,6 +130,32 @@ impl<E: BlockElement> Kernel for Scale<'_, E> {
         }
         for x in rest {
             *x = E::narrow(x.widen() * factor);
+        }
+    }
+}
+
+struct ScaleClamp<'a, E>(&'a mut [E], f32, E, E, Traversal);
+
+impl<E: BlockElement> Kernel for ScaleClamp<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Self(elements, factor, low, high, traversal) = self;
+        let (blocks, rest) = elements.as_chunks_mut::<LANES>();
+        for block in blocks {
+            traversal.prefetch(block);
+            let mut wide = E::widen_block::<I>(block);
+            for x in &mut wide {
+                *x *= factor;
+            }
+            *block = E::narrow_block::<I>(wide);
+            for x in block {
+                *x = x.clamped(low, high);
+            }
+        }
+        for x in rest {
+            *x = E::narrow(x.widen() * factor).clamped(low, high);
         }
     }
 }
@@ -239,6 +278,10 @@ mod tests {
                 Update::Clamp { low, high } => {
                     E::narrow(reference::clamp(x.widen(), bound(low), bound(high))).bits()
                 }
+                Update::ScaleClamp { factor, low, high } => {
+                    let product = E::narrow(reference::scale(x.widen(), factor.into())).widen();
+                    E::narrow(reference::clamp(product, bound(low), bound(high))).bits()
+                }
             })
             .collect();
         let mut after = before;
@@ -254,6 +297,9 @@ mod tests {
             Update::Scale(0.3),
             Update::Scale(0.0),
             Update::ScaleF64(1e-44),
+            Update::ScaleClamp { factor: 0.3, low: -1.0, high: 1.0 },
+            Update::ScaleClamp { factor: 1e-40, low: -0.0, high: f32::INFINITY },
+            Update::ScaleClamp { factor: 3e38, low: 0.0, high: 1e30 },
         ]) {
             for len in lengths() {
                 agrees_with_f32::<f32>(len, kind, f32::MAX);
@@ -291,6 +337,7 @@ mod tests {
                 Update::Zero,
                 Update::Clamp { low: -1e30, high: 1e30 },
                 Update::Scale(7.0),
+                Update::ScaleClamp { factor: 3.0, low: -1e3, high: 1e5 },
             ];
             let lens =
                 [TILE_LEN, 3 * TILE_LEN, 1, 7 * TILE_LEN + LANES + 1, TILE_LEN - 1, LANES, TILE_LEN + 1];

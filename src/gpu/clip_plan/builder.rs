@@ -123,6 +123,11 @@ impl<'a> Builder<'a> {
         Results::of_values(device, contents, values.len(), |contents| self.buffer(label, usage, contents))
     }
 
+    /// Returns the state that a plan keeps, or makes it.
+    pub(super) fn kept_or<T: Clone>(&mut self, kept: Option<&T>, make: impl FnOnce(&mut Self) -> T) -> T {
+        kept.cloned().unwrap_or_else(|| make(self))
+    }
+
     pub(super) fn buffer<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
         self.bytes += size_of_val(values) as u64;
         create_buffer(self.context.device(), label, usage, values)

@@ -25,12 +25,13 @@ const STATE: BufferUsages = STORAGE.union(COPY_SRC).union(COPY_DST);
 /// The initial bits of the supplied norm: `NOT_SUPPLIED` of `supplied_norm.wgsl`.
 const NOT_SUPPLIED: u32 = u32::MAX;
 
-/// Builds a plan with one group for each limit.
+/// Builds a plan with one group for each limit. `kept` is the state of a plan of the same gradients before they moved.
 pub(super) fn by_norm(
     context: &DeviceContext,
     norm: &ByNorm,
     max_norms: &[f32],
     set: &Set<'_>,
+    kept: Option<&Outcome>,
 ) -> Result<ClipPlan, Error> {
     let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
@@ -51,7 +52,7 @@ pub(super) fn by_norm(
         let records = table.len();
         // Without records there is still one segment, since a buffer must not be empty.
         let table = or_one(&table, &Segment { max_norm: max_norms[0], ..Segment::EMPTY }).to_vec();
-        let buffers = Buffers::new(&mut builder, norm, reduction, &layout, &table, records);
+        let buffers = Buffers::new(&mut builder, norm, reduction, &layout, (&table, records), kept);
         let wide = context.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
         let resets = set.parts > 0 || set.spans.iter().any(|span| span.partials.is_some());
         let mut stages = Stages {
@@ -61,15 +62,19 @@ pub(super) fn by_norm(
             buffers,
             wide,
             records,
+            kept,
             resets,
             concluded: false,
             parts: (0..set.parts.max(1)).map(|_| Vec::new()).collect(),
             steps: Vec::new(),
         };
 
-        let step_counts = norm
-            .keeps_step_counts()
-            .then(|| builder.results("gradclip.step_counts", STATE, StepCounts::default(), records));
+        let step_counts = norm.keeps_step_counts().then(|| {
+            let kept = kept.and_then(|kept| kept.step_counts.as_ref());
+            builder.kept_or(kept, |builder| {
+                builder.results("gradclip.step_counts", STATE, StepCounts::default(), records)
+            })
+        });
         let (mut supplied, mut tensor_stats) = (None, None);
         if norm.scope == Scope::Supplied {
             supplied = Some(stages.supplied_norm(&mut builder)?);
@@ -116,8 +121,10 @@ pub(super) fn by_norm(
             small,
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
+            loss_scale: None,
             scratch_bytes: builder.bytes,
             labels: set.labels.clone(),
+            origin: None,
         })
     })
 }
@@ -147,8 +154,8 @@ impl<'a> Buffers<'a> {
         norm: &ByNorm,
         reduction: Reduction,
         layout: &Layout,
-        table: &[Segment],
-        records: usize,
+        (table, records): (&[Segment], usize),
+        kept: Option<&Outcome>,
     ) -> Self {
         let gradients = or_one(&layout.gradient_of_partial, &0);
         let record_usage = STORAGE.union(UNIFORM).union(COPY_SRC);
@@ -167,14 +174,16 @@ impl<'a> Buffers<'a> {
             partial_locations: (layout.banks.len() > 1)
                 .then(|| builder.buffer("gradclip.partial_locations", STORAGE, &layout.partial_locations)),
             gradient_of_partial: builder.buffer("gradclip.gradient_of_partial", STORAGE, gradients),
-            norm_params: builder.results(
-                "gradclip.norm_params",
-                STATE.union(UNIFORM),
-                NormParams::new(norm),
-                1,
-            ),
-            segments: builder.buffer("gradclip.segments", STORAGE.union(COPY_DST), table),
-            records: builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records),
+            norm_params: builder.kept_or(kept.map(|kept| &kept.norm_params), |builder| {
+                builder.results("gradclip.norm_params", STATE.union(UNIFORM), NormParams::new(norm), 1)
+            }),
+            // The same gradients have the same partials, wherever they are: the table stays, with its limits.
+            segments: builder.kept_or(kept.map(|kept| &kept.segments), |builder| {
+                builder.buffer("gradclip.segments", STORAGE.union(COPY_DST), table)
+            }),
+            records: builder.kept_or(kept.map(|kept| &kept.records), |builder| {
+                builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records)
+            }),
         }
     }
 
@@ -209,6 +218,8 @@ struct Stages<'a> {
     wide: bool,
     /// The number of records; 0 if each gradient has its own record and there are no gradients.
     records: usize,
+    /// The state to take over.
+    kept: Option<&'a Outcome>,
     /// Whether partials are reset after they have been read.
     resets: bool,
     /// Whether a stage has concluded the step.
@@ -283,7 +294,9 @@ impl Stages<'_> {
 
     /// Makes records from a supplied norm. Returns the buffer of that norm.
     fn supplied_norm(&mut self, builder: &mut Builder<'_>) -> Result<wgpu::Buffer, Error> {
-        let supplied = builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[NOT_SUPPLIED]);
+        let supplied = builder.kept_or(self.kept.and_then(|kept| kept.supplied.as_ref()), |builder| {
+            builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[NOT_SUPPLIED])
+        });
         self.steps.push(builder.per_invocation(Kernel::SuppliedNorm, self.records, |buffer| {
             if buffer == Buffer::SuppliedNorm { whole(&supplied) } else { self.buffers.get(buffer) }
         })?);
@@ -322,7 +335,9 @@ impl Stages<'_> {
         if self.norm.z_clip.is_none() {
             return Ok(None);
         }
-        let histories = builder.results("gradclip.histories", STATE, NormHistory::default(), self.records);
+        let histories = builder.kept_or(self.kept.and_then(|kept| kept.histories.as_ref()), |builder| {
+            builder.results("gradclip.histories", STATE, NormHistory::default(), self.records)
+        });
         self.steps.push(builder.per_invocation(Kernel::ZClip, self.records, |buffer| {
             if buffer == Buffer::Histories { whole(&histories.buffer) } else { self.buffers.get(buffer) }
         })?);
@@ -332,8 +347,11 @@ impl Stages<'_> {
     /// Auto-clip: replaces the limits by percentiles of the last norms. Returns the buffer of those norms.
     fn auto_clip(&mut self, builder: &mut Builder<'_>) -> Result<Option<(AutoClip, Results)>, Error> {
         let Some(auto_clip) = self.norm.auto_clip else { return Ok(None) };
-        let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
-        let windows = builder.state("gradclip.norm_windows", STATE, &words);
+        let kept = self.kept.and_then(|kept| kept.norm_windows.as_ref()).map(|(_, windows)| windows);
+        let windows = builder.kept_or(kept, |builder| {
+            let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
+            builder.state("gradclip.norm_windows", STATE, &words)
+        });
         self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, |buffer| {
             if buffer == Buffer::NormWindows { whole(&windows.buffer) } else { self.buffers.get(buffer) }
         })?);
@@ -370,7 +388,9 @@ impl Stages<'_> {
             segment.count += 1;
         }
         let usage = STORAGE.union(COPY_SRC);
-        let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients);
+        let stats = builder.kept_or(self.kept.and_then(|kept| kept.tensor_stats.as_ref()), |builder| {
+            builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients)
+        });
         let segments = builder.buffer("gradclip.tensor_segments", STORAGE, &table);
         let finalize = self.finalize(Output::TensorStats);
         self.steps.push(builder.per_workgroup(finalize, gradients, |buffer| match buffer {

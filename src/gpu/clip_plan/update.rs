@@ -5,13 +5,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
-use super::{ClipPlan, Outcome};
+use super::{ClipPlan, LossScaleBuffers, Outcome};
 use crate::Error;
-use crate::gpu::error_scope::{is_destroyed, is_mapped};
+use crate::gpu::error_scope::{CheckedDevice, is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::loss_scale::{LossScale, LossScaleState};
-use crate::operation::{check_max_norms, inverse_scale};
+use crate::operation::{check_max_norms, check_norm_histories, check_step_counts, inverse_scale};
 use crate::stats::{NormHistory, NormWindow, StepCounts};
 
 impl ClipPlan {
@@ -63,14 +63,15 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NeedsNorm`] for a clip by value;
-    /// [`Error::DynamicLossScale`] if the plan updates its own scale; [`Error::ForeignQueue`] as for
+    /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NotEnabled`] for a clip by value without
+    /// a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale; [`Error::ForeignQueue`] as for
     /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
-        let outcome = self.by_norm("set_loss_scale")?;
-        outcome.check_fixed_scale("set_loss_scale")?;
+        let (checked_device, targets) = self.inverse_scales("set_loss_scale")?;
         let inverse = inverse_scale(scale)?;
-        outcome.write(queue, &outcome.norm_params.buffer, INVERSE_SCALE, &inverse.to_le_bytes())
+        targets.into_iter().try_for_each(|(buffer, offset)| {
+            write(checked_device, queue, buffer, offset, &inverse.to_le_bytes())
+        })
     }
 
     /// Copies the inverse of the loss scale, an f32, from 4 bytes of your buffer at this point of the encoder. It must be
@@ -78,17 +79,16 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NeedsNorm`] for a clip by value;
-    /// [`Error::DynamicLossScale`] if the plan updates its own scale.
+    /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NotEnabled`] for a clip by value
+    /// without a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn copy_inverse_loss_scale(
         &self,
         encoder: &mut CommandEncoder,
         source: &wgpu::Buffer,
         offset: u64,
     ) -> Result<(), Error> {
-        let outcome = self.by_norm("copy_inverse_loss_scale")?;
-        outcome.check_fixed_scale("copy_inverse_loss_scale")?;
-        outcome.copy_number(encoder, source, offset, &outcome.norm_params.buffer, INVERSE_SCALE)
+        let (checked_device, targets) = self.inverse_scales("copy_inverse_loss_scale")?;
+        copy_number(checked_device, encoder, source, offset, &targets)
     }
 
     /// Replaces the [dynamic loss scale](crate::Clip::dynamic_loss_scale), to restore a checkpoint, for every command buffer that is
@@ -140,6 +140,20 @@ impl ClipPlan {
         self.outcome.as_ref().ok_or(Error::NeedsNorm { what, clip: "a clip by value" })
     }
 
+    /// Returns where the inverse of a fixed loss scale lies. `what` names the calling method in errors.
+    fn inverse_scales(&self, what: &'static str) -> Result<(&CheckedDevice, Vec<Target<'_>>), Error> {
+        match (&self.outcome, &self.loss_scale) {
+            (Some(Outcome { has_dynamic_scale: true, .. }), _) => Err(Error::DynamicLossScale { what }),
+            (Some(outcome), _) => {
+                Ok((&outcome.checked_device, vec![(&outcome.norm_params.buffer, INVERSE_SCALE)]))
+            }
+            (None, Some(LossScaleBuffers { checked_device, buffers })) => {
+                Ok((checked_device, buffers.iter().map(|buffer| (buffer, 0)).collect()))
+            }
+            (None, None) => Err(Error::NotEnabled { what: "loss scale", with: "loss_scale" }),
+        }
+    }
+
     fn supplied(&self) -> Result<(&Outcome, &wgpu::Buffer), Error> {
         let outcome = self.outcome.as_ref().ok_or(Error::UnexpectedNorm)?;
         outcome.supplied.as_ref().map(|supplied| (outcome, supplied)).ok_or(Error::UnexpectedNorm)
@@ -155,7 +169,7 @@ impl ClipPlan {
     /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
-        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        check_step_counts(counts)?;
         outcome.restore(queue, kept, "step counts", counts)
     }
 
@@ -169,7 +183,7 @@ impl ClipPlan {
     /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
         let (outcome, kept) = self.histories()?;
-        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        check_norm_histories(histories)?;
         outcome.restore(queue, kept, "norm histories", histories)
     }
 
@@ -190,6 +204,9 @@ impl ClipPlan {
     }
 }
 
+/// Where a number of the plan lies: its buffer, and the offset in it.
+type Target<'a> = (&'a wgpu::Buffer, u64);
+
 /// The offset of the inverse loss scale in `NormParams`.
 const INVERSE_SCALE: u64 = std::mem::offset_of!(NormParams, inverse_scale) as u64;
 
@@ -199,10 +216,6 @@ const _: () = assert!(
 );
 
 impl Outcome {
-    fn check_fixed_scale(&self, what: &'static str) -> Result<(), Error> {
-        if self.has_dynamic_scale { Err(Error::DynamicLossScale { what }) } else { Ok(()) }
-    }
-
     /// Writes one value for each record.
     fn restore<T: Pod>(
         &self,
@@ -222,14 +235,10 @@ impl Outcome {
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.checked_device.in_error_scope("the new values of the plan", bytes.len() as u64, || {
-            // wgpu reports an error of the queue to the queue's own device, which panics unless it has a handler.
-            let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
-            catch_unwind(write).map_err(|_| Error::ForeignQueue)
-        })
+        write(&self.checked_device, queue, buffer, offset, bytes)
     }
 
-    /// Records a copy of 4 bytes from a buffer of the caller to one of the plan, after checking that wgpu accepts it.
+    /// Records a copy of 4 bytes from a buffer of the caller to one of the plan; see [`copy_number`].
     fn copy_number(
         &self,
         encoder: &mut CommandEncoder,
@@ -238,28 +247,58 @@ impl Outcome {
         to: &wgpu::Buffer,
         at: u64,
     ) -> Result<(), Error> {
-        let usage = source.usage();
-        let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
-        if !usage.contains(BufferUsages::COPY_SRC) || !fits {
-            return Err(Error::CopySource { offset, len: source.size(), usage: format!("{usage:?}") });
-        }
-        let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
-        if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
-            // The loss of a device destroys its buffers.
-            return Err(self
-                .checked_device
-                .lost_or(Error::BufferRejected { gradient: None, message: reason.to_owned() }));
-        }
-        // wgpu checks the device of a buffer when the encoder is finished. A trial encoder, which is never submitted, does that
-        // here.
-        self.checked_device.in_error_scope("the copy of a number", 0, || {
-            let device = self.checked_device.device();
-            let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            trial.copy_buffer_to_buffer(source, offset, to, at, 4);
-            trial.finish();
-            Ok(())
-        })?;
-        encoder.copy_buffer_to_buffer(source, offset, to, at, 4);
-        Ok(())
+        copy_number(&self.checked_device, encoder, source, offset, &[(to, at)])
     }
+}
+
+fn write(
+    checked_device: &CheckedDevice,
+    queue: &Queue,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(), Error> {
+    checked_device.in_error_scope("the new values of the plan", bytes.len() as u64, || {
+        // wgpu reports an error of the queue to the queue's own device, which panics unless it has a handler.
+        let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
+        catch_unwind(write).map_err(|_| Error::ForeignQueue)
+    })
+}
+
+/// Records copies of 4 bytes from a buffer of the caller to buffers of the plan, after checking that wgpu accepts them.
+fn copy_number(
+    checked_device: &CheckedDevice,
+    encoder: &mut CommandEncoder,
+    source: &wgpu::Buffer,
+    offset: u64,
+    targets: &[Target<'_>],
+) -> Result<(), Error> {
+    let usage = source.usage();
+    let fits = offset.is_multiple_of(4) && offset.checked_add(4).is_some_and(|end| end <= source.size());
+    if !usage.contains(BufferUsages::COPY_SRC) || !fits {
+        return Err(Error::CopySource { offset, len: source.size(), usage: format!("{usage:?}") });
+    }
+    let unusable = [(is_mapped(source), "it is mapped"), (is_destroyed(source), "it has been destroyed")];
+    if let Some((_, reason)) = unusable.into_iter().find(|(is_so, _)| *is_so) {
+        // The loss of a device destroys its buffers.
+        return Err(
+            checked_device.lost_or(Error::BufferRejected { gradient: None, message: reason.to_owned() })
+        );
+    }
+    let copy = |encoder: &mut CommandEncoder| {
+        for &(to, at) in targets {
+            encoder.copy_buffer_to_buffer(source, offset, to, at, 4);
+        }
+    };
+    // wgpu checks the device of a buffer when the encoder is finished. A trial encoder, which is never submitted, does that
+    // here.
+    checked_device.in_error_scope("the copy of a number", 0, || {
+        let device = checked_device.device();
+        let mut trial = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        copy(&mut trial);
+        trial.finish();
+        Ok(())
+    })?;
+    copy(encoder);
+    Ok(())
 }

@@ -37,7 +37,9 @@ fn other_options() -> Vec<Case> {
     let f32 = Role::of(F32);
     let mut rows = Vec::new();
     for given in [0.0, -0.0, -1.0, NAN, INF, -INF, 1e-45] {
-        rows.push((norm.clone().loss_scale(given), Error::LossScale { given }));
+        for options in [norm.clone(), options(Value(1.0)), options(Range(0.0, 1.0))] {
+            rows.push((options.loss_scale(given), Error::LossScale { given }));
+        }
     }
     for given in [-1.0, -1e-45, NAN, INF, -INF] {
         rows.push((norm.clone().epsilon(Epsilon::Value(given)), Error::Epsilon { given }));
@@ -52,7 +54,6 @@ fn other_options() -> Vec<Case> {
         for (options, what) in [
             (options(method).norm_type(NormType::L1), "norm_type"),
             (options(method).non_finite(NonFinite::Skip), "non_finite"),
-            (options(method).loss_scale(2.0), "loss_scale"),
             (options(method).coefficient_only(), "coefficient_only"),
         ] {
             rows.push((options, Error::NeedsNorm { what, clip }));

@@ -17,6 +17,7 @@ fn invalid_updates_are_errors() {
     };
     let (norms, each, clamp) = (plan(&[NORM; 2]), plan(&[Clip::by_norm(1.0)]), plan(&[Clip::by_value(1.0)]));
     let supplied = plan(&[Clip::by_supplied_norm(1.0)]);
+    let unscale = plan(&[Clip::by_value(1.0).loss_scale(1.0)]);
     let (queue, mut encoder) = (&noop.queue, noop.encoder());
 
     let limits = |given| Err(Error::LimitCount { given, groups: 2 });
@@ -35,16 +36,15 @@ fn invalid_updates_are_errors() {
     assert!(matches!(norms.set_max_norms(queue, &[f32::NAN, 1.0]), Err(Error::InGroup { group: 0, .. })));
     for given in [0.0, -1.0, f32::INFINITY, 1e-45] {
         assert_eq!(norms.set_loss_scale(queue, given), Err(Error::LossScale { given }));
+        assert_eq!(unscale.set_loss_scale(queue, given), Err(Error::LossScale { given }));
     }
 
     let needs_norm = |what| Err(Error::NeedsNorm { what, clip: "a clip by value" });
     assert_eq!(clamp.set_max_norms(queue, &[1.0]), needs_norm("set_max_norms"));
-    assert_eq!(clamp.set_loss_scale(queue, 2.0), needs_norm("set_loss_scale"));
+    let not_enabled = Err(Error::NotEnabled { what: "loss scale", with: "loss_scale" });
+    assert_eq!(clamp.set_loss_scale(queue, 2.0), not_enabled);
     assert_eq!(clamp.copy_max_norm(&mut encoder, 0, &numbers, 0), needs_norm("copy_max_norm"));
-    assert_eq!(
-        clamp.copy_inverse_loss_scale(&mut encoder, &numbers, 0),
-        needs_norm("copy_inverse_loss_scale")
-    );
+    assert_eq!(clamp.copy_inverse_loss_scale(&mut encoder, &numbers, 0), not_enabled);
     let not_by_group = Error::NoGroupLimit { what: "copy_max_norm" };
     assert_eq!(each.copy_max_norm(&mut encoder, 0, &numbers, 0), Err(not_by_group));
     for measures in [&norms, &each, &clamp] {
@@ -62,11 +62,13 @@ fn invalid_updates_are_errors() {
         let expected = Err(Error::CopySource { offset, len: 16, usage: usage.into() });
         assert_eq!(norms.copy_max_norm(&mut encoder, 1, source, offset), expected);
         assert_eq!(norms.copy_inverse_loss_scale(&mut encoder, source, offset), expected);
+        assert_eq!(unscale.copy_inverse_loss_scale(&mut encoder, source, offset), expected);
         assert_eq!(supplied.copy_norm(&mut encoder, source, offset), expected);
     }
     // The last offset and the last group are valid.
     norms.copy_max_norm(&mut encoder, 1, &numbers, 12).unwrap();
     norms.copy_inverse_loss_scale(&mut encoder, &numbers, 12).unwrap();
+    unscale.copy_inverse_loss_scale(&mut encoder, &numbers, 12).unwrap();
     supplied.copy_norm(&mut encoder, &numbers, 12).unwrap();
     noop.queue.submit([encoder.finish()]);
 }
@@ -78,6 +80,7 @@ fn the_source_of_a_copy_must_be_alive_and_of_the_same_device() {
     let buffer = noop.storage(16);
     let plan = |clip| noop.clipper().prepare(&[f32s(&buffer)], clip).unwrap();
     let (supplied, measures) = (plan(Clip::by_supplied_norm(1.0)), plan(NORM));
+    let unscale = plan(Clip::by_value(1.0).loss_scale(2.0));
     let foreign = noop.sibling().buffer(16, BufferUsages::COPY_SRC);
     let dead = noop.buffer(16, BufferUsages::COPY_SRC);
     dead.destroy();
@@ -87,6 +90,7 @@ fn the_source_of_a_copy_must_be_alive_and_of_the_same_device() {
             supplied.copy_norm(&mut encoder, bad, 0),
             measures.copy_max_norm(&mut encoder, 0, bad, 0),
             measures.copy_inverse_loss_scale(&mut encoder, bad, 0),
+            unscale.copy_inverse_loss_scale(&mut encoder, bad, 0),
         ] {
             let error = outcome.unwrap_err();
             assert!(matches!(error, Error::BufferRejected { gradient: None, .. }), "{error:?}");
@@ -102,11 +106,13 @@ fn a_queue_of_another_device_is_rejected() {
     let buffer = noop.storage(16);
     let plan = |clip| noop.clipper().prepare(&[f32s(&buffer)], clip).unwrap();
     let (supplied, measures) = (plan(Clip::by_supplied_norm(1.0)), plan(NORM.count_steps()));
+    let unscale = plan(Clip::by_value(1.0).loss_scale(2.0));
     let (_device, queue) =
         pollster::block_on(noop.adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
     for outcome in [
         measures.set_max_norms(&queue, &[1.0]),
         measures.set_loss_scale(&queue, 2.0),
+        unscale.set_loss_scale(&queue, 2.0),
         measures.set_step_counts(&queue, &[StepCounts::default()]),
         supplied.supply_norm(&queue, 1.0),
     ] {
