@@ -400,7 +400,8 @@ impl Clip {
 
     /// Also counts steps: how many there were, how many were clipped or non-finite, and the largest norm.
     ///
-    /// It adds one small dispatch. The [`StepCounts`](crate::stats::StepCounts) stay on the device until
+    /// It adds one small dispatch, or none if the plan has a single record and a fixed limit. The
+    /// [`StepCounts`](crate::stats::StepCounts) stay on the device until
     /// [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) reads them. A [`cpu::ClipPlan`](crate::cpu::ClipPlan)
     /// always counts. In a call without a plan this is an [`Error::NeedsPlan`].
     #[must_use]
@@ -478,7 +479,7 @@ impl Clip {
     /// let clip = Clip::by_global_norm(1.0).skip_above(100.0);
     /// let clip_one = |gradient: &mut [f32; 1]| Ok::<_, gradclip::Error>(cpu::clip(&mut [Gradient::f32(gradient)], clip)?[0]);
     /// let (mut large, mut absurd) = ([64.0], [1e6]);
-    /// assert!(!clip_one(&mut large)?.skip() && large[0] < 1.0);
+    /// assert!(!clip_one(&mut large)?.skip() && large[0] <= 1.0);
     /// assert!(clip_one(&mut absurd)?.skip() && absurd == [1e6]);
     /// # Ok::<(), gradclip::Error>(())
     /// ```

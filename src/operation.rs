@@ -12,7 +12,7 @@ use crate::float_modes::in_default_modes;
 use crate::kernels::Reduction;
 use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
-use crate::{AutoClip, Epsilon, Error, NonFinite, NormType, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormHistory, NormType, StepCounts, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -319,8 +319,8 @@ impl Limit {
 ///
 /// # Errors
 ///
-/// [`Error::LimitCount`] or [`Error::MaxNorm`].
-pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
+/// [`Error::LimitCount`] if their number differs from that of the groups; [`Error::MaxNorm`] for a negative or NaN limit.
+pub fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
     if groups != max_norms.len() {
         return Err(Error::LimitCount { given: max_norms.len(), groups });
     }
@@ -328,6 +328,24 @@ pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Er
     let Some(group) = max_norms.iter().position(is_invalid) else { return Ok(()) };
     let error = Error::MaxNorm { given: max_norms[group] };
     Err(if max_norms.len() > 1 { Error::in_group(group, error) } else { error })
+}
+
+/// Checks the norm histories of a checkpoint, one for each record.
+///
+/// # Errors
+///
+/// [`Error::NormHistory`] for a mean or a deviation that is negative or not finite.
+pub fn check_norm_histories(histories: &[NormHistory]) -> Result<(), Error> {
+    histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))
+}
+
+/// Checks the step counts of a checkpoint, one for each record.
+///
+/// # Errors
+///
+/// [`Error::StepCounts`] for a largest norm that is negative or not finite.
+pub fn check_step_counts(counts: &[StepCounts]) -> Result<(), Error> {
+    counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))
 }
 
 /// Returns the inverse of a loss scale.

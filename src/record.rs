@@ -91,14 +91,19 @@ pub struct NormOutcome {
     pub exact_norm: Option<f64>,
     /// The factor, also if it is below the normal range of f32.
     pub exact_factor: f64,
+    /// Whether the step is skipped because its norm exceeds [`Clip::skip_above`](crate::Clip::skip_above). The factor is then 1.
+    pub skipped: bool,
 }
 
 impl NormOutcome {
     /// Builds the record under a policy for non-finite gradients. Gradients count as non-finite if
-    /// [`first_non_finite`](Self::first_non_finite) is an index or [`clip_coef`](Self::clip_coef) is NaN.
+    /// [`first_non_finite`](Self::first_non_finite) is an index, [`clip_coef`](Self::clip_coef) is NaN, or
+    /// [`exact_norm`](Self::exact_norm) is infinite or NaN, as a supplied norm may be.
     #[must_use]
     pub fn record(&self, policy: NonFinite) -> ClipRecord {
-        let non_finite = self.first_non_finite.is_some() || self.clip_coef.is_nan();
+        let non_finite = self.first_non_finite.is_some()
+            || self.clip_coef.is_nan()
+            || self.exact_norm.is_some_and(|norm| !norm.is_finite());
         let norm = Extended::of(self.exact_norm.unwrap_or_default());
         let factor = Extended::of(self.exact_factor);
         let record = ClipRecord {
@@ -106,7 +111,8 @@ impl NormOutcome {
             clip_coef: self.clip_coef,
             factor: self.factor,
             max_magnitude: self.max_magnitude,
-            flags: ClipRecord::flags(self.clip_coef, non_finite, policy),
+            flags: ClipRecord::flags(self.clip_coef, non_finite, policy)
+                | if self.skipped { ClipRecord::SKIP } else { 0 },
             first_non_finite: 0,
             norm_significand: norm.significand,
             norm_exponent: self.exact_norm.map_or(ClipRecord::EMPTY_EXPONENT, |_| norm.exponent),
@@ -394,7 +400,9 @@ mod tests {
             first_non_finite: None,
             exact_norm: Some(2.0_f64.powi(130)),
             exact_factor: 1.5 * 2.0_f64.powi(-131),
+            skipped: false,
         };
+        assert!(NormOutcome { skipped: true, ..outcome }.record(NonFinite::Propagate).skip());
         let record = outcome.record(NonFinite::Skip);
         assert!(record.clipped() && !record.non_finite() && !record.skip());
         assert_eq!((record.norm_significand, record.norm_exponent), (1.0, 130));
@@ -416,6 +424,8 @@ mod tests {
         assert_eq!(flags(NonFinite::Poison), (false, false));
         let nan = NormOutcome { clip_coef: f32::NAN, ..outcome };
         assert!(nan.record(NonFinite::Propagate).non_finite());
+        let supplied = NormOutcome { exact_norm: Some(f64::INFINITY), ..outcome };
+        assert!(supplied.record(NonFinite::Propagate).non_finite());
 
         let empty = NormOutcome {
             total_norm: 0.0,
@@ -425,6 +435,7 @@ mod tests {
             first_non_finite: None,
             exact_norm: None,
             exact_factor: 1.0,
+            skipped: false,
         };
         assert_eq!(empty.record(NonFinite::Skip), ClipRecord::UNCLIPPED);
     }

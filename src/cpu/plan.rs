@@ -8,7 +8,10 @@ use super::records::{self, RecordInput};
 use super::{parallel, tensor_stats};
 use crate::float_modes::in_default_modes;
 use crate::loss_scale::{self, LossScale, ScaleUpdate};
-use crate::operation::{ByNorm, Operation, Scope, SkipAbove, check_max_norms, inverse_scale};
+use crate::operation::{
+    ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_step_counts,
+    inverse_scale,
+};
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats, record};
 
 /// Clips on the CPU, and keeps step counts, norm histories, norm windows and statistics between
@@ -268,7 +271,7 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value, which has no counts; [`Error::StepCounts`] if a count is invalid.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.check_by_norm("set_step_counts")?;
-        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        check_step_counts(counts)?;
         self.step_counts = counts.to_vec();
         Ok(())
     }
@@ -286,7 +289,7 @@ impl ClipPlan {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
             return Err(Error::NotEnabled { what: "norm histories", with: "z_clip" });
         }
-        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        check_norm_histories(histories)?;
         self.histories = histories.to_vec();
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::gpu::error_scope::{CheckedDevice, is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::loss_scale::{LossScale, LossScaleState};
-use crate::operation::{check_max_norms, inverse_scale};
+use crate::operation::{check_max_norms, check_norm_histories, check_step_counts, inverse_scale};
 use crate::stats::{NormHistory, NormWindow, StepCounts};
 
 impl ClipPlan {
@@ -169,7 +169,7 @@ impl ClipPlan {
     /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
-        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        check_step_counts(counts)?;
         outcome.restore(queue, kept, "step counts", counts)
     }
 
@@ -183,7 +183,7 @@ impl ClipPlan {
     /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
         let (outcome, kept) = self.histories()?;
-        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        check_norm_histories(histories)?;
         outcome.restore(queue, kept, "norm histories", histories)
     }
 

@@ -18,6 +18,7 @@ mod peer_suites;
 mod per_tensor;
 mod rows;
 mod sizes;
+mod skip_above;
 mod special_values;
 mod sums;
 mod torch_golden;
@@ -55,6 +56,7 @@ pub(crate) fn all() -> Vec<Case> {
         rows::cases(),
         agc::cases(),
         clamp::cases(),
+        skip_above::cases(),
         combinations::cases(),
         invalid_options::cases(),
     ];
