@@ -103,8 +103,8 @@ impl ClipPlan {
     /// more. With [`Clip::coefficient_only`](crate::Clip::coefficient_only) it only reads them. A clip by value reads
     /// every gradient once and writes what exceeds its bounds.
     ///
-    /// A clip by one norm of a few thousand elements is a single dispatch; see [`dispatches`](Self::dispatches). It has the same bits as
-    /// the two halves.
+    /// A clip by one norm of a few thousand elements is a single dispatch, with the same bits as the two halves; see
+    /// [`dispatches`](Self::dispatches).
     ///
     /// It begins one or two compute passes. To record into a pass of yours, call [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode(&self, encoder: &mut CommandEncoder) {
@@ -246,8 +246,9 @@ impl ClipPlan {
 
     /// Returns the number of dispatches that [`encode`](Self::encode) records.
     ///
-    /// It is 1 for a clip by one norm of at most four tiles of 4096 elements; each gradient begins a tile of its own. All gradients must
-    /// be measured and scaled, and of one type; f16 and bf16 gradients must start at multiples of 16 bytes and fill such multiples.
+    /// It is 1 for a clip by one norm of at most four tiles of 4096 elements; each gradient begins a tile of its own. All
+    /// gradients must be measured, scaled and of one type. The start and the length of f16 and bf16 gradients must be multiples
+    /// of 16 bytes.
     /// Plans in parts or with other kernels' partials, general p, [`Clip::tensor_stats`](crate::Clip::tensor_stats),
     /// [`Clip::z_clip`](crate::Clip::z_clip), [`Clip::auto_clip`](crate::Clip::auto_clip) and devices that bind few buffers need more
     /// dispatches.
