@@ -146,15 +146,16 @@ impl<'a> Gradient<'a> {
         Self { parameter: Some(parameter), ..self }
     }
 
-    /// Puts the gradient into a part of the plan, counted from 0, which [`ClipPlan::encode_part`](crate::ClipPlan::encode_part)
-    /// measures on its own: as soon as its kernels are encoded, while the gradient is still in the cache. Gradients without a part are
-    /// in part 0. The number of parts is at most that of the gradients. A clip that measures no norm ignores parts.
+    /// Assigns the gradient to a part of the plan, counted from 0. [`ClipPlan::encode_part`](crate::ClipPlan::encode_part)
+    /// measures each part separately, right after the kernels that produce it, while its gradients are still in the cache. A
+    /// gradient without a part is in part 0. `part` must be less than the number of gradients. A clip that measures no norm
+    /// ignores parts.
     #[must_use]
     pub const fn part(self, part: usize) -> Self {
         Self { part: Some(part), ..self }
     }
 
-    /// Declares that the kernel that produces the gradient leaves its [`Partials`], so that the plan does not read the gradient to
+    /// Declares that the kernel that produces the gradient writes its [`Partials`]. The plan then does not read the gradient to
     /// measure it. A clip that measures no norm ignores them.
     #[must_use]
     pub const fn partials(self, partials: Partials<'a>) -> Self {
@@ -390,7 +391,7 @@ pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
     order
 }
 
-/// Checks that the partials of a gradient share no bytes with those of another, and with no gradient.
+/// Checks that the partials of a gradient overlap neither other partials nor any gradient.
 fn check_partials(
     spans: &[Span],
     rows: &[u64],
@@ -403,7 +404,7 @@ fn check_partials(
     let size = reduction.partial_bytes() as u64;
     let of_partials = |(span, &rows): (&Span, &u64)| {
         let PartialRange { buffer, first, .. } = span.partials?;
-        // The rows of a clip of all gradients together are not cut on their own, so that this covers at least all partials.
+        // The partials of a clip by one norm do not end at rows; those of a clip row by row do. The larger count covers both.
         let count: u64 = span
             .rows(1)
             .chain(span.rows(rows))

@@ -1,4 +1,4 @@
-//! The preparation of a plan, for new gradients or for those of a plan that have moved.
+//! `prepare` creates a plan; `rebind` replaces the gradients of a plan that have moved.
 
 use std::sync::Arc;
 
@@ -39,12 +39,12 @@ pub(in crate::gpu) fn prepare(
 }
 
 impl ClipPlan {
-    /// Replaces the buffers and ranges of the gradients, for a trainer whose gradients move. All state stays where it is on the
-    /// device: limits, the loss scale, norm histories, step counts, the supplied norm; and so do the buffers of
-    /// [`record_buffer`](Self::record_buffer) and the like, which other shaders have bound. Nothing is read back.
+    /// Replaces the buffers and ranges of the gradients, for a trainer whose gradients move. All state stays on the device:
+    /// limits, the loss scale, norm histories, norm windows, step counts, the supplied norm. Buffers that other shaders bind,
+    /// such as [`record_buffer`](Self::record_buffer), also stay. Nothing is read back.
     ///
-    /// Call it between two steps. It costs as much as [`Clipper::prepare`](crate::Clipper::prepare) with compiled kernels. Labels are
-    /// those of the new list. Command buffers that were encoded before use the old buffers.
+    /// Call it between two steps. It costs as much as [`Clipper::prepare`](crate::Clipper::prepare) with compiled kernels. The
+    /// new list also replaces the labels. Command buffers that were encoded earlier still use the old buffers.
     ///
     /// ```
     /// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
@@ -79,7 +79,7 @@ impl ClipPlan {
         let rebuilt = build(context, &origin.operations, &set, Some(self));
         let mut plan = rebuilt.map_err(|error| with_gradient(context, &set, error))?;
         plan.origin = self.origin.take();
-        // The buffers that are kept were counted when they were made; the others replace those of the same sizes.
+        // Kept buffers are already counted, and each new buffer replaces one of the same size.
         plan.scratch_bytes = self.scratch_bytes;
         *self = plan;
         Ok(())
@@ -91,7 +91,7 @@ fn spans_of<'a>(set: &'a Set<'_>) -> impl Iterator<Item = Option<Span>> + 'a {
 }
 
 impl Origin {
-    /// Checks that gradients differ from those of the plan in their buffers and ranges only.
+    /// Checks that gradients differ from those of the plan only in buffers, ranges and labels.
     fn check_same(&self, set: &Set<'_>) -> Result<(), Error> {
         if set.rows.len() != self.rows.len() {
             return Err(Error::RebindCount { given: set.rows.len(), needed: self.rows.len() });
@@ -141,7 +141,7 @@ fn with_gradient(context: &DeviceContext, set: &Set<'_>, error: Error) -> Error 
     }
 }
 
-/// Returns the error that names the gradient whose buffer wgpu rejects, or that of its parameter or its partials.
+/// Finds a gradient whose buffer, parameter or partials wgpu rejects, and returns the error that names it.
 fn find_rejected(context: &DeviceContext, set: &Set<'_>) -> Option<Error> {
     let rejected = |span: &Span, buffer: usize| {
         let buffer = set.buffers[buffer];
