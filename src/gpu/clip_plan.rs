@@ -161,8 +161,8 @@ impl ClipPlan {
     /// Records what follows the measurement of all parts: computes the norm from their partials, and writes the record.
     ///
     /// If the plan is [measured in parts](Self::encode_part), or if other kernels leave [`Partials`](crate::Partials), the
-    /// partials are then reset, and each part must be encoded again before the next record. If a part is missing, its ticket returns
-    /// [`Error::PartMissing`], and no gradient is changed.
+    /// partials are then reset, and each part must be encoded again before the next record. If a part is missing, the ticket returns
+    /// [`Error::PartMissing`], and no gradient of that record is changed. Other records are not affected.
     ///
     /// # Errors
     ///

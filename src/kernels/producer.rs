@@ -102,7 +102,8 @@ impl Producer {
     /// Returns the most elements of a run: those of a whole workgroup.
     #[must_use]
     pub const fn elements(self) -> u64 {
-        self.workgroup_size as u64 * self.vectors as u64 * (VECTOR_BYTES / self.dtype.size())
+        let vectors = self.workgroup_size as u64 * self.vectors as u64;
+        vectors.saturating_mul(VECTOR_BYTES / self.dtype.size())
     }
 
     /// Returns the size of a partial, in bytes.
