@@ -698,7 +698,7 @@ mod saved {
         z_clip: Option<ZClip>,
         #[serde(default)]
         auto_clip: Option<AutoClip>,
-        #[serde(default)]
+        #[serde(default, with = "crate::serde_f32::option")]
         skip_above: Option<f32>,
         #[serde(default)]
         max_consecutive_skips: Option<u32>,
