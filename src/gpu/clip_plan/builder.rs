@@ -84,6 +84,26 @@ impl<'a> Builder<'a> {
         batches.iter().enumerate().map(step).collect()
     }
 
+    /// Creates a dispatch of one workgroup for all tiles of a batch, if the device allows its bindings. `other` returns the binding
+    /// for each buffer besides tiles and gradients.
+    pub(super) fn single_workgroup<'b>(
+        &self,
+        batch: &Batch,
+        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        other: impl Fn(Buffer) -> wgpu::BufferBinding<'b>,
+    ) -> Result<Option<Step>, Error> {
+        let kernel = kernel(batch.format, slot_count(batch.windows.len(), self.context.limits().slots));
+        if !self.fits(kernel) {
+            return Ok(None);
+        }
+        let binding = |buffer| match buffer {
+            Buffer::Tiles => self.tiles_of(batch),
+            Buffer::Slot(slot) => self.slot(batch, slot),
+            buffer => other(buffer),
+        };
+        self.per_workgroup(kernel, 1, binding).map(Some)
+    }
+
     /// Creates a readable buffer initialised to `count` copies of `value`.
     pub(super) fn results<T: Pod>(
         &mut self,
