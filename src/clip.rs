@@ -355,6 +355,8 @@ impl Clip {
     /// All records of a plan belong to one step: the scale shrinks if the gradients of any record are not finite. If the scale is
     /// then at its floor, the records of these gradients say [`scale_at_floor`](crate::ClipRecord::scale_at_floor).
     ///
+    /// Device and CPU compute the same scale and inverse, except that the device rounds a result below `2^-126` twice.
+    ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::Gradient, loss_scale::LossScale};
     ///
@@ -545,7 +547,9 @@ impl Clip {
             Method::ParameterNorm { floor, .. } if floor < 0.0 || !floor.is_finite() => {
                 Err(Error::ParameterFloor { given: floor })
             }
-            Method::ParameterNorm { clipping, floor } => self.norm(Scope::Parameter { floor }, clipping),
+            Method::ParameterNorm { clipping, floor } => {
+                self.norm(Scope::Parameter { floor: floor.abs() }, clipping)
+            }
             Method::Rms { .. } if self.norm_type != NormType::L2 => {
                 Err(Error::NormType { given: self.norm_type })
             }
@@ -589,7 +593,7 @@ impl Clip {
             norm_type,
             scope,
             max_norm,
-            epsilon,
+            epsilon: epsilon.abs(),
             non_finite,
             inverse_scale,
             coefficient_only,
@@ -617,7 +621,8 @@ impl Clip {
         }
         match self.max_consecutive_skips {
             Some(0) => Err(Error::MaxConsecutiveSkips { given: 0, skips: true }),
-            count => Ok(Some(SkipAbove { norm, max_consecutive: count.unwrap_or(u32::MAX) })),
+            // Without the sign of -0, which the kernels, working on bits, take for another number.
+            count => Ok(Some(SkipAbove { norm: norm.abs(), max_consecutive: count.unwrap_or(u32::MAX) })),
         }
     }
 
@@ -697,7 +702,7 @@ mod saved {
         z_clip: Option<ZClip>,
         #[serde(default)]
         auto_clip: Option<AutoClip>,
-        #[serde(default)]
+        #[serde(default, with = "crate::serde_f32::option")]
         skip_above: Option<f32>,
         #[serde(default)]
         max_consecutive_skips: Option<u32>,

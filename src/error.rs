@@ -431,10 +431,10 @@ pub enum Error {
         vectors: u32,
     },
 
-    /// [`Partials`](crate::Partials) that share bytes with a gradient or with other partials.
+    /// [`Partials`](crate::Partials) that share bytes with a gradient, a parameter or other partials.
     #[error(
-        "the partials of one of gradients {first} and {second} overlap with the other, or with its partials, in bytes \
-         {start}..{end} of one buffer"
+        "the partials of one of gradients {first} and {second} overlap with the other, its parameter or its partials, in \
+         bytes {start}..{end} of one buffer"
     )]
     PartialsOverlap {
         /// The gradient whose bytes begin first.

@@ -166,7 +166,8 @@ impl ClipPlan {
     /// [all parts](Self::encode_part), and after all kernels that write [`Partials`](crate::Partials).
     ///
     /// It resets the partials, so each of them must be written again before the next record. If one is missing, the ticket
-    /// returns [`Error::PartMissing`], and no gradient is changed.
+    /// returns [`Error::PartMissing`], and no gradient of that record is changed. Other records are not
+    /// affected.
     ///
     /// # Errors
     ///

@@ -103,7 +103,8 @@ impl Producer {
     /// Returns the number of elements of a full run, which a workgroup holds.
     #[must_use]
     pub const fn elements(self) -> u64 {
-        self.workgroup_size as u64 * self.vectors as u64 * (VECTOR_BYTES / self.dtype.size())
+        let vectors = self.workgroup_size as u64 * self.vectors as u64;
+        vectors.saturating_mul(VECTOR_BYTES / self.dtype.size())
     }
 
     /// Returns the size of a partial, in bytes.

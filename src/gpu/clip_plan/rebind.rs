@@ -18,6 +18,8 @@ pub(super) struct Origin {
     /// The gradients, followed by their parameters, if the clip reads these.
     spans: Box<[Option<Span>]>,
     rows: Box<[u64]>,
+    /// The number of parts; 0 unless a gradient is in one.
+    parts: usize,
 }
 
 /// Validates gradients, and prepares a plan for them.
@@ -33,6 +35,7 @@ pub(in crate::gpu) fn prepare(
         context: context.clone(),
         operations: operations.into(),
         spans: spans_of(&set).collect(),
+        parts: set.parts,
         rows: set.rows.into(),
     });
     Ok(plan)
@@ -79,8 +82,6 @@ impl ClipPlan {
         let rebuilt = build(context, &origin.operations, &set, Some(self));
         let mut plan = rebuilt.map_err(|error| with_gradient(context, &set, error))?;
         plan.origin = self.origin.take();
-        // Kept buffers are already counted, and each new buffer replaces one of the same size.
-        plan.scratch_bytes = self.scratch_bytes;
         *self = plan;
         Ok(())
     }
@@ -95,6 +96,10 @@ impl Origin {
     fn check_same(&self, set: &Set<'_>) -> Result<(), Error> {
         if set.rows.len() != self.rows.len() {
             return Err(Error::RebindCount { given: set.rows.len(), needed: self.rows.len() });
+        }
+        if !set.rows.is_empty() {
+            // Without a part, a gradient is in part 0, but a plan without parts has no part 0 to encode.
+            same(0, &set.labels, "number of parts", &set.parts, &self.parts)?;
         }
         for (index, (given, needed)) in set.rows.iter().zip(&self.rows).enumerate() {
             same(index, &set.labels, "number of rows", given, needed)?;
