@@ -171,7 +171,7 @@ impl ByNorm {
         Reduction::new(self.norm_type, self.tensor_stats)
     }
 
-    /// Returns whether a plan keeps [`StepCounts`](crate::stats::StepCounts): they are asked for, or a rule needs them.
+    /// Returns whether a plan keeps [`StepCounts`]: they are asked for, or a rule needs them.
     #[must_use]
     pub const fn keeps_step_counts(&self) -> bool {
         self.count_steps || self.skip_above.is_some() || self.dynamic_loss_scale.is_some()
