@@ -41,6 +41,7 @@ pub struct Gradient<'a> {
     measured: bool,
     scaled: bool,
     rows: u64,
+    columns: u64,
     parameter: Option<Parameter<'a>>,
     label: Option<&'a str>,
 }
@@ -75,7 +76,16 @@ impl<'a> Gradient<'a> {
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
         let range = BufferRange::whole(buffer, dtype);
-        Self { range, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
+        Self {
+            range,
+            group: 0,
+            measured: true,
+            scaled: true,
+            rows: 1,
+            columns: 1,
+            parameter: None,
+            label: None,
+        }
     }
 
     /// Sets a label, such as the name of the parameter, which errors show beside the index. The plan keeps it:
@@ -123,6 +133,18 @@ impl<'a> Gradient<'a> {
     #[must_use]
     pub const fn rows(self, rows: u64) -> Self {
         Self { rows, ..self }
+    }
+
+    /// Splits the gradient, a matrix of `columns` columns whose rows are consecutive, into its columns: column j has the elements
+    /// whose index is j modulo `columns`. A weight of the shape `[in, out]`, as in JAX, has `out` columns. A clip of each gradient on
+    /// its own then clips each column on its own, with a record for each. Other clips ignore columns.
+    ///
+    /// Nothing is transposed: the passes are as many as without columns. A gradient has rows or columns, not both
+    /// ([`Error::RowsAndColumns`]); the number of its elements is a multiple of `columns` ([`Error::Columns`]). Empty columns count
+    /// as empty rows do.
+    #[must_use]
+    pub const fn columns(self, columns: u64) -> Self {
+        Self { columns, ..self }
     }
 
     /// Sets the parameter of the gradient. It has the same shape; its type may differ. Several gradients may share a parameter.
@@ -217,6 +239,8 @@ pub(super) struct Span {
     pub(super) group: usize,
     pub(super) measured: bool,
     pub(super) scaled: bool,
+    /// The number of columns that have their own norms, or 1.
+    pub(super) columns: u64,
 }
 
 impl Span {
@@ -224,10 +248,10 @@ impl Span {
         self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
     }
 
-    /// Splits the span into `rows` rows of equal length.
-    pub(super) fn rows(self, rows: u64) -> impl Iterator<Item = Self> {
+    /// Splits the span into `rows` rows of equal length, or marks its columns. One of the two is 1.
+    pub(super) fn split(self, rows: u64, columns: u64) -> impl Iterator<Item = Self> {
         let len = self.len / rows.max(1);
-        (0..rows).map(move |row| Self { start: self.start + row * len, len, ..self })
+        (0..rows).map(move |row| Self { start: self.start + row * len, len, columns, ..self })
     }
 }
 
@@ -241,6 +265,8 @@ pub(super) struct Set<'a> {
     pub(super) spans: Vec<Span>,
     /// The number of rows of each gradient.
     pub(super) rows: Vec<u64>,
+    /// The number of columns of each gradient.
+    pub(super) columns: Vec<u64>,
     /// The parameter of each gradient; empty if the clip needs none.
     pub(super) parameters: Vec<Option<Span>>,
 }
@@ -267,10 +293,12 @@ impl<'a> Set<'a> {
         };
         let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
         let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
+        let columns_of = gradients.iter().map(|gradient| gradient.columns).collect();
         let mut parameters = Vec::new();
         let mut row_limit = RowLimit::default();
         for (index, gradient) in gradients.iter().enumerate() {
-            let &Gradient { ref range, group, measured, scaled, rows, ref parameter, label } = gradient;
+            let &Gradient { ref range, group, measured, scaled, rows, columns, ref parameter, label } =
+                gradient;
             let id = || GradientId::new(index, label);
             if group >= groups {
                 return Err(Error::GroupWithoutClip { gradient: id(), given: group, groups });
@@ -279,9 +307,18 @@ impl<'a> Set<'a> {
             let len = elements.end - elements.start;
             let buffer = index_of(range.buffer);
             let dtype = range.dtype;
-            let span =
-                Span { buffer, dtype, start: elements.start, len, gradient: index, group, measured, scaled };
-            row_limit.check(&id, rows, len)?;
+            let span = Span {
+                buffer,
+                dtype,
+                start: elements.start,
+                len,
+                gradient: index,
+                group,
+                measured,
+                scaled,
+                columns: 1,
+            };
+            row_limit.check(&id, rows, columns, len)?;
             spans.push(span);
             rows_of.push(rows);
             if with_parameters {
@@ -293,7 +330,7 @@ impl<'a> Set<'a> {
             }
         }
         check_overlaps(&spans, &labels)?;
-        Ok(Self { labels, buffers, spans, rows: rows_of, parameters })
+        Ok(Self { labels, buffers, spans, rows: rows_of, columns: columns_of, parameters })
     }
 }
 

@@ -70,6 +70,15 @@ pub enum Kernel {
         /// The number of slots for gradients; at least 1.
         slots: usize,
     },
+    /// Reduces each column of each block of a gradient to a partial. One workgroup for each block.
+    PartialsColumns {
+        /// The reduction.
+        reduction: Reduction,
+        /// The type of the elements.
+        dtype: DType,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
     /// Reduces the partials of each segment and writes its output. One workgroup for each segment.
     Finalize {
         /// The reduction that made the partials.
@@ -93,6 +102,13 @@ pub enum Kernel {
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
         segmented: bool,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+    /// Multiplies each element by the factor of the record of its column. One workgroup for each tile.
+    ScaleColumns {
         /// The format of the tiles.
         format: TileFormat,
         /// The number of slots for gradients; at least 1.
@@ -230,12 +246,14 @@ impl Kernel {
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Partials { .. } => "gradclip.partials",
+            Self::PartialsColumns { .. } => "gradclip.partials_columns",
             Self::Finalize { .. } => "gradclip.finalize",
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
             Self::StepCounts => "gradclip.step_counts",
             Self::Scale { .. } => "gradclip.scale",
+            Self::ScaleColumns { .. } => "gradclip.scale_columns",
             Self::Clamp { .. } => "gradclip.clamp",
             Self::UnscaleClamp { .. } => "gradclip.unscale_clamp",
         }
@@ -283,7 +301,10 @@ impl Kernel {
     pub fn workgroup_size(self, dialect: Dialect) -> u32 {
         match self {
             Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
-            Self::Scale { format, .. } | Self::Clamp { format, .. } | Self::UnscaleClamp { format, .. }
+            Self::Scale { format, .. }
+            | Self::ScaleColumns { format, .. }
+            | Self::Clamp { format, .. }
+            | Self::UnscaleClamp { format, .. }
                 if format.alignment == Alignment::Element && dialect.unaligned_tiles_are_edges() =>
             {
                 EDGE_WORKGROUP_SIZE
@@ -311,6 +332,14 @@ impl Kernel {
                 let norm = reduction.norm_snippet();
                 (stage, vec![elements(format.dtype), loads, norm, reduction.partials_snippet()])
             }
+            Self::PartialsColumns { reduction, dtype, .. } => {
+                let stage = if reduction.loads_vectors() {
+                    "stages/partials_columns"
+                } else {
+                    "stages/partials_columns_power"
+                };
+                (stage, vec![elements(dtype), reduction.norm_snippet(), reduction.partials_snippet()])
+            }
             Self::Finalize { reduction, output, .. } => {
                 let stage =
                     if reduction.loads_vectors() { "stages/finalize" } else { "stages/finalize_power" };
@@ -326,6 +355,9 @@ impl Kernel {
             Self::ZClip => ("stages/z_clip", Vec::new()),
             Self::StepCounts => ("stages/step_counts", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
+            Self::ScaleColumns { format, .. } => {
+                ("stages/scale_columns", vec![elements(format.dtype), column_map(format)])
+            }
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
             Self::UnscaleClamp { format, .. } => {
                 ("stages/unscale_clamp", vec![elements(format.dtype), map(format)])
@@ -359,7 +391,9 @@ impl Kernel {
 
     fn power(self) -> f64 {
         match self {
-            Self::Partials { reduction, .. } | Self::Finalize { reduction, .. } => reduction.power(),
+            Self::Partials { reduction, .. }
+            | Self::PartialsColumns { reduction, .. }
+            | Self::Finalize { reduction, .. } => reduction.power(),
             _ => None,
         }
         .unwrap_or_default()
@@ -384,8 +418,8 @@ impl Kernel {
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. } | Self::StepCounts)
-            | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
+            (Buffer::Records, Self::Scale { .. } | Self::ScaleColumns { .. } | Self::StepCounts)
+            | (Buffer::Slot(_), Self::Partials { .. } | Self::PartialsColumns { .. }) => BindingType::Read,
             (
                 Buffer::Partials
                 | Buffer::Records
@@ -415,7 +449,9 @@ impl Kernel {
     pub(crate) fn slots(self) -> Option<(usize, SlotAccess)> {
         match self {
             Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
+            Self::PartialsColumns { slots, .. } => Some((slots, SlotAccess::reading(Alignment::Element))),
             Self::Scale { format, slots, .. }
+            | Self::ScaleColumns { format, slots }
             | Self::Clamp { format, slots, .. }
             | Self::UnscaleClamp { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
             Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::StepCounts => None,
@@ -436,5 +472,13 @@ const fn map(format: TileFormat) -> &'static str {
         (Alignment::Vector, _) => "maps/aligned",
         (Alignment::Element, DType::F32) => "maps/unaligned_words",
         (Alignment::Element, DType::F16 | DType::BF16) => "maps/unaligned_halves",
+    }
+}
+
+const fn column_map(format: TileFormat) -> &'static str {
+    match (format.alignment, format.dtype) {
+        (Alignment::Vector, _) => "column_maps/aligned",
+        (Alignment::Element, DType::F32) => "column_maps/unaligned_words",
+        (Alignment::Element, DType::F16 | DType::BF16) => "column_maps/unaligned_halves",
     }
 }

@@ -36,14 +36,16 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
     snippets! {
         "stages/partials" "stages/partials_power" "stages/finalize" "stages/finalize_power"
         "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/step_counts"
+        "stages/partials_columns" "stages/partials_columns_power" "stages/scale_columns"
         "stages/scale" "stages/clamp" "stages/unscale_clamp"
         "norms/l1" "norms/l2" "norms/inf" "norms/power"
         "elements/f32" "elements/f16" "elements/bf16"
         "partials/plain" "partials/counted" "partials/power"
         "loads/aligned" "loads/unaligned"
         "maps/aligned" "maps/unaligned_words" "maps/unaligned_halves"
+        "column_maps/aligned" "column_maps/unaligned_words" "column_maps/unaligned_halves"
         "outputs/record" "outputs/record_and_factor" "outputs/tensor_stats"
-        "lib/workgroup" "lib/tile" "lib/reduce" "lib/counts"
+        "lib/workgroup" "lib/tile" "lib/column_tile" "lib/reduce" "lib/counts"
         "lib/float_bits" "lib/extended" "lib/correctly_rounded" "lib/ieee_product" "lib/clamp_bits"
         "lib/segment" "lib/new_record" "lib/clip_coef" "lib/clip_record" "lib/tensor_stats"
     }

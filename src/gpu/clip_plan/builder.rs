@@ -10,7 +10,7 @@ use crate::gpu::layout::Batch;
 use crate::gpu::pipeline::Pipeline;
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{Tile, fold_grid};
-use crate::kernels::{Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
+use crate::kernels::{Buffer, Kernel, WORKGROUP_SIZE, slot_count};
 
 /// Creates the buffers and the steps of one plan. Validation errors surface in the enclosing error scope.
 pub(super) struct Builder<'a> {
@@ -56,17 +56,17 @@ impl<'a> Builder<'a> {
         &self,
         batches: &[Batch],
         other: impl Fn(usize, &Batch) -> &'b wgpu::Buffer,
-        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        kernel: impl Fn(&Batch, usize) -> Kernel,
     ) -> Result<Vec<Step>, Error> {
         let step = |(index, batch): (usize, &Batch)| {
             let slots = slot_count(batch.windows.len(), self.context.limits().slots);
-            let pipeline = self.context.pipeline(kernel(batch.format, slots))?;
+            let pipeline = self.context.pipeline(kernel(batch, slots))?;
             let binding = |buffer| match buffer {
-                Buffer::Tiles => self.tiles_of(batch),
+                Buffer::Tiles | Buffer::ColumnTiles => self.tiles_of(batch),
                 Buffer::Slot(slot) => self.slot(batch, slot),
                 _ => other(index, batch).as_entire_buffer_binding(),
             };
-            Ok(self.step(pipeline, binding, batch.tiles.len()))
+            Ok(self.step(pipeline, binding, batch.workgroups()))
         };
         batches.iter().enumerate().map(step).collect()
     }

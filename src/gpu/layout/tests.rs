@@ -35,7 +35,7 @@ fn spans_of(buffers: &Gaps) -> Vec<Span> {
 }
 
 fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
-    Span { buffer, dtype, start, len, gradient: 0, group: 0, measured: true, scaled: true }
+    Span { buffer, dtype, start, len, gradient: 0, group: 0, measured: true, scaled: true, columns: 1 }
 }
 
 fn request<'a>(spans: &'a [Span], order: &'a [usize], segment_of: &'a [usize]) -> Request<'a> {

@@ -3,6 +3,7 @@
 mod agc;
 mod beyond_f32;
 mod clamp;
+mod columns;
 mod combinations;
 mod epsilon;
 mod f16_bf16;
@@ -54,6 +55,7 @@ pub(crate) fn all() -> Vec<Case> {
         per_tensor::cases(),
         rows::cases(),
         agc::cases(),
+        columns::cases(),
         clamp::cases(),
         combinations::cases(),
         invalid_options::cases(),
