@@ -1,7 +1,8 @@
 //! `Clip`: the options of a clip, as plain data. The GPU path and the CPU path both execute them.
 
-use crate::operation::{ByNorm, Operation, Scope, inverse_scale};
-use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
+use crate::loss_scale::LossScale;
+use crate::operation::{ByNorm, Operation, Scope, SkipAbove, inverse_scale};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormType, ZClip};
 
 /// The options of a clip: the method, its limit, the norm type and the policies.
 ///
@@ -26,10 +27,14 @@ pub struct Clip {
     epsilon: Epsilon,
     non_finite: NonFinite,
     loss_scale: Option<f32>,
+    dynamic_loss_scale: Option<LossScale>,
     coefficient_only: bool,
     tensor_stats: bool,
     count_steps: bool,
     z_clip: Option<ZClip>,
+    auto_clip: Option<AutoClip>,
+    skip_above: Option<f32>,
+    max_consecutive_skips: Option<u32>,
 }
 
 /// The constructor and its arguments, which errors repeat.
@@ -242,6 +247,11 @@ impl Clip {
         Self::by(Method::ValueRange { low, high })
     }
 
+    /// The constructor of the clip, for errors.
+    pub(crate) const fn constructor(self) -> &'static str {
+        self.method.constructor()
+    }
+
     const fn by(method: Method) -> Self {
         Self {
             method,
@@ -249,10 +259,14 @@ impl Clip {
             epsilon: method.epsilon(),
             non_finite: NonFinite::Propagate,
             loss_scale: None,
+            dynamic_loss_scale: None,
             coefficient_only: false,
             tensor_stats: false,
             count_steps: false,
             z_clip: None,
+            auto_clip: None,
+            skip_above: None,
+            max_consecutive_skips: None,
         }
     }
 
@@ -325,7 +339,39 @@ impl Clip {
     /// [`LossScale`]: crate::loss_scale::LossScale
     #[must_use]
     pub const fn loss_scale(self, scale: f32) -> Self {
-        Self { loss_scale: Some(scale), ..self }
+        Self { loss_scale: Some(scale), dynamic_loss_scale: None, ..self }
+    }
+
+    /// Removes a loss scale, as [`loss_scale`](Self::loss_scale), and updates it after every step by the rule of
+    /// `torch.amp.GradScaler`: mixed precision with a plan and no host decisions. It also sets the policy
+    /// [`NonFinite::Skip`]; call [`non_finite`](Self::non_finite) afterwards for another.
+    ///
+    /// On the device the scale is kept in [`ClipPlan::loss_scale_buffer`](crate::ClipPlan::loss_scale_buffer), which the loss's
+    /// shader multiplies by. The plan also keeps [`StepCounts`](crate::stats::StepCounts), from which an optimizer takes the
+    /// number of steps that were not skipped. Neither needs the host. On the CPU,
+    /// [`cpu::ClipPlan::loss_scale`](crate::cpu::ClipPlan::loss_scale) returns the scale. A call without a plan returns
+    /// [`Error::NeedsPlan`].
+    ///
+    /// The records of all groups, or of all gradients that are clipped on their own, are one step: the scale shrinks if any of
+    /// them is not finite. If it is then at its floor, those records say
+    /// [`scale_at_floor`](crate::ClipRecord::scale_at_floor).
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient, loss_scale::LossScale};
+    ///
+    /// let clip = Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::new(1024.0)?);
+    /// let mut plan = cpu::ClipPlan::new(&[clip])?;
+    /// let mut overflowed = [f32::INFINITY];
+    /// assert!(plan.clip(&mut [Gradient::f32(&mut overflowed)])?[0].skip());
+    /// assert_eq!(plan.loss_scale().unwrap().scale(), 512.0);
+    /// let mut scaled = [0.5 * 512.0];
+    /// plan.clip(&mut [Gradient::f32(&mut scaled)])?;
+    /// assert_eq!((scaled, plan.step_counts()[0].taken()), ([0.5], 1));
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn dynamic_loss_scale(self, scale: LossScale) -> Self {
+        Self { loss_scale: None, dynamic_loss_scale: Some(scale), non_finite: NonFinite::Skip, ..self }
     }
 
     /// Measures the norm and computes the factor, but does not change the gradients. The optimizer multiplies each gradient by
@@ -354,7 +400,8 @@ impl Clip {
 
     /// Also counts steps: how many there were, how many were clipped or non-finite, and the largest norm.
     ///
-    /// It adds one small dispatch. The [`StepCounts`](crate::stats::StepCounts) stay on the device until
+    /// It adds one small dispatch, or none if the plan has a single record and a fixed limit. The
+    /// [`StepCounts`](crate::stats::StepCounts) stay on the device until
     /// [`read_back_step_counts`](crate::ClipPlan::read_back_step_counts) reads them. A [`cpu::ClipPlan`](crate::cpu::ClipPlan)
     /// always counts. In a call without a plan this is an [`Error::NeedsPlan`].
     #[must_use]
@@ -366,7 +413,8 @@ impl Clip {
     /// `Clip::by_global_norm(f32::INFINITY)`.
     ///
     /// The plan keeps a [`NormHistory`](crate::stats::NormHistory) for each record. An invalid [`ZClip`] is an
-    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) it is an [`Error::ConflictingLimits`].
+    /// [`Error::ZClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) or [`auto_clip`](Self::auto_clip) it is an
+    /// [`Error::ConflictingLimits`].
     ///
     /// ```
     /// use gradclip::{Clip, ZClip, cpu};
@@ -385,6 +433,70 @@ impl Clip {
     #[must_use]
     pub const fn z_clip(self, z_clip: ZClip) -> Self {
         Self { z_clip: Some(z_clip), ..self }
+    }
+
+    /// Adds a limit that is a percentile of the last norms. The smaller of the two limits applies. For this limit alone, use
+    /// `Clip::by_global_norm(f32::INFINITY)`.
+    ///
+    /// The plan keeps a [`NormWindow`](crate::stats::NormWindow) for each record. An invalid [`AutoClip`] is an
+    /// [`Error::AutoClip`]; with [`by_parameter_norm`](Self::by_parameter_norm) or [`z_clip`](Self::z_clip) it is an
+    /// [`Error::ConflictingLimits`].
+    ///
+    /// ```
+    /// use gradclip::{AutoClip, Clip, Epsilon, cpu};
+    ///
+    /// let median = AutoClip { percentile: 50.0, window: 100 };
+    /// let clip = Clip::by_global_norm(f32::INFINITY).epsilon(Epsilon::None).auto_clip(median);
+    /// let mut plan = cpu::ClipPlan::new(&[clip])?;
+    /// let mut norms_after = Vec::new();
+    /// for norm in [2.0, 1.0, 64.0, 2.0, 8.0] {
+    ///     let mut gradient = [norm];
+    ///     plan.clip(&mut [cpu::Gradient::f32(&mut gradient)])?;
+    ///     norms_after.push(gradient[0]);
+    /// }
+    /// assert_eq!(norms_after, [2.0, 1.0, 2.0, 2.0, 2.0]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn auto_clip(self, auto_clip: AutoClip) -> Self {
+        Self { auto_clip: Some(auto_clip), ..self }
+    }
+
+    /// Skips a step whose norm exceeds `norm`, a second limit: its gradients are left unchanged, and its record says
+    /// [`skip`](crate::ClipRecord::skip), so that the optimizer skips the step too. A norm up to `norm` is clipped as usual.
+    ///
+    /// For [`by_norm`](Self::by_norm), each gradient is skipped on its own. A non-finite norm is left to the
+    /// [policy](Self::non_finite). A step that is skipped still enters the history of a [`z_clip`](Self::z_clip) or the window of
+    /// an [`auto_clip`](Self::auto_clip) as usual.
+    ///
+    /// A negative or NaN `norm` is an [`Error::SkipAbove`]. [`by_rms`](Self::by_rms) and
+    /// [`by_parameter_norm`](Self::by_parameter_norm) limit ratios, so that there is no norm to compare: with them this is an
+    /// [`Error::NeedsNorm`].
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let clip = Clip::by_global_norm(1.0).skip_above(100.0);
+    /// let clip_one = |gradient: &mut [f32; 1]| Ok::<_, gradclip::Error>(cpu::clip(&mut [Gradient::f32(gradient)], clip)?[0]);
+    /// let (mut large, mut absurd) = ([64.0], [1e6]);
+    /// assert!(!clip_one(&mut large)?.skip() && large[0] <= 1.0);
+    /// assert!(clip_one(&mut absurd)?.skip() && absurd == [1e6]);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn skip_above(self, norm: f32) -> Self {
+        Self { skip_above: Some(norm), ..self }
+    }
+
+    /// Limits the number of steps in a row that [`skip_above`](Self::skip_above) skips. After `count` of them, the next such step
+    /// is clipped instead, and counting starts again. A training run whose norms have grown for good then goes on.
+    ///
+    /// Steps with non-finite gradients are not counted. The plan keeps the count in
+    /// [`StepCounts`](crate::stats::StepCounts); a call without a plan returns [`Error::NeedsPlan`]. A `count` of 0, or a clip
+    /// without [`skip_above`](Self::skip_above), is an [`Error::MaxConsecutiveSkips`].
+    #[must_use]
+    pub const fn max_consecutive_skips(self, count: u32) -> Self {
+        Self { max_consecutive_skips: Some(count), ..self }
     }
 
     /// Validates the clips of several groups, each as [`checked`](Self::checked) does.
@@ -424,7 +536,8 @@ impl Clip {
     /// # Errors
     ///
     /// [`Error::MaxNorm`], [`Error::ClipValue`], [`Error::ClipRange`], [`Error::Epsilon`], [`Error::LossScale`],
-    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::ConflictingLimits`] and [`Error::NeedsNorm`].
+    /// [`Error::NormType`], [`Error::ParameterFloor`], [`Error::ZClip`], [`Error::AutoClip`], [`Error::SkipAbove`],
+    /// [`Error::MaxConsecutiveSkips`], [`Error::ConflictingLimits`] and [`Error::NeedsNorm`].
     pub fn checked(self) -> Result<Operation, Error> {
         match self.method {
             Method::GlobalNorm { max_norm } => self.norm(Scope::Global, max_norm),
@@ -458,14 +571,19 @@ impl Clip {
         if !is_limit(epsilon) || epsilon.is_infinite() {
             return Err(Error::Epsilon { given: epsilon });
         }
-        let inverse_scale = inverse_scale(self.loss_scale.unwrap_or(1.0))?;
+        let Self { dynamic_loss_scale, .. } = self;
+        let first_scale = dynamic_loss_scale.map_or(self.loss_scale, |scale| Some(scale.scale()));
+        let inverse_scale = inverse_scale(first_scale.unwrap_or(1.0))?;
+        let skip_above = self.checked_skip(scope)?;
         let norm_type = self.norm_type.checked()?;
         let z_clip = self.z_clip.map(ZClip::checked).transpose()?;
+        let auto_clip = self.auto_clip.map(AutoClip::checked).transpose()?;
         let Self { non_finite, coefficient_only, tensor_stats, count_steps, .. } = self;
         if tensor_stats && scope == Scope::Supplied {
             return Err(Error::NeedsNorm { what: "tensor_stats", clip: self.method.constructor() });
         }
-        if z_clip.is_some() && matches!(scope, Scope::Parameter { .. }) {
+        let moving_limits = [z_clip.is_some(), auto_clip.is_some(), matches!(scope, Scope::Parameter { .. })];
+        if moving_limits.into_iter().filter(|is_set| *is_set).count() > 1 {
             return Err(Error::ConflictingLimits);
         }
         Ok(Operation::Norm(ByNorm {
@@ -479,7 +597,29 @@ impl Clip {
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
+            skip_above,
+            dynamic_loss_scale,
         }))
+    }
+
+    fn checked_skip(self, scope: Scope) -> Result<Option<SkipAbove>, Error> {
+        let Some(norm) = self.skip_above else {
+            return match self.max_consecutive_skips {
+                Some(given) => Err(Error::MaxConsecutiveSkips { given, skips: false }),
+                None => Ok(None),
+            };
+        };
+        if norm.is_nan() || norm < 0.0 {
+            return Err(Error::SkipAbove { given: norm });
+        }
+        if matches!(scope, Scope::TensorRms | Scope::Parameter { .. }) {
+            return Err(Error::NeedsNorm { what: "skip_above", clip: self.method.constructor() });
+        }
+        match self.max_consecutive_skips {
+            Some(0) => Err(Error::MaxConsecutiveSkips { given: 0, skips: true }),
+            count => Ok(Some(SkipAbove { norm, max_consecutive: count.unwrap_or(u32::MAX) })),
+        }
     }
 
     /// Returns the first option that is set and needs a norm.
@@ -492,19 +632,28 @@ impl Clip {
             epsilon,
             non_finite,
             loss_scale: _,
+            dynamic_loss_scale,
             coefficient_only,
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
+            skip_above,
+            max_consecutive_skips,
         } = self;
         let is_set = [
             ("norm_type", norm_type != default.norm_type),
             ("epsilon", epsilon != default.epsilon),
+            // It also sets the policy.
+            ("dynamic_loss_scale", dynamic_loss_scale.is_some()),
             ("non_finite", non_finite != default.non_finite),
             ("coefficient_only", coefficient_only),
             ("tensor_stats", tensor_stats),
             ("count_steps", count_steps),
             ("z_clip", z_clip.is_some()),
+            ("auto_clip", auto_clip.is_some()),
+            ("skip_above", skip_above.is_some()),
+            ("max_consecutive_skips", max_consecutive_skips.is_some()),
         ];
         is_set.into_iter().find_map(|(option, is_set)| is_set.then_some(option))
     }
@@ -522,7 +671,8 @@ impl Clip {
 #[cfg(feature = "serde")]
 mod saved {
     use super::{Clip, Method};
-    use crate::{Epsilon, NonFinite, NormType, ZClip};
+    use crate::loss_scale::LossScale;
+    use crate::{AutoClip, Epsilon, NonFinite, NormType, ZClip};
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -537,6 +687,8 @@ mod saved {
         #[serde(default)]
         loss_scale: Option<f32>,
         #[serde(default)]
+        dynamic_loss_scale: Option<LossScale>,
+        #[serde(default)]
         coefficient_only: bool,
         #[serde(default)]
         tensor_stats: bool,
@@ -544,6 +696,12 @@ mod saved {
         count_steps: bool,
         #[serde(default)]
         z_clip: Option<ZClip>,
+        #[serde(default)]
+        auto_clip: Option<AutoClip>,
+        #[serde(default)]
+        skip_above: Option<f32>,
+        #[serde(default)]
+        max_consecutive_skips: Option<u32>,
     }
 
     impl From<Clip> for SavedClip {
@@ -554,10 +712,14 @@ mod saved {
                 epsilon,
                 non_finite,
                 loss_scale,
+                dynamic_loss_scale,
                 coefficient_only,
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
+                skip_above,
+                max_consecutive_skips,
             } = clip;
             let epsilon = Some(epsilon);
             Self {
@@ -566,10 +728,14 @@ mod saved {
                 epsilon,
                 non_finite,
                 loss_scale,
+                dynamic_loss_scale,
                 coefficient_only,
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
+                skip_above,
+                max_consecutive_skips,
             }
         }
     }
@@ -582,10 +748,14 @@ mod saved {
                 epsilon,
                 non_finite,
                 loss_scale,
+                dynamic_loss_scale,
                 coefficient_only,
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
+                skip_above,
+                max_consecutive_skips,
             } = saved;
             let epsilon = epsilon.unwrap_or(method.epsilon());
             Self {
@@ -594,10 +764,14 @@ mod saved {
                 epsilon,
                 non_finite,
                 loss_scale,
+                dynamic_loss_scale,
                 coefficient_only,
                 tensor_stats,
                 count_steps,
                 z_clip,
+                auto_clip,
+                skip_above,
+                max_consecutive_skips,
             }
         }
     }

@@ -57,11 +57,11 @@ impl fmt::Display for GradientId {
 ///
 /// | phase | errors |
 /// |---|---|
-/// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`StepCounts`](Self::StepCounts) |
-/// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`Columns`](Self::Columns), [`RowsAndColumns`](Self::RowsAndColumns), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
+/// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`AutoClip`](Self::AutoClip), [`SkipAbove`](Self::SkipAbove), [`MaxConsecutiveSkips`](Self::MaxConsecutiveSkips), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`NormWindow`](Self::NormWindow), [`StepCounts`](Self::StepCounts) |
+/// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`Columns`](Self::Columns), [`RowsAndColumns`](Self::RowsAndColumns), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`Part`](Self::Part), [`PartialsNorm`](Self::PartialsNorm), [`PartialsAndColumns`](Self::PartialsAndColumns), [`EmptyPartials`](Self::EmptyPartials), [`Producer`](Self::Producer), [`PartialsOverlap`](Self::PartialsOverlap), [`InPartials`](Self::InPartials), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
-/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NotEnabled`](Self::NotEnabled), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
-/// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
+/// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NoSuchPart`](Self::NoSuchPart), [`RebindCount`](Self::RebindCount), [`RebindMismatch`](Self::RebindMismatch), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
+/// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`PartMissing`](Self::PartMissing), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -141,14 +141,42 @@ pub enum Error {
         given: crate::ZClip,
     },
 
-    /// [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm) together with [`z_clip`](crate::Clip::z_clip).
+    /// A [`skip_above`](crate::Clip::skip_above) that is negative or NaN.
+    #[error("skip_above is {}, but it must be 0 or greater", number(*given))]
+    SkipAbove {
+        /// The norm that was given.
+        given: f32,
+    },
+
+    /// A [`max_consecutive_skips`](crate::Clip::max_consecutive_skips) of 0, or of a clip that skips none.
+    #[error("max_consecutive_skips is {given}, but {}", if *skips { "it must be at least 1" } else { "Clip::skip_above is not set" })]
+    MaxConsecutiveSkips {
+        /// The number that was given.
+        given: u32,
+        /// Whether the clip has [`skip_above`](crate::Clip::skip_above).
+        skips: bool,
+    },
+
+    /// An [`AutoClip`](crate::AutoClip) with a value out of range.
     #[error(
-        "Clip::by_parameter_norm takes its limits from the parameters, so Clip::z_clip cannot set them too"
+        "{given:?} is invalid: percentile must be in [0, 100], and window from 1 to {}",
+        crate::AutoClip::MAX_WINDOW
+    )]
+    AutoClip {
+        /// The value that was given.
+        given: crate::AutoClip,
+    },
+
+    /// Two of [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm), [`z_clip`](crate::Clip::z_clip) and
+    /// [`auto_clip`](crate::Clip::auto_clip).
+    #[error(
+        "only one of Clip::by_parameter_norm, Clip::z_clip and Clip::auto_clip may set the limits of a clip"
     )]
     ConflictingLimits,
 
-    /// An option or a call that needs a measured norm, with a clip that measures none.
-    #[error("{what} needs a measured norm, but {clip} measures none")]
+    /// An option or a call that needs a measured norm, with a clip that measures none; or one that needs a limit for the norm, with a
+    /// clip that limits a ratio.
+    #[error("{what} needs a norm, but {clip} has none")]
     NeedsNorm {
         /// The option or method.
         what: &'static str,
@@ -159,7 +187,7 @@ pub enum Error {
     /// An option whose state or results a plan keeps, in a call that makes no plan.
     #[error("Clip::{option} needs a plan to keep its results: cpu::ClipPlan, or Clipper::prepare on a GPU")]
     NeedsPlan {
-        /// The option: `z_clip`, `tensor_stats` or `count_steps`.
+        /// The option, such as `z_clip` or `count_steps`.
         option: &'static str,
     },
 
@@ -211,6 +239,22 @@ pub enum Error {
         record: usize,
         /// The history that was given.
         given: crate::stats::NormHistory,
+    },
+
+    /// A saved window of norms that is too long, or has a norm out of range.
+    #[error(
+        "the window of record {record} has {len} norms{}, but it may have at most {window}, each positive and finite",
+        among_them(*invalid)
+    )]
+    NormWindow {
+        /// The index of the record.
+        record: usize,
+        /// The number of norms that were given.
+        len: usize,
+        /// The first norm that is not positive and finite.
+        invalid: Option<f32>,
+        /// The largest number of norms that the clip keeps.
+        window: u32,
     },
 
     /// Saved step counts with a value out of range.
@@ -371,6 +415,77 @@ pub enum Error {
         end: u64,
     },
 
+    /// A part beyond the number of gradients.
+    #[error(
+        "gradient {gradient} is in part {given}, but parts are counted from 0, and there are {gradients} gradients"
+    )]
+    Part {
+        /// The gradient.
+        gradient: GradientId,
+        /// Its part.
+        given: usize,
+        /// The number of gradients.
+        gradients: usize,
+    },
+
+    /// [`Partials`](crate::Partials) of a gradient whose norm no other kernel can measure.
+    #[error(
+        "gradient {gradient} has partials, but only the L1, the L2 and the infinity norm can be computed from them"
+    )]
+    PartialsNorm {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// [`Partials`](crate::Partials) of a gradient whose columns have their own norms.
+    #[error("gradient {gradient} has partials and columns, but partials cover runs of a row, not columns")]
+    PartialsAndColumns {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// [`Partials`](crate::Partials) of no elements.
+    #[error("the partials of gradient {gradient} have 0 elements each, but they need at least 1")]
+    EmptyPartials {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// A [`Producer`](crate::kernels::Producer) of a size that does not exist.
+    #[error(
+        "a producer has workgroups of {workgroup_size} invocations with {vectors} vectors each, but the former must be a \
+         power of two up to 1024, and the latter 1 to 1024"
+    )]
+    Producer {
+        /// The invocations of a workgroup.
+        workgroup_size: u32,
+        /// The vectors of an invocation.
+        vectors: u32,
+    },
+
+    /// [`Partials`](crate::Partials) that share bytes with a gradient or with other partials.
+    #[error(
+        "the partials of one of gradients {first} and {second} overlap with the other, or with its partials, in bytes \
+         {start}..{end} of one buffer"
+    )]
+    PartialsOverlap {
+        /// The gradient whose bytes begin first.
+        first: GradientId,
+        /// The other gradient; or the same, if its partials overlap with itself.
+        second: GradientId,
+        /// The start of the shared bytes.
+        start: u64,
+        /// The end of the shared bytes.
+        end: u64,
+    },
+
+    /// An invalid buffer or range of [`Partials`](crate::Partials).
+    #[error("the partials of {error}")]
+    InPartials {
+        /// The error, worded as for the gradient itself.
+        error: Box<Self>,
+    },
+
     /// A mapped buffer. wgpu does not submit commands that use it.
     #[error(
         "gradient {gradient}: its buffer is mapped, but it must be unmapped before a plan is prepared for it"
@@ -439,7 +554,7 @@ pub enum Error {
         groups: usize,
     },
 
-    /// A number of step counts or histories that differs from the number of records.
+    /// A number of step counts, histories or windows that differs from the number of records.
     #[error("the number of {what} is {given}, but the number of records is {records}, and each needs one")]
     StateCount {
         /// The kind of state.
@@ -466,6 +581,37 @@ pub enum Error {
         what: &'static str,
     },
 
+    /// A part that the plan does not have.
+    #[error("part {given} does not exist: {}", part_count(*parts))]
+    NoSuchPart {
+        /// The part that was given.
+        given: usize,
+        /// The number of parts of the plan.
+        parts: usize,
+    },
+
+    /// Another number of gradients than a plan was prepared for.
+    #[error("{given} gradients were given, but the plan was prepared for {needed}")]
+    RebindCount {
+        /// The number of gradients that were given.
+        given: usize,
+        /// The number of gradients of the plan.
+        needed: usize,
+    },
+
+    /// A gradient that differs from that of the plan in more than its buffer and range.
+    #[error("gradient {gradient}: its {what} is {given}, but the plan was prepared for {needed}")]
+    RebindMismatch {
+        /// The gradient.
+        gradient: GradientId,
+        /// What differs.
+        what: &'static str,
+        /// Its value for the gradient that was given.
+        given: String,
+        /// Its value for that of the plan.
+        needed: String,
+    },
+
     /// State or statistics that the clip of this plan does not keep.
     #[error("this plan keeps no {what}; add Clip::{with} to its clip")]
     NotEnabled {
@@ -473,6 +619,15 @@ pub enum Error {
         what: &'static str,
         /// The method of `Clip` that enables it.
         with: &'static str,
+    },
+
+    /// A fixed loss scale for a plan whose loss scale is [dynamic](crate::Clip::dynamic_loss_scale).
+    #[error(
+        "{what} sets a fixed loss scale, but this plan updates its own; call set_dynamic_loss_scale to replace it"
+    )]
+    DynamicLossScale {
+        /// The method.
+        what: &'static str,
     },
 
     /// A norm supplied to a clip that measures its own, or needs none.
@@ -557,6 +712,17 @@ pub enum Error {
     )]
     NormNotSupplied,
 
+    /// A record of gradients of which one was not measured since the record before: its part was not encoded, or the kernel that
+    /// leaves its [`Partials`](crate::Partials) did not run. No gradient of the record is changed, and the record says to skip the step.
+    #[error(
+        "gradient {gradient} was not measured in this step: ClipPlan::encode_part was not called for its part, or the \
+         kernel that writes its partials did not run"
+    )]
+    PartMissing {
+        /// The first such gradient.
+        gradient: GradientId,
+    },
+
     /// A read-back whose command encoder was not submitted before the wait.
     #[error("nothing to read back: the command encoder that read_back recorded into was never submitted")]
     NotSubmitted,
@@ -601,6 +767,10 @@ fn size(bytes: u64) -> String {
     if bytes == 0 { String::new() } else { format!(" ({bytes} bytes)") }
 }
 
+fn among_them(invalid: Option<f32>) -> String {
+    invalid.map_or_else(String::new, |invalid| format!(", {} among them", number(invalid)))
+}
+
 fn refused(gradient: Option<&GradientId>) -> String {
     gradient.map_or("wgpu refused a buffer or another resource".to_owned(), |gradient| {
         format!("gradient {gradient}: wgpu refused its buffer")
@@ -615,6 +785,13 @@ fn group_count(groups: usize) -> String {
     match groups {
         1 => "there is only group 0".to_owned(),
         _ => format!("the groups are 0 to {}", groups.saturating_sub(1)),
+    }
+}
+
+fn part_count(parts: usize) -> String {
+    match parts {
+        0 => "this plan is not measured in parts; see Gradient::part".to_owned(),
+        _ => format!("the parts are 0 to {}", parts - 1),
     }
 }
 
@@ -633,7 +810,7 @@ fn what_is_not_finite(gradient: Option<&GradientId>) -> String {
 mod tests {
     use super::*;
     use crate::cpu::{self, Gradient};
-    use crate::{Clip, NonFinite, NormType};
+    use crate::{AutoClip, Clip, NonFinite, NormType, NormWindow};
 
     #[track_caller]
     fn says(error: &Error, message: &str) {
@@ -704,10 +881,38 @@ mod tests {
     }
 
     #[test]
+    fn states_and_limits_are_named() {
+        let both = Clip::by_parameter_norm(0.1, 1e-3).auto_clip(AutoClip::default());
+        says(
+            &both.checked().unwrap_err(),
+            "only one of Clip::by_parameter_norm, Clip::z_clip and Clip::auto_clip may set the limits of a clip",
+        );
+        let auto_clip = AutoClip { percentile: 101.0, window: 2 };
+        says(
+            &Clip::by_norm(1.0).auto_clip(auto_clip).checked().unwrap_err(),
+            "AutoClip { percentile: 101.0, window: 2 } is invalid: percentile must be in [0, 100], and window from 1 to \
+             1024",
+        );
+        let clip = Clip::by_norm(1.0).auto_clip(AutoClip { percentile: 50.0, ..auto_clip });
+        let mut plan = cpu::ClipPlan::new(&[clip]).unwrap();
+        let mut error = |norms: &[f32]| {
+            plan.set_norm_windows(&[NormWindow::default(), NormWindow { norms: norms.to_vec() }]).unwrap_err()
+        };
+        says(
+            &error(&[1.0; 3]),
+            "the window of record 1 has 3 norms, but it may have at most 2, each positive and finite",
+        );
+        says(
+            &error(&[1.0, f32::NAN]),
+            "the window of record 1 has 2 norms, NaN among them, but it may have at most 2, each positive and finite",
+        );
+    }
+
+    #[test]
     fn options_without_a_norm_are_named() {
         says(
             &Clip::by_value(1.0).norm_type(NormType::L1).checked().unwrap_err(),
-            "norm_type needs a measured norm, but Clip::by_value measures none",
+            "norm_type needs a norm, but Clip::by_value has none",
         );
     }
 }

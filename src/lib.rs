@@ -3,6 +3,7 @@
 pub use {bytemuck, half, wgpu};
 
 pub mod adapters;
+mod auto_clip;
 mod clip;
 pub mod cpu;
 pub mod distributed;
@@ -36,12 +37,13 @@ pub mod stats;
 mod step_counts;
 mod z_clip;
 
+pub use auto_clip::AutoClip;
 pub use clip::Clip;
 pub use dtype::DType;
 pub use error::{Error, GradientId};
-pub use gpu::{ClipPlan, Clipper, Gradient, Parameter, ReadBack, ReadBackQueue};
+pub use gpu::{ClipPlan, Clipper, Gradient, Parameter, Partials, ReadBack, ReadBackQueue};
 pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{CLIP_RECORD_WGSL, ClipRecord};
 pub use z_clip::ZClip;
 
-pub(crate) use stats::{NormHistory, StepCounts, TensorStats};
+pub(crate) use stats::{NormHistory, NormWindow, StepCounts, TensorStats};

@@ -5,12 +5,17 @@ use bytemuck::{Pod, Zeroable};
 use crate::operation::inverse_scale;
 use crate::{ClipRecord, Error};
 
+/// The WGSL declaration of [`LossScaleState`], `struct LossScale`, for a shader that binds
+/// [`ClipPlan::loss_scale_buffer`](crate::ClipPlan::loss_scale_buffer) and multiplies the loss by `scale`.
+pub const LOSS_SCALE_WGSL: &str = include_str!("../shaders/lib/loss_scale.wgsl");
+
 /// A loss scale that grows while gradients stay finite and shrinks when they do not: the state of
 /// `torch.amp.GradScaler`, with its rule and its defaults.
 ///
 /// Multiply the loss by [`scale`](Self::scale), clip with [`Clip::loss_scale`](crate::Clip::loss_scale) (or
 /// [`ClipPlan::set_loss_scale`](crate::ClipPlan::set_loss_scale)) and [`NonFinite::Skip`](crate::NonFinite::Skip), and
-/// pass the record of each step to [`update`](Self::update), at once or some steps later.
+/// pass the record of each step to [`update`](Self::update), at once or some steps later. With
+/// [`Clip::dynamic_loss_scale`](crate::Clip::dynamic_loss_scale) a plan does all of that, on the device without the host.
 ///
 /// ```text
 /// not finite                   scale = max(scale · backoff, floor),  good steps = 0
@@ -47,7 +52,8 @@ pub struct LossScale(LossScaleState);
 
 /// The complete state of a [`LossScale`], to save in a checkpoint and to [restore](LossScale::from_state).
 ///
-/// It is plain data of 24 bytes: six words in the order of the fields, without padding.
+/// It is plain data of 24 bytes: six words in the order of the fields, without padding, in Rust and on the device;
+/// [`LOSS_SCALE_WGSL`] declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
@@ -240,7 +246,7 @@ impl LossScale {
 
 /// Returns whether the gradients were finite. Their norm may exceed f32. False if the norm is unknown, as for a shard that
 /// failed.
-fn is_finite(record: &ClipRecord) -> bool {
+pub(crate) fn is_finite(record: &ClipRecord) -> bool {
     record.first_non_finite().is_none() && record.norm_significand.is_finite()
 }
 

@@ -9,8 +9,10 @@
 use std::fmt::Debug;
 
 use crate::float_modes::in_default_modes;
+use crate::kernels::Reduction;
+use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
-use crate::{Epsilon, Error, NonFinite, NormType, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormHistory, NormType, StepCounts, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,11 +53,26 @@ impl Operation {
     pub(crate) const fn check_stateless(&self) -> Result<(), Error> {
         let option = match self {
             Self::Norm(ByNorm { z_clip: Some(_), .. }) => "z_clip",
+            Self::Norm(ByNorm { auto_clip: Some(_), .. }) => "auto_clip",
             Self::Norm(ByNorm { tensor_stats: true, .. }) => "tensor_stats",
             Self::Norm(ByNorm { count_steps: true, .. }) => "count_steps",
+            Self::Norm(ByNorm { dynamic_loss_scale: Some(_), .. }) => "dynamic_loss_scale",
+            Self::Norm(ByNorm { skip_above: Some(SkipAbove { max_consecutive, .. }), .. })
+                if *max_consecutive != u32::MAX =>
+            {
+                "max_consecutive_skips"
+            }
             _ => return Ok(()),
         };
         Err(Error::NeedsPlan { option })
+    }
+
+    /// Returns the clip by a norm that is measured, and not supplied.
+    pub(crate) const fn measured_norm(&self) -> Option<&ByNorm> {
+        match self {
+            Self::Norm(ByNorm { scope: Scope::Supplied, .. }) | Self::Clamp { .. } => None,
+            Self::Norm(norm) => Some(norm),
+        }
     }
 
     /// Returns whether the operation reads the parameters of the gradients, as AGC does.
@@ -124,6 +141,21 @@ pub struct ByNorm {
     pub count_steps: bool,
     /// The options of a limit that follows past norms.
     pub z_clip: Option<ZClip>,
+    /// The options of a limit that is a percentile of the last norms.
+    pub auto_clip: Option<AutoClip>,
+    /// The second limit, above which a step is skipped.
+    pub skip_above: Option<SkipAbove>,
+    /// The loss scale that is updated after each step. [`inverse_scale`](Self::inverse_scale) is its inverse at the first step.
+    pub dynamic_loss_scale: Option<LossScale>,
+}
+
+/// A second limit: a step whose norm exceeds it is skipped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SkipAbove {
+    /// The limit. Not negative and not NaN.
+    pub norm: f32,
+    /// The number of steps in a row that are skipped, before one is clipped instead; at least 1. `u32::MAX` if unlimited.
+    pub max_consecutive: u32,
 }
 
 impl ByNorm {
@@ -132,6 +164,17 @@ impl ByNorm {
     #[must_use]
     pub fn inverse_norm_scale(&self) -> f32 {
         if self.norm_type.p() == 0.0 { 1.0 } else { self.inverse_scale }
+    }
+
+    /// Returns the reduction of the norm pass.
+    pub(crate) fn reduction(&self) -> Reduction {
+        Reduction::new(self.norm_type, self.tensor_stats)
+    }
+
+    /// Returns whether a plan keeps [`StepCounts`](crate::stats::StepCounts): they are asked for, or a rule needs them.
+    #[must_use]
+    pub const fn keeps_step_counts(&self) -> bool {
+        self.count_steps || self.skip_above.is_some() || self.dynamic_loss_scale.is_some()
     }
 
     /// Returns the first option, other than the limit, in which two clips differ, and both values.
@@ -148,6 +191,9 @@ impl ByNorm {
             tensor_stats,
             count_steps,
             z_clip,
+            auto_clip,
+            skip_above,
+            dynamic_loss_scale,
         } = self;
         differ("scope", scope, &other.scope)
             .or_else(|| differ("norm_type", norm_type, &other.norm_type))
@@ -158,6 +204,9 @@ impl ByNorm {
             .or_else(|| differ("tensor_stats", tensor_stats, &other.tensor_stats))
             .or_else(|| differ("count_steps", count_steps, &other.count_steps))
             .or_else(|| differ("z_clip", z_clip, &other.z_clip))
+            .or_else(|| differ("auto_clip", auto_clip, &other.auto_clip))
+            .or_else(|| differ("skip_above", skip_above, &other.skip_above))
+            .or_else(|| differ("dynamic_loss_scale", dynamic_loss_scale, &other.dynamic_loss_scale))
     }
 
     /// Returns the plain clip by global L2 norm, for a valid limit.
@@ -173,6 +222,9 @@ impl ByNorm {
             tensor_stats: false,
             count_steps: false,
             z_clip: None,
+            auto_clip: None,
+            skip_above: None,
+            dynamic_loss_scale: None,
         }
     }
 
@@ -267,8 +319,8 @@ impl Limit {
 ///
 /// # Errors
 ///
-/// [`Error::LimitCount`] or [`Error::MaxNorm`].
-pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
+/// [`Error::LimitCount`] if their number differs from that of the groups; [`Error::MaxNorm`] for a negative or NaN limit.
+pub fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
     if groups != max_norms.len() {
         return Err(Error::LimitCount { given: max_norms.len(), groups });
     }
@@ -276,6 +328,24 @@ pub(crate) fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Er
     let Some(group) = max_norms.iter().position(is_invalid) else { return Ok(()) };
     let error = Error::MaxNorm { given: max_norms[group] };
     Err(if max_norms.len() > 1 { Error::in_group(group, error) } else { error })
+}
+
+/// Checks the norm histories of a checkpoint, one for each record.
+///
+/// # Errors
+///
+/// [`Error::NormHistory`] for a mean or a deviation that is negative or not finite.
+pub fn check_norm_histories(histories: &[NormHistory]) -> Result<(), Error> {
+    histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))
+}
+
+/// Checks the step counts of a checkpoint, one for each record.
+///
+/// # Errors
+///
+/// [`Error::StepCounts`] for a largest norm that is negative or not finite.
+pub fn check_step_counts(counts: &[StepCounts]) -> Result<(), Error> {
+    counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))
 }
 
 /// Returns the inverse of a loss scale.

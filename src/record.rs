@@ -91,14 +91,19 @@ pub struct NormOutcome {
     pub exact_norm: Option<f64>,
     /// The factor, also if it is below the normal range of f32.
     pub exact_factor: f64,
+    /// Whether the step is skipped because its norm exceeds [`Clip::skip_above`](crate::Clip::skip_above). The factor is then 1.
+    pub skipped: bool,
 }
 
 impl NormOutcome {
     /// Builds the record under a policy for non-finite gradients. Gradients count as non-finite if
-    /// [`first_non_finite`](Self::first_non_finite) is an index or [`clip_coef`](Self::clip_coef) is NaN.
+    /// [`first_non_finite`](Self::first_non_finite) is an index, [`clip_coef`](Self::clip_coef) is NaN, or
+    /// [`exact_norm`](Self::exact_norm) is infinite or NaN, as a supplied norm may be.
     #[must_use]
     pub fn record(&self, policy: NonFinite) -> ClipRecord {
-        let non_finite = self.first_non_finite.is_some() || self.clip_coef.is_nan();
+        let non_finite = self.first_non_finite.is_some()
+            || self.clip_coef.is_nan()
+            || self.exact_norm.is_some_and(|norm| !norm.is_finite());
         let norm = Extended::of(self.exact_norm.unwrap_or_default());
         let factor = Extended::of(self.exact_factor);
         let record = ClipRecord {
@@ -106,7 +111,8 @@ impl NormOutcome {
             clip_coef: self.clip_coef,
             factor: self.factor,
             max_magnitude: self.max_magnitude,
-            flags: ClipRecord::flags(self.clip_coef, non_finite, policy),
+            flags: ClipRecord::flags(self.clip_coef, non_finite, policy)
+                | if self.skipped { ClipRecord::SKIP } else { 0 },
             first_non_finite: 0,
             norm_significand: norm.significand,
             norm_exponent: self.exact_norm.map_or(ClipRecord::EMPTY_EXPONENT, |_| norm.exponent),
@@ -124,6 +130,8 @@ impl ClipRecord {
     const ZERO: u32 = 8;
     const UNMEASURED: u32 = 16;
     const NORM_MISSING: u32 = 32;
+    const SCALE_AT_FLOOR: u32 = 64;
+    const PART_MISSING: u32 = 128;
     const NO_GRADIENT: u32 = u32::MAX;
 
     /// The [`norm_exponent`](Self::norm_exponent) of a record of no elements. It distinguishes the norm of no elements from the
@@ -195,6 +203,23 @@ impl ClipRecord {
         }
     }
 
+    /// Returns the record of the same step, skipped.
+    pub(crate) const fn skipped(self) -> Self {
+        let factor = Extended::ONE;
+        Self {
+            factor: 1.0,
+            factor_significand: factor.significand,
+            factor_exponent: factor.exponent,
+            flags: self.flags | Self::SKIP,
+            ..self
+        }
+    }
+
+    /// Returns the record of the same step, marked: the loss scale is at its floor.
+    pub(crate) const fn with_scale_at_floor(self) -> Self {
+        Self { flags: self.flags | Self::SCALE_AT_FLOOR, ..self }
+    }
+
     fn flags(clip_coef: f32, non_finite: bool, policy: NonFinite) -> u32 {
         let clipped = if clip_coef == 1.0 { 0 } else { Self::CLIPPED };
         let not_finite = match policy {
@@ -232,10 +257,18 @@ impl ClipRecord {
     }
 
     /// Returns whether this step must be skipped: the gradients are not finite, and the policy is [`NonFinite::Skip`] or
-    /// [`NonFinite::Error`]. An optimizer's shader reads it from the flags.
+    /// [`NonFinite::Error`]; or the norm exceeds [`Clip::skip_above`](crate::Clip::skip_above). An optimizer's shader reads it from
+    /// the flags.
     #[must_use]
     pub const fn skip(&self) -> bool {
         self.flags & Self::SKIP != 0
+    }
+
+    /// Returns whether the gradients overflowed although the [dynamic loss scale](crate::Clip::dynamic_loss_scale) is at its floor. If
+    /// this happens at many steps, the scale is not the cause: stop the training and look for another cause.
+    #[must_use]
+    pub const fn scale_at_floor(&self) -> bool {
+        self.flags & Self::SCALE_AT_FLOOR != 0
     }
 
     /// Returns whether all elements were set to 0: the gradients are not finite, and the policy is [`NonFinite::Zero`].
@@ -254,8 +287,11 @@ impl ClipRecord {
     }
 
     /// Checks that a norm pass wrote the record.
-    pub(crate) const fn check_measured(&self) -> Result<(), Error> {
+    pub(crate) fn check_measured(&self) -> Result<(), Error> {
         match self.flags {
+            flags if flags & Self::PART_MISSING != 0 => {
+                Err(Error::PartMissing { gradient: GradientId::from(self.first_non_finite as usize) })
+            }
             flags if flags & Self::NORM_MISSING != 0 => Err(Error::NormNotSupplied),
             flags if flags & Self::UNMEASURED != 0 => Err(Error::NothingMeasured),
             _ => Ok(()),
@@ -320,6 +356,7 @@ impl fmt::Debug for ClipRecord {
             .field("non_finite", &self.non_finite())
             .field("skip", &self.skip())
             .field("zeroed", &self.zeroed())
+            .field("scale_at_floor", &self.scale_at_floor())
             .field("first_non_finite", &self.first_non_finite())
             .field("norm_significand", &self.norm_significand)
             .field("norm_exponent", &self.norm_exponent)
@@ -363,7 +400,9 @@ mod tests {
             first_non_finite: None,
             exact_norm: Some(2.0_f64.powi(130)),
             exact_factor: 1.5 * 2.0_f64.powi(-131),
+            skipped: false,
         };
+        assert!(NormOutcome { skipped: true, ..outcome }.record(NonFinite::Propagate).skip());
         let record = outcome.record(NonFinite::Skip);
         assert!(record.clipped() && !record.non_finite() && !record.skip());
         assert_eq!((record.norm_significand, record.norm_exponent), (1.0, 130));
@@ -385,6 +424,8 @@ mod tests {
         assert_eq!(flags(NonFinite::Poison), (false, false));
         let nan = NormOutcome { clip_coef: f32::NAN, ..outcome };
         assert!(nan.record(NonFinite::Propagate).non_finite());
+        let supplied = NormOutcome { exact_norm: Some(f64::INFINITY), ..outcome };
+        assert!(supplied.record(NonFinite::Propagate).non_finite());
 
         let empty = NormOutcome {
             total_norm: 0.0,
@@ -394,6 +435,7 @@ mod tests {
             first_non_finite: None,
             exact_norm: None,
             exact_factor: 1.0,
+            skipped: false,
         };
         assert_eq!(empty.record(NonFinite::Skip), ClipRecord::UNCLIPPED);
     }

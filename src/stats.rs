@@ -1,8 +1,10 @@
-//! What a plan keeps besides records: the statistics of each tensor, and counts and norm histories over steps.
+//! What a plan keeps besides records: the statistics of each tensor, and counts, norm histories and norm windows over
+//! steps.
 
 use bytemuck::{Pod, Zeroable};
 
-pub use crate::step_counts::StepCounts;
+pub use crate::auto_clip::NormWindow;
+pub use crate::step_counts::{STEP_COUNTS_WGSL, StepCounts};
 pub use crate::z_clip::NormHistory;
 
 /// The WGSL declaration of [`TensorStats`], for a shader that binds
@@ -32,16 +34,12 @@ pub struct TensorStats {
 }
 
 impl TensorStats {
-    /// The statistics of a plan before its first norm pass. The sign of the magnitude marks them: a measured one has none.
-    pub(crate) const UNMEASURED: Self = Self {
-        norm: f32::NAN,
-        max_magnitude: f32::from_bits(u32::MAX),
-        non_finite: u32::MAX,
-        zeros: u32::MAX,
-    };
+    /// The statistics of a plan before its first norm pass. The counts mark them: an element is not both zero and non-finite.
+    pub(crate) const UNMEASURED: Self =
+        Self { norm: f32::NAN, max_magnitude: f32::NAN, non_finite: u32::MAX, zeros: u32::MAX };
 
     /// Returns whether a norm pass wrote the statistics.
     pub(crate) fn is_measured(&self) -> bool {
-        self.max_magnitude.to_bits() != Self::UNMEASURED.max_magnitude.to_bits()
+        [self.non_finite, self.zeros] != [u32::MAX; 2]
     }
 }

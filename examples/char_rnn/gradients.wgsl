@@ -1,31 +1,52 @@
 // The gradients of the parameters, summed over all token positions: input times gradient of the output.
 //
-// One invocation for each parameter.
+// One workgroup for each run of parameters from FIRST to END. The gradients of the head need no backpropagation through
+// time.
+//
+// The workgroup measures its gradients while it holds them: the names with `gradclip_` are those of
+// gradclip::kernels::Producer. With its default shape the norm has the bits of gradclip's own pass.
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(1) var<storage, read> states: array<f32>;
 @group(0) @binding(2) var<storage, read> logit_grads: array<f32>;
 @group(0) @binding(3) var<storage, read> input_grads: array<f32>;
 @group(0) @binding(4) var<storage, read_write> gradients: array<f32>;
+@group(0) @binding(5) var<storage, read_write> partials: array<gradclip_Partial>;
 
-@compute @workgroup_size(WORKGROUP_SIZE)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let parameter = id.x;
-    if (parameter >= arrayLength(&gradients)) {
-        return;
+const IN_RUN = 4u * gradclip_VECTORS * gradclip_WORKGROUP_SIZE;
+
+@compute @workgroup_size(gradclip_WORKGROUP_SIZE)
+fn main(@builtin(workgroup_id) run: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = FIRST + run.x * IN_RUN;
+    var held: array<vec4<u32>, gradclip_VECTORS>; // 0 past the end
+    for (var k = 0u; k < 4u * gradclip_VECTORS; k += 1u) {
+        let parameter = first + 4u * (lane + (k / 4u) * gradclip_WORKGROUP_SIZE) + k % 4u;
+        if (parameter < END) {
+            let gradient = gradient_of(parameter);
+            gradients[parameter] = gradient;
+            held[k / 4u][k % 4u] = bitcast<u32>(gradient);
+        }
     }
+    if (MEASURE) {
+        let partial = gradclip_partial_of_run(lane, min(IN_RUN, END - first), held);
+        if (lane == 0u) {
+            partials[FIRST_PARTIAL + run.x] = partial;
+        }
+    }
+}
+
+fn gradient_of(parameter: u32) -> f32 {
     let unit = parameter % HIDDEN; // every tensor before HEAD_BIAS starts at a multiple of HIDDEN
     if (parameter < WEIGHT) {
-        gradients[parameter] = embedding_grad((parameter - EMBEDDING) / HIDDEN, unit);
+        return embedding_grad((parameter - EMBEDDING) / HIDDEN, unit);
     } else if (parameter < BIAS) {
-        gradients[parameter] = weight_grad((parameter - WEIGHT) / HIDDEN, unit);
+        return weight_grad((parameter - WEIGHT) / HIDDEN, unit);
     } else if (parameter < HEAD) {
-        gradients[parameter] = bias_grad(unit);
+        return bias_grad(unit);
     } else if (parameter < HEAD_BIAS) {
-        gradients[parameter] = head_grad((parameter - HEAD) / HIDDEN, unit);
-    } else {
-        gradients[parameter] = head_bias_grad(parameter - HEAD_BIAS);
+        return head_grad((parameter - HEAD) / HIDDEN, unit);
     }
+    return head_bias_grad(parameter - HEAD_BIAS);
 }
 
 fn embedding_grad(token: u32, unit: u32) -> f32 {

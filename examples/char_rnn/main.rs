@@ -9,24 +9,32 @@
 //! steps move the parameters far away, and their gradients dominate AdamW's moments from then on: the loss stays above
 //! that of a uniform prediction.
 //!
-//! Clipping adds two lines, marked `// <-`: a plan, and a call in every step. The optimizer reads the coefficient on
-//! the device.
+//! Clipping adds two lines, marked `// <-`: a plan, and a call in every step. No pass reads or writes the gradients to
+//! clip them: gradients.wgsl measures what it holds in registers, and the optimizer applies the coefficient as it reads
+//! each gradient. The example shows which share of a step clipping takes this way, and with passes of its own.
 
 use std::env;
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::ops::Range;
 
-use gradclip::{CLIP_RECORD_WGSL, Clip, ClipPlan, Clipper, Gradient};
+use gradclip::kernels::Producer;
+use gradclip::stats::StepCounts;
+use gradclip::{Clip, ClipPlan, ClipRecord, Clipper, DType, Gradient, Partials};
 use indicatif::{ProgressBar, ProgressStyle};
-use wgpu::{Device, PollType, Queue};
+use wgpu::{CommandEncoder, Device, PollType, Queue};
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../optimizer/optimizers.rs"]
+mod optimizers;
 mod plot;
 mod text;
+mod timing;
 
 use common::{Kernel, read, storage};
+use optimizers::{Adam, Clipped, Optimizer, Tensor};
 use text::{Random, Text};
+use timing::{Share, Timer};
 
 /// Hidden units. Equals the workgroup size.
 const HIDDEN: usize = 64;
@@ -35,11 +43,21 @@ const LENGTH: usize = 48;
 /// Sequences in a batch.
 const BATCH: usize = 8;
 const STEPS: usize = 300;
-const LEARNING_RATE: f32 = 0.01;
+const LEARNING_RATE: f64 = 0.01;
 const MAX_NORM: f32 = 1.0;
 /// The recurrent weight starts as `GAIN` times the identity. Over 48 tokens, that is a factor of 1.3^48 = 294 632.
 const GAIN: f32 = 1.3;
 const SEED: u64 = 7;
+
+/// How a step clips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clipping {
+    None,
+    /// A pass reads all gradients, and another one reads and writes them.
+    InPasses,
+    /// The kernel that produces the gradients measures them, and the optimizer scales them.
+    InKernels,
+}
 
 /// The loss and the gradient norm of every step.
 struct History {
@@ -54,16 +72,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["--plot", file] => Some(file.to_owned()),
         _ => return Err("usage: char_rnn [--plot FILE.svg]".into()),
     };
-    let (device, queue) = common::open();
+    let (device, queue) = common::open_with(timing::FEATURES);
     let text = Text::load();
     println!("{} characters, {} of them distinct", text.tokens.len(), text.characters.len());
 
-    let clipped = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM))?;
+    let timer = Timer::new(&device, &queue);
+    let shares = clip_time_shares(&device, &queue, &text, &timer)?;
+
+    let clipped = Training::new(&device, &text, Clip::by_global_norm(MAX_NORM), Clipping::InKernels)?;
     let with = clipped.run(&device, &queue, &text, "with clipping")?;
-    let share = clipped.clip_time_share(&device, &queue)?;
     let sample = text.sample(&read(&device, &queue, &clipped.parameters)?, "so long lives ", 160);
     // An infinite limit only measures: the coefficient is always 1.
-    let unclipped = Training::new(&device, &text, Clip::by_global_norm(f32::INFINITY))?;
+    let unlimited = Clip::by_global_norm(f32::INFINITY);
+    let unclipped = Training::new(&device, &text, unlimited, Clipping::InKernels)?;
     let without = unclipped.run(&device, &queue, &text, "without clipping")?;
 
     println!("        with clipping            without clipping");
@@ -76,13 +97,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     println!("\na uniform prediction has a loss of {:.3}", text.uniform_loss());
-    println!("clipping takes {:.1} % of a step (wall clock, parts timed one by one)", 100.0 * share);
+    println!("clipping's share of a step, with quartiles ({}):", timer.clock());
+    for (name, share) in &shares {
+        let [median, low, high] = [share.median, share.low, share.high].map(|share| 100.0 * share);
+        println!("  {name}: {median:.1} % ({low:.1} to {high:.1} %)");
+    }
     println!("\nsampled after training with clipping: {sample}");
     if let Some(file) = plot {
         plot::save(
             file.as_ref(),
             &[("with clipping", &with), ("without clipping", &without)],
             text.uniform_loss(),
+            &shares,
         )?;
         println!("\nwrote {file}");
     }
@@ -95,6 +121,44 @@ fn main() -> Result<(), Box<dyn Error>> {
         Err(format!("only the clipped run should learn, but the final losses are {with} and {without}")
             .into())
     }
+}
+
+/// Returns clipping's share of the time of a step: in passes of its own, and in the kernels that have the gradients anyway.
+/// On a busy processor, a software adapter's times vary by more than that. Both ways must give the same parameters, bit for bit.
+fn clip_time_shares(
+    device: &Device,
+    queue: &Queue,
+    text: &Text,
+    timer: &Timer,
+) -> Result<[(String, Share); 2], Box<dyn Error>> {
+    let training = |clipping| {
+        let training = Training::new(device, text, Clip::by_global_norm(MAX_NORM), clipping)?;
+        let batch = text.batch(&mut Random::new(SEED + 1));
+        queue.write_buffer(&training.tokens, 0, bytemuck::cast_slice(&batch));
+        Ok::<_, Box<dyn Error>>(training)
+    };
+    // All norms exceed the limit.
+    let [none, passes, kernels] =
+        [training(Clipping::None)?, training(Clipping::InPasses)?, training(Clipping::InKernels)?];
+    let [without, in_passes, in_kernels] = timer.times([
+        &|encoder: &mut CommandEncoder| none.encode_step(encoder),
+        &|encoder: &mut CommandEncoder| passes.encode_step(encoder),
+        &|encoder: &mut CommandEncoder| kernels.encode_step(encoder),
+    ])?;
+    let [in_passes, in_kernels] = [in_passes, in_kernels].map(|times| Share::of(&times, &without));
+    let [a, b] = [read(device, queue, &passes.parameters)?, read(device, queue, &kernels.parameters)?];
+    if a.iter().zip(&b).any(|(a, b)| a.to_bits() != b.to_bits()) {
+        return Err("clipping in passes and clipping in kernels gave different parameters".into());
+    }
+    let name = |way, training: &Training| {
+        let dispatches = training.plan.as_ref().map_or(0, ClipPlan::dispatches);
+        let unit = if dispatches == 1 { "dispatch" } else { "dispatches" };
+        format!("{way} ({dispatches} {unit})")
+    };
+    Ok([
+        (name("in passes of its own", &passes), in_passes),
+        (name("in kernels that have the gradients", &kernels), in_kernels),
+    ])
 }
 
 /// The offset of each tensor in the parameter buffer, in elements. The embedding is at 0.
@@ -115,10 +179,9 @@ impl ParameterLayout {
         Self { weight, bias, head, head_bias, len: head_bias + vocabulary }
     }
 
-    /// Returns one gradient for each tensor: embedding, weight, bias, head, head bias.
-    fn gradients<'a>(&self, buffer: &'a wgpu::Buffer) -> Vec<Gradient<'a>> {
-        let offsets = [0, self.weight, self.bias, self.head, self.head_bias, self.len].map(|n| n as u64);
-        offsets.windows(2).map(|w| Gradient::f32(buffer).elements(w[0]..w[1])).collect()
+    /// Returns the parameters of the recurrent layer, and those of the head.
+    fn parts(&self) -> [Range<usize>; 2] {
+        [0..self.head, self.head..self.len]
     }
 
     /// Returns the sizes and offsets as WGSL constants.
@@ -135,19 +198,19 @@ impl ParameterLayout {
 /// The network on the device, with its optimizer.
 struct Training {
     tokens: wgpu::Buffer,
-    hyperparameters: wgpu::Buffer,
     parameters: wgpu::Buffer,
     /// The forward and the backward pass.
     passes: Vec<Kernel>,
-    plan: ClipPlan,
-    adamw: Kernel,
+    /// None for a step without clipping.
+    plan: Option<ClipPlan>,
+    optimizer: Optimizer,
     mean_loss: wgpu::Buffer,
     losses: wgpu::Buffer,
     norms: wgpu::Buffer,
 }
 
 impl Training {
-    fn new(device: &Device, text: &Text, clip: Clip) -> Result<Self, Box<dyn Error>> {
+    fn new(device: &Device, text: &Text, clip: Clip, clipping: Clipping) -> Result<Self, Box<dyn Error>> {
         let vocabulary = text.characters.len();
         let layout = ParameterLayout::new(vocabulary);
         let zeros = |label, len| storage(device, label, &vec![0.0; len]);
@@ -157,16 +220,30 @@ impl Training {
         let logit_grads = zeros("logit_grads", LENGTH * BATCH * vocabulary);
         let input_grads = zeros("input_grads", LENGTH * BATCH * HIDDEN);
         let gradients = zeros("gradients", layout.len);
-        let moments = zeros("moments", 2 * layout.len);
-        let hyperparameters = storage(device, "hyperparameters", &hyperparameters(1));
         let (losses, mean_loss) = (zeros("losses", LENGTH * BATCH), zeros("mean_loss", 1));
 
-        let gradient_list = layout.gradients(&gradients);
-        let plan = Clipper::new(device)?.prepare(&gradient_list, clip.coefficient_only())?; // <-
-        let record = plan.record_buffer().ok_or("a clip by global norm has a record")?;
         let kernel = |wgsl: &str, buffers: &[&wgpu::Buffer], invocations: usize| {
             let wgsl = [&layout.wgsl(vocabulary), wgsl].concat();
             Kernel::new(device, &wgsl, buffers, u32::try_from(invocations).expect("the network is small"))
+        };
+        // Each workgroup of gradients.wgsl holds a run of gradients and leaves one partial.
+        let producer = Producer::new(clip, DType::F32)?;
+        let producer_wgsl = producer.wgsl()?;
+        let runs = |range: &Range<usize>| (range.len() as u64).div_ceil(producer.elements());
+        let [layer, head] = layout.parts();
+        let partial_bytes = (runs(&layer) + runs(&head)) * producer.partial_bytes();
+        let partials = zeros("partials", usize::try_from(partial_bytes)? / size_of::<f32>());
+        let gradients_of = |range: &Range<usize>, first_partial: u64| {
+            let constants = format!(
+                "const FIRST = {}u;\nconst END = {}u;\nconst MEASURE = {};\nconst FIRST_PARTIAL = {first_partial}u;\n",
+                range.start,
+                range.end,
+                clipping == Clipping::InKernels,
+            );
+            let wgsl = [&producer_wgsl, &constants, include_str!("gradients.wgsl")].concat();
+            let buffers = [&tokens, &states, &logit_grads, &input_grads, &gradients, &partials];
+            let invocations = runs(range) * u64::from(Kernel::WORKGROUP_SIZE);
+            kernel(&wgsl, &buffers, usize::try_from(invocations).expect("the network is small"))
         };
         let passes = vec![
             kernel(include_str!("forward.wgsl"), &[&tokens, &parameters, &states], BATCH * HIDDEN),
@@ -176,25 +253,48 @@ impl Training {
                 LENGTH * BATCH,
             ),
             kernel(include_str!("mean.wgsl"), &[&losses, &mean_loss], 1),
+            gradients_of(&head, runs(&layer)),
             kernel(
                 include_str!("backward.wgsl"),
                 &[&parameters, &states, &logit_grads, &input_grads],
                 BATCH * HIDDEN,
             ),
-            kernel(
-                include_str!("gradients.wgsl"),
-                &[&tokens, &states, &logit_grads, &input_grads, &gradients],
-                layout.len,
-            ),
+            gradients_of(&layer, 0),
         ];
-        let adamw = Kernel::new(
-            device,
-            &[CLIP_RECORD_WGSL, include_str!("../optimizer/adamw.wgsl")].concat(),
-            &[record, &hyperparameters, &gradients, &moments, &parameters],
-            u32::try_from(layout.len)?,
-        );
+
+        let gradient = |range: &Range<usize>, first_partial: u64| {
+            let gradient = Gradient::f32(&gradients).elements(range.start as u64..range.end as u64);
+            let partials = Partials::new(&partials, producer.elements());
+            match clipping {
+                Clipping::InKernels => {
+                    gradient.partials(partials.offset(first_partial * producer.partial_bytes()))
+                }
+                Clipping::InPasses | Clipping::None => gradient,
+            }
+        };
+        let list = [gradient(&layer, 0), gradient(&head, runs(&layer))];
+        let clipper = Clipper::new(device)?;
+        let clip = clip.count_steps();
+        let plan = match clipping {
+            Clipping::None => None,
+            Clipping::InPasses => Some(clipper.prepare(&list, clip)?),
+            Clipping::InKernels => Some(clipper.prepare(&list, clip.coefficient_only())?), // <-
+        };
+        let unclipped = storage(device, "record", bytemuck::cast_slice(&[ClipRecord::UNCLIPPED]));
+        let one_step = [StepCounts { steps: 1, ..StepCounts::default() }];
+        let one_step = storage(device, "step counts", bytemuck::cast_slice(&one_step));
+        let mut clipped = match &plan {
+            Some(plan) => Clipped::by(plan).ok_or("the clip counts steps")?,
+            None => Clipped { record: &unclipped, step_counts: &one_step },
+        };
+        if clipping == Clipping::InPasses {
+            clipped.record = &unclipped;
+        }
+        let adam = Adam { learning_rate: LEARNING_RATE, weight_decay: 0.01, ..Adam::default() };
+        let tensor = Tensor { parameters: &parameters, gradients: &gradients, dtype: DType::F32 };
+        let optimizer = Optimizer::adamw(device, clipped, &[tensor], adam);
         let [losses, norms] = ["loss_history", "norm_history"].map(|label| zeros(label, STEPS));
-        Ok(Self { tokens, hyperparameters, parameters, passes, plan, adamw, mean_loss, losses, norms })
+        Ok(Self { tokens, parameters, passes, plan, optimizer, mean_loss, losses, norms })
     }
 
     /// Trains for `STEPS` steps, then reads the history back. Waits for the device every ten steps, to keep the
@@ -212,12 +312,8 @@ impl Training {
         let mut random = Random::new(SEED + 1);
         for step in 0..STEPS {
             queue.write_buffer(&self.tokens, 0, bytemuck::cast_slice(&text.batch(&mut random)));
-            let hyperparameters = hyperparameters(step + 1);
-            queue.write_buffer(&self.hyperparameters, 0, bytemuck::cast_slice(&hyperparameters));
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            self.passes.iter().for_each(|pass| pass.encode(&mut encoder));
-            self.plan.encode(&mut encoder); // <-
-            self.adamw.encode(&mut encoder);
+            self.encode_step(&mut encoder);
             self.encode_history(&mut encoder, step);
             queue.submit([encoder.finish()]);
             if step % 10 == 9 {
@@ -231,35 +327,22 @@ impl Training {
     }
 
     /// Encodes copies of this step's loss and norm into the history buffers.
-    fn encode_history(&self, encoder: &mut wgpu::CommandEncoder, step: usize) {
+    fn encode_history(&self, encoder: &mut CommandEncoder, step: usize) {
         let offset = (step * size_of::<f32>()) as u64;
         encoder.copy_buffer_to_buffer(&self.mean_loss, 0, &self.losses, offset, 4);
-        if let Some(record) = self.plan.record_buffer() {
+        if let Some(record) = self.plan.as_ref().and_then(ClipPlan::record_buffer) {
             // `total_norm` is the first field of a record.
             encoder.copy_buffer_to_buffer(record, 0, &self.norms, offset, 4);
         }
     }
 
-    /// Returns the share of a step's time that clipping takes, from medians of wall-clock times.
-    fn clip_time_share(&self, device: &Device, queue: &Queue) -> Result<f64, Box<dyn Error>> {
-        let time = |encode: &dyn Fn(&mut wgpu::CommandEncoder)| -> Result<Duration, Box<dyn Error>> {
-            let start = Instant::now();
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            encode(&mut encoder);
-            queue.submit([encoder.finish()]);
-            device.poll(PollType::wait_indefinitely())?;
-            Ok(start.elapsed())
-        };
-        let (mut pass_times, mut clip_times) = (Vec::new(), Vec::new());
-        for _ in 0..15 {
-            pass_times.push(time(&|encoder| self.passes.iter().for_each(|pass| pass.encode(encoder)))?);
-            clip_times.push(time(&|encoder| self.plan.encode(encoder))?);
+    /// Encodes forward pass, backward pass, clipping and optimizer.
+    fn encode_step(&self, encoder: &mut CommandEncoder) {
+        self.passes.iter().for_each(|pass| pass.encode(encoder));
+        if let Some(plan) = &self.plan {
+            plan.encode(encoder); // <-
         }
-        let [passes, clip] = [pass_times, clip_times].map(|mut times| {
-            times.sort_unstable();
-            times[times.len() / 2].as_secs_f64()
-        });
-        Ok(clip / (clip + passes))
+        self.optimizer.encode(encoder);
     }
 }
 
@@ -275,12 +358,4 @@ fn initial_parameters(vocabulary: usize) -> Vec<f32> {
     let deviation = 1.0 / (HIDDEN as f32).sqrt();
     parameters[layout.head..layout.head_bias].fill_with(|| deviation * random.normal());
     parameters
-}
-
-/// Returns the `Hyperparameters` of adamw.wgsl. `step` counts from 1.
-fn hyperparameters(step: usize) -> [f32; 7] {
-    let (epsilon, weight_decay) = (1e-8, 0.01);
-    let (beta1, beta2) = (0.9_f32, 0.999_f32);
-    let correction = |beta: f32| 1.0 - beta.powf(step as f32);
-    [LEARNING_RATE, beta1, beta2, epsilon, weight_decay, correction(beta1), correction(beta2)]
 }

@@ -10,13 +10,20 @@ use wgpu::{BufferUsages, PollType};
 
 /// Opens the best adapter of this machine, or exits with code 1 if there is none. `RUST_LOG` sets the log level.
 pub(crate) fn open() -> (wgpu::Device, wgpu::Queue) {
+    open_with(wgpu::Features::empty())
+}
+
+/// [`open`] with those of `features` that the adapter has.
+pub(crate) fn open_with(features: wgpu::Features) -> (wgpu::Device, wgpu::Queue) {
     env_logger::init();
     let Some(adapter) = gradclip::adapters::enumerate().into_iter().next() else {
         eprintln!("this example needs a wgpu adapter (hardware or software), and none was found");
         process::exit(1);
     };
     println!("running on {}", adapter.get_info().name);
-    pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap_or_else(|error| {
+    let required_features = adapter.features() & features;
+    let descriptor = wgpu::DeviceDescriptor { required_features, ..Default::default() };
+    pollster::block_on(adapter.request_device(&descriptor)).unwrap_or_else(|error| {
         eprintln!("{error}");
         process::exit(1);
     })
@@ -56,7 +63,7 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    const WORKGROUP_SIZE: u32 = 64;
+    pub(crate) const WORKGROUP_SIZE: u32 = 64;
 
     /// Compiles `wgsl` and binds `buffers` to the bindings 0, 1, 2, ... of group 0. The entry point is `main`; its
     /// workgroups have `WORKGROUP_SIZE` invocations, and at least `invocations` run.

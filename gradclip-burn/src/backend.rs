@@ -14,7 +14,8 @@ use burn_fusion::stream::{Operation, StreamId};
 use burn_fusion::{Fusion, FusionBackend, FusionTensor};
 
 use crate::device::{
-    self, ClippedPrimitives, GradientShape, NormOutputs, RECORD_WORDS, STATS_WORDS, TableCache,
+    self, ClipPrimitives, ClippedPrimitives, GradientShape, NormOutputs, RECORD_WORDS, STATS_WORDS,
+    StatePrimitives, TableCache,
 };
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 
@@ -26,9 +27,9 @@ pub(crate) trait KernelBackend: BackendTypes {
     /// Returns the device of a tensor.
     fn device_of(tensor: &Self::FloatTensorPrimitive) -> CubeDevice;
 
-    /// Queues a clip of gradients that are all on one device. `shapes` holds one shape per gradient.
+    /// Queues a clip of tensors that are all on one device. `shapes` holds one shape per gradient.
     fn clip(
-        gradients: Vec<Self::FloatTensorPrimitive>,
+        inputs: ClipPrimitives<Self::FloatTensorPrimitive>,
         shapes: Vec<GradientShape>,
         clip: Arc<ResolvedClip>,
         cache: TableCache,
@@ -41,12 +42,12 @@ impl KernelBackend for CubeBackend {
     }
 
     fn clip(
-        gradients: Vec<CubeTensor>,
+        inputs: ClipPrimitives<CubeTensor>,
         shapes: Vec<GradientShape>,
         clip: Arc<ResolvedClip>,
         cache: TableCache,
     ) -> ClippedPrimitives<CubeTensor> {
-        device::clip(gradients, &shapes, &clip, &cache)
+        device::clip(inputs, &shapes, &clip, &cache)
     }
 }
 
@@ -62,20 +63,30 @@ where
     }
 
     fn clip(
-        gradients: Vec<FusionTensor<B::FusionRuntime>>,
+        inputs: ClipPrimitives<FusionTensor<B::FusionRuntime>>,
         shapes: Vec<GradientShape>,
         clip: Arc<ResolvedClip>,
         cache: TableCache,
     ) -> ClippedPrimitives<FusionTensor<B::FusionRuntime>> {
+        let ClipPrimitives { gradients, parameters, supplied, state } = inputs;
         let Some(client) = gradients.first().map(|first| first.client.clone()) else {
             return ClippedPrimitives { gradients, outputs: None };
         };
-        let inputs: Vec<_> = gradients.into_iter().map(FusionTensor::into_ir).collect();
-        let count = inputs.len();
-        let mut outputs: Vec<_> = inputs
-            .iter()
-            .map(|input| TensorIr::uninit(client.create_empty_handle(), input.shape.clone(), input.dtype))
-            .collect();
+        let into_ir = |tensor: Option<FusionTensor<_>>| tensor.map(FusionTensor::into_ir);
+        let inputs = ClipPrimitives {
+            gradients: gradients.into_iter().map(FusionTensor::into_ir).collect(),
+            parameters: parameters.into_iter().map(FusionTensor::into_ir).collect(),
+            supplied: into_ir(supplied),
+            state: StatePrimitives {
+                histories: into_ir(state.histories),
+                step_counts: into_ir(state.step_counts),
+            },
+        };
+        let count = inputs.gradients.len();
+        let like = |input: &TensorIr| {
+            TensorIr::uninit(client.create_empty_handle(), input.shape.clone(), input.dtype)
+        };
+        let mut outputs: Vec<_> = inputs.gradients.iter().map(like).collect();
         let mut add_vector = |elements: usize, dtype| {
             outputs.push(TensorIr::uninit(client.create_empty_handle(), Shape::from([elements]), dtype));
         };
@@ -87,21 +98,30 @@ where
             if norm.tensor_stats {
                 add_vector(count * STATS_WORDS, DType::U32);
             }
+            let StatePrimitives { histories, step_counts } = &inputs.state;
+            outputs.extend(histories.iter().chain(step_counts).map(like));
         }
+        let all_inputs: Vec<_> = inputs.all().cloned().collect();
+        let has_stats = matches!(clip.kind, ClipKind::Norm(norm) if norm.tensor_stats);
+        let [has_histories, has_counts] =
+            [&inputs.state.histories, &inputs.state.step_counts].map(Option::is_some);
         let operation = ClipOperation::<B> {
-            inputs: inputs.clone(),
+            inputs,
             outputs: outputs.iter().map(|output| output.id).collect(),
             shapes,
             clip,
             cache,
             backend: PhantomData,
         };
-        let ir = OperationIr::Custom(CustomOpIr::new("gradclip", &inputs, &outputs));
+        let ir = OperationIr::Custom(CustomOpIr::new("gradclip", &all_inputs, &outputs));
         let mut tensors = client.register(StreamId::current(), ir, operation).into_iter();
         let gradients = tensors.by_ref().take(count).collect();
         let outputs = match [tensors.next(), tensors.next(), tensors.next()] {
             [Some(norms), Some(factors), Some(records)] => {
-                Some(NormOutputs { norms, factors, records, stats: tensors.next() })
+                let mut next = |exists: bool| exists.then(|| tensors.next()).flatten();
+                let stats = next(has_stats);
+                let state = StatePrimitives { histories: next(has_histories), step_counts: next(has_counts) };
+                Some(NormOutputs { norms, factors, records, stats, state })
             }
             _ => None,
         };
@@ -111,7 +131,7 @@ where
 
 /// A clip in Burn's stream of operations.
 struct ClipOperation<B> {
-    inputs: Vec<TensorIr>,
+    inputs: ClipPrimitives<TensorIr>,
     /// The gradients, followed by the outputs of a clip by norm.
     outputs: Vec<TensorId>,
     shapes: Vec<GradientShape>,
@@ -122,7 +142,7 @@ struct ClipOperation<B> {
 
 impl<B> fmt::Debug for ClipOperation<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClipOperation({} gradients)", self.inputs.len())
+        write!(f, "ClipOperation({} gradients)", self.inputs.gradients.len())
     }
 }
 
@@ -131,18 +151,28 @@ where
     B: FusionBackend + BackendTypes<FloatTensorPrimitive = CubeTensor, IntTensorPrimitive = CubeTensor>,
 {
     fn execute(&self, handles: &mut HandleContainer<B::Handle>) -> Result<(), ExecutionError> {
-        let gradients = self.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
+        let ClipPrimitives { gradients, parameters, supplied, state } = &self.inputs;
+        let (gradient_ids, output_ids) = self.outputs.split_at(gradients.len());
+        let inputs = ClipPrimitives {
+            gradients: gradients.iter().map(|input| handles.get_float_tensor::<B>(input)).collect(),
+            parameters: parameters.iter().map(|input| handles.get_float_tensor::<B>(input)).collect(),
+            supplied: supplied.as_ref().map(|input| handles.get_float_tensor::<B>(input)),
+            state: StatePrimitives {
+                histories: state.histories.as_ref().map(|input| handles.get_int_tensor::<B>(input)),
+                step_counts: state.step_counts.as_ref().map(|input| handles.get_int_tensor::<B>(input)),
+            },
+        };
         let ClippedPrimitives { gradients, outputs } =
-            device::clip(gradients, &self.shapes, &self.clip, &self.cache);
-        let (gradient_ids, output_ids) = self.outputs.split_at(self.inputs.len());
+            device::clip(inputs, &self.shapes, &self.clip, &self.cache);
         for (id, gradient) in gradient_ids.iter().zip(gradients) {
             handles.register_float_tensor::<B>(id, gradient);
         }
         if let (Some(outputs), [norms, factors, words @ ..]) = (outputs, output_ids) {
             handles.register_float_tensor::<B>(norms, outputs.norms);
             handles.register_float_tensor::<B>(factors, outputs.factors);
-            for (id, tensor) in words.iter().zip([Some(outputs.records), outputs.stats].into_iter().flatten())
-            {
+            let StatePrimitives { histories, step_counts } = outputs.state;
+            let tensors = [Some(outputs.records), outputs.stats, histories, step_counts];
+            for (id, tensor) in words.iter().zip(tensors.into_iter().flatten()) {
                 handles.register_int_tensor::<B>(id, tensor);
             }
         }

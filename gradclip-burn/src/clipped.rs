@@ -1,10 +1,10 @@
 //! `Clipped`: the outcome of a clip.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{DType, Device, Int, Tensor};
-use bytemuck::pod_collect_to_vec;
-use gradclip::operation::{ByNorm, NormOutcome};
+use burn::tensor::{DType, Device, Tensor};
+use gradclip::operation::{ByNorm, NormOutcome, Scope};
 use gradclip::stats::TensorStats;
 use gradclip::{ClipRecord, NonFinite, NormType};
 
@@ -12,6 +12,9 @@ use crate::Error;
 #[cfg(feature = "wgpu")]
 use crate::kernels::KernelMeasurement;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
+#[cfg(feature = "wgpu")]
+use crate::state::read_words;
+use crate::state::{read_counts, read_floats};
 use crate::tensor_ops::TensorOpsMeasurement;
 
 /// The outcome of a clip, kept on the device. [`norm`](Self::norm) and [`factor`](Self::factor) return tensors for
@@ -50,13 +53,19 @@ impl Clipped {
     }
 
     /// Returns the policy for non-finite gradients.
-    pub(crate) fn policy(&self) -> NonFinite {
+    fn policy(&self) -> NonFinite {
         self.clip.non_finite()
     }
 
-    /// Returns whether this step is skipped: a gradient is not finite, and the policy is [`NonFinite::Skip`]. The clip
-    /// has then removed all gradients of the module from the container, so that Burn's optimizers change neither
-    /// parameters nor optimizer state. Does not wait for the device.
+    /// Returns whether the records decide if the optimizer steps.
+    pub(crate) fn decides_step(&self) -> bool {
+        self.clip.decides_step()
+    }
+
+    /// Returns whether this step is skipped: a gradient is not finite, and the policy is [`NonFinite::Skip`]; or a norm
+    /// exceeds [`Clip::skip_above`](gradclip::Clip::skip_above). The clip has then removed all gradients of the module
+    /// from the container, so that Burn's optimizers change neither parameters nor optimizer state. Does not wait for
+    /// the device.
     #[must_use]
     pub const fn skipped(&self) -> bool {
         self.skipped
@@ -64,8 +73,9 @@ impl Clipped {
 
     /// Returns the norms before clipping as f32, with the loss scale removed. A clip by global norm has one element for
     /// the parameters that belong to no group, followed by one per group. A clip of each gradient by its own norm has
-    /// one element per gradient, in the order of [`parameters`](Self::parameters). All elements are 0 if nothing was
-    /// measured: the clip is by value, or there are no gradients.
+    /// one element per gradient, in the order of [`parameters`](Self::parameters), or one for each of its
+    /// [`rows`](Self::rows). All elements are 0 if nothing was measured: the clip is by value, or there are no
+    /// gradients.
     #[must_use]
     pub fn norm(&self) -> Tensor<1> {
         match &self.measurement {
@@ -100,6 +110,15 @@ impl Clipped {
     #[must_use]
     pub fn parameters(&self) -> &[String] {
         &self.parameters
+    }
+
+    /// Returns the number of elements that each gradient has in [`norm`](Self::norm) and [`records`](Self::records), in
+    /// the order of [`parameters`](Self::parameters): its number of rows if
+    /// [`GradClipper::rows`](crate::GradClipper::rows) selects it, otherwise 1. Empty if groups share a norm.
+    #[must_use]
+    pub fn rows(&self) -> Vec<usize> {
+        let segments = self.clip.segments_of.iter().filter(|_| self.clip.is_per_gradient());
+        segments.map(ExactSizeIterator::len).collect()
     }
 
     /// Returns whether gradclip's kernels clipped the gradients. If not, Burn's tensor operations did.
@@ -179,29 +198,12 @@ impl Clipped {
                 None => Vec::new(),
             },
             (Measurement::TensorOps(measurement), ClipKind::Norm(norm)) => {
-                measured_stats(measurement, &norm).await?
+                measured_stats(measurement, &self.clip, &norm).await?
             }
             _ => Vec::new(),
         };
         Ok(self.parameters.iter().cloned().zip(stats).collect())
     }
-}
-
-/// Reads back a tensor of words as values of type `T`.
-#[cfg(feature = "wgpu")]
-async fn read_words<T: bytemuck::Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
-    let data = Box::pin(words.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(pod_collect_to_vec(data.as_bytes()))
-}
-
-async fn read_floats(tensor: &Tensor<1>) -> Result<Vec<f32>, Error> {
-    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(pod_collect_to_vec(data.as_bytes()))
-}
-
-async fn read_counts(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
-    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(data.iter::<i64>().map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect())
 }
 
 /// Reads back the records of a clip by tensor operations.
@@ -217,43 +219,66 @@ async fn measured_records(
         shifted_norms,
         shifted_factors,
         shifts,
+        is_too_large,
         max_magnitudes,
         ..
     } = measurement;
     // A single tensor, so that the host waits once.
-    let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, max_magnitudes];
+    let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, is_too_large, max_magnitudes];
     let all = read_floats(&Tensor::cat(all.map(Tensor::clone).to_vec(), 0)).await?;
-    let (of_segments, max_magnitudes) = all.split_at(6 * clip.segments());
+    let (of_segments, max_magnitudes) = all.split_at(7 * clip.segments());
+    let is_measured = norm.scope != Scope::Supplied;
     let record = |segment: usize| {
-        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift] =
+        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift, is_too_large] =
             std::array::from_fn(|number| of_segments[number * clip.segments() + segment]);
-        let gradients = || (0..max_magnitudes.len()).filter(|&index| clip.segment_of[index] == segment);
-        let max_magnitude = gradients()
-            .map(|index| max_magnitudes[index])
-            .fold(0.0, |max: f32, next| if next > max || next.is_nan() { next } else { max });
+        // The magnitudes of a segment, with the indices of their gradients.
+        let magnitudes = || {
+            let of_segment = |(index, segments): (usize, &Range<usize>)| {
+                let unit = if clip.is_per_gradient() { segment } else { index };
+                segments.contains(&segment).then(|| (index, max_magnitudes[unit]))
+            };
+            clip.segments_of.iter().enumerate().filter_map(of_segment)
+        };
+        let max_magnitude = largest(magnitudes().map(|(_, magnitude)| magnitude));
+        let first_non_finite = magnitudes().find_map(|(index, max)| (!max.is_finite()).then_some(index));
+        let exact_norm = f64::from(shifted_norm) / f64::from(shift);
+        // The norm of finite gradients is finite, even if it exceeds f32 in spite of the shift.
+        let is_beyond_f32 = is_measured && first_non_finite.is_none() && exact_norm.is_infinite();
+        let exact_norm = if is_beyond_f32 { f64::MAX } else { exact_norm };
         let is_empty = measurement.empty[segment];
         let outcome = NormOutcome {
             total_norm,
             clip_coef,
             factor,
             max_magnitude: max_magnitude * norm.inverse_scale,
-            first_non_finite: gradients().find(|&index| !max_magnitudes[index].is_finite()),
-            exact_norm: (!is_empty).then(|| f64::from(shifted_norm) / f64::from(shift)),
+            first_non_finite,
+            exact_norm: (!is_empty).then_some(exact_norm),
             exact_factor: f64::from(shifted_factor) * f64::from(shift),
+            skipped: is_too_large != 0.0,
         };
         outcome.record(norm.non_finite)
     };
     Ok((0..clip.segments()).map(record).collect())
 }
 
+/// Returns the largest magnitude; NaN if there is one.
+fn largest(magnitudes: impl Iterator<Item = f32>) -> f32 {
+    magnitudes.fold(0.0, |max: f32, next| if next > max || next.is_nan() { next } else { max })
+}
+
 /// Reads back the statistics of each gradient after a clip by tensor operations.
 async fn measured_stats(
     measurement: &TensorOpsMeasurement,
+    clip: &ResolvedClip,
     norm: &ByNorm,
 ) -> Result<Vec<TensorStats>, Error> {
     let Some(stats) = &measurement.stats else { return Ok(Vec::new()) };
     let norms = read_floats(&stats.norms).await?;
-    let max_magnitudes = read_floats(&measurement.max_magnitudes).await?;
+    let mut max_magnitudes = read_floats(&measurement.max_magnitudes).await?;
+    if clip.is_per_gradient() {
+        let of_rows = |segments: &Range<usize>| largest(max_magnitudes[segments.clone()].iter().copied());
+        max_magnitudes = clip.segments_of.iter().map(of_rows).collect();
+    }
     let non_finite = read_counts(&stats.non_finite).await?;
     let zeros = read_counts(&stats.zeros).await?;
     let numbers = norms.into_iter().zip(max_magnitudes).zip(non_finite).zip(zeros);

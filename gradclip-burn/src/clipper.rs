@@ -1,17 +1,22 @@
 //! `GradClipper`: the options of a clip, and the calls that clip.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
-use gradclip::operation::Operation;
-use gradclip::{Clip, ClipRecord, NonFinite};
+use gradclip::operation::{Operation, check_max_norms, check_norm_histories, check_step_counts};
+use gradclip::stats::{NormHistory, StepCounts};
+use gradclip::{Clip, ClipRecord};
 
 use crate::clipped::{Clipped, Measurement};
-use crate::gradients::{self, Gradient, ParameterFilter};
-use crate::resolved_clip::{ResolvedClip, check_supported};
+use crate::gradients::{self, Gradient, ParameterFilter, RowFilter, Selection};
+use crate::resolved_clip::{ResolvedClip, check_supported, is_per_gradient, reads_parameters};
+use crate::state::{State, Stored};
+use crate::supplied_norm::SuppliedNorm;
 use crate::{Error, tensor_ops};
+#[cfg(feature = "wgpu")]
+use crate::{device::GradientShape, kernels};
 
 /// Clips the gradients of a module, between the backward pass and the optimizer.
 ///
@@ -31,6 +36,21 @@ use crate::{Error, tensor_ops};
 ///
 /// Create one clipper and keep it: it caches tables on the device for the shapes of a model, and clones share the
 /// cache. One clipper serves any number of models, devices and threads.
+///
+/// # State
+///
+/// [`Clip::z_clip`], [`Clip::count_steps`] and [`Clip::skip_above`] keep state from step to step: one [`NormHistory`]
+/// and one [`StepCounts`] for each element of [`Clipped::norm`]. Such a clipper serves one model. Its clones share the
+/// state, so a clone that you keep reads the state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a
+/// `Learner` uses. A new clipper starts with an empty state.
+///
+/// The state stays on the device. [`norm_histories`](Self::norm_histories) and [`step_counts`](Self::step_counts) read
+/// it as plain data for a checkpoint; [`set_norm_histories`](Self::set_norm_histories) and
+/// [`set_step_counts`](Self::set_step_counts) restore it. A clip of each gradient by its own norm that keeps state
+/// needs gradients of the same parameters at every step.
+///
+/// If steps alternate between the kernels and tensor operations, each change waits for the device to read the state
+/// back. Otherwise no step waits.
 #[derive(Clone)]
 pub struct GradClipper {
     /// The clip of the parameters in no group, followed by the clip of each group.
@@ -39,6 +59,11 @@ pub struct GradClipper {
     operations: Vec<Operation>,
     /// The filter of each group.
     groups: Vec<ParameterFilter>,
+    /// Selects the gradients that are split into rows.
+    rows: Option<RowFilter>,
+    /// The limits that replace those of `clips`, if any.
+    max_norms: Vec<Option<f32>>,
+    state: Arc<Mutex<State>>,
     #[cfg(feature = "wgpu")]
     cache: crate::device::TableCache,
 }
@@ -62,14 +87,17 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::by_parameter_norm`,
-    /// `by_supplied_norm`, `z_clip` and `count_steps`, which this package does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::auto_clip` and `dynamic_loss_scale`,
+    /// which this package does not support.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
-            operations: checked(&clips)?,
+            operations: checked(&clips, &[])?,
             clips,
             groups: Vec::new(),
+            rows: None,
+            max_norms: vec![None],
+            state: Arc::default(),
             #[cfg(feature = "wgpu")]
             cache: crate::device::TableCache::default(),
         })
@@ -116,22 +144,182 @@ impl GradClipper {
         matches: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         self.clips.push(clip);
-        self.operations = checked(&self.clips)?;
+        self.max_norms.push(None);
+        self.operations = checked(&self.clips, &self.max_norms)?;
         self.groups.push(Arc::new(matches));
         Ok(self)
     }
 
-    /// Replaces the clip of the parameters that belong to no group, for example to follow a schedule. The next clip
-    /// uploads a few bytes.
+    /// Splits gradients into rows along their first dimension, and clips each row by its own norm. It applies to
+    /// [`Clip::by_norm`], [`Clip::by_rms`] and [`Clip::by_parameter_norm`], and has no effect on other clips.
+    /// `is_split` takes the path of a parameter and the shape of its gradient. A later call replaces it.
+    ///
+    /// Adaptive gradient clipping as in the paper ([`Clip::by_parameter_norm`]) clips the gradient of each output unit
+    /// by the norm of its weights. In Burn, the rows of a convolution's weight `[out, in, ..]` are its output units. A
+    /// `Linear` stores its weight as `[in, out]`, so that its output units are columns: its rows are the weights of one
+    /// input.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, GradClipper};
+    /// // The filters of the convolutions; each other parameter as a whole.
+    /// let clipper =
+    ///     GradClipper::new(Clip::by_parameter_norm(0.01, 1e-3))?.rows(|_path, shape| shape.len() >= 3);
+    /// # Ok::<(), gradclip_burn::Error>(())
+    /// ```
+    #[must_use]
+    pub fn rows(mut self, is_split: impl Fn(&str, &[usize]) -> bool + Send + Sync + 'static) -> Self {
+        self.rows = Some(Arc::new(is_split));
+        self
+    }
+
+    /// Replaces the clip of the parameters that belong to no group. The next clip uploads a few bytes.
     ///
     /// # Errors
     ///
     /// Those of [`group`](Self::group). The clipper is then unchanged.
     pub fn set_clip(&mut self, clip: Clip) -> Result<(), Error> {
         let clips = self.clips_with(clip);
-        self.operations = checked(&clips)?;
+        let max_norms = self.group_max_norms();
+        self.operations = checked(&clips, &max_norms)?;
         self.clips = clips;
+        self.max_norms = max_norms;
         Ok(())
+    }
+
+    /// Replaces the limits for later steps, for example to follow a schedule: first that of the parameters in no group,
+    /// then one per group. The next clip uploads a few bytes.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, GradClipper};
+    /// let mut clipper = GradClipper::by_global_norm(1.0)?
+    ///     .group(Clip::by_global_norm(0.1), |path| path.starts_with("embedding."))?;
+    /// for step in 0_u16..100 {
+    ///     let warm_up = f32::from(step.min(10)) / 10.0;
+    ///     clipper.set_max_norms(&[1.0 - 0.5 * warm_up, 0.1])?;
+    ///     // ... clip and step
+    /// }
+    /// # Ok::<(), gradclip_burn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `MaxNorm` if a limit is negative or NaN, with `LimitCount` if the number of limits is not 1
+    /// plus the number of groups, and with `NeedsNorm` for a clip by value. The clipper is then unchanged.
+    pub fn set_max_norms(&mut self, max_norms: &[f32]) -> Result<(), Error> {
+        if let Some(Operation::Clamp { .. }) = self.operations.first() {
+            let error = gradclip::Error::NeedsNorm { what: "set_max_norms", clip: "a clip by value" };
+            return Err(error.into());
+        }
+        check_max_norms(max_norms, self.clips.len())?;
+        self.max_norms = max_norms.iter().copied().map(Some).collect();
+        set_limits(&mut self.operations, &self.max_norms);
+        Ok(())
+    }
+
+    /// Replaces the limit of the parameters that belong to no group, as [`set_max_norms`](Self::set_max_norms) does.
+    #[cfg(feature = "train")]
+    pub(crate) fn set_max_norm(&mut self, max_norm: f32) -> Result<(), Error> {
+        let limit_of = |operation: &Operation| match operation {
+            Operation::Norm(norm) => norm.max_norm,
+            _ => f32::INFINITY,
+        };
+        let groups = self.operations[1..].iter().map(limit_of);
+        let max_norms: Vec<_> = [max_norm].into_iter().chain(groups).collect();
+        self.set_max_norms(&max_norms)
+    }
+
+    /// Reads back the norm histories of a [`z_clip`](Clip::z_clip), one for each element of [`Clipped::norm`], for
+    /// example for a checkpoint. Empty before the first clip. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`].
+    pub fn norm_histories(&self) -> Result<Vec<NormHistory>, Error> {
+        pollster::block_on(self.state().histories.read())
+    }
+
+    /// Restores norm histories, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of
+    /// this clipper share them.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, Error, GradClipper, ZClip};
+    /// # fn resume(saved: &GradClipper) -> Result<GradClipper, Error> {
+    /// let clipper = GradClipper::new(Clip::by_global_norm(1.0).z_clip(ZClip::default()))?;
+    /// clipper.set_norm_histories(&saved.norm_histories()?)?;
+    /// # Ok(clipper)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a [`z_clip`](Clip::z_clip), and with `NormHistory` for a mean or a
+    /// deviation that is negative or not finite. The next clip returns `StateCount` if the number of histories is
+    /// wrong.
+    pub fn set_norm_histories(&self, histories: &[NormHistory]) -> Result<(), Error> {
+        if !self
+            .operations
+            .iter()
+            .any(|operation| matches!(operation, Operation::Norm(norm) if norm.z_clip.is_some()))
+        {
+            return Err(gradclip::Error::NotEnabled { what: "norm histories", with: "z_clip" }.into());
+        }
+        check_norm_histories(histories)?;
+        let mut state = self.state();
+        state.histories = Stored::Host(histories.to_vec());
+        state.parameters = None;
+        Ok(())
+    }
+
+    /// Reads back the counts of [`count_steps`](Clip::count_steps) or [`skip_above`](Clip::skip_above), one for each
+    /// element of [`Clipped::norm`]. Empty before the first clip. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`].
+    pub fn step_counts(&self) -> Result<Vec<StepCounts>, Error> {
+        pollster::block_on(self.state().step_counts.read())
+    }
+
+    /// Restores step counts, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of this
+    /// clipper share them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` if the clip counts no steps, and with `StepCounts` for a largest
+    /// norm that is negative or not finite. The next clip returns `StateCount` if the number of counts is wrong.
+    pub fn set_step_counts(&self, counts: &[StepCounts]) -> Result<(), Error> {
+        if !self
+            .operations
+            .iter()
+            .any(|operation| matches!(operation, Operation::Norm(norm) if norm.keeps_step_counts()))
+        {
+            return Err(gradclip::Error::NotEnabled { what: "step counts", with: "count_steps" }.into());
+        }
+        check_step_counts(counts)?;
+        let mut state = self.state();
+        state.step_counts = Stored::Host(counts.to_vec());
+        state.parameters = None;
+        Ok(())
+    }
+
+    /// Returns what a clip takes from a module and its gradients.
+    fn selection(&self, operations: &[Operation]) -> Selection<'_> {
+        Selection {
+            groups: &self.groups,
+            rows: self.rows.as_ref().filter(|_| is_per_gradient(operations)),
+            with_parameters: reads_parameters(operations),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // After a panic in a clip, the state that the clip was updating starts again.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the limits that [`set_max_norms`](Self::set_max_norms) has set for groups, without that of the
+    /// parameters in no group.
+    fn group_max_norms(&self) -> Vec<Option<f32>> {
+        [None].into_iter().chain(self.max_norms[1..].iter().copied()).collect()
     }
 
     /// Returns the clips of all groups, with `clip` for the parameters in no group.
@@ -144,28 +332,36 @@ impl GradClipper {
     ///
     /// On Burn's wgpu runtime, with this package's feature `wgpu`, gradclip's kernels clip the gradients in Burn's
     /// stream and memory: in place, or in a copy if another tensor shares the memory. Elsewhere, Burn's tensor
-    /// operations clip them. The call does not wait for the device, except under the two policies that decide whether
+    /// operations clip them. The call does not wait for the device, except under the three options that decide whether
     /// the optimizer steps. Under these, it reads back the records, a few words per norm, before it returns:
     ///
-    /// - [`NonFinite::Skip`]: if a norm is not finite, the call removes the gradients of `module` from `gradients`. A
-    ///   step of Burn's optimizer then changes neither parameters nor optimizer state, and [`Clipped::skipped`] returns
-    ///   true. The whole step is skipped, even if only one of several groups is not finite.
-    /// - [`NonFinite::Error`]: the call returns [`Error::NonFinite`]. The non-finite gradients are unchanged; those of
-    ///   finite groups are clipped.
+    /// - [`NonFinite::Skip`](gradclip::NonFinite::Skip): if a norm is not finite, the call removes the gradients of
+    ///   `module` from `gradients`. A step of Burn's optimizer then changes neither parameters nor optimizer state, and
+    ///   [`Clipped::skipped`] returns true. The whole step is skipped, even if only one of several groups is not
+    ///   finite.
+    /// - [`Clip::skip_above`]: if a norm exceeds the second limit, the step is skipped in the same way.
+    /// - [`NonFinite::Error`](gradclip::NonFinite::Error): the call returns [`Error::NonFinite`]. The non-finite
+    ///   gradients are unchanged; those of finite groups are clipped.
     ///
     /// # Errors
     ///
     /// - [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group
     ///   without a parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of
     ///   them. The gradients are then unchanged.
+    /// - [`Error::Shape`] and [`Error::ParameterType`] for a parameter that [`Clip::by_parameter_norm`] cannot measure.
+    ///   The gradients are then unchanged.
+    /// - [`Error::NormNotSupplied`] for [`Clip::by_supplied_norm`], which needs
+    ///   [`clip_with_norm`](Self::clip_with_norm). The gradients are then unchanged.
+    /// - [`Error::OtherGradients`], and [`Error::Clip`] with `StateCount`, if the state of the clipper does not fit the
+    ///   gradients. These are then unchanged.
     /// - [`Error::NonFinite`] as above.
     /// - [`Error::Backend`] if the records could not be read back.
     pub fn clip<M: Module>(&self, gradients: &mut GradientsParams, module: &M) -> Result<Clipped, Error> {
         pollster::block_on(self.clip_async(gradients, module))
     }
 
-    /// Clips like [`clip`](Self::clip) without blocking the thread: under [`NonFinite::Skip`] and [`NonFinite::Error`]
-    /// it awaits the records.
+    /// Clips like [`clip`](Self::clip) without blocking the thread: under the options
+    /// that decide whether the optimizer steps, it awaits the records.
     ///
     /// # Errors
     ///
@@ -175,7 +371,7 @@ impl GradClipper {
         gradients: &mut GradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        self.run(&self.operations, gradients, module).await
+        self.run(&self.operations, None, gradients, module).await
     }
 
     /// Clips like [`clip`](Self::clip), with another clip for the parameters that belong to no group. The clipper is
@@ -190,7 +386,43 @@ impl GradClipper {
         module: &M,
         clip: Clip,
     ) -> Result<Clipped, Error> {
-        pollster::block_on(self.run(&checked(&self.clips_with(clip))?, gradients, module))
+        let operations = checked(&self.clips_with(clip), &self.group_max_norms())?;
+        pollster::block_on(self.run(&operations, None, gradients, module))
+    }
+
+    /// Clips with a norm that was measured elsewhere, for example over the shards of several processes:
+    /// [`Clip::by_supplied_norm`], `torch.nn.utils.clip_grads_with_norm_` in PyTorch. All groups use this norm, without
+    /// the loss scale. A tensor is not read by the host. A negative norm counts as NaN.
+    ///
+    /// ```
+    /// # use burn::{module::Module, optim::GradientsParams};
+    /// # use gradclip_burn::{Clip, Error, GradClipper};
+    /// # fn step(
+    /// #     shard: &impl Module,
+    /// #     grads: &mut GradientsParams,
+    /// #     all_reduce: impl Fn(burn::Tensor<1>) -> burn::Tensor<1>,
+    /// # ) -> Result<(), Error> {
+    /// let measure = GradClipper::new(Clip::by_global_norm(1.0).coefficient_only())?;
+    /// let scale = GradClipper::new(Clip::by_supplied_norm(1.0))?;
+    /// let norm = measure.clip(grads, shard)?.norm();
+    /// let joint = all_reduce(norm.square()).sqrt();
+    /// scale.clip_with_norm(grads, shard, joint)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip`](Self::clip); [`Error::Clip`] with `UnexpectedNorm` if the clip is not
+    /// [`Clip::by_supplied_norm`]; [`Error::SuppliedNorm`] if the tensor does not have one element. The gradients are
+    /// then unchanged.
+    pub fn clip_with_norm<M: Module>(
+        &self,
+        gradients: &mut GradientsParams,
+        module: &M,
+        norm: impl Into<SuppliedNorm>,
+    ) -> Result<Clipped, Error> {
+        pollster::block_on(self.run(&self.operations, Some(norm.into()), gradients, module))
     }
 
     /// Sums the gradients of `module` over several devices, as Burn's optimizer does, and clips the sums together. The
@@ -206,7 +438,9 @@ impl GradClipper {
         gradients: &mut MultiGradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        gradients::check(gradients.grads.iter().map(|(container, _)| container), module, &self.groups)?;
+        SuppliedNorm::check(None, &self.operations)?;
+        let containers = gradients.grads.iter().map(|(container, _)| container);
+        gradients::check(containers, module, self.selection(&self.operations))?;
         let mut summed = gradients::sum(gradients, module);
         let clipped = self.clip(&mut summed, module);
         gradients::distribute(summed, gradients, module);
@@ -216,15 +450,15 @@ impl GradClipper {
     async fn run<M: Module>(
         &self,
         operations: &[Operation],
+        norm: Option<SuppliedNorm>,
         gradients: &mut GradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        let clipped = self.launch(operations, gradients, module)?;
-        // These two policies decide whether the optimizer steps. Burn's optimizers run on the host, so the host needs
-        // the records.
-        let decides_step = matches!(clipped.policy(), NonFinite::Skip | NonFinite::Error);
-        if decides_step && clipped.records_async().await?.iter().any(ClipRecord::skip) {
-            drop(gradients::take(gradients, module, &self.groups));
+        let clipped = self.launch(operations, norm.as_ref(), gradients, module)?;
+        // Burn's optimizers run on the host, so the host needs the records if these decide whether the optimizer steps.
+        if clipped.decides_step() && clipped.records_async().await?.iter().any(ClipRecord::skip) {
+            let selection = Selection { groups: &self.groups, rows: None, with_parameters: false };
+            drop(gradients::take(gradients, module, selection));
             return Ok(clipped.with_step_skipped());
         }
         Ok(clipped)
@@ -234,50 +468,152 @@ impl GradClipper {
     fn launch<M: Module>(
         &self,
         operations: &[Operation],
+        norm: Option<&SuppliedNorm>,
         gradients: &mut GradientsParams,
         module: &M,
     ) -> Result<Clipped, Error> {
-        gradients::check([&*gradients], module, &self.groups)?;
-        let taken = gradients::take(gradients, module, &self.groups);
+        SuppliedNorm::check(norm, operations)?;
+        let selection = self.selection(operations);
+        gradients::check([&*gradients], module, selection)?;
+        let taken = gradients::take(gradients, module, selection);
         let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.info.path.clone()).collect();
         let clip = Arc::new(ResolvedClip::new(operations, &taken));
+        let keeps_state = (clip.keeps_histories() || clip.counts_steps()) && !taken.is_empty();
+        // Locked until the new state is stored: concurrent clips add to the state one after the other.
+        let mut state = keeps_state.then(|| self.state());
+        let route = match Route::new(&taken, &paths, &clip, norm, state.as_deref_mut()) {
+            Ok(route) => route,
+            Err(error) => {
+                for gradient in taken {
+                    gradient.register(gradients);
+                }
+                return Err(error);
+            }
+        };
         let device = || module.devices().into_iter().next().unwrap_or_default();
-        let (taken, measurement) = self.dispatch(taken, &clip, device);
+        let (taken, measurement) = self.dispatch(taken, &clip, route, state.as_deref_mut(), device);
         for gradient in taken {
             gradient.register(gradients);
         }
         Ok(Clipped::new(measurement, paths, clip))
     }
 
-    /// Clips gradients with the kernels if possible, and with tensor operations otherwise. `device` returns the device
-    /// for the outcome of a clip without a measurement.
+    /// Clips gradients, and stores the new state. `device` returns the device for the outcome of a clip without a
+    /// measurement.
     #[cfg_attr(not(feature = "wgpu"), expect(clippy::unused_self, reason = "only the kernels use the cache"))]
     fn dispatch(
         &self,
         gradients: Vec<Gradient>,
         clip: &Arc<ResolvedClip>,
+        route: Route,
+        state: Option<&mut State>,
         device: impl FnOnce() -> Device,
     ) -> (Vec<Gradient>, Measurement) {
-        #[cfg(feature = "wgpu")]
-        let gradients = match crate::kernels::clip(gradients, clip, &self.cache) {
-            Ok((gradients, Some(measurement))) => {
-                return (gradients, Measurement::Kernels(Box::new(measurement)));
+        match route {
+            #[cfg(feature = "wgpu")]
+            Route::Kernels(shapes, mut inputs) => {
+                let (gradients, measurement) =
+                    kernels::clip(gradients, shapes, clip, &mut inputs, &self.cache);
+                if let Some(state) = state {
+                    if let Some(words) = inputs.histories {
+                        state.histories = Stored::Words(Box::new(words));
+                    }
+                    if let Some(words) = inputs.step_counts {
+                        state.step_counts = Stored::Words(Box::new(words));
+                    }
+                }
+                let measurement = match measurement {
+                    Some(measurement) => Measurement::Kernels(Box::new(measurement)),
+                    None => Measurement::None { device: device(), used_kernels: true },
+                };
+                (gradients, measurement)
             }
-            Ok((gradients, None)) => {
-                return (gradients, Measurement::None { device: device(), used_kernels: true });
+            Route::TensorOps(mut inputs) => {
+                let (gradients, measurement) = tensor_ops::clip(gradients, clip, &mut inputs);
+                if let Some(state) = state {
+                    if let Some(tensors) = inputs.histories {
+                        state.histories = Stored::Tensors(Box::new(tensors));
+                    }
+                    if let Some(tensors) = inputs.step_counts {
+                        state.step_counts = Stored::Tensors(Box::new(tensors));
+                    }
+                }
+                let measurement = match measurement {
+                    Some(measurement) => Measurement::TensorOps(Box::new(measurement)),
+                    None => Measurement::None { device: device(), used_kernels: false },
+                };
+                (gradients, measurement)
             }
-            Err(gradients) => gradients,
-        };
-        match tensor_ops::clip(gradients, clip) {
-            (gradients, Some(measurement)) => (gradients, Measurement::TensorOps(Box::new(measurement))),
-            (gradients, None) => (gradients, Measurement::None { device: device(), used_kernels: false }),
         }
     }
 }
 
-/// Validates the clips of all groups, and checks that this package supports them.
-fn checked(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
-    let operations = Clip::checked_groups(clips)?;
+/// The implementation that clips, with its inputs besides the gradients.
+enum Route {
+    #[cfg(feature = "wgpu")]
+    Kernels(Vec<GradientShape>, Box<kernels::Inputs>),
+    TensorOps(Box<tensor_ops::Inputs>),
+}
+
+impl Route {
+    /// Chooses the kernels if they can clip the gradients, and tensor operations otherwise. Takes the values that the
+    /// clip updates out of `state`. An error for state that does not fit leaves it unchanged.
+    fn new(
+        gradients: &[Gradient],
+        paths: &Arc<[String]>,
+        clip: &ResolvedClip,
+        norm: Option<&SuppliedNorm>,
+        state: Option<&mut State>,
+    ) -> Result<Self, Error> {
+        let records = clip.segments();
+        let mut state = state;
+        if let Some(state) = &mut state {
+            if clip.keeps_histories() {
+                state.histories.check_count("norm histories", records)?;
+            }
+            if clip.counts_steps() {
+                state.step_counts.check_count("step counts", records)?;
+            }
+            if let Some(expected) = state.parameters.as_deref().filter(|expected| **expected != **paths) {
+                return Err(Error::OtherGradients { expected: expected.to_vec(), given: paths.to_vec() });
+            }
+            state.parameters = clip.is_per_gradient().then(|| paths.clone());
+        }
+        // Without gradients, there is no device, and no input is used.
+        let Some(device) = gradients.first().map(Gradient::device) else {
+            let inputs = tensor_ops::Inputs { supplied: None, histories: None, step_counts: None };
+            return Ok(Self::TensorOps(Box::new(inputs)));
+        };
+        let supplied = norm.map(|norm| norm.on(&device));
+        let histories = state.as_mut().filter(|_| clip.keeps_histories()).map(|state| &mut state.histories);
+        #[cfg(feature = "wgpu")]
+        if let Some(shapes) = kernels::shapes(gradients, clip) {
+            let histories = histories.map(|histories| histories.take_words(records, &device)).transpose()?;
+            let counts = state.filter(|_| clip.counts_steps()).map(|state| &mut state.step_counts);
+            let step_counts = counts.map(|counts| counts.take_words(records, &device)).transpose()?;
+            let inputs = kernels::Inputs { supplied, histories, step_counts };
+            return Ok(Self::Kernels(shapes, Box::new(inputs)));
+        }
+        let histories = histories.map(|histories| histories.take_tensors(records, &device)).transpose()?;
+        let counts = state.filter(|_| clip.counts_steps()).map(|state| &mut state.step_counts);
+        let step_counts = counts.map(|counts| counts.take_tensors(records, &device)).transpose()?;
+        Ok(Self::TensorOps(Box::new(tensor_ops::Inputs { supplied, histories, step_counts })))
+    }
+}
+
+/// Validates the clips of all groups, and checks that this package supports them. `max_norms` replaces limits.
+fn checked(clips: &[Clip], max_norms: &[Option<f32>]) -> Result<Vec<Operation>, Error> {
+    let mut operations = Clip::checked_groups(clips)?;
     operations.iter().try_for_each(check_supported)?;
+    set_limits(&mut operations, max_norms);
     Ok(operations)
+}
+
+/// Replaces the limits of clips by norm.
+fn set_limits(operations: &mut [Operation], max_norms: &[Option<f32>]) {
+    for (operation, max_norm) in operations.iter_mut().zip(max_norms) {
+        if let (Operation::Norm(norm), Some(max_norm)) = (operation, max_norm) {
+            norm.max_norm = *max_norm;
+        }
+    }
 }

@@ -38,6 +38,30 @@ pub enum Error {
         /// Its rank.
         rank: usize,
     },
+    /// A gradient whose shape differs from its parameter's, which
+    /// [`Clip::by_parameter_norm`](gradclip::Clip::by_parameter_norm) reads.
+    #[error(
+        "the gradient of {parameter} has the shape {gradient:?}, but the parameter has the shape {expected:?}"
+    )]
+    Shape {
+        /// The path of the parameter in its module.
+        parameter: String,
+        /// The shape of the gradient.
+        gradient: Vec<usize>,
+        /// The shape of the parameter.
+        expected: Vec<usize>,
+    },
+    /// A parameter whose elements are not floating-point numbers, for
+    /// [`Clip::by_parameter_norm`](gradclip::Clip::by_parameter_norm).
+    #[error(
+        "{parameter} has dtype {dtype:?}, but only the norm of floating-point parameters can be measured"
+    )]
+    ParameterType {
+        /// The path of the parameter in its module.
+        parameter: String,
+        /// The type of its elements.
+        dtype: DType,
+    },
     /// A group without a parameter: its filter matches no parameter of the module, or only parameters of earlier
     /// groups.
     #[error(
@@ -66,6 +90,28 @@ pub enum Error {
         /// The path of the first parameter whose gradient holds an infinity or a NaN; `None` if only the norm is not
         /// finite.
         parameter: Option<String>,
+    },
+    /// [`Clip::by_supplied_norm`](gradclip::Clip::by_supplied_norm) without a norm.
+    #[error("no norm was supplied, but Clip::by_supplied_norm needs one: call clip_with_norm")]
+    NormNotSupplied,
+    /// A supplied norm that is not one number.
+    #[error("the supplied norm has {elements} elements, but it must be one number")]
+    SuppliedNorm {
+        /// The number of its elements.
+        elements: usize,
+    },
+    /// Gradients of other parameters than in the step before, for a clip of each gradient by its own norm that keeps
+    /// state: a norm history or step counts per gradient.
+    #[error(
+        "the clipper keeps state for the gradients of {}, but these are the gradients of {}",
+        list(expected),
+        list(given)
+    )]
+    OtherGradients {
+        /// The paths of the parameters with a gradient in the step before.
+        expected: Vec<String>,
+        /// The paths of the parameters with a gradient in this step.
+        given: Vec<String>,
     },
     /// The backend failed to execute the clip or to read back its outcome.
     #[error("reading back the outcome of the clip failed")]

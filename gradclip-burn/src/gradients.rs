@@ -7,18 +7,40 @@ use std::sync::Arc;
 use burn::backend::DispatchTensor;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::Error;
 
 /// Selects the parameters of a group by their paths.
 pub(crate) type ParameterFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
+/// Selects the gradients that are split into rows, by the paths of their parameters and by their shapes.
+pub(crate) type RowFilter = Arc<dyn Fn(&str, &[usize]) -> bool + Send + Sync>;
+
+/// What a clip takes from a module and its gradients.
+#[derive(Clone, Copy)]
+pub(crate) struct Selection<'a> {
+    /// The filters of the groups.
+    pub(crate) groups: &'a [ParameterFilter],
+    /// Selects the gradients that are split into rows, if any.
+    pub(crate) rows: Option<&'a RowFilter>,
+    /// Whether the clip reads the parameters.
+    pub(crate) with_parameters: bool,
+}
+
 /// A gradient that was taken out of its container. The container no longer refers to its memory, so Burn can tell
 /// whether another tensor does.
 pub(crate) struct Gradient {
     pub(crate) info: GradientInfo,
     pub(crate) tensor: DispatchTensor,
+    /// Its parameter, if the clip reads it.
+    pub(crate) parameter: Option<ParameterTensor>,
+}
+
+/// A parameter without autodiff. It has the shape of its gradient.
+pub(crate) struct ParameterTensor {
+    pub(crate) tensor: DispatchTensor,
+    pub(crate) dtype: DType,
 }
 
 /// The description of a gradient, without its tensor.
@@ -31,6 +53,8 @@ pub(crate) struct GradientInfo {
     pub(crate) dtype: DType,
     /// The number of its elements.
     pub(crate) count: usize,
+    /// The number of rows that are clipped on their own. It divides `count`; 1 if the gradient is not split.
+    pub(crate) rows: usize,
     rank: &'static dyn AnyRank,
 }
 
@@ -58,15 +82,13 @@ impl<const D: usize> AnyRank for Rank<D> {
     }
 }
 
-impl GradientInfo {
-    /// Returns the element type for gradclip's kernels, or `None` if they do not support it.
-    pub(crate) const fn kernel_dtype(&self) -> Option<gradclip::DType> {
-        match self.dtype {
-            DType::F32 | DType::Flex32 => Some(gradclip::DType::F32),
-            DType::F16 => Some(gradclip::DType::F16),
-            DType::BF16 => Some(gradclip::DType::BF16),
-            _ => None,
-        }
+/// Returns the element type for gradclip's kernels, or `None` if they do not support it.
+pub(crate) const fn kernel_dtype(dtype: DType) -> Option<gradclip::DType> {
+    match dtype {
+        DType::F32 | DType::Flex32 => Some(gradclip::DType::F32),
+        DType::F16 => Some(gradclip::DType::F16),
+        DType::BF16 => Some(gradclip::DType::BF16),
+        _ => None,
     }
 }
 
@@ -76,9 +98,20 @@ impl Gradient {
         self.info.rank.register(gradients, self.info.parameter, self.tensor);
     }
 
+    /// Returns the device of the gradient.
+    pub(crate) fn device(&self) -> Device {
+        self.flatten().device()
+    }
+
     /// Returns the gradient, flattened to one dimension.
     pub(crate) fn flatten(&self) -> Tensor<1> {
         self.info.rank.flatten(self.tensor.clone(), self.info.count)
+    }
+
+    /// Returns the parameter, flattened to one dimension, if the clip reads it.
+    pub(crate) fn flatten_parameter(&self) -> Option<Tensor<1>> {
+        let parameter = self.parameter.as_ref()?;
+        Some(self.info.rank.flatten(parameter.tensor.clone(), self.info.count))
     }
 
     /// Replaces the elements, and keeps the shape.
@@ -92,16 +125,18 @@ fn group_of(path: &str, groups: &[ParameterFilter]) -> usize {
     groups.iter().position(|matches| matches(path)).map_or(0, |index| index + 1)
 }
 
-/// Checks that each gradient can be clipped and has the rank of its parameter, that each group has a parameter, and
-/// that there is a gradient if any parameter requires one. On a different rank, Burn would panic.
+/// Checks that each gradient can be clipped and has the rank of its parameter (also the shape, if the clip reads the
+/// parameters), that each group has a parameter, and that there is a gradient if any parameter requires one. On a
+/// different rank, Burn would panic.
 pub(crate) fn check<'a, M: Module>(
     containers: impl IntoIterator<Item = &'a GradientsParams>,
     module: &M,
-    groups: &[ParameterFilter],
+    selection: Selection<'_>,
 ) -> Result<(), Error> {
+    let groups = selection.groups;
     let mut checker = Checker {
         containers: containers.into_iter().collect(),
-        groups,
+        selection,
         group_has_parameter: vec![false; groups.len() + 1],
         path: Vec::new(),
         paths: Vec::new(),
@@ -128,7 +163,7 @@ pub(crate) fn check<'a, M: Module>(
 
 struct Checker<'a> {
     containers: Vec<&'a GradientsParams>,
-    groups: &'a [ParameterFilter],
+    selection: Selection<'a>,
     group_has_parameter: Vec<bool>,
     /// The path of the module that is being visited.
     path: Vec<String>,
@@ -154,17 +189,22 @@ impl ModuleVisitor for Checker<'_> {
             return;
         }
         let path = self.path.join(".");
-        self.group_has_parameter[group_of(&path, self.groups)] = true;
+        self.group_has_parameter[group_of(&path, self.selection.groups)] = true;
         self.requires_gradients |= parameter.is_require_grad();
         for gradients in &self.containers {
             // Burn offers no other way to check the rank of an entry: every access unwraps its type. This access is
             // read-only.
-            let look_up = || gradients.get::<D>(parameter.id).map(|gradient| gradient.dtype());
+            let look_up =
+                || gradients.get::<D>(parameter.id).map(|gradient| (gradient.dtype(), gradient.dims()));
             let error = match catch_unwind(AssertUnwindSafe(look_up)) {
-                Ok(Some(dtype)) if !dtype.is_float() => Error::Type { parameter: path.clone(), dtype },
+                Ok(Some((dtype, _))) if !dtype.is_float() => Error::Type { parameter: path.clone(), dtype },
                 Ok(found) => {
                     self.has_gradients |= found.is_some();
-                    continue;
+                    let found = found.filter(|_| self.selection.with_parameters);
+                    match found.and_then(|(_, shape)| check_parameter(parameter, &path, shape).err()) {
+                        Some(error) => error,
+                        None => continue,
+                    }
                 }
                 Err(_) => Error::Rank { parameter: path.clone(), rank: D },
             };
@@ -174,21 +214,42 @@ impl ModuleVisitor for Checker<'_> {
     }
 }
 
+/// Checks that the norm of a parameter can be measured, and that its gradient has its shape.
+fn check_parameter<const D: usize>(
+    parameter: &Param<Tensor<D>>,
+    path: &str,
+    gradient: [usize; D],
+) -> Result<(), Error> {
+    let value = parameter.val();
+    let (dtype, expected) = (value.dtype(), value.dims());
+    if !dtype.is_float() {
+        return Err(Error::ParameterType { parameter: path.to_owned(), dtype });
+    }
+    if gradient != expected {
+        return Err(Error::Shape {
+            parameter: path.to_owned(),
+            gradient: gradient.to_vec(),
+            expected: expected.to_vec(),
+        });
+    }
+    Ok(())
+}
+
 /// Takes the gradients of a module out of their container, in the order of the parameters. It takes the gradient of
 /// tied parameters once, and skips parameters without a gradient.
 pub(crate) fn take<M: Module>(
     gradients: &mut GradientsParams,
     module: &M,
-    groups: &[ParameterFilter],
+    selection: Selection<'_>,
 ) -> Vec<Gradient> {
-    let mut taker = Taker { gradients, groups, path: Vec::new(), taken: Vec::new() };
+    let mut taker = Taker { gradients, selection, path: Vec::new(), taken: Vec::new() };
     module.visit(&mut taker);
     taker.taken
 }
 
 struct Taker<'a> {
     gradients: &'a mut GradientsParams,
-    groups: &'a [ParameterFilter],
+    selection: Selection<'a>,
     /// The path of the module that is being visited.
     path: Vec<String>,
     taken: Vec<Gradient>,
@@ -207,15 +268,22 @@ impl ModuleVisitor for Taker<'_> {
         // The gradient of a tied parameter is gone at its second visit.
         let Some(gradient) = self.gradients.remove::<D>(parameter.id) else { return };
         let path = self.path.join(".");
+        let (shape, count) = (gradient.dims(), gradient.shape().num_elements());
+        let is_split = count > 0 && self.selection.rows.is_some_and(|is_split| is_split(&path, &shape));
         let info = GradientInfo {
             parameter: parameter.id,
-            group: group_of(&path, self.groups),
+            group: group_of(&path, self.selection.groups),
             path,
             dtype: gradient.dtype(),
-            count: gradient.shape().num_elements(),
+            count,
+            rows: if is_split { shape.first().copied().unwrap_or(1) } else { 1 },
             rank: &Rank::<D>,
         };
-        self.taken.push(Gradient { info, tensor: gradient.into_dispatch() });
+        let parameter = self.selection.with_parameters.then(|| {
+            let value = parameter.val().inner();
+            ParameterTensor { dtype: value.dtype(), tensor: value.into_dispatch() }
+        });
+        self.taken.push(Gradient { info, tensor: gradient.into_dispatch(), parameter });
     }
 }
 

@@ -1,13 +1,14 @@
 //! Clips gradients with gradclip's kernels: passes their primitives to the backend and wraps the results in tensors.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Wgpu};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use crate::backend::{KernelBackend, WgpuPrimitive};
-use crate::device::{self, GradientShape, TableCache};
-use crate::gradients::{Gradient, GradientInfo};
+use crate::device::{self, ClipPrimitives, GradientShape, StatePrimitives, TableCache};
+use crate::gradients::{Gradient, GradientInfo, kernel_dtype};
 use crate::resolved_clip::ResolvedClip;
 
 /// The outputs of the norm kernels, on the device.
@@ -23,56 +24,97 @@ pub(crate) struct KernelMeasurement {
     pub(crate) stats: Option<Tensor<1, Int>>,
 }
 
-/// Clips gradients. A clip by norm also returns its measurement.
-///
-/// # Errors
-///
-/// Returns the gradients unchanged if the kernels cannot clip them.
+/// The inputs of a clip besides its gradients, on the device of the gradients.
+pub(crate) struct Inputs {
+    /// The norm of a clip by supplied norm.
+    pub(crate) supplied: Option<Tensor<1>>,
+    /// The norm histories of a z-clip, as words. The clip replaces them.
+    pub(crate) histories: Option<Tensor<1, Int>>,
+    /// The step counts, as words, if the clip counts steps. The clip replaces them.
+    pub(crate) step_counts: Option<Tensor<1, Int>>,
+}
+
+/// Clips gradients whose [`shapes`] the kernels can clip. A clip by norm also returns its measurement.
 pub(crate) fn clip(
     gradients: Vec<Gradient>,
+    shapes: Vec<GradientShape>,
     clip: &Arc<ResolvedClip>,
+    inputs: &mut Inputs,
     cache: &TableCache,
-) -> Result<(Vec<Gradient>, Option<KernelMeasurement>), Vec<Gradient>> {
-    let Some(shapes) = shapes(&gradients, &clip.segment_of) else { return Err(gradients) };
+) -> (Vec<Gradient>, Option<KernelMeasurement>) {
     let mut infos = Vec::with_capacity(gradients.len());
     let mut primitives = Vec::with_capacity(gradients.len());
-    for Gradient { info, tensor } in gradients {
+    let mut parameters = Vec::new();
+    for Gradient { info, tensor, parameter } in gradients {
         infos.push(info);
+        if let Some(DispatchTensorKind::Cube(BackendTensor::Float(primitive))) =
+            parameter.map(|parameter| parameter.tensor.kind)
+        {
+            parameters.push(primitive);
+        }
         // `shapes` has checked that each tensor has a primitive.
         if let DispatchTensorKind::Cube(BackendTensor::Float(primitive)) = tensor.kind {
             primitives.push(primitive);
         }
     }
+    // The other inputs were made on the device of the gradients, so they have primitives, too.
+    let words = |state: &mut Option<Tensor<1, Int>>| {
+        state.take().and_then(|words| words.try_into_primitive::<Wgpu>().ok())
+    };
+    let primitives = ClipPrimitives {
+        gradients: primitives,
+        parameters,
+        supplied: inputs.supplied.take().and_then(|norm| norm.try_into_primitive::<Wgpu>().ok()),
+        state: StatePrimitives {
+            histories: words(&mut inputs.histories),
+            step_counts: words(&mut inputs.step_counts),
+        },
+    };
     let clipped = Wgpu::clip(primitives, shapes, clip.clone(), cache.clone());
     let gradients =
         infos.into_iter().zip(clipped.gradients).map(|(info, primitive)| from_primitive(info, primitive));
-    let measurement = clipped.outputs.map(|outputs| KernelMeasurement {
-        norms: Tensor::from_primitive::<Wgpu>(outputs.norms),
-        factors: Tensor::from_primitive::<Wgpu>(outputs.factors),
-        records: Tensor::from_primitive::<Wgpu>(outputs.records),
-        stats: outputs.stats.map(Tensor::from_primitive::<Wgpu>),
+    let measurement = clipped.outputs.map(|outputs| {
+        inputs.histories = outputs.state.histories.map(Tensor::from_primitive::<Wgpu>);
+        inputs.step_counts = outputs.state.step_counts.map(Tensor::from_primitive::<Wgpu>);
+        KernelMeasurement {
+            norms: Tensor::from_primitive::<Wgpu>(outputs.norms),
+            factors: Tensor::from_primitive::<Wgpu>(outputs.factors),
+            records: Tensor::from_primitive::<Wgpu>(outputs.records),
+            stats: outputs.stats.map(Tensor::from_primitive::<Wgpu>),
+        }
     });
-    Ok((gradients.collect(), measurement))
+    (gradients.collect(), measurement)
 }
 
-/// Returns the shapes of the gradients if the kernels can clip them: all are on one device that runs the kernels, and
-/// have supported element types.
-fn shapes(gradients: &[Gradient], segment_of: &[usize]) -> Option<Vec<GradientShape>> {
-    let device = Wgpu::device_of(primitive(gradients.first()?)?);
+/// Returns the shapes of the gradients, followed by those of the parameters that the clip reads, if the kernels can
+/// clip them: all are on one device that runs the kernels, and have supported element types.
+pub(crate) fn shapes(gradients: &[Gradient], clip: &ResolvedClip) -> Option<Vec<GradientShape>> {
+    let device = Wgpu::device_of(primitive(&gradients.first()?.tensor)?);
     if !device::runs_kernels(&device) {
         return None;
     }
-    let shapes = gradients.iter().zip(segment_of).map(|(gradient, &segment)| {
-        let is_here = Wgpu::device_of(primitive(gradient)?) == device;
-        let dtype = gradient.info.kernel_dtype().filter(|_| is_here)?;
-        Some(GradientShape { count: gradient.info.count, dtype, segment })
+    let shape = |tensor: &DispatchTensor, dtype: DType, count: usize, segments: &Range<usize>| {
+        let is_here = Wgpu::device_of(primitive(tensor)?) == device;
+        let dtype = kernel_dtype(dtype).filter(|_| is_here)?;
+        let (segment, rows) = (segments.start, segments.len());
+        Some(GradientShape { count, dtype, segment, rows, is_parameter: false })
+    };
+    let all = || gradients.iter().zip(&clip.segments_of);
+    let of_gradients = all()
+        .map(|(Gradient { info, tensor, .. }, segments)| shape(tensor, info.dtype, info.count, segments));
+    let of_parameters = all().filter_map(|(gradient, segments)| {
+        let parameter = gradient.parameter.as_ref()?;
+        // The segments of the parameters follow those of the gradients.
+        let segments = clip.segments() + segments.start..clip.segments() + segments.end;
+        let shape = shape(&parameter.tensor, parameter.dtype, gradient.info.count, &segments);
+        Some(shape.map(|shape| GradientShape { is_parameter: true, ..shape }))
     });
-    shapes.collect()
+    of_gradients.chain(of_parameters).collect()
 }
 
-/// Returns the primitive of a gradient if its tensor belongs to Burn's wgpu runtime and is not tracked by autodiff.
-fn primitive(gradient: &Gradient) -> Option<&WgpuPrimitive> {
-    match &gradient.tensor {
+/// Returns the primitive of a tensor that belongs to Burn's wgpu runtime and is not tracked by autodiff.
+fn primitive(tensor: &DispatchTensor) -> Option<&WgpuPrimitive> {
+    match tensor {
         DispatchTensor {
             kind: DispatchTensorKind::Cube(BackendTensor::Float(primitive)),
             autodiff: DispatchAutodiffContext::Disabled,
@@ -86,5 +128,5 @@ fn from_primitive(info: GradientInfo, primitive: WgpuPrimitive) -> Gradient {
         kind: DispatchTensorKind::Cube(BackendTensor::Float(primitive)),
         autodiff: DispatchAutodiffContext::Disabled,
     };
-    Gradient { info, tensor }
+    Gradient { info, tensor, parameter: None }
 }

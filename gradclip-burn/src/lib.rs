@@ -1,10 +1,10 @@
 #![doc = include_str!("../README.md")]
 
-pub use gradclip::stats::TensorStats;
-pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType};
+pub use gradclip::stats::{NormHistory, StepCounts, TensorStats};
+pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType, ZClip};
 
-// A module imports only modules to its left: `error`, `gradients`, `resolved_clip`, `tensor_ops`, `device`, `backend`,
-// `kernels`, `clipped`, `clipper`, `optimizer`, `train`.
+// A module imports only modules to its left: `error`, `state`, `supplied_norm`, `gradients`, `resolved_clip`,
+// `tensor_ops`, `device`, `backend`, `kernels`, `clipped`, `clipper`, `optimizer`, `train`.
 #[cfg(feature = "wgpu")]
 mod backend;
 mod clipped;
@@ -17,6 +17,8 @@ mod gradients;
 mod kernels;
 mod optimizer;
 mod resolved_clip;
+mod state;
+mod supplied_norm;
 mod tensor_ops;
 #[cfg(feature = "train")]
 mod train;
@@ -25,5 +27,6 @@ pub use clipped::Clipped;
 pub use clipper::GradClipper;
 pub use error::{Error, StepError};
 pub use optimizer::ClippedOptimizer;
+pub use supplied_norm::SuppliedNorm;
 #[cfg(feature = "train")]
 pub use train::{ClippedMetric, Clipping, GradNormMetric};

@@ -36,9 +36,10 @@ impl ClippedOptimizer {
     /// Clips the gradients of `module` and updates the module with them.
     ///
     /// Under [`NonFinite::Skip`](gradclip::NonFinite::Skip), a step with non-finite gradients changes neither the
-    /// module nor the state of the optimizer, and [`skipped`](Clipped::skipped) of [`last`](Self::last) is true. This
-    /// policy and [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step, to read the
-    /// records back. The other policies do not wait.
+    /// module nor the state of the optimizer, and [`skipped`](Clipped::skipped) of [`last`](Self::last) is true.
+    /// [`Clip::skip_above`](gradclip::Clip::skip_above) skips steps with too large norms in the same way. These two
+    /// options and [`NonFinite::Error`](gradclip::NonFinite::Error) wait for the device at each step, to read the
+    /// records back. Otherwise no step waits.
     ///
     /// ```
     /// # use burn::{module::Module, optim::GradientsParams};

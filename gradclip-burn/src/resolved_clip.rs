@@ -1,5 +1,7 @@
 //! A checked clip, resolved for a list of gradients. The kernels and the tensor operations both execute it.
 
+use std::ops::Range;
+
 use gradclip::operation::{ByNorm, Operation, Scope};
 use gradclip::{NonFinite, NormType};
 
@@ -7,14 +9,15 @@ use crate::Error;
 use crate::gradients::Gradient;
 
 /// The options of a clip, and the limit of each segment of a list of gradients. A segment has one norm, one limit and
-/// one record. It is a group, or a single gradient if each is clipped by its own norm.
+/// one record. It is a group; or a gradient or one of its rows, if each is clipped by its own norm.
 #[derive(Clone, Debug)]
 pub(crate) struct ResolvedClip {
     pub(crate) kind: ClipKind,
-    /// The lower and the upper bound of each segment. The upper bound of a clip by norm is its limit.
+    /// The lower and the upper bound of each segment. The upper bound of a clip by norm is its limit; for adaptive
+    /// gradient clipping, the limit is relative to the norm of the parameter.
     pub(crate) bounds: Vec<[f32; 2]>,
-    /// The segment of each gradient.
-    pub(crate) segment_of: Vec<usize>,
+    /// The segments of each gradient: one, or one per row.
+    pub(crate) segments_of: Vec<Range<usize>>,
 }
 
 /// The kind of a clip, without its limits.
@@ -23,32 +26,43 @@ pub(crate) enum ClipKind {
     /// A clip by norm. The limits are in [`ResolvedClip::bounds`], not in [`ByNorm::max_norm`].
     Norm(ByNorm),
     /// A clip by value.
-    Clamp,
+    Clamp {
+        /// The inverse of the loss scale, if there is one.
+        inverse_scale: Option<f32>,
+    },
 }
 
 /// Rejects the operations and options that this package does not support.
 pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     let norm = match operation {
         Operation::Norm(norm) => norm,
-        Operation::Clamp { inverse_scale: None, .. } => return Ok(()),
-        Operation::Clamp { .. } => {
-            return Err(Error::Unsupported { option: "Clip::loss_scale of a clip by value" });
-        }
-        _ => return Err(Error::Unsupported { option: "this kind of clip" }),
+        Operation::Clamp { .. } => return Ok(()),
+        _ => return Err(Error::Unsupported { option: "an operation other than Norm and Clamp" }),
     };
+    if norm.auto_clip.is_some() {
+        return Err(Error::Unsupported { option: "Clip::auto_clip" });
+    }
+    if norm.dynamic_loss_scale.is_some() {
+        return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
+    }
     match norm.scope {
-        Scope::Global | Scope::Tensor | Scope::TensorRms => {}
-        Scope::Parameter { .. } => return Err(Error::Unsupported { option: "Clip::by_parameter_norm" }),
-        Scope::Supplied => return Err(Error::Unsupported { option: "Clip::by_supplied_norm" }),
-        _ => return Err(Error::Unsupported { option: "this scope of a norm" }),
+        Scope::Global | Scope::Tensor | Scope::TensorRms | Scope::Parameter { .. } | Scope::Supplied => {
+            Ok(())
+        }
+        _ => Err(Error::Unsupported {
+            option: "a scope other than Global, Tensor, TensorRms, Parameter and Supplied",
+        }),
     }
-    if norm.z_clip.is_some() {
-        return Err(Error::Unsupported { option: "Clip::z_clip" });
-    }
-    if norm.count_steps {
-        return Err(Error::Unsupported { option: "Clip::count_steps" });
-    }
-    Ok(())
+}
+
+/// Returns whether operations, one per group, clip each gradient or row by its own norm.
+pub(crate) fn is_per_gradient(operations: &[Operation]) -> bool {
+    matches!(operations.first(), Some(Operation::Norm(norm)) if !norm.scope.is_together())
+}
+
+/// Returns whether operations, one per group, read the parameters.
+pub(crate) fn reads_parameters(operations: &[Operation]) -> bool {
+    matches!(operations.first(), Some(Operation::Norm(norm)) if matches!(norm.scope, Scope::Parameter { .. }))
 }
 
 impl ResolvedClip {
@@ -62,20 +76,23 @@ impl ResolvedClip {
         };
         let kind = match operations.first() {
             Some(Operation::Norm(norm)) => ClipKind::Norm(*norm),
-            _ => ClipKind::Clamp,
+            Some(Operation::Clamp { inverse_scale, .. }) => ClipKind::Clamp { inverse_scale: *inverse_scale },
+            _ => ClipKind::Clamp { inverse_scale: None },
         };
         let infos = || gradients.iter().map(|gradient| &gradient.info);
-        let (bounds, segment_of) = match kind {
-            ClipKind::Norm(norm) if !norm.scope.is_together() => (
-                infos().map(|info| bounds(&operations[info.group], info.count)).collect(),
-                (0..gradients.len()).collect(),
-            ),
-            _ => (
-                operations.iter().map(|operation| bounds(operation, 1)).collect(),
-                infos().map(|info| info.group).collect(),
-            ),
-        };
-        Self { kind, bounds, segment_of }
+        if is_per_gradient(operations) {
+            let mut of_segments = Vec::with_capacity(gradients.len());
+            let mut segments_of = Vec::with_capacity(gradients.len());
+            for info in infos() {
+                let first = of_segments.len();
+                let of_row = bounds(&operations[info.group], info.count / info.rows);
+                of_segments.extend(std::iter::repeat_n(of_row, info.rows));
+                segments_of.push(first..of_segments.len());
+            }
+            return Self { kind, bounds: of_segments, segments_of };
+        }
+        let bounds = operations.iter().map(|operation| bounds(operation, 1)).collect();
+        Self { kind, bounds, segments_of: infos().map(|info| info.group..info.group + 1).collect() }
     }
 
     /// Returns the number of segments.
@@ -88,11 +105,42 @@ impl ResolvedClip {
         !matches!(self.kind, ClipKind::Norm(ByNorm { coefficient_only: true, .. }))
     }
 
+    /// Returns whether each gradient or row has its own norm. If not, groups share one.
+    pub(crate) const fn is_per_gradient(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(norm) if !norm.scope.is_together())
+    }
+
+    /// Returns whether the limits are relative to the norms of the parameters: adaptive gradient clipping.
+    pub(crate) const fn reads_parameters(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
+    }
+
+    /// Returns whether the clip has a limit that follows past norms.
+    pub(crate) const fn keeps_histories(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(ByNorm { z_clip: Some(_), .. }))
+    }
+
+    /// Returns whether the clip counts steps, or has a rule that needs the counts.
+    pub(crate) const fn counts_steps(&self) -> bool {
+        matches!(self.kind, ClipKind::Norm(norm) if norm.keeps_step_counts())
+    }
+
+    /// Returns whether the outcome of the clip decides if the optimizer steps.
+    pub(crate) const fn decides_step(&self) -> bool {
+        matches!(
+            self.kind,
+            ClipKind::Norm(
+                ByNorm { non_finite: NonFinite::Skip | NonFinite::Error, .. }
+                    | ByNorm { skip_above: Some(_), .. }
+            )
+        )
+    }
+
     /// Returns the norm type; L2 for a clip by value, which measures no norm.
     pub(crate) const fn norm_type(&self) -> NormType {
         match self.kind {
             ClipKind::Norm(norm) => norm.norm_type,
-            ClipKind::Clamp => NormType::L2,
+            ClipKind::Clamp { .. } => NormType::L2,
         }
     }
 
@@ -100,7 +148,7 @@ impl ResolvedClip {
     pub(crate) const fn non_finite(&self) -> NonFinite {
         match self.kind {
             ClipKind::Norm(norm) => norm.non_finite,
-            ClipKind::Clamp => NonFinite::Propagate,
+            ClipKind::Clamp { .. } => NonFinite::Propagate,
         }
     }
 }
@@ -129,6 +177,9 @@ mod tests {
             "tensor_stats",
             "count_steps",
             "z_clip",
+            "auto_clip",
+            "skip_above",
+            "dynamic_loss_scale",
         ];
         assert_eq!(options, known);
     }

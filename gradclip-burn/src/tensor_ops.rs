@@ -1,13 +1,16 @@
 //! Clips gradients with Burn's tensor operations where the kernels cannot run: on the CPU, on CUDA, on wgpu if CubeCL
 //! does not compile WGSL, for f64 gradients, and for gradients on several devices.
 
+use std::ops::Range;
+
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
-use gradclip::kernels::tables::Bounds;
-use gradclip::operation::ByNorm;
+use gradclip::kernels::tables::{Bounds, NormParams};
+use gradclip::operation::{ByNorm, SkipAbove};
 use gradclip::{NonFinite, NormType};
 
-use crate::gradients::Gradient;
+use crate::gradients::{Gradient, kernel_dtype};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
+use crate::state::{CountTensors, HistoryTensors};
 
 /// The measurement of a clip by norm. All numbers are f32 on the device of the first gradient.
 ///
@@ -28,11 +31,14 @@ pub(crate) struct TensorOpsMeasurement {
     pub(crate) shifted_factors: Tensor<1>,
     /// The shift of each segment.
     pub(crate) shifts: Tensor<1>,
+    /// 1 for each segment whose norm exceeds the second limit, so that the step is skipped; 0 for the others.
+    pub(crate) is_too_large: Tensor<1>,
     /// Whether each segment has a non-finite element or a NaN coefficient.
     non_finite: Tensor<1, Bool>,
     /// Whether each segment has no elements.
     pub(crate) empty: Vec<bool>,
-    /// The largest magnitude of each gradient, before the loss scale is removed, which could overflow f32.
+    /// The largest magnitude of each gradient, or of each of its rows if these are segments, before the loss scale is
+    /// removed, which could overflow f32.
     pub(crate) max_magnitudes: Tensor<1>,
     /// The statistics of each gradient, if the clip measures them.
     pub(crate) stats: Option<StatsMeasurement>,
@@ -54,84 +60,186 @@ const LARGE: f32 = 9_223_372_036_854_775_808.0;
 /// 2^-64.
 const SHIFT: f32 = 1.0 / 18_446_744_073_709_551_616.0;
 
+/// The inputs of a clip besides its gradients, on the device of the first gradient.
+pub(crate) struct Inputs {
+    /// The norm of a clip by supplied norm.
+    pub(crate) supplied: Option<Tensor<1>>,
+    /// The norm histories of a z-clip. The clip replaces them.
+    pub(crate) histories: Option<HistoryTensors>,
+    /// The step counts, if the clip counts steps. The clip replaces them.
+    pub(crate) step_counts: Option<CountTensors>,
+}
+
 /// Clips gradients. A clip by norm also returns its measurement.
 pub(crate) fn clip(
     gradients: Vec<Gradient>,
     clip: &ResolvedClip,
+    inputs: &mut Inputs,
 ) -> (Vec<Gradient>, Option<TensorOpsMeasurement>) {
     match clip.kind {
         ClipKind::Norm(norm) => {
-            let Some(device) = gradients.first().map(|first| first.flatten().device()) else {
+            let Some(device) = gradients.first().map(Gradient::device) else {
                 return (gradients, None);
             };
-            let measurement = measure(&gradients, &norm, clip, &device);
+            let norms = match inputs.supplied.take() {
+                Some(supplied) => SegmentNorms::supplied(supplied, gradients.len(), clip.segments()),
+                None => SegmentNorms::measured(&gradients, &norm, clip, &device),
+            };
+            let parameters =
+                clip.reads_parameters().then(|| ParameterNorms::measured(&gradients, &norm, clip, &device));
+            let measurement = limit(norms, parameters, &norm, clip, inputs, &device);
             let gradients = if clip.writes_gradients() {
-                let gradients = gradients.into_iter().zip(&clip.segment_of);
+                let gradients = gradients.into_iter().zip(&clip.segments_of);
                 gradients
-                    .map(|(gradient, &segment)| scale(gradient, &measurement, segment, norm.non_finite))
+                    .map(|(gradient, segments)| scale(gradient, &measurement, segments, norm.non_finite))
                     .collect()
             } else {
                 gradients
             };
             (gradients, Some(measurement))
         }
-        ClipKind::Clamp => {
-            let gradients = gradients.into_iter().zip(&clip.segment_of);
-            (gradients.map(|(gradient, &segment)| clamp(gradient, clip.bounds[segment])).collect(), None)
+        ClipKind::Clamp { inverse_scale } => {
+            let gradients = gradients.into_iter().zip(&clip.segments_of);
+            let clamped = gradients
+                .map(|(gradient, segments)| clamp(gradient, clip.bounds[segments.start], inverse_scale));
+            (clamped.collect(), None)
         }
     }
 }
 
-fn measure(
-    gradients: &[Gradient],
-    norm: &ByNorm,
-    clip: &ResolvedClip,
-    device: &Device,
-) -> TensorOpsMeasurement {
-    let mut norms = Vec::new();
-    let mut max_magnitudes = Vec::new();
-    let mut non_finite = Vec::new();
-    let mut zeros = Vec::new();
-    let mut norms_of_segments = vec![Vec::new(); clip.segments()];
-    for (gradient, &segment) in gradients.iter().zip(&clip.segment_of) {
-        let flat = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
-        let gradient_norm = norm_of(flat.clone().abs(), norm.norm_type)
-            .map(|number| number.cast(DType::F32).to_device(device));
-        if norm.tensor_stats {
-            let count = |mask: Tensor<1, Bool>| mask.int().sum().to_device(device);
-            non_finite.push(count(flat.clone().is_finite().bool_not()));
-            zeros.push(count(flat.equal_scalar(0.0)));
-            norms.push(gradient_norm.ratio.clone() * gradient_norm.unit.clone());
-        }
-        max_magnitudes.push(gradient_norm.max_magnitude.clone());
-        // Empty gradients are left out: even a 0 would change a joint norm of negative p.
-        if gradient.info.count > 0 {
-            norms_of_segments[segment].push(gradient_norm);
+/// The norms of all segments, before their limits apply.
+struct SegmentNorms {
+    /// The norms times the shifts, without the loss scale.
+    shifted_norms: Tensor<1>,
+    shifts: Tensor<1>,
+    /// Whether each segment has only finite elements, or a finite supplied norm.
+    is_finite: Tensor<1, Bool>,
+    /// The largest magnitude of each gradient or row.
+    max_magnitudes: Tensor<1>,
+    /// Whether each segment has no elements.
+    empty: Vec<bool>,
+    stats: Option<StatsMeasurement>,
+}
+
+impl SegmentNorms {
+    /// Makes the norms of all segments from one that the caller supplies, without the loss scale. A negative norm
+    /// counts as NaN.
+    fn supplied(norm: Tensor<1>, gradients: usize, segments: usize) -> Self {
+        let is_negative = norm.clone().lower_elem(0.0);
+        // The sign of a zero is ignored.
+        let norm = norm.abs().mask_fill(is_negative, f32::NAN);
+        Self {
+            shifted_norms: norm.clone().expand([segments]),
+            shifts: Tensor::ones_like(&norm).expand([segments]),
+            max_magnitudes: Tensor::zeros_like(&norm).expand([gradients]),
+            is_finite: norm.is_finite().expand([segments]),
+            empty: vec![false; segments],
+            stats: None,
         }
     }
-    let empty = norms_of_segments.iter().map(Vec::is_empty).collect();
-    let segments: Vec<_> =
-        norms_of_segments.iter().map(|norms| join(norms, norm.norm_type, device)).collect();
-    let of_segments = |number: fn(&SegmentNorm) -> &Tensor<1>| {
-        Tensor::cat(segments.iter().map(|segment| number(segment).clone()).collect(), 0)
-    };
-    let shifts = of_segments(|segment| &segment.shift);
-    let shifted_norms = of_segments(|segment| &segment.shifted_norm).mul_scalar(norm.inverse_norm_scale());
+
+    /// Measures gradients.
+    fn measured(gradients: &[Gradient], norm: &ByNorm, clip: &ResolvedClip, device: &Device) -> Self {
+        let mut norms = Vec::new();
+        let mut max_magnitudes = Vec::new();
+        let mut non_finite = Vec::new();
+        let mut zeros = Vec::new();
+        // One list per group, or one per gradient with the norms of its rows.
+        let lists = if clip.is_per_gradient() { gradients.len() } else { clip.segments() };
+        let mut norms_to_join = vec![Vec::new(); lists];
+        for (index, (gradient, segments)) in gradients.iter().zip(&clip.segments_of).enumerate() {
+            let flat = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+            let measure = |rows: usize| {
+                norm_of(flat.clone().abs(), norm.norm_type, rows)
+                    .map(|number| number.cast(DType::F32).to_device(device))
+            };
+            let gradient_norm = measure(segments.len());
+            if norm.tensor_stats {
+                let count = |mask: Tensor<1, Bool>| mask.int().sum().to_device(device);
+                non_finite.push(count(flat.clone().is_finite().bool_not()));
+                zeros.push(count(flat.clone().equal_scalar(0.0)));
+                let whole = if segments.len() > 1 { measure(1) } else { gradient_norm.clone() };
+                norms.push(whole.ratio * whole.unit);
+            }
+            max_magnitudes.push(gradient_norm.max_magnitude.clone());
+            // Empty gradients are left out: even a 0 would change a joint norm of negative p.
+            if gradient.info.count > 0 {
+                let list = if clip.is_per_gradient() { index } else { segments.start };
+                norms_to_join[list].push(gradient_norm);
+            }
+        }
+        let rows = |list: usize| if clip.is_per_gradient() { clip.segments_of[list].len() } else { 1 };
+        let is_empty = |(list, norms): (usize, &Vec<Norm>)| std::iter::repeat_n(norms.is_empty(), rows(list));
+        let empty = norms_to_join.iter().enumerate().flat_map(is_empty).collect();
+        let segments: Vec<_> =
+            norms_to_join.iter().map(|norms| join(norms, norm.norm_type, device)).collect();
+        let of_segments = |number: fn(&SegmentNorm) -> &Tensor<1>| all(&segments, number);
+        Self {
+            shifted_norms: of_segments(|segment| &segment.shifted_norm).mul_scalar(norm.inverse_norm_scale()),
+            shifts: of_segments(|segment| &segment.shift),
+            is_finite: of_segments(|segment| &segment.max_magnitude).is_finite(),
+            max_magnitudes: Tensor::cat(max_magnitudes, 0),
+            empty,
+            stats: norm.tensor_stats.then(|| StatsMeasurement {
+                norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
+                non_finite: Tensor::cat(non_finite, 0),
+                zeros: Tensor::cat(zeros, 0),
+            }),
+        }
+    }
+}
+
+/// Computes the coefficients and factors, and updates the state of the clip.
+fn limit(
+    norms: SegmentNorms,
+    parameters: Option<ParameterNorms>,
+    norm: &ByNorm,
+    clip: &ResolvedClip,
+    inputs: &mut Inputs,
+    device: &Device,
+) -> TensorOpsMeasurement {
+    let SegmentNorms { shifted_norms, shifts, is_finite, max_magnitudes, empty, stats } = norms;
     let limits: Vec<f32> = clip.bounds.iter().map(|bounds| bounds[1]).collect();
-    let limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
+    let mut limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
+    if let Some(histories) = &mut inputs.histories {
+        let follows = z_clip(histories, norm, &shifted_norms, &shifts, &is_finite);
+        limits = limits.min_pair(follows);
+    }
 
     // min(limit · (1 / (norm + epsilon)), 1), but a NaN stays NaN.
     let is_shifted = shifts.clone().lower_elem(1.0);
     let one = Tensor::ones_like(&shifts).mask_fill(is_shifted, SHIFT.recip());
     let sum = shifted_norms.clone() + shifts.clone().mul_scalar(norm.epsilon);
-    let coefs = limits * sum.clone().recip();
-    let is_zero = sum.lower_elem(f32::MIN_POSITIVE);
+    let inverse = sum.clone().recip();
+    let mut is_zero = sum.lower_elem(f32::MIN_POSITIVE);
+    let coefs = match parameters {
+        None => limits * inverse,
+        Some(parameters) => {
+            let norms = parameters.without_limit(&limits);
+            let shifted_limits = limits.clone() * norms.shifted_norms.clone();
+            // A limit that exceeds f32 is finite.
+            let is_beyond_f32 = shifted_limits
+                .clone()
+                .is_inf()
+                .bool_and(limits.clone().is_finite())
+                .bool_and(norms.shifted_norms.clone().is_finite());
+            let shifted_limits = shifted_limits.mask_fill(is_beyond_f32, f32::MAX);
+            // A NaN limit makes the coefficient NaN, also for a norm of 0.
+            is_zero = is_zero.bool_and(shifted_limits.clone().is_nan().bool_not());
+            // A limit below the normal range has lost bits. The ratio of the norms has not.
+            let is_tiny = shifted_limits
+                .clone()
+                .lower_elem(f32::MIN_POSITIVE)
+                .bool_and(limits.clone().greater_elem(0.0));
+            let by_ratio = limits * (norms.shifted_norms * inverse.clone());
+            (shifted_limits * inverse).mask_where(is_tiny, by_ratio) / norms.shifts
+        }
+    };
     let is_within_limit = coefs.clone().greater(one.clone()).bool_or(is_zero);
     let shifted_coefs = coefs.mask_where(is_within_limit, one.clone());
     let coefs = shifted_coefs.clone() * shifts.clone();
 
-    let max_magnitude = of_segments(|segment| &segment.max_magnitude);
-    let is_bad = max_magnitude.is_finite().bool_not().bool_or(coefs.clone().is_nan());
+    let is_bad = is_finite.bool_not().bool_or(coefs.clone().is_nan());
     // The policy sets the factor of non-finite gradients.
     let shifted_factors = shifted_coefs.mul_scalar(norm.inverse_scale);
     let shifted_factors = match norm.non_finite {
@@ -140,26 +248,181 @@ fn measure(
         NonFinite::Zero => shifted_factors.mask_fill(is_bad.clone(), 0.0),
         NonFinite::Poison => shifted_factors.mask_fill(is_bad.clone(), f32::NAN),
     };
+    let norms = shifted_norms.clone() * one.clone();
+    let (mut shifted_factors, mut is_too_large) = (shifted_factors, Tensor::zeros_like(&norms));
+    if let Some(counts) = &mut inputs.step_counts {
+        if let Some(skip) = norm.skip_above {
+            let is_skipped = skip_above(counts, skip, &shifted_norms, &shifts, &is_bad);
+            shifted_factors = shifted_factors.mask_where(is_skipped.clone(), shifts.clone().recip());
+            is_too_large = is_too_large.mask_fill(is_skipped, 1.0);
+        }
+        let skips_bad = matches!(norm.non_finite, NonFinite::Skip | NonFinite::Error);
+        let is_too_large = is_too_large.clone().equal_scalar(1.0);
+        let is_skipped = if skips_bad { is_too_large.bool_or(is_bad.clone()) } else { is_too_large };
+        count_step(counts, &norms, &coefs, &is_bad, is_skipped);
+    }
     TensorOpsMeasurement {
-        norms: shifted_norms.clone() * one,
+        norms,
         coefs,
         factors: shifted_factors.clone() * shifts.clone(),
         shifted_norms,
         shifted_factors,
         shifts,
+        is_too_large,
         non_finite: is_bad,
         empty,
-        max_magnitudes: Tensor::cat(max_magnitudes, 0),
-        stats: norm.tensor_stats.then(|| StatsMeasurement {
-            norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
-            non_finite: Tensor::cat(non_finite, 0),
-            zeros: Tensor::cat(zeros, 0),
-        }),
+        max_magnitudes,
+        stats,
     }
 }
 
+/// The norms of the parameters, for adaptive gradient clipping.
+struct ParameterNorms {
+    /// The norm of the parameter of each segment, at least the floor, times the shift.
+    shifted_norms: Tensor<1>,
+    shifts: Tensor<1>,
+}
+
+impl ParameterNorms {
+    fn measured(gradients: &[Gradient], norm: &ByNorm, clip: &ResolvedClip, device: &Device) -> Self {
+        let of_gradient = |(gradient, segments): (&Gradient, &Range<usize>)| {
+            let parameter = gradient.parameter.as_ref().zip(gradient.flatten_parameter());
+            let norms: Vec<_> = parameter
+                .filter(|_| gradient.info.count > 0)
+                .map(|(parameter, flat)| {
+                    let magnitudes = flat.cast(compute_dtype(parameter.dtype)).abs();
+                    norm_of(magnitudes, norm.norm_type, segments.len())
+                        .map(|number| number.cast(DType::F32).to_device(device))
+                })
+                .into_iter()
+                .collect();
+            join(&norms, norm.norm_type, device)
+        };
+        let segments: Vec<_> = gradients.iter().zip(&clip.segments_of).map(of_gradient).collect();
+        let shifts = all(&segments, |segment| &segment.shift);
+        let shifted_norms = all(&segments, |segment| &segment.shifted_norm);
+        let floors = shifts.clone().mul_scalar(NormParams::new(norm).floor);
+        // A NaN stays NaN.
+        let is_below = shifted_norms.clone().lower(floors.clone());
+        Self { shifted_norms: shifted_norms.mask_where(is_below, floors), shifts }
+    }
+
+    /// Sets the norm to 1 where the limit is infinite: it is then infinite for any parameter.
+    fn without_limit(self, limits: &Tensor<1>) -> Self {
+        let is_infinite = limits.clone().is_inf();
+        Self { shifted_norms: self.shifted_norms.mask_fill(is_infinite, 1.0), ..self }
+    }
+}
+
+/// Adds norms to their histories, and returns the limits that follow from these: infinity without a spike. The same as
+/// gradclip's z-clip; `norm_params` has its numbers. Non-finite gradients do not change their history, and neither does
+/// a norm beyond f32 without a limit.
+fn z_clip(
+    histories: &mut HistoryTensors,
+    norm: &ByNorm,
+    shifted_norms: &Tensor<1>,
+    shifts: &Tensor<1>,
+    is_finite: &Tensor<1, Bool>,
+) -> Tensor<1> {
+    let NormParams { rate, threshold, warm_up, .. } = NormParams::new(norm);
+    let HistoryTensors { steps, means, deviations } = histories.clone();
+    // The counts are signed on some devices.
+    let warm_up = i32::try_from(warm_up).unwrap_or(i32::MAX);
+    let is_warming_up = |steps: &Tensor<1, Int>| steps.clone().lower_elem(warm_up);
+    // A warm-up whose norms were all 0 starts again.
+    let is_restart = means
+        .clone()
+        .equal_scalar(0.0)
+        .bool_and(is_warming_up(&steps).bool_not())
+        .bool_and(is_finite.clone());
+    let steps = steps.mask_fill(is_restart, 0);
+    let is_warm_up = is_warming_up(&steps);
+
+    let max_deviations = deviations.clone().mul_scalar(threshold);
+    let above = shifted_norms.clone() - means.clone() * shifts.clone();
+    let shifted_deviations = max_deviations.clone() * shifts.clone();
+    let is_spike = above
+        .clone()
+        .greater(shifted_deviations.clone())
+        .bool_and(is_warm_up.clone().bool_not())
+        .bool_and(is_finite.clone());
+    let limits = means.clone() + max_deviations * (shifted_deviations / above);
+    let counted = (shifted_norms.clone() / shifts.clone()).mask_where(is_spike.clone(), limits.clone());
+    let is_counted = counted.clone().is_finite().bool_and(is_finite.clone());
+
+    // During warm-up, mean and deviation are those of all norms so far.
+    let next_steps = steps.clone().add_scalar(1).mask_where(is_warm_up.clone().bool_not(), steps.clone());
+    let fill = |number: f32| Tensor::ones_like(&means).mul_scalar(number);
+    let warm_up_rates = next_steps.clone().float().cast(DType::F32).recip();
+    let rates = fill(rate).mask_where(is_warm_up.clone(), warm_up_rates);
+    let shares = fill(1.0 - rate).mask_fill(is_warm_up, 1.0);
+    let rests = rates.clone().neg().add_scalar(1.0);
+    let distances = counted.clone() - means.clone();
+    // Interpolates from the nearer end, whose rounding error is smaller.
+    let from_norm = counted - rests.clone() * distances.clone();
+    let next_means = (means.clone() + rates.clone() * distances.clone())
+        .mask_where(rates.clone().greater_elem(0.5), from_norm);
+    let next_deviations = rests.sqrt() * hypotenuse(&deviations, (rates * shares).sqrt() * distances);
+
+    histories.steps = steps.mask_where(is_counted.clone(), next_steps);
+    histories.means = means.mask_where(is_counted.clone(), next_means);
+    histories.deviations = deviations.mask_where(is_counted, next_deviations);
+    Tensor::ones_like(&limits).mul_scalar(f32::INFINITY).mask_where(is_spike, limits)
+}
+
+/// Returns `sqrt(a² + b²)` for `a >= 0`. The squares may leave the range of f32.
+fn hypotenuse(a: &Tensor<1>, b: Tensor<1>) -> Tensor<1> {
+    let b = b.abs();
+    let large = a.clone().max_pair(b.clone());
+    let is_zero = large.clone().equal_scalar(0.0);
+    let ratio = a.clone().min_pair(b) / large.clone().mask_fill(is_zero, 1.0);
+    large * ratio.square().add_scalar(1.0).sqrt()
+}
+
+/// Returns which segments skip their step because the norm exceeds a second limit, and updates the skips in a row. The
+/// same rule as gradclip's [`skip_above`](gradclip::Clip::skip_above).
+fn skip_above(
+    counts: &mut CountTensors,
+    SkipAbove { norm, max_consecutive, .. }: SkipAbove,
+    shifted_norms: &Tensor<1>,
+    shifts: &Tensor<1>,
+    is_bad: &Tensor<1, Bool>,
+) -> Tensor<1, Bool> {
+    let skips = counts.consecutive_skips.clone();
+    // The counts are signed on some devices.
+    let max_consecutive = i32::try_from(max_consecutive).unwrap_or(i32::MAX);
+    let is_skipped = shifted_norms
+        .clone()
+        .greater(shifts.clone().mul_scalar(norm))
+        .bool_and(skips.clone().lower_elem(max_consecutive))
+        .bool_and(is_bad.clone().bool_not());
+    counts.consecutive_skips = skips
+        .clone()
+        .zeros_like()
+        .mask_where(is_skipped.clone(), skips.clone().add_scalar(1))
+        .mask_where(is_bad.clone(), skips);
+    is_skipped
+}
+
+/// Counts a step by its outcome, as [`StepCounts::add`](gradclip::stats::StepCounts::add).
+fn count_step(
+    counts: &mut CountTensors,
+    norms: &Tensor<1>,
+    coefs: &Tensor<1>,
+    is_bad: &Tensor<1, Bool>,
+    is_skipped: Tensor<1, Bool>,
+) {
+    let is_clipped = coefs.clone().equal_scalar(1.0).bool_not();
+    counts.steps = counts.steps.clone().add_scalar(1);
+    counts.clipped = counts.clipped.clone() + is_clipped.int();
+    counts.non_finite = counts.non_finite.clone() + is_bad.clone().int();
+    counts.skipped = counts.skipped.clone() + is_skipped.int();
+    let finite_norms = norms.clone().mask_fill(norms.clone().is_finite().bool_not(), 0.0);
+    counts.largest_norms = counts.largest_norms.clone().max_pair(finite_norms);
+}
+
 /// A norm as the product of `ratio` and `unit`, which may exceed f32, and the largest magnitude. Each tensor has one
-/// element.
+/// element, or one per row.
 #[derive(Clone)]
 struct Norm {
     /// The norm divided by `unit`: at least 1 for p > 0, at most 1 for p < 0. The norm itself if it is zero or not
@@ -177,7 +440,7 @@ impl Norm {
     }
 }
 
-/// The norm of a segment. Each tensor has one element.
+/// The norm of a segment, or the norms of several: the rows of a gradient. Each tensor has one element per segment.
 struct SegmentNorm {
     /// The joint norm times the shift.
     shifted_norm: Tensor<1>,
@@ -185,63 +448,137 @@ struct SegmentNorm {
     max_magnitude: Tensor<1>,
 }
 
-/// Joins the norms of gradients into the norm of their segment.
+/// Concatenates a number of all segments.
+fn all(segments: &[SegmentNorm], number: fn(&SegmentNorm) -> &Tensor<1>) -> Tensor<1> {
+    Tensor::cat(segments.iter().map(|segment| number(segment).clone()).collect(), 0)
+}
+
+/// Joins the norms of gradients into the norm of their segment. The norms of the rows of a single gradient stay
+/// separate.
 fn join(norms: &[Norm], norm_type: NormType, device: &Device) -> SegmentNorm {
-    let one = Tensor::ones([1], (device, DType::F32));
     if norms.is_empty() {
         let zero = Tensor::zeros([1], (device, DType::F32));
-        return SegmentNorm { shifted_norm: zero.clone(), shift: one, max_magnitude: zero };
+        return SegmentNorm { shifted_norm: zero.clone(), shift: zero.ones_like(), max_magnitude: zero };
     }
     let of_gradients = |number: fn(&Norm) -> &Tensor<1>| {
         Tensor::cat(norms.iter().map(|norm| number(norm).clone()).collect(), 0)
     };
-    let max_magnitudes = of_gradients(|norm| &norm.max_magnitude);
-    let has_nan = max_magnitudes.clone().is_nan().any();
-    let max_magnitude = max_magnitudes.max().mask_fill(has_nan, f32::NAN);
+    let max_magnitude = if let [norm] = norms {
+        norm.max_magnitude.clone()
+    } else {
+        let max_magnitudes = of_gradients(|norm| &norm.max_magnitude);
+        let has_nan = max_magnitudes.clone().is_nan().any();
+        max_magnitudes.max().mask_fill(has_nan, f32::NAN)
+    };
     let p = norm_type.p();
     // Only a norm of positive p may exceed f32: a norm of negative p is at most the smallest magnitude, and a 0-norm is
     // a small count.
     let is_large = max_magnitude.clone().greater_elem(LARGE).bool_and(max_magnitude.clone().is_finite());
+    let one = Tensor::ones_like(&max_magnitude);
     let shift = if p > 0.0 { one.mask_fill(is_large, SHIFT) } else { one };
     let shifted = of_gradients(|norm| &norm.ratio) * (of_gradients(|norm| &norm.unit) * shift.clone());
     let shifted_norm = match norms.len() {
         1 => shifted,
         _ if p == 0.0 => shifted.sum(),
         _ => {
-            let joined = norm_of(shifted, norm_type);
+            let joined = norm_of(shifted, norm_type, 1);
             joined.ratio * joined.unit
         }
     };
     SegmentNorm { shifted_norm, shift, max_magnitude }
 }
 
-/// Computes the norm of magnitudes. Powers of magnitudes may leave the range of f32; powers of their ratios to the
-/// dominant magnitude do not.
-fn norm_of(magnitudes: Tensor<1>, norm_type: NormType) -> Norm {
+/// The rows of a flat tensor: consecutive elements in equal parts.
+#[derive(Clone, Copy)]
+struct Rows {
+    rows: usize,
+    length: usize,
+}
+
+impl Rows {
+    /// Reduces each row to one element. `whole` reduces a tensor that is not split; `each` reduces dimension 1.
+    fn reduce(
+        self,
+        flat: Tensor<1>,
+        whole: impl Fn(Tensor<1>) -> Tensor<1>,
+        each: impl Fn(Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<1> {
+        if self.rows == 1 {
+            return whole(flat);
+        }
+        each(flat.reshape([self.rows, self.length])).reshape([self.rows])
+    }
+
+    fn sum(self, flat: Tensor<1>) -> Tensor<1> {
+        self.reduce(flat, Tensor::sum, |rows| rows.sum_dim(1))
+    }
+
+    fn max(self, flat: Tensor<1>) -> Tensor<1> {
+        self.reduce(flat, Tensor::max, |rows| rows.max_dim(1))
+    }
+
+    fn min(self, flat: Tensor<1>) -> Tensor<1> {
+        self.reduce(flat, Tensor::min, |rows| rows.min_dim(1))
+    }
+
+    fn any(self, flat: Tensor<1, Bool>) -> Tensor<1, Bool> {
+        if self.rows == 1 {
+            return flat.any();
+        }
+        flat.reshape([self.rows, self.length]).any_dim(1).reshape([self.rows])
+    }
+
+    /// Repeats each element for its row. The only element of a tensor that is not split stays: it broadcasts.
+    fn spread(self, of_rows: Tensor<1>) -> Tensor<1> {
+        if self.rows == 1 {
+            return of_rows;
+        }
+        let Self { rows, length } = self;
+        of_rows.reshape([rows, 1]).expand([rows, length]).reshape([rows * length])
+    }
+
+    /// Repeats each element for its row.
+    fn spread_mask(self, of_rows: Tensor<1, Bool>) -> Tensor<1, Bool> {
+        let Self { rows, length } = self;
+        if rows == 1 {
+            return of_rows.expand([length]);
+        }
+        of_rows.reshape([rows, 1]).expand([rows, length]).reshape([rows * length])
+    }
+}
+
+/// Computes the norm of the magnitudes in each row. Powers of magnitudes may leave the range of f32; powers of their
+/// ratios to the dominant magnitude do not.
+fn norm_of(magnitudes: Tensor<1>, norm_type: NormType, rows: usize) -> Norm {
     let (device, dtype) = (magnitudes.device(), magnitudes.dtype());
-    let one = Tensor::ones([1], (&device, dtype));
-    if magnitudes.shape().num_elements() == 0 {
+    let one = Tensor::ones([rows], (&device, dtype));
+    let count = magnitudes.shape().num_elements();
+    let rows = Rows { rows, length: count / rows };
+    if count == 0 {
         let zero = Tensor::zeros([1], (&device, dtype));
         return Norm { ratio: zero.clone(), unit: one, max_magnitude: zero };
     }
     let p = norm_type.p();
-    let has_nan = magnitudes.clone().is_nan().any();
-    let max_magnitude = magnitudes.clone().max().mask_fill(has_nan.clone(), f32::NAN);
+    let has_nan = rows.any(magnitudes.clone().is_nan());
+    let max_magnitude = rows.max(magnitudes.clone()).mask_fill(has_nan.clone(), f32::NAN);
     if p == 0.0 {
         // The 0-norm counts the gradients with a non-zero element.
-        let count = magnitudes.equal_scalar(0.0).bool_not().any().int().float().cast(dtype);
+        let count = rows.any(magnitudes.equal_scalar(0.0).bool_not()).int().float().cast(dtype);
         return Norm { ratio: count, unit: one, max_magnitude };
     }
-    let dominant =
-        if p > 0.0 { max_magnitude.clone() } else { magnitudes.clone().min().mask_fill(has_nan, f32::NAN) };
+    let dominant = if p > 0.0 {
+        max_magnitude.clone()
+    } else {
+        rows.min(magnitudes.clone()).mask_fill(has_nan, f32::NAN)
+    };
     let can_divide = dominant.clone().is_finite().bool_and(dominant.clone().greater_elem(0.0));
     let unit = dominant.clone().mask_fill(can_divide.clone().bool_not(), 1.0);
-    let ratios = || magnitudes.clone() / unit.clone();
+    let ratios = || magnitudes.clone() / rows.spread(unit.clone());
     let ratio = match norm_type {
-        NormType::L1 => ratios().sum(),
-        NormType::L2 => ratios().square().sum().sqrt(),
+        NormType::L1 => rows.sum(ratios()),
+        NormType::L2 => rows.sum(ratios().square()).sqrt(),
         _ if p.is_infinite() => one,
-        _ => ratios().powf_scalar(p).sum().powf_scalar(p.recip()),
+        _ => rows.sum(ratios().powf_scalar(p)).powf_scalar(p.recip()),
     };
     // A dominant magnitude that is zero, infinite or NaN is the norm. A device may compute a different value from its
     // powers.
@@ -256,39 +593,48 @@ fn compute_dtype(dtype: DType) -> DType {
 fn scale(
     gradient: Gradient,
     measurement: &TensorOpsMeasurement,
-    segment: usize,
+    segments: &Range<usize>,
     policy: NonFinite,
 ) -> Gradient {
     if gradient.info.count == 0 {
         return gradient;
     }
+    let rows = Rows { rows: segments.len(), length: gradient.info.count / segments.len() };
     let flat = gradient.flatten();
     let device = flat.device();
     let dtype = compute_dtype(gradient.info.dtype);
-    let of_segment = |number: &Tensor<1>| number.clone().narrow(0, segment, 1).to_device(&device).cast(dtype);
+    let of_segment = |number: &Tensor<1>| {
+        let of_rows = number.clone().narrow(0, segments.start, segments.len());
+        rows.spread(of_rows.to_device(&device).cast(dtype))
+    };
     let factor = of_segment(&measurement.factors);
     // A factor that underflows f32 is applied in two multiplications, unless the policy has set it to NaN or zero.
     let shifted = of_segment(&measurement.shifted_factors);
     let is_tiny = factor.clone().lower_elem(f32::MIN_POSITIVE).bool_and(shifted.clone().greater_elem(0.0));
     let first = factor.mask_where(is_tiny.clone(), shifted);
-    let second = Tensor::ones([1], (&device, dtype)).mask_where(is_tiny, of_segment(&measurement.shifts));
+    let second = Tensor::ones_like(&first).mask_where(is_tiny, of_segment(&measurement.shifts));
     let mut scaled = flat.cast(dtype) * first * second;
     if policy == NonFinite::Zero {
         // Zero times infinity is NaN.
-        let is_bad = measurement.non_finite.clone().narrow(0, segment, 1).to_device(&device);
-        scaled = scaled.mask_fill(is_bad.expand([gradient.info.count]), 0.0);
+        let is_bad = measurement.non_finite.clone().narrow(0, segments.start, segments.len());
+        scaled = scaled.mask_fill(rows.spread_mask(is_bad.to_device(&device)), 0.0);
     }
     let scaled = scaled.cast(gradient.info.dtype);
     gradient.with_elements(scaled)
 }
 
-fn clamp(gradient: Gradient, bounds: [f32; 2]) -> Gradient {
+fn clamp(gradient: Gradient, bounds: [f32; 2], inverse_scale: Option<f32>) -> Gradient {
     if gradient.info.count == 0 {
         return gradient;
     }
     // As in the kernels, bounds are rounded to the element type. f64 represents every bound exactly.
-    let Bounds { low, high } = Bounds::new(bounds, gradient.info.kernel_dtype().unwrap_or_default());
-    let elements = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+    let Bounds { low, high } = Bounds::new(bounds, kernel_dtype(gradient.info.dtype).unwrap_or_default());
+    let mut elements = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
+    if let Some(inverse_scale) = inverse_scale {
+        // Rounded to the element type before it is clamped.
+        let unscaled = elements.mul_scalar(inverse_scale).cast(gradient.info.dtype);
+        elements = unscaled.cast(compute_dtype(gradient.info.dtype));
+    }
     let is_nan = elements.clone().is_nan();
     let clamped = elements.clone().clamp(low, high).mask_where(is_nan, elements).cast(gradient.info.dtype);
     gradient.with_elements(clamped)

@@ -1,6 +1,6 @@
 // The clipping coefficient, the factor and the flags that follow from a norm and a limit.
 //
-// provides: set_clip_coef, norm_of_record
+// provides: set_clip_coef, set_factor, norm_of_record, record_without_norm
 // requires: segment, clip_record, float_bits, correctly_rounded, extended
 // binds: norm_params
 
@@ -27,6 +27,17 @@ fn set_clip_coef(record: ptr<function, ClipRecord>, limit: Extended) {
     if (is_undefined || (*record).first_non_finite != CLIP_RECORD_NO_GRADIENT) {
         apply_policy(record);
     }
+}
+
+// Returns a record that changes no gradient.
+fn record_without_norm(flags: u32, gradient: u32) -> ClipRecord {
+    var record: ClipRecord;
+    record.clip_coef = 1.0;
+    set_factor(&record, Extended(ONE, 0));
+    record.norm_exponent = CLIP_RECORD_EMPTY_EXPONENT;
+    record.first_non_finite = gradient;
+    record.flags = flags;
+    return record;
 }
 
 fn norm_of_record(record: ClipRecord) -> Extended {

@@ -2,8 +2,8 @@
 // (`CLIP_RECORD_WGSL`), so all its names start with `ClipRecord`, `CLIP_RECORD` or `clip_record`, and it requires nothing.
 //
 // provides: ClipRecord, CLIP_RECORD_CLIPPED, CLIP_RECORD_NON_FINITE, CLIP_RECORD_SKIP, CLIP_RECORD_ZERO,
-//   CLIP_RECORD_UNMEASURED, CLIP_RECORD_NORM_MISSING, CLIP_RECORD_NO_GRADIENT, CLIP_RECORD_EMPTY_EXPONENT,
-//   clip_record_scaled
+//   CLIP_RECORD_UNMEASURED, CLIP_RECORD_NORM_MISSING, CLIP_RECORD_SCALE_AT_FLOOR, CLIP_RECORD_PART_MISSING,
+//   CLIP_RECORD_NO_GRADIENT, CLIP_RECORD_EMPTY_EXPONENT, clip_record_has_norm, clip_record_scaled
 
 struct ClipRecord {
     total_norm: f32,         // offset  0: the norm before clipping, without the loss scale
@@ -20,12 +20,20 @@ struct ClipRecord {
 
 const CLIP_RECORD_CLIPPED: u32 = 1u;       // the coefficient is not 1
 const CLIP_RECORD_NON_FINITE: u32 = 2u;    // an element, a supplied norm or a limit is infinite or NaN
-const CLIP_RECORD_SKIP: u32 = 4u;          // non-finite, and the policy is to skip this step
+const CLIP_RECORD_SKIP: u32 = 4u;          // skip this step: it is non-finite under that policy, or its norm exceeds skip_above
 const CLIP_RECORD_ZERO: u32 = 8u;          // non-finite, and the policy is to zero all gradients
 const CLIP_RECORD_UNMEASURED: u32 = 16u;   // no norm pass has run yet
 const CLIP_RECORD_NORM_MISSING: u32 = 32u; // the norm pass has run, but no norm was supplied; the factor is 1
+const CLIP_RECORD_SCALE_AT_FLOOR: u32 = 64u; // non-finite, and the dynamic loss scale is at its floor
+const CLIP_RECORD_PART_MISSING: u32 = 128u;  // `first_non_finite` was not measured in this step; skip it
 const CLIP_RECORD_NO_GRADIENT: u32 = 0xffffffffu;
 const CLIP_RECORD_EMPTY_EXPONENT: i32 = -2147483647 - 1; // with a significand of 0: there are no elements
+
+// Returns whether there is a norm.
+fn clip_record_has_norm(record: ClipRecord) -> bool {
+    let reasons = CLIP_RECORD_UNMEASURED | CLIP_RECORD_NORM_MISSING | CLIP_RECORD_PART_MISSING;
+    return (record.flags & reasons) == 0u;
+}
 
 // Returns gradient * record.factor, even if that factor is below the normal range of f32, where a device may flush it to 0.
 fn clip_record_scaled(record: ClipRecord, gradient: f32) -> f32 {

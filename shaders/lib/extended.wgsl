@@ -3,7 +3,7 @@
 // The operations work on significands in [1, 2), so that no device can flush an operand or a result. A product that
 // becomes subnormal in `nearest_f32` is rounded twice.
 //
-// provides: Extended, extended, normalized, extended_product, nearest_f32
+// provides: Extended, extended, normalized, extended_product, exceeds, nearest_f32
 // requires: float_bits
 
 // significand * 2^exponent. `significand` has the bits of an f32 whose magnitude is in [1, 2); or those of a zero, an
@@ -42,6 +42,14 @@ fn extended_product(a: Extended, b: Extended) -> Extended {
     }
     let magnitude = normalized(bitcast<f32>(x) * bitcast<f32>(y), a.exponent + b.exponent);
     return Extended(sign | magnitude.significand, magnitude.exponent);
+}
+
+// Returns whether a > b, for numbers that are not negative. a is finite; b may be infinite.
+fn exceeds(a: Extended, b: Extended) -> bool {
+    if (a.significand == 0u || b.significand >= INFINITY) {
+        return false;
+    }
+    return b.significand == 0u || a.exponent > b.exponent || (a.exponent == b.exponent && a.significand > b.significand);
 }
 
 // Returns the bits of the nearest f32; infinity if the number is too large.

@@ -1,6 +1,6 @@
 // The record of a segment that has been measured.
 //
-// provides: new_record
+// provides: new_record, record_of_missing
 // requires: segment, clip_coef, clip_record, extended
 // binds: gradient_of_partial
 
@@ -17,4 +17,9 @@ fn new_record(segment: Segment, norm: Extended, largest: u32, first_non_finite: 
     }
     set_clip_coef(&record, extended(bitcast<u32>(segment.max_norm)));
     return record;
+}
+
+// The record of a segment with missing partials. `first_missing` is the index of the first.
+fn record_of_missing(first_missing: u32) -> ClipRecord {
+    return record_without_norm(CLIP_RECORD_PART_MISSING | CLIP_RECORD_SKIP, gradient_of_partial[first_missing]);
 }

@@ -1,6 +1,6 @@
 // Writes the record of a segment.
 //
-// provides: write_output
+// provides: write_output, write_missing
 // requires: segment, new_record, clip_record, counts, extended
 // binds: records
 
@@ -15,4 +15,9 @@ fn write_output(
     counts: Counts,
 ) {
     records[index] = new_record(segment, norm, largest, first_non_finite);
+}
+
+// Writes the record of a segment with missing partials. `first_missing` is the index of the first.
+fn write_missing(index: u32, first_missing: u32) {
+    records[index] = record_of_missing(first_missing);
 }

@@ -1,7 +1,7 @@
 // Writes the statistics of a segment that is one gradient.
 //
-// provides: write_output
-// requires: segment, tensor_stats, counts, extended
+// provides: write_output, write_missing
+// requires: segment, tensor_stats, counts, extended, partials
 // binds: tensor_stats
 
 // See record.wgsl for the parameters; `first_non_finite` is unused.
@@ -15,4 +15,9 @@ fn write_output(
 ) {
     let norm_f32 = bitcast<f32>(nearest_f32(norm));
     tensor_stats[index] = TensorStats(norm_f32, bitcast<f32>(largest), counts.non_finite, counts.zeros);
+}
+
+// Marks the statistics as unmeasured: no tensor has so many zeros and non-finite elements.
+fn write_missing(index: u32, first_missing: u32) {
+    tensor_stats[index] = TensorStats(0.0, 0.0, MISSING, MISSING);
 }

@@ -1,6 +1,6 @@
 // A partial: the share of some elements in a norm, as a sum and the largest magnitude.
 //
-// provides: Partial, COUNTED, SCALED, combine, new_partial, select_partial, counts_of, without_padding
+// provides: Partial, COUNTED, SCALED, MISSING, memory_form, combine, new_partial, select_partial, counts_of, without_padding
 // requires: float_bits, counts
 
 struct Partial {
@@ -10,6 +10,8 @@ struct Partial {
 
 const COUNTED: bool = false;
 const SCALED: u32 = SIGN;
+// The `largest` of a partial that nothing has written: no magnitude has these bits, scaled or not.
+const MISSING: u32 = 0xffffffffu;
 
 // If either is scaled, `largest` is the larger magnitude of the scaled ones.
 fn combine(a: Partial, b: Partial) -> Partial {
@@ -32,4 +34,9 @@ fn counts_of(partial: Partial) -> Counts {
 // Removes zeros that were read past the end of a tile from the counts.
 fn without_padding(partial: Partial, padding: u32) -> Partial {
     return partial;
+}
+
+// Converts between a partial and its form in memory. There, `largest` is inverted, so that zeroed memory is MISSING.
+fn memory_form(partial: Partial) -> Partial {
+    return Partial(partial.sum, ~partial.largest);
 }

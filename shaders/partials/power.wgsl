@@ -1,6 +1,6 @@
 // A partial of a norm of general p: the sum of its terms, and the smallest and the largest magnitude. It always has counts.
 //
-// provides: Partial, NO_ELEMENTS, combine
+// provides: Partial, NO_ELEMENTS, MISSING, combine, memory_form
 // requires: float_bits, counts
 
 struct Partial {
@@ -9,6 +9,9 @@ struct Partial {
     largest: u32,
     counts: Counts,
 }
+
+// The `largest` of a partial that nothing has written: no magnitude has these bits.
+const MISSING: u32 = 0xffffffffu;
 
 const NO_ELEMENTS: Partial = Partial(0.0, MAGNITUDE, 0u, Counts());
 
@@ -19,4 +22,9 @@ fn combine(a: Partial, b: Partial) -> Partial {
         max(a.largest, b.largest),
         add_counts(a.counts, b.counts),
     );
+}
+
+// Converts between a partial and its form in memory. There, `largest` is inverted, so that zeroed memory is MISSING.
+fn memory_form(partial: Partial) -> Partial {
+    return Partial(partial.sum, partial.smallest, ~partial.largest, partial.counts);
 }

@@ -20,6 +20,9 @@ fn main(
         return;
     }
     var record = records[index];
+    if (!clip_record_has_norm(record)) {
+        return;
+    }
     let limit = agc_limit(norm_of_record(parameter_records[index]), segments[index].max_norm);
     set_clip_coef(&record, limit);
     records[index] = record;
@@ -35,18 +38,9 @@ fn agc_limit(parameter_norm: Extended, max_norm: f32) -> Extended {
         let is_nan = parameter_norm.significand > INFINITY || ratio.significand == 0u;
         return Extended(select(INFINITY, NAN, is_nan), 0);
     }
-    return extended_product(ratio, larger(parameter_norm, extended(bitcast<u32>(norm_params.floor))));
-}
-
-// Returns the larger of two finite numbers, neither of them negative.
-fn larger(a: Extended, b: Extended) -> Extended {
-    if (a.significand == 0u) {
-        return b;
+    let floor = extended(bitcast<u32>(norm_params.floor));
+    if (exceeds(floor, parameter_norm)) {
+        return extended_product(ratio, floor);
     }
-    let is_a = b.significand == 0u || a.exponent > b.exponent
-        || (a.exponent == b.exponent && a.significand >= b.significand);
-    if (is_a) {
-        return a;
-    }
-    return b;
+    return extended_product(ratio, parameter_norm);
 }

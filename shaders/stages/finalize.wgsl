@@ -28,12 +28,21 @@ fn main(
     var exponent = 0;
     var largest = unscaled.largest;
     var first_non_finite = NO_PARTIAL;
-    // Uniform: `reduce_first` returns the same to every invocation. SCALED is above infinity.
+    // Uniform: `reduce_first` returns the same to every invocation. SCALED is above infinity, and MISSING above all.
+    if (largest == MISSING) {
+        let first = MAGNITUDE - max_of_workgroup(lane, MAGNITUDE - first_in(segment, lane, MISSING, MISSING));
+        if (lane == 0u) {
+            write_missing(index, first);
+        }
+        reset_partials(segment, lane);
+        return;
+    }
     if (largest >= INFINITY) {
         largest = max_of_workgroup(lane, largest_in(segment, lane));
         if (largest >= INFINITY) {
             // The maximum of MAGNITUDE - index yields the smallest index.
-            first_non_finite = MAGNITUDE - max_of_workgroup(lane, MAGNITUDE - first_non_finite_in(segment, lane));
+            let first = first_in(segment, lane, MAGNITUDE, INFINITY);
+            first_non_finite = MAGNITUDE - max_of_workgroup(lane, MAGNITUDE - first);
         } else {
             exponent = exponent_of(largest);
             sum = reduce_first(COLUMNS, lane, reduce_column(segment, lane, true, exponent)).sum;
@@ -44,6 +53,7 @@ fn main(
         let magnitude = magnitude_without_loss_scale(largest);
         write_output(index, segment, norm, magnitude, first_non_finite, counts_of(unscaled));
     }
+    reset_partials(segment, lane);
 }
 
 fn max_of_workgroup(lane: u32, value: u32) -> u32 {
@@ -160,10 +170,10 @@ fn largest_in(segment: Segment, lane: u32) -> u32 {
     return largest;
 }
 
-// Returns the index of the first non-finite partial of one invocation, or MAGNITUDE.
-fn first_non_finite_in(segment: Segment, lane: u32) -> u32 {
+// Returns the index of the first partial of one invocation whose `largest & mask` is at least `least`, or MAGNITUDE.
+fn first_in(segment: Segment, lane: u32, mask: u32, least: u32) -> u32 {
     for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
-        if ((partial_at(segment.first + at).largest & MAGNITUDE) >= INFINITY) {
+        if ((partial_at(segment.first + at).largest & mask) >= least) {
             return segment.first + at;
         }
     }

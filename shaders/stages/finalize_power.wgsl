@@ -23,21 +23,26 @@ fn main(
     }
     let all = reduce(lane, partial);
     var sum = 0.0;
-    var first_non_finite = NO_PARTIAL;
+    // The first missing partial, or the first that is not finite.
+    var first = NO_PARTIAL;
+    let least = select(INFINITY, MISSING, all.largest == MISSING);
     for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {
         let candidate = segment.first + at;
         sum += sum_of_partial(candidate, segment, reference_of(all));
-        if (partial_at(candidate).largest >= INFINITY) {
-            first_non_finite = min(first_non_finite, candidate);
+        if (partial_at(candidate).largest >= least) {
+            first = min(first, candidate);
         }
     }
     // The field `smallest` carries the index, since `combine` takes its minimum.
-    let total = reduce(lane, Partial(sum, first_non_finite, 0u, Counts()));
-    if (lane == 0u) {
+    let total = reduce(lane, Partial(sum, first, 0u, Counts()));
+    if (lane == 0u && all.largest == MISSING) {
+        write_missing(index, total.smallest);
+    } else if (lane == 0u) {
         let norm = norm_of_all(total.sum, all, segment.count);
         let magnitude = magnitude_without_loss_scale(all.largest);
         write_output(index, segment, norm, magnitude, total.smallest, all.counts);
     }
+    reset_partials(segment, lane);
 }
 
 // Returns the sum of a partial's terms, relative to the reference of the segment.

@@ -6,7 +6,7 @@
 // alignment or the number of tiles. Each invocation keeps 16 sums, so that no chain is longer than 17 terms in the largest
 // tile, and a tree adds them up. The accuracy comes from these short chains.
 //
-// requires: workgroup, tile, elements, loads, partials, norms, reduce, float_bits, counts
+// requires: workgroup, tile, elements, loads, partials, norms, reduce, accumulate, float_bits, counts
 // binds: tiles, partials
 // constants: WORKGROUP_SIZE, STRIDE
 
@@ -31,7 +31,7 @@ fn main(
     if (lane == 0u) {
         // The last vector of a tile is padded with zeros.
         let padding = (ELEMENTS_PER_VECTOR - tile.count % ELEMENTS_PER_VECTOR) % ELEMENTS_PER_VECTOR;
-        partials[tile.target_index] = without_padding(partial, padding);
+        partials[tile.target_index] = memory_form(without_padding(partial, padding));
     }
 }
 
@@ -70,9 +70,8 @@ fn partial_of(tile: Tile, lane: u32) -> Partial {
         sum0 = add_vector(sum0, words);
         tally = tally_vector(tally, words);
     }
-    let counts = Counts(sum_of_lanes(tally.zeros), sum_of_lanes(tally.non_finite));
-    let key = max(max(tally.largest_key.x, tally.largest_key.y), max(tally.largest_key.z, tally.largest_key.w));
-    return new_partial(total_of(((sum0 + sum1) + sum2) + sum3), magnitude_of_key(key), counts);
+    let sum = total_of(((sum0 + sum1) + sum2) + sum3);
+    return new_partial(sum, magnitude_of_tally(tally), counts_of_tally(tally));
 }
 
 // Adds up the scaled elements of one invocation, in the same order as `partial_of`: the norm of gradients times a power of
@@ -95,55 +94,4 @@ fn scaled_sum_of(tile: Tile, lane: u32, exponent: i32) -> f32 {
         total += sum;
     }
     return total_of(total);
-}
-
-// The sum is meaningless if an element is not finite; the largest key of the tally then shows that.
-fn add_vector(sum: vec4<f32>, words: vec4<u32>) -> vec4<f32> {
-    let even = accumulate(sum, widen_even_finite(words));
-    if (ELEMENTS_PER_WORD == 1u) {
-        return even;
-    }
-    return accumulate(even, widen_odd_finite(words));
-}
-
-fn add_scaled_vector(sum: vec4<f32>, words: vec4<u32>, exponent: i32) -> vec4<f32> {
-    let even = accumulate_scaled(sum, widen_even(words), exponent);
-    if (ELEMENTS_PER_WORD == 1u) {
-        return even;
-    }
-    return accumulate_scaled(even, widen_odd(words), exponent);
-}
-
-// The largest key and the counts of one invocation, for each of four lanes. The counts are unused unless COUNTED.
-struct Tally {
-    largest_key: vec4<u32>,
-    zeros: vec4<u32>,
-    non_finite: vec4<u32>,
-}
-
-fn tally_vector(tally: Tally, words: vec4<u32>) -> Tally {
-    if (ELEMENTS_PER_WORD == 1u) {
-        return tally_upper(tally, words);
-    }
-    return tally_upper(tally_upper(tally, words << vec4(16u)), words);
-}
-
-// Adds the element in the upper bits of each word.
-fn tally_upper(tally: Tally, words: vec4<u32>) -> Tally {
-    let keys = words & vec4(KEY_MASK);
-    var next = tally;
-    next.largest_key = max(tally.largest_key, keys);
-    if (COUNTED) {
-        next.zeros += select(vec4(0u), vec4(1u), keys == vec4(0u));
-        next.non_finite += select(vec4(0u), vec4(1u), keys >= vec4(INFINITY_KEY));
-    }
-    return next;
-}
-
-fn sum_of_lanes(count: vec4<u32>) -> u32 {
-    return (count.x + count.y) + (count.z + count.w);
-}
-
-fn total_of(sum: vec4<f32>) -> f32 {
-    return (sum.x + sum.y) + (sum.z + sum.w);
 }

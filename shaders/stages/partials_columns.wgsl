@@ -30,7 +30,8 @@ fn main(
         partial.largest |= SCALED;
     }
     // The last sixteen rows are padded with zeros.
-    partials[tile.target_index + lane * tile.target_stride] = without_padding(partial, (16u - tile.extent % 16u) % 16u);
+    partial = without_padding(partial, (16u - tile.extent % 16u) % 16u);
+    partials[tile.target_index + lane * tile.target_stride] = memory_form(partial);
 }
 
 // Reduces a column, sixteen rows at a time, with their loads in flight together.

@@ -38,7 +38,7 @@ fn main(
             total.sum += sum;
         }
     }
-    partials[tile.target_index + lane * tile.target_stride] = total;
+    partials[tile.target_index + lane * tile.target_stride] = memory_form(total);
 }
 
 fn magnitude_at(tile: ColumnTile, lane: u32, row: u32) -> u32 {

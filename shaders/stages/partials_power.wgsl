@@ -36,7 +36,7 @@ fn main(
         total.sum = reduce(lane, Partial(sum, 0u, 0u, Counts())).sum;
     }
     if (lane == 0u) {
-        partials[tile.target_index] = total;
+        partials[tile.target_index] = memory_form(total);
     }
 }
 

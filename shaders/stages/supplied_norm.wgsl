@@ -19,16 +19,9 @@ fn main(
     if (index >= arrayLength(&segments)) {
         return;
     }
-    var record: ClipRecord;
-    record.first_non_finite = CLIP_RECORD_NO_GRADIENT;
     let bits = supplied_norm[0]; // without the loss scale
     if (bits == NOT_SUPPLIED) {
-        record.clip_coef = 1.0;
-        record.factor = 1.0;
-        record.factor_significand = 1.0;
-        record.norm_exponent = CLIP_RECORD_EMPTY_EXPONENT;
-        record.flags = CLIP_RECORD_NORM_MISSING;
-        records[index] = record;
+        records[index] = record_without_norm(CLIP_RECORD_NORM_MISSING, CLIP_RECORD_NO_GRADIENT);
         return;
     }
     var norm = extended(bits);
@@ -36,6 +29,8 @@ fn main(
         // The sign of a zero is ignored; a negative norm is invalid.
         norm = Extended(select(NAN, 0u, norm.significand == SIGN), 0);
     }
+    var record: ClipRecord;
+    record.first_non_finite = CLIP_RECORD_NO_GRADIENT;
     record.norm_significand = bitcast<f32>(norm.significand);
     record.norm_exponent = norm.exponent;
     set_clip_coef(&record, extended(bitcast<u32>(segments[index].max_norm)));

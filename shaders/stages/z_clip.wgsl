@@ -33,9 +33,8 @@ fn main(
     }
     var record = records[index];
     let norm = norm_of_record(record);
-    // Steps with non-finite gradients or without a supplied norm do not enter the history.
-    let is_missing = (record.flags & CLIP_RECORD_NORM_MISSING) != 0u;
-    if (is_missing || norm.significand >= INFINITY || record.first_non_finite != CLIP_RECORD_NO_GRADIENT) {
+    // Steps with non-finite gradients or without a norm do not enter the history.
+    if (!clip_record_has_norm(record) || norm.significand >= INFINITY || record.first_non_finite != CLIP_RECORD_NO_GRADIENT) {
         return;
     }
     var history = histories[index];

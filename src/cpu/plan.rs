@@ -7,11 +7,15 @@ use super::norm_sums::NormSums;
 use super::records::{self, RecordInput};
 use super::{columns, parallel, tensor_stats};
 use crate::float_modes::in_default_modes;
-use crate::operation::{ByNorm, Operation, Scope, check_max_norms, inverse_scale};
-use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats, record};
+use crate::loss_scale::{self, LossScale, ScaleUpdate};
+use crate::operation::{
+    ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_step_counts,
+    inverse_scale,
+};
+use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats, record};
 
-/// Clips on the CPU, and keeps step counts, norm histories and statistics between steps. Unlike the
-/// [`ClipPlan`](crate::ClipPlan) of the GPU, it holds no gradients.
+/// Clips on the CPU, and keeps step counts, norm histories, norm windows and statistics between
+/// steps. Unlike the [`ClipPlan`](crate::ClipPlan) of the GPU, it holds no gradients.
 ///
 /// Clips without state need no plan: call [`cpu::clip_groups`](crate::cpu::clip_groups).
 ///
@@ -32,8 +36,11 @@ pub struct ClipPlan {
     operations: Vec<Operation>,
     /// One per record. Empty before the first step.
     histories: Vec<NormHistory>,
+    norm_windows: Vec<NormWindow>,
     step_counts: Vec<StepCounts>,
     tensor_stats: Vec<TensorStats>,
+    /// The dynamic loss scale; the operations hold its inverse.
+    loss_scale: Option<LossScale>,
 }
 
 impl ClipPlan {
@@ -49,7 +56,18 @@ impl ClipPlan {
 
     /// Creates a plan from the checked clip of each group.
     pub(crate) fn of(operations: Vec<Operation>) -> Self {
-        Self { operations, histories: Vec::new(), step_counts: Vec::new(), tensor_stats: Vec::new() }
+        let loss_scale = match operations.first() {
+            Some(Operation::Norm(norm)) => norm.dynamic_loss_scale,
+            _ => None,
+        };
+        Self {
+            operations,
+            histories: Vec::new(),
+            norm_windows: Vec::new(),
+            step_counts: Vec::new(),
+            tensor_stats: Vec::new(),
+            loss_scale,
+        }
     }
 
     /// Clips the gradients of a step in place, each with the clip of its [group](Gradient::group). Returns the same
@@ -173,6 +191,13 @@ impl ClipPlan {
         &self.histories
     }
 
+    /// Returns the last norms of an [`auto_clip`](crate::Clip::auto_clip), one window per record, to save with a
+    /// checkpoint. Empty before the first step.
+    #[must_use]
+    pub fn norm_windows(&self) -> &[NormWindow] {
+        &self.norm_windows
+    }
+
     /// Replaces the limits, one per group, for later steps.
     ///
     /// # Errors
@@ -193,19 +218,46 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NotEnabled`] for a clip by
-    /// value without a loss scale.
+    /// value without a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn set_loss_scale(&mut self, scale: f32) -> Result<(), Error> {
+        if self.loss_scale.is_some() {
+            return Err(Error::DynamicLossScale { what: "set_loss_scale" });
+        }
         if matches!(self.operations[0], Operation::Clamp { inverse_scale: None, .. }) {
             return Err(Error::NotEnabled { what: "loss scale", with: "loss_scale" });
         }
-        let inverse = inverse_scale(scale)?;
+        self.set_inverse_scale(inverse_scale(scale)?);
+        Ok(())
+    }
+
+    /// Returns the [dynamic loss scale](crate::Clip::dynamic_loss_scale) for the loss of the next step, also to save with a
+    /// checkpoint. None if the clip has none.
+    #[must_use]
+    pub const fn loss_scale(&self) -> Option<&LossScale> {
+        self.loss_scale.as_ref()
+    }
+
+    /// Replaces the [dynamic loss scale](crate::Clip::dynamic_loss_scale), to restore a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no dynamic loss scale.
+    pub fn set_dynamic_loss_scale(&mut self, scale: LossScale) -> Result<(), Error> {
+        if self.loss_scale.is_none() {
+            return Err(Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" });
+        }
+        self.loss_scale = Some(scale);
+        self.set_inverse_scale(inverse_scale(scale.scale())?);
+        Ok(())
+    }
+
+    fn set_inverse_scale(&mut self, inverse_scale: f32) {
         for operation in &mut self.operations {
             match operation {
-                Operation::Norm(norm) => norm.inverse_scale = inverse,
-                Operation::Clamp { inverse_scale, .. } => *inverse_scale = Some(inverse),
+                Operation::Norm(norm) => norm.inverse_scale = inverse_scale,
+                Operation::Clamp { inverse_scale: scale, .. } => *scale = Some(inverse_scale),
             }
         }
-        Ok(())
     }
 
     /// Replaces the step counts, one per record, to continue the counts of another plan on the CPU or on a GPU. An
@@ -219,7 +271,7 @@ impl ClipPlan {
     /// [`Error::NeedsNorm`] for a clip by value, which has no counts; [`Error::StepCounts`] if a count is invalid.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.check_by_norm("set_step_counts")?;
-        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        check_step_counts(counts)?;
         self.step_counts = counts.to_vec();
         Ok(())
     }
@@ -237,8 +289,26 @@ impl ClipPlan {
         if !matches!(self.operations[0], Operation::Norm(ByNorm { z_clip: Some(_), .. })) {
             return Err(Error::NotEnabled { what: "norm histories", with: "z_clip" });
         }
-        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        check_norm_histories(histories)?;
         self.histories = histories.to_vec();
+        Ok(())
+    }
+
+    /// Restores the saved norm windows of a plan on the CPU or on a GPU, one per record.
+    ///
+    /// The gradients of the next step determine the number of records. If the number of windows differs from it,
+    /// [`clip`](Self::clip) returns [`Error::StateCount`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no [`auto_clip`](crate::Clip::auto_clip); [`Error::NormWindow`] if a
+    /// window has more norms than the clip keeps, or a norm that is not positive and finite.
+    pub fn set_norm_windows(&mut self, windows: &[NormWindow]) -> Result<(), Error> {
+        let Operation::Norm(ByNorm { auto_clip: Some(auto_clip), .. }) = self.operations[0] else {
+            return Err(Error::NotEnabled { what: "norm windows", with: "auto_clip" });
+        };
+        windows.iter().enumerate().try_for_each(|(record, window)| window.checked(record, auto_clip))?;
+        self.norm_windows = windows.to_vec();
         Ok(())
     }
 
@@ -307,14 +377,17 @@ impl ClipPlan {
 
     /// Sets the number of records in the first step, and checks it in later steps.
     fn set_record_count(&mut self, records: usize) -> Result<(), Error> {
-        for (what, given) in
-            [("norm histories", self.histories.len()), ("step counts", self.step_counts.len())]
-        {
+        for (what, given) in [
+            ("norm histories", self.histories.len()),
+            ("norm windows", self.norm_windows.len()),
+            ("step counts", self.step_counts.len()),
+        ] {
             if given != 0 && given != records {
                 return Err(Error::StateCount { what, given, records });
             }
         }
         self.histories.resize(records, NormHistory::default());
+        self.norm_windows.resize_with(records, NormWindow::default);
         self.step_counts.resize(records, StepCounts::default());
         Ok(())
     }
@@ -331,7 +404,7 @@ impl ClipPlan {
         Ok(records)
     }
 
-    /// Computes the records of a step, and updates the histories and the counts. `label` maps the index of a gradient
+    /// Computes the records of a step, and updates the state of each. `label` maps the index of a gradient
     /// to its label.
     fn records<'a>(
         &mut self,
@@ -339,18 +412,35 @@ impl ClipPlan {
         inputs: &[RecordInput],
         label: impl FnOnce(usize) -> Option<&'a str>,
     ) -> Result<Vec<ClipRecord>, Error> {
-        let state = self.histories.iter_mut().zip(&mut self.step_counts);
-        let record = |(input, (history, counts)): (&RecordInput, (&mut NormHistory, &mut StepCounts))| {
-            let record = input.record(norm, history);
-            counts.add(&record);
-            record
-        };
-        let records: Vec<_> = in_default_modes(|| inputs.iter().zip(state).map(record).collect());
-        let is_error = |record: &&ClipRecord| norm.non_finite == NonFinite::Error && record.skip();
-        match records.iter().position(|record| is_error(&record)) {
+        let past_norms = self.histories.iter_mut().zip(&mut self.norm_windows);
+        let state = past_norms.zip(&mut self.step_counts);
+        let mut records: Vec<_> = in_default_modes(|| {
+            let records = inputs.iter().zip(state).map(|(input, ((history, window), counts))| {
+                let record = skip_above(norm, input.record(norm, history, window), counts);
+                counts.add(&record);
+                record
+            });
+            records.collect()
+        });
+        self.update_loss_scale(&mut records)?;
+        let is_error = |record: &ClipRecord| norm.non_finite == NonFinite::Error && record.non_finite();
+        match records.iter().position(is_error) {
             Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
             None => Ok(records),
         }
+    }
+
+    /// Updates the dynamic loss scale, if there is one, and marks the records that overflowed at its floor.
+    fn update_loss_scale(&mut self, records: &mut [ClipRecord]) -> Result<(), Error> {
+        let Some(mut scale) = self.loss_scale.filter(|_| !records.is_empty()) else { return Ok(()) };
+        if in_default_modes(|| scale.update_all(records)) == ScaleUpdate::AtFloor {
+            for record in records.iter_mut().filter(|record| !loss_scale::is_finite(record)) {
+                *record = record.with_scale_at_floor();
+            }
+        }
+        self.loss_scale = Some(scale);
+        self.set_inverse_scale(inverse_scale(scale.scale())?);
+        Ok(())
     }
 
     /// Applies the clips to the gradients.
@@ -388,4 +478,18 @@ impl ClipPlan {
             columns::update(elements, &updates);
         }
     }
+}
+
+/// Skips the step of a record whose norm exceeds the second limit of the clip. `counts` has the skips in a row so far.
+fn skip_above(norm: &ByNorm, record: ClipRecord, counts: &mut StepCounts) -> ClipRecord {
+    let Some(SkipAbove { norm: limit, max_consecutive }) = norm.skip_above else { return record };
+    if record.non_finite() {
+        return record;
+    }
+    if record.norm() > limit.into() && counts.consecutive_skips < max_consecutive {
+        counts.consecutive_skips += 1;
+        return record.skipped();
+    }
+    counts.consecutive_skips = 0;
+    record
 }

@@ -11,7 +11,7 @@ use super::tensor_stats;
 use crate::extended;
 use crate::float_modes::in_default_modes;
 use crate::operation::{ByNorm, Scope, agc_limit};
-use crate::{ClipRecord, NormHistory, TensorStats, record};
+use crate::{ClipRecord, NormHistory, NormWindow, TensorStats, record};
 
 /// The input of a record: a measurement and its limit.
 #[derive(Clone, Copy)]
@@ -22,11 +22,21 @@ pub(super) struct RecordInput {
 }
 
 impl RecordInput {
-    /// Computes the record. With z-clip, the smaller limit applies, and the norm is added to `history`.
-    pub(super) fn record(&self, norm: &ByNorm, history: &mut NormHistory) -> ClipRecord {
+    /// Computes the record. With z-clip or auto-clip, the smaller limit applies, and the norm is added to `history` or
+    /// `window`.
+    pub(super) fn record(
+        &self,
+        norm: &ByNorm,
+        history: &mut NormHistory,
+        window: &mut NormWindow,
+    ) -> ClipRecord {
         let record = ClipRecord::new(self.measured, norm, self.limit);
-        let z_clip = norm.z_clip.filter(|_| !record.non_finite());
-        match z_clip.and_then(|z_clip| z_clip.limit_of(history, record.norm())) {
+        if record.non_finite() {
+            return record;
+        }
+        let z_limit = norm.z_clip.and_then(|z_clip| z_clip.limit_of(history, record.norm()));
+        let auto_limit = norm.auto_clip.and_then(|auto_clip| auto_clip.limit_of(window, record.norm()));
+        match z_limit.or(auto_limit) {
             Some(limit) => ClipRecord::new(self.measured, norm, self.limit.min(limit.into())),
             None => record,
         }

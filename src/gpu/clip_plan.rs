@@ -4,6 +4,7 @@ mod build;
 mod builder;
 mod norm;
 mod outputs;
+mod rebind;
 mod segment_map;
 mod update;
 
@@ -16,8 +17,10 @@ use super::labels::Labels;
 use super::read_back::Results;
 use crate::kernels::tables::Segment;
 use crate::operation::Limit;
+use crate::{AutoClip, Error};
 
-pub(super) use build::build;
+use rebind::Origin;
+pub(super) use rebind::prepare;
 
 /// A clip of one set of gradients: prepared once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
@@ -26,8 +29,14 @@ pub(super) use build::build;
 /// the backward pass that was encoded or submitted before, and before the optimizer that comes after.
 #[derive(Debug)]
 pub struct ClipPlan {
-    /// The dispatches of the norm pass; empty for a clip by value.
-    norm: Vec<Step>,
+    /// The dispatches that measure each part; a single part unless gradients are in parts. Empty for a clip by value.
+    parts: Vec<Vec<Step>>,
+    /// Whether gradients are in parts.
+    in_parts: bool,
+    /// Whether partials are reset after they have been read.
+    resets: bool,
+    /// The dispatches that make the records; empty for a clip by value.
+    record: Vec<Step>,
     /// The dispatches that write the gradients.
     apply: Vec<Step>,
     coefficient_only: bool,
@@ -37,6 +46,8 @@ pub struct ClipPlan {
     loss_scale: Option<LossScaleBuffers>,
     scratch_bytes: u64,
     labels: Labels,
+    /// Set once the plan is built.
+    origin: Option<Origin>,
 }
 
 /// The buffers of a clip by norm that last from step to step, and what is needed to update them.
@@ -48,7 +59,9 @@ struct Outcome {
     count: usize,
     /// Whether reading the record of non-finite gradients is an error.
     is_error: bool,
-    norm_params: wgpu::Buffer,
+    norm_params: Results,
+    /// Whether the plan updates the loss scale.
+    has_dynamic_scale: bool,
     /// The `Segment`s of `segment.wgsl`, which hold the limits.
     segments: wgpu::Buffer,
     /// The host copy of the segments, for updates of the limits.
@@ -61,6 +74,7 @@ struct Outcome {
     /// The norm that the caller supplies, for a clip by supplied norm.
     supplied: Option<wgpu::Buffer>,
     histories: Option<Results>,
+    norm_windows: Option<(AutoClip, Results)>,
     step_counts: Option<Results>,
     tensor_stats: Option<Results>,
 }
@@ -96,20 +110,72 @@ impl ClipPlan {
             self.encode_norm(encoder);
             self.encode_scale(encoder);
         } else {
-            begin_pass(encoder, "gradclip", &[&self.norm, apply]);
+            begin_pass(encoder, "gradclip", self.norm().chain(apply));
         }
     }
 
     /// Records only the first half of [`encode`](Self::encode): measures the norm and writes the record. For a clip by value it
     /// records nothing.
     pub fn encode_norm(&self, encoder: &mut CommandEncoder) {
-        begin_pass(encoder, "gradclip.norm", &[&self.norm]);
+        begin_pass(encoder, "gradclip.norm", self.norm());
+    }
+
+    /// Records only the measurement of one part of the gradients, those of [`Gradient::part`](crate::Gradient::part). Encode it after
+    /// the kernels that produce them, while they are still in the GPU's cache: then no pass over all gradients is left for
+    /// [`encode_record`](Self::encode_record). The parts of a step may be encoded in any order, in one encoder or over several
+    /// submissions. A part that is encoded twice counts once, as it is at the last time.
+    ///
+    /// The coefficient is known only after all parts: an optimizer cannot use the gradients of a part, nor free them, before that.
+    ///
+    /// ```
+    /// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
+    /// # let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))?;
+    /// # let buffer = || device.create_buffer(&wgpu::BufferDescriptor {
+    /// #     label: None, size: 64, usage: wgpu::BufferUsages::STORAGE, mapped_at_creation: false,
+    /// # });
+    /// # let (body, head) = (buffer(), buffer());
+    /// # use gradclip::{Clip, Clipper, Gradient};
+    /// let gradients = [Gradient::f32(&body).part(1), Gradient::f32(&head).part(0)];
+    /// let plan = Clipper::new(&device)?.prepare(&gradients, Clip::by_global_norm(1.0))?;
+    /// let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    /// // ... the backward pass of the head ...
+    /// plan.encode_part(&mut encoder, 0)?;
+    /// // ... the backward pass of the body ...
+    /// plan.encode_part(&mut encoder, 1)?;
+    /// plan.encode_record(&mut encoder)?;
+    /// plan.encode_scale(&mut encoder);
+    /// let ticket = plan.read_back(&mut encoder);
+    /// queue.submit([encoder.finish()]);
+    /// assert_eq!(ticket.wait()?.total_norm, 0.0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchPart`] if the plan has no such part, or no gradient of it is in a part.
+    pub fn encode_part(&self, encoder: &mut CommandEncoder, part: usize) -> Result<(), Error> {
+        begin_pass(encoder, "gradclip.part", self.part(part)?.iter());
+        Ok(())
+    }
+
+    /// Records what follows the measurement of all parts: computes the norm from their partials, and writes the record.
+    ///
+    /// If the plan is [measured in parts](Self::encode_part), or if other kernels leave [`Partials`](crate::Partials), the
+    /// partials are then reset, and each part must be encoded again before the next record. If a part is missing, its ticket returns
+    /// [`Error::PartMissing`], and no gradient is changed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchPart`] for any other plan, whose gradients only [`encode_norm`](Self::encode_norm) measures.
+    pub fn encode_record(&self, encoder: &mut CommandEncoder) -> Result<(), Error> {
+        begin_pass(encoder, "gradclip.record", self.record()?.iter());
+        Ok(())
     }
 
     /// Records only the second half: multiplies the gradients by the factor of the record, or clamps them. It does so for a
     /// [`coefficient_only`](crate::Clip::coefficient_only) plan too.
     pub fn encode_scale(&self, encoder: &mut CommandEncoder) {
-        begin_pass(encoder, "gradclip.scale", &[&self.apply]);
+        begin_pass(encoder, "gradclip.scale", self.apply.iter());
     }
 
     /// [`encode`](Self::encode) in a compute pass that you have begun, so that your timestamps, your debug groups or your other
@@ -140,23 +206,50 @@ impl ClipPlan {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn encode_in_pass(&self, pass: &mut ComputePass<'_>) {
-        record(pass, &[&self.norm, self.apply()]);
+        record(pass, self.norm().chain(self.apply()));
     }
 
     /// [`encode_norm`](Self::encode_norm) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode_norm_in_pass(&self, pass: &mut ComputePass<'_>) {
-        record(pass, &[&self.norm]);
+        record(pass, self.norm());
+    }
+
+    /// [`encode_part`](Self::encode_part) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode_part`](Self::encode_part).
+    pub fn encode_part_in_pass(&self, pass: &mut ComputePass<'_>, part: usize) -> Result<(), Error> {
+        record(pass, self.part(part)?.iter());
+        Ok(())
+    }
+
+    /// [`encode_record`](Self::encode_record) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode_record`](Self::encode_record).
+    pub fn encode_record_in_pass(&self, pass: &mut ComputePass<'_>) -> Result<(), Error> {
+        record(pass, self.record()?.iter());
+        Ok(())
     }
 
     /// [`encode_scale`](Self::encode_scale) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode_scale_in_pass(&self, pass: &mut ComputePass<'_>) {
-        record(pass, &[&self.apply]);
+        record(pass, self.apply.iter());
     }
 
     /// Returns the number of dispatches that [`encode`](Self::encode) records.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.norm.len() + self.apply().len()
+        self.norm().count() + self.apply().len()
+    }
+
+    /// Returns the number of parts in which the gradients are measured: one more than the largest
+    /// [`Gradient::part`](crate::Gradient::part), or 0 if no gradient is in a part.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        if self.in_parts { self.parts.len() } else { 0 }
     }
 
     /// Returns the label of a gradient by its index in the list that the plan was prepared for:
@@ -173,6 +266,23 @@ impl ClipPlan {
         self.scratch_bytes
     }
 
+    /// Returns the dispatches of the first half of [`encode`](Self::encode).
+    fn norm(&self) -> impl Iterator<Item = &Step> {
+        self.parts.iter().flatten().chain(&self.record)
+    }
+
+    /// Returns the dispatches that measure a part.
+    fn part(&self, part: usize) -> Result<&[Step], Error> {
+        let parts = self.parts();
+        let steps = self.parts.get(part).filter(|_| self.in_parts);
+        steps.map(Vec::as_slice).ok_or(Error::NoSuchPart { given: part, parts })
+    }
+
+    /// Returns the dispatches that make the records, if they can do so without stale partials.
+    fn record(&self) -> Result<&[Step], Error> {
+        if self.resets { Ok(&self.record) } else { Err(Error::NoSuchPart { given: 0, parts: 0 }) }
+    }
+
     /// Returns the dispatches of the second half of [`encode`](Self::encode).
     fn apply(&self) -> &[Step] {
         if self.coefficient_only { &[] } else { &self.apply }
@@ -180,17 +290,18 @@ impl ClipPlan {
 }
 
 /// Begins a pass and records the dispatches, if there are any.
-fn begin_pass(encoder: &mut CommandEncoder, label: &str, steps: &[&[Step]]) {
-    if steps.iter().any(|steps| !steps.is_empty()) {
+fn begin_pass<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item = &'a Step>) {
+    let mut steps = steps.peekable();
+    if steps.peek().is_some() {
         let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
         record(&mut encoder.begin_compute_pass(&descriptor), steps);
     }
 }
 
 /// Records the dispatches.
-fn record(pass: &mut ComputePass<'_>, steps: &[&[Step]]) {
+fn record<'a>(pass: &mut ComputePass<'_>, steps: impl Iterator<Item = &'a Step>) {
     let mut current = None;
-    for Step { pipeline, bind_group, grid: [x, y] } in steps.iter().copied().flatten() {
+    for Step { pipeline, bind_group, grid: [x, y] } in steps {
         if current != Some(pipeline) {
             pass.set_pipeline(pipeline);
             current = Some(pipeline);

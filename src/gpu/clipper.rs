@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::clip_plan::{ClipPlan, build};
+use super::clip_plan::{ClipPlan, prepare};
 use super::device_context::{DeviceContext, MAX_SLOTS};
 use super::error_scope::CheckedDevice;
-use super::gradient::{Gradient, Set, Span};
+use super::gradient::Gradient;
 use crate::kernels::FIRST_SLOT;
 use crate::kernels::WIDE_WORKGROUP_SIZE;
 use crate::operation::Operation;
-use crate::{Clip, Error, GradientId};
+use crate::{Clip, Error};
 
 /// Prepares [`ClipPlan`]s for one [`wgpu::Device`].
 ///
@@ -155,27 +155,7 @@ impl Clipper {
         gradients: &[Gradient<'_>],
         operations: &[Operation],
     ) -> Result<ClipPlan, Error> {
-        let set = Set::resolve(gradients, operations.len(), operations[0].needs_parameters())?;
-        build(&self.context, operations, &set).map_err(|error| match error {
-            Error::BufferRejected { gradient: None, .. } => self.find_rejected(&set).unwrap_or(error),
-            error => error,
-        })
-    }
-
-    /// Returns the error that names the gradient whose buffer wgpu rejects, or whose parameter's.
-    fn find_rejected(&self, set: &Set<'_>) -> Option<Error> {
-        let rejected = |span: &Span| {
-            let buffer = set.buffers[span.buffer];
-            let message = self.context.checked_device().validation_error(|| bind(self.device(), buffer))?;
-            let gradient = GradientId::new(span.gradient, set.labels.get(span.gradient));
-            Some(Error::BufferRejected { gradient: Some(gradient), message })
-        };
-        let mut gradients = set.spans.iter().filter(|span| span.len > 0);
-        let mut parameters = set.parameters.iter().flatten().filter(|span| span.len > 0);
-        gradients.find_map(rejected).or_else(|| {
-            let error = Box::new(parameters.find_map(rejected)?);
-            Some(Error::InParameter { error })
-        })
+        prepare(&self.context, gradients, operations)
     }
 
     /// Returns the device.
@@ -193,28 +173,4 @@ impl fmt::Debug for Clipper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Clipper").field("device", self.device()).finish_non_exhaustive()
     }
-}
-
-/// Binds the first word of a buffer, to find out whether wgpu rejects it.
-fn bind(device: &wgpu::Device, buffer: &wgpu::Buffer) -> wgpu::BindGroup {
-    let label = Some("gradclip.check");
-    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-        label,
-        entries: &[wgpu::BindGroupLayoutEntry {
-            binding: 0,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only: true },
-                has_dynamic_offset: false,
-                min_binding_size: None,
-            },
-            count: None,
-        }],
-    });
-    let word = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(4) };
-    device.create_bind_group(&wgpu::BindGroupDescriptor {
-        label,
-        layout: &layout,
-        entries: &[wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(word) }],
-    })
 }

@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use super::buffer_range::BufferRange;
 use super::labels::Labels;
+use super::partials::{PartialRange, Partials};
+use crate::kernels::Reduction;
+use crate::operation::{ByNorm, Operation};
 use crate::rows::RowLimit;
 use crate::{DType, Error, GradientId};
 
@@ -43,6 +46,8 @@ pub struct Gradient<'a> {
     rows: u64,
     columns: u64,
     parameter: Option<Parameter<'a>>,
+    part: Option<usize>,
+    partials: Option<Partials<'a>>,
     label: Option<&'a str>,
 }
 
@@ -84,6 +89,8 @@ impl<'a> Gradient<'a> {
             rows: 1,
             columns: 1,
             parameter: None,
+            part: None,
+            partials: None,
             label: None,
         }
     }
@@ -141,7 +148,8 @@ impl<'a> Gradient<'a> {
     ///
     /// Nothing is transposed: the passes are as many as without columns. A gradient has rows or columns, not both
     /// ([`Error::RowsAndColumns`]); the number of its elements is a multiple of `columns` ([`Error::Columns`]). Empty columns count
-    /// as empty rows do.
+    /// as empty rows do. Such a clip takes no [`partials`](Self::partials) of a gradient with columns
+    /// ([`Error::PartialsAndColumns`]).
     #[must_use]
     pub const fn columns(self, columns: u64) -> Self {
         Self { columns, ..self }
@@ -151,6 +159,21 @@ impl<'a> Gradient<'a> {
     #[must_use]
     pub const fn parameter(self, parameter: Parameter<'a>) -> Self {
         Self { parameter: Some(parameter), ..self }
+    }
+
+    /// Puts the gradient into a part of the plan, counted from 0, which [`ClipPlan::encode_part`](crate::ClipPlan::encode_part)
+    /// measures on its own: as soon as its kernels are encoded, while the gradient is still in the cache. Gradients without a part are
+    /// in part 0. The number of parts is at most that of the gradients. A clip that measures no norm ignores parts.
+    #[must_use]
+    pub const fn part(self, part: usize) -> Self {
+        Self { part: Some(part), ..self }
+    }
+
+    /// Declares that the kernel that produces the gradient leaves its [`Partials`], so that the plan does not read the gradient to
+    /// measure it. A clip that measures no norm ignores them.
+    #[must_use]
+    pub const fn partials(self, partials: Partials<'a>) -> Self {
+        Self { partials: Some(partials), ..self }
     }
 }
 
@@ -241,6 +264,10 @@ pub(super) struct Span {
     pub(super) scaled: bool,
     /// The number of columns that have their own norms, or 1.
     pub(super) columns: u64,
+    /// The part of the plan that measures it.
+    pub(super) part: usize,
+    /// The partials that another kernel writes.
+    pub(super) partials: Option<PartialRange>,
 }
 
 impl Span {
@@ -251,7 +278,14 @@ impl Span {
     /// Splits the span into `rows` rows of equal length, or marks its columns. One of the two is 1.
     pub(super) fn split(self, rows: u64, columns: u64) -> impl Iterator<Item = Self> {
         let len = self.len / rows.max(1);
-        (0..rows).map(move |row| Self { start: self.start + row * len, len, columns, ..self })
+        (0..rows).map(move |row| {
+            let advanced = |partials: PartialRange| PartialRange {
+                first: partials.first + row * partials.count(len),
+                ..partials
+            };
+            let partials = self.partials.map(advanced);
+            Self { start: self.start + row * len, len, columns, partials, ..self }
+        })
     }
 }
 
@@ -269,19 +303,20 @@ pub(super) struct Set<'a> {
     pub(super) columns: Vec<u64>,
     /// The parameter of each gradient; empty if the clip needs none.
     pub(super) parameters: Vec<Option<Span>>,
+    /// The number of parts; 0 unless a gradient is in one.
+    pub(super) parts: usize,
 }
 
 impl<'a> Set<'a> {
-    /// Validates the gradients of `groups` groups, and their parameters if the clip needs them.
+    /// Validates the gradients of the groups of a plan with these operations, and their parameters if the clip needs them.
     ///
     /// # Errors
     ///
     /// An error of phase "gradients and parameters" of [`Error`].
-    pub(super) fn resolve(
-        gradients: &[Gradient<'a>],
-        groups: usize,
-        with_parameters: bool,
-    ) -> Result<Self, Error> {
+    pub(super) fn resolve(gradients: &[Gradient<'a>], operations: &[Operation]) -> Result<Self, Error> {
+        let groups = operations.len();
+        let measured_norm = operations.first().and_then(Operation::measured_norm);
+        let with_parameters = operations.first().is_some_and(Operation::needs_parameters);
         #[expect(clippy::mutable_key_type, reason = "a buffer is hashed and compared by its identity")]
         let mut index_of = HashMap::new();
         let mut buffers = Vec::new();
@@ -296,9 +331,20 @@ impl<'a> Set<'a> {
         let columns_of = gradients.iter().map(|gradient| gradient.columns).collect();
         let mut parameters = Vec::new();
         let mut row_limit = RowLimit::default();
+        let mut parts = 0;
         for (index, gradient) in gradients.iter().enumerate() {
-            let &Gradient { ref range, group, measured, scaled, rows, columns, ref parameter, label } =
-                gradient;
+            let &Gradient {
+                ref range,
+                group,
+                measured,
+                scaled,
+                rows,
+                columns,
+                ref parameter,
+                part,
+                partials,
+                label,
+            } = gradient;
             let id = || GradientId::new(index, label);
             if group >= groups {
                 return Err(Error::GroupWithoutClip { gradient: id(), given: group, groups });
@@ -307,7 +353,7 @@ impl<'a> Set<'a> {
             let len = elements.end - elements.start;
             let buffer = index_of(range.buffer);
             let dtype = range.dtype;
-            let span = Span {
+            let mut span = Span {
                 buffer,
                 dtype,
                 start: elements.start,
@@ -317,8 +363,22 @@ impl<'a> Set<'a> {
                 measured,
                 scaled,
                 columns: 1,
+                part: 0,
+                partials: None,
             };
             row_limit.check(&id, rows, columns, len)?;
+            if let Some(norm) = measured_norm {
+                span.part = part.unwrap_or(0);
+                if span.part >= gradients.len() {
+                    return Err(Error::Part { gradient: id(), given: span.part, gradients: gradients.len() });
+                }
+                parts = parts.max(part.map_or(0, |part| part + 1));
+                let (own_rows, own_columns) = if norm.scope.is_together() { (1, 1) } else { (rows, columns) };
+                let resolve = |partials: Partials<'a>| {
+                    partials.resolve(&span, (own_rows, own_columns), norm.reduction(), &id, &mut index_of)
+                };
+                span.partials = partials.filter(|_| measured && len > 0).map(resolve).transpose()?;
+            }
             spans.push(span);
             rows_of.push(rows);
             if with_parameters {
@@ -330,7 +390,9 @@ impl<'a> Set<'a> {
             }
         }
         check_overlaps(&spans, &labels)?;
-        Ok(Self { labels, buffers, spans, rows: rows_of, columns: columns_of, parameters })
+        let reduction = measured_norm.map(ByNorm::reduction);
+        check_partials(&spans, &rows_of, reduction, &labels)?;
+        Ok(Self { labels, buffers, spans, rows: rows_of, columns: columns_of, parameters, parts })
     }
 }
 
@@ -349,7 +411,7 @@ impl<'a> Parameter<'a> {
             return Err(Error::ParameterLength { gradient: id(), given: len, needed: gradient.len });
         }
         let (buffer, dtype) = (index_of(self.range.buffer), self.range.dtype);
-        Ok(Span { buffer, dtype, start: elements.start, scaled: false, ..*gradient })
+        Ok(Span { buffer, dtype, start: elements.start, scaled: false, partials: None, ..*gradient })
     }
 }
 
@@ -358,6 +420,42 @@ pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..spans.len()).filter(|&index| spans[index].len > 0).collect();
     order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].bytes().start, index));
     order
+}
+
+/// Checks that the partials of a gradient share no bytes with those of another, and with no gradient.
+fn check_partials(
+    spans: &[Span],
+    rows: &[u64],
+    reduction: Option<Reduction>,
+    labels: &Labels,
+) -> Result<(), Error> {
+    let Some(reduction) = reduction.filter(|_| spans.iter().any(|span| span.partials.is_some())) else {
+        return Ok(());
+    };
+    let size = reduction.partial_bytes() as u64;
+    let of_partials = |(span, &rows): (&Span, &u64)| {
+        let PartialRange { buffer, first, .. } = span.partials?;
+        // The rows of a clip of all gradients together are not cut on their own, so that this covers at least all partials.
+        let count: u64 = span
+            .split(1, 1)
+            .chain(span.split(rows, 1))
+            .map(|row| row.partials.map_or(0, |p| p.first + p.count(row.len) - first))
+            .max()?;
+        Some((buffer, first * size..(first + count) * size, span.gradient, true))
+    };
+    let mut ranges: Vec<_> = spans.iter().zip(rows).filter_map(of_partials).collect();
+    let gradients = spans.iter().filter(|span| span.len > 0);
+    ranges.extend(gradients.map(|span| (span.buffer, span.bytes(), span.gradient, false)));
+    ranges.sort_unstable_by_key(|(buffer, bytes, ..)| (*buffer, bytes.start));
+    for pair in ranges.windows(2) {
+        let ((buffer, one, first, _), (other_buffer, other, second, is_partials)) = (&pair[0], &pair[1]);
+        if buffer == other_buffer && other.start < one.end && (*is_partials || pair[0].3) {
+            let (start, end) = (other.start, one.end.min(other.end));
+            let [first, second] = [*first, *second].map(|index| GradientId::new(index, labels.get(index)));
+            return Err(Error::PartialsOverlap { first, second, start, end });
+        }
+    }
+    Ok(())
 }
 
 fn check_overlaps(spans: &[Span], labels: &Labels) -> Result<(), Error> {

@@ -25,6 +25,9 @@ impl Labels {
                 let gradient = Some(GradientId::new(index, self.get(index)));
                 Error::NonFinite { gradient, total_norm, record }
             }
+            Error::PartMissing { gradient: GradientId { index, .. } } => {
+                Error::PartMissing { gradient: GradientId::new(index, self.get(index)) }
+            }
             other => other,
         }
     }

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::gradient::Span;
-use crate::DType;
 use crate::kernels::tables::{Tile, tile_elements};
-use crate::kernels::{Alignment, TileFormat, VECTOR_BYTES};
+use crate::kernels::{Alignment, MAX_STORAGE_WITHOUT_SLOTS, TileFormat, VECTOR_BYTES};
+use crate::{DType, Error};
 
 pub(super) use columns::block_rows;
 
@@ -49,6 +49,8 @@ pub(super) struct Window {
 /// One dispatch: its bindings, and its part of [`Layout::tiles`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
+    /// The part of the norm pass; 0 in the elementwise pass.
+    pub(super) part: usize,
     pub(super) format: TileFormat,
     pub(super) windows: Vec<Window>,
     pub(super) tiles: Range<usize>,
@@ -60,6 +62,15 @@ impl Batch {
     pub(super) fn workgroups(&self) -> usize {
         if self.columns { self.tiles.len() / columns::ENTRIES } else { self.tiles.len() }
     }
+}
+
+/// A buffer of partials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Bank {
+    /// One of the plan, with a number of partials. The target of a tile in the norm pass is an index in its bank.
+    Own(usize),
+    /// A range of a buffer in which another kernel leaves partials.
+    Given(Window),
 }
 
 /// All the dispatches of a plan.
@@ -75,8 +86,10 @@ pub(super) struct Layout {
     pub(super) gradient_of_partial: Vec<u32>,
     /// The partials of each segment.
     pub(super) segments: Vec<Range<usize>>,
-    /// The number of partials in each bank. The target of a tile in the norm pass is an index in its bank.
-    pub(super) banks: Vec<usize>,
+    /// The banks of partials; a power of two.
+    pub(super) banks: Vec<Bank>,
+    /// The number of banks that the norm pass writes; they come first.
+    own_banks: usize,
     /// The location of each partial, if there are several banks: its index in its bank, times the number of banks, plus the bank.
     pub(super) partial_locations: Vec<u32>,
 }
@@ -94,6 +107,8 @@ pub(super) struct Request<'a> {
     pub(super) measures: bool,
     /// Whether the kernels of the norm pass can load vectors.
     pub(super) norm_loads_vectors: bool,
+    /// The size of a partial, in bytes.
+    pub(super) partial_bytes: u64,
 }
 
 /// Lays out the dispatches of a plan.
@@ -108,7 +123,7 @@ pub(super) fn lay_out(request: Request<'_>, limits: Limits) -> Layout {
         let columns = layout.column_batches(&views, limits, |view| &view.norm_columns);
         layout.norm.extend(columns);
     }
-    layout.assign_banks(limits.banks);
+    layout.assign_banks(request, limits);
     layout.apply = layout.batches(&views, limits, |view| &view.apply);
     let columns = layout.column_batches(&views, limits, |view| &view.apply_columns);
     layout.apply.extend(columns);
@@ -134,6 +149,7 @@ struct Chunk {
     len: u64,
     /// The index of its partial, if it is measured; with columns, that of its first column.
     partial: Option<usize>,
+    part: usize,
     /// With columns, the segment of the first.
     segment: usize,
     scaled: bool,
@@ -162,12 +178,7 @@ impl Chunk {
 /// and the gradient of each partial.
 fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize>>, Vec<u32>) {
     let Request { spans, order, segment_of, .. } = request;
-    // For each column, if columns have their own norms.
-    let tiles_of = |span: &Span| match span {
-        Span { measured: false, .. } => 0,
-        Span { columns: 1, len, .. } => to_usize(len.div_ceil(tile_elements)),
-        Span { columns, len, .. } => to_usize(columns::blocks(*len, *columns)),
-    };
+    let tiles_of = |span: &Span| if span.measured { to_usize(partials_of(span, tile_elements)) } else { 0 };
     let mut counts = vec![0; request.segments];
     for (span, &segment) in spans.iter().zip(segment_of) {
         counts[segment..segment + to_usize(span.columns)]
@@ -194,7 +205,7 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
 
     let mut chunks = Vec::with_capacity(end);
     for &index in order {
-        let Span { buffer, dtype, start, len, measured, scaled, columns, .. } = spans[index];
+        let Span { buffer, dtype, start, len, measured, scaled, columns, part, partials, .. } = spans[index];
         let tile_elements = if columns == 1 { tile_elements } else { block_rows(columns) * columns };
         let tiles = (0..len).step_by(to_usize(tile_elements)).enumerate();
         chunks.extend(tiles.map(|(tile, from)| Chunk {
@@ -202,7 +213,8 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
             dtype,
             start: start + from,
             len: tile_elements.min(len - from),
-            partial: measured.then_some(first_partial[index] + tile),
+            partial: (measured && partials.is_none()).then_some(first_partial[index] + tile),
+            part,
             segment: segment_of[index],
             scaled,
             columns,
@@ -215,8 +227,17 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
     (chunks, segments, gradient_of_partial)
 }
 
-/// The tiles of one pass in one window, by format.
-type Tiles = BTreeMap<TileFormat, Vec<Tile>>;
+/// The number of partials of a span: those that another kernel leaves, or one for each tile. With columns, that of each column.
+fn partials_of(span: &Span, tile_elements: u64) -> u64 {
+    match *span {
+        Span { partials: Some(partials), len, .. } => partials.count(len),
+        Span { columns: 1, len, .. } => len.div_ceil(tile_elements),
+        Span { columns, len, .. } => columns::blocks(len, columns),
+    }
+}
+
+/// The tiles of one pass in one window, by part and format.
+type Tiles = BTreeMap<(usize, TileFormat), Vec<Tile>>;
 
 /// A window and its tiles.
 #[derive(Debug)]
@@ -272,7 +293,7 @@ fn norm_tiles(chunks: &[Chunk], offset: u64, loads_vectors: bool) -> Tiles {
         let is_aligned = first.is_multiple_of(vector) && chunk.len.is_multiple_of(vector);
         let alignment = if is_aligned && loads_vectors { Alignment::Vector } else { Alignment::Element };
         let format = TileFormat { alignment, dtype: chunk.dtype };
-        tiles.entry(format).or_default().push(tile(first, chunk.len, partial));
+        tiles.entry((chunk.part, format)).or_default().push(tile(first, chunk.len, partial));
     }
     tiles
 }
@@ -285,7 +306,7 @@ fn apply_tiles(chunks: &[Chunk], offset: u64, tile_elements: u64) -> Tiles {
         let Chunk { dtype, segment, .. } = run[0];
         let mut push = |alignment, from, to| {
             if from < to {
-                tiles.entry(TileFormat { alignment, dtype }).or_default().push(tile(
+                tiles.entry((0, TileFormat { alignment, dtype })).or_default().push(tile(
                     from,
                     to - from,
                     segment,
@@ -314,23 +335,23 @@ impl Layout {
         batches.chain([self.segments.len(), gradients]).max().unwrap_or(0)
     }
 
-    /// The batches of one pass: for each format, as few as the slots allow.
+    /// The batches of one pass: for each part and format, as few as the slots allow.
     ///
     /// A batch never binds two windows of one buffer. Windows start at aligned offsets, so two of them can overlap, and
     /// overlapping bindings must not be written.
     fn batches(&mut self, views: &[View], limits: Limits, tiles: fn(&View) -> &Tiles) -> Vec<Batch> {
-        let mut by_format: BTreeMap<(TileFormat, usize), Vec<&View>> = BTreeMap::new();
+        let mut by_format: BTreeMap<_, Vec<&View>> = BTreeMap::new();
         for view in views {
-            for &format in tiles(view).keys() {
-                by_format.entry((format, view.ordinal)).or_default().push(view);
+            for &key in tiles(view).keys() {
+                by_format.entry((key, view.ordinal)).or_default().push(view);
             }
         }
         let mut batches = Vec::new();
-        for ((format, _), shown) in by_format {
+        for ((key @ (part, format), _), shown) in by_format {
             batches.extend(shown.chunks(limits.slots).map(|views| {
                 let windows = views.iter().map(|view| view.window.clone()).collect();
-                let tiles = self.table(views.iter().map(|view| &tiles(view)[&format][..]), limits.alignment);
-                Batch { format, windows, tiles, columns: false }
+                let tiles = self.table(views.iter().map(|view| &tiles(view)[&key][..]), limits.alignment);
+                Batch { part, format, windows, tiles, columns: false }
             }));
         }
         batches
@@ -342,34 +363,65 @@ impl Layout {
         batches.into_iter().map(|batch| Batch { columns: true, ..batch }).collect()
     }
 
-    /// Distributes the batches of the norm pass over at most `most` banks.
+    /// Distributes the batches of the norm pass over banks, and locates the partials that other kernels leave.
     ///
     /// wgpu puts a barrier between two dispatches of a pass that write the same buffer, so the second starts on an empty GPU: on
     /// an H100 that takes 3 to 7 µs. Dispatches that write different buffers overlap.
-    fn assign_banks(&mut self, most: usize) {
-        let banks = self.norm.len().next_power_of_two().min(most);
-        self.banks = vec![0; banks];
+    fn assign_banks(&mut self, request: Request<'_>, limits: Limits) {
+        let given = given_banks(request, limits);
+        debug_assert!(given.len() < limits.banks.max(2), "checked before");
+        let most = limits.banks.saturating_sub(given.len()).max(1);
+        let own = if given.is_empty() {
+            self.norm.len().next_power_of_two().min(most)
+        } else {
+            self.norm.len().min(most)
+        };
+        // Given partials need locations, which only several banks have.
+        let banks = (own + given.len()).max(1 + usize::from(!given.is_empty())).next_power_of_two();
+        let mut lens = vec![0; own];
         if banks == 1 {
-            self.banks[0] = self.gradient_of_partial.len();
+            self.banks = vec![Bank::Own(self.gradient_of_partial.len())];
             return;
         }
         self.partial_locations = vec![0; self.gradient_of_partial.len()];
         for (number, batch) in self.norm.iter().enumerate() {
-            let bank = number % banks;
+            let bank = number % own;
             if batch.columns {
                 for tile in self.tiles[batch.tiles.clone()].chunks_exact_mut(columns::ENTRIES) {
-                    for partial in columns::move_partials(tile, self.banks[bank]) {
-                        self.partial_locations[partial] = to_u32((self.banks[bank] * banks + bank) as u64);
-                        self.banks[bank] += 1;
+                    for partial in columns::move_partials(tile, lens[bank]) {
+                        self.partial_locations[partial] = to_u32((lens[bank] * banks + bank) as u64);
+                        lens[bank] += 1;
                     }
                 }
                 continue;
             }
             for tile in &mut self.tiles[batch.tiles.clone()] {
                 let partial = to_usize(tile.target_index.into());
-                self.partial_locations[partial] = to_u32((self.banks[bank] * banks + bank) as u64);
-                tile.target_index = to_u32(self.banks[bank] as u64);
-                self.banks[bank] += 1;
+                self.partial_locations[partial] = to_u32((lens[bank] * banks + bank) as u64);
+                tile.target_index = to_u32(lens[bank] as u64);
+                lens[bank] += 1;
+            }
+        }
+        self.locate_given(request, &given, own, banks);
+        self.banks = lens.into_iter().map(Bank::Own).chain(given.into_iter().map(Bank::Given)).collect();
+        self.banks.resize(banks, Bank::Own(0));
+        self.own_banks = own;
+    }
+
+    /// Sets the locations of the partials that other kernels leave. Their banks follow the `own` ones.
+    fn locate_given(&mut self, request: Request<'_>, given: &[Window], own: usize, banks: usize) {
+        let mut next: Vec<usize> = self.segments.iter().map(|partials| partials.start).collect();
+        let tile_elements = tile_elements(request.spans.iter().map(|span| span.len).sum());
+        for (span, &segment) in request.spans.iter().zip(request.segment_of).filter(|(span, _)| span.measured)
+        {
+            let from = next[segment];
+            next[segment] += to_usize(partials_of(span, tile_elements) * span.columns);
+            let Some(partials) = span.partials else { continue };
+            let bank = given.iter().position(|window| window.buffer == partials.buffer);
+            let Some(bank) = bank else { continue };
+            let first = partials.first - given[bank].offset / request.partial_bytes;
+            for (location, index) in self.partial_locations[from..next[segment]].iter_mut().zip(first..) {
+                *location = to_u32(index * banks as u64 + (own + bank) as u64);
             }
         }
     }
@@ -384,7 +436,7 @@ impl Layout {
 
     /// Returns the bank that a batch of the norm pass writes.
     pub(super) fn bank_of(&self, batch: usize) -> usize {
-        batch % self.banks.len()
+        batch % self.own_banks.max(1)
     }
 
     /// Appends the tiles of one batch, ordered by slot, to the table.
@@ -397,6 +449,60 @@ impl Layout {
         }
         start..self.tiles.len()
     }
+}
+
+/// Checks that the device can bind the partials that other kernels leave.
+pub(super) fn check_given(request: Request<'_>, limits: Limits) -> Result<(), Error> {
+    // A location has 32 bits.
+    const MOST_BYTES: u64 = 1 << 30;
+    let given = given_banks(request, limits);
+    if given.is_empty() {
+        return Ok(());
+    }
+    // One more for the partials of other gradients, or to fill a power of two.
+    let needed = (given.len() + 1).next_power_of_two();
+    if needed > limits.banks {
+        let name = "max_storage_buffers_per_shader_stage";
+        let more = |banks: usize| (MAX_STORAGE_WITHOUT_SLOTS as usize + banks) as u64;
+        let (needed, allowed) = (more(needed), more(limits.banks));
+        return Err(Error::DeviceLimit {
+            what: "the number of buffers with partials",
+            name,
+            needed,
+            allowed,
+        });
+    }
+    let (needed, allowed) =
+        (given.iter().map(|window| window.size).max().unwrap_or(0), limits.binding_bytes.min(MOST_BYTES));
+    if needed > allowed {
+        let name = "max_storage_buffer_binding_size";
+        return Err(Error::DeviceLimit {
+            what: "the range of partials in one buffer",
+            name,
+            needed,
+            allowed,
+        });
+    }
+    Ok(())
+}
+
+/// The ranges of buffers in which other kernels leave partials, one for each buffer.
+pub(super) fn given_banks(request: Request<'_>, limits: Limits) -> Vec<Window> {
+    let mut windows: Vec<Window> = Vec::new();
+    for span in request.spans {
+        let Some(partials) = span.partials else { continue };
+        let from = partials.first * request.partial_bytes / limits.alignment * limits.alignment;
+        let to = (partials.first + partials.count(span.len)) * request.partial_bytes;
+        match windows.iter_mut().find(|window| window.buffer == partials.buffer) {
+            Some(window) => {
+                let end = to.max(window.offset + window.size);
+                window.offset = window.offset.min(from);
+                window.size = end - window.offset;
+            }
+            None => windows.push(Window { buffer: partials.buffer, offset: from, size: to - from }),
+        }
+    }
+    windows
 }
 
 fn tile(first: u64, count: u64, target_index: usize) -> Tile {

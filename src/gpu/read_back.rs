@@ -13,7 +13,8 @@ use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot
 
 use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
 use super::labels::Labels;
-use crate::{ClipRecord, Error, TensorStats};
+use crate::loss_scale::{LossScale, LossScaleState};
+use crate::{ClipRecord, Error, NormWindow, TensorStats};
 
 /// The contents of a buffer.
 type Outcome = Result<Vec<u8>, Error>;
@@ -77,7 +78,7 @@ pub(super) fn first(bytes: &[u8]) -> Result<ClipRecord, Error> {
 /// [`all_records`] under the policy that makes non-finite gradients an error.
 pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
     let records = all_records(bytes)?;
-    match records.iter().position(ClipRecord::skip) {
+    match records.iter().position(ClipRecord::non_finite) {
         Some(index) => Err(records[index].non_finite_error(index, records.len(), |_| None)),
         None => Ok(records),
     }
@@ -89,10 +90,20 @@ pub(super) fn first_finite(bytes: &[u8]) -> Result<ClipRecord, Error> {
     first(bytes)
 }
 
+/// Returns the loss scale at the start of a buffer of `NormParams`.
+pub(super) fn loss_scale(bytes: &[u8]) -> Result<LossScale, Error> {
+    LossScale::from_state(bytemuck::pod_read_unaligned(&bytes[..size_of::<LossScaleState>()]))
+}
+
 /// Returns all statistics. It is an error if no norm pass wrote them.
 pub(super) fn all_stats(bytes: &[u8]) -> Result<Vec<TensorStats>, Error> {
     let stats: Vec<TensorStats> = all(bytes);
     if stats.iter().all(TensorStats::is_measured) { Ok(stats) } else { Err(Error::NothingMeasured) }
+}
+
+/// Returns the windows of all records.
+pub(super) fn all_norm_windows(bytes: &[u8]) -> Vec<NormWindow> {
+    NormWindow::from_device_words(&all(bytes))
 }
 
 impl<R> ReadBack<R> {
@@ -303,7 +314,7 @@ fn drive_in_background(delivery: Arc<Delivery>) {
 fn drive_in_background(_: Arc<Delivery>) {}
 
 /// A buffer of a plan that the host can read, and its staging buffers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Results {
     pub(super) buffer: wgpu::Buffer,
     staging: Arc<Staging>,
@@ -326,10 +337,19 @@ impl Results {
         count: usize,
         holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
     ) -> Self {
-        let values = vec![value; count.max(1)];
-        let contents = [bytemuck::cast_slice(&values), bytemuck::bytes_of(&TRAILER)].concat();
+        Self::of_values(checked_device, &vec![value; count.max(1)], count, holding)
+    }
+
+    /// Creates a buffer of `values`, of which the host can read the first `count`. There must be at least one value.
+    pub(super) fn of_values<T: Pod>(
+        checked_device: Arc<CheckedDevice>,
+        values: &[T],
+        count: usize,
+        holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
+    ) -> Self {
+        let contents = [bytemuck::cast_slice(values), bytemuck::bytes_of(&TRAILER)].concat();
         let size = contents.len() as u64;
-        let (bytes, trailer) = (count * size_of::<T>(), size_of_val(&values[..]));
+        let (bytes, trailer) = (count * size_of::<T>(), size_of_val(values));
         let staging = Staging { checked_device, size, bytes, trailer, free: Mutex::default() };
         Self { buffer: holding(&contents), staging: Arc::new(staging) }
     }

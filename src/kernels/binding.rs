@@ -37,6 +37,8 @@ pub enum Buffer {
     ParameterRecords,
     /// [`NormHistory`](crate::NormHistory) of each segment.
     Histories,
+    /// The windows of the last norms of each segment: [`NormWindow`](crate::NormWindow), as u32.
+    NormWindows,
     /// One [`NormParams`](super::tables::NormParams).
     NormParams,
     /// [`Segment`](super::tables::Segment)s.
@@ -66,13 +68,14 @@ pub enum Buffer {
 }
 
 /// The buffers that a snippet can name, with their names and WGSL types.
-pub(super) const NAMED: [(&str, Buffer, &str); 17] = [
+pub(super) const NAMED: [(&str, Buffer, &str); 18] = [
     ("tiles", Buffer::Tiles, "array<Tile>"),
     ("column_tiles", Buffer::ColumnTiles, "array<ColumnTile>"),
     ("partials", Buffer::Partials, "array<Partial>"),
     ("supplied_norm", Buffer::SuppliedNorm, "array<u32>"),
     ("parameter_records", Buffer::ParameterRecords, "array<ClipRecord>"),
     ("histories", Buffer::Histories, "array<NormHistory>"),
+    ("norm_windows", Buffer::NormWindows, "array<u32>"),
     ("norm_params", Buffer::NormParams, "NormParams"),
     ("segments", Buffer::Segments, "array<Segment>"),
     ("gradient_of_partial", Buffer::GradientOfPartial, "array<u32>"),

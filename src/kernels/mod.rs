@@ -17,6 +17,7 @@
 
 mod binding;
 mod dialect;
+mod producer;
 pub(crate) mod slots;
 mod snippet;
 pub mod tables;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use binding::{Binding, BindingType, Buffer};
 pub use dialect::Dialect;
+pub use producer::Producer;
 pub use slots::{FIRST_SLOT, slot_count};
 
 use dialect::Constant;
@@ -89,15 +91,23 @@ pub enum Kernel {
         banks: usize,
         /// Whether workgroups have [`WIDE_WORKGROUP_SIZE`] invocations, for thousands of partials in one segment.
         wide: bool,
+        /// Whether the partials are reset, so that one that is not written again before the next launch is missing then.
+        resets: bool,
     },
-    /// Makes records from a supplied norm. One invocation for each segment, as for the next three.
+    /// Makes records from a supplied norm. One invocation for each segment, as for the next two.
     SuppliedNorm,
     /// Computes coefficients again with limits relative to parameter norms: adaptive gradient clipping.
     Agc,
     /// Computes coefficients again with limits that follow past norms.
     ZClip,
-    /// Counts steps by their outcome.
-    StepCounts,
+    /// Computes coefficients again with limits that are percentiles of the last norms. One workgroup for each segment.
+    AutoClip,
+    /// Applies the rules that keep state: skips steps, counts them, and updates a dynamic loss scale. One workgroup with a dynamic
+    /// loss scale; otherwise one invocation for each record.
+    Conclude,
+    /// Copies norms and factors from records to arrays of f32, after a stage that changes the records. One invocation for each
+    /// record.
+    NormsAndFactors,
     /// Multiplies the elements of each tile by the factor of a record. One workgroup for each tile.
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
@@ -160,6 +170,8 @@ pub enum Output {
     Record,
     /// A `ClipRecord`, and its norm and its factor in arrays of f32.
     RecordAndFactor,
+    /// The only `ClipRecord`, concluded as by [`Kernel::Conclude`].
+    RecordAndState,
     /// The [`TensorStats`](crate::TensorStats) of a segment that is one gradient.
     TensorStats,
 }
@@ -214,6 +226,11 @@ impl Reduction {
         !matches!(self.norm, Norm::Power(_))
     }
 
+    /// Returns whether there is code to compute partials in another kernel.
+    pub(crate) const fn has_producer(self) -> bool {
+        self.loads_vectors()
+    }
+
     const fn norm_snippet(self) -> &'static str {
         match self.norm {
             Norm::L1 => "norms/l1",
@@ -251,7 +268,9 @@ impl Kernel {
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
             Self::ZClip => "gradclip.z_clip",
-            Self::StepCounts => "gradclip.step_counts",
+            Self::AutoClip => "gradclip.auto_clip",
+            Self::Conclude => "gradclip.conclude",
+            Self::NormsAndFactors => "gradclip.norms_and_factors",
             Self::Scale { .. } => "gradclip.scale",
             Self::ScaleColumns { .. } => "gradclip.scale_columns",
             Self::Clamp { .. } => "gradclip.clamp",
@@ -277,8 +296,9 @@ impl Kernel {
         if let Some((slots, access)) = self.slots() {
             text.push_str(&slots::functions(slots, access));
         }
-        if let Self::Finalize { banks, .. } = self {
+        if let Self::Finalize { banks, resets, .. } = self {
             text.push_str(&slots::bank_function(banks));
+            text.push_str(&slots::reset_function(banks, resets));
         }
         text
     }
@@ -346,6 +366,7 @@ impl Kernel {
                 let output = match output {
                     Output::Record => "outputs/record",
                     Output::RecordAndFactor => "outputs/record_and_factor",
+                    Output::RecordAndState => "outputs/record_and_state",
                     Output::TensorStats => "outputs/tensor_stats",
                 };
                 (stage, vec![output, reduction.norm_snippet(), reduction.partials_snippet()])
@@ -353,7 +374,9 @@ impl Kernel {
             Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
             Self::Agc => ("stages/agc", Vec::new()),
             Self::ZClip => ("stages/z_clip", Vec::new()),
-            Self::StepCounts => ("stages/step_counts", Vec::new()),
+            Self::AutoClip => ("stages/auto_clip", Vec::new()),
+            Self::Conclude => ("stages/conclude", Vec::new()),
+            Self::NormsAndFactors => ("stages/norms_and_factors", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
             Self::ScaleColumns { format, .. } => {
                 ("stages/scale_columns", vec![elements(format.dtype), column_map(format)])
@@ -417,8 +440,10 @@ impl Kernel {
     /// How the kernel uses a buffer.
     const fn binding_type(self, buffer: Buffer) -> BindingType {
         match (buffer, self) {
+            (Buffer::NormParams, Self::Conclude | Self::Finalize { output: Output::RecordAndState, .. })
+            | (Buffer::Bank(_), Self::Finalize { resets: true, .. }) => BindingType::ReadWrite,
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. } | Self::ScaleColumns { .. } | Self::StepCounts)
+            (Buffer::Records, Self::Scale { .. } | Self::ScaleColumns { .. } | Self::NormsAndFactors)
             | (Buffer::Slot(_), Self::Partials { .. } | Self::PartialsColumns { .. }) => BindingType::Read,
             (
                 Buffer::Partials
@@ -427,6 +452,7 @@ impl Kernel {
                 | Buffer::Factors
                 | Buffer::TensorStats
                 | Buffer::Histories
+                | Buffer::NormWindows
                 | Buffer::StepCounts
                 | Buffer::Slot(_),
                 _,
@@ -454,7 +480,13 @@ impl Kernel {
             | Self::ScaleColumns { format, slots }
             | Self::Clamp { format, slots, .. }
             | Self::UnscaleClamp { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
-            Self::Finalize { .. } | Self::SuppliedNorm | Self::Agc | Self::ZClip | Self::StepCounts => None,
+            Self::Finalize { .. }
+            | Self::SuppliedNorm
+            | Self::Agc
+            | Self::ZClip
+            | Self::AutoClip
+            | Self::Conclude
+            | Self::NormsAndFactors => None,
         }
     }
 }

@@ -92,10 +92,42 @@ pub(super) fn functions(slots: usize, access: SlotAccess) -> String {
     wgsl
 }
 
+/// Generates the function that resets the partials of a segment. If `resets` is false, it does nothing.
+pub(super) fn reset_function(banks: usize, resets: bool) -> String {
+    let mut wgsl = "\nfn reset_partials(segment: Segment, lane: u32) {\n".to_owned();
+    if resets {
+        // The barrier: other invocations may still read.
+        wgsl.push_str(
+            "    storageBarrier();\n    for (var at = lane; at < segment.count; at += WORKGROUP_SIZE) {\n        \
+             reset_partial(segment.first + at);\n    }\n",
+        );
+    }
+    wgsl.push_str("}\n");
+    if !resets {
+        return wgsl;
+    }
+    if banks == 1 {
+        wgsl.push_str("\nfn reset_partial(index: u32) {\n    bank0[index] = Partial();\n}\n");
+        return wgsl;
+    }
+    let _ = write!(
+        wgsl,
+        "\nfn reset_partial(index: u32) {{\n    let location = partial_locations[index];\n    \
+         switch location % {banks}u {{\n"
+    );
+    for bank in 0..banks {
+        let label = label(bank, banks);
+        let _ = writeln!(wgsl, "        {label}: {{ bank{bank}[location / {banks}u] = Partial(); }}");
+    }
+    wgsl.push_str("    }\n}\n");
+    wgsl
+}
+
 /// Generates the function that loads a partial from its bank.
 pub(super) fn bank_function(banks: usize) -> String {
     if banks == 1 {
-        return "\nfn partial_at(index: u32) -> Partial {\n    return bank0[index];\n}\n".to_owned();
+        return "\nfn partial_at(index: u32) -> Partial {\n    return memory_form(bank0[index]);\n}\n"
+            .to_owned();
     }
     let mut wgsl = format!(
         "\nfn partial_at(index: u32) -> Partial {{\n    let location = partial_locations[index];\n    \
@@ -103,7 +135,7 @@ pub(super) fn bank_function(banks: usize) -> String {
     );
     for bank in 0..banks {
         let label = label(bank, banks);
-        let _ = writeln!(wgsl, "        {label}: {{ return bank{bank}[location / {banks}u]; }}");
+        let _ = writeln!(wgsl, "        {label}: {{ return memory_form(bank{bank}[location / {banks}u]); }}");
     }
     wgsl.push_str("    }\n}\n");
     wgsl

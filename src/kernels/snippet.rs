@@ -35,7 +35,8 @@ macro_rules! snippets {
 pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
     snippets! {
         "stages/partials" "stages/partials_power" "stages/finalize" "stages/finalize_power"
-        "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/step_counts"
+        "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/auto_clip" "stages/conclude"
+        "stages/norms_and_factors"
         "stages/partials_columns" "stages/partials_columns_power" "stages/scale_columns"
         "stages/scale" "stages/clamp" "stages/unscale_clamp"
         "norms/l1" "norms/l2" "norms/inf" "norms/power"
@@ -44,10 +45,11 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
         "loads/aligned" "loads/unaligned"
         "maps/aligned" "maps/unaligned_words" "maps/unaligned_halves"
         "column_maps/aligned" "column_maps/unaligned_words" "column_maps/unaligned_halves"
-        "outputs/record" "outputs/record_and_factor" "outputs/tensor_stats"
+        "outputs/record" "outputs/record_and_factor" "outputs/record_and_state" "outputs/tensor_stats"
         "lib/workgroup" "lib/tile" "lib/column_tile" "lib/reduce" "lib/counts"
         "lib/float_bits" "lib/extended" "lib/correctly_rounded" "lib/ieee_product" "lib/clamp_bits"
         "lib/segment" "lib/new_record" "lib/clip_coef" "lib/clip_record" "lib/tensor_stats"
+        "lib/conclude" "lib/step_counts" "lib/loss_scale" "lib/accumulate" "lib/producer"
     }
 });
 

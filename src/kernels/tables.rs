@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::loss_scale::LossScaleState;
 use crate::operation::{ByNorm, Scope};
 use crate::{DType, NonFinite};
 
@@ -77,12 +78,24 @@ impl Segment {
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct NormParams {
+    /// The loss scale; the first six fields are a [`LossScaleState`].
+    pub scale: f32,
+    /// The factor by which the loss scale grows.
+    pub growth: f32,
+    /// The factor by which the loss scale shrinks.
+    pub backoff: f32,
+    /// The least loss scale.
+    pub scale_floor: f32,
+    /// The number of good steps after which the loss scale grows; 0 for a fixed scale.
+    pub interval: u32,
+    /// The number of good steps since the loss scale last changed.
+    pub good_steps: u32,
+    /// The inverse of the loss scale.
+    pub inverse_scale: f32,
     /// The constant that is added to the norm.
     pub epsilon: f32,
     /// The policy for non-finite gradients, a `POLICY_*` of `clip_coef.wgsl`.
     pub policy: u32,
-    /// The inverse of the loss scale.
-    pub inverse_scale: f32,
     /// AGC: the smallest norm of a parameter.
     pub floor: f32,
     /// Z-clip: the weight of a new norm in the mean.
@@ -91,7 +104,18 @@ pub struct NormParams {
     pub threshold: f32,
     /// Z-clip: the number of steps without a limit.
     pub warm_up: u32,
+    /// The norm above which a step is skipped; infinity for none.
+    pub skip_above: f32,
+    /// The number of steps in a row that [`skip_above`](Self::skip_above) skips, before it clips one instead.
+    pub max_consecutive_skips: u32,
+    /// Auto-clip: the percentile in whole steps of 2^-15 percent.
+    pub percentile_steps: u32,
+    /// Auto-clip: the rest of the percentile, in such steps; in `[0, 1)`.
+    pub percentile_rest: f32,
 }
+
+/// The resolution of [`NormParams::percentile_steps`]. With it, the position of a percentile in the largest window fits 32 bits.
+pub(crate) const PERCENTILE_STEPS_PER_PERCENT: f32 = 32768.0;
 
 impl NormParams {
     /// The parameters of a checked clip.
@@ -99,17 +123,39 @@ impl NormParams {
     pub fn new(norm: &ByNorm) -> Self {
         let floor = if let Scope::Parameter { floor } = norm.scope { floor } else { 0.0 };
         let z_clip = norm.z_clip.unwrap_or_default();
+        let scale = norm.dynamic_loss_scale.map_or(FIXED_SCALE, |scale| scale.state());
+        let percentile = PERCENTILE_STEPS_PER_PERCENT * norm.auto_clip.unwrap_or_default().percentile;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a percentile is at most 100, and its fraction is kept separately"
+        )]
+        let percentile_steps = percentile as u32;
         Self {
+            scale: scale.scale,
+            growth: scale.growth,
+            backoff: scale.backoff,
+            scale_floor: scale.floor,
+            interval: scale.interval,
+            good_steps: scale.good_steps,
+            inverse_scale: norm.inverse_scale,
             epsilon: norm.epsilon,
             policy: policy(norm.non_finite),
-            inverse_scale: norm.inverse_scale,
             floor,
             rate: 1.0 - z_clip.alpha,
             threshold: z_clip.z_threshold,
             warm_up: z_clip.warm_up,
+            skip_above: norm.skip_above.map_or(f32::INFINITY, |skip| skip.norm),
+            max_consecutive_skips: norm.skip_above.map_or(0, |skip| skip.max_consecutive),
+            percentile_steps,
+            percentile_rest: percentile.fract(),
         }
     }
 }
+
+/// The state of a loss scale that no rule changes, since its interval is 0.
+const FIXED_SCALE: LossScaleState =
+    LossScaleState { scale: 1.0, growth: 1.0, backoff: 1.0, floor: 1.0, interval: 0, good_steps: 0 };
 
 /// A `POLICY_*` of `clip_coef.wgsl`. An error on the host is a skipped step on the device.
 const fn policy(non_finite: NonFinite) -> u32 {

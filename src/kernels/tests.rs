@@ -11,9 +11,12 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 use super::snippet::SNIPPETS;
-use super::tables::{Bounds, ColumnTile, NormParams, Segment, Tile};
+use super::tables::{Bounds, ColumnTile, NormParams, PERCENTILE_STEPS_PER_PERCENT, Segment, Tile};
 use super::*;
-use crate::{CLIP_RECORD_WGSL, ClipRecord, NormHistory, StepCounts, TensorStats};
+use crate::auto_clip;
+use crate::loss_scale::{LOSS_SCALE_WGSL, LossScaleState};
+use crate::stats::{STEP_COUNTS_WGSL, TENSOR_STATS_WGSL};
+use crate::{AutoClip, CLIP_RECORD_WGSL, Clip, ClipRecord, NormHistory, StepCounts, TensorStats};
 
 const DIALECTS: [Dialect; 2] = [Dialect::WebGpu, Dialect::CubeCl];
 
@@ -26,11 +29,20 @@ fn all() -> Vec<Kernel> {
         .collect();
     let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY];
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
-    let mut kernels = vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::StepCounts];
+    let mut kernels =
+        vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::AutoClip, Kernel::Conclude];
+    kernels.push(Kernel::NormsAndFactors);
     for &reduction in &reductions {
-        for (banks, wide) in [(1, false), (1, reduction.loads_vectors()), (2, false), (16, false)] {
-            let finalize = |output| Kernel::Finalize { reduction, output, banks, wide };
-            kernels.extend([Output::Record, Output::RecordAndFactor, Output::TensorStats].map(finalize));
+        let variants =
+            [(1, false, false), (1, reduction.loads_vectors(), false), (2, false, false), (16, false, false)];
+        for (banks, wide, resets) in
+            variants.into_iter().chain([(1, false, true), (4, reduction.loads_vectors(), true)])
+        {
+            let finalize = |output| Kernel::Finalize { reduction, output, banks, wide, resets };
+            kernels.extend(
+                [Output::Record, Output::RecordAndFactor, Output::RecordAndState, Output::TensorStats]
+                    .map(finalize),
+            );
         }
     }
     for slots in [1, 2, 3, 4, 5, 6, 8, 16, 30, 32, 64] {
@@ -135,22 +147,96 @@ fn tint_accepts_every_kernel() {
         return;
     }
     let kernels = all().into_iter().map(|kernel| (format!("{kernel:?}"), kernel.source(Dialect::WebGpu)));
-    for (name, text) in kernels.chain([("CLIP_RECORD_WGSL".to_owned(), CLIP_RECORD_WGSL.to_owned())]) {
-        let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
-        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    let exported = EXPORTED.map(|(path, text, _)| (path.to_owned(), text.to_owned()));
+    for (name, text) in kernels.chain(exported) {
+        tint_accepts(&name, &text);
     }
 }
 
-/// The text for the shaders of callers requires nothing, and all its names have a prefix: they enter the caller's scope.
+/// The code for the shaders of callers is accepted as it stands, and all its names have the prefix.
 #[test]
-fn the_record_text_stands_alone() {
-    validate(&naga::front::wgsl::parse_str(CLIP_RECORD_WGSL).unwrap());
-    for name in Code::new(CLIP_RECORD_WGSL).declared() {
-        let prefixes = ["ClipRecord", "CLIP_RECORD_", "clip_record_"];
-        assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+fn compilers_accept_every_producer() {
+    for norm_type in [NormType::L1, NormType::L2, NormType::Inf] {
+        for clip in [Clip::by_global_norm(1.0), Clip::by_norm(1.0).tensor_stats()]
+            .map(|clip| clip.norm_type(norm_type))
+        {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let producer = Producer::new(clip, dtype).unwrap();
+                assert_eq!(producer.elements(), 4096);
+                for producer in [producer, producer.shape(64, 7)] {
+                    let text = producer.wgsl().unwrap();
+                    for name in Code::new(&text).declared() {
+                        assert!(name.starts_with("gradclip_"), "{name}");
+                    }
+                    let caller = format!("{text}
+                        @group(0) @binding(0) var<storage, read_write> partials: array<gradclip_Partial>;
+                        @compute @workgroup_size(gradclip_WORKGROUP_SIZE)
+                        fn main(@builtin(local_invocation_index) lane: u32) {{
+                            let partial = gradclip_partial_of_run(lane, 5u, array<vec4<u32>, gradclip_VECTORS>());
+                            if (lane == 0u) {{ partials[0] = partial; }}
+                        }}");
+                    let module = naga::front::wgsl::parse_str(&caller)
+                        .unwrap_or_else(|error| panic!("{producer:?}: {}", error.emit_to_string(&caller)));
+                    validate(&module);
+                    tint_accepts(&format!("{producer:?}"), &caller);
+                }
+            }
+        }
     }
+}
+
+/// Gives a text to Tint, if there is one.
+fn tint_accepts(name: &str, text: &str) {
+    if Command::new("tint").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
+        return;
+    }
+    let mut file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let output = Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().unwrap();
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The texts for the shaders of callers: file, text, and the prefixes of its names.
+const EXPORTED: [(&str, &str, [&str; 3]); 4] = [
+    ("lib/clip_record", CLIP_RECORD_WGSL, ["ClipRecord", "CLIP_RECORD_", "clip_record_"]),
+    ("lib/tensor_stats", TENSOR_STATS_WGSL, ["TensorStats"; 3]),
+    ("lib/step_counts", STEP_COUNTS_WGSL, ["StepCounts", "step_counts_", "step_counts_"]),
+    ("lib/loss_scale", LOSS_SCALE_WGSL, ["LossScale"; 3]),
+];
+
+/// They require nothing, and all their names have a prefix: they enter the caller's scope.
+#[test]
+fn exported_texts_stand_alone() {
+    for (path, text, prefixes) in EXPORTED {
+        validate(&naga::front::wgsl::parse_str(text).unwrap());
+        for name in Code::new(text).declared() {
+            assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "{path}: {name}");
+        }
+    }
+}
+
+/// Callers bind the parameters of a plan as its loss scale.
+#[test]
+fn the_parameters_begin_with_the_loss_scale() {
+    let module = naga::front::wgsl::parse_str(LOSS_SCALE_WGSL).unwrap();
+    let naga::TypeInner::Struct { members, span } = &module.types.iter().last().unwrap().1.inner else {
+        panic!("a struct")
+    };
+    let offsets: Vec<_> = members.iter().map(|member| member.offset as usize).collect();
+    assert_eq!(*span as usize, size_of::<LossScaleState>());
+    assert_eq!(
+        offsets,
+        [
+            offset_of!(NormParams, scale),
+            offset_of!(NormParams, growth),
+            offset_of!(NormParams, backoff),
+            offset_of!(NormParams, scale_floor),
+            offset_of!(NormParams, interval),
+            offset_of!(NormParams, good_steps)
+        ]
+    );
+    assert_eq!(offset_of!(LossScaleState, scale), 0);
+    assert_eq!(offset_of!(LossScaleState, good_steps), 20);
 }
 
 #[test]
@@ -237,7 +323,7 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     let format = TileFormat { alignment: Alignment::Vector, dtype: DType::F32 };
     let scale = Kernel::Scale { segmented: false, format, slots: 1 };
     let reduction = Reduction::new(NormType::L2, false);
-    let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false };
+    let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(
         Kernel::ScaleColumns { format, slots: 1 },
@@ -246,13 +332,34 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     assert_same_layout!(finalize(Output::Record), Segment { first, count, max_norm });
     assert_same_layout!(
         finalize(Output::Record),
-        NormParams { epsilon, policy, inverse_scale, floor, rate, threshold, warm_up }
+        NormParams {
+            scale,
+            growth,
+            backoff,
+            scale_floor,
+            interval,
+            good_steps,
+            inverse_scale,
+            epsilon,
+            policy,
+            floor,
+            rate,
+            threshold,
+            warm_up,
+            skip_above,
+            max_consecutive_skips,
+            percentile_steps,
+            percentile_rest
+        }
     );
     assert_same_layout!(
         finalize(Output::TensorStats),
         TensorStats { norm, max_magnitude, non_finite, zeros }
     );
-    assert_same_layout!(Kernel::StepCounts, StepCounts { steps, clipped, non_finite, largest_norm });
+    assert_same_layout!(
+        Kernel::Conclude,
+        StepCounts { steps, clipped, non_finite, skipped, consecutive_skips, largest_norm }
+    );
     assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
     assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
     let (members, _) =
@@ -279,6 +386,27 @@ fn partials_have_the_size_that_rust_allocates() {
 }
 
 #[test]
+fn the_window_of_auto_clip_has_the_size_that_rust_allows() {
+    let module = parse(Kernel::AutoClip, Dialect::WebGpu);
+    let constant = |name: &str| {
+        let (_, constant) =
+            module.constants.iter().find(|(_, constant)| constant.name.as_deref() == Some(name)).unwrap();
+        match module.global_expressions[constant.init] {
+            naga::Expression::Literal(naga::Literal::U32(value)) => value,
+            ref other => panic!("{name} is {other:?}"),
+        }
+    };
+    assert_eq!(constant("MAX_WINDOW"), AutoClip::MAX_WINDOW);
+    assert_eq!(constant("NORMS_PER_LANE") * WORKGROUP_SIZE, AutoClip::MAX_WINDOW);
+    assert_eq!(constant("HEADER") as usize, auto_clip::HEADER_WORDS);
+    assert_eq!(constant("HUNDRED_PERCENT") as f32, 100.0 * PERCENTILE_STEPS_PER_PERCENT);
+    let shared = module.global_variables.iter().map(|(_, variable)| variable);
+    let shared = shared.filter(|variable| variable.space == naga::AddressSpace::WorkGroup);
+    let bytes: u32 = shared.map(|variable| module.types[variable.ty].inner.size(module.to_ctx())).sum();
+    assert!((4 * AutoClip::MAX_WINDOW..=WORKGROUP_BYTES).contains(&bytes), "{bytes}");
+}
+
+#[test]
 fn kernels_stay_within_the_limits_that_are_required_of_a_device() {
     for kernel in all().into_iter().filter(|kernel| kernel.slots().is_none()) {
         let bindings = kernel.bindings();
@@ -286,7 +414,11 @@ fn kernels_stay_within_the_limits_that_are_required_of_a_device() {
         let more = match kernel {
             Kernel::Finalize { banks, output, .. } => {
                 let banks = if banks > 1 { banks } else { 0 };
-                banks + if output == Output::RecordAndFactor { 2 } else { 0 }
+                banks
+                    + match output {
+                        Output::RecordAndFactor | Output::RecordAndState => 2,
+                        Output::Record | Output::TensorStats => 0,
+                    }
             }
             _ => 0,
         };
@@ -381,7 +513,7 @@ fn providers(name: &str) -> BTreeSet<&'static str> {
     if SLOT_FUNCTIONS.contains(&name) {
         roles.insert("slots");
     }
-    if name == "partial_at" {
+    if ["partial_at", "reset_partials"].contains(&name) {
         roles.insert("banks");
     }
     roles
@@ -406,7 +538,11 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
 
     let dependents = SNIPPETS.iter().filter(|other| other.requires.contains(&role(path)));
     let used_by_others: BTreeSet<_> = dependents.flat_map(used_by).collect();
-    let is_public = |name: &&str| used_by_others.contains(name) || path == "lib/clip_record";
+    let is_public = |name: &&str| {
+        used_by_others.contains(name)
+            || EXPORTED.iter().any(|(exported, ..)| *exported == path)
+            || path == "lib/producer"
+    };
     let interface: BTreeSet<_> = declared.iter().copied().filter(is_public).collect();
     compare("provides", &snippet.provides.clone().into_iter().collect(), &interface);
 
@@ -417,7 +553,7 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
     let roles: BTreeSet<_> = used.iter().copied().filter(is_foreign).flat_map(providers).collect();
     compare("requires", &snippet.requires.clone().into_iter().collect(), &roles);
 
-    let constants = ["WORKGROUP_SIZE", "STRIDE", "TURNS", "SEGMENTED", "POWER"];
+    let constants = ["WORKGROUP_SIZE", "STRIDE", "VECTORS", "TURNS", "SEGMENTED", "POWER"];
     let constants = constants.into_iter().filter(|name| used.contains(name)).collect();
     compare("constants", &snippet.constants.clone().into_iter().collect(), &constants);
     faults
@@ -459,5 +595,7 @@ fn the_table_has_every_file() {
     assert_eq!(files, table);
     let used: BTreeSet<_> =
         all().into_iter().flat_map(Kernel::snippets).map(|snippet| snippet.path.to_owned()).collect();
-    assert_eq!(used, table);
+    // Producers are no kernels.
+    let exported = EXPORTED.map(|(path, ..)| path).into_iter().chain(["lib/producer"]).map(str::to_owned);
+    assert_eq!(used.into_iter().chain(exported).collect::<BTreeSet<_>>(), table);
 }

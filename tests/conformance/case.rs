@@ -25,6 +25,7 @@ pub(crate) struct Options {
     pub(crate) non_finite: NonFinite,
     pub(crate) loss_scale: Option<f32>,
     pub(crate) coefficient_only: bool,
+    pub(crate) skip_above: Option<f32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +74,7 @@ impl Options {
             non_finite: NonFinite::Propagate,
             loss_scale: None,
             coefficient_only: false,
+            skip_above: None,
         }
     }
 
@@ -90,6 +92,10 @@ impl Options {
 
     pub(crate) fn loss_scale(self, scale: f32) -> Self {
         Self { loss_scale: Some(scale), ..self }
+    }
+
+    pub(crate) fn skip_above(self, norm: f32) -> Self {
+        Self { skip_above: Some(norm), ..self }
     }
 
     pub(crate) fn coefficient_only(self) -> Self {
@@ -112,6 +118,7 @@ impl Options {
         let clip = clip.norm_type(self.norm_type).non_finite(self.non_finite);
         let clip = self.epsilon.map_or(clip, |epsilon| clip.epsilon(epsilon));
         let clip = self.loss_scale.map_or(clip, |scale| clip.loss_scale(scale));
+        let clip = self.skip_above.map_or(clip, |norm| clip.skip_above(norm));
         if self.coefficient_only { clip.coefficient_only() } else { clip }
     }
 }

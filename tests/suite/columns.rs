@@ -1,13 +1,13 @@
 //! Gradients with columns: the same outcome as rows of the transposed matrix.
 
 use gradclip::slices::{DeviceChoice, SliceClipper};
-use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NormType, cpu};
+use gradclip::{Clip, ClipRecord, DType, Error, Gradient, NormType, Parameter, cpu, wgpu};
 use half::bf16;
 
 use crate::common::gpu::{Gpu, adapters, least_limits};
 use crate::common::numbers::{bits, noise};
 use crate::common::placement::Placement;
-use crate::gpu;
+use crate::{gpu, gpu_with};
 
 /// Numbers of rows and columns: several blocks of rows and of columns, and several chunks of the CPU path.
 const SHAPES: [(usize, usize); 4] = [(1000, 300), (40_000, 3), (70, 2001), (2, 3000)];
@@ -129,6 +129,57 @@ fn columns_do_not_change_the_statistics() {
                 assert_eq!(split.max_magnitude.to_bits(), whole.max_magnitude.to_bits());
                 let is_near = (split.norm - whole.norm).abs() <= 1e-5 * whole.norm;
                 assert!(is_near || split.norm.to_bits() == whole.norm.to_bits(), "{split:?}, {whole:?}");
+            }
+        }
+    }
+}
+
+/// The parts of a plan measure columns with the bits of the plain plan. A part that is not measured is an error.
+#[test]
+fn columns_are_measured_in_parts() {
+    const COLUMNS: [u64; 4] = [7, 1, 300, 2];
+    fn list<'a>(
+        buffers: &'a [wgpu::Buffer; 4],
+        weights: &'a [wgpu::Buffer; 4],
+        parts: Option<[usize; 4]>,
+    ) -> Vec<Gradient<'a>> {
+        let gradient = |index: usize| {
+            let parameter = Parameter::f32(&weights[index]);
+            let gradient = Gradient::f32(&buffers[index]).columns(COLUMNS[index]).parameter(parameter);
+            parts.map_or(gradient.clone(), |parts| gradient.part(parts[index]))
+        };
+        (0..4).map(gradient).collect()
+    }
+    // Several banks of partials, and one.
+    let tight = gpu_with(|limits| limits.max_storage_buffers_per_shader_stage = 4);
+    for gpu in [gpu(), &tight] {
+        for norm_type in [NormType::L2, NormType::P(3.0)] {
+            let clip = Clip::by_parameter_norm(0.1, 1e-3).norm_type(norm_type);
+            let numbers = [noise(10, 600 * 7), noise(11, 50), noise(12, 3 * 300), noise(13, 90)];
+            let [weights, plain, parted] = [-1.0, 1.0, 1.0].map(|sign| {
+                numbers.each_ref().map(|some| gpu.buffer(&some.iter().map(|x| sign * x).collect::<Vec<_>>()))
+            });
+            let whole = gpu.clipper.prepare(&list(&plain, &weights, None), clip).unwrap();
+            let plan = gpu.clipper.prepare(&list(&parted, &weights, Some([1, 0, 0, 1])), clip).unwrap();
+            let expected = gpu.records(&whole);
+            assert!(expected.iter().all(ClipRecord::clipped));
+            let measure = |parts: &[usize]| {
+                let ticket = gpu.submit(|encoder| {
+                    for &part in parts {
+                        plan.encode_part(encoder, part).unwrap();
+                    }
+                    plan.encode_record(encoder).unwrap();
+                    plan.read_back_all(encoder)
+                });
+                ticket.wait()
+            };
+            assert_eq!(measure(&[0]), Err(Error::PartMissing { gradient: 0.into() }));
+            assert_eq!(measure(&[1, 0]).as_ref(), Ok(&expected), "{norm_type:?}");
+            assert_eq!(measure(&[1]), Err(Error::PartMissing { gradient: 1.into() }));
+            assert_eq!(measure(&[0, 1]).as_ref(), Ok(&expected), "{norm_type:?}");
+            gpu.submit(|encoder| plan.encode_scale(encoder));
+            for (parted, plain) in parted.iter().zip(&plain) {
+                assert!(gpu.read::<u32>(parted) == gpu.read::<u32>(plain), "{norm_type:?}");
             }
         }
     }

@@ -19,11 +19,15 @@ mod guards;
 mod layout;
 mod long_tiles;
 mod loss_scale;
+mod optimizers;
+mod parts;
 mod pipeline_cache;
+mod producers;
 mod properties;
 mod read_back;
 mod read_back_queue;
 mod read_back_threads;
+mod rebind;
 #[cfg(feature = "serde")]
 mod serialization;
 mod slices;

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use gradclip::loss_scale::{LossScale, LossScaleState};
 use gradclip::slices::DeviceChoice;
-use gradclip::stats::{NormHistory, StepCounts, TensorStats};
-use gradclip::{Clip, ClipRecord, DType, Epsilon, Error, NonFinite, NormType, ZClip, cpu};
+use gradclip::stats::{NormHistory, NormWindow, StepCounts, TensorStats};
+use gradclip::{AutoClip, Clip, ClipRecord, DType, Epsilon, Error, NonFinite, NormType, ZClip, cpu};
 use serde::{Serialize, de::DeserializeOwned};
 
 #[track_caller]
@@ -31,16 +31,20 @@ fn options_survive_a_round_trip() {
         .coefficient_only()
         .tensor_stats()
         .count_steps()
-        .z_clip(ZClip { alpha: 0.9, z_threshold: 3.0, warm_up: 7 });
+        .z_clip(ZClip { alpha: 0.9, z_threshold: 3.0, warm_up: 7 })
+        .skip_above(1e4)
+        .max_consecutive_skips(5);
     let clips = [
         all,
         Clip::by_global_norm(f32::INFINITY),
+        Clip::by_norm(2.0).auto_clip(AutoClip { percentile: 12.5, window: 77 }),
         Clip::by_norm(1.0).norm_type(NormType::P(f32::NEG_INFINITY)),
         Clip::by_rms(0.5),
         Clip::by_parameter_norm(0.01, 1e-3),
         Clip::by_supplied_norm(1.0).norm_type(NormType::L1),
         Clip::by_value(0.5),
         Clip::by_value_range(f32::NEG_INFINITY, 0.25),
+        Clip::by_norm(1.0).dynamic_loss_scale(LossScale::new(0.1).unwrap()).non_finite(NonFinite::Zero),
     ];
     clips.into_iter().for_each(check_round_trip);
     [DType::F32, DType::F16, DType::BF16].into_iter().for_each(check_round_trip);
@@ -60,6 +64,10 @@ fn a_configuration_contains_only_changed_options() {
     assert!(
         read(r#"{"method": {"by_value": {"clip_value": 1}}, "max_norm": 2}"#).is_err(),
         "an unknown option is an error"
+    );
+    assert_eq!(
+        read(r#"{"method": {"by_norm": {"max_norm": 1}}, "auto_clip": {"percentile": 5}}"#).unwrap(),
+        Clip::by_norm(1.0).auto_clip(AutoClip { percentile: 5.0, ..AutoClip::default() })
     );
     // An invalid value is an error when the clip is used.
     let invalid = read(r#"{"method": {"by_norm": {"max_norm": -1}}}"#).unwrap();
@@ -88,8 +96,17 @@ fn state_and_statistics_survive_a_round_trip() {
     check_round_trip(TensorStats { norm: f32::INFINITY, max_magnitude: f32::MAX, non_finite: 0, zeros: 3 });
     let with_nan = TensorStats { norm: f32::NAN, max_magnitude: f32::NAN, non_finite: 1, zeros: 0 };
     assert!(round_trip(&with_nan).1.norm.is_nan());
-    check_round_trip(StepCounts { steps: 4, clipped: 3, non_finite: 1, largest_norm: 0.1 });
+    check_round_trip(StepCounts {
+        steps: 4,
+        clipped: 3,
+        non_finite: 1,
+        skipped: 2,
+        consecutive_skips: 1,
+        largest_norm: 0.1,
+    });
     check_round_trip(NormHistory { steps: 25, mean: 1.1, deviation: 0.3 });
+    check_round_trip(NormWindow::default());
+    check_round_trip(NormWindow { norms: vec![0.1, 1e-40, f32::MAX] });
     check_round_trip(LossScale::new(1024.0).unwrap().growth(1.5, 7).unwrap());
     check_round_trip(LossScaleState::default());
     let damaged = LossScaleState { backoff: 2.0, ..LossScaleState::default() };

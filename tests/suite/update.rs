@@ -186,7 +186,14 @@ fn updates_of_a_plan_on_the_cpu() {
     assert_eq!(plan.set_loss_scale(0.0), Err(Error::LossScale { given: 0.0 }));
     assert_eq!(step(&mut plan), fresh([0.5, 100.0], 4.0), "an error changes nothing");
 
-    let counts = [StepCounts { steps: 7, clipped: 3, non_finite: 1, largest_norm: 9.0 }; 2];
+    let counts = [StepCounts {
+        steps: 7,
+        clipped: 3,
+        non_finite: 1,
+        skipped: 1,
+        consecutive_skips: 0,
+        largest_norm: 9.0,
+    }; 2];
     plan.set_step_counts(&counts).unwrap();
     step(&mut plan);
     assert_eq!(plan.step_counts()[0], StepCounts { steps: 8, clipped: 4, ..counts[0] });

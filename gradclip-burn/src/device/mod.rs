@@ -20,7 +20,7 @@ use gradclip::kernels::{
     Alignment, BindingType, Buffer, FIRST_SLOT, Kernel, Output, Reduction, TileFormat, WORKGROUP_SIZE,
     slot_count,
 };
-use gradclip::operation::ByNorm;
+use gradclip::operation::{ByNorm, Scope};
 use gradclip::stats::TensorStats;
 use gradclip::{ClipRecord, NormType};
 
@@ -29,7 +29,35 @@ pub(crate) use tables::TableCache;
 
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 use cubecl_kernel::GradclipKernel;
-use tables::{DeviceBatch, Tables};
+use tables::{DeviceBatch, ParameterTables, Tables};
+
+/// The tensors that a clip takes, as primitives of any backend.
+pub(crate) struct ClipPrimitives<P> {
+    pub(crate) gradients: Vec<P>,
+    /// The parameter of each gradient, for adaptive gradient clipping. Empty for other clips.
+    pub(crate) parameters: Vec<P>,
+    /// The norm of a clip by supplied norm, f32.
+    pub(crate) supplied: Option<P>,
+    pub(crate) state: StatePrimitives<P>,
+}
+
+impl<P> ClipPrimitives<P> {
+    /// Iterates over all tensors.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
+        let StatePrimitives { histories, step_counts } = &self.state;
+        let state = histories.iter().chain(step_counts);
+        self.gradients.iter().chain(&self.parameters).chain(&self.supplied).chain(state)
+    }
+}
+
+/// The state of a clip, as words; one value per segment.
+#[derive(Default)]
+pub(crate) struct StatePrimitives<P> {
+    /// The [`NormHistory`](gradclip::stats::NormHistory) of each segment of a z-clip.
+    pub(crate) histories: Option<P>,
+    /// The [`StepCounts`](gradclip::stats::StepCounts) of each segment, if the clip counts steps.
+    pub(crate) step_counts: Option<P>,
+}
 
 /// The result of a clip, for primitives of any backend.
 pub(crate) struct ClippedPrimitives<P> {
@@ -48,11 +76,16 @@ pub(crate) struct NormOutputs<P> {
     pub(crate) records: P,
     /// The statistics of each gradient, as words, if the clip measures them.
     pub(crate) stats: Option<P>,
+    /// The state after the clip.
+    pub(crate) state: StatePrimitives<P>,
 }
 
 /// The maximum number of gradients in one dispatch. A larger number would lengthen the `switch` among slots and save
 /// few dispatches.
 const MAX_SLOTS: usize = 32;
+
+/// The minimum size of a buffer: an empty one cannot be bound.
+const MIN_BYTES: usize = 16;
 
 /// The length of a record, in words.
 pub(crate) const RECORD_WORDS: usize = size_of::<ClipRecord>() / 4;
@@ -85,16 +118,18 @@ fn max_slots(client: &Client) -> usize {
 }
 
 fn finalize(reduction: Reduction, output: Output) -> Kernel {
-    Kernel::Finalize { reduction, output, banks: 1, wide: false }
+    Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false }
 }
 
-/// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient.
+/// Clips gradients that are all on one device, without waiting for it. `shapes` holds one shape per gradient, followed
+/// by one per parameter.
 pub(crate) fn clip(
-    gradients: Vec<CubeTensor>,
+    inputs: ClipPrimitives<CubeTensor>,
     shapes: &[GradientShape],
     clip: &ResolvedClip,
     cache: &TableCache,
 ) -> ClippedPrimitives<CubeTensor> {
+    let ClipPrimitives { gradients, parameters, supplied, state } = inputs;
     let Some((client, device)) = gradients.first().map(|first| (first.client.clone(), first.device.clone()))
     else {
         return ClippedPrimitives { gradients, outputs: None };
@@ -105,10 +140,17 @@ pub(crate) fn clip(
     let launcher = Launcher { client: &client, device: &device, tables: &tables, max_slots };
     // In sequence: if two gradients share a buffer, the first is copied, which leaves the second as the only user.
     let make_ready = if clip.writes_gradients() { into_writable } else { into_dense };
-    let gradients: Vec<_> = gradients.into_iter().map(make_ready).collect();
+    // Rows must be in order; other elements may be in any.
+    let in_rows = |(tensor, shape): (CubeTensor, &GradientShape)| {
+        if shape.rows > 1 { into_contiguous(tensor) } else { tensor }
+    };
+    let count = gradients.len();
+    let mut gradients: Vec<_> = gradients.into_iter().zip(shapes).map(in_rows).map(make_ready).collect();
+    let shapes_of_parameters = &shapes[count..];
+    gradients.extend(parameters.into_iter().zip(shapes_of_parameters).map(in_rows).map(into_dense));
     let outputs = match clip.kind {
         ClipKind::Norm(norm) => {
-            let outputs = launcher.norm_pass(&gradients, &norm, clip.segments());
+            let outputs = launcher.norm_pass(&gradients, count, supplied, state, &norm, clip.segments());
             if clip.writes_gradients() {
                 launcher.elementwise_pass(
                     &gradients,
@@ -118,15 +160,19 @@ pub(crate) fn clip(
             }
             Some(outputs)
         }
-        ClipKind::Clamp => {
+        ClipKind::Clamp { inverse_scale } => {
             launcher.elementwise_pass(
                 &gradients,
                 |format| tables.limits.of(format.dtype),
-                |format, slots| Kernel::Clamp { segmented, format, slots },
+                |format, slots| match inverse_scale {
+                    None => Kernel::Clamp { segmented, format, slots },
+                    Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
+                },
             );
             None
         }
     };
+    gradients.truncate(count);
     ClippedPrimitives { gradients, outputs }
 }
 
@@ -167,13 +213,102 @@ struct Launcher<'a> {
 }
 
 impl Launcher<'_> {
-    /// Launches the kernels that compute partials, records and statistics.
-    fn norm_pass(&self, gradients: &[CubeTensor], norm: &ByNorm, segments: usize) -> NormOutputs<CubeTensor> {
+    /// Launches the kernels that compute partials, records and statistics. `tensors` holds `count` gradients, followed
+    /// by their parameters for adaptive gradient clipping.
+    fn norm_pass(
+        &self,
+        tensors: &[CubeTensor],
+        count: usize,
+        supplied: Option<CubeTensor>,
+        state: StatePrimitives<CubeTensor>,
+        norm: &ByNorm,
+        segments: usize,
+    ) -> NormOutputs<CubeTensor> {
         let tables = self.tables;
         let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
-        // An empty buffer cannot be bound.
-        let partials = self.client.empty((tables.partials * reduction.partial_bytes()).max(16));
-        for batch in &tables.batches {
+        let norms = self.output(segments, DType::F32);
+        let factors = self.output(segments, DType::F32);
+        let records = self.output(segments * RECORD_WORDS, DType::U32);
+        let partials = match &supplied {
+            Some(_) => self.client.empty(MIN_BYTES),
+            None => self.partials(tensors, reduction),
+        };
+        let supplied = supplied.map(into_contiguous);
+        let StatePrimitives { histories, step_counts } = state;
+        // The state may come from another thread, which has a stream of its own. CubeCL orders the streams by the stream
+        // that created a buffer, so a buffer of another stream is not updated in place.
+        let in_this_stream = |state: CubeTensor| {
+            let is_here = state.handle.stream == records.handle.stream;
+            if is_here { into_writable(state) } else { into_dense(state.copy()) }
+        };
+        let [histories, step_counts] = [histories, step_counts].map(|state| state.map(in_this_stream));
+        let bound = |buffer| match buffer {
+            Buffer::Bank(_) => Some(&partials),
+            Buffer::NormParams => tables.norm_params.as_ref(),
+            Buffer::GradientOfPartial => Some(&tables.gradient_of_partial),
+            Buffer::Segments => Some(tables.limits.of(gradclip::DType::F32)),
+            Buffer::Records => Some(&records.handle),
+            Buffer::Norms => Some(&norms.handle),
+            Buffer::Factors => Some(&factors.handle),
+            Buffer::SuppliedNorm => supplied.as_ref().map(|tensor| &tensor.handle),
+            Buffer::Histories => histories.as_ref().map(|tensor| &tensor.handle),
+            Buffer::StepCounts => step_counts.as_ref().map(|tensor| &tensor.handle),
+            _ => None,
+        };
+        let input = |buffer| bound(buffer).unwrap_or_else(|| unreachable!("no stage binds {buffer:?}"));
+        let per_segment =
+            |kernel: Kernel| self.launch(kernel, segments.div_ceil(WORKGROUP_SIZE as usize), input);
+
+        // A stage that changes the records comes before the copy of their norms and factors.
+        let reads_parameters = matches!(norm.scope, Scope::Parameter { .. });
+        let changes_records =
+            supplied.is_some() || reads_parameters || histories.is_some() || norm.skip_above.is_some();
+        if supplied.is_some() {
+            per_segment(Kernel::SuppliedNorm);
+        } else {
+            let output = if changes_records { Output::Record } else { Output::RecordAndFactor };
+            self.launch(finalize(reduction, output), segments, input);
+        }
+        if let Some(ParameterTables { segments: table, norm_params }) =
+            tables.parameters.as_ref().filter(|_| reads_parameters)
+        {
+            let parameter_records = self.client.empty(segments * size_of::<ClipRecord>());
+            self.launch(finalize(reduction, Output::Record), segments, |buffer| match buffer {
+                Buffer::NormParams => norm_params,
+                Buffer::Segments => table,
+                Buffer::Records => &parameter_records,
+                buffer => input(buffer),
+            });
+            self.launch(Kernel::Agc, segments.div_ceil(WORKGROUP_SIZE as usize), |buffer| match buffer {
+                Buffer::ParameterRecords => &parameter_records,
+                buffer => input(buffer),
+            });
+        }
+        if histories.is_some() {
+            per_segment(Kernel::ZClip);
+        }
+        if step_counts.is_some() {
+            per_segment(Kernel::Conclude);
+        }
+        if changes_records {
+            per_segment(Kernel::NormsAndFactors);
+        }
+        let stats = norm.tensor_stats.then(|| {
+            let stats = self.output(count * STATS_WORDS, DType::U32);
+            self.launch(finalize(reduction, Output::TensorStats), count, |buffer| match buffer {
+                Buffer::Segments => &tables.gradients,
+                Buffer::TensorStats => &stats.handle,
+                buffer => input(buffer),
+            });
+            stats
+        });
+        NormOutputs { norms, factors, records, stats, state: StatePrimitives { histories, step_counts } }
+    }
+
+    /// Launches the kernels that reduce the tiles of gradients to partials. Returns these.
+    fn partials(&self, gradients: &[CubeTensor], reduction: Reduction) -> Handle {
+        let partials = self.client.empty((self.tables.partials * reduction.partial_bytes()).max(MIN_BYTES));
+        for batch in &self.tables.batches {
             let format = if reduction.loads_vectors() {
                 batch.format
             } else {
@@ -182,33 +317,7 @@ impl Launcher<'_> {
             let kernel = Kernel::Partials { reduction, format, slots: self.slot_count(batch) };
             self.launch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
         }
-
-        let norms = self.output(segments, DType::F32);
-        let factors = self.output(segments, DType::F32);
-        let records = self.output(segments * RECORD_WORDS, DType::U32);
-        let input = |buffer| match buffer {
-            Buffer::Bank(_) => &partials,
-            Buffer::NormParams => tables.norm_params.as_ref().expect("a clip by norm has parameters"),
-            Buffer::GradientOfPartial => &tables.gradient_of_partial,
-            buffer => unreachable!("no finalize kernel binds {buffer:?}"),
-        };
-        self.launch(finalize(reduction, Output::RecordAndFactor), segments, |buffer| match buffer {
-            Buffer::Segments => tables.limits.of(gradclip::DType::F32),
-            Buffer::Records => &records.handle,
-            Buffer::Norms => &norms.handle,
-            Buffer::Factors => &factors.handle,
-            buffer => input(buffer),
-        });
-        let stats = norm.tensor_stats.then(|| {
-            let stats = self.output(gradients.len() * STATS_WORDS, DType::U32);
-            self.launch(finalize(reduction, Output::TensorStats), gradients.len(), |buffer| match buffer {
-                Buffer::Segments => &tables.gradients,
-                Buffer::TensorStats => &stats.handle,
-                buffer => input(buffer),
-            });
-            stats
-        });
-        NormOutputs { norms, factors, records, stats }
+        partials
     }
 
     /// Launches the kernels that scale or clamp the gradients in place. `parameters` returns the records or the bounds
@@ -221,7 +330,7 @@ impl Launcher<'_> {
         parameters: impl Fn(TileFormat) -> &'a Handle,
         kernel: impl Fn(TileFormat, usize) -> Kernel,
     ) {
-        for batch in self.tables.batches.iter().rev() {
+        for batch in self.tables.batches.iter().rev().filter(|batch| !batch.is_parameters) {
             let kernel = kernel(batch.format, self.slot_count(batch));
             self.launch_batch(kernel, batch, gradients, &batch.elementwise_tiles, parameters(batch.format));
         }
@@ -246,7 +355,7 @@ impl Launcher<'_> {
             // A kernel may have more slots than the batch has gradients. No tile refers to the extra slots, but each
             // must be bound.
             Buffer::Slot(slot) => &gradients[batch.slots[slot.min(batch.slots.len() - 1)]].handle,
-            Buffer::Partials | Buffer::Records | Buffer::Bounds => other,
+            Buffer::Partials | Buffer::Records | Buffer::Bounds | Buffer::UnscaledBounds => other,
             buffer => unreachable!("no kernel with slots binds {buffer:?}"),
         });
     }
@@ -304,10 +413,11 @@ mod tests {
     #[test]
     fn a_launch_has_every_buffer_that_its_kernel_binds() {
         for reduction in reductions() {
-            for output in [Output::RecordAndFactor, Output::TensorStats] {
+            for output in [Output::Record, Output::RecordAndFactor, Output::TensorStats] {
                 let outputs: &[Buffer] = match output {
                     Output::TensorStats => &[Buffer::TensorStats],
-                    _ => &[Buffer::Records, Buffer::Norms, Buffer::Factors],
+                    Output::RecordAndFactor => &[Buffer::Records, Buffer::Norms, Buffer::Factors],
+                    _ => &[Buffer::Records],
                 };
                 let bound = buffers(finalize(reduction, output));
                 assert!(bound.len() <= *FINALIZE_BINDINGS, "{reduction:?}, {output:?}");
@@ -322,6 +432,21 @@ mod tests {
                 assert!(bound.iter().all(is_known), "{reduction:?}, {output:?}: {bound:?}");
             }
         }
+        let common = [Buffer::Segments, Buffer::NormParams, Buffer::Records];
+        for (kernel, other) in [
+            (Kernel::SuppliedNorm, &[Buffer::SuppliedNorm][..]),
+            (Kernel::ZClip, &[Buffer::Histories]),
+            (Kernel::Agc, &[Buffer::ParameterRecords]),
+            (Kernel::Conclude, &[Buffer::StepCounts]),
+            (Kernel::NormsAndFactors, &[Buffer::Norms, Buffer::Factors]),
+        ] {
+            let bound = buffers(kernel);
+            assert!(bound.len() <= *FINALIZE_BINDINGS, "{kernel:?}");
+            assert!(
+                bound.iter().all(|buffer| common.contains(buffer) || other.contains(buffer)),
+                "{kernel:?}"
+            );
+        }
         for alignment in [Alignment::Vector, Alignment::Element] {
             for dtype in [gradclip::DType::F32, gradclip::DType::F16, gradclip::DType::BF16] {
                 let format = TileFormat { alignment, dtype };
@@ -331,6 +456,8 @@ mod tests {
                     assert_eq!(second(scale), Buffer::Records);
                     let clamp = Kernel::Clamp { segmented, format, slots: 3 };
                     assert_eq!(second(clamp), Buffer::Bounds);
+                    let unscale_clamp = Kernel::UnscaleClamp { segmented, format, slots: 3 };
+                    assert_eq!(second(unscale_clamp), Buffer::UnscaledBounds);
                 }
                 for reduction in reductions().filter(|r| r.loads_vectors() || alignment == Alignment::Element)
                 {

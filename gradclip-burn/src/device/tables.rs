@@ -10,7 +10,7 @@ use burn_cubecl::CubeDevice;
 use bytemuck::{bytes_of, cast_slice};
 use gradclip::DType;
 use gradclip::kernels::TileFormat;
-use gradclip::kernels::tables::{Bounds, NormParams, Segment};
+use gradclip::kernels::tables::{Bounds, NormParams, Segment, UnscaledBounds};
 
 use super::layout::{GradientShape, lay_out};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
@@ -35,18 +35,18 @@ struct Entry {
 /// -0.0.
 #[derive(PartialEq)]
 struct OptionBits {
-    /// The bytes of [`NormParams`]; empty for a clip by value.
-    norm_params: Vec<u8>,
+    /// The bytes of [`NormParams`]; for a clip by value, those of the inverse of its loss scale, if it has one.
+    params: Vec<u8>,
     bounds: Vec<[u32; 2]>,
 }
 
 impl OptionBits {
     fn new(clip: &ResolvedClip) -> Self {
-        let norm_params = match clip.kind {
+        let params = match clip.kind {
             ClipKind::Norm(norm) => bytes_of(&NormParams::new(&norm)).to_vec(),
-            ClipKind::Clamp => Vec::new(),
+            ClipKind::Clamp { inverse_scale } => inverse_scale.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
-        Self { norm_params, bounds: clip.bounds.iter().map(|bounds| bounds.map(f32::to_bits)).collect() }
+        Self { params, bounds: clip.bounds.iter().map(|bounds| bounds.map(f32::to_bits)).collect() }
     }
 }
 
@@ -57,6 +57,17 @@ pub(super) struct Tables {
     /// [`NormParams`]; `None` for a clip by value.
     pub(super) norm_params: Option<Handle>,
     pub(super) limits: Limits,
+    /// The tables of the parameters, for adaptive gradient clipping.
+    pub(super) parameters: Option<ParameterTables>,
+}
+
+/// The tables of the parameters.
+#[derive(Clone)]
+pub(super) struct ParameterTables {
+    /// A [`Segment`] without limit for the parameter of each segment.
+    pub(super) segments: Handle,
+    /// The [`NormParams`] of their norms: parameters have no loss scale.
+    pub(super) norm_params: Handle,
 }
 
 /// The limits of the segments.
@@ -64,21 +75,30 @@ pub(super) struct Tables {
 pub(super) enum Limits {
     /// The [`Segment`]s of a clip by norm.
     Norm(Handle),
-    /// The [`Bounds`] of a clip by value, rounded to each element type.
+    /// The [`Bounds`] of a clip by value, rounded to each element type; [`UnscaledBounds`] if it has a loss scale.
     Value { f32: Handle, f16: Handle, bf16: Handle },
 }
 
 impl Limits {
     fn new(client: &Client, layout: &DeviceLayout, clip: &ResolvedClip) -> Self {
-        if let ClipKind::Norm(_) = clip.kind {
-            let segments = layout.segments.iter().zip(&clip.bounds);
-            let segments: Vec<_> =
-                segments.map(|(partials, &[_, max_norm])| Segment::new(partials, max_norm)).collect();
-            return Self::Norm(client.create_from_slice(cast_slice(&segments)));
-        }
-        let rounded = |dtype: DType| {
-            let bounds = clip.bounds.iter().map(|&bounds| Bounds::new(bounds, dtype));
-            client.create_from_slice(cast_slice(&bounds.collect::<Vec<_>>()))
+        let inverse_scale = match clip.kind {
+            ClipKind::Norm(_) => {
+                let segments = layout.segments.iter().zip(&clip.bounds);
+                let segments: Vec<_> =
+                    segments.map(|(partials, &[_, max_norm])| Segment::new(partials, max_norm)).collect();
+                return Self::Norm(client.create_from_slice(cast_slice(&segments)));
+            }
+            ClipKind::Clamp { inverse_scale } => inverse_scale,
+        };
+        let rounded = |dtype: DType| match inverse_scale {
+            None => {
+                let bounds = clip.bounds.iter().map(|&bounds| Bounds::new(bounds, dtype));
+                client.create_from_slice(cast_slice(&bounds.collect::<Vec<_>>()))
+            }
+            Some(inverse_scale) => {
+                let table = UnscaledBounds::new(inverse_scale, &clip.bounds, dtype);
+                client.create_from_slice(cast_slice(table.numbers()))
+            }
         };
         Self::Value { f32: rounded(DType::F32), f16: rounded(DType::F16), bf16: rounded(DType::BF16) }
     }
@@ -113,11 +133,15 @@ pub(super) struct DeviceLayout {
     pub(super) gradients: Handle,
     /// The partials of each segment.
     segments: Vec<Range<usize>>,
+    /// A [`Segment`] for the parameter of each segment, if the clip reads the parameters.
+    parameters: Option<Handle>,
 }
 
 /// A [`Batch`](super::layout::Batch), on the device.
 pub(super) struct DeviceBatch {
     pub(super) format: TileFormat,
+    /// Whether it holds parameters, which have no elementwise pass.
+    pub(super) is_parameters: bool,
     /// The index of the gradient in each slot.
     pub(super) slots: Vec<usize>,
     /// The number of tiles in each pass.
@@ -169,28 +193,45 @@ impl Tables {
         let limits = Limits::new(client, &layout, clip);
         let norm_params = match clip.kind {
             ClipKind::Norm(norm) => Some(client.create_from_slice(bytes_of(&NormParams::new(&norm)))),
-            ClipKind::Clamp => None,
+            ClipKind::Clamp { .. } => None,
         };
-        Self { layout, norm_params, limits }
+        let parameters = match (clip.kind, &layout.parameters) {
+            (ClipKind::Norm(norm), Some(segments)) => {
+                let norm_params = NormParams { inverse_scale: 1.0, ..NormParams::new(&norm) };
+                let norm_params = client.create_from_slice(bytes_of(&norm_params));
+                Some(ParameterTables { segments: segments.clone(), norm_params })
+            }
+            _ => None,
+        };
+        Self { layout, norm_params, limits, parameters }
     }
 }
 
 impl DeviceLayout {
     fn new(client: &Client, shapes: &[GradientShape], segments: usize, max_slots: usize) -> Self {
-        let layout = lay_out(shapes, segments, max_slots);
+        let has_parameters = shapes.iter().any(|shape| shape.is_parameter);
+        // The segments of the parameters follow those of the gradients.
+        let layout = lay_out(shapes, if has_parameters { 2 * segments } else { segments }, max_slots);
+        let unlimited = |partials: &[Range<usize>]| {
+            let table: Vec<_> =
+                partials.iter().map(|partials| Segment::new(partials, f32::INFINITY)).collect();
+            client.create_from_slice(cast_slice(&table))
+        };
+        let gradients = shapes.iter().filter(|shape| !shape.is_parameter).count();
+        let gradients = unlimited(&layout.gradients[..gradients]);
+        let parameters = has_parameters.then(|| unlimited(&layout.segments[segments..]));
         let batches = layout
             .batches
             .into_iter()
             .map(|batch| DeviceBatch {
                 format: batch.format,
+                is_parameters: batch.is_parameters,
                 slots: batch.slots,
                 tiles: batch.norm_tiles.len(),
                 norm_tiles: client.create_from_slice(cast_slice(&batch.norm_tiles)),
                 elementwise_tiles: client.create_from_slice(cast_slice(&batch.elementwise_tiles)),
             })
             .collect();
-        let gradients: Vec<_> =
-            layout.gradients.iter().map(|partials| Segment::new(partials, f32::INFINITY)).collect();
         // An empty buffer cannot be bound. Without partials, no kernel reads this buffer.
         let gradient_of_partial =
             if layout.gradient_of_partial.is_empty() { &[0][..] } else { &layout.gradient_of_partial };
@@ -198,8 +239,9 @@ impl DeviceLayout {
             batches,
             partials: layout.gradient_of_partial.len(),
             gradient_of_partial: client.create_from_slice(cast_slice(gradient_of_partial)),
-            gradients: client.create_from_slice(cast_slice(&gradients)),
+            gradients,
             segments: layout.segments,
+            parameters,
         }
     }
 }

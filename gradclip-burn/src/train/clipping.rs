@@ -35,12 +35,17 @@ use crate::{Clipped, Error, GradClipper};
 /// # }
 /// ```
 ///
+/// # Limits and state
+///
+/// [`with_max_norm_schedule`](Self::with_max_norm_schedule) changes the limit from step to step. The norm histories and
+/// step counts of the clipper are shared by its clones: keep a clone to save them with a checkpoint.
+///
 /// # Non-finite gradients
 ///
 /// [`NonFinite::Skip`](gradclip::NonFinite::Skip) skips the step: parameters and optimizer are unchanged.
 /// [`NonFinite::Error`](gradclip::NonFinite::Error) also skips it, and stops the training with an error. Under these
-/// two policies each step waits for the device, because the outcome must be known before the optimizer runs. Under the
-/// other policies, no step waits.
+/// two policies, and with [`Clip::skip_above`](gradclip::Clip::skip_above), each step waits for the device, because the
+/// outcome must be known before the optimizer runs. Otherwise no step waits.
 ///
 /// # Errors
 ///
@@ -52,6 +57,19 @@ pub struct Clipping<M> {
     clipper: GradClipper,
     steps: Steps,
     interrupter: Interrupter,
+    schedule: Option<Schedule>,
+    /// The number of steps whose gradients this model has clipped. Unlike `steps`, clones do not share it: with one
+    /// clone per device, each makes every step.
+    step: usize,
+}
+
+/// The limits of a step, given its number.
+#[derive(Clone)]
+enum Schedule {
+    /// The limit of the parameters that belong to no group.
+    One(Arc<dyn Fn(usize) -> f32 + Send + Sync>),
+    /// The limits of all groups.
+    All(Arc<dyn Fn(usize) -> Vec<f32> + Send + Sync>),
 }
 
 impl<M> Clipping<M> {
@@ -60,7 +78,40 @@ impl<M> Clipping<M> {
     /// interrupter.
     #[must_use]
     pub fn new(model: M, clipper: GradClipper, interrupter: Interrupter) -> Self {
-        Self { model, clipper, steps: Steps::default(), interrupter }
+        Self { model, clipper, steps: Steps::default(), interrupter, schedule: None, step: 0 }
+    }
+
+    /// Sets the limit of each step: that of the parameters that belong to no group. `schedule` takes the number of the
+    /// optimizer step, from 0. Skipped steps count; the batches of an accumulated gradient are one step. To resume a
+    /// training, add the number of steps before it.
+    ///
+    /// A limit that is negative or NaN, or a clip by value, stops the training before the step, as
+    /// [other errors](#errors) do.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clipping, GradClipper};
+    /// # use burn::train::Interrupter;
+    /// # fn with_schedule<M>(model: M, interrupter: Interrupter) -> Result<Clipping<M>, gradclip_burn::Error> {
+    /// let model = Clipping::new(model, GradClipper::by_global_norm(1.0)?, interrupter)
+    ///     // From 1 to 0.1 within the first 1000 steps.
+    ///     .with_max_norm_schedule(|step| 1.0 - 0.9 * (step as f32 / 1000.0).min(1.0));
+    /// # Ok(model)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_max_norm_schedule(self, schedule: impl Fn(usize) -> f32 + Send + Sync + 'static) -> Self {
+        Self { schedule: Some(Schedule::One(Arc::new(schedule))), ..self }
+    }
+
+    /// Sets the limits of each step, as [`GradClipper::set_max_norms`] does: first that of the parameters in no group,
+    /// then one per group. Otherwise like [`with_max_norm_schedule`](Self::with_max_norm_schedule). A wrong number of
+    /// limits also stops the training.
+    #[must_use]
+    pub fn with_max_norms_schedule(
+        self,
+        schedule: impl Fn(usize) -> Vec<f32> + Send + Sync + 'static,
+    ) -> Self {
+        Self { schedule: Some(Schedule::All(Arc::new(schedule))), ..self }
     }
 
     /// Creates a metric for Burn's dashboard and logs: the norm of the gradients before clipping.
@@ -106,17 +157,18 @@ impl<M> Clipping<M> {
     }
 
     fn map_model(self, change: impl FnOnce(M) -> M) -> Self {
-        let Self { model, clipper, steps, interrupter } = self;
-        Self { model: change(model), clipper, steps, interrupter }
+        let Self { model, clipper, steps, interrupter, schedule, step } = self;
+        Self { model: change(model), clipper, steps, interrupter, schedule, step }
     }
 
     /// Clips the gradients, and returns whether the optimizer should step.
-    fn clip_before_step(&self, clip: impl FnOnce(&GradClipper, &M) -> Result<Clipped, Error>) -> bool {
+    fn clip_before_step(&mut self, clip: impl FnOnce(&GradClipper, &M) -> Result<Clipped, Error>) -> bool {
         if self.steps.error().is_some() {
             return false;
         }
-        match clip(&self.clipper, &self.model) {
+        match self.follow_schedule().and_then(|()| clip(&self.clipper, &self.model)) {
             Ok(clipped) => {
+                self.step += 1;
                 let skipped = clipped.skipped();
                 self.steps.push(clipped);
                 !skipped
@@ -125,6 +177,15 @@ impl<M> Clipping<M> {
                 self.fail(error);
                 false
             }
+        }
+    }
+
+    /// Sets the limits of the next step.
+    fn follow_schedule(&mut self) -> Result<(), Error> {
+        match &self.schedule {
+            None => Ok(()),
+            Some(Schedule::One(schedule)) => self.clipper.set_max_norm(schedule(self.step)),
+            Some(Schedule::All(schedule)) => self.clipper.set_max_norms(&schedule(self.step)),
         }
     }
 
@@ -197,7 +258,7 @@ impl<M: TrainStep + Module> TrainStep for Clipping<M> {
     }
 
     fn optimize(
-        self,
+        mut self,
         optim: &mut ModuleOptimizer,
         lr_module: ModuleLearningRate,
         mut grads: GradientsParams,
@@ -210,7 +271,7 @@ impl<M: TrainStep + Module> TrainStep for Clipping<M> {
     }
 
     fn optimize_multi(
-        self,
+        mut self,
         optim: &mut ModuleOptimizer,
         lr_module: ModuleLearningRate,
         mut grads: MultiGradientsParams,

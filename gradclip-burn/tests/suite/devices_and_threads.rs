@@ -1,7 +1,7 @@
 //! Gradients from several threads and on several devices.
 
 use burn::tensor::Device;
-use gradclip_burn::Clip;
+use gradclip_burn::{Clip, ZClip};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, vector};
 
@@ -59,4 +59,34 @@ fn gradients_on_several_devices_have_one_norm() {
     let clipped = clipper(Clip::by_global_norm(1.0)).clip(&mut grads, &model).unwrap();
     assert_clipped(&before, &model.biases_of(&grads), clipped.norm(), 1.0);
     assert_eq!(grads.get::<1>(model.biases[1].id).unwrap().device(), cpu);
+}
+
+/// The state of a clipper is locked while a clip adds to it.
+#[test]
+fn concurrent_clips_of_clones_count_every_step() {
+    for device in devices() {
+        let clip = Clip::by_global_norm(f32::INFINITY).z_clip(ZClip { warm_up: 40, ..ZClip::default() });
+        let clipper = clipper(clip.count_steps());
+        let threads: Vec<_> = (0..4_u32)
+            .map(|thread| {
+                let (clipper, device) = (clipper.clone(), device.clone());
+                std::thread::spawn(move || {
+                    for _ in 0..10 {
+                        let gradient = vector(&vec![1.0; 16 * (thread as usize + 1).pow(2)], &device) * 1.0;
+                        let (model, mut grads) = Model::with_gradients(vec![gradient]);
+                        clipper.clip(&mut grads, &model).unwrap();
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let counts = clipper.step_counts().unwrap()[0];
+        assert_eq!((counts.steps, counts.clipped, counts.largest_norm), (40, 0, 16.0), "on {device:?}");
+        // The norms are 4, 8, 12 and 16, in any order.
+        let history = clipper.norm_histories().unwrap()[0];
+        assert_eq!(history.steps, 40);
+        assert!((history.mean - 10.0).abs() < 1e-4 && (history.deviation - 20.0_f32.sqrt()).abs() < 1e-4);
+    }
 }

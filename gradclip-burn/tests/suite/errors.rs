@@ -4,7 +4,8 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
-use gradclip::ZClip;
+use gradclip::AutoClip;
+use gradclip::loss_scale::LossScale;
 use gradclip_burn::{Clip, Epsilon, Error, GradClipper, NormType};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
@@ -52,12 +53,10 @@ fn an_unsupported_option_is_named() {
         Err(Error::Unsupported { option }) => option,
         other => panic!("{other:?}"),
     };
-    let norm = Clip::by_global_norm(1.0);
-    assert_eq!(unsupported(norm.z_clip(ZClip::default())), "Clip::z_clip");
-    assert_eq!(unsupported(norm.count_steps()), "Clip::count_steps");
-    assert_eq!(unsupported(Clip::by_supplied_norm(1.0)), "Clip::by_supplied_norm");
-    assert_eq!(unsupported(Clip::by_parameter_norm(0.01, 1e-3)), "Clip::by_parameter_norm");
-    assert_eq!(unsupported(Clip::by_value(1.0).loss_scale(2.0)), "Clip::loss_scale of a clip by value");
+    let scale = Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default());
+    assert_eq!(unsupported(scale), "Clip::dynamic_loss_scale");
+    let auto_clip = Clip::by_global_norm(1.0).auto_clip(AutoClip::default());
+    assert_eq!(unsupported(auto_clip), "Clip::auto_clip");
 }
 
 #[test]

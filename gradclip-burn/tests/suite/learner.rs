@@ -18,6 +18,7 @@ use burn::train::{
     ExecutionStrategy, InferenceStep, Interrupter, Learner, LearnerModel, LearningResult, MultiDeviceOptim,
     RegressionOutput, SupervisedTraining, TrainOutput, TrainStep, TrainingStrategy,
 };
+use gradclip::Error as Core;
 use gradclip_burn::{Clip, Clipping, Error, NonFinite};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
@@ -254,6 +255,85 @@ fn a_learner_trains_with_clipped_gradients() {
             let difference = (trained - by_hand).abs();
             assert!(difference <= 1e-6 * by_hand.abs(), "{trained}, but {by_hand} in a hand-written loop");
         }
+    }
+}
+
+/// The limits of the steps in the tests of schedules: those at the end of a training are lower.
+fn limit_of(step: usize) -> f32 {
+    if step < 5 { MAX_NORM } else { 0.25 }
+}
+
+/// Trains in f64 with the limits of [`limit_of`].
+fn simulate_schedule(steps: &[Vec<Vec<Item>>]) -> Parameters {
+    steps.iter().enumerate().fold([0.0; 8], |parameters, (index, step)| {
+        simulate(parameters, std::slice::from_ref(step), limit_of(index).into()).1
+    })
+}
+
+#[test]
+fn a_limit_follows_a_schedule() {
+    for device in devices() {
+        let device = device.autodiff();
+        let steps = [batches(), batches()].concat();
+        let expected = simulate_schedule(&steps);
+        let (_, fixed) = simulate([0.0; 8], &steps, f64::from(MAX_NORM));
+        assert!((expected[0] - fixed[0]).abs() > 1e-3, "the schedule makes no difference");
+        let model = clipping(&device).with_max_norm_schedule(limit_of);
+        let result = launch(training(&Log::default(), items()).num_epochs(2), model);
+        assert!(result.error.is_none());
+        assert_close(&result.model.into_inner().unwrap().parameters(), &expected, "parameter");
+
+        // The steps of accumulated gradients, and the limits of all groups: all parameters are in one.
+        let clip = Clip::by_global_norm(0.0);
+        let clipper = clipper(clip).group(clip, |_| true).unwrap();
+        let model = Clipping::new(Regression::new(&device), clipper, Interrupter::new())
+            .with_max_norms_schedule(|step| vec![0.0, limit_of(step + 4)]);
+        let result = launch(training(&Log::default(), items()).num_epochs(2).grads_accumulation(2), model);
+        assert!(result.error.is_none());
+        let windows: Vec<_> = [batches(), batches()].concat().chunks(2).map(<[_]>::concat).collect();
+        let (_, first) = simulate([0.0; 8], &windows[..1], limit_of(4).into());
+        let (_, expected) = simulate(first, &windows[1..], limit_of(5).into());
+        assert_close(&result.model.into_inner().unwrap().parameters(), &expected, "parameter");
+    }
+}
+
+type Change = Box<dyn Fn(Clipping<Regression>) -> Clipping<Regression>>;
+type Check = fn(&Core) -> bool;
+
+#[test]
+fn an_invalid_limit_stops_the_training_before_the_step() {
+    let device = Device::flex().autodiff();
+    let norm = Clip::by_global_norm;
+    let from_3 = |limit: f32| move |step: usize| if step < 3 { MAX_NORM } else { limit };
+    let cases: [(Clip, Change, usize, Check); 4] = [
+        (
+            norm(1.0),
+            Box::new(move |model| model.with_max_norm_schedule(from_3(f32::NAN))),
+            3,
+            |error| matches!(error, Core::MaxNorm { given } if given.is_nan()),
+        ),
+        (norm(1.0), Box::new(move |model| model.with_max_norm_schedule(from_3(-1.0))), 3, |error| {
+            matches!(error, Core::MaxNorm { given: -1.0 })
+        }),
+        (
+            norm(1.0),
+            Box::new(|model| model.with_max_norms_schedule(|step| vec![MAX_NORM; step.max(2) - 1])),
+            3,
+            |error| matches!(error, Core::LimitCount { given: 2, groups: 1 }),
+        ),
+        (Clip::by_value(1.0), Box::new(|model| model.with_max_norm_schedule(limit_of)), 0, |error| {
+            matches!(error, Core::NeedsNorm { .. })
+        }),
+    ];
+    for (clip, change, steps, is_expected) in cases {
+        let training = training(&Log::default(), items());
+        let model = Clipping::new(Regression::new(&device), clipper(clip), training.interrupter());
+        let result = launch(training.num_epochs(50), change(model));
+        assert!(result.error.is_some(), "{clip:?}");
+        let (_, parameters) = simulate([0.0; 8], &batches()[..steps], f64::from(MAX_NORM));
+        assert_close(&result.model.inner().parameters(), &parameters, "parameter");
+        let error = result.model.into_inner().unwrap_err();
+        assert!(matches!(&*error, Error::Clip(error) if is_expected(error)), "{error}");
     }
 }
 

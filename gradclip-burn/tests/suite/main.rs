@@ -9,7 +9,9 @@ mod modules;
 mod numerics;
 mod optimizer;
 mod options;
+mod parameter_norm;
 mod per_gradient;
+mod state;
 mod stress;
 
 use burn::Tensor;

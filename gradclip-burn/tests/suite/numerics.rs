@@ -289,6 +289,49 @@ fn by_value_clamps_and_keeps_nan() {
     }
 }
 
+/// The loss scale is removed before the bounds apply, and the quotient is rounded to the type of the gradient.
+#[test]
+fn by_value_removes_the_loss_scale() {
+    for device in devices() {
+        let numbers = [
+            [-3.0, 0.25, f32::NAN, 3.0, f32::NEG_INFINITY, 1e-3, -0.0, 0.1],
+            [0.3, -0.7, 8.0, 1e-5, 2.0, -9.0, 0.01, 7.0],
+        ];
+        for scale in [1024.0, 3.0, 1.0] {
+            for dtype in [DType::F32, DType::F16] {
+                let of = |numbers: &[f32]| {
+                    let scaled: Vec<_> = numbers.iter().map(|x| x * scale).collect();
+                    vector(&scaled, &device).cast(dtype)
+                };
+                let (model, mut grads) = Model::with_gradients(numbers.iter().map(|x| of(x)).collect());
+                let before = model.biases_of(&grads);
+                let clip = |limit: f32| Clip::by_value_range(-limit, 2.0 * limit).loss_scale(scale);
+                let clipper = clipper(clip(0.25)).group(clip(0.5), |path| path == "biases.1").unwrap();
+                let clipped = clipper.clip(&mut grads, &model).unwrap();
+                assert_eq!(clipped.used_kernels(), device == Device::default());
+                for ((before, after), limit) in before.iter().zip(model.biases_of(&grads)).zip([0.25, 0.5]) {
+                    for (before, after) in before.iter().zip(after) {
+                        let unscaled = before * scale.recip();
+                        let unscaled =
+                            if dtype == DType::F16 { f16::from_f32(unscaled).to_f32() } else { unscaled };
+                        let expected = unscaled.clamp(-limit, 2.0 * limit);
+                        let same = after == expected || after.is_nan() && before.is_nan();
+                        assert!(same, "{after}, not {expected}, from {before} with scale {scale}, {dtype:?}");
+                    }
+                }
+            }
+        }
+        // The scale may change from step to step.
+        let mut clipper = clipper(Clip::by_value(1.0));
+        for scale in [2.0, 8.0, 2.0] {
+            clipper.set_clip(Clip::by_value(1.0).loss_scale(scale)).unwrap();
+            let (model, mut grads) = Model::with_gradients(vec![vector(&[4.0, -1.0], &device)]);
+            clipper.clip(&mut grads, &model).unwrap();
+            assert_eq!(model.biases_of(&grads).concat(), [(4.0 / scale).min(1.0), -1.0 / scale]);
+        }
+    }
+}
+
 /// A finite bound beyond the range of f16 or bf16 becomes the largest finite number of the type.
 #[test]
 fn a_finite_bound_stays_finite_in_half_precision() {

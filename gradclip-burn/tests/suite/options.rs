@@ -1,7 +1,7 @@
 //! Groups, statistics, `coefficient_only`, and limits that change.
 
 use burn::tensor::Device;
-use gradclip_burn::Clip;
+use gradclip_burn::{Clip, Error};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
 
@@ -95,6 +95,52 @@ fn a_limit_can_follow_a_schedule() {
                 clipper.set_clip(Clip::by_value(1.0)).unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn the_limits_of_all_groups_can_follow_a_schedule() {
+    use gradclip::Error as Core;
+    for device in devices() {
+        let clip = Clip::by_global_norm;
+        let mut clipper = clipper(clip(1.0)).group(clip(0.25), |path| path == "biases.1").unwrap();
+        let before = [noise(100, 1), noise(100, 2)];
+        let check = |clipper: &gradclip_burn::GradClipper, given: Option<Clip>, limits: [f64; 2]| {
+            let (model, mut grads) =
+                Model::with_gradients(before.iter().map(|g| vector(g, &device)).collect());
+            let clipped = match given {
+                Some(clip) => clipper.clip_grad_norm(&mut grads, &model, clip),
+                None => clipper.clip(&mut grads, &model),
+            };
+            let (clipped, after) = (clipped.unwrap(), model.biases_of(&grads));
+            for (group, limit) in limits.into_iter().enumerate() {
+                let norm = clipped.norm().narrow(0, group, 1);
+                assert_clipped(&before[group..=group], &after[group..=group], norm, limit);
+            }
+        };
+        check(&clipper, None, [1.0, 0.25]);
+        clipper.set_max_norms(&[0.5, 2.0]).unwrap();
+        check(&clipper, None, [0.5, 2.0]);
+
+        // A rejected change leaves the limits unchanged.
+        let error =
+            |clipper: &mut gradclip_burn::GradClipper, limits: &[f32]| match clipper.set_max_norms(limits) {
+                Err(Error::Clip(error)) => error,
+                other => panic!("{other:?}"),
+            };
+        assert!(matches!(error(&mut clipper, &[1.0]), Core::LimitCount { given: 1, groups: 2 }));
+        assert!(matches!(error(&mut clipper, &[1.0, -1.0]), Core::InGroup { group: 1, .. }));
+        assert!(matches!(error(&mut clipper, &[f32::NAN, 1.0]), Core::InGroup { group: 0, .. }));
+        let mut by_value = crate::clipper(Clip::by_value(1.0));
+        assert!(matches!(error(&mut by_value, &[1.0]), Core::NeedsNorm { .. }));
+        check(&clipper, None, [0.5, 2.0]);
+
+        // The other ways to set a limit replace only theirs.
+        check(&clipper, Some(clip(0.125)), [0.125, 2.0]);
+        clipper.set_clip(clip(0.75)).unwrap();
+        check(&clipper, None, [0.75, 2.0]);
+        clipper.set_max_norms(&[f32::INFINITY, 0.0]).unwrap();
+        check(&clipper, None, [f64::INFINITY, 0.0]);
     }
 }
 

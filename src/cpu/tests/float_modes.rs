@@ -4,7 +4,7 @@ use super::*;
 use crate::distributed::join_norms;
 use crate::float_modes::tests::in_odd_modes;
 use crate::loss_scale::LossScale;
-use crate::{NormHistory, NormType, ZClip};
+use crate::{AutoClip, NormHistory, NormType, NormWindow, ZClip};
 
 /// Returns gradients near the smallest normal f32, of lengths for one thread and for several.
 fn gradients() -> impl Iterator<Item = Vec<f32>> {
@@ -57,9 +57,15 @@ fn host_computations_on_records_do_not_depend_on_the_modes() {
     let all = || {
         let mut history = NormHistory { steps: 1, mean: 1e-39, deviation: 1e-41 };
         let limit = ZClip { warm_up: 1, ..ZClip::default() }.limit(&mut history, 5e-39);
-        (join_norms([&record, &record], NormType::L2), limit, history, LossScale::default().update(&record))
+        let mut window = NormWindow { norms: vec![1e-39, 3e-39] };
+        let mut plan = ClipPlan::new(&[Clip::by_norm(1.0).auto_clip(AutoClip::default())]).unwrap();
+        plan.set_norm_windows(std::slice::from_ref(&window)).unwrap();
+        let percentile = AutoClip::default().limit(&mut window, 5e-39);
+        let limits = [limit, percentile];
+        let update = LossScale::default().update(&record);
+        (join_norms([&record, &record], NormType::L2), limits, history, window, update)
     };
     let expected = all();
-    assert!(expected.1.is_some_and(f32::is_subnormal));
+    assert!(expected.1.iter().all(|limit| limit.is_some_and(f32::is_subnormal)));
     assert_eq!(in_odd_modes(all), expected);
 }

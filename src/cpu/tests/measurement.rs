@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::cpu::parallel::CHUNK_LEN;
-use crate::{GradientId, NonFinite, NormType, ZClip};
+use crate::{AutoClip, GradientId, NonFinite, NormType, ZClip};
 
 enum Values {
     F32(Vec<f32>),
@@ -97,6 +97,7 @@ fn clips() -> Vec<Clip> {
             Clip::by_rms(0.5),
             Clip::by_global_norm(1e9).loss_scale(64.0),
             Clip::by_global_norm(f32::INFINITY).z_clip(z_clip),
+            Clip::by_global_norm(f32::INFINITY).auto_clip(AutoClip::default()),
         ])
         .collect()
 }
@@ -124,6 +125,7 @@ fn parts_give_the_bits_of_the_whole() {
                 assert_eq!(in_parts.tensor_stats(), plan.tensor_stats(), "{clip:?}");
                 assert_eq!(in_parts.step_counts(), plan.step_counts(), "{clip:?}");
                 assert_eq!(in_parts.histories(), plan.histories(), "{clip:?}");
+                assert_eq!(in_parts.norm_windows(), plan.norm_windows(), "{clip:?}");
 
                 let per_gradient = records.len() == split.len();
                 for (index, values) in split.iter_mut().enumerate() {

@@ -6,11 +6,11 @@ use wgpu::BufferUsages;
 use super::Step;
 use crate::Error;
 use crate::gpu::device_context::DeviceContext;
-use crate::gpu::layout::Batch;
+use crate::gpu::layout::{Batch, Window};
 use crate::gpu::pipeline::Pipeline;
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{Tile, fold_grid};
-use crate::kernels::{Buffer, Kernel, WORKGROUP_SIZE, slot_count};
+use crate::kernels::{BindingType, Buffer, Kernel, WORKGROUP_SIZE, slot_count};
 
 /// Creates the buffers and the steps of one plan. Validation errors surface in the enclosing error scope.
 pub(super) struct Builder<'a> {
@@ -29,15 +29,28 @@ impl<'a> Builder<'a> {
         Self { context, buffers, bytes: table.size(), tiles: table }
     }
 
-    /// Creates a dispatch of `workgroups` workgroups. `buffer` returns the buffer for each binding of the kernel.
+    /// Returns whether the device allows the bindings of a kernel.
+    pub(super) fn fits(&self, kernel: Kernel) -> bool {
+        let bindings = kernel.bindings();
+        let storage = bindings.iter().filter(|binding| binding.ty != BindingType::Uniform).count();
+        let allowed = self.context.device().limits();
+        storage <= allowed.max_storage_buffers_per_shader_stage as usize
+            && bindings.len()
+                <= allowed
+                    .max_bindings_per_bind_group
+                    .min(allowed.max_buffers_and_acceleration_structures_per_shader_stage)
+                    as usize
+    }
+
+    /// Creates a dispatch of `workgroups` workgroups. `binding` returns the binding for each buffer of the kernel.
     pub(super) fn per_workgroup<'b>(
         &self,
         kernel: Kernel,
         workgroups: usize,
-        buffer: impl Fn(Buffer) -> &'b wgpu::Buffer,
+        binding: impl Fn(Buffer) -> wgpu::BufferBinding<'b>,
     ) -> Result<Step, Error> {
         let pipeline = self.context.pipeline(kernel)?;
-        Ok(self.step(pipeline, |name| buffer(name).as_entire_buffer_binding(), workgroups))
+        Ok(self.step(pipeline, binding, workgroups))
     }
 
     /// Creates a dispatch of at least `invocations` invocations, as [`per_workgroup`](Self::per_workgroup).
@@ -45,9 +58,9 @@ impl<'a> Builder<'a> {
         &self,
         kernel: Kernel,
         invocations: usize,
-        buffer: impl Fn(Buffer) -> &'b wgpu::Buffer,
+        binding: impl Fn(Buffer) -> wgpu::BufferBinding<'b>,
     ) -> Result<Step, Error> {
-        self.per_workgroup(kernel, invocations.div_ceil(WORKGROUP_SIZE as usize), buffer)
+        self.per_workgroup(kernel, invocations.div_ceil(WORKGROUP_SIZE as usize), binding)
     }
 
     /// Creates a dispatch for each batch. `other` returns the buffer that the kernel binds besides tiles and gradients, by the
@@ -83,6 +96,18 @@ impl<'a> Builder<'a> {
         Results::new(device, value, count, |contents| self.buffer(label, usage, contents))
     }
 
+    /// Creates a readable buffer of state with the values, or with a single 0 if there are none.
+    pub(super) fn state(&mut self, label: &str, usage: BufferUsages, values: &[u32]) -> Results {
+        let device = self.context.checked_device().clone();
+        let contents = or_one(values, &0);
+        Results::of_values(device, contents, values.len(), |contents| self.buffer(label, usage, contents))
+    }
+
+    /// Returns the state that a plan keeps, or makes it.
+    pub(super) fn kept_or<T: Clone>(&mut self, kept: Option<&T>, make: impl FnOnce(&mut Self) -> T) -> T {
+        kept.cloned().unwrap_or_else(|| make(self))
+    }
+
     pub(super) fn buffer<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
         self.bytes += size_of_val(values) as u64;
         create_buffer(self.context.device(), label, usage, values)
@@ -101,6 +126,10 @@ impl<'a> Builder<'a> {
     /// The window in a slot, or a filler for a slot without one.
     fn slot(&self, batch: &Batch, slot: usize) -> wgpu::BufferBinding<'_> {
         let Some(window) = batch.windows.get(slot) else { return self.context.filler(slot) };
+        self.window(window)
+    }
+
+    pub(super) fn window(&self, window: &Window) -> wgpu::BufferBinding<'a> {
         wgpu::BufferBinding {
             buffer: self.buffers[window.buffer],
             offset: window.offset,

@@ -7,12 +7,12 @@ use super::segment_map::SegmentMap;
 use super::{ClipPlan, Outcome, Step};
 use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::Set;
-use crate::gpu::layout::{Batch, Layout, Limits, block_rows};
+use crate::gpu::layout::{Bank, Batch, Layout, Limits, block_rows};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
 use crate::operation::{ByNorm, Scope};
-use crate::{ClipRecord, Error, NonFinite, NormHistory, StepCounts, TensorStats};
+use crate::{AutoClip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
 
 const STORAGE: BufferUsages = BufferUsages::STORAGE;
 const UNIFORM: BufferUsages = BufferUsages::UNIFORM;
@@ -25,51 +25,74 @@ const STATE: BufferUsages = STORAGE.union(COPY_SRC).union(COPY_DST);
 /// The initial bits of the supplied norm: `NOT_SUPPLIED` of `supplied_norm.wgsl`.
 const NOT_SUPPLIED: u32 = u32::MAX;
 
-/// Builds a plan with one group for each limit.
+/// Builds a plan with one group for each limit. `kept` is the state of a plan of the same gradients before they moved.
 pub(super) fn by_norm(
     context: &DeviceContext,
     norm: &ByNorm,
     max_norms: &[f32],
     set: &Set<'_>,
+    kept: Option<&Outcome>,
 ) -> Result<ClipPlan, Error> {
+    let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
         // One of rows and columns is 1.
         let units = set.rows.iter().zip(&set.columns).map(|(&rows, &columns)| rows.max(columns));
         let records = units.fold(0_u64, u64::saturating_add);
-        context.check_scratch(records.saturating_mul(size_of::<ClipRecord>() as u64))?;
+        context.check_scratch(records.saturating_mul(record_bytes as u64))?;
         check_columns(context, set)?;
     }
-    let reduction = Reduction::new(norm.norm_type, norm.tensor_stats);
+    let reduction = norm.reduction();
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
-    let layout = map.lay_out(context.limits(), norm.scope != Scope::Supplied, reduction);
+    let layout = map.lay_out(context.limits(), norm.scope != Scope::Supplied, reduction)?;
     let scratch = size_of_val(&layout.tiles[..])
         + layout.gradient_of_partial.len() * reduction.partial_bytes()
         + size_of_val(&layout.partial_locations[..])
-        + map.segments * size_of::<ClipRecord>();
+        + map.segments * record_bytes;
     context.guarded(scratch as u64, layout.largest_dispatch(), || {
         let mut builder = Builder::new(context, &set.buffers, &layout.tiles);
         let table = map.table(&layout.segments, max_norms);
         let records = table.len();
         // Without records there is still one segment, since a buffer must not be empty.
         let table = or_one(&table, &Segment { max_norm: max_norms[0], ..Segment::EMPTY }).to_vec();
-        let buffers = Buffers::new(&mut builder, norm, reduction, &layout, &table, records);
+        let buffers = Buffers::new(&mut builder, norm, reduction, &layout, (&table, records), kept);
         let wide = context.limits().wide && reduction.loads_vectors() && layout.wants_wide_workgroups();
-        let mut stages =
-            Stages { norm, reduction, layout: &layout, buffers, wide, records, steps: Vec::new() };
-
-        let supplied = if norm.scope == Scope::Supplied {
-            Some(stages.supplied_norm(&mut builder)?)
-        } else {
-            stages.measured_norm(&mut builder)?;
-            None
+        let resets = set.parts > 0 || set.spans.iter().any(|span| span.partials.is_some());
+        let mut stages = Stages {
+            norm,
+            reduction,
+            layout: &layout,
+            buffers,
+            wide,
+            records,
+            kept,
+            resets,
+            concluded: false,
+            parts: (0..set.parts.max(1)).map(|_| Vec::new()).collect(),
+            steps: Vec::new(),
         };
+
+        let step_counts = norm.keeps_step_counts().then(|| {
+            let kept = kept.and_then(|kept| kept.step_counts.as_ref());
+            builder.kept_or(kept, |builder| {
+                builder.results("gradclip.step_counts", STATE, StepCounts::default(), records)
+            })
+        });
+        let (mut supplied, mut tensor_stats) = (None, None);
+        if norm.scope == Scope::Supplied {
+            supplied = Some(stages.supplied_norm(&mut builder)?);
+        } else {
+            stages.partials(&mut builder)?;
+            // Before the records, which may update the loss scale.
+            tensor_stats = stages.tensor_stats(&mut builder, set.spans.len())?;
+            stages.records(&mut builder, step_counts.as_ref())?;
+        }
         stages.agc(&mut builder)?;
         let histories = stages.z_clip(&mut builder)?;
-        let step_counts = stages.step_counts(&mut builder)?;
-        let tensor_stats = stages.tensor_stats(&mut builder, set.spans.len())?;
+        let norm_windows = stages.auto_clip(&mut builder)?;
+        stages.conclude(&mut builder, step_counts.as_ref())?;
 
-        let Stages { buffers, steps, .. } = stages;
+        let Stages { buffers, parts, steps, .. } = stages;
         let segmented = table.len() > 1;
         let scale = |&Batch { format, columns, .. }: &Batch, slots| {
             if columns {
@@ -89,20 +112,26 @@ pub(super) fn by_norm(
             count: records,
             records: buffers.records,
             norm_params: buffers.norm_params,
+            has_dynamic_scale: norm.dynamic_loss_scale.is_some(),
             segments: buffers.segments,
             supplied,
             histories,
+            norm_windows,
             step_counts,
             tensor_stats,
         };
         Ok(ClipPlan {
-            norm: steps,
+            parts,
+            in_parts: set.parts > 0,
+            resets,
+            record: steps,
             apply,
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
             loss_scale: None,
             scratch_bytes: builder.bytes,
             labels: set.labels.clone(),
+            origin: None,
         })
     })
 }
@@ -128,26 +157,33 @@ fn check_columns(context: &DeviceContext, set: &Set<'_>) -> Result<(), Error> {
     Ok(())
 }
 
+/// A bank of partials.
+enum Partials<'a> {
+    Own(wgpu::Buffer),
+    /// Those that another kernel leaves.
+    Given(wgpu::BufferBinding<'a>),
+}
+
 /// The buffers that several stages share.
-struct Buffers {
+struct Buffers<'a> {
     /// The partials, by bank.
-    banks: Vec<wgpu::Buffer>,
+    banks: Vec<Partials<'a>>,
     /// Only with several banks.
     partial_locations: Option<wgpu::Buffer>,
     gradient_of_partial: wgpu::Buffer,
-    norm_params: wgpu::Buffer,
+    norm_params: Results,
     segments: wgpu::Buffer,
     records: Results,
 }
 
-impl Buffers {
+impl<'a> Buffers<'a> {
     fn new(
-        builder: &mut Builder<'_>,
+        builder: &mut Builder<'a>,
         norm: &ByNorm,
         reduction: Reduction,
         layout: &Layout,
-        table: &[Segment],
-        records: usize,
+        (table, records): (&[Segment], usize),
+        kept: Option<&Outcome>,
     ) -> Self {
         let gradients = or_one(&layout.gradient_of_partial, &0);
         let record_usage = STORAGE.union(UNIFORM).union(COPY_SRC);
@@ -155,32 +191,49 @@ impl Buffers {
             banks: layout
                 .banks
                 .iter()
-                .map(|&len| builder.zeroed("gradclip.partials", len.max(1) * reduction.partial_bytes()))
+                .map(|bank| match bank {
+                    Bank::Own(len) => {
+                        let size = (*len).max(1) * reduction.partial_bytes();
+                        Partials::Own(builder.zeroed("gradclip.partials", size))
+                    }
+                    Bank::Given(window) => Partials::Given(builder.window(window)),
+                })
                 .collect(),
             partial_locations: (layout.banks.len() > 1)
                 .then(|| builder.buffer("gradclip.partial_locations", STORAGE, &layout.partial_locations)),
             gradient_of_partial: builder.buffer("gradclip.gradient_of_partial", STORAGE, gradients),
-            norm_params: builder.buffer(
-                "gradclip.norm_params",
-                UNIFORM.union(COPY_DST),
-                &[NormParams::new(norm)],
-            ),
-            segments: builder.buffer("gradclip.segments", STORAGE.union(COPY_DST), table),
-            records: builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records),
+            norm_params: builder.kept_or(kept.map(|kept| &kept.norm_params), |builder| {
+                builder.results("gradclip.norm_params", STATE.union(UNIFORM), NormParams::new(norm), 1)
+            }),
+            // The same gradients have the same partials, wherever they are: the table stays, with its limits.
+            segments: builder.kept_or(kept.map(|kept| &kept.segments), |builder| {
+                builder.buffer("gradclip.segments", STORAGE.union(COPY_DST), table)
+            }),
+            records: builder.kept_or(kept.map(|kept| &kept.records), |builder| {
+                builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records)
+            }),
         }
     }
 
-    fn get(&self, buffer: Buffer) -> &wgpu::Buffer {
-        match buffer {
-            Buffer::Bank(bank) => &self.banks[bank],
+    fn get(&self, buffer: Buffer) -> wgpu::BufferBinding<'_> {
+        let buffer = match buffer {
+            Buffer::Bank(bank) => match &self.banks[bank] {
+                Partials::Own(buffer) => buffer,
+                Partials::Given(range) => return range.clone(),
+            },
             Buffer::PartialLocations => self.partial_locations.as_ref().expect("bound with several banks"),
             Buffer::GradientOfPartial => &self.gradient_of_partial,
-            Buffer::NormParams => &self.norm_params,
+            Buffer::NormParams => &self.norm_params.buffer,
             Buffer::Segments => &self.segments,
             Buffer::Records => &self.records.buffer,
             buffer => unreachable!("{buffer:?} belongs to a single stage"),
-        }
+        };
+        whole(buffer)
     }
+}
+
+fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    buffer.as_entire_buffer_binding()
 }
 
 /// The stages of a norm pass. Each method adds the dispatches of one, if the clip needs it.
@@ -188,17 +241,26 @@ struct Stages<'a> {
     norm: &'a ByNorm,
     reduction: Reduction,
     layout: &'a Layout,
-    buffers: Buffers,
+    buffers: Buffers<'a>,
     /// Whether wide workgroups reduce the partials.
     wide: bool,
     /// The number of records; 0 if each gradient has its own record and there are no gradients.
     records: usize,
+    /// The state to take over.
+    kept: Option<&'a Outcome>,
+    /// Whether partials are reset after they have been read.
+    resets: bool,
+    /// Whether a stage has concluded the step.
+    concluded: bool,
+    /// The dispatches that measure each part.
+    parts: Vec<Vec<Step>>,
+    /// Those that follow.
     steps: Vec<Step>,
 }
 
 impl Stages<'_> {
-    /// Reduces gradients to partials, and partials to records.
-    fn measured_norm(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
+    /// Reduces gradients to partials.
+    fn partials(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
         let reduction = self.reduction;
         let partials = |&Batch { format, columns, .. }: &Batch, slots| {
             if columns {
@@ -207,24 +269,48 @@ impl Stages<'_> {
                 Kernel::Partials { reduction, format, slots }
             }
         };
-        let bank = |batch, _: &_| &self.buffers.banks[self.layout.bank_of(batch)];
-        self.steps.extend(builder.batches(&self.layout.norm, bank, partials)?);
-        let finalize = self.finalize(Output::Record);
-        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| self.buffers.get(buffer))?);
+        let bank = |batch, _: &_| match &self.buffers.banks[self.layout.bank_of(batch)] {
+            Partials::Own(buffer) => buffer,
+            Partials::Given(_) => unreachable!("the first banks are those of the plan"),
+        };
+        let steps = builder.batches(&self.layout.norm, bank, partials)?;
+        for (batch, step) in self.layout.norm.iter().zip(steps) {
+            self.parts[batch.part].push(step);
+        }
+        Ok(())
+    }
+
+    /// Reduces partials to records. If there is one record, and its limit is final, the same dispatch concludes the step.
+    fn records(&mut self, builder: &mut Builder<'_>, step_counts: Option<&Results>) -> Result<(), Error> {
+        let is_final = !matches!(self.norm.scope, Scope::Parameter { .. })
+            && self.norm.z_clip.is_none()
+            && self.norm.auto_clip.is_none();
+        let concluding = self.finalize(Output::RecordAndState);
+        self.concluded = step_counts.is_some() && self.records == 1 && is_final && builder.fits(concluding);
+        let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
+        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
+            Buffer::StepCounts => whole(&step_counts.expect("bound only if the step is concluded").buffer),
+            buffer => self.buffers.get(buffer),
+        })?);
         Ok(())
     }
 
     fn finalize(&self, output: Output) -> Kernel {
         // Statistics have many segments, most of them small.
         let wide = self.wide && output != Output::TensorStats;
-        Kernel::Finalize { reduction: self.reduction, output, banks: self.layout.banks.len(), wide }
+        // The statistics come first; the records are the last to read the partials.
+        let resets = self.resets && output != Output::TensorStats;
+        let banks = self.layout.banks.len();
+        Kernel::Finalize { reduction: self.reduction, output, banks, wide, resets }
     }
 
     /// Makes records from a supplied norm. Returns the buffer of that norm.
     fn supplied_norm(&mut self, builder: &mut Builder<'_>) -> Result<wgpu::Buffer, Error> {
-        let supplied = builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[NOT_SUPPLIED]);
+        let supplied = builder.kept_or(self.kept.and_then(|kept| kept.supplied.as_ref()), |builder| {
+            builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[NOT_SUPPLIED])
+        });
         self.steps.push(builder.per_invocation(Kernel::SuppliedNorm, self.records, |buffer| {
-            if buffer == Buffer::SuppliedNorm { &supplied } else { self.buffers.get(buffer) }
+            if buffer == Buffer::SuppliedNorm { whole(&supplied) } else { self.buffers.get(buffer) }
         })?);
         Ok(supplied)
     }
@@ -245,13 +331,13 @@ impl Stages<'_> {
         let records = builder.buffer("gradclip.parameter_records", STORAGE, &unclipped);
         let finalize = self.finalize(Output::Record);
         self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
-            Buffer::NormParams => &norm_params,
-            Buffer::Segments => &segments,
-            Buffer::Records => &records,
+            Buffer::NormParams => whole(&norm_params),
+            Buffer::Segments => whole(&segments),
+            Buffer::Records => whole(&records),
             buffer => self.buffers.get(buffer),
         })?);
         self.steps.push(builder.per_invocation(Kernel::Agc, self.records, |buffer| {
-            if buffer == Buffer::ParameterRecords { &records } else { self.buffers.get(buffer) }
+            if buffer == Buffer::ParameterRecords { whole(&records) } else { self.buffers.get(buffer) }
         })?);
         Ok(())
     }
@@ -261,23 +347,38 @@ impl Stages<'_> {
         if self.norm.z_clip.is_none() {
             return Ok(None);
         }
-        let histories = builder.results("gradclip.histories", STATE, NormHistory::default(), self.records);
+        let histories = builder.kept_or(self.kept.and_then(|kept| kept.histories.as_ref()), |builder| {
+            builder.results("gradclip.histories", STATE, NormHistory::default(), self.records)
+        });
         self.steps.push(builder.per_invocation(Kernel::ZClip, self.records, |buffer| {
-            if buffer == Buffer::Histories { &histories.buffer } else { self.buffers.get(buffer) }
+            if buffer == Buffer::Histories { whole(&histories.buffer) } else { self.buffers.get(buffer) }
         })?);
         Ok(Some(histories))
     }
 
-    /// Counts steps by their outcome. Returns the buffer of the counts.
-    fn step_counts(&mut self, builder: &mut Builder<'_>) -> Result<Option<Results>, Error> {
-        if !self.norm.count_steps {
-            return Ok(None);
-        }
-        let counts = builder.results("gradclip.step_counts", STATE, StepCounts::default(), self.records);
-        self.steps.push(builder.per_invocation(Kernel::StepCounts, self.records, |buffer| {
-            if buffer == Buffer::StepCounts { &counts.buffer } else { self.buffers.get(buffer) }
+    /// Auto-clip: replaces the limits by percentiles of the last norms. Returns the buffer of those norms.
+    fn auto_clip(&mut self, builder: &mut Builder<'_>) -> Result<Option<(AutoClip, Results)>, Error> {
+        let Some(auto_clip) = self.norm.auto_clip else { return Ok(None) };
+        let kept = self.kept.and_then(|kept| kept.norm_windows.as_ref()).map(|(_, windows)| windows);
+        let windows = builder.kept_or(kept, |builder| {
+            let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
+            builder.state("gradclip.norm_windows", STATE, &words)
+        });
+        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, |buffer| {
+            if buffer == Buffer::NormWindows { whole(&windows.buffer) } else { self.buffers.get(buffer) }
         })?);
-        Ok(Some(counts))
+        Ok(Some((auto_clip, windows)))
+    }
+
+    /// Applies the rules that keep state, unless the records have done so.
+    fn conclude(&mut self, builder: &mut Builder<'_>, step_counts: Option<&Results>) -> Result<(), Error> {
+        let Some(step_counts) = step_counts.filter(|_| !self.concluded) else { return Ok(()) };
+        // A single workgroup knows when all records are concluded, to update the loss scale.
+        let invocations = if self.norm.dynamic_loss_scale.is_some() { 1 } else { self.records };
+        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, |buffer| {
+            if buffer == Buffer::StepCounts { whole(&step_counts.buffer) } else { self.buffers.get(buffer) }
+        })?);
+        Ok(())
     }
 
     /// Computes the statistics of each gradient. Returns their buffer.
@@ -299,12 +400,14 @@ impl Stages<'_> {
             segment.count += 1;
         }
         let usage = STORAGE.union(COPY_SRC);
-        let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients);
+        let stats = builder.kept_or(self.kept.and_then(|kept| kept.tensor_stats.as_ref()), |builder| {
+            builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients)
+        });
         let segments = builder.buffer("gradclip.tensor_segments", STORAGE, &table);
         let finalize = self.finalize(Output::TensorStats);
         self.steps.push(builder.per_workgroup(finalize, gradients, |buffer| match buffer {
-            Buffer::Segments => &segments,
-            Buffer::TensorStats => &stats.buffer,
+            Buffer::Segments => whole(&segments),
+            Buffer::TensorStats => whole(&stats.buffer),
             buffer => self.buffers.get(buffer),
         })?);
         Ok(Some(stats))

@@ -4,7 +4,8 @@ use wgpu::CommandEncoder;
 
 use super::{ClipPlan, Outcome};
 use crate::gpu::read_back::{self, ReadBack, Results};
-use crate::{ClipRecord, Error, NormHistory, StepCounts, TensorStats};
+use crate::loss_scale::LossScale;
+use crate::{AutoClip, ClipRecord, Error, NormHistory, NormWindow, StepCounts, TensorStats};
 
 impl ClipPlan {
     /// Returns the buffer with the [`ClipRecord`]s, for a shader to bind as storage (or as uniform if there is only one record), and to
@@ -29,7 +30,9 @@ impl ClipPlan {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::first_finite).labelled(&self.labels)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::first),
+            Some(Outcome { records, .. }) => {
+                records.read_back(encoder, read_back::first).labelled(&self.labels)
+            }
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -41,7 +44,9 @@ impl ClipPlan {
             Some(Outcome { is_error: true, records, .. }) => {
                 records.read_back(encoder, read_back::all_finite).labelled(&self.labels)
             }
-            Some(Outcome { records, .. }) => records.read_back(encoder, read_back::all_records),
+            Some(Outcome { records, .. }) => {
+                records.read_back(encoder, read_back::all_records).labelled(&self.labels)
+            }
             None => ReadBack::failed(Error::NothingMeasured),
         }
     }
@@ -69,8 +74,35 @@ impl ClipPlan {
         }
     }
 
-    /// [`read_back`](Self::read_back) of the step counts of each record since the plan was made. Without
-    /// [`count_steps`](crate::Clip::count_steps) the ticket returns [`Error::NotEnabled`].
+    /// Returns the buffer with the [`StepCounts`] of each record, for an optimizer's shader to bind as storage and to copy from.
+    /// [`STEP_COUNTS_WGSL`](crate::stats::STEP_COUNTS_WGSL) declares the type. None unless the clip
+    /// [counts steps](crate::Clip::count_steps), [skips them](crate::Clip::skip_above) or has a
+    /// [dynamic loss scale](crate::Clip::dynamic_loss_scale).
+    #[must_use]
+    pub fn step_counts_buffer(&self) -> Option<&wgpu::Buffer> {
+        self.outcome.as_ref()?.step_counts.as_ref().map(|counts| &counts.buffer)
+    }
+
+    /// Returns the buffer whose first 24 bytes are the state of the [dynamic loss scale](crate::Clip::dynamic_loss_scale), for the
+    /// shader of the loss to bind as storage or uniform, and to copy from. The first word is the scale.
+    /// [`LOSS_SCALE_WGSL`](crate::loss_scale::LOSS_SCALE_WGSL) declares the type. It changes when the record is written. None unless the
+    /// clip has such a scale.
+    #[must_use]
+    pub fn loss_scale_buffer(&self) -> Option<&wgpu::Buffer> {
+        self.dynamic_scale().ok().map(|outcome| &outcome.norm_params.buffer)
+    }
+
+    /// [`read_back`](Self::read_back) of the [dynamic loss scale](crate::Clip::dynamic_loss_scale), to save with a checkpoint or to log.
+    /// Without one the ticket returns [`Error::NotEnabled`].
+    pub fn read_back_loss_scale(&self, encoder: &mut CommandEncoder) -> ReadBack<LossScale> {
+        match self.dynamic_scale() {
+            Ok(outcome) => outcome.norm_params.read_back(encoder, read_back::loss_scale),
+            Err(error) => ReadBack::failed(error),
+        }
+    }
+
+    /// [`read_back`](Self::read_back) of the step counts of each record since the plan was made. The ticket returns
+    /// [`Error::NotEnabled`] if there is no [`step_counts_buffer`](Self::step_counts_buffer).
     pub fn read_back_step_counts(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<StepCounts>> {
         match self.step_counts() {
             Ok((_, counts)) => counts.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
@@ -85,6 +117,20 @@ impl ClipPlan {
             Ok((_, histories)) => histories.read_back(encoder, |bytes| Ok(read_back::all(bytes))),
             Err(error) => ReadBack::failed(error),
         }
+    }
+
+    /// [`read_back`](Self::read_back) of the last norms of an [`auto_clip`](crate::Clip::auto_clip), one window for each record, to save
+    /// with a checkpoint. Without `auto_clip` the ticket returns [`Error::NotEnabled`].
+    pub fn read_back_norm_windows(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<NormWindow>> {
+        match self.norm_windows() {
+            Ok((.., windows)) => windows.read_back(encoder, |bytes| Ok(read_back::all_norm_windows(bytes))),
+            Err(error) => ReadBack::failed(error),
+        }
+    }
+
+    pub(super) fn dynamic_scale(&self) -> Result<&Outcome, Error> {
+        let error = Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" };
+        self.outcome.as_ref().filter(|outcome| outcome.has_dynamic_scale).ok_or(error)
     }
 
     fn tensor_stats(&self) -> Result<&Results, Error> {
@@ -102,5 +148,12 @@ impl ClipPlan {
         let error = Error::NotEnabled { what: "norm histories", with: "z_clip" };
         let outcome = self.outcome.as_ref();
         outcome.and_then(|outcome| Some((outcome, outcome.histories.as_ref()?))).ok_or(error)
+    }
+
+    pub(super) fn norm_windows(&self) -> Result<(&Outcome, AutoClip, &Results), Error> {
+        let error = Error::NotEnabled { what: "norm windows", with: "auto_clip" };
+        let outcome = self.outcome.as_ref().ok_or(error.clone())?;
+        let (auto_clip, windows) = outcome.norm_windows.as_ref().ok_or(error)?;
+        Ok((outcome, *auto_clip, windows))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::Error;
 use crate::gpu::gradient::{Set, Span, in_address_order};
 use crate::gpu::layout::{self, Layout, Limits, Request};
 use crate::kernels::Reduction;
@@ -54,16 +55,28 @@ impl SegmentMap {
     }
 
     /// Lays out the dispatches. `measures` is false if the norm is supplied.
-    pub(super) fn lay_out(&self, limits: Limits, measures: bool, reduction: Reduction) -> Layout {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceLimit`] if other kernels leave partials in more or larger buffers than the device can bind.
+    pub(super) fn lay_out(
+        &self,
+        limits: Limits,
+        measures: bool,
+        reduction: Reduction,
+    ) -> Result<Layout, Error> {
+        let order = in_address_order(&self.spans);
         let request = Request {
             spans: &self.spans,
-            order: &in_address_order(&self.spans),
+            order: &order,
             segment_of: &self.segment_of,
             segments: self.segments,
             measures,
             norm_loads_vectors: reduction.loads_vectors(),
+            partial_bytes: reduction.partial_bytes() as u64,
         };
-        layout::lay_out(request, limits)
+        layout::check_given(request, limits)?;
+        Ok(layout::lay_out(request, limits))
     }
 
     /// The segments that have records, with limits that follow from those of the groups.

@@ -10,8 +10,9 @@ use crate::Error;
 use crate::gpu::error_scope::{CheckedDevice, is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
-use crate::operation::{check_max_norms, inverse_scale};
-use crate::stats::{NormHistory, StepCounts};
+use crate::loss_scale::{LossScale, LossScaleState};
+use crate::operation::{check_max_norms, check_norm_histories, check_step_counts, inverse_scale};
+use crate::stats::{NormHistory, NormWindow, StepCounts};
 
 impl ClipPlan {
     /// Changes the limits, one for each group, for every command buffer that is submitted after this call, whenever it was
@@ -63,9 +64,10 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::LossScale`] if `scale` or its inverse is not positive and finite; [`Error::NotEnabled`] for a clip by value without
-    /// a loss scale; [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
+    /// a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale; [`Error::ForeignQueue`] as for
+    /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_loss_scale(&self, queue: &Queue, scale: f32) -> Result<(), Error> {
-        let (checked_device, targets) = self.inverse_scales()?;
+        let (checked_device, targets) = self.inverse_scales("set_loss_scale")?;
         let inverse = inverse_scale(scale)?;
         targets.into_iter().try_for_each(|(buffer, offset)| {
             write(checked_device, queue, buffer, offset, &inverse.to_le_bytes())
@@ -78,15 +80,29 @@ impl ClipPlan {
     /// # Errors
     ///
     /// [`Error::CopySource`] or [`Error::BufferRejected`] if the bytes cannot be copied; [`Error::NotEnabled`] for a clip by value
-    /// without a loss scale.
+    /// without a loss scale; [`Error::DynamicLossScale`] if the plan updates its own scale.
     pub fn copy_inverse_loss_scale(
         &self,
         encoder: &mut CommandEncoder,
         source: &wgpu::Buffer,
         offset: u64,
     ) -> Result<(), Error> {
-        let (checked_device, targets) = self.inverse_scales()?;
+        let (checked_device, targets) = self.inverse_scales("copy_inverse_loss_scale")?;
         copy_number(checked_device, encoder, source, offset, &targets)
+    }
+
+    /// Replaces the [dynamic loss scale](crate::Clip::dynamic_loss_scale), to restore a checkpoint, for every command buffer that is
+    /// submitted after this call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no dynamic loss scale; [`Error::ForeignQueue`] as for
+    /// [`set_max_norms`](Self::set_max_norms).
+    pub fn set_dynamic_loss_scale(&self, queue: &Queue, scale: LossScale) -> Result<(), Error> {
+        let outcome = self.dynamic_scale()?;
+        let inverse = inverse_scale(scale.scale())?;
+        let bytes = [bytemuck::bytes_of(&scale.state()), &inverse.to_le_bytes()].concat();
+        outcome.write(queue, &outcome.norm_params.buffer, 0, &bytes)
     }
 
     /// Supplies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), for every command buffer that is
@@ -124,10 +140,13 @@ impl ClipPlan {
         self.outcome.as_ref().ok_or(Error::NeedsNorm { what, clip: "a clip by value" })
     }
 
-    /// Returns where the inverse of the loss scale lies.
-    fn inverse_scales(&self) -> Result<(&CheckedDevice, Vec<Target<'_>>), Error> {
+    /// Returns where the inverse of a fixed loss scale lies. `what` names the calling method in errors.
+    fn inverse_scales(&self, what: &'static str) -> Result<(&CheckedDevice, Vec<Target<'_>>), Error> {
         match (&self.outcome, &self.loss_scale) {
-            (Some(outcome), _) => Ok((&outcome.checked_device, vec![(&outcome.norm_params, INVERSE_SCALE)])),
+            (Some(Outcome { has_dynamic_scale: true, .. }), _) => Err(Error::DynamicLossScale { what }),
+            (Some(outcome), _) => {
+                Ok((&outcome.checked_device, vec![(&outcome.norm_params.buffer, INVERSE_SCALE)]))
+            }
             (None, Some(LossScaleBuffers { checked_device, buffers })) => {
                 Ok((checked_device, buffers.iter().map(|buffer| (buffer, 0)).collect()))
             }
@@ -150,7 +169,7 @@ impl ClipPlan {
     /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_step_counts(&self, queue: &Queue, counts: &[StepCounts]) -> Result<(), Error> {
         let (outcome, kept) = self.step_counts()?;
-        counts.iter().enumerate().try_for_each(|(record, counts)| counts.checked(record))?;
+        check_step_counts(counts)?;
         outcome.restore(queue, kept, "step counts", counts)
     }
 
@@ -164,8 +183,24 @@ impl ClipPlan {
     /// [`set_max_norms`](Self::set_max_norms).
     pub fn set_histories(&self, queue: &Queue, histories: &[NormHistory]) -> Result<(), Error> {
         let (outcome, kept) = self.histories()?;
-        histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))?;
+        check_norm_histories(histories)?;
         outcome.restore(queue, kept, "norm histories", histories)
+    }
+
+    /// Restores the norm windows of an [`auto_clip`](crate::Clip::auto_clip), one for each record, for every command buffer that is
+    /// submitted after this call: from a checkpoint, or from the plan of gradients that have moved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnabled`] if the clip has no `auto_clip`; [`Error::StateCount`] if the number of windows differs from that of
+    /// the records; [`Error::NormWindow`] if a window has more norms than the clip keeps, or a norm that is not positive and finite;
+    /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
+    pub fn set_norm_windows(&self, queue: &Queue, windows: &[NormWindow]) -> Result<(), Error> {
+        let (outcome, auto_clip, kept) = self.norm_windows()?;
+        windows.iter().enumerate().try_for_each(|(record, window)| window.checked(record, auto_clip))?;
+        outcome.check_state_count("norm windows", windows.len())?;
+        let words = auto_clip.device_words(windows);
+        outcome.write(queue, &kept.buffer, 0, bytemuck::cast_slice(&words))
     }
 }
 
@@ -174,6 +209,11 @@ type Target<'a> = (&'a wgpu::Buffer, u64);
 
 /// The offset of the inverse loss scale in `NormParams`.
 const INVERSE_SCALE: u64 = std::mem::offset_of!(NormParams, inverse_scale) as u64;
+
+// The state of the loss scale comes first, followed by its inverse.
+const _: () = assert!(
+    std::mem::offset_of!(NormParams, scale) == 0 && INVERSE_SCALE == size_of::<LossScaleState>() as u64
+);
 
 impl Outcome {
     /// Writes one value for each record.
@@ -184,10 +224,14 @@ impl Outcome {
         what: &'static str,
         values: &[T],
     ) -> Result<(), Error> {
-        if values.len() != self.count {
-            return Err(Error::StateCount { what, given: values.len(), records: self.count });
-        }
+        self.check_state_count(what, values.len())?;
         self.write(queue, &kept.buffer, 0, bytemuck::cast_slice(values))
+    }
+
+    /// Checks that there is one value for each record.
+    const fn check_state_count(&self, what: &'static str, given: usize) -> Result<(), Error> {
+        let records = self.count;
+        if given == records { Ok(()) } else { Err(Error::StateCount { what, given, records }) }
     }
 
     fn write(&self, queue: &Queue, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {

@@ -34,7 +34,7 @@ pub(super) fn norm_tiles(chunks: &[Chunk], offset: u64) -> Tiles {
     for chunk in chunks.iter().filter(|chunk| chunk.columns > 1) {
         let Some(partial) = chunk.partial else { continue };
         let format = TileFormat { alignment: Alignment::Element, dtype: chunk.dtype };
-        let entries = tiles.entry(format).or_default();
+        let entries = tiles.entry((chunk.part, format)).or_default();
         let first = chunk.start - offset / chunk.dtype.size();
         for column in (0..chunk.columns).step_by(WORKGROUP_SIZE as usize) {
             entries.extend(entries_of(ColumnTile {
@@ -60,14 +60,16 @@ pub(super) fn apply_tiles(chunks: &[Chunk], offset: u64, tile_elements: u64) -> 
         let base = offset / dtype.size();
         let mut push = |alignment, from: u64, to: u64| {
             if from < to {
-                tiles.entry(TileFormat { alignment, dtype }).or_default().extend(entries_of(ColumnTile {
-                    first: to_u32(from),
-                    count: to_u32(to - from),
-                    target_index: to_u32(segment as u64),
-                    columns: to_u32(columns),
-                    extent: to_u32((base + from - origin) % columns),
-                    ..ColumnTile::default()
-                }));
+                tiles.entry((0, TileFormat { alignment, dtype })).or_default().extend(entries_of(
+                    ColumnTile {
+                        first: to_u32(from),
+                        count: to_u32(to - from),
+                        target_index: to_u32(segment as u64),
+                        columns: to_u32(columns),
+                        extent: to_u32((base + from - origin) % columns),
+                        ..ColumnTile::default()
+                    },
+                ));
             }
         };
         let (start, end) = (run[0].start - base, run[run.len() - 1].start + run[run.len() - 1].len - base);

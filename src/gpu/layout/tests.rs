@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::gpu::gradient::in_address_order;
+use crate::gpu::partials::PartialRange;
 use crate::kernels::tables::{LARGEST_TILE, fold_grid};
 
 /// WebGPU's baseline.
@@ -35,12 +36,24 @@ fn spans_of(buffers: &Gaps) -> Vec<Span> {
 }
 
 fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
-    Span { buffer, dtype, start, len, gradient: 0, group: 0, measured: true, scaled: true, columns: 1 }
+    Span {
+        buffer,
+        dtype,
+        start,
+        len,
+        gradient: 0,
+        group: 0,
+        measured: true,
+        scaled: true,
+        columns: 1,
+        part: 0,
+        partials: None,
+    }
 }
 
 fn request<'a>(spans: &'a [Span], order: &'a [usize], segment_of: &'a [usize]) -> Request<'a> {
     let segments = segment_of.iter().max().map_or(1, |most| most + 1);
-    Request { spans, order, segment_of, segments, measures: true, norm_loads_vectors: true }
+    Request { spans, order, segment_of, segments, measures: true, norm_loads_vectors: true, partial_bytes: 8 }
 }
 
 fn laid_out(spans: &[Span], limits: Limits) -> Layout {
@@ -116,28 +129,34 @@ fn measuring(layout: &Layout) -> Vec<(&Batch, &Tile, usize)> {
     measuring
 }
 
-fn check_banks(layout: &Layout, limits: Limits) {
+fn check_banks(layout: &Layout, spans: &[Span], limits: Limits) {
     let banks = layout.banks.len();
     assert!(banks.is_power_of_two() && banks <= limits.banks, "{banks} banks can be bound");
+    let len_of = |bank: &Bank| if let Bank::Own(len) = bank { *len } else { 0 };
+    let given = layout.gradient_of_partial.iter().filter(|&&owner| spans[owner as usize].partials.is_some());
     assert_eq!(
-        layout.banks.iter().sum::<usize>(),
+        layout.banks.iter().map(len_of).sum::<usize>() + given.count(),
         layout.gradient_of_partial.len(),
         "banks have room for the partials"
     );
     assert_eq!(layout.partial_locations.len(), if banks > 1 { layout.gradient_of_partial.len() } else { 0 });
     for (number, batch) in layout.norm.iter().enumerate() {
-        let len = layout.banks[layout.bank_of(number)];
+        let len = len_of(&layout.banks[layout.bank_of(number)]);
         for tile in &layout.tiles[batch.tiles.clone()] {
             assert!((tile.target_index as usize) < len, "{tile:?} writes inside its bank");
         }
     }
     let mut written: Vec<_> = measuring(layout).into_iter().map(|(.., partial)| partial).collect();
     written.sort_unstable();
+    let is_own = |partial: &usize| spans[layout.gradient_of_partial[*partial] as usize].partials.is_none();
     assert_eq!(
         written,
-        (0..layout.gradient_of_partial.len()).collect::<Vec<_>>(),
+        (0..layout.gradient_of_partial.len()).filter(is_own).collect::<Vec<_>>(),
         "each partial is written by one tile"
     );
+    for (batch, _, partial) in measuring(layout) {
+        assert_eq!(batch.part, spans[layout.gradient_of_partial[partial] as usize].part, "{batch:?}");
+    }
 }
 
 fn check(spans: &[Span], limits: Limits) {
@@ -156,10 +175,11 @@ fn check(spans: &[Span], limits: Limits) {
     };
     let measured = joined(&touched(&layout, &layout.norm));
     let written = joined(&touched(&layout, &layout.apply));
-    assert_eq!(measured, expected(|span| span.measured), "each byte is measured once, and no other");
+    let is_read = |span: &Span| span.measured && span.partials.is_none();
+    assert_eq!(measured, expected(is_read), "each byte is measured once, and no other");
     assert_eq!(written, expected(|span| span.scaled), "each byte is written once, and no other");
 
-    check_banks(&layout, limits);
+    check_banks(&layout, spans, limits);
 }
 
 fn gaps() -> impl Strategy<Value = Gaps> {
@@ -184,8 +204,54 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 proptest! {
     #[test]
-    fn every_word_is_done_once_by_a_tile_in_range(buffers in gaps(), limits in limits()) {
-        check(&spans_of(&buffers), limits);
+    fn every_word_is_done_once_by_a_tile_in_range(buffers in gaps(), parts in 1..4_usize, limits in limits()) {
+        let spans = spans_of(&buffers).into_iter().map(|span| Span { part: span.gradient % parts, ..span });
+        check(&spans.collect::<Vec<_>>(), limits);
+    }
+
+    /// Partials that other kernels leave lie in two buffers, one after the other with gaps.
+    #[test]
+    fn given_partials_are_found_where_they_lie(
+        buffers in gaps(),
+        given in prop::collection::vec((any::<bool>(), 0..2_usize, 0..70_u64, 1..9000_u64), 150),
+        limits in limits(),
+    ) {
+        let mut spans = spans_of(&buffers);
+        let mut next = [0; 2];
+        for (span, &(is_given, which, gap, elements)) in spans.iter_mut().zip(&given) {
+            if is_given && span.len > 0 {
+                let partials = PartialRange { buffer: 100 + which, first: next[which] + gap, elements };
+                next[which] = partials.first + partials.count(span.len);
+                span.partials = Some(partials);
+            }
+        }
+        let order = in_address_order(&spans);
+        let segment_of = vec![0; spans.len()];
+        let request = request(&spans, &order, &segment_of);
+        if check_given(request, limits).is_err() {
+            prop_assert!(limits.banks < 4);
+            return Ok(());
+        }
+        check(&spans, limits);
+        let layout = lay_out(request, limits);
+        let mut partial = 0;
+        for span in &spans {
+            let count = layout.gradient_of_partial[partial..].iter().take_while(|&&own| own as usize == span.gradient).count();
+            if let Some(partials) = span.partials {
+                prop_assert_eq!(count as u64, partials.count(span.len));
+                for (index, location) in (partials.first..).zip(&layout.partial_locations[partial..partial + count]) {
+                    let (location, banks) = (u64::from(*location), layout.banks.len() as u64);
+                    let Bank::Given(window) = &layout.banks[usize::try_from(location % banks).unwrap()] else {
+                        return Err(TestCaseError::fail("in a given bank"));
+                    };
+                    prop_assert_eq!(window.buffer, partials.buffer);
+                    prop_assert_eq!(window.offset % limits.alignment, 0);
+                    prop_assert_eq!(window.offset + 8 * (location / banks), 8 * index);
+                    prop_assert!(8 * index + 8 <= window.offset + window.size);
+                }
+            }
+            partial += count;
+        }
     }
 
     #[test]

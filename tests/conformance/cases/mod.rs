@@ -19,6 +19,7 @@ mod peer_suites;
 mod per_tensor;
 mod rows;
 mod sizes;
+mod skip_above;
 mod special_values;
 mod sums;
 mod torch_golden;
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<Case> {
         agc::cases(),
         columns::cases(),
         clamp::cases(),
+        skip_above::cases(),
         combinations::cases(),
         invalid_options::cases(),
     ];

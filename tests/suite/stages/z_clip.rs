@@ -164,7 +164,14 @@ fn the_smaller_limit_holds_and_non_finite_steps_leave_no_history() {
         }
     }
     let counts = on_gpu.gpu.submit(|encoder| on_gpu.plan.read_back_step_counts(encoder));
-    let expected = StepCounts { steps: 9, clipped: 4, non_finite: 2, largest_norm: 9.0 };
+    let expected = StepCounts {
+        steps: 9,
+        clipped: 4,
+        non_finite: 2,
+        skipped: 2,
+        consecutive_skips: 0,
+        largest_norm: 9.0,
+    };
     assert_eq!((counts.wait().unwrap(), on_cpu.step_counts()), (vec![expected], &[expected][..]));
 }
 

@@ -1,7 +1,8 @@
 //! Options of clips, alone and in groups.
 
+use gradclip::loss_scale::LossScale;
 use gradclip::slices::{DeviceChoice, SliceClipper};
-use gradclip::{Clip, Epsilon, Error, NonFinite, NormType, ZClip, cpu, wgpu};
+use gradclip::{AutoClip, Clip, Epsilon, Error, NonFinite, NormType, ZClip, cpu, wgpu};
 
 use super::{NORM, Noop, f32s};
 use crate::gpu;
@@ -21,6 +22,20 @@ fn invalid_options_are_errors() {
         (NORM.loss_scale(0.0), "LossScale { given: 0.0 }"),
         (NORM.loss_scale(1e-40), "LossScale { given: 1e-40 }"),
         (NORM.loss_scale(-2.0), "LossScale { given: -2.0 }"),
+        (NORM.skip_above(-1.0), "SkipAbove { given: -1.0 }"),
+        (NORM.skip_above(f32::NAN), "SkipAbove { given: NaN }"),
+        (NORM.max_consecutive_skips(3), "MaxConsecutiveSkips { given: 3, skips: false }"),
+        (NORM.skip_above(1.0).max_consecutive_skips(0), "MaxConsecutiveSkips { given: 0, skips: true }"),
+        (Clip::by_rms(1.0).skip_above(1.0), "NeedsNorm { what: \"skip_above\", clip: \"Clip::by_rms\""),
+        (
+            Clip::by_parameter_norm(0.1, 0.0).skip_above(1.0),
+            "NeedsNorm { what: \"skip_above\", clip: \"Clip::by_parameter_norm\"",
+        ),
+        (
+            Clip::by_value(1.0).dynamic_loss_scale(LossScale::default()),
+            "NeedsNorm { what: \"dynamic_loss_scale\", clip: \"Clip::by_value\"",
+        ),
+        (Clip::by_value(1.0).skip_above(1.0), "NeedsNorm { what: \"skip_above\", clip: \"Clip::by_value\""),
         (NORM.epsilon(Epsilon::Value(-1e-6)), "Epsilon { given: -1e-6 }"),
         (NORM.epsilon(Epsilon::Value(f32::INFINITY)), "Epsilon { given: inf }"),
         (
@@ -70,6 +85,16 @@ fn the_clips_of_groups_must_agree() {
         (other.coefficient_only(), "coefficient_only", ["false", "true"]),
         (other.tensor_stats(), "tensor_stats", ["false", "true"]),
         (other.count_steps(), "count_steps", ["false", "true"]),
+        (
+            other.auto_clip(AutoClip { percentile: 5.0, window: 9 }),
+            "auto_clip",
+            ["None", "Some(AutoClip { percentile: 5.0, window: 9 })"],
+        ),
+        (
+            other.skip_above(3.0),
+            "skip_above",
+            ["None", "Some(SkipAbove { norm: 3.0, max_consecutive: 4294967295 })"],
+        ),
         (Clip::by_norm(1.0), "scope", ["Global", "Tensor"]),
         (Clip::by_supplied_norm(1.0), "scope", ["Global", "Supplied"]),
         (Clip::by_value(1.0), "kind", ["by norm", "by value"]),
@@ -88,7 +113,7 @@ type SetOption = fn(Clip) -> Clip;
 #[test]
 fn an_option_that_does_not_apply_is_an_error_at_every_entry_point() {
     let needs_norm = |what, clip| Error::NeedsNorm { what, clip };
-    let norm_options: [(&str, SetOption); 7] = [
+    let norm_options: [(&str, SetOption); 8] = [
         ("norm_type", |clip| clip.norm_type(NormType::L1)),
         ("epsilon", |clip| clip.epsilon(Epsilon::None)),
         ("non_finite", |clip| clip.non_finite(NonFinite::Skip)),
@@ -96,11 +121,17 @@ fn an_option_that_does_not_apply_is_an_error_at_every_entry_point() {
         ("tensor_stats", Clip::tensor_stats),
         ("count_steps", Clip::count_steps),
         ("z_clip", |clip| clip.z_clip(ZClip::default())),
+        ("auto_clip", |clip| clip.auto_clip(AutoClip::default())),
     ];
     let mut cases = vec![
         (Clip::by_supplied_norm(1.0).tensor_stats(), needs_norm("tensor_stats", "Clip::by_supplied_norm")),
         (Clip::by_rms(1.0).norm_type(NormType::Inf), Error::NormType { given: NormType::Inf }),
         (Clip::by_parameter_norm(1.0, 0.0).z_clip(ZClip::default()), Error::ConflictingLimits),
+        (Clip::by_parameter_norm(1.0, 0.0).auto_clip(AutoClip::default()), Error::ConflictingLimits),
+        (
+            Clip::by_norm(1.0).z_clip(ZClip::default()).auto_clip(AutoClip::default()),
+            Error::ConflictingLimits,
+        ),
     ];
     for (name, option) in norm_options {
         cases.push((option(Clip::by_value(1.0)), needs_norm(name, "Clip::by_value")));
@@ -129,6 +160,32 @@ fn an_option_that_does_not_apply_is_an_error_at_every_entry_point() {
         for clipper in &clippers {
             assert_eq!(clipper.clip_groups(&mut gradients, &[clip]).map(drop), expected);
             assert_eq!(clipper.clip(&mut gradients, clip).map(drop), expected);
+        }
+    }
+}
+
+#[test]
+fn invalid_auto_clips_are_errors() {
+    let good = AutoClip::default();
+    for given in [
+        AutoClip { percentile: -0.5, ..good },
+        AutoClip { percentile: 100.1, ..good },
+        AutoClip { percentile: f32::INFINITY, ..good },
+        AutoClip { percentile: f32::NAN, ..good },
+        AutoClip { window: 0, ..good },
+        AutoClip { window: 1025, ..good },
+        AutoClip { window: u32::MAX, ..good },
+    ] {
+        for clip in [Clip::by_global_norm(1.0).auto_clip(given), Clip::by_supplied_norm(1.0).auto_clip(given)]
+        {
+            let message = format!("{:?}", Error::AutoClip { given });
+            assert_eq!(format!("{:?}", cpu::ClipPlan::new(&[clip]).unwrap_err()), message);
+            assert_eq!(format!("{:?}", gpu().clipper.prepare(&[], clip).unwrap_err()), message);
+        }
+    }
+    for percentile in [0.0, -0.0, f32::from_bits(1), 100.0] {
+        for window in [1, 1024] {
+            Clip::by_norm(1.0).auto_clip(AutoClip { percentile, window }).checked().unwrap();
         }
     }
 }
@@ -164,6 +221,7 @@ fn invalid_z_clips_and_options_without_a_plan_are_errors() {
     // A call without a plan keeps no state.
     for (clip, option) in [
         (Clip::by_global_norm(1.0).z_clip(good), "z_clip"),
+        (Clip::by_global_norm(1.0).auto_clip(AutoClip::default()), "auto_clip"),
         (Clip::by_global_norm(1.0).tensor_stats(), "tensor_stats"),
         (Clip::by_norm(1.0).count_steps(), "count_steps"),
     ] {

@@ -1,0 +1,92 @@
+//! `Partials`: partial sums of a gradient that another kernel leaves, so that the plan need not read the gradient.
+
+use super::buffer_range::BufferRange;
+use super::gradient::Span;
+use crate::kernels::Reduction;
+use crate::{DType, Error, GradientId};
+
+/// The partials of a gradient, which the kernel that produces the gradient has written. The plan reads them instead of the
+/// gradient: [`Gradient::partials`](crate::Gradient::partials).
+///
+/// A partial is the share of a run of elements in the norm. The gradient is cut into runs of `elements` elements from its start;
+/// the last run may be shorter. With [`rows`](crate::Gradient::rows), and a clip of each gradient on its own, each row is cut
+/// from its own start. The partials of all runs are consecutive. A gradient with [`columns`](crate::Gradient::columns) has no
+/// partials in such a clip.
+///
+/// A partial takes [`Reduction::partial_bytes`](crate::kernels::Reduction::partial_bytes): 8 bytes, or 16 for a clip with
+/// [`tensor_stats`](crate::Clip::tensor_stats). [`kernels::Producer`](crate::kernels::Producer) has the code that computes it
+/// in the caller's shader. L1, L2 and infinity norms have such code, other norms do not.
+///
+/// The plan resets the partials after it has read them. If a kernel has not written them again before the next record, the record
+/// says so, and its ticket returns [`Error::PartMissing`]. A new buffer, which is zeroed, counts as not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partials<'a> {
+    buffer: &'a wgpu::Buffer,
+    offset: u64,
+    elements: u64,
+}
+
+/// Validated partials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PartialRange {
+    /// Index into the list of distinct buffers.
+    pub(super) buffer: usize,
+    /// The index of the first partial, counted from the start of the buffer.
+    pub(super) first: u64,
+    /// The number of elements of a run.
+    pub(super) elements: u64,
+}
+
+impl PartialRange {
+    /// The number of partials of `len` elements.
+    pub(super) const fn count(self, len: u64) -> u64 {
+        len.div_ceil(self.elements)
+    }
+}
+
+impl<'a> Partials<'a> {
+    /// Selects the partials at the start of a buffer, one for each run of `elements` elements. The buffer needs the usage
+    /// [`STORAGE`](wgpu::BufferUsages::STORAGE). It may hold the partials of many gradients, and should: each such buffer takes a
+    /// binding of the kernel that reads partials.
+    #[must_use]
+    pub const fn new(buffer: &'a wgpu::Buffer, elements: u64) -> Self {
+        Self { buffer, offset: 0, elements }
+    }
+
+    /// Sets the offset of the first partial in the buffer, in bytes; a multiple of the size of a partial.
+    #[must_use]
+    pub const fn offset(self, bytes: u64) -> Self {
+        Self { offset: bytes, ..self }
+    }
+
+    /// Validates the partials of a gradient with rows or columns that are measured on their own.
+    pub(super) fn resolve(
+        &self,
+        gradient: &Span,
+        (rows, columns): (u64, u64),
+        reduction: Reduction,
+        id: &dyn Fn() -> GradientId,
+        index_of: &mut impl FnMut(&'a wgpu::Buffer) -> usize,
+    ) -> Result<PartialRange, Error> {
+        let in_partials = |error| Error::InPartials { error: Box::new(error) };
+        if !reduction.has_producer() {
+            return Err(Error::PartialsNorm { gradient: id() });
+        }
+        if columns > 1 {
+            return Err(Error::PartialsAndColumns { gradient: id() });
+        }
+        if self.elements == 0 {
+            return Err(Error::EmptyPartials { gradient: id() });
+        }
+        let size = reduction.partial_bytes() as u64;
+        if !self.offset.is_multiple_of(size) {
+            let (what, given, multiple) = ("offset", self.offset, size);
+            return Err(in_partials(Error::Misaligned { gradient: id(), what, given, multiple }));
+        }
+        let count = rows.saturating_mul((gradient.len / rows.max(1)).div_ceil(self.elements));
+        let end = self.offset.saturating_add(count.saturating_mul(size));
+        let range = BufferRange::whole(self.buffer, DType::F32).with_bytes(self.offset..end);
+        range.elements(id).map_err(in_partials)?;
+        Ok(PartialRange { buffer: index_of(self.buffer), first: self.offset / size, elements: self.elements })
+    }
+}
