@@ -4,8 +4,7 @@
 // dispatch altogether.
 //
 // provides: is_identity, has_fast_path, map_values, map_vector, map_vector_fast
-// requires: workgroup, maps, elements, clip_record, ieee_product, float_bits, extended
-// binds: records
+// requires: workgroup, maps, scale
 // constants: WORKGROUP_SIZE, SEGMENTED
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -24,47 +23,21 @@ fn record_index(target_index: u32) -> u32 {
 }
 
 fn is_identity(target_index: u32) -> bool {
-    return bitcast<u32>(records[record_index(target_index)].factor) == ONE;
+    return has_unit_factor(record_index(target_index));
 }
 
-// Returns whether the device's multiplication suffices: f32 holds the factor, and no measured element is infinite or NaN.
 fn has_fast_path(target_index: u32) -> bool {
-    let record = &records[record_index(target_index)];
-    let is_in_range = u32((*record).factor_exponent + 126) < 254u;
-    return ((*record).flags & CLIP_RECORD_NON_FINITE) == 0u && is_in_range;
+    return has_native_factor(record_index(target_index));
 }
 
 fn map_vector_fast(words: vec4<u32>, target_index: u32) -> vec4<u32> {
-    if (ELEMENTS_PER_WORD == 1u) {
-        return map_values_fast(words, target_index);
-    }
-    // An unmeasured gradient may hold non-finite elements, whatever the record says.
-    let even = narrow(map_values_fast(widen_even_magnitudes(words), target_index));
-    let odd = narrow(map_values_fast(widen_odd_magnitudes(words), target_index));
-    return with_signs(even | (odd << vec4(16u)), words);
+    return scaled_vector_fast(words, record_index(target_index));
 }
 
 fn map_vector(words: vec4<u32>, target_index: u32) -> vec4<u32> {
-    if (ELEMENTS_PER_WORD == 1u) {
-        return map_values(words, target_index);
-    }
-    let even = narrow(map_values(widen_even(words), target_index));
-    let odd = narrow(map_values(widen_odd(words), target_index));
-    return even | (odd << vec4(16u));
-}
-
-// Maps the bits of f32 values to the bits of their products.
-fn map_values_fast(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
-    return bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * records[record_index(target_index)].factor);
+    return scaled_vector(words, record_index(target_index));
 }
 
 fn map_values(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
-    if (has_fast_path(target_index)) {
-        return map_values_fast(bits, target_index);
-    }
-    let record = &records[record_index(target_index)];
-    if (((*record).flags & CLIP_RECORD_ZERO) != 0u) {
-        return vec4<u32>();
-    }
-    return ieee_product(bits, Extended(bitcast<u32>((*record).factor_significand), (*record).factor_exponent));
+    return scaled_values(bits, record_index(target_index));
 }

@@ -39,6 +39,8 @@ pub struct ClipPlan {
     record: Vec<Step>,
     /// The dispatches that write the gradients.
     apply: Vec<Step>,
+    /// The dispatch that does all of that for a few gradients.
+    small: Option<Step>,
     coefficient_only: bool,
     /// None for a clip by value.
     outcome: Option<Outcome>,
@@ -101,16 +103,18 @@ impl ClipPlan {
     /// more. With [`Clip::coefficient_only`](crate::Clip::coefficient_only) it only reads them. A clip by value reads
     /// every gradient once and writes what exceeds its bounds.
     ///
+    /// A clip by one norm of a few thousand elements is a single dispatch; see [`dispatches`](Self::dispatches). It has the same bits as
+    /// the two halves.
+    ///
     /// It begins one or two compute passes. To record into a pass of yours, call [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode(&self, encoder: &mut CommandEncoder) {
-        let apply = self.apply();
-        if apply.len() > 1 {
+        if self.small.is_none() && self.apply().len() > 1 {
             // Each dispatch of a pass changes the state of a buffer, so that wgpu puts a barrier before it and it starts on an
             // idle GPU. Between two passes there is one barrier for all.
             self.encode_norm(encoder);
             self.encode_scale(encoder);
         } else {
-            begin_pass(encoder, "gradclip", self.norm().chain(apply));
+            begin_pass(encoder, "gradclip", self.all());
         }
     }
 
@@ -206,7 +210,7 @@ impl ClipPlan {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn encode_in_pass(&self, pass: &mut ComputePass<'_>) {
-        record(pass, self.norm().chain(self.apply()));
+        record(pass, self.all());
     }
 
     /// [`encode_norm`](Self::encode_norm) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
@@ -240,9 +244,15 @@ impl ClipPlan {
     }
 
     /// Returns the number of dispatches that [`encode`](Self::encode) records.
+    ///
+    /// It is 1 for a clip by one norm of at most four tiles of 4096 elements; each gradient begins a tile of its own. All gradients must
+    /// be measured and scaled, and of one type; f16 and bf16 gradients must start at multiples of 16 bytes and fill such multiples.
+    /// Plans in parts or with other kernels' partials, general p, [`Clip::tensor_stats`](crate::Clip::tensor_stats),
+    /// [`Clip::z_clip`](crate::Clip::z_clip), [`Clip::auto_clip`](crate::Clip::auto_clip) and devices that bind few buffers need more
+    /// dispatches.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.norm().count() + self.apply().len()
+        self.all().count()
     }
 
     /// Returns the number of parts in which the gradients are measured: one more than the largest
@@ -264,6 +274,12 @@ impl ClipPlan {
     #[must_use]
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch_bytes
+    }
+
+    /// Returns the dispatches of [`encode`](Self::encode).
+    fn all(&self) -> impl Iterator<Item = &Step> {
+        let halves = self.norm().chain(self.apply()).filter(|_| self.small.is_none());
+        self.small.iter().chain(halves)
     }
 
     /// Returns the dispatches of the first half of [`encode`](Self::encode).

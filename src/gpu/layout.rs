@@ -5,6 +5,7 @@
 //! windows that fit into one bind group.
 
 mod columns;
+mod small;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -82,6 +83,8 @@ pub(super) struct Layout {
     pub(super) norm: Vec<Batch>,
     /// The elementwise pass, which writes. It runs backwards, because the cache still has the elements that the norm pass read last.
     pub(super) apply: Vec<Batch>,
+    /// Both passes in one dispatch of a single workgroup, if the gradients are few enough. The target of a tile is its partial.
+    pub(super) small: Option<Batch>,
     /// For each partial, in the order of the segments: the gradient that it belongs to, itself or through its parameter.
     pub(super) gradient_of_partial: Vec<u32>,
     /// The partials of each segment.
@@ -135,6 +138,9 @@ pub(super) fn lay_out(request: Request<'_>, limits: Limits) -> Layout {
         } else {
             tiles.reverse();
         }
+    }
+    if request.measures && request.norm_loads_vectors && layout.segments.len() == 1 {
+        layout.add_small(&chunks, &views, limits);
     }
     layout
 }

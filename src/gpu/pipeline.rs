@@ -1,7 +1,6 @@
 //! A kernel as a pipeline of one device.
 
-use crate::kernels::FIRST_SLOT;
-use crate::kernels::{Binding, BindingType, Dialect, Kernel};
+use crate::kernels::{Binding, BindingType, Buffer, Dialect, Kernel};
 
 /// A compiled kernel.
 #[derive(Clone, Debug)]
@@ -26,13 +25,13 @@ impl Pipeline {
             kernel.slots().and_then(|(_, access)| wgpu::BufferSize::new(access.element_bytes()));
         let entries: Vec<_> = (0..)
             .zip(&bindings)
-            .map(|(binding, Binding { ty, .. })| wgpu::BindGroupLayoutEntry {
+            .map(|(binding, Binding { buffer, ty })| wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
                 ty: wgpu::BindingType::Buffer {
                     ty: binding_type(*ty),
                     has_dynamic_offset: false,
-                    min_binding_size: min_slot_size.filter(|_| binding >= FIRST_SLOT),
+                    min_binding_size: min_slot_size.filter(|_| matches!(buffer, Buffer::Slot(_))),
                 },
                 count: None,
             })

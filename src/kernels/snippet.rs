@@ -8,8 +8,8 @@
 //! - `constants:` the constants that it uses.
 //!
 //! A required snippet is `lib/<name>.wgsl`, or the file that the kernel chooses in the folder `<name>/`: all files of a folder
-//! provide the same names. `stage` is the stage itself, which provides what a `maps/` file calls. `slots` and `banks` are
-//! generated (`slots.rs`). WGSL allows any order of declarations, so there is no other rule.
+//! provide the same names. `stage` is the stage itself, which provides what a `maps/` file calls. `slots` are generated
+//! (`slots.rs`), and so are `banks`, unless the kernel chooses a file. WGSL allows any order of declarations, so there is no other rule.
 
 use std::sync::LazyLock;
 
@@ -38,7 +38,7 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
         "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/auto_clip" "stages/conclude"
         "stages/norms_and_factors"
         "stages/partials_columns" "stages/partials_columns_power" "stages/scale_columns"
-        "stages/scale" "stages/clamp" "stages/unscale_clamp"
+        "stages/scale" "stages/clamp" "stages/unscale_clamp" "stages/small_clip"
         "norms/l1" "norms/l2" "norms/inf" "norms/power"
         "elements/f32" "elements/f16" "elements/bf16"
         "partials/plain" "partials/counted" "partials/power"
@@ -50,6 +50,7 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
         "lib/float_bits" "lib/extended" "lib/correctly_rounded" "lib/ieee_product" "lib/clamp_bits"
         "lib/segment" "lib/new_record" "lib/clip_coef" "lib/clip_record" "lib/tensor_stats"
         "lib/conclude" "lib/step_counts" "lib/loss_scale" "lib/accumulate" "lib/producer"
+        "lib/tile_partial" "lib/finalize" "lib/scale" "banks/workgroup"
     }
 });
 
@@ -88,7 +89,7 @@ pub(super) fn resolve(stage: &str, choices: &[&str]) -> Vec<&'static Snippet> {
             let chosen =
                 choices.iter().find(|path| path.split_once('/').is_some_and(|(folder, _)| folder == name));
             let required = chosen.map_or_else(|| Snippet::in_lib(name), |path| Snippet::at(path));
-            // `stage`, `slots` and `banks` have no file to add.
+            // `stage` and `slots` have no file to add, and `banks` may have none.
             let Some(required) = required else { continue };
             if !resolved.iter().any(|known| known.path == required.path) {
                 resolved.push(required);

@@ -63,6 +63,17 @@ fn all() -> Vec<Kernel> {
             }
         }
     }
+    let vectors = [DType::F32, DType::F16, DType::BF16].map(|dtype| (Alignment::Vector, dtype));
+    for (alignment, dtype) in vectors.into_iter().chain([(Alignment::Element, DType::F32)]) {
+        let format = TileFormat { alignment, dtype };
+        // It has no more windows than tiles.
+        for slots in 1..=SMALL_CLIP_TILES as usize {
+            for reduction in norms.map(|norm| Reduction::new(norm, false)) {
+                let small = |output| Kernel::SmallClip { reduction, output, format, slots };
+                kernels.extend([Output::Record, Output::RecordAndState].map(small));
+            }
+        }
+    }
     kernels
 }
 
@@ -289,7 +300,13 @@ fn slots_follow_the_tiles_and_one_other_buffer() {
     for kernel in all() {
         let Some((slots, _)) = kernel.slots() else { continue };
         let buffers: Vec<_> = kernel.bindings().into_iter().map(|binding| binding.buffer).collect();
-        let (first, rest) = buffers.split_at(FIRST_SLOT as usize);
+        // A small clip has the buffers of three stages. A plan that has no room for them has these stages instead.
+        let others = if matches!(kernel, Kernel::SmallClip { .. }) {
+            buffers.len() - slots
+        } else {
+            FIRST_SLOT as usize
+        };
+        let (first, rest) = buffers.split_at(others);
         assert!(matches!(first[0], Buffer::Tiles | Buffer::ColumnTiles), "{kernel:?}");
         assert_eq!(rest, (0..slots).map(Buffer::Slot).collect::<Vec<_>>(), "{kernel:?}");
     }
@@ -372,16 +389,19 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
 #[test]
 fn partials_have_the_size_that_rust_allocates() {
     for kernel in all() {
-        if let Kernel::Finalize { reduction, wide, .. } = kernel {
-            let (_, partial) = wgsl_layout(kernel, "Partial");
-            assert_eq!(reduction.partial_bytes(), partial, "{reduction:?}");
-            let (size, bytes) = if wide {
-                (WIDE_WORKGROUP_SIZE, WIDE_WORKGROUP_BYTES)
-            } else {
-                (WORKGROUP_SIZE, WORKGROUP_BYTES)
-            };
-            assert!(partial * size as usize <= bytes as usize, "{reduction:?}");
-        }
+        let (reduction, count, bytes) = match kernel {
+            Kernel::Finalize { reduction, wide: true, .. } => {
+                (reduction, WIDE_WORKGROUP_SIZE as usize, WIDE_WORKGROUP_BYTES)
+            }
+            Kernel::Finalize { reduction, .. } => (reduction, WORKGROUP_SIZE as usize, WORKGROUP_BYTES),
+            Kernel::SmallClip { reduction, .. } => {
+                (reduction, (WORKGROUP_SIZE + SMALL_CLIP_TILES) as usize, WORKGROUP_BYTES)
+            }
+            _ => continue,
+        };
+        let (_, partial) = wgsl_layout(kernel, "Partial");
+        assert_eq!(reduction.partial_bytes(), partial, "{reduction:?}");
+        assert!(partial * count <= bytes as usize, "{reduction:?}");
     }
 }
 
@@ -553,7 +573,8 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
     let roles: BTreeSet<_> = used.iter().copied().filter(is_foreign).flat_map(providers).collect();
     compare("requires", &snippet.requires.clone().into_iter().collect(), &roles);
 
-    let constants = ["WORKGROUP_SIZE", "STRIDE", "VECTORS", "TURNS", "SEGMENTED", "POWER"];
+    let constants =
+        ["WORKGROUP_SIZE", "STRIDE", "VECTORS", "TURNS", "SEGMENTED", "POWER", "SMALL_CLIP_TILES"];
     let constants = constants.into_iter().filter(|name| used.contains(name)).collect();
     compare("constants", &snippet.constants.clone().into_iter().collect(), &constants);
     faults

@@ -87,6 +87,7 @@ fn by_value(
             resets: false,
             record: Vec::new(),
             apply,
+            small: None,
             coefficient_only: false,
             outcome: None,
             loss_scale: inverse_scale

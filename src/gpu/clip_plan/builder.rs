@@ -10,7 +10,7 @@ use crate::gpu::layout::{Batch, Window};
 use crate::gpu::pipeline::Pipeline;
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{Tile, fold_grid};
-use crate::kernels::{BindingType, Buffer, Kernel, WORKGROUP_SIZE, slot_count};
+use crate::kernels::{BindingType, Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
 
 /// Creates the buffers and the steps of one plan. Validation errors surface in the enclosing error scope.
 pub(super) struct Builder<'a> {
@@ -82,6 +82,26 @@ impl<'a> Builder<'a> {
             Ok(self.step(pipeline, binding, batch.workgroups()))
         };
         batches.iter().enumerate().map(step).collect()
+    }
+
+    /// Creates a dispatch of one workgroup for all tiles of a batch, if the device allows its bindings. `other` returns the binding
+    /// for each buffer besides tiles and gradients.
+    pub(super) fn single_workgroup<'b>(
+        &self,
+        batch: &Batch,
+        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        other: impl Fn(Buffer) -> wgpu::BufferBinding<'b>,
+    ) -> Result<Option<Step>, Error> {
+        let kernel = kernel(batch.format, slot_count(batch.windows.len(), self.context.limits().slots));
+        if !self.fits(kernel) {
+            return Ok(None);
+        }
+        let binding = |buffer| match buffer {
+            Buffer::Tiles => self.tiles_of(batch),
+            Buffer::Slot(slot) => self.slot(batch, slot),
+            buffer => other(buffer),
+        };
+        self.per_workgroup(kernel, 1, binding).map(Some)
     }
 
     /// Creates a readable buffer initialised to `count` copies of `value`.

@@ -91,6 +91,7 @@ pub(super) fn by_norm(
         let histories = stages.z_clip(&mut builder)?;
         let norm_windows = stages.auto_clip(&mut builder)?;
         stages.conclude(&mut builder, step_counts.as_ref())?;
+        let small = stages.small(&builder, step_counts.as_ref())?;
 
         let Stages { buffers, parts, steps, .. } = stages;
         let segmented = table.len() > 1;
@@ -126,6 +127,7 @@ pub(super) fn by_norm(
             resets,
             record: steps,
             apply,
+            small,
             coefficient_only: norm.coefficient_only,
             outcome: Some(outcome),
             loss_scale: None,
@@ -282,9 +284,7 @@ impl Stages<'_> {
 
     /// Reduces partials to records. If there is one record, and its limit is final, the same dispatch concludes the step.
     fn records(&mut self, builder: &mut Builder<'_>, step_counts: Option<&Results>) -> Result<(), Error> {
-        let is_final = !matches!(self.norm.scope, Scope::Parameter { .. })
-            && self.norm.z_clip.is_none()
-            && self.norm.auto_clip.is_none();
+        let is_final = self.has_final_limits();
         let concluding = self.finalize(Output::RecordAndState);
         self.concluded = step_counts.is_some() && self.records == 1 && is_final && builder.fits(concluding);
         let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
@@ -293,6 +293,30 @@ impl Stages<'_> {
             buffer => self.buffers.get(buffer),
         })?);
         Ok(())
+    }
+
+    /// Whether no stage changes the limits of the records.
+    fn has_final_limits(&self) -> bool {
+        !matches!(self.norm.scope, Scope::Parameter { .. })
+            && self.norm.z_clip.is_none()
+            && self.norm.auto_clip.is_none()
+    }
+
+    /// Measures, concludes and scales in one dispatch, if the layout, the clip and the device allow that. The plan has the separate
+    /// stages too, for the halves of a step.
+    fn small(&self, builder: &Builder<'_>, step_counts: Option<&Results>) -> Result<Option<Step>, Error> {
+        let Some(batch) = &self.layout.small else { return Ok(None) };
+        let output = if step_counts.is_some() { Output::RecordAndState } else { Output::Record };
+        let reduction = self.reduction;
+        let kernel = |format, slots| Kernel::SmallClip { reduction, output, format, slots };
+        // In parts, or with given partials, a missing part must not be measured here.
+        if self.norm.coefficient_only || self.norm.tensor_stats || self.resets || !self.has_final_limits() {
+            return Ok(None);
+        }
+        builder.single_workgroup(batch, kernel, |buffer| match buffer {
+            Buffer::StepCounts => whole(&step_counts.expect("bound only to conclude a step").buffer),
+            buffer => self.buffers.get(buffer),
+        })
     }
 
     fn finalize(&self, output: Output) -> Kernel {

@@ -136,7 +136,8 @@ fn with_and_without_room() -> [Gpu; 2] {
 fn a_single_record_is_concluded_without_a_dispatch() {
     let [roomy, tight] = with_and_without_room();
     for (gpu, more) in [(roomy, 0), (tight, 1)] {
-        let buffer = gpu.writable(16);
+        // Larger than a small clip, which is a single dispatch.
+        let buffer = gpu.writable(5 * 4 * 4096);
         let dispatches = |clip| gpu.clipper.prepare(&[Gradient::f32(&buffer)], clip).unwrap().dispatches();
         let clip = Clip::by_global_norm(1.0);
         let plain = dispatches(clip);

@@ -9,5 +9,6 @@ mod finalize_power;
 mod partials;
 mod partials_power;
 mod scale;
+mod small_clip;
 mod supplied_norm;
 mod z_clip;
