@@ -13,28 +13,28 @@ use crate::float_modes::in_default_modes;
 /// limit    = norms[i] + t · (norms[i + 1] - norms[i])
 /// ```
 ///
-/// A norm above the limit is scaled to it; any other norm has no limit. So the first step is never clipped, and with percentile 10
-/// about nine of ten steps are clipped. The norms are those before clipping.
+/// Gradients whose norm exceeds the limit are scaled to it; the limit does not affect others. So the first step is never clipped,
+/// and with percentile 10 about nine of ten steps are clipped. The norms are those before clipping.
 ///
 /// It is AutoClip (Seetharaman, Wichern, Pardo and Le Roux, "AutoClip: Adaptive Gradient Clipping for Source Separation
-/// Networks", 2020, arXiv:2007.14469). The percentile is that of `numpy.percentile` with linear interpolation. It differs from the
-/// paper in three ways. The paper keeps all norms, but here `window` bounds the memory on the device. A non-finite norm and
-/// a norm of 0 do not enter the window: more zeros than `percentile` would make the limit 0, which stops training. A
-/// norm above `f32::MAX` enters as `f32::MAX`.
+/// Networks", 2020, arXiv:2007.14469). The percentile matches `numpy.percentile` with linear interpolation. gradclip differs from
+/// the paper in three ways. The paper keeps all norms; here, `window` bounds the memory on the device. A non-finite norm and a
+/// norm of 0 do not enter the window: if more than `percentile` percent of the norms were 0, the limit would be 0 and training
+/// would stop. A finite norm above `f32::MAX` enters as `f32::MAX`.
 ///
 /// The device computes the limit in f32, and the CPU computes it in f64 and rounds it. For the same norms the two agree to a
 /// relative error of 1e-6.
 ///
-/// Set it with [`Clip::auto_clip`](crate::Clip::auto_clip). The limit is computed where the gradients are, on the device without
-/// a host stall or on the CPU. The host can read the [`NormWindow`], save it and restore it.
+/// Set it with [`Clip::auto_clip`](crate::Clip::auto_clip). A GPU plan computes the limit on the device, without a host stall.
+/// The host can read the [`NormWindow`], save it and restore it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct AutoClip {
     /// The percentile, in `[0, 100]`: 0 is the smallest norm, 50 the median, and 100 the largest norm, which clips nothing.
     pub percentile: f32,
-    /// The number of norms to keep, from 1 to [`MAX_WINDOW`](Self::MAX_WINDOW). On the device each record takes 4 bytes for each
-    /// of them.
+    /// The number of norms to keep, from 1 to [`MAX_WINDOW`](Self::MAX_WINDOW). On the device, each record takes 4 bytes per
+    /// norm.
     pub window: u32,
 }
 
@@ -124,8 +124,8 @@ impl AutoClip {
         self.state_words() * size_of::<u32>()
     }
 
-    /// Converts windows to their form on the device. For each record it is the length of the window, the number of norms,
-    /// the index where the next norm goes, and the norms as a ring.
+    /// Converts windows to their form on the device. Each record has the length of the window, the number of norms, the index
+    /// where the next norm goes, and the norms as a ring.
     pub(crate) fn device_words<'a>(self, windows: impl IntoIterator<Item = &'a NormWindow>) -> Vec<u32> {
         let mut words = Vec::new();
         for NormWindow { norms } in windows {

@@ -224,7 +224,7 @@ impl Clip {
     /// NaN stays NaN, -0.0 stays -0.0, and an infinity becomes the bound. A negative or NaN `clip_value` is an
     /// [`Error::ClipValue`] when the clip is used.
     ///
-    /// Of the other options, only [`loss_scale`](Self::loss_scale) applies:
+    /// The only other option that applies is [`loss_scale`](Self::loss_scale):
     ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::Gradient};
@@ -342,19 +342,20 @@ impl Clip {
         Self { loss_scale: Some(scale), dynamic_loss_scale: None, ..self }
     }
 
-    /// Removes a loss scale, as [`loss_scale`](Self::loss_scale), and updates it after every step by the rule of
-    /// `torch.amp.GradScaler`: mixed precision with a plan and no host decisions. It also sets the policy
-    /// [`NonFinite::Skip`]; call [`non_finite`](Self::non_finite) afterwards for another.
+    /// Removes a loss scale, as [`loss_scale`](Self::loss_scale) does, and updates it after every step by the rule of
+    /// `torch.amp.GradScaler`. The host decides nothing. This option also sets the policy [`NonFinite::Skip`]; call
+    /// [`non_finite`](Self::non_finite) afterwards for another.
     ///
-    /// On the device the scale is kept in [`ClipPlan::loss_scale_buffer`](crate::ClipPlan::loss_scale_buffer), which the loss's
-    /// shader multiplies by. The plan also keeps [`StepCounts`](crate::stats::StepCounts), from which an optimizer takes the
-    /// number of steps that were not skipped. Neither needs the host. On the CPU,
+    /// On the device, [`ClipPlan::loss_scale_buffer`](crate::ClipPlan::loss_scale_buffer) holds the scale. The shader of the loss
+    /// binds it and multiplies by the scale. The plan also keeps [`StepCounts`](crate::stats::StepCounts), which give an
+    /// optimizer the number of steps that were not skipped. On the CPU,
     /// [`cpu::ClipPlan::loss_scale`](crate::cpu::ClipPlan::loss_scale) returns the scale. A call without a plan returns
     /// [`Error::NeedsPlan`].
     ///
-    /// The records of all groups, or of all gradients that are clipped on their own, are one step: the scale shrinks if any of
-    /// them is not finite. If it is then at its floor, those records say
-    /// [`scale_at_floor`](crate::ClipRecord::scale_at_floor).
+    /// All records of a plan belong to one step: the scale shrinks if the gradients of any record are not finite. If the scale is
+    /// then at its floor, the records of these gradients say [`scale_at_floor`](crate::ClipRecord::scale_at_floor).
+    ///
+    /// Device and CPU compute the same scale and inverse, except that the device rounds a result below `2^-126` twice.
     ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::Gradient, loss_scale::LossScale};
@@ -462,16 +463,15 @@ impl Clip {
         Self { auto_clip: Some(auto_clip), ..self }
     }
 
-    /// Skips a step whose norm exceeds `norm`, a second limit: its gradients are left unchanged, and its record says
-    /// [`skip`](crate::ClipRecord::skip), so that the optimizer skips the step too. A norm up to `norm` is clipped as usual.
+    /// Adds a second limit: a step whose norm exceeds `norm` is skipped. Its gradients are left unchanged, and its record says
+    /// [`skip`](crate::ClipRecord::skip), so that the optimizer skips the step too. Other steps are clipped as usual.
     ///
-    /// For [`by_norm`](Self::by_norm), each gradient is skipped on its own. A non-finite norm is left to the
-    /// [policy](Self::non_finite). A step that is skipped still enters the history of a [`z_clip`](Self::z_clip) or the window of
-    /// an [`auto_clip`](Self::auto_clip) as usual.
+    /// For [`by_norm`](Self::by_norm), each gradient is skipped on its own. The [policy](Self::non_finite) decides about a
+    /// non-finite norm. The norm of a skipped step still enters the history of a [`z_clip`](Self::z_clip) or the window of an
+    /// [`auto_clip`](Self::auto_clip).
     ///
     /// A negative or NaN `norm` is an [`Error::SkipAbove`]. [`by_rms`](Self::by_rms) and
-    /// [`by_parameter_norm`](Self::by_parameter_norm) limit ratios, so that there is no norm to compare: with them this is an
-    /// [`Error::NeedsNorm`].
+    /// [`by_parameter_norm`](Self::by_parameter_norm) do not limit a norm, so with them this option is an [`Error::NeedsNorm`].
     ///
     /// ```
     /// use gradclip::{Clip, cpu, cpu::Gradient};
@@ -488,8 +488,9 @@ impl Clip {
         Self { skip_above: Some(norm), ..self }
     }
 
-    /// Limits the number of steps in a row that [`skip_above`](Self::skip_above) skips. After `count` of them, the next such step
-    /// is clipped instead, and counting starts again. A training run whose norms have grown for good then goes on.
+    /// Limits the number of steps in a row that [`skip_above`](Self::skip_above) skips. After `count` skipped steps, the next
+    /// step above that limit is clipped instead, and counting starts again. So training continues if the norms have grown for
+    /// good.
     ///
     /// Steps with non-finite gradients are not counted. The plan keeps the count in
     /// [`StepCounts`](crate::stats::StepCounts); a call without a plan returns [`Error::NeedsPlan`]. A `count` of 0, or a clip
@@ -546,7 +547,9 @@ impl Clip {
             Method::ParameterNorm { floor, .. } if floor < 0.0 || !floor.is_finite() => {
                 Err(Error::ParameterFloor { given: floor })
             }
-            Method::ParameterNorm { clipping, floor } => self.norm(Scope::Parameter { floor }, clipping),
+            Method::ParameterNorm { clipping, floor } => {
+                self.norm(Scope::Parameter { floor: floor.abs() }, clipping)
+            }
             Method::Rms { .. } if self.norm_type != NormType::L2 => {
                 Err(Error::NormType { given: self.norm_type })
             }
@@ -590,7 +593,7 @@ impl Clip {
             norm_type,
             scope,
             max_norm,
-            epsilon,
+            epsilon: epsilon.abs(),
             non_finite,
             inverse_scale,
             coefficient_only,
@@ -618,7 +621,8 @@ impl Clip {
         }
         match self.max_consecutive_skips {
             Some(0) => Err(Error::MaxConsecutiveSkips { given: 0, skips: true }),
-            count => Ok(Some(SkipAbove { norm, max_consecutive: count.unwrap_or(u32::MAX) })),
+            // Without the sign of -0, which the kernels, working on bits, take for another number.
+            count => Ok(Some(SkipAbove { norm: norm.abs(), max_consecutive: count.unwrap_or(u32::MAX) })),
         }
     }
 
@@ -698,7 +702,7 @@ mod saved {
         z_clip: Option<ZClip>,
         #[serde(default)]
         auto_clip: Option<AutoClip>,
-        #[serde(default)]
+        #[serde(default, with = "crate::serde_f32::option")]
         skip_above: Option<f32>,
         #[serde(default)]
         max_consecutive_skips: Option<u32>,

@@ -148,7 +148,8 @@ pub enum Error {
         given: f32,
     },
 
-    /// A [`max_consecutive_skips`](crate::Clip::max_consecutive_skips) of 0, or of a clip that skips none.
+    /// A [`max_consecutive_skips`](crate::Clip::max_consecutive_skips) of 0, or without
+    /// [`skip_above`](crate::Clip::skip_above).
     #[error("max_consecutive_skips is {given}, but {}", if *skips { "it must be at least 1" } else { "Clip::skip_above is not set" })]
     MaxConsecutiveSkips {
         /// The number that was given.
@@ -167,15 +168,15 @@ pub enum Error {
         given: crate::AutoClip,
     },
 
-    /// Two of [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm), [`z_clip`](crate::Clip::z_clip) and
+    /// More than one of [`Clip::by_parameter_norm`](crate::Clip::by_parameter_norm), [`z_clip`](crate::Clip::z_clip) and
     /// [`auto_clip`](crate::Clip::auto_clip).
     #[error(
         "only one of Clip::by_parameter_norm, Clip::z_clip and Clip::auto_clip may set the limits of a clip"
     )]
     ConflictingLimits,
 
-    /// An option or a call that needs a measured norm, with a clip that measures none; or one that needs a limit for the norm, with a
-    /// clip that limits a ratio.
+    /// An option or a call that needs a norm, with a clip that measures none; or [`skip_above`](crate::Clip::skip_above), with a
+    /// clip that does not limit a norm.
     #[error("{what} needs a norm, but {clip} has none")]
     NeedsNorm {
         /// The option or method.
@@ -428,7 +429,7 @@ pub enum Error {
         gradients: usize,
     },
 
-    /// [`Partials`](crate::Partials) of a gradient whose norm no other kernel can measure.
+    /// [`Partials`](crate::Partials) with a norm type other than L1, L2 and infinity.
     #[error(
         "gradient {gradient} has partials, but only the L1, the L2 and the infinity norm can be computed from them"
     )]
@@ -444,14 +445,14 @@ pub enum Error {
         gradient: GradientId,
     },
 
-    /// [`Partials`](crate::Partials) of no elements.
+    /// [`Partials`](crate::Partials) with runs of 0 elements.
     #[error("the partials of gradient {gradient} have 0 elements each, but they need at least 1")]
     EmptyPartials {
         /// The gradient.
         gradient: GradientId,
     },
 
-    /// A [`Producer`](crate::kernels::Producer) of a size that does not exist.
+    /// A [`Producer`](crate::kernels::Producer) with an invalid workgroup size or number of vectors.
     #[error(
         "a producer has workgroups of {workgroup_size} invocations with {vectors} vectors each, but the former must be a \
          power of two up to 1024, and the latter 1 to 1024"
@@ -463,15 +464,15 @@ pub enum Error {
         vectors: u32,
     },
 
-    /// [`Partials`](crate::Partials) that share bytes with a gradient or with other partials.
+    /// [`Partials`](crate::Partials) that share bytes with a gradient, a parameter or other partials.
     #[error(
-        "the partials of one of gradients {first} and {second} overlap with the other, or with its partials, in bytes \
-         {start}..{end} of one buffer"
+        "the partials of one of gradients {first} and {second} overlap with the other, its parameter or its partials, in \
+         bytes {start}..{end} of one buffer"
     )]
     PartialsOverlap {
         /// The gradient whose bytes begin first.
         first: GradientId,
-        /// The other gradient; or the same, if its partials overlap with itself.
+        /// The other gradient. It is the same one if a gradient overlaps its own partials.
         second: GradientId,
         /// The start of the shared bytes.
         start: u64,
@@ -590,7 +591,7 @@ pub enum Error {
         parts: usize,
     },
 
-    /// Another number of gradients than a plan was prepared for.
+    /// A number of gradients in `rebind` that differs from the number in the plan.
     #[error("{given} gradients were given, but the plan was prepared for {needed}")]
     RebindCount {
         /// The number of gradients that were given.
@@ -599,16 +600,16 @@ pub enum Error {
         needed: usize,
     },
 
-    /// A gradient that differs from that of the plan in more than its buffer and range.
+    /// A gradient in `rebind` that differs from the plan's in more than buffer, range and label.
     #[error("gradient {gradient}: its {what} is {given}, but the plan was prepared for {needed}")]
     RebindMismatch {
         /// The gradient.
         gradient: GradientId,
-        /// What differs.
+        /// The property that differs.
         what: &'static str,
-        /// Its value for the gradient that was given.
+        /// Its value in the gradient that was given.
         given: String,
-        /// Its value for that of the plan.
+        /// Its value in the gradient of the plan.
         needed: String,
     },
 
@@ -712,8 +713,8 @@ pub enum Error {
     )]
     NormNotSupplied,
 
-    /// A record of gradients of which one was not measured since the record before: its part was not encoded, or the kernel that
-    /// leaves its [`Partials`](crate::Partials) did not run. No gradient of the record is changed, and the record says to skip the step.
+    /// A gradient that was not measured since the previous record: its part was not encoded, or the kernel that writes its
+    /// [`Partials`](crate::Partials) did not run. No gradient of the record is changed, and the record says to skip the step.
     #[error(
         "gradient {gradient} was not measured in this step: ClipPlan::encode_part was not called for its part, or the \
          kernel that writes its partials did not run"

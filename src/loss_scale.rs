@@ -15,7 +15,7 @@ pub const LOSS_SCALE_WGSL: &str = include_str!("../shaders/lib/loss_scale.wgsl")
 /// Multiply the loss by [`scale`](Self::scale), clip with [`Clip::loss_scale`](crate::Clip::loss_scale) (or
 /// [`ClipPlan::set_loss_scale`](crate::ClipPlan::set_loss_scale)) and [`NonFinite::Skip`](crate::NonFinite::Skip), and
 /// pass the record of each step to [`update`](Self::update), at once or some steps later. With
-/// [`Clip::dynamic_loss_scale`](crate::Clip::dynamic_loss_scale) a plan does all of that, on the device without the host.
+/// [`Clip::dynamic_loss_scale`](crate::Clip::dynamic_loss_scale) a plan does all of this on the device, without the host.
 ///
 /// ```text
 /// not finite                   scale = max(scale · backoff, floor),  good steps = 0

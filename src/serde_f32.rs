@@ -57,3 +57,25 @@ impl de::Visitor<'_> for Number {
         }
     }
 }
+
+/// The same for a number that may be absent.
+pub(crate) mod option {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Number(#[serde(with = "super")] f32);
+
+    #[expect(
+        clippy::ref_option,
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature of serde's `with`"
+    )]
+    pub(crate) fn serialize<S: Serializer>(number: &Option<f32>, serializer: S) -> Result<S::Ok, S::Error> {
+        number.map(Number).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::Error> {
+        let number = Option::<Number>::deserialize(deserializer)?;
+        Ok(number.map(|Number(number)| number))
+    }
+}

@@ -5,14 +5,15 @@ use bytemuck::{Pod, Zeroable};
 use crate::{ClipRecord, Error};
 
 /// The WGSL declaration of [`StepCounts`], for a shader that binds
-/// [`ClipPlan::step_counts_buffer`](crate::ClipPlan::step_counts_buffer), and `step_counts_taken`, which returns the number of
-/// steps that the optimizer has taken, including the current one unless it is skipped.
+/// [`ClipPlan::step_counts_buffer`](crate::ClipPlan::step_counts_buffer). It also declares `step_counts_taken`, which returns the
+/// number of steps that the optimizer has taken, including the current one unless it is skipped.
 pub const STEP_COUNTS_WGSL: &str = include_str!("../shaders/lib/step_counts.wgsl");
 
 /// Counts over steps of how often clipping engaged, for one group or for one gradient that is clipped on its own.
 ///
-/// A plan whose clip [counts steps](crate::Clip::count_steps), skips them or has a dynamic loss scale keeps them on the device;
-/// [`cpu::ClipPlan`](crate::cpu::ClipPlan) keeps them always. For records that come from elsewhere, [`add`](Self::add)
+/// A plan keeps them on the device if its clip has [`count_steps`](crate::Clip::count_steps),
+/// [`skip_above`](crate::Clip::skip_above) or [`dynamic_loss_scale`](crate::Clip::dynamic_loss_scale);
+/// [`cpu::ClipPlan`](crate::cpu::ClipPlan) always keeps them. For records that come from elsewhere, [`add`](Self::add)
 /// counts them.
 ///
 /// ```
@@ -48,13 +49,13 @@ pub struct StepCounts {
 }
 
 impl StepCounts {
-    /// Returns the number of steps that were not skipped: those that the optimizer has taken. Adam's bias correction depends on it.
+    /// Returns the number of steps that were not skipped: the steps that the optimizer has taken, for Adam's bias correction.
     #[must_use]
     pub const fn taken(&self) -> u32 {
         self.steps.wrapping_sub(self.skipped)
     }
 
-    /// Counts one step. It leaves [`consecutive_skips`](Self::consecutive_skips) to the plan.
+    /// Counts one step. Only a plan updates [`consecutive_skips`](Self::consecutive_skips).
     pub const fn add(&mut self, record: &ClipRecord) {
         self.steps = self.steps.wrapping_add(1);
         self.clipped = self.clipped.wrapping_add(record.clipped() as u32);

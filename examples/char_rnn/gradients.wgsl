@@ -3,8 +3,8 @@
 // One workgroup for each run of parameters from FIRST to END. The gradients of the head need no backpropagation through
 // time.
 //
-// The workgroup measures its gradients while it holds them: the names with `gradclip_` are those of
-// gradclip::kernels::Producer. With its default shape the norm has the bits of gradclip's own pass.
+// The workgroup measures its gradients while they are in registers. The names that start with `gradclip_` come from
+// gradclip::kernels::Producer. With its default shape, the norm has the same bits as in gradclip's own pass.
 
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(1) var<storage, read> states: array<f32>;

@@ -9,9 +9,10 @@
 //! steps move the parameters far away, and their gradients dominate AdamW's moments from then on: the loss stays above
 //! that of a uniform prediction.
 //!
-//! Clipping adds two lines, marked `// <-`: a plan, and a call in every step. No pass reads or writes the gradients to
-//! clip them: gradients.wgsl measures what it holds in registers, and the optimizer applies the coefficient as it reads
-//! each gradient. The example shows which share of a step clipping takes this way, and with passes of its own.
+//! Clipping takes two lines on the host, marked `// <-`: the plan, and a call in every step. No pass reads or writes the
+//! gradients to clip them: gradients.wgsl measures them while they are in registers, and the optimizer applies the
+//! coefficient as it reads each gradient. The example prints clipping's share of a step's time, this way and with separate
+//! passes.
 
 use std::env;
 use std::error::Error;
@@ -55,7 +56,7 @@ enum Clipping {
     None,
     /// A pass reads all gradients, and another one reads and writes them.
     InPasses,
-    /// The kernel that produces the gradients measures them, and the optimizer scales them.
+    /// The kernels that produce the gradients measure them, and the optimizer scales them.
     InKernels,
 }
 
@@ -123,8 +124,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Returns clipping's share of the time of a step: in passes of its own, and in the kernels that have the gradients anyway.
-/// On a busy processor, a software adapter's times vary by more than that. Both ways must give the same parameters, bit for bit.
+/// Returns clipping's share of the time of a step: in separate passes, and in the kernels that have the gradients anyway. On a
+/// busy processor, a software adapter's times vary by more than these shares. Both ways must give the same parameters, bit for
+/// bit.
 fn clip_time_shares(
     device: &Device,
     queue: &Queue,
@@ -226,7 +228,7 @@ impl Training {
             let wgsl = [&layout.wgsl(vocabulary), wgsl].concat();
             Kernel::new(device, &wgsl, buffers, u32::try_from(invocations).expect("the network is small"))
         };
-        // Each workgroup of gradients.wgsl holds a run of gradients and leaves one partial.
+        // Each workgroup of gradients.wgsl holds a run of gradients and writes one partial.
         let producer = Producer::new(clip, DType::F32)?;
         let producer_wgsl = producer.wgsl()?;
         let runs = |range: &Range<usize>| (range.len() as u64).div_ceil(producer.elements());

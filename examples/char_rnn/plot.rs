@@ -9,8 +9,8 @@ use plotters::prelude::*;
 use super::History;
 use super::timing::Share;
 
-/// Writes an SVG with three panels: two over the steps, on logarithmic axes, without the points that are not finite and
-/// positive; and a bar for each share of a step's time.
+/// Writes an SVG with three panels. Two show the loss and the norm over the steps, on logarithmic axes, and omit points that
+/// are not finite and positive. The third has a bar for each share of a step's time.
 pub(crate) fn save(
     file: &Path,
     runs: &[(&str, &History)],
@@ -43,7 +43,7 @@ fn bar_panel(
         .margin(10)
         .x_label_area_size(35)
         .y_label_area_size(70)
-        // Almost half is for the labels.
+        // The labels take almost half of the width.
         .build_cartesian_2d(least..most + 0.9 * (most - least), 0.0..shares.len() as f64)?;
     let format = |percent: &f64| format!("{percent:.0} %");
     chart.configure_mesh().disable_y_mesh().disable_y_axis().x_label_formatter(&format).draw()?;

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use wgpu::{CommandEncoder, Device, Features, PollType, Queue};
 
-/// What timestamps need. Without these features, times are wall-clock times.
+/// The features that timestamps need. Without them, times are wall-clock times.
 pub(crate) const FEATURES: Features =
     Features::TIMESTAMP_QUERY.union(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
 
-/// How often each kind of step runs.
+/// The number of runs of each kind of step.
 const REPEATS: usize = 20;
 
 /// The share of a step's time that clipping takes: the median and the quartiles over several runs.

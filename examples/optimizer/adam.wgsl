@@ -1,5 +1,5 @@
-// Adam (Kingma and Ba 2015, arXiv:1412.6980) with L2 regularisation, as in torch.optim.Adam: the weight decay is a part of
-// the gradient, and so of its moments.
+// Adam (Kingma and Ba 2015, arXiv:1412.6980) with L2 regularisation, as in torch.optim.Adam: the weight decay is added
+// to the gradient, and so enters the moments.
 
 fn update(i: u32, gradient: f32) {
     let g = gradient + hyper.weight_decay * parameters[i];

@@ -1,9 +1,9 @@
 //! Clips inside the optimizer, without a scale pass: `cargo run --example optimizer`
 //!
 //! An optimizer reads every gradient anyway. If it also multiplies by the clip coefficient, the pass that scales the
-//! gradients in memory is not needed. This takes [`Clip::coefficient_only`], and an optimizer that reads
-//! [`ClipPlan::record_buffer`]: the module `optimizers`, to copy. The example trains the same problem with and without the
-//! scale pass, with SGD, Adam and AdamW, and checks that the parameters are bit-identical.
+//! gradients in memory is not needed. The plan needs [`Clip::coefficient_only`], and the optimizer reads
+//! [`ClipPlan::record_buffer`]. The module `optimizers` has such optimizers, to copy. The example trains the same problem
+//! with and without the scale pass, with SGD, Adam and AdamW, and checks that the parameters are bit-identical.
 
 use std::error::Error;
 

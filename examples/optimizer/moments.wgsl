@@ -3,7 +3,7 @@
 //   m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g²
 //   direction = m / (1 - beta1^t) / (sqrt(v) / sqrt(1 - beta2^t) + epsilon)
 //
-// t is the number of steps that were really taken: a skipped step changes no moment, so it must not count.
+// t is the number of steps that were not skipped: a skipped step changes no moment, so it must not count.
 
 alias State = vec2<f32>; // m, v
 
@@ -15,8 +15,8 @@ fn begin_step(steps_taken: u32) {
     correction2 = complement_of_power(hyper.complement2, steps_taken);
 }
 
-// Returns 1 - (1 - complement)^exponent. 1 - pow(beta2, t) would have an error of 1e-4 in the first steps. Here no term is
-// negative: 1 - (1 - a)(1 - b) = a + b (1 - a), for the squares and products of powers.
+// Returns 1 - (1 - complement)^exponent. 1 - pow(beta2, t) would have an error of 1e-4 in the first steps. This function squares
+// and multiplies powers by 1 - (1 - a)(1 - b) = a + b (1 - a), in which no term is negative.
 fn complement_of_power(complement: f32, exponent: u32) -> f32 {
     var result = 0.0;
     var square = complement;

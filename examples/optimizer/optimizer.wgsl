@@ -1,7 +1,7 @@
 // An optimizer step that clips each gradient as it reads it. Each invocation updates every stride-th parameter.
 //
-// optimizers.rs puts these before it: gradclip's declarations of `ClipRecord` and `StepCounts`, a file of elements/ (the
-// type of the gradients), and a rule: sgd.wgsl, or moments.wgsl with adam.wgsl or adamw.wgsl.
+// optimizers.rs prepends gradclip's declarations of `ClipRecord` and `StepCounts`, a file of elements/ (the type of the
+// gradients), and a rule: sgd.wgsl, or moments.wgsl with adam.wgsl or adamw.wgsl.
 
 struct Hyperparameters {
     learning_rate: f32,
@@ -21,7 +21,7 @@ struct Hyperparameters {
 @group(0) @binding(4) var<storage, read_write> parameters: array<f32>;
 @group(0) @binding(5) var<storage, read_write> state: array<State>;
 
-// Without a measurement there is no coefficient, and so no step.
+// Without a measurement there is no coefficient, so the step is skipped.
 const NO_STEP: u32 = CLIP_RECORD_SKIP | CLIP_RECORD_UNMEASURED | CLIP_RECORD_NORM_MISSING;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -36,12 +36,12 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     }
 }
 
-// Returns gradient `i` as the scale pass would have stored it: times the factor, rounded to the type of the gradients.
+// Returns gradient `i` as the scale pass would store it: multiplied by the factor, and rounded to the type of the gradients.
 //
 // WGSL lets a compiler fuse a product and a sum into one operation with one rounding, and reassociate products. Then the
-// product with the factor would lose its own rounding, and the step would differ from clip-then-step in the last bit. A
-// compiler cannot look through the exclusive or with a word that is only known at run time, so the product is rounded
-// first. For the same reason the conversions of 16-bit elements use only integers.
+// product with the factor would not be rounded on its own, and the step would differ from a scale pass and a step in the last
+// bit. The exclusive or with a word that is known only at run time hides the product from the compiler, so it is rounded first.
+// For the same reason the conversions of 16-bit elements use only integers.
 fn clipped_gradient(i: u32) -> f32 {
     if ((record.flags & CLIP_RECORD_ZERO) != 0u) {
         return 0.0;

@@ -1,12 +1,13 @@
 //! SGD, Adam and AdamW on wgpu, with clipping inside: copy this file and the `.wgsl` files beside it into your trainer.
 //!
-//! A scale pass reads and writes all gradients. An optimizer reads them anyway: [`Optimizer`] multiplies each gradient by
-//! the factor of a plan with [`coefficient_only`](gradclip::Clip::coefficient_only), which includes the inverse loss
-//! scale. The parameters and the state get the same bits as from a scale pass and the same optimizer after it, for f32, f16
-//! and bf16 gradients. There is one exception: if the factor is below 2^-126, a device may flush subnormal products to 0.
+//! A scale pass reads and writes all gradients. An optimizer reads them anyway, so [`Optimizer`] multiplies each gradient
+//! by the factor in the record of a plan with [`coefficient_only`](gradclip::Clip::coefficient_only). The factor includes
+//! the inverse loss scale. For f32, f16 and bf16 gradients, the parameters and the state get the same bits as from a scale
+//! pass followed by the same optimizer. There is one exception: if the factor is below 2^-126, a device may flush subnormal
+//! products to 0.
 //!
-//! A step that the record says to skip changes nothing. The bias correction of Adam uses the number of steps that were
-//! really taken, from the plan's [step counts](gradclip::Clip::count_steps), which stay on the device.
+//! A skipped step changes nothing. Adam's bias correction uses the number of steps that were not skipped, from the plan's
+//! [step counts](gradclip::Clip::count_steps), which stay on the device.
 #![allow(dead_code, reason = "no program uses all of it")]
 
 use bytemuck::{Pod, Zeroable};
@@ -51,13 +52,13 @@ impl Default for Adam {
 pub(crate) struct Clipped<'a> {
     /// One [`ClipRecord`](gradclip::ClipRecord).
     pub(crate) record: &'a wgpu::Buffer,
-    /// One [`StepCounts`](gradclip::stats::StepCounts), which already includes the step that is taken.
+    /// One [`StepCounts`](gradclip::stats::StepCounts), which already includes the current step.
     pub(crate) step_counts: &'a wgpu::Buffer,
 }
 
 impl<'a> Clipped<'a> {
-    /// Returns the outcome of a plan with one record, or None if its clip does not
-    /// [count steps](gradclip::Clip::count_steps).
+    /// Returns the outcome of a plan with one record, or None if the plan does not keep
+    /// [step counts](gradclip::Clip::count_steps).
     pub(crate) fn by(plan: &'a ClipPlan) -> Option<Self> {
         Some(Self { record: plan.record_buffer()?, step_counts: plan.step_counts_buffer()? })
     }
@@ -68,7 +69,7 @@ impl<'a> Clipped<'a> {
 pub(crate) struct Tensor<'a> {
     /// f32. The length of the buffer is the number of parameters.
     pub(crate) parameters: &'a wgpu::Buffer,
-    /// As many gradients as parameters. An odd number of 16-bit gradients ends with half a word.
+    /// As many gradients as parameters. With an odd number of 16-bit gradients, the upper half of the last word is unused.
     pub(crate) gradients: &'a wgpu::Buffer,
     /// The type of the gradients.
     pub(crate) dtype: DType,
@@ -137,13 +138,13 @@ impl Optimizer {
         Self::new(device, clipped, tensors, include_str!("sgd.wgsl"), 1, sgd.into())
     }
 
-    /// Creates Adam, whose weight decay is a part of the gradient. Its state is two f32 for each parameter: the moments.
+    /// Creates Adam, which adds the weight decay to the gradient. Its state is two f32 for each parameter: the moments.
     pub(crate) fn adam(device: &Device, clipped: Clipped, tensors: &[Tensor], adam: Adam) -> Self {
         let rule = concat!(include_str!("moments.wgsl"), include_str!("adam.wgsl"));
         Self::new(device, clipped, tensors, rule, 2, adam.into())
     }
 
-    /// Creates AdamW, whose weight decay does not depend on the gradient. Its state is that of [`adam`](Self::adam).
+    /// Creates AdamW, which applies the weight decay to the parameter. It has the same state as [`adam`](Self::adam).
     pub(crate) fn adamw(device: &Device, clipped: Clipped, tensors: &[Tensor], adam: Adam) -> Self {
         let rule = concat!(include_str!("moments.wgsl"), include_str!("adamw.wgsl"));
         Self::new(device, clipped, tensors, rule, 2, adam.into())
@@ -198,7 +199,7 @@ impl Optimizer {
         Self { steps, states, hyperparameters }
     }
 
-    /// Encodes one step: after the plan, in the order of the command buffer.
+    /// Encodes one step. Encode the plan first.
     pub(crate) fn encode(&self, encoder: &mut CommandEncoder) {
         let descriptor = wgpu::ComputePassDescriptor { label: Some("optimizer"), timestamp_writes: None };
         let mut pass = encoder.begin_compute_pass(&descriptor);
@@ -209,7 +210,7 @@ impl Optimizer {
         }
     }
 
-    /// Changes the learning rate of the submissions that follow.
+    /// Changes the learning rate for all later submissions.
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is intended")]
     pub(crate) fn set_learning_rate(&self, queue: &Queue, learning_rate: f64) {
         // The first field.

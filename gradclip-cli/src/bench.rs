@@ -22,6 +22,8 @@ use gradclip_measure::ops::Op;
 use gradclip_measure::report::{self, Path, Row, SetReport};
 use gradclip_measure::roofline::Roofline;
 use gradclip_measure::sets::{GradientSet, sets};
+use gradclip_measure::step::bench::StepBench;
+use gradclip_measure::step::{self, StepReport, StepRow, Way};
 use gradclip_measure::timing::{Timing, Workload, time_interleaved};
 use gradclip_measure::{bytes, machine, text};
 use serde_json::{Value, json};
@@ -51,8 +53,8 @@ const SLICES: &str = "slices";
 /// Measure how fast this machine clips
 ///
 /// Times every operation on the GPU and on the CPU: on single tensors of 2^10 elements and more, on the tensor shapes
-/// of four models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes.
-/// Every result is checked before it is timed.
+/// of four models, and on 1000 small tensors. Compares each time with a roofline, which only moves the same bytes. On the
+/// GPU, also times a training step that clips in each way. Every result is checked before it is timed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The GPU: auto (a hardware GPU if present), gpu (also a software adapter), cpu (none), or part of a GPU's name
@@ -67,8 +69,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
-    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm' or 'gpu/*/arena'; may be
-    /// repeated
+    /// Measure only rows whose ID contains PATTERN, such as 'cpu/gpt2-small/f32', '/norm', 'gpu/*/arena' or 'gpu/step/';
+    /// may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
 
@@ -128,25 +130,29 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
         .into_iter()
         .filter(|set| !bench.cases(set).is_empty())
         .collect();
-    ensure!(!sets.is_empty(), "--only and --max-bytes exclude every row");
+    let steps = bench.step_sets();
+    ensure!(!sets.is_empty() || !steps.is_empty(), "--only and --max-bytes exclude every row");
     ensure!(plot.is_none() || sets.iter().any(|set| bench.has_plot_point(set)), "--plot: {}", plot::NOTHING);
 
     let machine = bench.machine();
     let mut saved = save.map(|path| SaveFile::create(path, &machine)).transpose()?;
-    let mut all = Vec::new();
+    let (mut all, mut all_steps) = (Vec::new(), Vec::new());
     // From here on, measured rows are printed even after a failure.
-    let measured = bench.measure_all(sets, |measured| {
+    let measured = bench.measure_all(sets, steps, |measured| {
         if let Some(saved) = &mut saved {
-            saved.append(report::json(std::slice::from_ref(&measured)));
+            saved.append(measured.json());
         }
-        all.push(measured);
+        match measured {
+            Measured::Set(report) => all.push(report),
+            Measured::Step(report) => all_steps.push(report),
+        }
     });
-    let printed = if all.is_empty() {
+    let printed = if all.is_empty() && all_steps.is_empty() {
         Ok(())
     } else if args.json {
-        print(&json_lines([machine].into_iter().chain(report::json(&all))))
+        print(&json_lines([machine].into_iter().chain(report::json(&all)).chain(step::json(&all_steps))))
     } else {
-        print(&text::lines(&bench.table(&all)))
+        print(&text::lines(&bench.table(&all, &all_steps)))
     };
     let drawn = match plot {
         Some(plot) if measured.is_ok() => plot::svg(&all).and_then(|svg| plot.write(&svg)),
@@ -213,6 +219,21 @@ struct Bench<'a> {
     cold_bytes: usize,
 }
 
+/// The results of a set, or of the training step on a set.
+enum Measured {
+    Set(SetReport),
+    Step(StepReport),
+}
+
+impl Measured {
+    fn json(&self) -> Vec<Value> {
+        match self {
+            Self::Set(report) => report::json(std::slice::from_ref(report)),
+            Self::Step(report) => step::json(std::slice::from_ref(report)),
+        }
+    }
+}
+
 /// A row to measure.
 #[derive(Clone, Copy)]
 struct Case {
@@ -256,6 +277,22 @@ impl Bench<'_> {
         cases
     }
 
+    /// Returns the sets with selected rows of the training step. The step needs a GPU.
+    fn step_sets(&self) -> Vec<GradientSet> {
+        let Some(gpu) = &self.gpu else { return Vec::new() };
+        let default = if gpu.software { MAX_BYTES_IN_SOFTWARE } else { MAX_BYTES };
+        let mut sets = step::sets(self.args.max_bytes.unwrap_or(default));
+        sets.retain(|set| !self.ways(set).is_empty());
+        sets
+    }
+
+    /// Returns the selected ways of a set. With any of them, the step without a clip is measured too.
+    fn ways(&self, set: &GradientSet) -> Vec<Way> {
+        let selected = |way: &Way| self.is_selected(&step::id(set, *way));
+        let any = Way::ALL.iter().any(selected);
+        Way::ALL.into_iter().filter(|way| selected(way) || any && *way == Way::WithoutClip).collect()
+    }
+
     fn is_selected(&self, id: &str) -> bool {
         let patterns = &self.args.only;
         patterns.is_empty() || patterns.iter().any(|pattern| matches(&format!("*{pattern}*"), id))
@@ -267,16 +304,53 @@ impl Bench<'_> {
         plot::is_single(set) && self.cases(set).iter().any(exceeded)
     }
 
-    fn measure_all(&self, sets: Vec<GradientSet>, mut on_set: impl FnMut(SetReport)) -> Result<()> {
-        let progress = Progress::steps(self.args.json, sets.len());
+    fn measure_all(
+        &self,
+        sets: Vec<GradientSet>,
+        steps: Vec<GradientSet>,
+        mut on_set: impl FnMut(Measured),
+    ) -> Result<()> {
+        let count = sets.len() + steps.len();
+        let progress = Progress::steps(self.args.json, count);
         let mut pool = AlignedBytes::default();
-        let share = self.args.seconds / u32::try_from(sets.len())?;
+        let share = self.args.seconds / u32::try_from(count)?;
         for set in sets {
             progress.stage(format!("{} {}", set.name, report::dtype(&set)));
-            on_set(self.measure(set, &mut pool, share)?);
+            on_set(Measured::Set(self.measure(set, &mut pool, share)?));
+            progress.advance(1);
+        }
+        drop(pool);
+        for set in steps {
+            progress.stage(format!("step of {}", set.name));
+            on_set(Measured::Step(self.measure_step(set, share)?));
             progress.advance(1);
         }
         Ok(())
+    }
+
+    fn measure_step(&self, set: GradientSet, share: Duration) -> Result<StepReport> {
+        let gpu = self.gpu.as_ref().expect("a step is selected only with a GPU");
+        let ways = self.ways(&set);
+        let (clock, software) = (gpu.clock(), gpu.software);
+        let bench = match StepBench::new(gpu, &set) {
+            Ok(bench) => bench,
+            Err(error) => {
+                let skipped = Some(format!("{error:#}"));
+                return Ok(StepReport { set, rows: Vec::new(), clock, software, skipped });
+            }
+        };
+        for &way in &ways {
+            bench.check(way).with_context(|| step::id(&set, way))?;
+        }
+        let timings = time_interleaved(ways.len(), share, |index| bench.time(ways[index]))?;
+        let row = |(&way, timing): (&Way, Timing)| StepRow {
+            way,
+            timing,
+            dispatches: bench.dispatches(way),
+            bytes: bench.bytes(way),
+        };
+        let rows = ways.iter().zip(timings).map(row).collect();
+        Ok(StepReport { set, rows, clock, software, skipped: None })
     }
 
     fn measure(&self, set: GradientSet, pool: &mut AlignedBytes, share: Duration) -> Result<SetReport> {
@@ -377,9 +451,16 @@ impl Bench<'_> {
         })
     }
 
-    fn table(&self, all: &[SetReport]) -> String {
+    fn table(&self, all: &[SetReport], steps: &[StepReport]) -> String {
+        let mut parts = Vec::new();
+        if !all.is_empty() {
+            parts.push(report::table(all));
+        }
+        if !steps.is_empty() {
+            parts.push(step::table(steps));
+        }
         let legend = [LEGEND, if self.gpu.is_some() { GPU_LEGEND } else { "" }].concat();
-        format!("{}{}{legend}{}", self.heading(), report::table(all), summary(all))
+        format!("{}{}{legend}{}", self.heading(), parts.join("\n"), summary(all))
     }
 
     fn heading(&self) -> String {

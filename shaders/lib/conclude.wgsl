@@ -1,16 +1,16 @@
-// The rules of a step that keep state: they skip it, count it, and update the loss scale.
+// The rules that keep state between steps: skip_above, the step counts, and the loss scale.
 //
 // provides: is_overflow, conclude_record, update_loss_scale
 // requires: segment, clip_coef, clip_record, step_counts, float_bits, extended, correctly_rounded
 // binds: norm_params
 
-// Returns whether the step counts as an overflow for the loss scale. A norm of finite elements that exceeds f32 does not.
+// Returns whether the step is an overflow for the loss scale. Finite elements whose norm exceeds f32 are not an overflow.
 fn is_overflow(record: ClipRecord) -> bool {
     let is_unknown = (bitcast<u32>(record.norm_significand) & MAGNITUDE) >= INFINITY;
     return is_unknown || record.first_non_finite != CLIP_RECORD_NO_GRADIENT;
 }
 
-// Marks the record if its step is to be skipped or its loss scale has reached the floor, and counts the step.
+// Applies skip_above, marks an overflow at the floor of the loss scale, and counts the step.
 fn conclude_record(record: ptr<function, ClipRecord>, counts: ptr<function, StepCounts>) {
     let is_finite = ((*record).flags & CLIP_RECORD_NON_FINITE) == 0u;
     if (is_finite && exceeds(norm_of_record(*record), extended(bitcast<u32>(norm_params.skip_above)))) {
@@ -33,7 +33,7 @@ fn conclude_record(record: ptr<function, ClipRecord>, counts: ptr<function, Step
     (*counts).clipped += select(0u, 1u, (flags & CLIP_RECORD_CLIPPED) != 0u);
     (*counts).non_finite += select(0u, 1u, (flags & CLIP_RECORD_NON_FINITE) != 0u);
     (*counts).skipped += select(0u, 1u, (flags & CLIP_RECORD_SKIP) != 0u);
-    // Magnitudes are ordered as their bits are.
+    // Magnitudes have the order of their bits.
     let norm = bitcast<u32>((*record).total_norm);
     if (norm < INFINITY) {
         (*counts).largest_norm = bitcast<f32>(max(bitcast<u32>((*counts).largest_norm), norm));
@@ -50,7 +50,7 @@ fn update_loss_scale(is_overflow: bool) {
         set_scale(backed_off_scale());
         return;
     }
-    // Saturates.
+    // A saturating increment.
     let good_steps = norm_params.good_steps + min(1u, ~norm_params.good_steps);
     norm_params.good_steps = good_steps;
     if (good_steps < norm_params.interval) {

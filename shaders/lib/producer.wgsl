@@ -1,4 +1,4 @@
-// The partial of a run of elements that the invocations of a workgroup hold in registers: the stage `partials` without its loads.
+// Computes the partial of a run of elements that a workgroup holds in registers: the stage `partials` without its loads.
 // It is not part of a kernel; `producer.rs` exports it to the shaders of callers.
 //
 // provides: partial_of_run
@@ -7,8 +7,8 @@
 
 // Returns the partial of `count` elements, in its form in memory, to every invocation. All invocations of the workgroup must call it.
 //
-// `vectors` has the words as they are stored: vector k of invocation `lane` is vector `lane + k * WORKGROUP_SIZE` of the run.
-// Elements past the end are 0. The order of additions is that of the stage `partials` for a tile of `count` elements.
+// `vectors` holds the words as stored in the buffer: vector k of invocation `lane` is vector `lane + k * WORKGROUP_SIZE` of the
+// run. Elements past the end are 0. The order of additions is that of the stage `partials` for a tile of `count` elements.
 fn partial_of_run(lane: u32, count: u32, vectors: array<vec4<u32>, VECTORS>) -> Partial {
     var held = vectors;
     let in_blocks = 4u * (count / (4u * STRIDE));

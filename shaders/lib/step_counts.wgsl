@@ -7,8 +7,8 @@ struct StepCounts {
     steps: u32,             // offset  0: the number of norms that were measured or supplied
     clipped: u32,           // offset  4: steps whose coefficient was not 1
     non_finite: u32,        // offset  8: steps whose gradients were not finite
-    skipped: u32,           // offset 12: steps whose record said to skip them
-    consecutive_skips: u32, // offset 16: steps in a row that were skipped because their norm exceeded skip_above
+    skipped: u32,           // offset 12: steps that were skipped
+    consecutive_skips: u32, // offset 16: steps in a row that skip_above skipped
     largest_norm: f32,      // offset 20: the largest finite norm
 }
 

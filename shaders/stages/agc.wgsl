@@ -23,7 +23,13 @@ fn main(
     if (!clip_record_has_norm(record)) {
         return;
     }
-    let limit = agc_limit(norm_of_record(parameter_records[index]), segments[index].max_norm);
+    let parameter = parameter_records[index];
+    if (!clip_record_has_norm(parameter)) {
+        // The parameter was not measured in this step.
+        records[index] = parameter;
+        return;
+    }
+    let limit = agc_limit(norm_of_record(parameter), segments[index].max_norm);
     set_clip_coef(&record, limit);
     records[index] = record;
 }

@@ -1,11 +1,11 @@
-// Norm pass, after finalize, for auto-clip: adds the norm to the window of the last norms, and computes the coefficient again if a
-// percentile of that window is the smaller limit. P. Seetharaman et al., "AutoClip: Adaptive Gradient Clipping for Source
-// Separation Networks" (2020); auto_clip.rs in Rust.
+// Norm pass, after finalize, for auto-clip: adds the norm to the window of the last norms. If a percentile of that window is
+// smaller than the limit, it computes the coefficient again. P. Seetharaman et al., "AutoClip: Adaptive Gradient Clipping for
+// Source Separation Networks" (2020); auto_clip.rs in Rust.
 //
 //   position = (count - 1) * percentile / 100
 //   limit    = sorted[floor(position)] + fract(position) * (sorted[floor(position) + 1] - sorted[floor(position)])
 //
-// Norms are kept and compared as bits, since integers order as positive floats do, and subnormals are not flushed.
+// Norms are kept and compared as bits: their integers have the order of positive floats, and no device flushes them.
 //
 // One workgroup for each segment.
 //
@@ -94,7 +94,7 @@ fn norm_at(place: u32, ring: Ring, new_norm: u32) -> u32 {
     return norm_windows[ring.first + place];
 }
 
-// Returns the ranks that four norms of the window have in it. Equal norms keep their order, so that no two have the same rank.
+// Returns the ranks of four norms within the window. Equal norms keep their order, so that no two have the same rank.
 fn ranks_of(own: vec4<u32>, places: vec4<u32>, count: u32) -> vec4<u32> {
     var ranks = vec4(0u);
     for (var place = 0u; place < count; place++) {
@@ -108,7 +108,7 @@ fn ranks_of(own: vec4<u32>, places: vec4<u32>, count: u32) -> vec4<u32> {
 // Returns the percentile of the sorted norms.
 fn percentile(count: u32) -> u32 {
     let last = count - 1u;
-    // The position in integers, so that it falls on a norm exactly where it should.
+    // The position is computed in integers, so that rounding cannot move it off a norm.
     let rest = f32(last) * norm_params.percentile_rest;
     let steps = last * norm_params.percentile_steps + u32(rest);
     let low = steps / HUNDRED_PERCENT;
@@ -116,7 +116,7 @@ fn percentile(count: u32) -> u32 {
     return interpolated(sh_norms[low], sh_norms[min(low + 1u, last)], share);
 }
 
-// Returns low + share * (high - low), with both numbers divided by the power of two of `high`.
+// Returns low + share * (high - low). The difference is computed after a division by the power of two of `high`.
 fn interpolated(low: u32, high: u32, share: f32) -> u32 {
     if (low == high || share == 0.0) {
         return low;

@@ -9,7 +9,7 @@
 const OVERFLOW: u32 = 1u;
 const MISSING_NORM: u32 = 2u;
 
-// The OVERFLOW and MISSING_NORM of all records.
+// The events of all records, combined: OVERFLOW, MISSING_NORM.
 var<workgroup> sh_events: atomic<u32>;
 
 @compute @workgroup_size(WORKGROUP_SIZE)

@@ -1,7 +1,7 @@
 // A clip of few tiles by one norm: the stages partials, finalize and scale in one dispatch of a single workgroup.
 //
 // It calls the functions of these stages, in the same order, so its results have the same bits. The partials stay in workgroup
-// memory. The record takes the way through its buffer, which callers read.
+// memory. The record goes through its buffer, which callers read.
 //
 // provides: is_identity, has_fast_path, map_values, map_vector, map_vector_fast
 // requires: workgroup, tile, tile_partial, banks, finalize, maps, scale

@@ -1,7 +1,8 @@
-// Clamp of a scaled loss: multiplies every element by the inverse of the loss scale, rounds the product to the type of the
+// Clamp with a loss scale: multiplies every element by the inverse of the loss scale, rounds the product to the type of the
 // element, and limits it to [low, high].
 //
-// Nothing has measured the elements, so infinities and NaNs are kept by their bits. The clamp then limits the infinities.
+// No pass has measured the elements, so infinities and NaNs are detected by their bits and not multiplied. The clamp then limits
+// the infinities.
 //
 // provides: is_identity, has_fast_path, map_values, map_vector, map_vector_fast
 // requires: workgroup, maps, elements, clamp_bits, ieee_product, float_bits, extended
@@ -56,8 +57,8 @@ fn map_vector(words: vec4<u32>, target_index: u32) -> vec4<u32> {
     return clamp_vector(even | (odd << vec4(16u)), bounds_of(target_index));
 }
 
-// Maps the bits of f32 values. A product is rounded to the type of the elements before it is clamped: a negative one may
-// become -0.0.
+// Maps the bits of f32 values. A product is rounded to the type of the elements before it is clamped, so a small negative
+// product may become -0.0.
 fn map_values(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
     if (unscaled_bounds.inverse_scale == 1.0) {
         return clamp_values(bits, bounds_of(target_index));

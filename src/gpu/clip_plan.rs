@@ -103,8 +103,8 @@ impl ClipPlan {
     /// more. With [`Clip::coefficient_only`](crate::Clip::coefficient_only) it only reads them. A clip by value reads
     /// every gradient once and writes what exceeds its bounds.
     ///
-    /// A clip by one norm of a few thousand elements is a single dispatch; see [`dispatches`](Self::dispatches). It has the same bits as
-    /// the two halves.
+    /// A clip by one norm of a few thousand elements is a single dispatch, with the same bits as the two halves; see
+    /// [`dispatches`](Self::dispatches).
     ///
     /// It begins one or two compute passes. To record into a pass of yours, call [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode(&self, encoder: &mut CommandEncoder) {
@@ -124,12 +124,12 @@ impl ClipPlan {
         begin_pass(encoder, "gradclip.norm", self.norm());
     }
 
-    /// Records only the measurement of one part of the gradients, those of [`Gradient::part`](crate::Gradient::part). Encode it after
-    /// the kernels that produce them, while they are still in the GPU's cache: then no pass over all gradients is left for
-    /// [`encode_record`](Self::encode_record). The parts of a step may be encoded in any order, in one encoder or over several
-    /// submissions. A part that is encoded twice counts once, as it is at the last time.
+    /// Records only the measurement of one part: the gradients with this [`Gradient::part`](crate::Gradient::part). Encode it
+    /// right after the kernels that produce these gradients, while they are still in the GPU's cache.
+    /// [`encode_record`](Self::encode_record) then reads no gradient. The parts of a step may be encoded in any order, in one
+    /// encoder or over several submissions. If a part is encoded twice, the last measurement counts.
     ///
-    /// The coefficient is known only after all parts: an optimizer cannot use the gradients of a part, nor free them, before that.
+    /// The coefficient is known only after all parts are measured. Until then, an optimizer cannot use or free any gradient.
     ///
     /// ```
     /// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
@@ -156,21 +156,23 @@ impl ClipPlan {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchPart`] if the plan has no such part, or no gradient of it is in a part.
+    /// [`Error::NoSuchPart`] if the plan has no part of this number, or is not measured in parts.
     pub fn encode_part(&self, encoder: &mut CommandEncoder, part: usize) -> Result<(), Error> {
         begin_pass(encoder, "gradclip.part", self.part(part)?.iter());
         Ok(())
     }
 
-    /// Records what follows the measurement of all parts: computes the norm from their partials, and writes the record.
+    /// Records the dispatches that compute the norm from the partials of all gradients, and write the record. Encode it after
+    /// [all parts](Self::encode_part), and after all kernels that write [`Partials`](crate::Partials).
     ///
-    /// If the plan is [measured in parts](Self::encode_part), or if other kernels leave [`Partials`](crate::Partials), the
-    /// partials are then reset, and each part must be encoded again before the next record. If a part is missing, its ticket returns
-    /// [`Error::PartMissing`], and no gradient is changed.
+    /// It resets the partials, so each of them must be written again before the next record. If one is missing, the ticket
+    /// returns [`Error::PartMissing`], and no gradient of that record is changed. Other records are not
+    /// affected.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchPart`] for any other plan, whose gradients only [`encode_norm`](Self::encode_norm) measures.
+    /// [`Error::NoSuchPart`] if the plan has neither parts nor [`Partials`](crate::Partials); encode
+    /// [`encode_norm`](Self::encode_norm) instead.
     pub fn encode_record(&self, encoder: &mut CommandEncoder) -> Result<(), Error> {
         begin_pass(encoder, "gradclip.record", self.record()?.iter());
         Ok(())
@@ -245,8 +247,9 @@ impl ClipPlan {
 
     /// Returns the number of dispatches that [`encode`](Self::encode) records.
     ///
-    /// It is 1 for a clip by one norm of at most four tiles of 4096 elements; each gradient begins a tile of its own. All gradients must
-    /// be measured and scaled, and of one type; f16 and bf16 gradients must start at multiples of 16 bytes and fill such multiples.
+    /// It is 1 for a clip by one norm of at most four tiles of 4096 elements; each gradient begins a tile of its own. All
+    /// gradients must be measured, scaled and of one type. The start and the length of f16 and bf16 gradients must be multiples
+    /// of 16 bytes.
     /// Plans in parts or with other kernels' partials, general p, [`Clip::tensor_stats`](crate::Clip::tensor_stats),
     /// [`Clip::z_clip`](crate::Clip::z_clip), [`Clip::auto_clip`](crate::Clip::auto_clip) and devices that bind few buffers need more
     /// dispatches.
@@ -294,7 +297,7 @@ impl ClipPlan {
         steps.map(Vec::as_slice).ok_or(Error::NoSuchPart { given: part, parts })
     }
 
-    /// Returns the dispatches that make the records, if they can do so without stale partials.
+    /// Returns the dispatches that make the records, or an error if the plan does not reset its partials.
     fn record(&self) -> Result<&[Step], Error> {
         if self.resets { Ok(&self.record) } else { Err(Error::NoSuchPart { given: 0, parts: 0 }) }
     }

@@ -161,15 +161,16 @@ impl<'a> Gradient<'a> {
         Self { parameter: Some(parameter), ..self }
     }
 
-    /// Puts the gradient into a part of the plan, counted from 0, which [`ClipPlan::encode_part`](crate::ClipPlan::encode_part)
-    /// measures on its own: as soon as its kernels are encoded, while the gradient is still in the cache. Gradients without a part are
-    /// in part 0. The number of parts is at most that of the gradients. A clip that measures no norm ignores parts.
+    /// Assigns the gradient to a part of the plan, counted from 0. [`ClipPlan::encode_part`](crate::ClipPlan::encode_part)
+    /// measures each part separately, right after the kernels that produce it, while its gradients are still in the cache. A
+    /// gradient without a part is in part 0. `part` must be less than the number of gradients. A clip that measures no norm
+    /// ignores parts.
     #[must_use]
     pub const fn part(self, part: usize) -> Self {
         Self { part: Some(part), ..self }
     }
 
-    /// Declares that the kernel that produces the gradient leaves its [`Partials`], so that the plan does not read the gradient to
+    /// Declares that the kernel that produces the gradient writes its [`Partials`]. The plan then does not read the gradient to
     /// measure it. A clip that measures no norm ignores them.
     #[must_use]
     pub const fn partials(self, partials: Partials<'a>) -> Self {
@@ -391,7 +392,9 @@ impl<'a> Set<'a> {
         }
         check_overlaps(&spans, &labels)?;
         let reduction = measured_norm.map(ByNorm::reduction);
-        check_partials(&spans, &rows_of, reduction, &labels)?;
+        let is_together = measured_norm.is_none_or(|norm| norm.scope.is_together());
+        let own_rows: Vec<u64> = rows_of.iter().map(|&rows| if is_together { 1 } else { rows }).collect();
+        check_partials(&spans, &own_rows, &parameters, reduction, &labels)?;
         Ok(Self { labels, buffers, spans, rows: rows_of, columns: columns_of, parameters, parts })
     }
 }
@@ -422,10 +425,20 @@ pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
     order
 }
 
-/// Checks that the partials of a gradient share no bytes with those of another, and with no gradient.
+/// Bytes of a gradient that must not overlap with partials.
+struct Claim {
+    buffer: usize,
+    bytes: Range<u64>,
+    gradient: usize,
+    is_partials: bool,
+}
+
+/// Checks that the partials of a gradient share no bytes with those of another, and with no gradient and no parameter: the plan
+/// resets them. `rows` has the number of rows of each gradient that are measured on their own.
 fn check_partials(
     spans: &[Span],
     rows: &[u64],
+    parameters: &[Option<Span>],
     reduction: Option<Reduction>,
     labels: &Labels,
 ) -> Result<(), Error> {
@@ -435,24 +448,38 @@ fn check_partials(
     let size = reduction.partial_bytes() as u64;
     let of_partials = |(span, &rows): (&Span, &u64)| {
         let PartialRange { buffer, first, .. } = span.partials?;
-        // The rows of a clip of all gradients together are not cut on their own, so that this covers at least all partials.
-        let count: u64 = span
-            .split(1, 1)
-            .chain(span.split(rows, 1))
-            .map(|row| row.partials.map_or(0, |p| p.first + p.count(row.len) - first))
-            .max()?;
-        Some((buffer, first * size..(first + count) * size, span.gradient, true))
+        let count = rows * span.partials?.count(span.len / rows.max(1));
+        let bytes = first * size..(first + count) * size;
+        Some(Claim { buffer, bytes, gradient: span.gradient, is_partials: true })
     };
-    let mut ranges: Vec<_> = spans.iter().zip(rows).filter_map(of_partials).collect();
-    let gradients = spans.iter().filter(|span| span.len > 0);
-    ranges.extend(gradients.map(|span| (span.buffer, span.bytes(), span.gradient, false)));
-    ranges.sort_unstable_by_key(|(buffer, bytes, ..)| (*buffer, bytes.start));
-    for pair in ranges.windows(2) {
-        let ((buffer, one, first, _), (other_buffer, other, second, is_partials)) = (&pair[0], &pair[1]);
-        if buffer == other_buffer && other.start < one.end && (*is_partials || pair[0].3) {
-            let (start, end) = (other.start, one.end.min(other.end));
-            let [first, second] = [*first, *second].map(|index| GradientId::new(index, labels.get(index)));
+    let of_elements = |span: &Span| Claim {
+        buffer: span.buffer,
+        bytes: span.bytes(),
+        gradient: span.gradient,
+        is_partials: false,
+    };
+    let mut claims: Vec<_> = spans.iter().zip(rows).filter_map(of_partials).collect();
+    claims
+        .extend(spans.iter().chain(parameters.iter().flatten()).filter(|span| span.len > 0).map(of_elements));
+    claims.sort_by_key(|claim| (claim.buffer, claim.bytes.start));
+    // The claims so far that end last: of all of them, and of the partials. Parameters may overlap with each other.
+    let (mut last, mut last_partials): (Option<&Claim>, Option<&Claim>) = (None, None);
+    for claim in &claims {
+        let before = if claim.is_partials { last } else { last_partials };
+        if let Some(first) = before.filter(|first| first.buffer == claim.buffer)
+            && claim.bytes.start < first.bytes.end
+        {
+            let (start, end) = (claim.bytes.start, first.bytes.end.min(claim.bytes.end));
+            let [first, second] =
+                [first, claim].map(|claim| GradientId::new(claim.gradient, labels.get(claim.gradient)));
             return Err(Error::PartialsOverlap { first, second, start, end });
+        }
+        let is_later = |last: &Claim| (last.buffer, last.bytes.end) < (claim.buffer, claim.bytes.end);
+        if last.is_none_or(is_later) {
+            last = Some(claim);
+        }
+        if claim.is_partials && last_partials.is_none_or(is_later) {
+            last_partials = Some(claim);
         }
     }
     Ok(())

@@ -1,24 +1,24 @@
-//! `Partials`: partial sums of a gradient that another kernel leaves, so that the plan need not read the gradient.
+//! `Partials`: partial sums that another kernel writes, so that the plan need not read the gradient.
 
 use super::buffer_range::BufferRange;
 use super::gradient::Span;
 use crate::kernels::Reduction;
 use crate::{DType, Error, GradientId};
 
-/// The partials of a gradient, which the kernel that produces the gradient has written. The plan reads them instead of the
-/// gradient: [`Gradient::partials`](crate::Gradient::partials).
+/// The partials of a gradient, written by the kernel that produces the gradient. The plan reads them to measure the gradient,
+/// instead of the gradient itself; declare them with [`Gradient::partials`](crate::Gradient::partials).
 ///
-/// A partial is the share of a run of elements in the norm. The gradient is cut into runs of `elements` elements from its start;
-/// the last run may be shorter. With [`rows`](crate::Gradient::rows), and a clip of each gradient on its own, each row is cut
-/// from its own start. The partials of all runs are consecutive. A gradient with [`columns`](crate::Gradient::columns) has no
-/// partials in such a clip.
+/// A partial is the contribution of a run of elements to the norm. The gradient is divided into runs of `elements` elements from
+/// its start; the last run may be shorter. If each of its [`rows`](crate::Gradient::rows) is clipped by its own norm, each row is
+/// divided from its own start. The partials of all runs are consecutive. A gradient whose
+/// [`columns`](crate::Gradient::columns) have norms of their own has no partials.
 ///
 /// A partial takes [`Reduction::partial_bytes`](crate::kernels::Reduction::partial_bytes): 8 bytes, or 16 for a clip with
 /// [`tensor_stats`](crate::Clip::tensor_stats). [`kernels::Producer`](crate::kernels::Producer) has the code that computes it
-/// in the caller's shader. L1, L2 and infinity norms have such code, other norms do not.
+/// in the caller's shader, for the L1, L2 and infinity norms only.
 ///
-/// The plan resets the partials after it has read them. If a kernel has not written them again before the next record, the record
-/// says so, and its ticket returns [`Error::PartMissing`]. A new buffer, which is zeroed, counts as not written.
+/// The plan resets the partials after it has read them. If a kernel has not written them again before the next record, the ticket
+/// of that record returns [`Error::PartMissing`]. A new buffer, which is zeroed, counts as not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Partials<'a> {
     buffer: &'a wgpu::Buffer,
@@ -46,20 +46,20 @@ impl PartialRange {
 
 impl<'a> Partials<'a> {
     /// Selects the partials at the start of a buffer, one for each run of `elements` elements. The buffer needs the usage
-    /// [`STORAGE`](wgpu::BufferUsages::STORAGE). It may hold the partials of many gradients, and should: each such buffer takes a
-    /// binding of the kernel that reads partials.
+    /// [`STORAGE`](wgpu::BufferUsages::STORAGE). Put the partials of many gradients into one buffer: each buffer takes a binding
+    /// of the kernel that reads partials.
     #[must_use]
     pub const fn new(buffer: &'a wgpu::Buffer, elements: u64) -> Self {
         Self { buffer, offset: 0, elements }
     }
 
-    /// Sets the offset of the first partial in the buffer, in bytes; a multiple of the size of a partial.
+    /// Sets the offset of the first partial in the buffer, in bytes. It must be a multiple of the size of a partial.
     #[must_use]
     pub const fn offset(self, bytes: u64) -> Self {
         Self { offset: bytes, ..self }
     }
 
-    /// Validates the partials of a gradient with rows or columns that are measured on their own.
+    /// Validates the partials of a gradient with rows or columns, each with its own norm.
     pub(super) fn resolve(
         &self,
         gradient: &Span,

@@ -1,4 +1,4 @@
-//! `Producer`: code for the shaders of callers, which leaves the partials of a gradient while it is in registers.
+//! `Producer`: code for the shaders of callers that computes the partials of a gradient held in registers.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use super::{Reduction, VECTOR_BYTES, WORKGROUP_SIZE, elements, snippet};
 use crate::operation::{ByNorm, Operation};
 use crate::{Clip, DType, Error};
 
-/// Computes partials in the kernel that produces a gradient, so that no pass reads the gradient to measure it: declare them with
-/// [`Gradient::partials`](crate::Gradient::partials).
+/// WGSL code that computes [`Partials`](crate::Partials) in the kernel that produces a gradient. No pass then reads the gradient
+/// to measure it. Declare the partials with [`Gradient::partials`](crate::Gradient::partials).
 ///
 /// [`wgsl`](Self::wgsl) is text to put before a shader. All its names begin with `gradclip_`. It declares `struct
 /// gradclip_Partial` and one function to call:
@@ -19,13 +19,13 @@ use crate::{Clip, DType, Error};
 /// ```
 ///
 /// All invocations of a workgroup must call it, in uniform control flow. `lane` is the `local_invocation_index`. A vector is 16
-/// bytes as they are stored in the buffer: the bits of four f32, or of eight f16 or bf16 elements. Vector `k` of invocation
+/// bytes, as stored in the buffer: the bits of four f32, or of eight f16 or bf16 elements. Vector `k` of invocation
 /// `lane` is vector `lane + k * workgroup_size` of the run, so that neighbouring invocations store neighbouring vectors.
 /// Elements past the end of the run are 0. One invocation stores the result at the index of the run.
 ///
-/// The sum is that of the plan's own pass, with the same bits, if the runs are as long as its tiles: `workgroup_size` is 256, and
-/// [`elements`](Self::elements) is [`kernels::tables::tile_elements`](crate::kernels::tables::tile_elements), 4096 for gradients
-/// with at most 2²³ elements together. Any other length is as accurate up to 2¹⁶ elements.
+/// The norm has the same bits as in the plan's own pass if the runs are as long as its tiles: `workgroup_size` is 256, and
+/// [`elements`](Self::elements) equals [`kernels::tables::tile_elements`](crate::kernels::tables::tile_elements), which is 4096
+/// for gradients with at most 2²³ elements together. Runs of any other length up to 2¹⁶ elements are as accurate.
 ///
 /// ```
 /// use gradclip::kernels::Producer;
@@ -75,12 +75,13 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Creates a producer of gradients of type `dtype` that a clip measures: workgroups of 256 invocations with 4096 elements.
+    /// Creates a producer for gradients of type `dtype` that `clip` measures. A workgroup has 256 invocations and holds 4096
+    /// elements.
     ///
     /// # Errors
     ///
     /// Those of [`Clip::checked`]; [`Error::NormType`] if the norm type is neither L1, L2 nor infinity; [`Error::NeedsNorm`] if
-    /// the clip measures none.
+    /// the clip measures no norm.
     pub fn new(clip: Clip, dtype: DType) -> Result<Self, Error> {
         let operation = clip.checked()?;
         let norm: &ByNorm = Operation::measured_norm(&operation)
@@ -93,16 +94,17 @@ impl Producer {
         Ok(Self { reduction, dtype, workgroup_size: WORKGROUP_SIZE, vectors })
     }
 
-    /// Sets the number of invocations of a workgroup, and of vectors that each of them holds.
+    /// Sets the number of invocations of a workgroup, and the number of vectors that each invocation holds.
     #[must_use]
     pub const fn shape(self, workgroup_size: u32, vectors: u32) -> Self {
         Self { workgroup_size, vectors, ..self }
     }
 
-    /// Returns the most elements of a run: those of a whole workgroup.
+    /// Returns the number of elements of a full run, which a workgroup holds.
     #[must_use]
     pub const fn elements(self) -> u64 {
-        self.workgroup_size as u64 * self.vectors as u64 * (VECTOR_BYTES / self.dtype.size())
+        let vectors = self.workgroup_size as u64 * self.vectors as u64;
+        vectors.saturating_mul(VECTOR_BYTES / self.dtype.size())
     }
 
     /// Returns the size of a partial, in bytes.
@@ -115,7 +117,7 @@ impl Producer {
     ///
     /// # Errors
     ///
-    /// [`Error::Producer`] if the number of invocations is not a power of two up to 1024, or that of vectors not 1 to 1024.
+    /// [`Error::Producer`] if `workgroup_size` is not a power of two up to 1024, or `vectors` is not 1 to 1024.
     pub fn wgsl(self) -> Result<String, Error> {
         let Self { reduction, dtype, workgroup_size, vectors } = self;
         let is_valid =
@@ -129,7 +131,7 @@ impl Producer {
             Constant::u32("VECTORS", vectors),
             Constant::derived("STRIDE", "ELEMENTS_PER_VECTOR * WORKGROUP_SIZE"),
         ];
-        // Constants, and not pipeline-overridable ones, which the caller would have to set.
+        // Not pipeline-overridable constants, which the caller would have to set.
         let mut text: String =
             constants.iter().map(|constant| Dialect::CubeCl.declare_constant(constant)).collect();
         for snippet in snippet::resolve("lib/producer", &choices) {
@@ -156,7 +158,7 @@ fn prefixed(text: &str) -> String {
     while let Some(first) = rest.chars().next() {
         let len = rest.find(|c| is_word(c) != is_word(first)).unwrap_or(rest.len());
         let (token, after) = rest.split_at(len);
-        // The name after a dot is that of a member.
+        // A name after a dot is a member.
         if declared.contains(token) && !prefixed.ends_with('.') {
             prefixed.push_str("gradclip_");
         }

@@ -1,7 +1,9 @@
 //! Gradients that the kernel that produces them measures: the plan does not read them, and its bits are the same.
 
 use gradclip::kernels::Producer;
-use gradclip::{Clip, ClipPlan, ClipRecord, DType, Error, Gradient, GradientId, NormType, Partials, wgpu};
+use gradclip::{
+    Clip, ClipPlan, ClipRecord, DType, Error, Gradient, GradientId, NormType, Parameter, Partials, wgpu,
+};
 use half::{bf16, f16};
 
 use crate::common::gpu::{Gpu, Program};
@@ -303,14 +305,14 @@ fn invalid_partials_are_errors() {
         (
             Partials::new(&partials, 16).offset(104),
             clip,
-            "the partials of one of gradients 0 (\"w\") and 1 overlap with the other, or with its partials, in bytes \
-             128..136 of one buffer",
+            "the partials of one of gradients 0 (\"w\") and 1 overlap with the other, its parameter or its partials, in \
+             bytes 128..136 of one buffer",
         ),
         (
             Partials::new(&buffer, 16).offset(200),
             clip,
-            "the partials of one of gradients 0 (\"w\") and 1 overlap with the other, or with its partials, in bytes \
-             200..232 of one buffer",
+            "the partials of one of gradients 0 (\"w\") and 1 overlap with the other, its parameter or its partials, in \
+             bytes 200..232 of one buffer",
         ),
     ] {
         assert_eq!(prepare(first, fine, clip), expected);
@@ -323,6 +325,84 @@ fn invalid_partials_are_errors() {
     assert!(
         gpu.clipper.prepare(&[gradient(0).unmeasured().partials(Partials::new(&partials, 0))], clip).is_ok()
     );
+}
+
+/// A partial of the L2 norm, in its form in memory.
+fn partial(sum: f32, largest: f32) -> [u32; 2] {
+    [sum.to_bits(), !largest.to_bits()]
+}
+
+/// A clip of all gradients together ignores rows, and so does the check of their partials.
+#[test]
+fn rows_of_a_joint_norm_have_no_partials_of_their_own() {
+    let gpu = gpu();
+    let buffer = gpu.buffer(&[1.0; 128]);
+    let partials = gpu.buffer_of(&[partial(64.0, 1.0); 2]);
+    let list = [0, 1].map(|at| {
+        let partials = Partials::new(&partials, 4096).offset(8 * at);
+        Gradient::f32(&buffer).elements(64 * at..64 * at + 64).rows(64).partials(partials)
+    });
+    let plan = gpu.clipper.prepare(&list, Clip::by_global_norm(1.0)).unwrap();
+    crate::assert_near(gpu.record(&plan).total_norm, 128_f64.sqrt());
+}
+
+/// The plan resets partials, which must not destroy a parameter.
+#[test]
+fn partials_in_a_parameter_are_an_error() {
+    let gpu = gpu();
+    let (one, other) = (gpu.buffer(&[3.0; 4]), gpu.buffer(&[3.0; 4]));
+    let arena = gpu.buffer(&[1.0; 64]);
+    let parameter = |range| Parameter::f32(&arena).elements(range);
+    // A gradient of few elements shares a part of the parameter of another.
+    for (offset, overlap) in [(0, Some("0..8")), (8, Some("8..16")), (16, None), (64, None)] {
+        let list = [
+            Gradient::f32(&one).parameter(parameter(0..4)),
+            Gradient::f32(&other)
+                .elements(0..1)
+                .parameter(parameter(1..2))
+                .partials(Partials::new(&arena, 4).offset(offset)),
+        ];
+        let prepared = gpu.clipper.prepare(&list, Clip::by_parameter_norm(0.01, 1e-3));
+        let message = prepared.map(|_| ()).map_err(|error| error.to_string());
+        let Some(bytes) = overlap else {
+            assert_eq!(message, Ok(()));
+            continue;
+        };
+        let message = message.unwrap_err();
+        assert!(
+            message.ends_with(&format!("its parameter or its partials, in bytes {bytes} of one buffer")),
+            "{message}"
+        );
+    }
+}
+
+/// Kernels leave the partials of a gradient, but not those of its parameter. A limit without its norm would be that of the floor.
+#[test]
+fn parameters_that_were_not_measured_are_an_error() {
+    let gpu = gpu();
+    let (buffer, parameters) = (gpu.buffer(&[3.0, 4.0]), gpu.buffer(&[30.0, 40.0]));
+    let clip = Clip::by_parameter_norm(0.01, 1e-3);
+    for in_part in [false, true] {
+        let partials = gpu.buffer_of(&[partial(25.0, 4.0); 2]);
+        let gradient = Gradient::f32(&buffer)
+            .parameter(Parameter::f32(&parameters))
+            .partials(Partials::new(&partials, 4096).offset(8));
+        let gradient = if in_part { gradient.part(0) } else { gradient };
+        let plan = gpu.clipper.prepare(&[gradient], clip).unwrap();
+        let ticket = gpu.submit(|encoder| {
+            plan.encode_record(encoder).unwrap();
+            plan.encode_scale(encoder);
+            plan.read_back(encoder)
+        });
+        assert_eq!(ticket.wait(), Err(Error::PartMissing { gradient: 0.into() }));
+        assert_eq!(gpu.read::<f32>(&buffer), [3.0, 4.0]);
+    }
+    let partials = gpu.buffer_of(&partial(25.0, 4.0));
+    let gradient = Gradient::f32(&buffer)
+        .parameter(Parameter::f32(&parameters))
+        .partials(Partials::new(&partials, 4096));
+    let plan = gpu.clipper.prepare(&[gradient], clip).unwrap();
+    crate::assert_near(gpu.record(&plan).clip_coef, 0.1);
 }
 
 /// Each buffer with partials takes a binding.
@@ -368,4 +448,5 @@ fn invalid_producers_are_errors() {
         let error = Error::Producer { workgroup_size, vectors };
         assert_eq!(producer.shape(workgroup_size, vectors).wgsl(), Err(error));
     }
+    assert_eq!(producer.shape(u32::MAX, u32::MAX).elements(), u64::MAX);
 }

@@ -116,6 +116,9 @@ fn any_layout_has_the_same_bits() {
     let moved = separate();
     plan.rebind(&moved.iter().map(Gradient::f32).collect::<Vec<_>>()).unwrap();
     assert_eq!(gpu.record(&plan), record);
+    // Many buffers need other tables than one.
+    let fresh = gpu.clipper.prepare(&moved.iter().map(Gradient::f32).collect::<Vec<_>>(), clip).unwrap();
+    assert_eq!(plan.scratch_bytes(), fresh.scratch_bytes());
     let arena: Vec<f32> = gpu.read(&arena);
     for (moved, expected) in [&moved, &expected]
         .map(|all| all.iter().flat_map(|buffer| gpu.read::<f32>(buffer)).collect::<Vec<_>>())
@@ -132,7 +135,9 @@ fn a_clip_by_value_moves_with_its_loss_scale() {
     let (one, other) = (gpu.buffer(&[8.0, 0.5]), gpu.buffer(&[0.25, 8.0]));
     let mut plan = gpu.clipper.prepare(&[Gradient::f32(&one)], Clip::by_value(1.0).loss_scale(2.0)).unwrap();
     plan.set_loss_scale(&gpu.queue, 0.5).unwrap();
+    let scratch_bytes = plan.scratch_bytes();
     plan.rebind(&[Gradient::f32(&other)]).unwrap();
+    assert_eq!(plan.scratch_bytes(), scratch_bytes);
     gpu.submit(|encoder| plan.encode(encoder));
     assert_eq!([gpu.read::<f32>(&one), gpu.read(&other)], [[8.0, 0.5], [0.5, 1.0]]);
 }
@@ -214,4 +219,15 @@ fn parts_move_between_steps() {
     plan.rebind(&list(2)).unwrap();
     assert_eq!(record(&plan, &[1]), Err(Error::PartMissing { gradient: 0.into() }));
     assert_eq!(record(&plan, &[0, 1]).unwrap().total_norm, 10.0);
+    // Without parts there would be none to encode.
+    let one = |part: bool| {
+        let gradient = Gradient::f32(&buffers[0]);
+        if part { gradient.part(0) } else { gradient }
+    };
+    for part in [false, true] {
+        let mut plan = gpu.clipper.prepare(&[one(part)], Clip::by_global_norm(1.0)).unwrap();
+        let error = plan.rebind(&[one(!part)]).unwrap_err();
+        assert!(matches!(error, Error::RebindMismatch { what: "number of parts", .. }), "{error}");
+        assert_eq!(plan.parts(), usize::from(part));
+    }
 }

@@ -37,6 +37,7 @@ fn options_survive_a_round_trip() {
     let clips = [
         all,
         Clip::by_global_norm(f32::INFINITY),
+        Clip::by_global_norm(1.0).skip_above(f32::INFINITY).max_consecutive_skips(2),
         Clip::by_norm(2.0).auto_clip(AutoClip { percentile: 12.5, window: 77 }),
         Clip::by_norm(1.0).norm_type(NormType::P(f32::NEG_INFINITY)),
         Clip::by_rms(0.5),

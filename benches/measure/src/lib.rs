@@ -21,6 +21,7 @@ pub mod report;
 pub mod roofline;
 pub mod sets;
 pub mod statistics;
+pub mod step;
 pub mod table;
 pub mod text;
 pub mod timing;

@@ -133,15 +133,6 @@ impl Row {
 }
 
 impl SetReport {
-    fn name(&self) -> String {
-        let GradientSet { name, lens, model_tensors, .. } = &self.set;
-        if lens.len() == *model_tensors {
-            name.clone()
-        } else {
-            format!("{name}, {} of {model_tensors} tensors", lens.len())
-        }
-    }
-
     /// Returns the row of a workload.
     pub fn find(&self, path: Path, layout: &str, workload: Workload) -> Option<&Row> {
         self.rows.iter().find(|row| row.path == path && row.layout == layout && row.workload == workload)
@@ -262,7 +253,7 @@ fn times(all: &[SetReport], gpu: bool) -> Table {
                 [Some(wall), encode, ready].map(|time| time.map_or("-".into(), |time| duration(time.median)));
             table.row(
                 [
-                    set_report.name(),
+                    set_report.set.label(),
                     dtype(set),
                     row.path.name().into(),
                     row.layout.into(),
@@ -290,7 +281,7 @@ fn plans(all: &[SetReport]) -> Table {
         for row in set_report.rows.iter().filter(|row| shown.contains(&row.workload)) {
             let Some(cost) = &row.cost else { continue };
             table.row([
-                set_report.name(),
+                set_report.set.label(),
                 dtype(&set_report.set),
                 row.layout.into(),
                 row.workload.name().into(),
@@ -311,7 +302,7 @@ fn ratios(all: &[SetReport], gpu: bool) -> Table {
     let mut table = Table::new(heading).numbers_from(4);
     for set_report in all {
         for (path, layout) in set_report.paths_and_layouts() {
-            let of = [set_report.name(), dtype(&set_report.set), path.name().into(), layout.into()];
+            let of = [set_report.set.label(), dtype(&set_report.set), path.name().into(), layout.into()];
             let ratios = set_report.ratios(path, layout).all();
             let ratios = ratios.map(|ratio| ratio.map_or("-".into(), |ratio| format!("{ratio:.2}")));
             table.row(of.into_iter().chain(ratios).take(4 + names.len()));

@@ -49,6 +49,16 @@ impl GradientSet {
         if self.dtype == DType::F32 { 4 } else { 2 }
     }
 
+    /// Returns the name, plus the number of tensors if the model was cut.
+    pub fn label(&self) -> String {
+        let Self { name, lens, model_tensors, .. } = self;
+        if lens.len() == *model_tensors {
+            name.clone()
+        } else {
+            format!("{name}, {} of {model_tensors} tensors", lens.len())
+        }
+    }
+
     /// Returns the byte range of each tensor in an arena, and the size of the arena.
     pub(crate) fn layout(&self) -> (Vec<Range<usize>>, usize) {
         let mut end = 0_usize;
@@ -62,7 +72,7 @@ impl GradientSet {
     }
 
     /// Keeps the leading tensors that fit into `max_bytes`. Returns `None` if the first one does not fit.
-    fn cut(mut self, max_bytes: usize) -> Option<Self> {
+    pub(crate) fn cut(mut self, max_bytes: usize) -> Option<Self> {
         let mut left = max_bytes / self.element_bytes();
         let fits = |len: &&usize| left.checked_sub(**len).map(|rest| left = rest).is_some();
         self.lens = self.lens.iter().take_while(fits).copied().collect();

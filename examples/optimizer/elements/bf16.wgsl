@@ -1,4 +1,4 @@
-// Gradients of type bf16: two in each word, the even one in the lower half; each is the upper half of an f32. No device
+// Gradients of type bf16: two in each word, the even one in the lower half. A bf16 is the upper half of an f32. No device
 // feature is needed.
 
 // Returns the bits of gradient `i` as an f32.

@@ -1,5 +1,5 @@
 // Gradients of type f16: two in each word, the even one in the lower half. No device feature is needed. The conversions use
-// only integers, because a device's own may flush subnormals and may round either way.
+// only integers, because the device's conversions may flush subnormals and may round either way.
 
 // Returns the bits of gradient `i` as an f32.
 fn element_bits(i: u32) -> u32 {

@@ -22,6 +22,7 @@ pub(crate) fn report(files: &[PathBuf], rated: Option<f64>) -> Result<String> {
         tables::gpu(&lines),
         tables::gpu_ratios(&lines),
         tables::separate(&lines),
+        tables::steps(&lines),
         tables::pytorch(&lines, "gpu"),
         tables::host(&lines),
         tables::cpu(&lines),

@@ -94,6 +94,75 @@ fn rows_are_complete_and_consistent() {
     }
 }
 
+/// The command itself checks the results of each way. Counts are exact on every adapter; times are consistent.
+#[test]
+fn steps_clip_in_every_way() {
+    let lines = lines(&["--device", "gpu", "--max-bytes", "4MiB", "--only", "/step/"]);
+    let rows = of_kind(&lines, "step");
+    assert_eq!((rows.len(), lines.len()), (3 * 5, 3 * 5 + 1));
+    let [machine] = of_kind(&lines, "machine")[..] else { panic!("one machine") };
+    let of = |set: &str, step: &str| {
+        *rows.iter().find(|row| row["set"] == set && row["step"] == step).expect("every set has every step")
+    };
+    for (set, tensors, runs) in [("2^14", 1.0, 4.0), ("2^20", 1.0, 256.0), ("32x2^19", 2.0, 256.0)] {
+        let bytes = 4.0 * number(of(set, "parts"), "elements");
+        assert_eq!(number(of(set, "parts"), "tensors"), tensors);
+        let without = number(of(set, "without clip"), "seconds");
+        for (step, expected) in [
+            ("without clip", 0.0),
+            ("plain clip", 3.0 * bytes),
+            ("coefficient", bytes),
+            ("parts", bytes),
+            ("partials", 8.0 * runs),
+        ] {
+            let row = of(set, step);
+            assert_eq!(number(row, "clip_bytes"), expected, "{row}");
+            let seconds = number(row, "seconds");
+            assert!(0.0 < seconds && number(row, "repetitions") >= 3.0, "{row}");
+            if machine["gpu_is_software"] == true {
+                assert_eq!(row["clip_share"], Value::Null, "{row}");
+            } else {
+                assert!((number(row, "clip_share") - (seconds - without) / seconds).abs() < 1e-9, "{row}");
+            }
+        }
+        let dispatches = |step| number(of(set, step), "clip_dispatches");
+        assert_eq!(dispatches("without clip"), 0.0);
+        // One for each part and one for the record; with partials only that of the record.
+        assert_eq!((dispatches("parts"), dispatches("partials")), (tensors + 1.0, 1.0), "{set}");
+        assert!(dispatches("coefficient") < dispatches("plain clip") || dispatches("plain clip") == 1.0);
+    }
+}
+
+/// A selected way also has the step without a clip. The saved lines have a table in the report of `--check`.
+#[test]
+fn selected_steps_are_printed_and_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().join("rows.jsonl");
+    let args = ["bench", "--seconds", "0", "--device", "gpu", "--only", "step/2^14/parts", "--save"];
+    let output = command(&args).arg(&save).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    for name in ["step, without clip", "step, parts", "clip's dispatches"] {
+        assert!(table.contains(name), "{name} is not in {table}");
+    }
+    for name in ["step, partials", "roofline: read", "2^20"] {
+        assert!(!table.contains(name), "{name} was not selected: {table}");
+    }
+    let software = table.contains("software adapter. Its times say nothing about GPU speed");
+    let counts = "On a software adapter only the clip's dispatches and bytes are results.";
+    assert_eq!(table.contains(counts), software, "{table}");
+
+    let output = command(&["bench", "--check"]).arg(&save).output().unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && report.contains("- GPU: "), "{report}");
+    let (_, steps) = report.split_once("## A training step on the GPU").expect("a table of steps");
+    let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let parts = steps.lines().map(cells).find(|cells| cells.get(2).is_some_and(|step| step == "parts"));
+    let parts = parts.expect("a row of the selected way");
+    assert_eq!((&*parts[1], &*parts[5], &*parts[6]), ("2^14", "2", "65536"), "{report}");
+    assert_eq!(parts[4] == "-", software, "{report}");
+}
+
 #[test]
 fn ratios_follow_from_the_rows() {
     let lines = lines(&["--device", "cpu", "--max-bytes", "64KiB", "--only", "2^14"]);

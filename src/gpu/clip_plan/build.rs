@@ -65,7 +65,10 @@ fn by_value(
             }
         };
         let buffers = match kept {
-            Some(kept) => kept.buffers.clone(),
+            Some(kept) => {
+                builder.bytes += kept.buffers.iter().map(wgpu::Buffer::size).sum::<u64>();
+                kept.buffers.clone()
+            }
             None => [DType::F32, DType::F16, DType::BF16].map(new),
         };
         let [f32, f16, bf16] = &buffers;

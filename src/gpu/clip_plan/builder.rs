@@ -124,8 +124,10 @@ impl<'a> Builder<'a> {
     }
 
     /// Returns the state that a plan keeps, or makes it.
-    pub(super) fn kept_or<T: Clone>(&mut self, kept: Option<&T>, make: impl FnOnce(&mut Self) -> T) -> T {
-        kept.cloned().unwrap_or_else(|| make(self))
+    pub(super) fn kept_or<T: State>(&mut self, kept: Option<&T>, make: impl FnOnce(&mut Self) -> T) -> T {
+        let Some(kept) = kept else { return make(self) };
+        self.bytes += kept.buffer().size();
+        kept.clone()
     }
 
     pub(super) fn buffer<T: Pod>(&mut self, label: &str, usage: BufferUsages, values: &[T]) -> wgpu::Buffer {
@@ -186,6 +188,24 @@ impl<'a> Builder<'a> {
         });
         let grid = fold_grid(workgroups, self.context.limits().workgroups_per_dimension);
         Step { pipeline: pipeline.compute, bind_group, grid }
+    }
+}
+
+/// State that a plan takes over from the plan of the same gradients before they moved.
+pub(super) trait State: Clone {
+    /// The buffer of the state.
+    fn buffer(&self) -> &wgpu::Buffer;
+}
+
+impl State for wgpu::Buffer {
+    fn buffer(&self) -> &wgpu::Buffer {
+        self
+    }
+}
+
+impl State for Results {
+    fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
     }
 }
 

@@ -1,4 +1,4 @@
-//! The preparation of a plan, for new gradients or for those of a plan that have moved.
+//! `prepare` creates a plan; `rebind` replaces the gradients of a plan that have moved.
 
 use std::sync::Arc;
 
@@ -19,6 +19,8 @@ pub(super) struct Origin {
     spans: Box<[Option<Span>]>,
     rows: Box<[u64]>,
     columns: Box<[u64]>,
+    /// The number of parts; 0 unless a gradient is in one.
+    parts: usize,
 }
 
 /// Validates gradients, and prepares a plan for them.
@@ -34,6 +36,7 @@ pub(in crate::gpu) fn prepare(
         context: context.clone(),
         operations: operations.into(),
         spans: spans_of(&set).collect(),
+        parts: set.parts,
         rows: set.rows.into(),
         columns: set.columns.into(),
     });
@@ -41,12 +44,12 @@ pub(in crate::gpu) fn prepare(
 }
 
 impl ClipPlan {
-    /// Replaces the buffers and ranges of the gradients, for a trainer whose gradients move. All state stays where it is on the
-    /// device: limits, the loss scale, norm histories, step counts, the supplied norm; and so do the buffers of
-    /// [`record_buffer`](Self::record_buffer) and the like, which other shaders have bound. Nothing is read back.
+    /// Replaces the buffers and ranges of the gradients, for a trainer whose gradients move. All state stays on the device:
+    /// limits, the loss scale, norm histories, norm windows, step counts, the supplied norm. Buffers that other shaders bind,
+    /// such as [`record_buffer`](Self::record_buffer), also stay. Nothing is read back.
     ///
-    /// Call it between two steps. It costs as much as [`Clipper::prepare`](crate::Clipper::prepare) with compiled kernels. Labels are
-    /// those of the new list. Command buffers that were encoded before use the old buffers.
+    /// Call it between two steps. It costs as much as [`Clipper::prepare`](crate::Clipper::prepare) with compiled kernels. The
+    /// new list also replaces the labels. Command buffers that were encoded earlier still use the old buffers.
     ///
     /// ```
     /// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
@@ -81,8 +84,6 @@ impl ClipPlan {
         let rebuilt = build(context, &origin.operations, &set, Some(self));
         let mut plan = rebuilt.map_err(|error| with_gradient(context, &set, error))?;
         plan.origin = self.origin.take();
-        // The buffers that are kept were counted when they were made; the others replace those of the same sizes.
-        plan.scratch_bytes = self.scratch_bytes;
         *self = plan;
         Ok(())
     }
@@ -93,10 +94,14 @@ fn spans_of<'a>(set: &'a Set<'_>) -> impl Iterator<Item = Option<Span>> + 'a {
 }
 
 impl Origin {
-    /// Checks that gradients differ from those of the plan in their buffers and ranges only.
+    /// Checks that gradients differ from those of the plan only in buffers, ranges and labels.
     fn check_same(&self, set: &Set<'_>) -> Result<(), Error> {
         if set.rows.len() != self.rows.len() {
             return Err(Error::RebindCount { given: set.rows.len(), needed: self.rows.len() });
+        }
+        if !set.rows.is_empty() {
+            // Without a part, a gradient is in part 0, but a plan without parts has no part 0 to encode.
+            same(0, &set.labels, "number of parts", &set.parts, &self.parts)?;
         }
         for (index, (given, needed)) in set.rows.iter().zip(&self.rows).enumerate() {
             same(index, &set.labels, "number of rows", given, needed)?;
@@ -146,7 +151,7 @@ fn with_gradient(context: &DeviceContext, set: &Set<'_>, error: Error) -> Error 
     }
 }
 
-/// Returns the error that names the gradient whose buffer wgpu rejects, or that of its parameter or its partials.
+/// Finds a gradient whose buffer, parameter or partials wgpu rejects, and returns the error that names it.
 fn find_rejected(context: &DeviceContext, set: &Set<'_>) -> Option<Error> {
     let rejected = |span: &Span, buffer: usize| {
         let buffer = set.buffers[buffer];

@@ -2,7 +2,7 @@
 
 use gradclip::loss_scale::LossScale;
 use gradclip::slices::{DeviceChoice, SliceClipper};
-use gradclip::{AutoClip, Clip, Epsilon, Error, NonFinite, NormType, ZClip, cpu, wgpu};
+use gradclip::{AutoClip, Clip, Epsilon, Error, Gradient, NonFinite, NormType, Parameter, ZClip, cpu, wgpu};
 
 use super::{NORM, Noop, f32s};
 use crate::gpu;
@@ -241,4 +241,28 @@ fn invalid_z_clips_and_options_without_a_plan_are_errors() {
         cpu::tensor_stats(&[], Clip::by_norm(1.0).z_clip(good)),
         Err(Error::NeedsPlan { option: "z_clip" })
     );
+}
+
+/// The kernels compare numbers as bits, in which -0 is not 0.
+#[test]
+fn a_negative_zero_is_zero() {
+    let gpu = gpu();
+    let parameter = gpu.buffer(&[0.3, 0.4]);
+    let clips = |zero: f32| {
+        [
+            Clip::by_global_norm(1.0).skip_above(zero),
+            Clip::by_global_norm(1.0).epsilon(Epsilon::Value(zero)),
+            Clip::by_parameter_norm(0.01, zero),
+        ]
+    };
+    for (minus, plus) in clips(-0.0).into_iter().zip(clips(0.0)) {
+        for numbers in [[3.0, 4.0], [0.0, 0.0]] {
+            let buffer = gpu.buffer(&numbers);
+            let gradient = || Gradient::f32(&buffer).parameter(Parameter::f32(&parameter));
+            let record = |clip: Clip| {
+                gpu.record(&gpu.clipper.prepare(&[gradient()], clip.coefficient_only()).unwrap())
+            };
+            assert_eq!(record(minus), record(plus), "{numbers:?}, {minus:?}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ enum JsonLine {
     Machine(Machine),
     Operation(Row),
     Roofline(Row),
+    Step(Step),
     Host(Host),
     #[serde(other)]
     Other,
@@ -64,6 +65,22 @@ pub(crate) struct Row {
     pub(crate) scratch_bytes: Option<f64>,
 }
 
+/// The measurement of a training step that clips in one way.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Step {
+    pub(crate) set: String,
+    /// The way to clip.
+    #[serde(rename = "step")]
+    pub(crate) way: String,
+    pub(crate) tensors: usize,
+    pub(crate) tensors_of_model: usize,
+    pub(crate) seconds: f64,
+    /// None on a software adapter.
+    pub(crate) clip_share: Option<f64>,
+    pub(crate) clip_dispatches: usize,
+    pub(crate) clip_bytes: u64,
+}
+
 /// A line of the host bench: the host's times for a clip of `buffers` small buffers.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Host {
@@ -81,6 +98,7 @@ pub(crate) struct Run {
     pub(crate) gradclip: Option<Machine>,
     pub(crate) pytorch: Option<Machine>,
     pub(crate) rows: Vec<Row>,
+    pub(crate) steps: Vec<Step>,
 }
 
 /// The lines of all files.
@@ -120,11 +138,16 @@ impl SavedLines {
                         run.rows.push(row);
                     }
                 }
+                JsonLine::Step(step) => {
+                    if let Some(run) = self.runs.last_mut() {
+                        run.steps.push(step);
+                    }
+                }
                 JsonLine::Host(host) => self.hosts.push(host),
                 JsonLine::Other => {}
             }
         }
-        self.runs.retain(|run| !run.rows.is_empty());
+        self.runs.retain(|run| !run.rows.is_empty() || !run.steps.is_empty());
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use gradclip_measure::roofline::Roofline;
 use gradclip_measure::timing::Workload;
 
 use super::rated_bandwidth;
-use super::saved_lines::{Host, Machine, Row, Run, SavedLines, medians};
+use super::saved_lines::{Host, Machine, Row, Run, SavedLines, Step, medians};
 
 /// The operations with a column in the tables of times.
 const SHOWN: [Op; 4] = [Op::Norm, Op::NotExceeded, Op::Exceeded, Op::Clamp];
@@ -260,6 +260,25 @@ pub(crate) fn separate(lines: &SavedLines) -> String {
     let rows = set_layouts(lines, selects).into_iter().map(row).collect();
     let heading: Vec<_> = ["gradients"].into_iter().chain(Op::ALL.map(Op::name)).collect();
     section("Separate buffers / one arena", &heading, rows)
+}
+
+/// Formats the training steps: time, the clip's share of it, and what the clip costs.
+pub(crate) fn steps(lines: &SavedLines) -> String {
+    let row = |step: &Step| {
+        let Step { set, tensors, tensors_of_model: of, .. } = step;
+        let cut = if tensors == of { String::new() } else { format!(", {tensors} of {of} tensors") };
+        vec![
+            format!("{set}{cut}"),
+            step.way.clone(),
+            duration(step.seconds),
+            cell(step.clip_share, |share| format!("{:.1} %", 100.0 * share)),
+            step.clip_dispatches.to_string(),
+            step.clip_bytes.to_string(),
+        ]
+    };
+    let rows = lines.runs.iter().flat_map(|run| &run.steps).map(row).collect();
+    let heading = ["gradients", "step", "time", "clip's share", "clip's dispatches", "clip's bytes"];
+    section("A training step on the GPU", &heading, rows)
 }
 
 /// Formats PyTorch's times over gradclip's, with foreach on and off.
