@@ -182,9 +182,9 @@ impl Clip {
     ///
     /// Each measured gradient needs its parameter: [`Gradient::parameter`](crate::Gradient::parameter),
     /// [`cpu::Gradient::parameter`](crate::cpu::Gradient::parameter). Parameters are only read. If a gradient has
-    /// [`rows`](crate::Gradient::rows), each row is limited by the norm of the same row of the parameter. The paper clips
-    /// unit by unit; a unit is a row of a weight `[out, in]`, or a filter of a convolution `[out, in, height, width]`. NFNets
-    /// use 0.01 and a floor of 1e-3, so that the gradients of parameters that start at 0 are not clipped to 0.
+    /// [`rows`](crate::Gradient::rows), each row is limited by the norm of the same row of the parameter;
+    /// [`columns`](crate::Gradient::columns) likewise, for weights `[in, out]`. The paper clips unit by unit; a unit is a row of
+    /// a weight `[out, in]`, or a filter of a convolution `[out, in, height, width]`. NFNets use 0.01 and a floor of 1e-3, so that the gradients of parameters that start at 0 are not clipped to 0.
     ///
     /// The default epsilon is 0, as in optax. A negative or NaN `clipping` is an [`Error::MaxNorm`]; a floor that is negative
     /// or not finite is an [`Error::ParameterFloor`]. A NaN in a parameter makes the coefficient NaN; see

@@ -58,7 +58,7 @@ impl fmt::Display for GradientId {
 /// | phase | errors |
 /// |---|---|
 /// | options of a clip, of a loss scale, and saved state | [`Parse`](Self::Parse), [`MaxNorm`](Self::MaxNorm), [`ClipValue`](Self::ClipValue), [`ClipRange`](Self::ClipRange), [`Epsilon`](Self::Epsilon), [`LossScale`](Self::LossScale), [`NormType`](Self::NormType), [`ParameterFloor`](Self::ParameterFloor), [`ZClip`](Self::ZClip), [`AutoClip`](Self::AutoClip), [`SkipAbove`](Self::SkipAbove), [`MaxConsecutiveSkips`](Self::MaxConsecutiveSkips), [`ConflictingLimits`](Self::ConflictingLimits), [`NeedsNorm`](Self::NeedsNorm), [`NeedsPlan`](Self::NeedsPlan), [`NoClip`](Self::NoClip), [`InGroup`](Self::InGroup), [`GroupsDiffer`](Self::GroupsDiffer), [`LossScaleOption`](Self::LossScaleOption), [`NormHistory`](Self::NormHistory), [`NormWindow`](Self::NormWindow), [`StepCounts`](Self::StepCounts) |
-/// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`Part`](Self::Part), [`PartialsNorm`](Self::PartialsNorm), [`EmptyPartials`](Self::EmptyPartials), [`Producer`](Self::Producer), [`PartialsOverlap`](Self::PartialsOverlap), [`InPartials`](Self::InPartials), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
+/// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`Columns`](Self::Columns), [`RowsAndColumns`](Self::RowsAndColumns), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`Part`](Self::Part), [`PartialsNorm`](Self::PartialsNorm), [`PartialsAndColumns`](Self::PartialsAndColumns), [`EmptyPartials`](Self::EmptyPartials), [`Producer`](Self::Producer), [`PartialsOverlap`](Self::PartialsOverlap), [`InPartials`](Self::InPartials), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
 /// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NoSuchPart`](Self::NoSuchPart), [`RebindCount`](Self::RebindCount), [`RebindMismatch`](Self::RebindMismatch), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
 /// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`PartMissing`](Self::PartMissing), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
@@ -294,15 +294,41 @@ pub enum Error {
         elements: u64,
     },
 
-    /// Too many rows without elements.
+    /// A gradient that cannot be split into this number of columns.
     #[error(
-        "gradient {gradient} has {rows} rows and no elements, but all gradients without elements may have at most \
-         {most} rows together"
+        "gradient {gradient} has {elements} elements, which cannot be split into {columns} columns of equal length"
+    )]
+    Columns {
+        /// The gradient.
+        gradient: GradientId,
+        /// The number of columns.
+        columns: u64,
+        /// The number of elements.
+        elements: u64,
+    },
+
+    /// A gradient that is split into rows and into columns.
+    #[error(
+        "gradient {gradient} has {rows} rows and {columns} columns, but it can be split into only one of the two"
+    )]
+    RowsAndColumns {
+        /// The gradient.
+        gradient: GradientId,
+        /// The number of rows.
+        rows: u64,
+        /// The number of columns.
+        columns: u64,
+    },
+
+    /// Too many rows or columns without elements.
+    #[error(
+        "gradient {gradient} has {rows} rows or columns and no elements, but all gradients without elements may have \
+         at most {most} together"
     )]
     TooManyEmptyRows {
         /// The gradient that exceeds the limit.
         gradient: GradientId,
-        /// The number of its rows.
+        /// The number of its rows or columns.
         rows: u64,
         /// The limit for all gradients without elements together.
         most: u64,
@@ -408,6 +434,13 @@ pub enum Error {
         "gradient {gradient} has partials, but only the L1, the L2 and the infinity norm can be computed from them"
     )]
     PartialsNorm {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// [`Partials`](crate::Partials) of a gradient whose columns have their own norms.
+    #[error("gradient {gradient} has partials and columns, but partials cover runs of a row, not columns")]
+    PartialsAndColumns {
         /// The gradient.
         gradient: GradientId,
     },

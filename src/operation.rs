@@ -259,7 +259,7 @@ fn differ<T: PartialEq + Debug>(
 pub enum Scope {
     /// All gradients of a group together.
     Global,
-    /// Each gradient, or each of its rows.
+    /// Each gradient, or each of its rows or columns.
     Tensor,
     /// Each gradient or row. The limit bounds the RMS.
     TensorRms,

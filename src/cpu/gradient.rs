@@ -23,6 +23,7 @@ pub struct Gradient<'a> {
     pub(crate) measured: bool,
     pub(crate) scaled: bool,
     pub(crate) rows: usize,
+    pub(crate) columns: usize,
     pub(super) parameter: Option<Elements<'a>>,
     pub(crate) label: Option<&'a str>,
 }
@@ -54,7 +55,16 @@ impl<'a> Gradient<'a> {
     }
 
     const fn new(elements: ElementsMut<'a>) -> Self {
-        Self { elements, group: 0, measured: true, scaled: true, rows: 1, parameter: None, label: None }
+        Self {
+            elements,
+            group: 0,
+            measured: true,
+            scaled: true,
+            rows: 1,
+            columns: 1,
+            parameter: None,
+            label: None,
+        }
     }
 
     /// Sets a label, such as the name of the parameter. Error messages show it next to the index.
@@ -95,6 +105,35 @@ impl<'a> Gradient<'a> {
         self
     }
 
+    /// Splits the gradient, a matrix of `columns` columns whose rows are consecutive, into its columns: column j has the
+    /// elements whose index is j modulo `columns`. A weight of shape `[in, out]`, as in JAX, has `out` columns. A clip
+    /// with one norm per gradient then clips each column by its own norm, and returns one record per column. Other clips
+    /// ignore the columns.
+    ///
+    /// A gradient has rows or columns, not both ([`Error::RowsAndColumns`]); the number of its elements is a multiple of
+    /// `columns` ([`Error::Columns`]). Empty columns count as empty rows do.
+    ///
+    /// ```
+    /// use gradclip::{Clip, cpu, cpu::Gradient};
+    ///
+    /// let mut matrix = [3.0, 0.3, 4.0, 0.4];
+    /// let records = cpu::clip(&mut [Gradient::f32(&mut matrix).columns(2)], Clip::by_norm(1.0))?;
+    /// assert_eq!((records[0].total_norm, records[1].clipped()), (5.0, false));
+    /// assert!((matrix[0] - 0.6).abs() < 1e-6 && matrix[1] == 0.3);
+    /// # Ok::<(), gradclip::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn columns(mut self, columns: usize) -> Self {
+        self.columns = columns;
+        self
+    }
+
+    /// Returns the number of units with their own norm: rows or columns.
+    pub(crate) const fn units(&self) -> usize {
+        // One of the two is 1.
+        if self.columns == 1 { self.rows } else { self.columns }
+    }
+
     /// Sets the parameter that the gradient belongs to. It must have the same shape, but its element type may differ.
     #[must_use]
     pub const fn parameter(mut self, parameter: Parameter<'a>) -> Self {
@@ -132,7 +171,7 @@ impl<'a> Gradient<'a> {
 /// Shows the type and the number of the elements, not their values.
 impl fmt::Debug for Gradient<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { label, group, measured, scaled, rows, parameter, .. } = self;
+        let Self { label, group, measured, scaled, rows, columns, parameter, .. } = self;
         f.debug_struct("Gradient")
             .field("label", label)
             .field("elements", &self.elements())
@@ -140,6 +179,7 @@ impl fmt::Debug for Gradient<'_> {
             .field("measured", measured)
             .field("scaled", scaled)
             .field("rows", rows)
+            .field("columns", columns)
             .field("parameter", parameter)
             .finish()
     }
@@ -179,13 +219,13 @@ pub(super) fn validate(
 ) -> Result<(), Error> {
     let mut row_limit = RowLimit::default();
     for (index, gradient) in gradients.iter().enumerate() {
-        let Gradient { group, measured, rows, parameter, label, .. } = *gradient;
+        let Gradient { group, measured, rows, columns, parameter, label, .. } = *gradient;
         let id = || GradientId::new(index, label);
         let elements = gradient.elements.len();
         if group >= groups {
             return Err(Error::GroupWithoutClip { gradient: id(), given: group, groups });
         }
-        row_limit.check(&id, rows as u64, elements as u64)?;
+        row_limit.check(&id, rows as u64, columns as u64, elements as u64)?;
         if !with_parameters {
             continue;
         }
@@ -210,7 +250,7 @@ mod tests {
         let shown = format!("{:?}", Gradient::bf16(&mut [bf16::ONE; 999]).group(3).unscaled());
         assert_eq!(
             shown,
-            "Gradient { label: None, elements: [BF16; 999], group: 3, measured: true, scaled: false, rows: 1, parameter: None }"
+            "Gradient { label: None, elements: [BF16; 999], group: 3, measured: true, scaled: false, rows: 1, columns: 1, parameter: None }"
         );
     }
 }

@@ -23,4 +23,4 @@ mod traversal;
 mod update;
 
 pub(super) use measure::{ElementCounts, count, measure};
-pub(super) use update::{Update, update};
+pub(super) use update::{Update, update, update_columns};

@@ -48,10 +48,11 @@
 //   elements, norm_sums
 //   kernels, gradient
 //   parallel
-//   reductions
+//   columns, reductions
 //   tensor_stats
 //   measurement, records
 //   plan
+mod columns;
 mod elements;
 mod gradient;
 mod kernels;

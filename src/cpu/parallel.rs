@@ -174,7 +174,10 @@ fn midpoint(len: usize) -> usize {
 }
 
 /// Runs both closures, in parallel if there is a thread pool.
-fn join<A: Send, B: Send>(left: impl FnOnce() -> A + Send, right: impl FnOnce() -> B + Send) -> (A, B) {
+pub(super) fn join<A: Send, B: Send>(
+    left: impl FnOnce() -> A + Send,
+    right: impl FnOnce() -> B + Send,
+) -> (A, B) {
     #[cfg(feature = "rayon")]
     if has_pool() {
         return rayon::join(left, right);

@@ -5,7 +5,7 @@ use super::kernels::{ElementCounts, Update};
 use super::measurement::Measurement;
 use super::norm_sums::NormSums;
 use super::records::{self, RecordInput};
-use super::{parallel, tensor_stats};
+use super::{columns, parallel, tensor_stats};
 use crate::float_modes::in_default_modes;
 use crate::loss_scale::{self, LossScale, ScaleUpdate};
 use crate::operation::{
@@ -447,6 +447,7 @@ impl ClipPlan {
     fn update(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {
         let mut updates = Vec::with_capacity(gradients.len());
         let mut row_records = records.iter();
+        let mut by_columns = Vec::new();
         for gradient in gradients {
             let rows = gradient.rows;
             match self.operations[gradient.group] {
@@ -459,6 +460,11 @@ impl ClipPlan {
                     let update = Update::from_record(&records[gradient.group]);
                     updates.extend(gradient.scaled_elements().zip(update));
                 }
+                Operation::Norm(_) if gradient.columns != 1 => {
+                    let of_columns = row_records.by_ref().take(gradient.columns);
+                    let of_columns: Vec<_> = of_columns.map(Update::from_record).collect();
+                    by_columns.extend(gradient.scaled_elements().map(|all| (all, of_columns)));
+                }
                 Operation::Norm(_) => {
                     let row_updates: Vec<_> =
                         row_records.by_ref().take(rows).map(Update::from_record).collect();
@@ -468,6 +474,9 @@ impl ClipPlan {
             }
         }
         parallel::update(&mut updates);
+        for (elements, updates) in by_columns {
+            columns::update(elements, &updates);
+        }
     }
 }
 

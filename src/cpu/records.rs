@@ -1,5 +1,6 @@
 //! Measures gradients, and computes the norm and the limit of each record.
 
+use super::columns;
 use super::elements::Elements;
 use super::gradient::Gradient;
 use super::kernels::ElementCounts;
@@ -42,7 +43,7 @@ impl RecordInput {
     }
 }
 
-/// A gradient, or one of its rows. All elements belong to one record.
+/// A gradient, or one of its rows or columns. All elements belong to one record.
 #[derive(Clone, Copy)]
 struct Segment<'a> {
     /// The index of the gradient.
@@ -51,13 +52,26 @@ struct Segment<'a> {
     /// The index of the record.
     record: usize,
     measured: bool,
+    /// With columns, those of the whole gradient.
     elements: Elements<'a>,
+    /// With columns, that of the whole gradient.
     parameter: Option<Elements<'a>>,
+    /// The number of columns of the gradient. If it is not 1, the segment is one of them.
+    columns: usize,
+    /// Whether the segment is the first of its gradient.
+    is_first: bool,
+}
+
+impl Segment<'_> {
+    /// Returns the number of elements.
+    const fn len(&self) -> usize {
+        self.elements.len() / self.columns
+    }
 }
 
 /// Returns the number of records.
 pub(super) fn record_count(gradients: &[Gradient<'_>], scope: Scope, groups: usize) -> usize {
-    if scope.is_together() { groups } else { gradients.iter().map(|gradient| gradient.rows).sum() }
+    if scope.is_together() { groups } else { gradients.iter().map(Gradient::units).sum() }
 }
 
 /// Splits gradients into the segments of their records.
@@ -66,7 +80,16 @@ fn segments<'a>(gradients: &'a [Gradient<'_>], scope: Scope) -> Vec<Segment<'a>>
     for (index, gradient) in gradients.iter().enumerate() {
         let Gradient { group, measured, parameter, .. } = *gradient;
         let elements = gradient.elements();
-        let segment = Segment { gradient: index, group, record: group, measured, elements, parameter };
+        let segment = Segment {
+            gradient: index,
+            group,
+            record: group,
+            measured,
+            elements,
+            parameter,
+            columns: 1,
+            is_first: true,
+        };
         if scope.is_together() {
             segments.push(Segment { parameter: None, ..segment });
             continue;
@@ -74,6 +97,16 @@ fn segments<'a>(gradients: &'a [Gradient<'_>], scope: Scope) -> Vec<Segment<'a>>
         let rows = gradient.rows;
         let needs_parameter = matches!(scope, Scope::Parameter { .. }) && measured;
         let first = segments.len();
+        if gradient.columns != 1 {
+            segments.extend((0..gradient.columns).map(|column| Segment {
+                record: first + column,
+                parameter: parameter.filter(|_| needs_parameter),
+                columns: gradient.columns,
+                is_first: column == 0,
+                ..segment
+            }));
+            continue;
+        }
         segments.extend((0..rows).map(|row| Segment {
             record: first + row,
             elements: elements.row(row, rows),
@@ -96,7 +129,7 @@ pub(super) fn measure(
         max_norms.to_vec()
     } else {
         let limit = |segment: &Segment<'_>| {
-            norm.scope.limit(segment.group, segment.elements.len() as u64, segment.measured).among(max_norms)
+            norm.scope.limit(segment.group, segment.len() as u64, segment.measured).among(max_norms)
         };
         in_default_modes(|| segments.iter().map(limit).collect())
     };
@@ -104,14 +137,10 @@ pub(super) fn measure(
     // Makes the segments of each record adjacent. The sort is stable, so it keeps the order of the gradients.
     segments.sort_by_key(|segment| segment.record);
 
-    // One parallel pass reads all segments and all parameters.
-    let elements = segments.iter().map(|segment| segment.elements);
-    let parameters = segments.iter().filter_map(|segment| segment.parameter);
-    let all: Vec<Elements<'_>> = elements.chain(parameters).collect();
     let (sums, counts) = if norm.tensor_stats {
-        parallel::reduce(&all, &StatsReduction(norm.norm_type)).into_iter().unzip()
+        reduce(&segments, &StatsReduction(norm.norm_type)).into_iter().unzip()
     } else {
-        (parallel::reduce(&all, &NormReduction(norm.norm_type)), Vec::new())
+        (reduce(&segments, &NormReduction(norm.norm_type)), Vec::new())
     };
     in_default_modes(|| {
         let (sums, parameter_sums) = sums.split_at(segments.len());
@@ -119,6 +148,26 @@ pub(super) fn measure(
         let stats = norm.tensor_stats.then(|| stats(gradients.len(), &segments, sums, &counts, norm));
         (inputs, stats.unwrap_or_default())
     })
+}
+
+/// Reduces all segments, and then all parameters.
+fn reduce<R: parallel::Reduction>(segments: &[Segment<'_>], reduction: &R) -> Vec<R::Output> {
+    let elements = segments.iter().map(|segment| (segment, segment.elements));
+    let parameters = segments.iter().filter_map(|segment| Some((segment, segment.parameter?)));
+    let all: Vec<_> = elements.chain(parameters).collect();
+    // One parallel pass reads all of those that are consecutive.
+    let consecutive = all.iter().filter(|(segment, _)| segment.columns == 1);
+    let consecutive: Vec<Elements<'_>> = consecutive.map(|(_, elements)| *elements).collect();
+    let mut values = parallel::reduce(&consecutive, reduction).into_iter();
+    let mut outputs = Vec::with_capacity(all.len());
+    for (segment, elements) in all {
+        if segment.columns == 1 {
+            outputs.extend(values.next());
+        } else if segment.is_first {
+            outputs.extend(columns::reduce(elements, segment.columns, reduction));
+        }
+    }
+    outputs
 }
 
 /// Combines the sums of the segments of each record. `limits` holds one limit per record.
@@ -130,8 +179,7 @@ fn record_inputs(
     sums: &[NormSums],
     parameter_sums: &[NormSums],
 ) -> Vec<RecordInput> {
-    let parts: Vec<_> =
-        segments.iter().map(|segment| segment.elements.len()).zip(sums.iter().copied()).collect();
+    let parts: Vec<_> = segments.iter().map(Segment::len).zip(sums.iter().copied()).collect();
     let empty = combine(&[], norm, |_| 0);
     let mut inputs: Vec<_> =
         limits.into_iter().map(|limit| RecordInput { measured: empty, limit: limit.into() }).collect();
@@ -162,7 +210,7 @@ fn stats(
     let values = sums.iter().copied().zip(counts.iter().copied());
     let values: Vec<_> = segments.iter().zip(values).collect();
     for rows in values.chunk_by(|(one, _), (next, _)| one.gradient == next.gradient) {
-        let parts: Vec<_> = rows.iter().map(|(segment, value)| (segment.elements.len(), *value)).collect();
+        let parts: Vec<_> = rows.iter().map(|(segment, value)| (segment.len(), *value)).collect();
         let reduction = StatsReduction(norm.norm_type);
         // The 0-norm counts a gradient once, regardless of its number of rows.
         let value = parallel::combine_gradients(&parts, &reduction);

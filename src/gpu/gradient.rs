@@ -44,6 +44,7 @@ pub struct Gradient<'a> {
     measured: bool,
     scaled: bool,
     rows: u64,
+    columns: u64,
     parameter: Option<Parameter<'a>>,
     part: Option<usize>,
     partials: Option<Partials<'a>>,
@@ -86,6 +87,7 @@ impl<'a> Gradient<'a> {
             measured: true,
             scaled: true,
             rows: 1,
+            columns: 1,
             parameter: None,
             part: None,
             partials: None,
@@ -138,6 +140,19 @@ impl<'a> Gradient<'a> {
     #[must_use]
     pub const fn rows(self, rows: u64) -> Self {
         Self { rows, ..self }
+    }
+
+    /// Splits the gradient, a matrix of `columns` columns whose rows are consecutive, into its columns: column j has the elements
+    /// whose index is j modulo `columns`. A weight of the shape `[in, out]`, as in JAX, has `out` columns. A clip of each gradient on
+    /// its own then clips each column on its own, with a record for each. Other clips ignore columns.
+    ///
+    /// Nothing is transposed: the passes are as many as without columns. A gradient has rows or columns, not both
+    /// ([`Error::RowsAndColumns`]); the number of its elements is a multiple of `columns` ([`Error::Columns`]). Empty columns count
+    /// as empty rows do. Such a clip takes no [`partials`](Self::partials) of a gradient with columns
+    /// ([`Error::PartialsAndColumns`]).
+    #[must_use]
+    pub const fn columns(self, columns: u64) -> Self {
+        Self { columns, ..self }
     }
 
     /// Sets the parameter of the gradient. It has the same shape; its type may differ. Several gradients may share a parameter.
@@ -248,6 +263,8 @@ pub(super) struct Span {
     pub(super) group: usize,
     pub(super) measured: bool,
     pub(super) scaled: bool,
+    /// The number of columns that have their own norms, or 1.
+    pub(super) columns: u64,
     /// The part of the plan that measures it.
     pub(super) part: usize,
     /// The partials that another kernel writes.
@@ -259,15 +276,16 @@ impl Span {
         self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
     }
 
-    /// Splits the span into `rows` rows of equal length.
-    pub(super) fn rows(self, rows: u64) -> impl Iterator<Item = Self> {
+    /// Splits the span into `rows` rows of equal length, or marks its columns. One of the two is 1.
+    pub(super) fn split(self, rows: u64, columns: u64) -> impl Iterator<Item = Self> {
         let len = self.len / rows.max(1);
         (0..rows).map(move |row| {
             let advanced = |partials: PartialRange| PartialRange {
                 first: partials.first + row * partials.count(len),
                 ..partials
             };
-            Self { start: self.start + row * len, len, partials: self.partials.map(advanced), ..self }
+            let partials = self.partials.map(advanced);
+            Self { start: self.start + row * len, len, columns, partials, ..self }
         })
     }
 }
@@ -282,6 +300,8 @@ pub(super) struct Set<'a> {
     pub(super) spans: Vec<Span>,
     /// The number of rows of each gradient.
     pub(super) rows: Vec<u64>,
+    /// The number of columns of each gradient.
+    pub(super) columns: Vec<u64>,
     /// The parameter of each gradient; empty if the clip needs none.
     pub(super) parameters: Vec<Option<Span>>,
     /// The number of parts; 0 unless a gradient is in one.
@@ -309,12 +329,23 @@ impl<'a> Set<'a> {
         };
         let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
         let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
+        let columns_of = gradients.iter().map(|gradient| gradient.columns).collect();
         let mut parameters = Vec::new();
         let mut row_limit = RowLimit::default();
         let mut parts = 0;
         for (index, gradient) in gradients.iter().enumerate() {
-            let &Gradient { ref range, group, measured, scaled, rows, ref parameter, part, partials, label } =
-                gradient;
+            let &Gradient {
+                ref range,
+                group,
+                measured,
+                scaled,
+                rows,
+                columns,
+                ref parameter,
+                part,
+                partials,
+                label,
+            } = gradient;
             let id = || GradientId::new(index, label);
             if group >= groups {
                 return Err(Error::GroupWithoutClip { gradient: id(), given: group, groups });
@@ -332,19 +363,20 @@ impl<'a> Set<'a> {
                 group,
                 measured,
                 scaled,
+                columns: 1,
                 part: 0,
                 partials: None,
             };
-            row_limit.check(&id, rows, len)?;
+            row_limit.check(&id, rows, columns, len)?;
             if let Some(norm) = measured_norm {
                 span.part = part.unwrap_or(0);
                 if span.part >= gradients.len() {
                     return Err(Error::Part { gradient: id(), given: span.part, gradients: gradients.len() });
                 }
                 parts = parts.max(part.map_or(0, |part| part + 1));
-                let own_rows = if norm.scope.is_together() { 1 } else { rows };
+                let (own_rows, own_columns) = if norm.scope.is_together() { (1, 1) } else { (rows, columns) };
                 let resolve = |partials: Partials<'a>| {
-                    partials.resolve(&span, own_rows, norm.reduction(), &id, &mut index_of)
+                    partials.resolve(&span, (own_rows, own_columns), norm.reduction(), &id, &mut index_of)
                 };
                 span.partials = partials.filter(|_| measured && len > 0).map(resolve).transpose()?;
             }
@@ -363,7 +395,7 @@ impl<'a> Set<'a> {
         let is_together = measured_norm.is_none_or(|norm| norm.scope.is_together());
         let own_rows: Vec<u64> = rows_of.iter().map(|&rows| if is_together { 1 } else { rows }).collect();
         check_partials(&spans, &own_rows, &parameters, reduction, &labels)?;
-        Ok(Self { labels, buffers, spans, rows: rows_of, parameters, parts })
+        Ok(Self { labels, buffers, spans, rows: rows_of, columns: columns_of, parameters, parts })
     }
 }
 

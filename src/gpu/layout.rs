@@ -4,6 +4,7 @@
 //! bound through windows, each at most as large as a binding may be. A batch is one dispatch: tiles of one format, from
 //! windows that fit into one bind group.
 
+mod columns;
 mod small;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use super::gradient::Span;
 use crate::kernels::tables::{Tile, tile_elements};
 use crate::kernels::{Alignment, MAX_STORAGE_WITHOUT_SLOTS, TileFormat, VECTOR_BYTES};
 use crate::{DType, Error};
+
+pub(super) use columns::block_rows;
 
 fn elements_per_vector(dtype: DType) -> u64 {
     VECTOR_BYTES / dtype.size()
@@ -52,6 +55,14 @@ pub(super) struct Batch {
     pub(super) format: TileFormat,
     pub(super) windows: Vec<Window>,
     pub(super) tiles: Range<usize>,
+    /// Whether the columns of the gradients have their own norms. Each tile is then a `ColumnTile`, in two entries of the table.
+    pub(super) columns: bool,
+}
+
+impl Batch {
+    pub(super) fn workgroups(&self) -> usize {
+        if self.columns { self.tiles.len() / columns::ENTRIES } else { self.tiles.len() }
+    }
 }
 
 /// A buffer of partials.
@@ -112,12 +123,21 @@ pub(super) fn lay_out(request: Request<'_>, limits: Limits) -> Layout {
     let mut layout = Layout { gradient_of_partial, segments, ..Layout::default() };
     if request.measures {
         layout.norm = layout.batches(&views, limits, |view| &view.norm);
+        let columns = layout.column_batches(&views, limits, |view| &view.norm_columns);
+        layout.norm.extend(columns);
     }
     layout.assign_banks(request, limits);
     layout.apply = layout.batches(&views, limits, |view| &view.apply);
+    let columns = layout.column_batches(&views, limits, |view| &view.apply_columns);
+    layout.apply.extend(columns);
     layout.apply.reverse();
     for batch in &layout.apply {
-        layout.tiles[batch.tiles.clone()].reverse();
+        let tiles = &mut layout.tiles[batch.tiles.clone()];
+        if batch.columns {
+            columns::reverse(tiles);
+        } else {
+            tiles.reverse();
+        }
     }
     if request.measures && request.norm_loads_vectors && layout.segments.len() == 1 {
         layout.add_small(&chunks, &views, limits);
@@ -133,11 +153,18 @@ struct Chunk {
     /// In elements from the start of the buffer.
     start: u64,
     len: u64,
-    /// The index of its partial, if it is measured.
+    /// The index of its partial, if it is measured; with columns, that of its first column.
     partial: Option<usize>,
     part: usize,
+    /// With columns, the segment of the first.
     segment: usize,
     scaled: bool,
+    /// The number of columns of the gradient that have their own norms, or 1.
+    columns: u64,
+    /// With columns, the number of blocks of the gradient.
+    blocks: u64,
+    /// The start of the gradient, as `start`.
+    origin: u64,
 }
 
 impl Chunk {
@@ -160,7 +187,9 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
     let tiles_of = |span: &Span| if span.measured { to_usize(partials_of(span, tile_elements)) } else { 0 };
     let mut counts = vec![0; request.segments];
     for (span, &segment) in spans.iter().zip(segment_of) {
-        counts[segment] += tiles_of(span);
+        counts[segment..segment + to_usize(span.columns)]
+            .iter_mut()
+            .for_each(|count| *count += tiles_of(span));
     }
     let mut end = 0;
     let segments: Vec<_> = counts
@@ -176,13 +205,14 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
     let mut first_partial = vec![0; spans.len()];
     for (index, (span, &segment)) in spans.iter().zip(segment_of).enumerate() {
         first_partial[index] = next[segment];
-        next[segment] += tiles_of(span);
+        next[segment] += tiles_of(span) * to_usize(span.columns);
         gradient_of_partial[first_partial[index]..next[segment]].fill(to_u32(span.gradient as u64));
     }
 
     let mut chunks = Vec::with_capacity(end);
     for &index in order {
-        let Span { buffer, dtype, start, len, measured, scaled, part, partials, .. } = spans[index];
+        let Span { buffer, dtype, start, len, measured, scaled, columns, part, partials, .. } = spans[index];
+        let tile_elements = if columns == 1 { tile_elements } else { block_rows(columns) * columns };
         let tiles = (0..len).step_by(to_usize(tile_elements)).enumerate();
         chunks.extend(tiles.map(|(tile, from)| Chunk {
             buffer,
@@ -193,6 +223,9 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
             part,
             segment: segment_of[index],
             scaled,
+            columns,
+            blocks: if columns == 1 { 1 } else { columns::blocks(len, columns) },
+            origin: start,
         }));
     }
     // They are sorted already, except for parameters that several gradients share.
@@ -200,9 +233,13 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
     (chunks, segments, gradient_of_partial)
 }
 
-/// The number of partials of a span: those that another kernel leaves, or one for each tile.
+/// The number of partials of a span: those that another kernel leaves, or one for each tile. With columns, that of each column.
 fn partials_of(span: &Span, tile_elements: u64) -> u64 {
-    span.partials.map_or(span.len.div_ceil(tile_elements), |partials| partials.count(span.len))
+    match *span {
+        Span { partials: Some(partials), len, .. } => partials.count(len),
+        Span { columns: 1, len, .. } => len.div_ceil(tile_elements),
+        Span { columns, len, .. } => columns::blocks(len, columns),
+    }
 }
 
 /// The tiles of one pass in one window, by part and format.
@@ -216,6 +253,8 @@ struct View {
     ordinal: usize,
     norm: Tiles,
     apply: Tiles,
+    norm_columns: Tiles,
+    apply_columns: Tiles,
 }
 
 /// Opens a new window for each chunk that does not fit into the current one.
@@ -242,6 +281,8 @@ fn views(chunks: &[Chunk], limits: Limits, tile_elements: u64, norm_loads_vector
             ordinal,
             norm: norm_tiles(shown, offset, norm_loads_vectors),
             apply: apply_tiles(shown, offset, tile_elements),
+            norm_columns: columns::norm_tiles(shown, offset),
+            apply_columns: columns::apply_tiles(shown, offset, tile_elements),
         });
         from += count;
     }
@@ -251,7 +292,7 @@ fn views(chunks: &[Chunk], limits: Limits, tile_elements: u64, norm_loads_vector
 /// The tiles of the norm pass: whole chunks, since a sum must not depend on the alignment.
 fn norm_tiles(chunks: &[Chunk], offset: u64, loads_vectors: bool) -> Tiles {
     let mut tiles = Tiles::new();
-    for chunk in chunks {
+    for chunk in chunks.iter().filter(|chunk| chunk.columns == 1) {
         let Some(partial) = chunk.partial else { continue };
         let first = chunk.start - offset / chunk.dtype.size();
         let vector = elements_per_vector(chunk.dtype);
@@ -267,7 +308,7 @@ fn norm_tiles(chunks: &[Chunk], offset: u64, loads_vectors: bool) -> Tiles {
 /// elements before and after them are the edges.
 fn apply_tiles(chunks: &[Chunk], offset: u64, tile_elements: u64) -> Tiles {
     let mut tiles = Tiles::new();
-    for run in chunks.chunk_by(Chunk::continues).filter(|run| run[0].scaled) {
+    for run in chunks.chunk_by(Chunk::continues).filter(|run| run[0].scaled && run[0].columns == 1) {
         let Chunk { dtype, segment, .. } = run[0];
         let mut push = |alignment, from, to| {
             if from < to {
@@ -295,7 +336,7 @@ fn apply_tiles(chunks: &[Chunk], offset: u64, tile_elements: u64) -> Tiles {
 impl Layout {
     /// The number of workgroups of the largest dispatch.
     pub(super) fn largest_dispatch(&self) -> usize {
-        let batches = self.norm.iter().chain(&self.apply).map(|batch| batch.tiles.len());
+        let batches = self.norm.iter().chain(&self.apply).map(Batch::workgroups);
         let gradients = self.gradient_of_partial.iter().max().map_or(0, |&last| last as usize + 1);
         batches.chain([self.segments.len(), gradients]).max().unwrap_or(0)
     }
@@ -316,10 +357,16 @@ impl Layout {
             batches.extend(shown.chunks(limits.slots).map(|views| {
                 let windows = views.iter().map(|view| view.window.clone()).collect();
                 let tiles = self.table(views.iter().map(|view| &tiles(view)[&key][..]), limits.alignment);
-                Batch { part, format, windows, tiles }
+                Batch { part, format, windows, tiles, columns: false }
             }));
         }
         batches
+    }
+
+    /// The batches of one pass over gradients whose columns have their own norms.
+    fn column_batches(&mut self, views: &[View], limits: Limits, tiles: fn(&View) -> &Tiles) -> Vec<Batch> {
+        let batches = self.batches(views, limits, tiles);
+        batches.into_iter().map(|batch| Batch { columns: true, ..batch }).collect()
     }
 
     /// Distributes the batches of the norm pass over banks, and locates the partials that other kernels leave.
@@ -345,6 +392,15 @@ impl Layout {
         self.partial_locations = vec![0; self.gradient_of_partial.len()];
         for (number, batch) in self.norm.iter().enumerate() {
             let bank = number % own;
+            if batch.columns {
+                for tile in self.tiles[batch.tiles.clone()].chunks_exact_mut(columns::ENTRIES) {
+                    for partial in columns::move_partials(tile, lens[bank]) {
+                        self.partial_locations[partial] = to_u32((lens[bank] * banks + bank) as u64);
+                        lens[bank] += 1;
+                    }
+                }
+                continue;
+            }
             for tile in &mut self.tiles[batch.tiles.clone()] {
                 let partial = to_usize(tile.target_index.into());
                 self.partial_locations[partial] = to_u32((lens[bank] * banks + bank) as u64);
@@ -365,7 +421,7 @@ impl Layout {
         for (span, &segment) in request.spans.iter().zip(request.segment_of).filter(|(span, _)| span.measured)
         {
             let from = next[segment];
-            next[segment] += to_usize(partials_of(span, tile_elements));
+            next[segment] += to_usize(partials_of(span, tile_elements) * span.columns);
             let Some(partials) = span.partials else { continue };
             let bank = given.iter().position(|window| window.buffer == partials.buffer);
             let Some(bank) = bank else { continue };

@@ -10,7 +10,8 @@ use crate::{DType, Error, GradientId};
 ///
 /// A partial is the contribution of a run of elements to the norm. The gradient is divided into runs of `elements` elements from
 /// its start; the last run may be shorter. If each of its [`rows`](crate::Gradient::rows) is clipped by its own norm, each row is
-/// divided from its own start. The partials of all runs are consecutive.
+/// divided from its own start. The partials of all runs are consecutive. A gradient whose
+/// [`columns`](crate::Gradient::columns) have norms of their own has no partials.
 ///
 /// A partial takes [`Reduction::partial_bytes`](crate::kernels::Reduction::partial_bytes): 8 bytes, or 16 for a clip with
 /// [`tensor_stats`](crate::Clip::tensor_stats). [`kernels::Producer`](crate::kernels::Producer) has the code that computes it
@@ -58,11 +59,11 @@ impl<'a> Partials<'a> {
         Self { offset: bytes, ..self }
     }
 
-    /// Validates the partials of a gradient with `rows` rows, each with its own norm.
+    /// Validates the partials of a gradient with rows or columns, each with its own norm.
     pub(super) fn resolve(
         &self,
         gradient: &Span,
-        rows: u64,
+        (rows, columns): (u64, u64),
         reduction: Reduction,
         id: &dyn Fn() -> GradientId,
         index_of: &mut impl FnMut(&'a wgpu::Buffer) -> usize,
@@ -70,6 +71,9 @@ impl<'a> Partials<'a> {
         let in_partials = |error| Error::InPartials { error: Box::new(error) };
         if !reduction.has_producer() {
             return Err(Error::PartialsNorm { gradient: id() });
+        }
+        if columns > 1 {
+            return Err(Error::PartialsAndColumns { gradient: id() });
         }
         if self.elements == 0 {
             return Err(Error::EmptyPartials { gradient: id() });

@@ -27,6 +27,8 @@ pub enum BindingType {
 pub enum Buffer {
     /// [`Tile`](super::tables::Tile)s: one for each workgroup.
     Tiles,
+    /// [`ColumnTile`](super::tables::ColumnTile)s: one for each workgroup.
+    ColumnTiles,
     /// Partials to write.
     Partials,
     /// The norm that the caller supplies, an f32.
@@ -66,8 +68,9 @@ pub enum Buffer {
 }
 
 /// The buffers that a snippet can name, with their names and WGSL types.
-pub(super) const NAMED: [(&str, Buffer, &str); 17] = [
+pub(super) const NAMED: [(&str, Buffer, &str); 18] = [
     ("tiles", Buffer::Tiles, "array<Tile>"),
+    ("column_tiles", Buffer::ColumnTiles, "array<ColumnTile>"),
     ("partials", Buffer::Partials, "array<Partial>"),
     ("supplied_norm", Buffer::SuppliedNorm, "array<u32>"),
     ("parameter_records", Buffer::ParameterRecords, "array<ClipRecord>"),

@@ -81,6 +81,15 @@ pub enum Kernel {
         /// The number of slots for gradients; at least 1.
         slots: usize,
     },
+    /// Reduces each column of each block of a gradient to a partial. One workgroup for each block.
+    PartialsColumns {
+        /// The reduction.
+        reduction: Reduction,
+        /// The type of the elements.
+        dtype: DType,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
     /// Reduces the partials of each segment and writes its output. One workgroup for each segment.
     Finalize {
         /// The reduction that made the partials.
@@ -112,6 +121,13 @@ pub enum Kernel {
     Scale {
         /// Whether tiles have different records. If not, record 0 applies to all of them.
         segmented: bool,
+        /// The format of the tiles.
+        format: TileFormat,
+        /// The number of slots for gradients; at least 1.
+        slots: usize,
+    },
+    /// Multiplies each element by the factor of the record of its column. One workgroup for each tile.
+    ScaleColumns {
         /// The format of the tiles.
         format: TileFormat,
         /// The number of slots for gradients; at least 1.
@@ -279,6 +295,7 @@ impl Kernel {
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Partials { .. } => "gradclip.partials",
+            Self::PartialsColumns { .. } => "gradclip.partials_columns",
             Self::Finalize { .. } => "gradclip.finalize",
             Self::SuppliedNorm => "gradclip.supplied_norm",
             Self::Agc => "gradclip.agc",
@@ -287,6 +304,7 @@ impl Kernel {
             Self::Conclude => "gradclip.conclude",
             Self::NormsAndFactors => "gradclip.norms_and_factors",
             Self::Scale { .. } => "gradclip.scale",
+            Self::ScaleColumns { .. } => "gradclip.scale_columns",
             Self::Clamp { .. } => "gradclip.clamp",
             Self::SmallClip { .. } => "gradclip.small_clip",
             Self::UnscaleClamp { .. } => "gradclip.unscale_clamp",
@@ -336,7 +354,10 @@ impl Kernel {
     pub fn workgroup_size(self, dialect: Dialect) -> u32 {
         match self {
             Self::Finalize { wide: true, .. } => WIDE_WORKGROUP_SIZE,
-            Self::Scale { format, .. } | Self::Clamp { format, .. } | Self::UnscaleClamp { format, .. }
+            Self::Scale { format, .. }
+            | Self::ScaleColumns { format, .. }
+            | Self::Clamp { format, .. }
+            | Self::UnscaleClamp { format, .. }
                 if format.alignment == Alignment::Element && dialect.unaligned_tiles_are_edges() =>
             {
                 EDGE_WORKGROUP_SIZE
@@ -360,6 +381,14 @@ impl Kernel {
                 let norm = reduction.norm_snippet();
                 (stage, vec![elements(format.dtype), loads(format), norm, reduction.partials_snippet()])
             }
+            Self::PartialsColumns { reduction, dtype, .. } => {
+                let stage = if reduction.loads_vectors() {
+                    "stages/partials_columns"
+                } else {
+                    "stages/partials_columns_power"
+                };
+                (stage, vec![elements(dtype), reduction.norm_snippet(), reduction.partials_snippet()])
+            }
             Self::Finalize { reduction, output, .. } => {
                 let stage =
                     if reduction.loads_vectors() { "stages/finalize" } else { "stages/finalize_power" };
@@ -372,6 +401,9 @@ impl Kernel {
             Self::Conclude => ("stages/conclude", Vec::new()),
             Self::NormsAndFactors => ("stages/norms_and_factors", Vec::new()),
             Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
+            Self::ScaleColumns { format, .. } => {
+                ("stages/scale_columns", vec![elements(format.dtype), column_map(format)])
+            }
             Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
             Self::SmallClip { reduction, output, format, .. } => {
                 let of_reduction = [reduction.norm_snippet(), reduction.partials_snippet()];
@@ -412,7 +444,9 @@ impl Kernel {
 
     fn power(self) -> f64 {
         match self {
-            Self::Partials { reduction, .. } | Self::Finalize { reduction, .. } => reduction.power(),
+            Self::Partials { reduction, .. }
+            | Self::PartialsColumns { reduction, .. }
+            | Self::Finalize { reduction, .. } => reduction.power(),
             _ => None,
         }
         .unwrap_or_default()
@@ -444,8 +478,8 @@ impl Kernel {
             )
             | (Buffer::Bank(_), Self::Finalize { resets: true, .. }) => BindingType::ReadWrite,
             (Buffer::NormParams, _) => BindingType::Uniform,
-            (Buffer::Records, Self::Scale { .. } | Self::NormsAndFactors)
-            | (Buffer::Slot(_), Self::Partials { .. }) => BindingType::Read,
+            (Buffer::Records, Self::Scale { .. } | Self::ScaleColumns { .. } | Self::NormsAndFactors)
+            | (Buffer::Slot(_), Self::Partials { .. } | Self::PartialsColumns { .. }) => BindingType::Read,
             (
                 Buffer::Partials
                 | Buffer::Records
@@ -476,7 +510,9 @@ impl Kernel {
     pub(crate) fn slots(self) -> Option<(usize, SlotAccess)> {
         match self {
             Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
+            Self::PartialsColumns { slots, .. } => Some((slots, SlotAccess::reading(Alignment::Element))),
             Self::Scale { format, slots, .. }
+            | Self::ScaleColumns { format, slots }
             | Self::Clamp { format, slots, .. }
             | Self::SmallClip { format, slots, .. }
             | Self::UnscaleClamp { format, slots, .. } => Some((slots, SlotAccess::writing(format))),
@@ -511,5 +547,13 @@ const fn map(format: TileFormat) -> &'static str {
         (Alignment::Vector, _) => "maps/aligned",
         (Alignment::Element, DType::F32) => "maps/unaligned_words",
         (Alignment::Element, DType::F16 | DType::BF16) => "maps/unaligned_halves",
+    }
+}
+
+const fn column_map(format: TileFormat) -> &'static str {
+    match (format.alignment, format.dtype) {
+        (Alignment::Vector, _) => "column_maps/aligned",
+        (Alignment::Element, DType::F32) => "column_maps/unaligned_words",
+        (Alignment::Element, DType::F16 | DType::BF16) => "column_maps/unaligned_halves",
     }
 }

@@ -22,6 +22,30 @@ pub struct Tile {
     pub target_index: u32,
 }
 
+/// A tile of a gradient whose columns have their own norms. `ColumnTile` of `column_tile.wgsl`. A table of tiles holds it as two
+/// [`Tile`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ColumnTile {
+    /// The slot of the window that has the elements.
+    pub slot: u32,
+    /// The index of the first element, from the start of the window.
+    pub first: u32,
+    /// In the norm pass, the number of columns of the block, at most [`WORKGROUP_SIZE`](super::WORKGROUP_SIZE); in the
+    /// elementwise pass, the number of elements.
+    pub count: u32,
+    /// In the norm pass, the index of the partial of the first column; in the elementwise pass, that of the record of column 0.
+    pub target_index: u32,
+    /// The slot again.
+    pub slot_again: u32,
+    /// The number of columns of the gradient.
+    pub columns: u32,
+    /// In the norm pass, the number of rows of the block; in the elementwise pass, the column of the first element.
+    pub extent: u32,
+    /// In the norm pass, the distance between the partials of neighbouring columns.
+    pub target_stride: u32,
+}
+
 /// A group, a gradient or a row, with its norm and its record. `Segment` of `segment.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]

@@ -11,7 +11,7 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 use super::snippet::SNIPPETS;
-use super::tables::{Bounds, NormParams, PERCENTILE_STEPS_PER_PERCENT, Segment, Tile};
+use super::tables::{Bounds, ColumnTile, NormParams, PERCENTILE_STEPS_PER_PERCENT, Segment, Tile};
 use super::*;
 use crate::auto_clip;
 use crate::loss_scale::{LOSS_SCALE_WGSL, LossScaleState};
@@ -47,11 +47,14 @@ fn all() -> Vec<Kernel> {
     }
     for slots in [1, 2, 3, 4, 5, 6, 8, 16, 30, 32, 64] {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let columns = |&reduction: &Reduction| Kernel::PartialsColumns { reduction, dtype, slots };
+            kernels.extend(reductions.iter().map(columns));
             for alignment in [Alignment::Vector, Alignment::Element] {
                 let format = TileFormat { alignment, dtype };
                 let has_loads = |r: &&Reduction| alignment == Alignment::Element || r.loads_vectors();
                 let partials = |&reduction: &Reduction| Kernel::Partials { reduction, format, slots };
                 kernels.extend(reductions.iter().filter(has_loads).map(partials));
+                kernels.push(Kernel::ScaleColumns { format, slots });
                 for segmented in [false, true] {
                     kernels.push(Kernel::Scale { segmented, format, slots });
                     kernels.push(Kernel::Clamp { segmented, format, slots });
@@ -304,7 +307,7 @@ fn slots_follow_the_tiles_and_one_other_buffer() {
             FIRST_SLOT as usize
         };
         let (first, rest) = buffers.split_at(others);
-        assert_eq!(first[0], Buffer::Tiles, "{kernel:?}");
+        assert!(matches!(first[0], Buffer::Tiles | Buffer::ColumnTiles), "{kernel:?}");
         assert_eq!(rest, (0..slots).map(Buffer::Slot).collect::<Vec<_>>(), "{kernel:?}");
     }
 }
@@ -339,6 +342,10 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
     let reduction = Reduction::new(NormType::L2, false);
     let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
+    assert_same_layout!(
+        Kernel::ScaleColumns { format, slots: 1 },
+        ColumnTile { slot, first, count, target_index, slot_again, columns, extent, target_stride }
+    );
     assert_same_layout!(finalize(Output::Record), Segment { first, count, max_norm });
     assert_same_layout!(
         finalize(Output::Record),

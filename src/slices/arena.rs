@@ -282,8 +282,9 @@ fn on_device<'a>(
         let gradient = &gradients[part.slice];
         let on_device = gpu::Gradient::new(&arenas[part.arena], gradient.dtype()).bytes(part.bytes());
         // If one gradient has rows or a parameter, no gradient is split.
-        let rows = if part.range.len() == gradient.bytes().len() { gradient.rows as u64 } else { 1 };
-        let on_device = on_device.group(gradient.group).rows(rows);
+        let is_whole = part.range.len() == gradient.bytes().len();
+        let [rows, columns] = if is_whole { [gradient.rows, gradient.columns] } else { [1, 1] };
+        let on_device = on_device.group(gradient.group).rows(rows as u64).columns(columns as u64);
         let on_device = gradient.label.map_or(on_device.clone(), |label| on_device.label(label));
         let on_device = if gradient.measured { on_device } else { on_device.unmeasured() };
         let on_device = if gradient.scaled { on_device } else { on_device.unscaled() };
@@ -313,8 +314,8 @@ fn are_changed(gradients: &[Gradient<'_>], operation: &Operation, records: &[Cli
     let mut first = 0;
     let mut is_changed = |gradient: &Gradient<'_>| {
         let its_records = if has_own_norms(operation) {
-            first += gradient.rows;
-            first - gradient.rows..first
+            first += gradient.units();
+            first - gradient.units()..first
         } else {
             gradient.group..gradient.group + 1
         };
@@ -342,6 +343,12 @@ fn in_slices(error: Error, parts: &[Part]) -> Error {
             Error::GroupWithoutClip { gradient: slice(gradient), given, groups }
         }
         Error::Rows { gradient, rows, elements } => Error::Rows { gradient: slice(gradient), rows, elements },
+        Error::Columns { gradient, columns, elements } => {
+            Error::Columns { gradient: slice(gradient), columns, elements }
+        }
+        Error::RowsAndColumns { gradient, rows, columns } => {
+            Error::RowsAndColumns { gradient: slice(gradient), rows, columns }
+        }
         Error::TooManyEmptyRows { gradient, rows, most } => {
             Error::TooManyEmptyRows { gradient: slice(gradient), rows, most }
         }

@@ -1,5 +1,7 @@
 //! The check against `gradclip::reference`, within the precision of a path.
 
+use std::borrow::Cow;
+
 use gradclip::{ClipRecord, DType, Epsilon, NonFinite, NormType, reference};
 
 use crate::case::{Expect, Method, Options, Peer};
@@ -27,7 +29,7 @@ pub(crate) struct Step<'a> {
 
 /// The elements that a record covers, with the indices of their gradients.
 struct Segment<'a> {
-    members: Vec<(usize, &'a [f32])>,
+    members: Vec<(usize, Cow<'a, [f32]>)>,
     limit: f64,
     /// Whether the limit is exact: a limit that the path derives from a measured norm is not.
     limit_is_exact: bool,
@@ -62,6 +64,16 @@ pub(crate) const GPU: Precision = Precision {
 /// The error of PyTorch for a thousand elements. It sums in f32, along chains that grow with the tensor.
 const PYTORCH: f64 = 1e-6;
 
+/// Returns the elements of a row or column. An empty gradient has empty ones.
+fn unit_of<'a>(role: &Role, unit: usize, elements: &'a [f32]) -> Cow<'a, [f32]> {
+    if role.columns == 1 {
+        let len = elements.len() / role.rows;
+        Cow::from(&elements[unit * len..(unit + 1) * len])
+    } else {
+        elements.iter().skip(unit).step_by(role.columns).copied().collect()
+    }
+}
+
 impl Step<'_> {
     fn inverse_scale(&self) -> f32 {
         self.options.loss_scale.unwrap_or(1.0).recip()
@@ -90,20 +102,20 @@ impl Step<'_> {
             let group = |(group, method): (usize, &Method)| {
                 let Method::Norm(max_norm) = *method else { panic!("{method:?} in a group") };
                 let members = self.members(group).into_iter();
-                let members = members.map(|index| (index, &self.before[index][..])).collect();
+                let members = members.map(|index| (index, Cow::from(&self.before[index]))).collect();
                 Segment { members, limit: max_norm.into(), limit_is_exact: true }
             };
             return self.options.methods.iter().enumerate().map(group).collect();
         }
         let gradients = (0..self.before.len())
-            .flat_map(|index| (0..self.roles[index].rows).map(move |row| self.row(index, row)));
+            .flat_map(|index| (0..self.roles[index].units()).map(move |unit| self.unit(index, unit)));
         gradients.collect()
     }
 
-    /// Returns the segment of a row.
-    fn row(&self, gradient: usize, row: usize) -> Segment<'_> {
+    /// Returns the segment of a row or column.
+    fn unit(&self, gradient: usize, unit: usize) -> Segment<'_> {
         let role = &self.roles[gradient];
-        let elements = self.rows_of(gradient, &self.before[gradient])[row];
+        let elements = unit_of(role, unit, &self.before[gradient]);
         if !role.measured {
             return Segment { members: Vec::new(), limit: f64::INFINITY, limit_is_exact: true };
         }
@@ -116,8 +128,8 @@ impl Step<'_> {
             Method::Agc(f32::INFINITY, _) => f64::INFINITY,
             Method::Agc(clipping, floor) => {
                 let parameter = role.parameter.expect("a parameter");
-                let parameter = self.rows_of(gradient, parameter)[row];
-                let norm = in_f32_precision(reference::norm(&[parameter], self.options.norm_type));
+                let parameter = unit_of(role, unit, parameter);
+                let norm = in_f32_precision(reference::norm(&[&parameter], self.options.norm_type));
                 let floor = f64::from(floor);
                 in_f32_precision(f64::from(clipping) * if norm < floor { floor } else { norm })
             }
@@ -125,12 +137,6 @@ impl Step<'_> {
         };
         let limit_is_exact = !matches!(self.options.methods[role.group], Method::Agc(..));
         Segment { members: vec![(gradient, elements)], limit, limit_is_exact }
-    }
-
-    fn rows_of<'b, T>(&self, gradient: usize, elements: &'b [T]) -> Vec<&'b [T]> {
-        let rows = self.roles[gradient].rows;
-        let len = elements.len() / rows;
-        (0..rows).map(|row| &elements[row * len..(row + 1) * len]).collect()
     }
 
     /// Returns the gradients of a group that its norm includes.
@@ -176,7 +182,7 @@ impl Precision {
         }
         let mut own_records = step.records.iter();
         for (index, role) in step.roles.iter().enumerate() {
-            let rows = if step.is_each() { role.rows } else { 1 };
+            let units = if step.is_each() { role.units() } else { 1 };
             let all = (&step.before[index][..], &step.after[index][..]);
             if step.is_by_value() {
                 let bounds = step.bounds(role).filter(|_| role.scaled);
@@ -187,10 +193,10 @@ impl Precision {
                     unscaled.map(|g| reference::clamp(rounded(role.dtype, g), low, high))
                 });
             } else if step.is_each() {
-                let own = own_records.by_ref().take(rows);
-                let before = step.rows_of(index, all.0).into_iter();
-                let rows = before.zip(step.rows_of(index, all.1));
-                own.zip(rows).for_each(|(record, row)| self.check_scaled(step, index, row, record));
+                for (unit, record) in own_records.by_ref().take(units).enumerate() {
+                    let [before, after] = [all.0, all.1].map(|elements| unit_of(role, unit, elements));
+                    self.check_scaled(step, index, (&before, &after), record);
+                }
             } else {
                 self.check_scaled(step, index, all, &step.records[role.group]);
             }
@@ -218,7 +224,7 @@ impl Precision {
 
     /// Checks the record of a segment.
     fn check_record(&self, step: &Step<'_>, record: &ClipRecord, segment: &Segment<'_>) {
-        let gradients: Vec<&[f32]> = segment.members.iter().map(|(_, elements)| *elements).collect();
+        let gradients: Vec<&[f32]> = segment.members.iter().map(|(_, elements)| &elements[..]).collect();
         let elements = gradients.iter().map(|gradient| gradient.len()).sum();
         let inverse = step.inverse_scale();
 
@@ -256,7 +262,7 @@ impl Precision {
         );
         assert_eq!(record.clipped(), coef != 1.0, "the flag `clipped`, with the coefficient {coef:e}");
 
-        let is_bad = |(_, elements): &&(usize, &[f32])| elements.iter().any(|g| !g.is_finite());
+        let is_bad = |(_, elements): &&(usize, Cow<'_, [f32]>)| elements.iter().any(|g| !g.is_finite());
         let first = segment.members.iter().find(is_bad).map(|(gradient, _)| *gradient);
         assert_eq!(record.first_non_finite(), first, "the first non-finite gradient");
         // A norm beyond f32 counts as finite.

@@ -5,6 +5,7 @@
 )]
 
 mod clip_record_wgsl;
+mod columns;
 #[path = "../common/mod.rs"]
 mod common;
 mod compute_pass;

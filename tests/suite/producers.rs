@@ -252,6 +252,16 @@ fn invalid_partials_are_errors() {
         usage: wgpu::BufferUsages::UNIFORM,
         mapped_at_creation: false,
     });
+    // A clip of all gradients together ignores columns.
+    let columns = |clip| {
+        let gradient = gradient(0).label("w").columns(2).partials(Partials::new(&partials, 16));
+        gpu.clipper.prepare(&[gradient], clip).map(|_| ())
+    };
+    assert_eq!(columns(clip), Ok(()));
+    assert_eq!(
+        columns(Clip::by_norm(1.0)).unwrap_err().to_string(),
+        "gradient 0 (\"w\") has partials and columns, but partials cover runs of a row, not columns"
+    );
     for (first, clip, expected) in [
         (
             Partials::new(&partials, 0),

@@ -163,6 +163,10 @@ fn another_list_is_an_error_and_changes_nothing() {
             "gradient 0 (\"w\"): its number of rows is 2, but the plan was prepared for 1",
         ),
         (
+            vec![fine().columns(2)],
+            "gradient 0 (\"w\"): its number of columns is 2, but the plan was prepared for 1",
+        ),
+        (
             vec![fine().unscaled()],
             "gradient 0 (\"w\"): its share in the scaling is false, but the plan was prepared for true",
         ),

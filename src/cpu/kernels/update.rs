@@ -48,6 +48,83 @@ pub(in crate::cpu) fn update(chunks: &mut [(ElementsMut<'_>, Update)]) {
     dispatch(UpdateChunks { chunks, traversal: Traversal::detect() });
 }
 
+/// Applies to each column of a matrix its update, if it has one. The elements are whole rows.
+pub(in crate::cpu) fn update_columns(elements: ElementsMut<'_>, updates: &[Option<Update>]) {
+    let factor = |update: &Option<Update>| match update {
+        None => Some(1.0),
+        Some(Update::Scale(factor)) => Some(*factor),
+        Some(_) => None,
+    };
+    let factors: Option<Vec<f32>> = updates.iter().map(factor).collect();
+    dispatch(UpdateColumns { elements, updates, factors: factors.as_deref() });
+}
+
+struct UpdateColumns<'a> {
+    elements: ElementsMut<'a>,
+    updates: &'a [Option<Update>],
+    /// The factor of each column, if all updates are multiplications in f32. 1 is no update.
+    factors: Option<&'a [f32]>,
+}
+
+impl Kernel for UpdateColumns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self) {
+        let Self { elements, updates, factors } = self;
+        match elements {
+            ElementsMut::F32(elements) => update_rows::<I, _>(elements, updates, factors),
+            ElementsMut::F16(elements) => update_rows::<I, _>(elements, updates, factors),
+            ElementsMut::Bf16(elements) => update_rows::<I, _>(elements, updates, factors),
+        }
+    }
+}
+
+#[inline(always)]
+fn update_rows<I: Isa, E: BlockElement>(
+    elements: &mut [E],
+    updates: &[Option<Update>],
+    factors: Option<&[f32]>,
+) {
+    let Some(factors) = factors else {
+        for row in elements.chunks_exact_mut(updates.len()) {
+            row.iter_mut().zip(updates).for_each(|(x, update)| *x = updated(*x, *update));
+        }
+        return;
+    };
+    for row in elements.chunks_exact_mut(factors.len()) {
+        let (blocks, rest) = row.as_chunks_mut::<LANES>();
+        let (block_factors, rest_factors) = factors.as_chunks::<LANES>();
+        for (block, factors) in blocks.iter_mut().zip(block_factors) {
+            let mut wide = E::widen_block::<I>(block);
+            wide.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+            let scaled = E::narrow_block::<I>(wide);
+            // Keeps the bits of a NaN in a column without an update.
+            for ((x, scaled), factor) in block.iter_mut().zip(scaled).zip(factors) {
+                *x = if *factor == 1.0 { *x } else { scaled };
+            }
+        }
+        for (x, factor) in rest.iter_mut().zip(rest_factors) {
+            *x = if *factor == 1.0 { *x } else { E::narrow(x.widen() * factor) };
+        }
+    }
+}
+
+/// Returns an element after the update of its column by a record.
+#[inline(always)]
+fn updated<E: BlockElement>(x: E, update: Option<Update>) -> E {
+    match update {
+        None => x,
+        Some(Update::Scale(factor)) => E::narrow(x.widen() * factor),
+        Some(Update::ScaleF64(factor)) => scale_f64(x, factor),
+        Some(Update::Zero) => E::narrow(0.0),
+        Some(Update::Clamp { low, high }) => x.clamped(E::bound(low), E::bound(high)),
+        Some(Update::ScaleClamp { factor, low, high }) => {
+            E::narrow(x.widen() * factor).clamped(E::bound(low), E::bound(high))
+        }
+    }
+}
+
 struct UpdateChunks<'a, 'b> {
     chunks: &'a mut [(ElementsMut<'b>, Update)],
     traversal: Traversal,

@@ -78,7 +78,7 @@ fn by_value(
             DType::BF16 => bf16,
         };
         let segmented = segments > 1;
-        let clamp = |format, slots| match inverse_scale {
+        let clamp = |&Batch { format, .. }: &Batch, slots| match inverse_scale {
             None => Kernel::Clamp { segmented, format, slots },
             Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
         };

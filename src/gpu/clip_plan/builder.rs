@@ -69,17 +69,17 @@ impl<'a> Builder<'a> {
         &self,
         batches: &[Batch],
         other: impl Fn(usize, &Batch) -> &'b wgpu::Buffer,
-        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        kernel: impl Fn(&Batch, usize) -> Kernel,
     ) -> Result<Vec<Step>, Error> {
         let step = |(index, batch): (usize, &Batch)| {
             let slots = slot_count(batch.windows.len(), self.context.limits().slots);
-            let pipeline = self.context.pipeline(kernel(batch.format, slots))?;
+            let pipeline = self.context.pipeline(kernel(batch, slots))?;
             let binding = |buffer| match buffer {
-                Buffer::Tiles => self.tiles_of(batch),
+                Buffer::Tiles | Buffer::ColumnTiles => self.tiles_of(batch),
                 Buffer::Slot(slot) => self.slot(batch, slot),
                 _ => other(index, batch).as_entire_buffer_binding(),
             };
-            Ok(self.step(pipeline, binding, batch.tiles.len()))
+            Ok(self.step(pipeline, binding, batch.workgroups()))
         };
         batches.iter().enumerate().map(step).collect()
     }

@@ -7,7 +7,7 @@ use super::segment_map::SegmentMap;
 use super::{ClipPlan, Outcome, Step};
 use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::Set;
-use crate::gpu::layout::{Bank, Layout};
+use crate::gpu::layout::{Bank, Batch, Layout, Limits, block_rows};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
@@ -36,8 +36,11 @@ pub(super) fn by_norm(
     let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
-        let records = set.rows.iter().fold(0_u64, |records, &rows| records.saturating_add(rows));
+        // One of rows and columns is 1.
+        let units = set.rows.iter().zip(&set.columns).map(|(&rows, &columns)| rows.max(columns));
+        let records = units.fold(0_u64, u64::saturating_add);
         context.check_scratch(records.saturating_mul(record_bytes as u64))?;
+        check_columns(context, set)?;
     }
     let reduction = norm.reduction();
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
@@ -92,7 +95,13 @@ pub(super) fn by_norm(
 
         let Stages { buffers, parts, steps, .. } = stages;
         let segmented = table.len() > 1;
-        let scale = |format, slots| Kernel::Scale { segmented, format, slots };
+        let scale = |&Batch { format, columns, .. }: &Batch, slots| {
+            if columns {
+                Kernel::ScaleColumns { format, slots }
+            } else {
+                Kernel::Scale { segmented, format, slots }
+            }
+        };
         let apply = builder.batches(&layout.apply, |_, _| &buffers.records.buffer, scale)?;
         let outcome = Outcome {
             checked_device: context.checked_device().clone(),
@@ -127,6 +136,27 @@ pub(super) fn by_norm(
             origin: None,
         })
     })
+}
+
+/// Checks that the blocks of gradients with columns fit into a binding.
+fn check_columns(context: &DeviceContext, set: &Set<'_>) -> Result<(), Error> {
+    let Limits { binding_bytes, alignment, .. } = context.limits();
+    let spans = set.spans.iter().zip(&set.columns);
+    let parameters = set.parameters.iter().flatten();
+    let parameters = parameters.map(|parameter| (parameter, &set.columns[parameter.gradient]));
+    for (span, &columns) in spans.chain(parameters).filter(|(_, columns)| **columns > 1) {
+        let needed = span.len.min(block_rows(columns) * columns) * span.dtype.size() + alignment;
+        if needed > binding_bytes {
+            let name = "max_storage_buffer_binding_size";
+            return Err(Error::DeviceLimit {
+                what: "a clip of columns",
+                name,
+                needed,
+                allowed: binding_bytes,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A bank of partials.
@@ -234,7 +264,13 @@ impl Stages<'_> {
     /// Reduces gradients to partials.
     fn partials(&mut self, builder: &mut Builder<'_>) -> Result<(), Error> {
         let reduction = self.reduction;
-        let partials = |format, slots| Kernel::Partials { reduction, format, slots };
+        let partials = |&Batch { format, columns, .. }: &Batch, slots| {
+            if columns {
+                Kernel::PartialsColumns { reduction, dtype: format.dtype, slots }
+            } else {
+                Kernel::Partials { reduction, format, slots }
+            }
+        };
         let bank = |batch, _: &_| match &self.buffers.banks[self.layout.bank_of(batch)] {
             Partials::Own(buffer) => buffer,
             Partials::Given(_) => unreachable!("the first banks are those of the plan"),

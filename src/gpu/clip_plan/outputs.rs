@@ -10,7 +10,7 @@ use crate::{AutoClip, ClipRecord, Error, NormHistory, NormWindow, StepCounts, Te
 impl ClipPlan {
     /// Returns the buffer with the [`ClipRecord`]s, for a shader to bind as storage (or as uniform if there is only one record), and to
     /// copy from. [`CLIP_RECORD_WGSL`](crate::CLIP_RECORD_WGSL) declares the type. There is one record for each group; or, if each gradient
-    /// is clipped on its own, one for each gradient or each of its [`rows`](crate::Gradient::rows).
+    /// is clipped on its own, one for each gradient or each of its [`rows`](crate::Gradient::rows) or columns.
     ///
     /// A record holds the result of the last norm pass. Before the first one it holds the coefficient 1 and the flag
     /// `CLIP_RECORD_UNMEASURED`. The last record is followed by a few bytes that belong to no record. None for a clip by
@@ -38,7 +38,7 @@ impl ClipPlan {
     }
 
     /// [`read_back`](Self::read_back) of all records: one for each group; or, if each gradient is clipped on its own, one for each
-    /// gradient or each of its rows.
+    /// gradient or each of its rows or columns.
     pub fn read_back_all(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<ClipRecord>> {
         match &self.outcome {
             Some(Outcome { is_error: true, records, .. }) => {

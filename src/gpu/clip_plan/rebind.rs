@@ -18,6 +18,7 @@ pub(super) struct Origin {
     /// The gradients, followed by their parameters, if the clip reads these.
     spans: Box<[Option<Span>]>,
     rows: Box<[u64]>,
+    columns: Box<[u64]>,
     /// The number of parts; 0 unless a gradient is in one.
     parts: usize,
 }
@@ -37,6 +38,7 @@ pub(in crate::gpu) fn prepare(
         spans: spans_of(&set).collect(),
         parts: set.parts,
         rows: set.rows.into(),
+        columns: set.columns.into(),
     });
     Ok(plan)
 }
@@ -103,6 +105,9 @@ impl Origin {
         }
         for (index, (given, needed)) in set.rows.iter().zip(&self.rows).enumerate() {
             same(index, &set.labels, "number of rows", given, needed)?;
+        }
+        for (index, (given, needed)) in set.columns.iter().zip(&self.columns).enumerate() {
+            same(index, &set.labels, "number of columns", given, needed)?;
         }
         for (given, needed) in spans_of(set).zip(&self.spans) {
             let (Some(given), Some(needed)) = (given, needed) else {

@@ -27,15 +27,31 @@ impl SegmentMap {
             let limits = (0..groups).map(|group| Limit::Of { group }).collect();
             return Self { spans: set.spans.clone(), segment_of, segments: groups, limits };
         }
-        let rows = |(span, &rows): (&Span, &u64)| span.rows(rows);
-        let mut spans: Vec<Span> = set.spans.iter().zip(&set.rows).flat_map(rows).collect();
-        let limits = spans.iter().map(|span| scope.limit(span.group, span.len, span.measured)).collect();
-        for ((parameter, gradient), &rows) in set.parameters.iter().zip(&set.spans).zip(&set.rows) {
+        let mut spans = Vec::with_capacity(set.spans.len());
+        let mut limits = Vec::with_capacity(set.spans.len());
+        let units = || set.rows.iter().copied().zip(set.columns.iter().copied());
+        for (gradient, (rows, columns)) in set.spans.iter().zip(units()) {
+            for span in gradient.split(rows, columns) {
+                let limit = scope.limit(span.group, span.len / span.columns, span.measured);
+                limits.extend((0..span.columns).map(|_| limit));
+                spans.push(span);
+            }
+        }
+        for ((parameter, gradient), (rows, columns)) in set.parameters.iter().zip(&set.spans).zip(units()) {
             // A gradient that is not measured needs no parameter.
             let empty = Span { len: 0, ..*gradient };
-            spans.extend(parameter.unwrap_or(empty).rows(rows));
+            spans.extend(parameter.unwrap_or(empty).split(rows, columns));
         }
-        Self { segment_of: (0..spans.len()).collect(), segments: spans.len(), limits, spans }
+        let mut segments = 0;
+        let segment_of = spans
+            .iter()
+            .map(|span| {
+                let first = segments;
+                segments += usize::try_from(span.columns).expect("each record takes memory");
+                first
+            })
+            .collect();
+        Self { spans, segment_of, segments, limits }
     }
 
     /// Lays out the dispatches. `measures` is false if the norm is supplied.

@@ -39,6 +39,7 @@ impl Layout {
             .collect();
         let windows = views.iter().map(|view| view.window.clone()).collect();
         let tiles = self.table(tiles.iter().map(Vec::as_slice), limits.alignment);
-        self.small = Some(Batch { part: 0, format: TileFormat { alignment, dtype }, windows, tiles });
+        self.small =
+            Some(Batch { part: 0, format: TileFormat { alignment, dtype }, windows, tiles, columns: false });
     }
 }

@@ -45,6 +45,7 @@ fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
         group: 0,
         measured: true,
         scaled: true,
+        columns: 1,
         part: 0,
         partials: None,
     }

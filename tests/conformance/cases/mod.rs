@@ -3,6 +3,7 @@
 mod agc;
 mod beyond_f32;
 mod clamp;
+mod columns;
 mod combinations;
 mod epsilon;
 mod f16_bf16;
@@ -55,6 +56,7 @@ pub(crate) fn all() -> Vec<Case> {
         per_tensor::cases(),
         rows::cases(),
         agc::cases(),
+        columns::cases(),
         clamp::cases(),
         skip_above::cases(),
         combinations::cases(),
