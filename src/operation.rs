@@ -137,7 +137,7 @@ pub struct ByNorm {
     pub coefficient_only: bool,
     /// Whether each gradient gets [`TensorStats`](crate::stats::TensorStats).
     pub tensor_stats: bool,
-    /// Whether records are counted in [`StepCounts`](crate::stats::StepCounts).
+    /// Whether records are counted in [`StepCounts`].
     pub count_steps: bool,
     /// The options of a limit that follows past norms.
     pub z_clip: Option<ZClip>,
