@@ -153,8 +153,13 @@ impl ClipRecord {
         factor_exponent: 0,
     };
 
-    /// The record of a plan before its first norm pass: [`UNCLIPPED`](Self::UNCLIPPED) with a flag that marks it.
-    pub(crate) const NOTHING_MEASURED: Self = Self { flags: Self::UNMEASURED, ..Self::UNCLIPPED };
+    /// The bits of a norm that does not exist: `NO_NORM` of `clip_coef.wgsl`.
+    pub(crate) const NO_NORM: u32 = u32::MAX;
+
+    /// The record of a plan before its first norm pass: [`UNCLIPPED`](Self::UNCLIPPED) with a flag that marks it, and without a norm
+    /// that could be copied.
+    pub(crate) const NOTHING_MEASURED: Self =
+        Self { total_norm: f32::from_bits(Self::NO_NORM), flags: Self::UNMEASURED, ..Self::UNCLIPPED };
 
     /// The record of a shard that could not be measured, for example because its device was lost. It makes the joint norm NaN,
     /// so that every device applies its policy for non-finite gradients.

@@ -232,7 +232,7 @@ fn wgsl(rule: &str, dtype: DType) -> String {
         DType::F32 => include_str!("elements/f32.wgsl"),
         DType::F16 => include_str!("elements/f16.wgsl"),
         DType::BF16 => include_str!("elements/bf16.wgsl"),
-        other => unimplemented!("gradients of type {other}"),
+        other => unreachable!("gradclip clips no gradients of type {other}"),
     };
     let workgroup_size = format!("const WORKGROUP_SIZE = {WORKGROUP_SIZE}u;\n");
     let optimizer = include_str!("optimizer.wgsl");

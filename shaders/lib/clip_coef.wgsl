@@ -1,6 +1,6 @@
 // The clipping coefficient, the factor and the flags that follow from a norm and a limit.
 //
-// provides: set_clip_coef, set_factor, norm_of_record, record_without_norm
+// provides: set_clip_coef, set_factor, norm_of_record, record_without_norm, NO_NORM
 // requires: segment, clip_record, float_bits, correctly_rounded, extended
 // binds: norm_params
 
@@ -29,9 +29,15 @@ fn set_clip_coef(record: ptr<function, ClipRecord>, limit: Extended) {
     }
 }
 
+// The bits of a norm that does not exist: a NaN that no computation returns. A clip by supplied norm recognises them, also if
+// they are copied from the record of another plan.
+const NO_NORM: u32 = 0xffffffffu;
+
 // Returns a record that changes no gradient.
 fn record_without_norm(flags: u32, gradient: u32) -> ClipRecord {
     var record: ClipRecord;
+    // WGSL has no constant NaN.
+    record.total_norm = bitcast<f32>(NO_NORM | flags);
     record.clip_coef = 1.0;
     set_factor(&record, Extended(ONE, 0));
     record.norm_exponent = CLIP_RECORD_EMPTY_EXPONENT;

@@ -6,7 +6,7 @@
 //   CLIP_RECORD_NO_GRADIENT, CLIP_RECORD_EMPTY_EXPONENT, clip_record_has_norm, clip_record_scaled
 
 struct ClipRecord {
-    total_norm: f32,         // offset  0: the norm before clipping, without the loss scale
+    total_norm: f32,         // offset  0: the norm before clipping, without the loss scale; a NaN if there is no norm
     clip_coef: f32,          // offset  4: the coefficient that brings the norm to the limit; exactly 1 within it
     factor: f32,             // offset  8: the multiplier of every element: clip_coef, inverse loss scale and policy
     max_magnitude: f32,      // offset 12: the largest |g|, without the loss scale; NaN if any element is NaN

@@ -16,7 +16,6 @@
 const MAX_WINDOW: u32 = 1024u;
 const NORMS_PER_LANE: u32 = 4u; // MAX_WINDOW / WORKGROUP_SIZE
 const HEADER: u32 = 3u;         // the words before the norms: the length of the window, count, next
-const NO_NORM: u32 = 0xffffffffu;
 const LARGEST_FINITE: u32 = 0x7f7fffffu;
 const HUNDRED_PERCENT: u32 = 3276800u; // in steps of 2^-15 percent
 

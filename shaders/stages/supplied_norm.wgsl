@@ -6,9 +6,6 @@
 // binds: segments, supplied_norm, records
 // constants: WORKGROUP_SIZE
 
-// The initial bits of the supplied norm: a NaN that no computation returns.
-const NOT_SUPPLIED: u32 = 0xffffffffu;
-
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -20,7 +17,7 @@ fn main(
         return;
     }
     let bits = supplied_norm[0]; // without the loss scale
-    if (bits == NOT_SUPPLIED) {
+    if (bits == NO_NORM) {
         records[index] = record_without_norm(CLIP_RECORD_NORM_MISSING, CLIP_RECORD_NO_GRADIENT);
         return;
     }

@@ -192,6 +192,36 @@ fn a_missing_part_is_never_stale() {
     }
 }
 
+/// Another plan that copies the norm of such a record has no norm either.
+#[test]
+fn the_norm_of_a_missing_part_is_no_supplied_norm() {
+    let gpu = gpu();
+    let (one, other) = (gpu.buffer(&[3.0, 4.0]), gpu.buffer(&[6.0]));
+    let gradients = [0, 1].map(|part| Gradient::f32(&one).elements(part..part + 1).part(part as usize));
+    let measuring = gpu.clipper.prepare(&gradients, Clip::by_global_norm(1.0).coefficient_only()).unwrap();
+    let scaling = gpu.clipper.prepare(&[Gradient::f32(&other)], Clip::by_supplied_norm(1.0)).unwrap();
+    let step = |parts: &[usize]| {
+        let ticket = gpu.submit(|encoder| {
+            for &part in parts {
+                measuring.encode_part(encoder, part).unwrap();
+            }
+            if !parts.is_empty() {
+                measuring.encode_record(encoder).unwrap();
+            }
+            scaling.copy_norm(encoder, measuring.record_buffer().unwrap(), 0).unwrap();
+            scaling.encode(encoder);
+            scaling.read_back(encoder)
+        });
+        (ticket.wait().map(|record| record.total_norm), gpu.read::<f32>(&other)[0])
+    };
+    // Before the first step, with a part, and with both.
+    assert_eq!(step(&[]), (Err(Error::NormNotSupplied), 6.0));
+    assert_eq!(step(&[1]), (Err(Error::NormNotSupplied), 6.0));
+    let (norm, after) = step(&[0, 1]);
+    assert_eq!(norm, Ok(5.0));
+    crate::assert_near(after, 6.0 / 5.000_001);
+}
+
 #[test]
 fn parts_that_do_not_exist_are_errors() {
     let gpu = gpu();

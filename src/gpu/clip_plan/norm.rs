@@ -22,9 +22,6 @@ const COPY_DST: BufferUsages = BufferUsages::COPY_DST;
 /// The usage of state that lasts from step to step and can be saved and restored.
 const STATE: BufferUsages = STORAGE.union(COPY_SRC).union(COPY_DST);
 
-/// The initial bits of the supplied norm: `NOT_SUPPLIED` of `supplied_norm.wgsl`.
-const NOT_SUPPLIED: u32 = u32::MAX;
-
 /// Builds a plan with one group for each limit. `kept` is the state of a plan of the same gradients before they moved.
 pub(super) fn by_norm(
     context: &DeviceContext,
@@ -331,7 +328,7 @@ impl Stages<'_> {
     /// Makes records from a supplied norm. Returns the buffer of that norm.
     fn supplied_norm(&mut self, builder: &mut Builder<'_>) -> Result<wgpu::Buffer, Error> {
         let supplied = builder.kept_or(self.kept.and_then(|kept| kept.supplied.as_ref()), |builder| {
-            builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[NOT_SUPPLIED])
+            builder.buffer("gradclip.supplied_norm", STORAGE.union(COPY_DST), &[ClipRecord::NO_NORM])
         });
         self.steps.push(builder.per_invocation(Kernel::SuppliedNorm, self.records, |buffer| {
             if buffer == Buffer::SuppliedNorm { whole(&supplied) } else { self.buffers.get(buffer) }

@@ -13,7 +13,7 @@ impl ClipPlan {
     /// is clipped on its own, one for each gradient or each of its [`rows`](crate::Gradient::rows) or columns.
     ///
     /// A record holds the result of the last norm pass. Before the first one it holds the coefficient 1 and the flag
-    /// `CLIP_RECORD_UNMEASURED`. The last record is followed by a few bytes that belong to no record. None for a clip by
+    /// `CLIP_RECORD_UNMEASURED`, and its norm is NaN. The last record is followed by a few bytes that belong to no record. None for a clip by
     /// value, which measures nothing.
     #[must_use]
     pub fn record_buffer(&self) -> Option<&wgpu::Buffer> {

@@ -121,7 +121,8 @@ impl ClipPlan {
 
     /// Copies the norm of a plan of [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm), an f32, from 4 bytes of your buffer
     /// at this point of the encoder: the `total_norm` of another plan's record, or the result of an all-reduce.
-    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormNotSupplied`].
+    /// A NaN whose bits are all 1 counts as no norm: nothing is scaled, and tickets fail with [`Error::NormNotSupplied`]. The record of
+    /// a plan that has measured nothing, or not all of its [parts](crate::Gradient::part), has that norm.
     ///
     /// # Errors
     ///
