@@ -197,7 +197,10 @@ fn a_missing_part_is_never_stale() {
 fn the_norm_of_a_missing_part_is_no_supplied_norm() {
     let gpu = gpu();
     let (one, other) = (gpu.buffer(&[3.0, 4.0]), gpu.buffer(&[6.0]));
-    let gradients = [0, 1].map(|part| Gradient::f32(&one).elements(part..part + 1).part(part as usize));
+    let gradients = [0_u8, 1].map(|part| {
+        let at = u64::from(part);
+        Gradient::f32(&one).elements(at..at + 1).part(part.into())
+    });
     let measuring = gpu.clipper.prepare(&gradients, Clip::by_global_norm(1.0).coefficient_only()).unwrap();
     let scaling = gpu.clipper.prepare(&[Gradient::f32(&other)], Clip::by_supplied_norm(1.0)).unwrap();
     let step = |parts: &[usize]| {
