@@ -10,8 +10,8 @@ use crate::{Clip, DType, Error};
 /// WGSL code that computes [`Partials`](crate::Partials) in the kernel that produces a gradient. No pass then reads the gradient
 /// to measure it. Declare the partials with [`Gradient::partials`](crate::Gradient::partials).
 ///
-/// [`wgsl`](Self::wgsl) is text to put before a shader. All its names begin with `gradclip_`. It declares `struct
-/// gradclip_Partial` and one function to call:
+/// [`wgsl`](Self::wgsl) is text to put before a shader. All its names begin with `gradclip_`; a shader module can hold only one
+/// producer. The text declares `struct gradclip_Partial` and one function to call:
 ///
 /// ```wgsl
 /// // Returns the partial of a run of `count` elements to every invocation of the workgroup.
