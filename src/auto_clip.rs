@@ -7,7 +7,7 @@ use crate::float_modes::in_default_modes;
 /// The options of a limit that is a percentile of the last norms.
 ///
 /// ```text
-/// norms    = the last `window` norms, with that of this step, in increasing order
+/// norms    = the last `window` norms, including the current one, in increasing order
 /// position = (n - 1) · percentile / 100        where n is the number of norms
 /// i, t     = the integer part of position, and its fraction
 /// limit    = norms[i] + t · (norms[i + 1] - norms[i])

@@ -124,7 +124,7 @@ fn produced_partials_have_the_bits_of_the_norm_pass() {
     ] {
         let producer = Producer::new(clip, dtype).unwrap();
         for (name, numbers) in contents() {
-            // The partials of all gradients lie in one buffer, in another order and with gaps. The last gradient has none.
+            // One buffer holds the partials of all gradients but the last, out of order and with gaps.
             let partials = gpu.buffer_of(&vec![0_u32; 4096]);
             let firsts = [40, 7, 33, 90];
             let produced: Vec<_> = numbers
