@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+#[cfg(feature = "wgpu")]
+use burn::tensor::TensorData;
+use burn::tensor::{DType, Device, Int, Tensor};
 use bytemuck::{Pod, pod_collect_to_vec};
 use gradclip::stats::{NormHistory, StepCounts};
 
@@ -79,29 +81,27 @@ impl<T: StateTensors> Stored<T> {
 
     /// Takes the values as tensors on a device. Waits for the device only if kernels made the last clip.
     pub(crate) fn take_tensors(&mut self, records: usize, device: &Device) -> Result<T, Error> {
-        match std::mem::take(self) {
-            Self::Tensors(tensors) => Ok(tensors.to_device(device)),
-            other => {
-                *self = other;
-                let values = self.take_values(records)?;
-                Ok(T::from_values(&values, device))
-            }
+        let stored = std::mem::take(self);
+        if let Self::Tensors(tensors) = stored {
+            return Ok(tensors.to_device(device));
         }
+        *self = stored;
+        let values = self.take_values(records)?;
+        Ok(T::from_values(&values, device))
     }
 
     /// Takes the values as words on a device. Waits for the device only if tensor operations made the last clip.
     #[cfg(feature = "wgpu")]
     pub(crate) fn take_words(&mut self, records: usize, device: &Device) -> Result<Tensor<1, Int>, Error> {
-        match std::mem::take(self) {
-            Self::Words(words) => Ok(words.to_device(device)),
-            other => {
-                *self = other;
-                let values = self.take_values(records)?;
-                let words: Vec<u32> = pod_collect_to_vec(&values);
-                let count = words.len();
-                Ok(Tensor::from_data(TensorData::new(words, [count]), (device, DType::U32)))
-            }
+        let stored = std::mem::take(self);
+        if let Self::Words(words) = stored {
+            return Ok(words.to_device(device));
         }
+        *self = stored;
+        let values = self.take_values(records)?;
+        let words: Vec<u32> = pod_collect_to_vec(&values);
+        let count = words.len();
+        Ok(Tensor::from_data(TensorData::new(words, [count]), (device, DType::U32)))
     }
 
     /// Takes the values, one per record. On error, they stay.
