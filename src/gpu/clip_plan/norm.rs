@@ -185,7 +185,8 @@ impl<'a> Buffers<'a> {
         kept: Option<&Outcome>,
     ) -> Self {
         let gradients = or_one(&layout.gradient_of_partial, &0);
-        let record_usage = STORAGE.union(UNIFORM).union(COPY_SRC);
+        // A sharded clip writes records.
+        let record_usage = STORAGE.union(UNIFORM).union(COPY_SRC).union(COPY_DST);
         Self {
             banks: layout
                 .banks

@@ -89,6 +89,27 @@ impl ClipPlan {
     }
 }
 
+impl ClipPlan {
+    /// Returns the number of elements, the group and the measured flag of each gradient.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (u64, usize, bool)> {
+        let origin = self.origin.as_ref();
+        let spans = origin.into_iter().flat_map(|origin| origin.spans.iter().take(origin.rows.len()));
+        spans.flatten().map(|span| (span.len, span.group, span.measured))
+    }
+
+    /// Returns the first gradient with more than one row or column.
+    pub(crate) fn first_with_units(&self) -> Option<usize> {
+        let origin = self.origin.as_ref()?;
+        origin.rows.iter().zip(&origin.columns).position(|units| units != (&1, &1))
+    }
+
+    /// Returns the device of a clip by norm.
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        let Some(origin) = &self.origin else { unreachable!("every prepared plan has an origin") };
+        origin.context.device()
+    }
+}
+
 fn spans_of<'a>(set: &'a Set<'_>) -> impl Iterator<Item = Option<Span>> + 'a {
     set.spans.iter().copied().map(Some).chain(set.parameters.iter().copied())
 }
