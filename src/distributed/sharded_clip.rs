@@ -114,7 +114,8 @@ impl ShardedClip {
         all_reduce: &mut C,
     ) -> Result<Vec<ClipRecord>, JoinError<C::Error>> {
         let size = all_reduce.size();
-        let shares: Result<Vec<_>, _> = shares.into_iter().collect();
+        let shares = shares.into_iter().filter(|share| *share != Ok(Share::default()));
+        let shares: Result<Vec<_>, _> = shares.collect();
         let shares = shares.and_then(|shares| self.checked(shares, size));
         let format = match self.format {
             Some(format) => format,
