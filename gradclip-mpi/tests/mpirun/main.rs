@@ -5,6 +5,8 @@
 #![expect(clippy::unnecessary_wraps, reason = "all scenarios have the same signature")]
 
 mod all_reduce;
+mod clip;
+mod device;
 mod guard;
 mod launcher;
 
@@ -41,7 +43,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const LIMIT_OF_FAILURE: Duration = Duration::from_secs(10);
 
 fn scenarios() -> impl Iterator<Item = &'static Scenario> {
-    [all_reduce::SCENARIOS, guard::SCENARIOS].into_iter().flatten()
+    [all_reduce::SCENARIOS, guard::SCENARIOS, clip::SCENARIOS].into_iter().flatten()
 }
 
 fn main() -> ExitCode {
