@@ -56,12 +56,15 @@ mod agreement;
 mod all_reduce;
 mod join;
 mod reduction;
+mod reproducible;
 mod shard_plan;
 mod sharded_clip;
 mod share;
+mod tile_norm;
 
 pub use all_reduce::{AllReduce, SingleProcess};
 pub use join::join_norms;
+pub use reproducible::Shard;
 pub use shard_plan::{ShardPlan, ShareReadBack};
 pub use sharded_clip::{JoinError, ShardedClip};
 pub use share::Share;

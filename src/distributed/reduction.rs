@@ -179,7 +179,7 @@ impl Numbers {
         format: Format,
         rule: Rule,
         records: &[Measured],
-        tensors: &[MeasuredTensor],
+        tensors: &[(usize, MeasuredTensor)],
     ) {
         let raise = |place: Place, measured: &Measured, maxima: &mut [f64]| {
             let reference = &mut maxima[place.maxima.start + REFERENCE];
@@ -188,7 +188,7 @@ impl Numbers {
         for (index, measured) in records.iter().enumerate() {
             raise(format.record(index), measured, &mut self.maxima);
         }
-        for (index, tensor) in tensors.iter().enumerate() {
+        for &(index, ref tensor) in tensors {
             raise(format.tensor(index), &tensor.measured, &mut self.maxima);
         }
     }
@@ -201,13 +201,13 @@ impl Numbers {
         references: &[f64],
         rank: usize,
         records: &[Measured],
-        tensors: &[MeasuredTensor],
+        tensors: &[(usize, MeasuredTensor)],
     ) {
         let reference = |index: usize| references.get(index).copied().unwrap_or(NONE);
         for (index, measured) in records.iter().enumerate() {
             self.add_measured(format.record(index), rule, reference(index), rank, measured);
         }
-        for (index, tensor) in tensors.iter().enumerate() {
+        for &(index, ref tensor) in tensors {
             let place = format.tensor(index);
             let counts = &mut self.sums[place.sums.clone()];
             counts[NON_FINITE] += f64::from(tensor.non_finite);

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use wgpu::{CommandEncoder, ComputePass, Queue};
 
 use super::all_reduce::AllReduce;
+use super::reproducible::Shard;
 use super::sharded_clip::{JoinError, ShardedClip};
 use super::share::{Measured, MeasuredTensor, Share, Unit};
+use super::tile_norm::Partial;
 use crate::stats::TensorStats;
 use crate::{ClipPlan, ClipRecord, Clipper, Error, Gradient, GradientId, ReadBack, cpu};
 
@@ -33,15 +35,28 @@ struct Known {
     records: Vec<Unit>,
     /// For each gradient. Empty without statistics.
     tensors: Vec<Unit>,
+    /// For each gradient the index in the statistics, and the number of these.
+    stats_index: (Vec<usize>, usize),
+    /// For each partial: its tile among those of all ranks, and its first word among the words that are read back. Empty unless the
+    /// norm is reproducible.
+    tiles: Vec<(usize, usize)>,
 }
 
 impl Known {
-    fn share(&self, records: &[ClipRecord], stats: &[TensorStats]) -> Share {
+    fn share(&self, records: &[ClipRecord], stats: &[TensorStats], partials: &[u32]) -> Share {
+        let partial = |&(tile, at): &(usize, usize)| {
+            // In memory `largest` is inverted.
+            (tile, Partial { sum: f32::from_bits(partials[at]), largest: !partials[at + 1] })
+        };
         let records = records.iter().zip(&self.records);
-        let tensors = stats.iter().zip(&self.tensors);
+        let (index, gradients) = &self.stats_index;
+        let tensors = index.iter().zip(stats.iter().zip(&self.tensors));
+        let tensor = |(&index, (stats, &unit)): (&usize, (_, _))| (index, MeasuredTensor::new(stats, unit));
         Share {
             records: records.map(|(record, &unit)| Measured::of_record(record, unit)).collect(),
-            tensors: tensors.map(|(stats, &unit)| MeasuredTensor::new(stats, unit)).collect(),
+            tensors: tensors.map(tensor).collect(),
+            gradients: *gradients,
+            tiles: self.tiles.iter().map(partial).collect(),
         }
     }
 }
@@ -78,19 +93,69 @@ impl ShardedClip {
     /// Those of [`Clipper::prepare_groups`]; [`Error::ShardedUnits`] if rows or columns have norms of their own. Pass the error to
     /// [`join`](Self::join), so that no rank waits for this one.
     pub fn prepare(&self, clipper: &Clipper, gradients: &[Gradient<'_>]) -> Result<ShardPlan, Error> {
+        if self.whole().is_some() {
+            let shards = gradients.iter().enumerate();
+            let shards: Vec<_> =
+                shards.map(|(whole, gradient)| Shard::new(gradient.clone(), whole, 0)).collect();
+            return self.prepare_shards(clipper, &shards);
+        }
+        let plan = clipper.prepare_operations(gradients, &self.measuring())?;
+        let count = gradients.len();
+        self.shard_plan(plan, Vec::new(), ((0..count).collect(), count))
+    }
+
+    /// [`prepare`](Self::prepare) for a [reproducible](Self::reproducible) norm, for which the place of each shard in its whole
+    /// gradient must be known. In `prepare` itself, the gradients of such a clip are the whole ones.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`prepare`](Self::prepare); [`Error::Shard`] for a shard that does not fit; [`Error::NotSharded`] if the norm is not
+    /// reproducible, or a gradient has [parts](Gradient::part) or [partials](Gradient::partials).
+    pub fn prepare_shards(&self, clipper: &Clipper, shards: &[Shard<'_>]) -> Result<ShardPlan, Error> {
+        let Some(whole) = self.whole() else {
+            let reason = "call ShardedClip::reproducible first, or prepare";
+            return Err(Error::NotSharded { option: "shards with a place", reason });
+        };
+        let gradients: Vec<_> = shards.iter().map(|shard| shard.gradient.clone()).collect();
+        let plan = clipper.prepare_shard(&gradients, &self.measuring(), whole.total_elements())?;
+        if plan.resets() {
+            let reason = "finalize resets their partials";
+            return Err(Error::NotSharded {
+                option: "a reproducible norm of parts or of given partials",
+                reason,
+            });
+        }
+        let mut tiles = Vec::new();
+        for (index, (shard, (len, _, measured))) in shards.iter().zip(plan.spans()).enumerate() {
+            let id = || GradientId::new(index, plan.label(index));
+            let own = whole.tiles_of(&id, (shard.whole, shard.offset, len))?;
+            tiles.extend(own.filter(|_| measured));
+        }
+        let places = plan.tile_partials(tiles.len());
+        let index = shards.iter().map(|shard| shard.whole).collect();
+        let stats_index = (index, whole.elements().len());
+        self.shard_plan(plan, tiles.into_iter().zip(places).collect(), stats_index)
+    }
+
+    fn shard_plan(
+        &self,
+        plan: ClipPlan,
+        tiles: Vec<(usize, usize)>,
+        stats_index: (Vec<usize>, usize),
+    ) -> Result<ShardPlan, Error> {
         let operations = self.measuring();
-        let plan = clipper.prepare_operations(gradients, &operations)?;
         if let Some(index) = plan.first_with_units().filter(|_| !self.is_together()) {
             return Err(Error::ShardedUnits { gradient: GradientId::new(index, plan.label(index)) });
         }
         let gradients: Vec<_> =
             plan.spans().map(|(elements, group, measured)| unit(elements, group, measured)).collect();
         let records = units(&gradients, operations.len(), self.is_together());
-        let tensors = if self.has_tensor_stats() { gradients } else { Vec::new() };
+        let (tensors, stats_index) =
+            if self.has_tensor_stats() { (gradients, stats_index) } else { Default::default() };
         let Some(record_buffer) = plan.record_buffer().cloned() else {
             unreachable!("a clip by norm has records")
         };
-        let known = Arc::new(Known { records, tensors });
+        let known = Arc::new(Known { records, tensors, stats_index, tiles });
         Ok(ShardPlan { plan, record_buffer, coefficient_only: self.is_coefficient_only(), known })
     }
 
@@ -152,6 +217,10 @@ impl ShardedClip {
     /// Those of [`cpu::clip_groups`]; [`Error::ShardedUnits`] if rows or columns have norms of their own. Pass the error to
     /// [`join`](Self::join), so that no rank waits for this one.
     pub fn measure_on_cpu(&self, gradients: &[cpu::Gradient<'_>]) -> Result<Share, Error> {
+        if self.whole().is_some() {
+            let reason = "the partials of its tiles are those of the kernels";
+            return Err(Error::NotSharded { option: "a reproducible norm on the CPU", reason });
+        }
         let operations = self.measuring();
         let is_together = self.is_together();
         let with_units = |gradient: &cpu::Gradient<'_>| gradient.units() != 1;
@@ -167,7 +236,8 @@ impl ShardedClip {
         let records =
             measured.iter().zip(records).map(|(measured, unit)| Measured::of_measurement(measured, unit));
         let tensors = stats.iter().zip(gradients).map(|(stats, unit)| MeasuredTensor::new(stats, unit));
-        Ok(Share { records: records.collect(), tensors: tensors.collect() })
+        let (tensors, gradients) = (tensors.enumerate().collect(), stats.len());
+        Ok(Share { records: records.collect(), tensors, gradients, tiles: Vec::new() })
     }
 
     /// Scales a shard in main memory by the joint records.
@@ -249,10 +319,11 @@ impl ShardPlan {
 
     /// Records a copy of the share at this point of the encoder. The ticket returns it after the encoder was submitted.
     pub fn read_back(&self, encoder: &mut CommandEncoder) -> ShareReadBack {
-        let stats = !self.known.tensors.is_empty();
+        let [stats, has_tiles] = [!self.known.tensors.is_empty(), !self.known.tiles.is_empty()];
         ShareReadBack {
             records: self.plan.read_back_all(encoder),
             stats: stats.then(|| self.plan.read_back_tensor_stats(encoder)),
+            partials: has_tiles.then(|| self.plan.read_back_tile_partials(encoder)),
             known: self.known.clone(),
         }
     }
@@ -301,6 +372,7 @@ impl ShardPlan {
 pub struct ShareReadBack {
     records: ReadBack<Vec<ClipRecord>>,
     stats: Option<ReadBack<Vec<TensorStats>>>,
+    partials: Option<ReadBack<Vec<u32>>>,
     known: Arc<Known>,
 }
 
@@ -308,7 +380,9 @@ impl ShareReadBack {
     /// Returns whether [`wait`](Self::wait) would return at once; see [`ReadBack::is_ready`].
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.records.is_ready() && self.stats.as_ref().is_none_or(ReadBack::is_ready)
+        self.records.is_ready()
+            && self.stats.as_ref().is_none_or(ReadBack::is_ready)
+            && self.partials.as_ref().is_none_or(ReadBack::is_ready)
     }
 
     /// Waits for the GPU, and returns the share.
@@ -319,7 +393,8 @@ impl ShareReadBack {
     pub fn wait(self) -> Result<Share, Error> {
         let records = self.records.wait()?;
         let stats = self.stats.map(ReadBack::wait).transpose()?.unwrap_or_default();
-        Ok(self.known.share(&records, &stats))
+        let partials = self.partials.map(ReadBack::wait).transpose()?.unwrap_or_default();
+        Ok(self.known.share(&records, &stats, &partials))
     }
 }
 
@@ -335,7 +410,11 @@ impl IntoFuture for ShareReadBack {
                 Some(stats) => stats.await?,
                 None => Vec::new(),
             };
-            Ok(self.known.share(&records, &stats))
+            let partials = match self.partials {
+                Some(partials) => partials.await?,
+                None => Vec::new(),
+            };
+            Ok(self.known.share(&records, &stats, &partials))
         })
     }
 }

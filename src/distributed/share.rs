@@ -1,5 +1,6 @@
 //! `Share`: what a plan measured of its shard.
 
+use super::tile_norm::Partial;
 use crate::ClipRecord;
 use crate::extended::in_f32_precision;
 use crate::record::NormMeasurement;
@@ -14,8 +15,12 @@ use crate::stats::TensorStats;
 pub struct Share {
     /// One for each record.
     pub(super) records: Vec<Measured>,
-    /// One for each gradient. Empty without [`tensor_stats`](crate::Clip::tensor_stats).
-    pub(super) tensors: Vec<MeasuredTensor>,
+    /// The measured gradients, by the index of the gradient. Empty without [`tensor_stats`](crate::Clip::tensor_stats).
+    pub(super) tensors: Vec<(usize, MeasuredTensor)>,
+    /// The number of gradients with statistics; with a reproducible norm, those of all ranks.
+    pub(super) gradients: usize,
+    /// The partials of tiles, by their index among those of all ranks. Empty unless the norm is reproducible.
+    pub(super) tiles: Vec<(usize, Partial)>,
 }
 
 /// What was measured of the gradients of one record, with their loss scale.

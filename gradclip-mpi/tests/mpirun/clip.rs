@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Debug;
 
-use gradclip::distributed::{AllReduce, JoinError, ShardedClip};
+use gradclip::distributed::{AllReduce, JoinError, Shard, ShardedClip};
 use gradclip::wgpu::CommandEncoderDescriptor;
 use gradclip::{Clip, ClipRecord, Error, Gradient, NonFinite, NormType, ZClip};
 use gradclip_mpi::MpiAllReduce;
@@ -15,6 +15,7 @@ use crate::{End, Scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "clip::parity", ranks: &[1, 2, 4], run: parity, end: End::Passes },
+    Scenario { name: "clip::reproducible", ranks: &[1, 2, 3, 4, 7], run: reproducible, end: End::Passes },
     Scenario { name: "clip::shapes_of_shards", ranks: &[4], run: shapes, end: End::Passes },
     Scenario { name: "clip::non_finite_gradients", ranks: &[2, 4], run: non_finite, end: End::Passes },
     Scenario { name: "clip::magnitudes", ranks: &[3], run: magnitudes, end: End::Passes },
@@ -165,6 +166,53 @@ fn parity(world: &SimpleCommunicator) -> Result<(), String> {
             assert_eq!(record.max_magnitude, plain.max_magnitude, "{what}");
             assert_eq!(elements, scaled(&shards[rank.rank()], record.factor), "{what}");
         }
+    }
+    Ok(())
+}
+
+/// Rank 0 prints the bits of the record. The harness compares them between numbers of ranks.
+fn reproducible(world: &SimpleCommunicator) -> Result<(), String> {
+    let mut rank = Rank::new(world);
+    let (own, size) = (rank.rank(), rank.size());
+    for (name, whole) in [
+        ("ordinary", [noise(1, 30_000), noise(2, 9000)]),
+        ("tiny and huge", [vec![1e-30; 30_000], vec![3e38; 9000]]),
+    ] {
+        let elements = whole.each_ref().map(|gradient| gradient.len() as u64);
+        let clip = ShardedClip::new(&[Clip::by_global_norm(0.5)]).unwrap();
+        let mut clip = clip.reproducible(&elements).unwrap();
+        let tile = usize::try_from(clip.tile_elements().unwrap()).unwrap();
+        // Unequal shards, so that the cuts for two ranks are not among those for four.
+        let shards: Vec<(usize, Vec<f32>)> = whole
+            .iter()
+            .map(|gradient| {
+                let tiles = gradient.len().div_ceil(tile);
+                let cut = |rank: usize| (tiles * rank * rank / (size * size) * tile).min(gradient.len());
+                (cut(own), gradient[cut(own)..cut(own + 1)].to_vec())
+            })
+            .collect();
+        let (offsets, shards): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
+        let buffers = rank.gpu.buffers(&shards);
+        let listed: Vec<_> = listed(&shards, &buffers)
+            .into_iter()
+            .zip(&offsets)
+            .enumerate()
+            .filter(|(index, _)| !shards[*index].is_empty())
+            .map(|(index, (gradient, &offset))| Shard::new(gradient, index, offset as u64))
+            .collect();
+        let plan = clip.prepare_shards(&rank.gpu.clipper, &listed).unwrap();
+        let record = clip.clip(&plan, &rank.gpu.queue, &mut rank.all_reduce).unwrap()[0];
+        rank.agree(name, &record);
+        for (shard, buffer) in shards.iter().zip(&buffers) {
+            // A subnormal factor is not exact as an f32.
+            if shard.is_empty() || !record.factor.is_normal() {
+                continue;
+            }
+            let expected = scaled(std::slice::from_ref(shard), record.factor).concat();
+            assert_eq!(rank.gpu.read(buffer, shard.len()), expected, "{name}");
+        }
+        let bits: &[u32] = bytemuck::cast_slice(std::slice::from_ref(&record));
+        rank.print(&format!("{name}: {bits:x?} {record:?}"));
     }
     Ok(())
 }

@@ -5,4 +5,5 @@ mod failures;
 mod join_norms;
 mod numerics;
 mod ranks;
+mod reproducible;
 mod state;
