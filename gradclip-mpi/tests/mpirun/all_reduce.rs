@@ -88,26 +88,26 @@ fn same_bits(world: &SimpleCommunicator) -> Result<(), String> {
     Ok(())
 }
 
-/// A collective operation of the program is in flight while the clip's operations run.
+/// A collective operation of the program is in flight while the clip's operations run. The ranks start them in different orders, which one
+/// communicator would not permit.
 fn own_communicator(world: &SimpleCommunicator) -> Result<(), String> {
     let mut ranks = MpiAllReduce::duplicate(world);
     let own = [f64::from(world.rank() + 1); 3];
     let mut in_flight = [0.0; 3];
-    let mut sums = [1.0];
+    let (mut sums, mut maxima) = ([1.0], [own[0]; 2]);
     request::scope(|scope| {
-        // The ranks start the two operations in different orders, which one communicator would not permit.
         if world.rank() == 0 {
-            ranks.sum(&mut sums).unwrap();
+            ranks.sum_and_max(&mut sums, &mut maxima).unwrap();
             world.immediate_all_reduce_into(scope, &own, &mut in_flight, SystemOperation::sum()).wait();
         } else {
             let request =
                 world.immediate_all_reduce_into(scope, &own, &mut in_flight, SystemOperation::sum());
-            ranks.sum(&mut sums).unwrap();
+            ranks.sum_and_max(&mut sums, &mut maxima).unwrap();
             request.wait();
         }
     });
     let size = f64::from(world.size());
-    assert_eq!((sums, in_flight), ([size], [size * (size + 1.0) / 2.0; 3]));
+    assert_eq!((sums, maxima, in_flight), ([size], [size; 2], [size * (size + 1.0) / 2.0; 3]));
     Ok(())
 }
 
