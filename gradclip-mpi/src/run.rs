@@ -55,9 +55,11 @@ pub fn run<T, E: Display>(program: impl FnOnce(&SimpleCommunicator) -> Result<T,
     abort_on_panic();
     assert!(threading >= Threading::Funneled, "the MPI library does not support processes with threads");
     let world = universe.world();
+    // The barrier at the end must not meet the program's collective calls on another rank.
+    let end = world.duplicate();
     match catch_unwind(AssertUnwindSafe(|| program(&world))) {
         Ok(Ok(value)) => {
-            await_all_ranks(&world);
+            await_all_ranks(&end);
             value
         }
         Ok(Err(error)) => {
@@ -87,18 +89,18 @@ fn abort_on_panic() {
 }
 
 /// Waits until `program` has returned on all ranks. Sleeps between polls, so that a rank that is done leaves the processor to others.
-fn await_all_ranks(world: &SimpleCommunicator) {
+fn await_all_ranks(ranks: &SimpleCommunicator) {
     let start = Instant::now();
     let mut reported = false;
     let mut pause = Duration::from_micros(10);
-    let mut barrier = world.immediate_barrier();
+    let mut barrier = ranks.immediate_barrier();
     while let Err(pending) = barrier.test() {
         barrier = pending;
         if !reported && start.elapsed() >= REPORT_AFTER {
             eprintln!(
                 "rank {} of {} returned {} s ago and waits for ranks that have not",
-                world.rank(),
-                world.size(),
+                ranks.rank(),
+                ranks.size(),
                 REPORT_AFTER.as_secs()
             );
             reported = true;

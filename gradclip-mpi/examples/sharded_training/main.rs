@@ -2,8 +2,9 @@
 //! `cargo build --example sharded_training`, then `mpirun -n 4 target/debug/examples/sharded_training`
 //!
 //! Every rank has all parameters, and a shard of the gradients and of Adam's state (ZeRO, stage 2). A step has eight
-//! micro-batches. The ranks share them out, exchange their gradients, and each adds up those of its shard on its own device. The clip
-//! joins the norms of all shards. Every 25th step has a broken label, and its gradient is thousands of times as large as others.
+//! micro-batches. The ranks share them out and exchange their gradients. Each adds up the gradients of its shard and writes the sum to
+//! its device, where it is clipped. The clip joins the norms of all shards. Every 25th step has a broken label, and its gradient is
+//! thousands of times as large as others.
 //!
 //! Rank 0 prints the losses. They are the same to the last bit for every number of ranks, since all sums have the same order. With
 //! `--no-clip`, the broken labels ruin the training.
@@ -12,7 +13,7 @@ mod collectives;
 mod model;
 mod shard;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use gradclip::distributed::{AllReduce, ShardedClip};
 use gradclip::{Clip, NonFinite};
 use gradclip_mpi::MpiAllReduce;
@@ -33,17 +34,21 @@ struct Options {
 
 fn main() -> Result<()> {
     // Before MPI starts, so that a wrong argument is reported without it.
-    let mut options = Options { steps: STEPS, clip: true };
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            "--no-clip" => options.clip = false,
-            steps => {
-                options.steps = steps.parse().context("usage: sharded_training [--no-clip] [STEPS]")?;
-            }
-        }
-    }
+    let options = options(std::env::args().skip(1))?;
     gradclip_mpi::run(|world| train(world, &options));
     Ok(())
+}
+
+fn options(arguments: impl Iterator<Item = String>) -> Result<Options> {
+    let mut options = Options { steps: STEPS, clip: true };
+    for argument in arguments {
+        match (argument.as_str(), argument.parse()) {
+            ("--no-clip", _) => options.clip = false,
+            (_, Ok(steps)) => options.steps = steps,
+            _ => bail!("unknown argument '{argument}'; usage: sharded_training [--no-clip] [STEPS]"),
+        }
+    }
+    Ok(options)
 }
 
 fn train(world: &SimpleCommunicator, options: &Options) -> Result<()> {

@@ -5,8 +5,9 @@ use std::process::{Command, exit, id};
 use std::thread;
 use std::time::Duration;
 
+use mpi::collective::SystemOperation;
 use mpi::request::WaitGuard;
-use mpi::topology::SimpleCommunicator;
+use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Source};
 
 use crate::{End, Scenario};
@@ -60,8 +61,18 @@ fn success(world: &SimpleCommunicator) -> Result<(), String> {
     Ok(())
 }
 
+/// Rank 1 returns at once. The others go on, with a communicator of their own.
 fn late(world: &SimpleCommunicator) -> Result<(), String> {
-    thread::sleep(Duration::from_millis(500) * u32::try_from(world.rank()).unwrap());
+    let others = world.split_by_color(Color::with_value(i32::from(world.rank() == 1))).unwrap();
+    if world.rank() == 1 {
+        return Ok(());
+    }
+    for step in 1..=20 {
+        thread::sleep(Duration::from_millis(50));
+        let mut sum = 0;
+        others.all_reduce_into(&step, &mut sum, SystemOperation::sum());
+        assert_eq!(sum, 2 * step);
+    }
     Ok(())
 }
 

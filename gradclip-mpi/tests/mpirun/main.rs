@@ -41,7 +41,7 @@ enum End {
 const MOST_RANKS: &str = "GRADCLIP_MPI_MOST_RANKS";
 
 /// For a job that passes. It ends much earlier, except on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 /// For a job that fails: others must not wait for the failed rank.
 const LIMIT_OF_FAILURE: Duration = Duration::from_secs(10);
 
