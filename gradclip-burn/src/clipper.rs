@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
-use gradclip::operation::{Operation, check_max_norms, check_norm_histories, check_step_counts};
-use gradclip::stats::{NormHistory, StepCounts};
+use gradclip::operation::{
+    Operation, check_max_norms, check_norm_histories, check_norm_windows, check_step_counts,
+};
+use gradclip::stats::{NormHistory, NormWindow, StepCounts};
 use gradclip::{Clip, ClipRecord};
 
 use crate::clipped::{Clipped, Measurement};
@@ -39,18 +41,21 @@ use crate::{device::GradientShape, kernels};
 ///
 /// # State
 ///
-/// [`Clip::z_clip`], [`Clip::count_steps`] and [`Clip::skip_above`] keep state from step to step: one [`NormHistory`]
-/// and one [`StepCounts`] for each element of [`Clipped::norm`]. Such a clipper serves one model. Its clones share the
-/// state, so a clone that you keep reads the state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a
-/// `Learner` uses. A new clipper starts with an empty state.
+/// Some options keep state from step to step. [`Clip::z_clip`] keeps a [`NormHistory`], [`Clip::auto_clip`] a
+/// [`NormWindow`], and [`Clip::count_steps`] and [`Clip::skip_above`] keep [`StepCounts`]: one for each element of
+/// [`Clipped::norm`]. Such a clipper serves one model. Its clones share the state, so a clone that you keep reads the
+/// state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a `Learner` uses. A new clipper starts with
+/// an empty state.
 ///
-/// The state stays on the device. [`norm_histories`](Self::norm_histories) and [`step_counts`](Self::step_counts) read
-/// it as plain data for a checkpoint; [`set_norm_histories`](Self::set_norm_histories) and
+/// The state stays on the device. [`norm_histories`](Self::norm_histories), [`norm_windows`](Self::norm_windows) and
+/// [`step_counts`](Self::step_counts) read it as plain data for a checkpoint;
+/// [`set_norm_histories`](Self::set_norm_histories), [`set_norm_windows`](Self::set_norm_windows) and
 /// [`set_step_counts`](Self::set_step_counts) restore it. A clip of each gradient by its own norm that keeps state
 /// needs gradients of the same parameters at every step.
 ///
 /// If steps alternate between the kernels and tensor operations, each change waits for the device to read the state
-/// back. Otherwise no step waits.
+/// back. A new length of the window ([`AutoClip::window`](gradclip::AutoClip::window)) waits once, too; the latest norms
+/// stay. Otherwise no step waits.
 #[derive(Clone)]
 pub struct GradClipper {
     /// The clip of the parameters in no group, followed by the clip of each group.
@@ -87,8 +92,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::auto_clip` and `dynamic_loss_scale`,
-    /// which this package does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::dynamic_loss_scale`, which this
+    /// package does not support.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
@@ -235,7 +240,17 @@ impl GradClipper {
     ///
     /// [`Error::Backend`].
     pub fn norm_histories(&self) -> Result<Vec<NormHistory>, Error> {
-        pollster::block_on(self.state().histories.read())
+        pollster::block_on(self.norm_histories_async())
+    }
+
+    /// Reads back the [`norm_histories`](Self::norm_histories) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`norm_histories`](Self::norm_histories).
+    pub async fn norm_histories_async(&self) -> Result<Vec<NormHistory>, Error> {
+        let stored = self.state().histories.clone();
+        stored.read().await
     }
 
     /// Restores norm histories, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of
@@ -270,6 +285,59 @@ impl GradClipper {
         Ok(())
     }
 
+    /// Reads back the norm windows of an [`auto_clip`](Clip::auto_clip), one for each element of [`Clipped::norm`], for
+    /// example for a checkpoint. Empty before the first clip. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`].
+    pub fn norm_windows(&self) -> Result<Vec<NormWindow>, Error> {
+        pollster::block_on(self.norm_windows_async())
+    }
+
+    /// Reads back the [`norm_windows`](Self::norm_windows) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`norm_windows`](Self::norm_windows).
+    pub async fn norm_windows_async(&self) -> Result<Vec<NormWindow>, Error> {
+        let stored = self.state().norm_windows.clone();
+        stored.read().await
+    }
+
+    /// Restores norm windows, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of
+    /// this clipper share them.
+    ///
+    /// ```
+    /// # use gradclip_burn::{AutoClip, Clip, Error, GradClipper};
+    /// # fn resume(saved: &GradClipper) -> Result<GradClipper, Error> {
+    /// let clip = Clip::by_global_norm(f32::INFINITY).auto_clip(AutoClip::default());
+    /// let clipper = GradClipper::new(clip)?;
+    /// clipper.set_norm_windows(&saved.norm_windows()?)?;
+    /// # Ok(clipper)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without an [`auto_clip`](Clip::auto_clip), and with `NormWindow` for a window
+    /// that holds more norms than the clip keeps, or a norm that is not positive and finite. The next clip returns
+    /// `StateCount` if the number of windows is wrong.
+    pub fn set_norm_windows(&self, windows: &[NormWindow]) -> Result<(), Error> {
+        let auto_clip = self.operations.iter().find_map(|operation| match operation {
+            Operation::Norm(norm) => norm.auto_clip,
+            _ => None,
+        });
+        let Some(auto_clip) = auto_clip else {
+            return Err(gradclip::Error::NotEnabled { what: "norm windows", with: "auto_clip" }.into());
+        };
+        check_norm_windows(windows, auto_clip)?;
+        let mut state = self.state();
+        state.norm_windows = Stored::Host(windows.to_vec());
+        state.parameters = None;
+        Ok(())
+    }
+
     /// Reads back the counts of [`count_steps`](Clip::count_steps) or [`skip_above`](Clip::skip_above), one for each
     /// element of [`Clipped::norm`]. Empty before the first clip. Waits for the device.
     ///
@@ -277,7 +345,17 @@ impl GradClipper {
     ///
     /// [`Error::Backend`].
     pub fn step_counts(&self) -> Result<Vec<StepCounts>, Error> {
-        pollster::block_on(self.state().step_counts.read())
+        pollster::block_on(self.step_counts_async())
+    }
+
+    /// Reads back the [`step_counts`](Self::step_counts) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`step_counts`](Self::step_counts).
+    pub async fn step_counts_async(&self) -> Result<Vec<StepCounts>, Error> {
+        let stored = self.state().step_counts.clone();
+        stored.read().await
     }
 
     /// Restores step counts, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of this
@@ -478,7 +556,7 @@ impl GradClipper {
         let taken = gradients::take(gradients, module, selection);
         let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.info.path.clone()).collect();
         let clip = Arc::new(ResolvedClip::new(operations, &taken));
-        let keeps_state = (clip.keeps_histories() || clip.counts_steps()) && !taken.is_empty();
+        let keeps_state = clip.stateful().is_some() && !taken.is_empty();
         // Locked until the new state is stored: concurrent clips add to the state one after the other.
         let mut state = keeps_state.then(|| self.state());
         let route = match Route::new(&taken, &paths, &clip, norm, state.as_deref_mut()) {
@@ -514,13 +592,8 @@ impl GradClipper {
             Route::Kernels(shapes, mut inputs) => {
                 let (gradients, measurement) =
                     kernels::clip(gradients, shapes, clip, &mut inputs, &self.cache);
-                if let Some(state) = state {
-                    if let Some(words) = inputs.histories {
-                        state.histories = Stored::Words(Box::new(words));
-                    }
-                    if let Some(words) = inputs.step_counts {
-                        state.step_counts = Stored::Words(Box::new(words));
-                    }
+                if let Some((state, norm)) = state.zip(clip.stateful()) {
+                    state.store_words(norm, inputs.state);
                 }
                 let measurement = match measurement {
                     Some(measurement) => Measurement::Kernels(Box::new(measurement)),
@@ -531,12 +604,7 @@ impl GradClipper {
             Route::TensorOps(mut inputs) => {
                 let (gradients, measurement) = tensor_ops::clip(gradients, clip, &mut inputs);
                 if let Some(state) = state {
-                    if let Some(tensors) = inputs.histories {
-                        state.histories = Stored::Tensors(Box::new(tensors));
-                    }
-                    if let Some(tensors) = inputs.step_counts {
-                        state.step_counts = Stored::Tensors(Box::new(tensors));
-                    }
+                    state.store_tensors(inputs.state);
                 }
                 let measurement = match measurement {
                     Some(measurement) => Measurement::TensorOps(Box::new(measurement)),
@@ -566,14 +634,9 @@ impl Route {
         state: Option<&mut State>,
     ) -> Result<Self, Error> {
         let records = clip.segments();
-        let mut state = state;
-        if let Some(state) = &mut state {
-            if clip.keeps_histories() {
-                state.histories.check_count("norm histories", records)?;
-            }
-            if clip.counts_steps() {
-                state.step_counts.check_count("step counts", records)?;
-            }
+        let mut state = state.zip(clip.stateful());
+        if let Some((state, norm)) = &mut state {
+            state.check_counts(norm, records)?;
             if let Some(expected) = state.parameters.as_deref().filter(|expected| **expected != **paths) {
                 return Err(Error::OtherGradients { expected: expected.to_vec(), given: paths.to_vec() });
             }
@@ -581,23 +644,18 @@ impl Route {
         }
         // Without gradients, there is no device, and no input is used.
         let Some(device) = gradients.first().map(Gradient::device) else {
-            let inputs = tensor_ops::Inputs { supplied: None, histories: None, step_counts: None };
-            return Ok(Self::TensorOps(Box::new(inputs)));
+            return Ok(Self::TensorOps(Box::default()));
         };
         let supplied = norm.map(|norm| norm.on(&device));
-        let histories = state.as_mut().filter(|_| clip.keeps_histories()).map(|state| &mut state.histories);
         #[cfg(feature = "wgpu")]
         if let Some(shapes) = kernels::shapes(gradients, clip) {
-            let histories = histories.map(|histories| histories.take_words(records, &device)).transpose()?;
-            let counts = state.filter(|_| clip.counts_steps()).map(|state| &mut state.step_counts);
-            let step_counts = counts.map(|counts| counts.take_words(records, &device)).transpose()?;
-            let inputs = kernels::Inputs { supplied, histories, step_counts };
+            let state = state.map(|(state, norm)| state.take_words(norm, records, &device)).transpose()?;
+            let inputs = kernels::Inputs { supplied, state: state.unwrap_or_default() };
             return Ok(Self::Kernels(shapes, Box::new(inputs)));
         }
-        let histories = histories.map(|histories| histories.take_tensors(records, &device)).transpose()?;
-        let counts = state.filter(|_| clip.counts_steps()).map(|state| &mut state.step_counts);
-        let step_counts = counts.map(|counts| counts.take_tensors(records, &device)).transpose()?;
-        Ok(Self::TensorOps(Box::new(tensor_ops::Inputs { supplied, histories, step_counts })))
+        let state = state.map(|(state, norm)| state.take_tensors(norm, records, &device)).transpose()?;
+        let inputs = tensor_ops::Inputs { supplied, state: state.unwrap_or_default() };
+        Ok(Self::TensorOps(Box::new(inputs)))
     }
 }
 

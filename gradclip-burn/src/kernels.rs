@@ -10,6 +10,7 @@ use crate::backend::{KernelBackend, WgpuPrimitive};
 use crate::device::{self, ClipPrimitives, GradientShape, StatePrimitives, TableCache};
 use crate::gradients::{Gradient, GradientInfo, kernel_dtype};
 use crate::resolved_clip::ResolvedClip;
+use crate::state::StateWords;
 
 /// The outputs of the norm kernels, on the device.
 #[derive(Clone, Debug)]
@@ -28,10 +29,8 @@ pub(crate) struct KernelMeasurement {
 pub(crate) struct Inputs {
     /// The norm of a clip by supplied norm.
     pub(crate) supplied: Option<Tensor<1>>,
-    /// The norm histories of a z-clip, as words. The clip replaces them.
-    pub(crate) histories: Option<Tensor<1, Int>>,
-    /// The step counts, as words, if the clip counts steps. The clip replaces them.
-    pub(crate) step_counts: Option<Tensor<1, Int>>,
+    /// The state. The clip replaces it.
+    pub(crate) state: StateWords,
 }
 
 /// Clips gradients whose [`shapes`] the kernels can clip. A clip by norm also returns its measurement.
@@ -66,16 +65,21 @@ pub(crate) fn clip(
         parameters,
         supplied: inputs.supplied.take().and_then(|norm| norm.try_into_primitive::<Wgpu>().ok()),
         state: StatePrimitives {
-            histories: words(&mut inputs.histories),
-            step_counts: words(&mut inputs.step_counts),
+            histories: words(&mut inputs.state.histories),
+            norm_windows: words(&mut inputs.state.norm_windows),
+            step_counts: words(&mut inputs.state.step_counts),
         },
     };
     let clipped = Wgpu::clip(primitives, shapes, clip.clone(), cache.clone());
     let gradients =
         infos.into_iter().zip(clipped.gradients).map(|(info, primitive)| from_primitive(info, primitive));
     let measurement = clipped.outputs.map(|outputs| {
-        inputs.histories = outputs.state.histories.map(Tensor::from_primitive::<Wgpu>);
-        inputs.step_counts = outputs.state.step_counts.map(Tensor::from_primitive::<Wgpu>);
+        let StatePrimitives { histories, norm_windows, step_counts } = outputs.state;
+        inputs.state = StateWords {
+            histories: histories.map(Tensor::from_primitive::<Wgpu>),
+            norm_windows: norm_windows.map(Tensor::from_primitive::<Wgpu>),
+            step_counts: step_counts.map(Tensor::from_primitive::<Wgpu>),
+        };
         KernelMeasurement {
             norms: Tensor::from_primitive::<Wgpu>(outputs.norms),
             factors: Tensor::from_primitive::<Wgpu>(outputs.factors),

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 
-pub use gradclip::stats::{NormHistory, StepCounts, TensorStats};
-pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType, ZClip};
+pub use gradclip::stats::{NormHistory, NormWindow, StepCounts, TensorStats};
+pub use gradclip::{AutoClip, Clip, ClipRecord, Epsilon, NonFinite, NormType, ZClip};
 
 // A module imports only modules to its left: `error`, `state`, `supplied_norm`, `gradients`, `resolved_clip`,
 // `tensor_ops`, `device`, `backend`, `kernels`, `clipped`, `clipper`, `optimizer`, `train`.

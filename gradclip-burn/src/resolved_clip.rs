@@ -39,9 +39,6 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
         Operation::Clamp { .. } => return Ok(()),
         _ => return Err(Error::Unsupported { option: "an operation other than Norm and Clamp" }),
     };
-    if norm.auto_clip.is_some() {
-        return Err(Error::Unsupported { option: "Clip::auto_clip" });
-    }
     if norm.dynamic_loss_scale.is_some() {
         return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
     }
@@ -115,14 +112,16 @@ impl ResolvedClip {
         matches!(self.kind, ClipKind::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
     }
 
-    /// Returns whether the clip has a limit that follows past norms.
-    pub(crate) const fn keeps_histories(&self) -> bool {
-        matches!(self.kind, ClipKind::Norm(ByNorm { z_clip: Some(_), .. }))
-    }
-
-    /// Returns whether the clip counts steps, or has a rule that needs the counts.
-    pub(crate) const fn counts_steps(&self) -> bool {
-        matches!(self.kind, ClipKind::Norm(norm) if norm.keeps_step_counts())
+    /// Returns the options of a clip by norm that keeps state from step to step.
+    pub(crate) fn stateful(&self) -> Option<&ByNorm> {
+        match &self.kind {
+            ClipKind::Norm(norm)
+                if norm.z_clip.is_some() || norm.auto_clip.is_some() || norm.keeps_step_counts() =>
+            {
+                Some(norm)
+            }
+            _ => None,
+        }
     }
 
     /// Returns whether the outcome of the clip decides if the optimizer steps.

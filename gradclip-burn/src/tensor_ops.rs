@@ -6,11 +6,11 @@ use std::ops::Range;
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use gradclip::kernels::tables::{Bounds, NormParams};
 use gradclip::operation::{ByNorm, SkipAbove};
-use gradclip::{NonFinite, NormType};
+use gradclip::{AutoClip, NonFinite, NormType};
 
 use crate::gradients::{Gradient, kernel_dtype};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
-use crate::state::{CountTensors, HistoryTensors};
+use crate::state::{CountTensors, HistoryTensors, TensorState, WindowTensors};
 
 /// The measurement of a clip by norm. All numbers are f32 on the device of the first gradient.
 ///
@@ -61,13 +61,12 @@ const LARGE: f32 = 9_223_372_036_854_775_808.0;
 const SHIFT: f32 = 1.0 / 18_446_744_073_709_551_616.0;
 
 /// The inputs of a clip besides its gradients, on the device of the first gradient.
+#[derive(Default)]
 pub(crate) struct Inputs {
     /// The norm of a clip by supplied norm.
     pub(crate) supplied: Option<Tensor<1>>,
-    /// The norm histories of a z-clip. The clip replaces them.
-    pub(crate) histories: Option<HistoryTensors>,
-    /// The step counts, if the clip counts steps. The clip replaces them.
-    pub(crate) step_counts: Option<CountTensors>,
+    /// The state. The clip replaces it.
+    pub(crate) state: TensorState,
 }
 
 /// Clips gradients. A clip by norm also returns its measurement.
@@ -87,7 +86,7 @@ pub(crate) fn clip(
             };
             let parameters =
                 clip.reads_parameters().then(|| ParameterNorms::measured(&gradients, &norm, clip, &device));
-            let measurement = limit(norms, parameters, &norm, clip, inputs, &device);
+            let measurement = limit(norms, parameters, &norm, clip, &mut inputs.state, &device);
             let gradients = if clip.writes_gradients() {
                 let gradients = gradients.into_iter().zip(&clip.segments_of);
                 gradients
@@ -195,14 +194,18 @@ fn limit(
     parameters: Option<ParameterNorms>,
     norm: &ByNorm,
     clip: &ResolvedClip,
-    inputs: &mut Inputs,
+    state: &mut TensorState,
     device: &Device,
 ) -> TensorOpsMeasurement {
     let SegmentNorms { shifted_norms, shifts, is_finite, max_magnitudes, empty, stats } = norms;
     let limits: Vec<f32> = clip.bounds.iter().map(|bounds| bounds[1]).collect();
     let mut limits = Tensor::<1>::from_data(limits.as_slice(), (device, DType::F32));
-    if let Some(histories) = &mut inputs.histories {
+    if let Some(histories) = &mut state.histories {
         let follows = z_clip(histories, norm, &shifted_norms, &shifts, &is_finite);
+        limits = limits.min_pair(follows);
+    }
+    if let Some((windows, auto_clip)) = state.norm_windows.as_mut().zip(norm.auto_clip) {
+        let follows = auto_clip_limits(windows, auto_clip, &shifted_norms, &shifts, &is_finite);
         limits = limits.min_pair(follows);
     }
 
@@ -250,7 +253,7 @@ fn limit(
     };
     let norms = shifted_norms.clone() * one.clone();
     let (mut shifted_factors, mut is_too_large) = (shifted_factors, Tensor::zeros_like(&norms));
-    if let Some(counts) = &mut inputs.step_counts {
+    if let Some(counts) = &mut state.step_counts {
         if let Some(skip) = norm.skip_above {
             let is_skipped = skip_above(counts, skip, &shifted_norms, &shifts, &is_bad);
             shifted_factors = shifted_factors.mask_where(is_skipped.clone(), shifts.clone().recip());
@@ -368,6 +371,77 @@ fn z_clip(
     histories.means = means.mask_where(is_counted.clone(), next_means);
     histories.deviations = deviations.mask_where(is_counted, next_deviations);
     Tensor::ones_like(&limits).mul_scalar(f32::INFINITY).mask_where(is_spike, limits)
+}
+
+/// Adds norms to their windows, and returns the limits that follow from these: infinity for a norm within its
+/// percentile. The same as gradclip's auto-clip. A norm that is zero or not finite does not enter its window; a norm
+/// beyond f32 enters as the largest f32.
+fn auto_clip_limits(
+    windows: &mut WindowTensors,
+    auto_clip: AutoClip,
+    shifted_norms: &Tensor<1>,
+    shifts: &Tensor<1>,
+    is_finite: &Tensor<1, Bool>,
+) -> Tensor<1> {
+    let WindowTensors { counts, latest, sorted } = windows.clone();
+    let [records, length] = latest.dims();
+    let column = |tensor: Tensor<1>| tensor.reshape([records, 1]);
+    let norms = (shifted_norms.clone() / shifts.clone()).clamp_max(f32::MAX);
+    let is_counted = norms.clone().greater_elem(0.0).bool_and(is_finite.clone());
+    // No number is compared with a NaN.
+    let norms = norms.mask_fill(is_counted.clone().bool_not(), 1.0);
+
+    // The oldest norm leaves a full window. If the window is not full, the oldest is infinity, which changes nothing.
+    let oldest = latest.clone().narrow(1, 0, 1);
+    let infinity = column(Tensor::ones_like(&norms).mul_scalar(f32::INFINITY));
+    let without_first = |rows: Tensor<2>, last: Tensor<2>| match length {
+        1 => last,
+        _ => Tensor::cat(vec![rows.narrow(1, 1, length - 1), last], 1),
+    };
+    let without_last = |rows: Tensor<2>, first: Tensor<2>| match length {
+        1 => first,
+        _ => Tensor::cat(vec![first, rows.narrow(1, 0, length - 1)], 1),
+    };
+    let shifted = without_first(sorted.clone(), infinity);
+    let rest = shifted.mask_where(sorted.clone().lower(oldest.expand([records, length])), sorted.clone());
+    // Inserts the norm: each place takes the norm, its own number or the number before, whichever is the median.
+    let before = without_last(rest.clone(), column(norms.zeros_like()));
+    let next_sorted = before.max_pair(rest.min_pair(column(norms.clone()).expand([records, length])));
+    let next_latest = without_first(latest.clone(), column(norms.clone()));
+    let next_counts = counts.clone().add_scalar(1).clamp_max(auto_clip.window);
+
+    let last = next_counts.clone().sub_scalar(1);
+    let (places, shares) = percentile_places(auto_clip, &norms.device());
+    let low = places.select(0, last.clone());
+    let high = low.clone().add_scalar(1).min_pair(last.clone());
+    let share = shares.select(0, last);
+    let at =
+        |place: Tensor<1, Int>| next_sorted.clone().gather(1, place.reshape([records, 1])).reshape([records]);
+    let (low, high) = (at(low), at(high));
+    // Rounding may leave the range between the two norms.
+    let limits = (low.clone() + share * (high.clone() - low.clone())).max_pair(low).min_pair(high);
+
+    let is_row_counted = is_counted.clone().reshape([records, 1]).expand([records, length]);
+    windows.counts = counts.mask_where(is_counted.clone(), next_counts);
+    windows.latest = latest.mask_where(is_row_counted.clone(), next_latest);
+    windows.sorted = sorted.mask_where(is_row_counted, next_sorted);
+    let is_within = norms.greater(limits.clone()).bool_and(is_counted).bool_not();
+    limits.mask_fill(is_within, f32::INFINITY)
+}
+
+/// Returns the position of the percentile among `n` norms, for each `n` up to the length of the window: the place
+/// before it, and the share of the way to the next place. On the host, so that rounding on the device cannot move the
+/// position off a norm.
+fn percentile_places(auto_clip: AutoClip, device: &Device) -> (Tensor<1, Int>, Tensor<1>) {
+    let positions = (0..auto_clip.window).map(|last| {
+        let last = f64::from(last);
+        (last * f64::from(auto_clip.percentile) / 100.0).clamp(0.0, last)
+    });
+    #[expect(clippy::cast_possible_truncation, reason = "a place in the window, and an f32")]
+    let (places, shares): (Vec<i32>, Vec<f32>) =
+        positions.map(|position| (position as i32, position.fract() as f32)).unzip();
+    let shares = Tensor::from_data(shares.as_slice(), (device, DType::F32));
+    (Tensor::from_data(places.as_slice(), device), shares)
 }
 
 /// Returns `sqrt(a² + b²)` for `a >= 0`. The squares may leave the range of f32.

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::loss_scale::LossScaleState;
 use crate::operation::{ByNorm, Scope};
-use crate::{DType, NonFinite};
+use crate::{AutoClip, DType, NonFinite, NormWindow};
 
 /// A tile: the work of one workgroup. `Tile` of `tile.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -165,6 +165,20 @@ const fn policy(non_finite: NonFinite) -> u32 {
         NonFinite::Zero => 2,
         NonFinite::Poison => 3,
     }
+}
+
+/// Converts the norm windows of the records of an [`auto_clip`](crate::Clip::auto_clip) to the contents of
+/// [`Buffer::NormWindows`](super::Buffer::NormWindows): for each record three words and as many norms as the window is long.
+/// No window may hold more norms than that.
+#[must_use]
+pub fn norm_window_words(auto_clip: AutoClip, windows: &[NormWindow]) -> Vec<u32> {
+    auto_clip.device_words(windows)
+}
+
+/// Converts the contents of [`Buffer::NormWindows`](super::Buffer::NormWindows) back to norm windows.
+#[must_use]
+pub fn norm_windows_of(words: &[u32]) -> Vec<NormWindow> {
+    NormWindow::from_device_words(words)
 }
 
 /// The bounds of a clip by value. `Bounds` of `clamp_bits.wgsl`.

@@ -44,9 +44,7 @@ pub(crate) struct ClipPrimitives<P> {
 impl<P> ClipPrimitives<P> {
     /// Iterates over all tensors.
     pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
-        let StatePrimitives { histories, step_counts } = &self.state;
-        let state = histories.iter().chain(step_counts);
-        self.gradients.iter().chain(&self.parameters).chain(&self.supplied).chain(state)
+        self.gradients.iter().chain(&self.parameters).chain(&self.supplied).chain(self.state.all())
     }
 }
 
@@ -55,8 +53,38 @@ impl<P> ClipPrimitives<P> {
 pub(crate) struct StatePrimitives<P> {
     /// The [`NormHistory`](gradclip::stats::NormHistory) of each segment of a z-clip.
     pub(crate) histories: Option<P>,
+    /// The [`NormWindow`](gradclip::stats::NormWindow) of each segment of an auto-clip.
+    pub(crate) norm_windows: Option<P>,
     /// The [`StepCounts`](gradclip::stats::StepCounts) of each segment, if the clip counts steps.
     pub(crate) step_counts: Option<P>,
+}
+
+impl<P> StatePrimitives<P> {
+    /// Iterates over the tensors that the clip has.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
+        let Self { histories, norm_windows, step_counts } = self;
+        histories.iter().chain(norm_windows).chain(step_counts)
+    }
+
+    /// Converts each tensor.
+    pub(crate) fn map<Q>(self, mut convert: impl FnMut(P) -> Q) -> StatePrimitives<Q> {
+        let Self { histories, norm_windows, step_counts } = self;
+        StatePrimitives {
+            histories: histories.map(&mut convert),
+            norm_windows: norm_windows.map(&mut convert),
+            step_counts: step_counts.map(&mut convert),
+        }
+    }
+
+    /// Borrows each tensor.
+    pub(crate) fn as_ref(&self) -> StatePrimitives<&P> {
+        let Self { histories, norm_windows, step_counts } = self;
+        StatePrimitives {
+            histories: histories.as_ref(),
+            norm_windows: norm_windows.as_ref(),
+            step_counts: step_counts.as_ref(),
+        }
+    }
 }
 
 /// The result of a clip, for primitives of any backend.
@@ -234,14 +262,14 @@ impl Launcher<'_> {
             None => self.partials(tensors, reduction),
         };
         let supplied = supplied.map(into_contiguous);
-        let StatePrimitives { histories, step_counts } = state;
         // The state may come from another thread, which has a stream of its own. CubeCL orders the streams by the stream
         // that created a buffer, so a buffer of another stream is not updated in place.
         let in_this_stream = |state: CubeTensor| {
             let is_here = state.handle.stream == records.handle.stream;
             if is_here { into_writable(state) } else { into_dense(state.copy()) }
         };
-        let [histories, step_counts] = [histories, step_counts].map(|state| state.map(in_this_stream));
+        let state = state.map(in_this_stream);
+        let StatePrimitives { histories, norm_windows, step_counts } = &state;
         let bound = |buffer| match buffer {
             Buffer::Bank(_) => Some(&partials),
             Buffer::NormParams => tables.norm_params.as_ref(),
@@ -252,6 +280,7 @@ impl Launcher<'_> {
             Buffer::Factors => Some(&factors.handle),
             Buffer::SuppliedNorm => supplied.as_ref().map(|tensor| &tensor.handle),
             Buffer::Histories => histories.as_ref().map(|tensor| &tensor.handle),
+            Buffer::NormWindows => norm_windows.as_ref().map(|tensor| &tensor.handle),
             Buffer::StepCounts => step_counts.as_ref().map(|tensor| &tensor.handle),
             _ => None,
         };
@@ -261,8 +290,9 @@ impl Launcher<'_> {
 
         // A stage that changes the records comes before the copy of their norms and factors.
         let reads_parameters = matches!(norm.scope, Scope::Parameter { .. });
+        let follows_norms = histories.is_some() || norm_windows.is_some();
         let changes_records =
-            supplied.is_some() || reads_parameters || histories.is_some() || norm.skip_above.is_some();
+            supplied.is_some() || reads_parameters || follows_norms || norm.skip_above.is_some();
         if supplied.is_some() {
             per_segment(Kernel::SuppliedNorm);
         } else {
@@ -287,6 +317,9 @@ impl Launcher<'_> {
         if histories.is_some() {
             per_segment(Kernel::ZClip);
         }
+        if norm_windows.is_some() {
+            self.launch(Kernel::AutoClip, segments, input);
+        }
         if step_counts.is_some() {
             per_segment(Kernel::Conclude);
         }
@@ -302,7 +335,7 @@ impl Launcher<'_> {
             });
             stats
         });
-        NormOutputs { norms, factors, records, stats, state: StatePrimitives { histories, step_counts } }
+        NormOutputs { norms, factors, records, stats, state }
     }
 
     /// Launches the kernels that reduce the tiles of gradients to partials. Returns these.
@@ -436,6 +469,7 @@ mod tests {
         for (kernel, other) in [
             (Kernel::SuppliedNorm, &[Buffer::SuppliedNorm][..]),
             (Kernel::ZClip, &[Buffer::Histories]),
+            (Kernel::AutoClip, &[Buffer::NormWindows]),
             (Kernel::Agc, &[Buffer::ParameterRecords]),
             (Kernel::Conclude, &[Buffer::StepCounts]),
             (Kernel::NormsAndFactors, &[Buffer::Norms, Buffer::Factors]),

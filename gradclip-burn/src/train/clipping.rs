@@ -37,8 +37,8 @@ use crate::{Clipped, Error, GradClipper};
 ///
 /// # Limits and state
 ///
-/// [`with_max_norm_schedule`](Self::with_max_norm_schedule) changes the limit from step to step. The norm histories and
-/// step counts of the clipper are shared by its clones: keep a clone to save them with a checkpoint.
+/// [`with_max_norm_schedule`](Self::with_max_norm_schedule) changes the limit from step to step. The clones of the
+/// clipper share its [state](GradClipper#state): keep a clone to save it with a checkpoint.
 ///
 /// # Non-finite gradients
 ///

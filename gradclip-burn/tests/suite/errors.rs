@@ -4,9 +4,8 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
-use gradclip::AutoClip;
 use gradclip::loss_scale::LossScale;
-use gradclip_burn::{Clip, Epsilon, Error, GradClipper, NormType};
+use gradclip_burn::{AutoClip, Clip, Epsilon, Error, GradClipper, NormType, ZClip};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
 
@@ -23,6 +22,10 @@ fn invalid_options_are_refused() {
     assert!(matches!(refused(norm(1.0).norm_type(NormType::P(f32::NAN))), Core::NormType { .. }));
     assert!(matches!(refused(norm(1.0).loss_scale(0.0)), Core::LossScale { given: 0.0 }));
     assert!(matches!(refused(norm(1.0).epsilon(Epsilon::Value(f32::NAN))), Core::Epsilon { .. }));
+    let percentile = AutoClip { percentile: 101.0, ..AutoClip::default() };
+    assert!(matches!(refused(norm(1.0).auto_clip(percentile)), Core::AutoClip { .. }));
+    let two_rules = norm(1.0).auto_clip(AutoClip::default()).z_clip(ZClip::default());
+    assert!(matches!(refused(two_rules), Core::ConflictingLimits));
     assert!(matches!(refused(Clip::by_value(-1.0)), Core::ClipValue { .. }));
     assert!(matches!(refused(Clip::by_value(1.0).coefficient_only()), Core::NeedsNorm { .. }));
     assert!(matches!(GradClipper::by_value(f32::NAN), Err(Error::Clip(Core::ClipValue { .. }))));
@@ -55,8 +58,6 @@ fn an_unsupported_option_is_named() {
     };
     let scale = Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default());
     assert_eq!(unsupported(scale), "Clip::dynamic_loss_scale");
-    let auto_clip = Clip::by_global_norm(1.0).auto_clip(AutoClip::default());
-    assert_eq!(unsupported(auto_clip), "Clip::auto_clip");
 }
 
 #[test]
