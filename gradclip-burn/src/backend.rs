@@ -96,6 +96,9 @@ where
                 add_vector(count * STATS_WORDS, DType::U32);
             }
             outputs.extend(inputs.state.all().map(like));
+            if inputs.state.norm_params.is_some() {
+                outputs.push(TensorIr::uninit(client.create_empty_handle(), Shape::from([1]), DType::F32));
+            }
         }
         let all_inputs: Vec<_> = inputs.all().cloned().collect();
         let has_stats = matches!(clip.kind, ClipKind::Norm(norm) if norm.tensor_stats);
@@ -120,8 +123,10 @@ where
                     histories: next(has_state.histories),
                     norm_windows: next(has_state.norm_windows),
                     step_counts: next(has_state.step_counts),
+                    norm_params: next(has_state.norm_params),
                 };
-                Some(NormOutputs { norms, factors, records, stats, state })
+                let loss_scale = next(has_state.norm_params);
+                Some(NormOutputs { norms, factors, records, stats, state, loss_scale })
             }
             _ => None,
         };
@@ -167,10 +172,15 @@ where
         if let (Some(outputs), [norms, factors, words @ ..]) = (outputs, output_ids) {
             handles.register_float_tensor::<B>(norms, outputs.norms);
             handles.register_float_tensor::<B>(factors, outputs.factors);
-            let StatePrimitives { histories, norm_windows, step_counts } = outputs.state;
-            let tensors = [Some(outputs.records), outputs.stats, histories, norm_windows, step_counts];
-            for (id, tensor) in words.iter().zip(tensors.into_iter().flatten()) {
+            let StatePrimitives { histories, norm_windows, step_counts, norm_params } = outputs.state;
+            let state = [histories, norm_windows, step_counts, norm_params];
+            let tensors = [Some(outputs.records), outputs.stats].into_iter().chain(state).flatten();
+            let mut ids = words.iter();
+            for (tensor, id) in tensors.zip(&mut ids) {
                 handles.register_int_tensor::<B>(id, tensor);
+            }
+            if let (Some(id), Some(scale)) = (ids.next(), outputs.loss_scale) {
+                handles.register_float_tensor::<B>(id, scale);
             }
         }
         Ok(())

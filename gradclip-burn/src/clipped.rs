@@ -12,10 +12,10 @@ use crate::Error;
 #[cfg(feature = "wgpu")]
 use crate::kernels::KernelMeasurement;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
+use crate::tensor_ops::{InverseScale, TensorOpsMeasurement};
 #[cfg(feature = "wgpu")]
-use crate::state::read_words;
-use crate::state::{read_counts, read_floats};
-use crate::tensor_ops::TensorOpsMeasurement;
+use crate::transfer::read_words;
+use crate::transfer::{read_counts, read_floats};
 
 /// The outcome of a clip, kept on the device. [`norm`](Self::norm) and [`factor`](Self::factor) return tensors for
 /// further operations; [`records`](Self::records) reads the outcome back, for example for a log.
@@ -197,9 +197,7 @@ impl Clipped {
                 Some(stats) => read_words(stats).await?,
                 None => Vec::new(),
             },
-            (Measurement::TensorOps(measurement), ClipKind::Norm(norm)) => {
-                measured_stats(measurement, &self.clip, &norm).await?
-            }
+            (Measurement::TensorOps(measurement), _) => measured_stats(measurement, &self.clip).await?,
             _ => Vec::new(),
         };
         Ok(self.parameters.iter().cloned().zip(stats).collect())
@@ -220,16 +218,28 @@ async fn measured_records(
         shifted_factors,
         shifts,
         is_too_large,
+        is_at_floor,
+        inverse_scale,
         max_magnitudes,
         ..
     } = measurement;
+    let of_segments =
+        [norms, coefs, factors, shifted_norms, shifted_factors, shifts, is_too_large, is_at_floor];
     // A single tensor, so that the host waits once.
-    let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, is_too_large, max_magnitudes];
-    let all = read_floats(&Tensor::cat(all.map(Tensor::clone).to_vec(), 0)).await?;
-    let (of_segments, max_magnitudes) = all.split_at(7 * clip.segments());
+    let mut all = of_segments.map(Tensor::clone).to_vec();
+    all.push(max_magnitudes.clone());
+    if let InverseScale::Tensor(inverse) = inverse_scale {
+        all.push(Tensor::clone(inverse));
+    }
+    let mut all = read_floats(&Tensor::cat(all, 0)).await?;
+    let inverse_scale = match inverse_scale {
+        InverseScale::Number(inverse) => *inverse,
+        InverseScale::Tensor(_) => all.pop().unwrap_or(f32::NAN),
+    };
+    let (of_segments, max_magnitudes) = all.split_at(of_segments.len() * clip.segments());
     let is_measured = norm.scope != Scope::Supplied;
     let record = |segment: usize| {
-        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift, is_too_large] =
+        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift, is_too_large, is_at_floor] =
             std::array::from_fn(|number| of_segments[number * clip.segments() + segment]);
         // The magnitudes of a segment, with the indices of their gradients.
         let magnitudes = || {
@@ -250,11 +260,12 @@ async fn measured_records(
             total_norm,
             clip_coef,
             factor,
-            max_magnitude: max_magnitude * norm.inverse_scale,
+            max_magnitude: max_magnitude * inverse_scale,
             first_non_finite,
             exact_norm: (!is_empty).then_some(exact_norm),
             exact_factor: f64::from(shifted_factor) * f64::from(shift),
             skipped: is_too_large != 0.0,
+            scale_at_floor: is_at_floor != 0.0,
         };
         outcome.record(norm.non_finite)
     };
@@ -270,9 +281,12 @@ fn largest(magnitudes: impl Iterator<Item = f32>) -> f32 {
 async fn measured_stats(
     measurement: &TensorOpsMeasurement,
     clip: &ResolvedClip,
-    norm: &ByNorm,
 ) -> Result<Vec<TensorStats>, Error> {
     let Some(stats) = &measurement.stats else { return Ok(Vec::new()) };
+    let inverse_scale = match &measurement.inverse_scale {
+        InverseScale::Number(inverse) => *inverse,
+        InverseScale::Tensor(inverse) => read_floats(inverse).await?[0],
+    };
     let norms = read_floats(&stats.norms).await?;
     let mut max_magnitudes = read_floats(&measurement.max_magnitudes).await?;
     if clip.is_per_gradient() {
@@ -284,7 +298,7 @@ async fn measured_stats(
     let numbers = norms.into_iter().zip(max_magnitudes).zip(non_finite).zip(zeros);
     let stats = numbers.map(|(((gradient_norm, max_magnitude), non_finite), zeros)| TensorStats {
         norm: gradient_norm,
-        max_magnitude: max_magnitude * norm.inverse_scale,
+        max_magnitude: max_magnitude * inverse_scale,
         non_finite,
         zeros,
     });

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, Tensor};
+use gradclip::loss_scale::LossScale;
 use gradclip::operation::{
     Operation, check_max_norms, check_norm_histories, check_norm_windows, check_step_counts,
 };
@@ -13,6 +14,7 @@ use gradclip::{Clip, ClipRecord};
 
 use crate::clipped::{Clipped, Measurement};
 use crate::gradients::{self, Gradient, ParameterFilter, RowFilter, Selection};
+use crate::loss_scale::StoredScale;
 use crate::resolved_clip::{ResolvedClip, check_supported, is_per_gradient, reads_parameters};
 use crate::state::{State, Stored};
 use crate::supplied_norm::SuppliedNorm;
@@ -43,15 +45,28 @@ use crate::{device::GradientShape, kernels};
 ///
 /// Some options keep state from step to step. [`Clip::z_clip`] keeps a [`NormHistory`], [`Clip::auto_clip`] a
 /// [`NormWindow`], and [`Clip::count_steps`] and [`Clip::skip_above`] keep [`StepCounts`]: one for each element of
-/// [`Clipped::norm`]. Such a clipper serves one model. Its clones share the state, so a clone that you keep reads the
-/// state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a `Learner` uses. A new clipper starts with
-/// an empty state.
+/// [`Clipped::norm`]. [`Clip::dynamic_loss_scale`] keeps [`StepCounts`] and one [`LossScale`]. Such a clipper serves one
+/// model. Its clones share the state, so a clone that you keep reads the state of the one that
+/// [`ClippedOptimizer`](crate::ClippedOptimizer) or a `Learner` uses. A new clipper starts with an empty state.
 ///
 /// The state stays on the device. [`norm_histories`](Self::norm_histories), [`norm_windows`](Self::norm_windows) and
 /// [`step_counts`](Self::step_counts) read it as plain data for a checkpoint;
 /// [`set_norm_histories`](Self::set_norm_histories), [`set_norm_windows`](Self::set_norm_windows) and
 /// [`set_step_counts`](Self::set_step_counts) restore it. A clip of each gradient by its own norm that keeps state
 /// needs gradients of the same parameters at every step.
+///
+/// # Loss scale
+///
+/// [`Clip::dynamic_loss_scale`] is `torch.amp.GradScaler` in two calls: [`scale_loss`](Self::scale_loss) before the
+/// backward pass, and the clip after it. The clip removes the scale from the gradients, and updates the scale on the
+/// device: all groups of a step count together. The [`LossScale`] in the options is that of the first step. After that,
+/// only [`set_loss_scale`](Self::set_loss_scale) replaces the scale and its options; [`set_clip`](Self::set_clip) keeps
+/// them. [`loss_scale`](Self::loss_scale) reads the scale for a checkpoint.
+///
+/// The option sets the policy [`NonFinite::Skip`](gradclip::NonFinite::Skip), under which each clip waits for the
+/// device: see [`clip`](Self::clip). With another policy, and without [`Clip::skip_above`], no step waits.
+///
+/// # Changes of the device
 ///
 /// If steps alternate between the kernels and tensor operations, each change waits for the device to read the state
 /// back. A new length of the window ([`AutoClip::window`](gradclip::AutoClip::window)) waits once, too; the latest norms
@@ -92,8 +107,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::dynamic_loss_scale`, which this
-    /// package does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for an option that this package does not
+    /// know.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
@@ -378,6 +393,108 @@ impl GradClipper {
         state.step_counts = Stored::Host(counts.to_vec());
         state.parameters = None;
         Ok(())
+    }
+
+    /// Multiplies a loss by the current [dynamic loss scale](Clip::dynamic_loss_scale), before its backward pass:
+    /// `torch.amp.GradScaler.scale`. The next clip removes the scale from the gradients, and updates it. The host does
+    /// not wait.
+    ///
+    /// The scale exceeds f16, so that an f16 or bf16 loss becomes an f32 loss.
+    ///
+    /// ```
+    /// use burn::Tensor;
+    /// use burn::module::Module;
+    /// use burn::optim::GradientsParams;
+    /// use gradclip_burn::{Clip, ClippedOptimizer, Error, GradClipper, LossScale};
+    ///
+    /// fn clipper() -> Result<GradClipper, Error> {
+    ///     GradClipper::new(Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default()))
+    /// }
+    ///
+    /// fn step<M: Module>(model: M, loss: Tensor<1>, optimizer: &mut ClippedOptimizer) -> Result<M, Error> {
+    ///     let scaled = optimizer.clipper.scale_loss(loss)?;
+    ///     let grads = GradientsParams::from_grads(scaled.backward(), &model);
+    ///     Ok(optimizer.step(1e-3, model, grads)?)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale.
+    pub fn scale_loss<const D: usize>(&self, loss: Tensor<D>) -> Result<Tensor<D>, Error> {
+        let scale = self.loss_scale_on(&loss.device())?;
+        let loss = match loss.dtype() {
+            DType::F16 | DType::BF16 => loss.cast(DType::F32),
+            _ => loss,
+        };
+        let scale = scale.cast(loss.dtype());
+        Ok(loss * scale.reshape([1; D]))
+    }
+
+    /// Returns the current [dynamic loss scale](Clip::dynamic_loss_scale) as an f32 tensor with one element on a
+    /// device, without autodiff. The host does not wait, unless the gradients of the last clip were on a device of
+    /// another backend. [`scale_loss`](Self::scale_loss) multiplies a loss by it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale.
+    pub fn loss_scale_on(&self, device: &Device) -> Result<Tensor<1>, Error> {
+        let initial = self.initial_loss_scale()?;
+        Ok(self.state().loss_scale.tensor(initial, &device.clone().inner()))
+    }
+
+    /// Reads back the [dynamic loss scale](Clip::dynamic_loss_scale), for example for a checkpoint or a log. Before the
+    /// first clip, it is that in the options of the clip. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale; [`Error::Backend`].
+    pub fn loss_scale(&self) -> Result<LossScale, Error> {
+        pollster::block_on(self.loss_scale_async())
+    }
+
+    /// Reads back the [`loss_scale`](Self::loss_scale) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`loss_scale`](Self::loss_scale).
+    pub async fn loss_scale_async(&self) -> Result<LossScale, Error> {
+        let initial = self.initial_loss_scale()?;
+        let stored = self.state().loss_scale.clone();
+        stored.read(initial).await
+    }
+
+    /// Replaces the [dynamic loss scale](Clip::dynamic_loss_scale), to restore a checkpoint. The clones of this clipper
+    /// share it.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, Error, GradClipper, LossScale, LossScaleState};
+    /// # fn resume(saved: &GradClipper) -> Result<GradClipper, Error> {
+    /// let state: LossScaleState = saved.loss_scale()?.state(); // 24 bytes of plain data
+    /// let clipper = GradClipper::new(Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default()))?;
+    /// clipper.set_loss_scale(LossScale::from_state(state)?)?;
+    /// # Ok(clipper)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale.
+    pub fn set_loss_scale(&self, scale: LossScale) -> Result<(), Error> {
+        self.initial_loss_scale()?;
+        self.state().loss_scale = StoredScale::Host(scale);
+        Ok(())
+    }
+
+    /// Returns the dynamic loss scale in the options of the clip.
+    fn initial_loss_scale(&self) -> Result<LossScale, Error> {
+        let scale = self.operations.iter().find_map(|operation| match operation {
+            Operation::Norm(norm) => norm.dynamic_loss_scale,
+            _ => None,
+        });
+        let not_enabled =
+            gradclip::Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" };
+        Ok(scale.ok_or(not_enabled)?)
     }
 
     /// Returns what a clip takes from a module and its gradients.

@@ -9,6 +9,7 @@ use burn::tensor::{DType, Int, Tensor};
 use crate::backend::{KernelBackend, WgpuPrimitive};
 use crate::device::{self, ClipPrimitives, GradientShape, StatePrimitives, TableCache};
 use crate::gradients::{Gradient, GradientInfo, kernel_dtype};
+use crate::loss_scale::ScaleParams;
 use crate::resolved_clip::ResolvedClip;
 use crate::state::StateWords;
 
@@ -57,28 +58,33 @@ pub(crate) fn clip(
         }
     }
     // The other inputs were made on the device of the gradients, so they have primitives, too.
-    let words = |state: &mut Option<Tensor<1, Int>>| {
-        state.take().and_then(|words| words.try_into_primitive::<Wgpu>().ok())
-    };
+    let words = |state: Option<Tensor<1, Int>>| state?.try_into_primitive::<Wgpu>().ok();
+    let StateWords { histories, norm_windows, step_counts, scale_params, .. } =
+        std::mem::take(&mut inputs.state);
+    let (params, uploaded) = scale_params.map(|params| (params.words, params.uploaded)).unzip();
     let primitives = ClipPrimitives {
         gradients: primitives,
         parameters,
         supplied: inputs.supplied.take().and_then(|norm| norm.try_into_primitive::<Wgpu>().ok()),
         state: StatePrimitives {
-            histories: words(&mut inputs.state.histories),
-            norm_windows: words(&mut inputs.state.norm_windows),
-            step_counts: words(&mut inputs.state.step_counts),
+            histories: words(histories),
+            norm_windows: words(norm_windows),
+            step_counts: words(step_counts),
+            norm_params: words(params),
         },
     };
     let clipped = Wgpu::clip(primitives, shapes, clip.clone(), cache.clone());
     let gradients =
         infos.into_iter().zip(clipped.gradients).map(|(info, primitive)| from_primitive(info, primitive));
     let measurement = clipped.outputs.map(|outputs| {
-        let StatePrimitives { histories, norm_windows, step_counts } = outputs.state;
+        let StatePrimitives { histories, norm_windows, step_counts, norm_params } = outputs.state;
+        let params = norm_params.map(Tensor::from_primitive::<Wgpu>).zip(uploaded);
         inputs.state = StateWords {
             histories: histories.map(Tensor::from_primitive::<Wgpu>),
             norm_windows: norm_windows.map(Tensor::from_primitive::<Wgpu>),
             step_counts: step_counts.map(Tensor::from_primitive::<Wgpu>),
+            scale_params: params.map(|(words, uploaded)| ScaleParams { words, uploaded }),
+            loss_scale: outputs.loss_scale.map(Tensor::from_primitive::<Wgpu>),
         };
         KernelMeasurement {
             norms: Tensor::from_primitive::<Wgpu>(outputs.norms),

@@ -39,9 +39,6 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
         Operation::Clamp { .. } => return Ok(()),
         _ => return Err(Error::Unsupported { option: "an operation other than Norm and Clamp" }),
     };
-    if norm.dynamic_loss_scale.is_some() {
-        return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
-    }
     match norm.scope {
         Scope::Global | Scope::Tensor | Scope::TensorRms | Scope::Parameter { .. } | Scope::Supplied => {
             Ok(())

@@ -1,12 +1,10 @@
-//! The state that a clipper keeps between steps: norm histories, norm windows and step counts, one per record.
+//! The state that a clipper keeps between steps: norm histories, norm windows and step counts, one per record, and a
+//! loss scale.
 
 use std::sync::Arc;
 
+use burn::tensor::{Device, Int, Tensor};
 #[cfg(feature = "wgpu")]
-use burn::tensor::TensorData;
-use burn::tensor::{DType, Device, Int, Tensor};
-#[cfg(feature = "wgpu")]
-use bytemuck::Pod;
 use bytemuck::pod_collect_to_vec;
 #[cfg(feature = "wgpu")]
 use gradclip::AutoClip;
@@ -16,6 +14,12 @@ use gradclip::operation::ByNorm;
 use gradclip::stats::{NormHistory, NormWindow, StepCounts};
 
 use crate::Error;
+#[cfg(feature = "wgpu")]
+use crate::loss_scale::ScaleParams;
+use crate::loss_scale::{ScaleTensors, StoredScale};
+use crate::transfer::{counts, floats, read_counts, read_floats};
+#[cfg(feature = "wgpu")]
+use crate::transfer::{read_words, upload_words};
 
 /// The state of a clipper.
 #[derive(Debug, Default)]
@@ -23,6 +27,7 @@ pub(crate) struct State {
     pub(crate) histories: Stored<HistoryTensors>,
     pub(crate) norm_windows: Stored<WindowTensors>,
     pub(crate) step_counts: Stored<CountTensors>,
+    pub(crate) loss_scale: StoredScale,
     /// The paths of the gradients of the last clip, if each record belongs to a gradient. `None` if records belong to
     /// groups, or before the first clip with this state.
     pub(crate) parameters: Option<Arc<[String]>>,
@@ -38,6 +43,10 @@ pub(crate) struct StateWords {
     pub(crate) norm_windows: Option<Tensor<1, Int>>,
     /// The step counts, if the clip counts steps.
     pub(crate) step_counts: Option<Tensor<1, Int>>,
+    /// The dynamic loss scale.
+    pub(crate) scale_params: Option<ScaleParams>,
+    /// After a clip, the scale in `scale_params`, as an f32 in the same memory.
+    pub(crate) loss_scale: Option<Tensor<1>>,
 }
 
 /// The state of one step, as tensors for tensor operations.
@@ -49,6 +58,8 @@ pub(crate) struct TensorState {
     pub(crate) norm_windows: Option<WindowTensors>,
     /// The step counts, if the clip counts steps.
     pub(crate) step_counts: Option<CountTensors>,
+    /// The dynamic loss scale.
+    pub(crate) loss_scale: Option<ScaleTensors>,
 }
 
 impl State {
@@ -85,6 +96,9 @@ impl State {
         if norm.keeps_step_counts() {
             words.step_counts = Some(self.step_counts.take_words(records, (), device)?);
         }
+        if let Some(initial) = norm.dynamic_loss_scale {
+            words.scale_params = Some(self.loss_scale.take_params(initial, norm, device)?);
+        }
         Ok(words)
     }
 
@@ -106,6 +120,9 @@ impl State {
         if norm.keeps_step_counts() {
             tensors.step_counts = Some(self.step_counts.take_tensors(records, (), device)?);
         }
+        if let Some(initial) = norm.dynamic_loss_scale {
+            tensors.loss_scale = Some(self.loss_scale.take_tensors(initial, device)?);
+        }
         Ok(tensors)
     }
 
@@ -121,6 +138,9 @@ impl State {
         if let Some(words) = words.step_counts {
             self.step_counts = Stored::Words(Box::new(words), ());
         }
+        if let Some((params, scale)) = words.scale_params.zip(words.loss_scale) {
+            self.loss_scale = StoredScale::Words { params: Box::new(params), scale: Box::new(scale) };
+        }
     }
 
     /// Stores the state after a clip by tensor operations.
@@ -133,6 +153,9 @@ impl State {
         }
         if let Some(counts) = tensors.step_counts {
             self.step_counts = Stored::Tensors(Box::new(counts));
+        }
+        if let Some(scale) = tensors.loss_scale {
+            self.loss_scale = StoredScale::Tensors(Box::new(scale));
         }
     }
 }
@@ -470,41 +493,4 @@ impl StateTensors for CountTensors {
     fn from_words(words: &[u32]) -> Vec<Self::Value> {
         pod_collect_to_vec(words)
     }
-}
-
-fn floats(values: impl Iterator<Item = f32>, device: &Device) -> Tensor<1> {
-    let values: Vec<_> = values.collect();
-    Tensor::from_data(values.as_slice(), (device, DType::F32))
-}
-
-/// Uploads counts in the device's integer type. They wrap modulo 2³².
-fn counts(values: impl Iterator<Item = u32>, device: &Device) -> Tensor<1, Int> {
-    let values: Vec<i32> = values.map(u32::cast_signed).collect();
-    Tensor::from_data(values.as_slice(), device)
-}
-
-#[cfg(feature = "wgpu")]
-fn upload_words(words: Vec<u32>, device: &Device) -> Tensor<1, Int> {
-    let count = words.len();
-    Tensor::from_data(TensorData::new(words, [count]), (device, DType::U32))
-}
-
-/// Reads back a tensor of words as values of type `T`.
-#[cfg(feature = "wgpu")]
-pub(crate) async fn read_words<T: Pod>(words: &Tensor<1, Int>) -> Result<Vec<T>, Error> {
-    let data = Box::pin(words.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(pod_collect_to_vec(data.as_bytes()))
-}
-
-/// Reads back a tensor of f32 numbers.
-pub(crate) async fn read_floats(tensor: &Tensor<1>) -> Result<Vec<f32>, Error> {
-    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
-    Ok(pod_collect_to_vec(data.as_bytes()))
-}
-
-/// Reads back counts modulo 2³².
-pub(crate) async fn read_counts(tensor: &Tensor<1, Int>) -> Result<Vec<u32>, Error> {
-    let data = Box::pin(tensor.clone().into_data_async()).await.map_err(Error::Backend)?;
-    let modulo = |count: i64| u32::try_from(count.rem_euclid(1 << 32)).unwrap_or_default();
-    Ok(data.iter::<i64>().map(modulo).collect())
 }

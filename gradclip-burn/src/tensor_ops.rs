@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 use gradclip::kernels::tables::{Bounds, NormParams};
+use gradclip::loss_scale::LossScaleState;
 use gradclip::operation::{ByNorm, SkipAbove};
 use gradclip::{AutoClip, NonFinite, NormType};
 
 use crate::gradients::{Gradient, kernel_dtype};
+use crate::loss_scale::{MAX_COUNT, ScaleTensors};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 use crate::state::{CountTensors, HistoryTensors, TensorState, WindowTensors};
 
@@ -33,6 +35,10 @@ pub(crate) struct TensorOpsMeasurement {
     pub(crate) shifts: Tensor<1>,
     /// 1 for each segment whose norm exceeds the second limit, so that the step is skipped; 0 for the others.
     pub(crate) is_too_large: Tensor<1>,
+    /// 1 for each segment with a non-finite element while the dynamic loss scale is at its floor; 0 for the others.
+    pub(crate) is_at_floor: Tensor<1>,
+    /// The inverse of the loss scale of this step.
+    pub(crate) inverse_scale: InverseScale,
     /// Whether each segment has a non-finite element or a NaN coefficient.
     non_finite: Tensor<1, Bool>,
     /// Whether each segment has no elements.
@@ -42,6 +48,38 @@ pub(crate) struct TensorOpsMeasurement {
     pub(crate) max_magnitudes: Tensor<1>,
     /// The statistics of each gradient, if the clip measures them.
     pub(crate) stats: Option<StatsMeasurement>,
+}
+
+/// The inverse of a loss scale.
+#[derive(Clone, Debug)]
+pub(crate) enum InverseScale {
+    /// Of a fixed scale; 1 without a scale.
+    Number(f32),
+    /// Of a dynamic scale, one element.
+    Tensor(Box<Tensor<1>>),
+}
+
+impl InverseScale {
+    /// Returns the inverse of the loss scale of a step.
+    fn new(norm: &ByNorm, state: &TensorState) -> Self {
+        match &state.loss_scale {
+            None => Self::Number(norm.inverse_scale),
+            Some(tensors) => Self::Tensor(Box::new(tensors.scale.clone().recip())),
+        }
+    }
+
+    /// Returns the factor that removes the loss scale from a norm.
+    fn of_norms(&self, norm_type: NormType) -> Self {
+        // The 0-norm is a count.
+        if norm_type.p() == 0.0 { Self::Number(1.0) } else { self.clone() }
+    }
+
+    fn times(&self, numbers: Tensor<1>) -> Tensor<1> {
+        match self {
+            Self::Number(inverse) => numbers.mul_scalar(*inverse),
+            Self::Tensor(inverse) => numbers * Tensor::clone(inverse),
+        }
+    }
 }
 
 /// The statistics of each gradient, besides its largest magnitude.
@@ -80,13 +118,15 @@ pub(crate) fn clip(
             let Some(device) = gradients.first().map(Gradient::device) else {
                 return (gradients, None);
             };
+            let inverse_scale = InverseScale::new(&norm, &inputs.state);
             let norms = match inputs.supplied.take() {
                 Some(supplied) => SegmentNorms::supplied(supplied, gradients.len(), clip.segments()),
-                None => SegmentNorms::measured(&gradients, &norm, clip, &device),
+                None => SegmentNorms::measured(&gradients, &norm, &inverse_scale, clip, &device),
             };
             let parameters =
                 clip.reads_parameters().then(|| ParameterNorms::measured(&gradients, &norm, clip, &device));
-            let measurement = limit(norms, parameters, &norm, clip, &mut inputs.state, &device);
+            let measurement =
+                limit(norms, parameters, &norm, inverse_scale, clip, &mut inputs.state, &device);
             let gradients = if clip.writes_gradients() {
                 let gradients = gradients.into_iter().zip(&clip.segments_of);
                 gradients
@@ -138,7 +178,14 @@ impl SegmentNorms {
     }
 
     /// Measures gradients.
-    fn measured(gradients: &[Gradient], norm: &ByNorm, clip: &ResolvedClip, device: &Device) -> Self {
+    fn measured(
+        gradients: &[Gradient],
+        norm: &ByNorm,
+        inverse_scale: &InverseScale,
+        clip: &ResolvedClip,
+        device: &Device,
+    ) -> Self {
+        let inverse_scale = inverse_scale.of_norms(norm.norm_type);
         let mut norms = Vec::new();
         let mut max_magnitudes = Vec::new();
         let mut non_finite = Vec::new();
@@ -174,13 +221,13 @@ impl SegmentNorms {
             norms_to_join.iter().map(|norms| join(norms, norm.norm_type, device)).collect();
         let of_segments = |number: fn(&SegmentNorm) -> &Tensor<1>| all(&segments, number);
         Self {
-            shifted_norms: of_segments(|segment| &segment.shifted_norm).mul_scalar(norm.inverse_norm_scale()),
+            shifted_norms: inverse_scale.times(of_segments(|segment| &segment.shifted_norm)),
             shifts: of_segments(|segment| &segment.shift),
             is_finite: of_segments(|segment| &segment.max_magnitude).is_finite(),
             max_magnitudes: Tensor::cat(max_magnitudes, 0),
             empty,
             stats: norm.tensor_stats.then(|| StatsMeasurement {
-                norms: Tensor::cat(norms, 0).mul_scalar(norm.inverse_norm_scale()),
+                norms: inverse_scale.times(Tensor::cat(norms, 0)),
                 non_finite: Tensor::cat(non_finite, 0),
                 zeros: Tensor::cat(zeros, 0),
             }),
@@ -193,6 +240,7 @@ fn limit(
     norms: SegmentNorms,
     parameters: Option<ParameterNorms>,
     norm: &ByNorm,
+    inverse_scale: InverseScale,
     clip: &ResolvedClip,
     state: &mut TensorState,
     device: &Device,
@@ -242,9 +290,9 @@ fn limit(
     let shifted_coefs = coefs.mask_where(is_within_limit, one.clone());
     let coefs = shifted_coefs.clone() * shifts.clone();
 
-    let is_bad = is_finite.bool_not().bool_or(coefs.clone().is_nan());
+    let is_bad = is_finite.clone().bool_not().bool_or(coefs.clone().is_nan());
     // The policy sets the factor of non-finite gradients.
-    let shifted_factors = shifted_coefs.mul_scalar(norm.inverse_scale);
+    let shifted_factors = inverse_scale.times(shifted_coefs);
     let shifted_factors = match norm.non_finite {
         NonFinite::Propagate => shifted_factors,
         NonFinite::Skip | NonFinite::Error => shifted_factors.mask_where(is_bad.clone(), one.clone()),
@@ -264,6 +312,10 @@ fn limit(
         let is_skipped = if skips_bad { is_too_large.bool_or(is_bad.clone()) } else { is_too_large };
         count_step(counts, &norms, &coefs, &is_bad, is_skipped);
     }
+    let is_at_floor = match &mut state.loss_scale {
+        None => norms.zeros_like(),
+        Some(scale) => norms.ones_like().mask_fill(update_loss_scale(scale, &is_finite).bool_not(), 0.0),
+    };
     TensorOpsMeasurement {
         norms,
         coefs,
@@ -272,6 +324,8 @@ fn limit(
         shifted_factors,
         shifts,
         is_too_large,
+        is_at_floor,
+        inverse_scale,
         non_finite: is_bad,
         empty,
         max_magnitudes,
@@ -493,6 +547,28 @@ fn count_step(
     counts.skipped = counts.skipped.clone() + is_skipped.int();
     let finite_norms = norms.clone().mask_fill(norms.clone().is_finite().bool_not(), 0.0);
     counts.largest_norms = counts.largest_norms.clone().max_pair(finite_norms);
+}
+
+/// Updates a dynamic loss scale by the rule of gradclip's [`LossScale`](gradclip::loss_scale::LossScale). Returns which
+/// segments are not finite although the scale is at its floor. A norm of finite elements that exceeds f32 is no
+/// overflow.
+fn update_loss_scale(tensors: &mut ScaleTensors, is_finite: &Tensor<1, Bool>) -> Tensor<1, Bool> {
+    let LossScaleState { growth, backoff, floor, interval, .. } = tensors.options;
+    let ScaleTensors { scale, good_steps, .. } = tensors.clone();
+    let is_overflow = is_finite.clone().bool_not();
+    let any_overflow = is_overflow.clone().any();
+    let shrunk = scale.clone().mul_scalar(backoff).clamp_min(floor);
+    let is_at_floor = shrunk.clone().lower_equal_elem(floor).expand(is_overflow.dims());
+
+    let good_steps = good_steps.clamp_max(MAX_COUNT - 1).add_scalar(1);
+    // A longer interval is never over.
+    let is_full = good_steps.clone().greater_elem((interval - 1).min(MAX_COUNT));
+    let grown = scale.clone().mul_scalar(growth);
+    // An infinite scale would be invalid.
+    let grows = is_full.clone().bool_and(grown.clone().is_finite());
+    tensors.scale = scale.mask_where(grows, grown).mask_where(any_overflow.clone(), shrunk);
+    tensors.good_steps = good_steps.mask_fill(is_full.bool_or(any_overflow), 0);
+    is_overflow.bool_and(is_at_floor)
 }
 
 /// A norm as the product of `ratio` and `unit`, which may exceed f32, and the largest magnitude. Each tensor has one

@@ -57,32 +57,36 @@ pub(crate) struct StatePrimitives<P> {
     pub(crate) norm_windows: Option<P>,
     /// The [`StepCounts`](gradclip::stats::StepCounts) of each segment, if the clip counts steps.
     pub(crate) step_counts: Option<P>,
+    /// The [`NormParams`](gradclip::kernels::tables::NormParams) of a clip with a dynamic loss scale.
+    pub(crate) norm_params: Option<P>,
 }
 
 impl<P> StatePrimitives<P> {
     /// Iterates over the tensors that the clip has.
     pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
-        let Self { histories, norm_windows, step_counts } = self;
-        histories.iter().chain(norm_windows).chain(step_counts)
+        let Self { histories, norm_windows, step_counts, norm_params } = self;
+        histories.iter().chain(norm_windows).chain(step_counts).chain(norm_params)
     }
 
     /// Converts each tensor.
     pub(crate) fn map<Q>(self, mut convert: impl FnMut(P) -> Q) -> StatePrimitives<Q> {
-        let Self { histories, norm_windows, step_counts } = self;
+        let Self { histories, norm_windows, step_counts, norm_params } = self;
         StatePrimitives {
             histories: histories.map(&mut convert),
             norm_windows: norm_windows.map(&mut convert),
             step_counts: step_counts.map(&mut convert),
+            norm_params: norm_params.map(&mut convert),
         }
     }
 
     /// Borrows each tensor.
     pub(crate) fn as_ref(&self) -> StatePrimitives<&P> {
-        let Self { histories, norm_windows, step_counts } = self;
+        let Self { histories, norm_windows, step_counts, norm_params } = self;
         StatePrimitives {
             histories: histories.as_ref(),
             norm_windows: norm_windows.as_ref(),
             step_counts: step_counts.as_ref(),
+            norm_params: norm_params.as_ref(),
         }
     }
 }
@@ -106,6 +110,10 @@ pub(crate) struct NormOutputs<P> {
     pub(crate) stats: Option<P>,
     /// The state after the clip.
     pub(crate) state: StatePrimitives<P>,
+    /// The dynamic loss scale after the clip, f32. It shares the memory of the [`NormParams`] in the state.
+    ///
+    /// [`NormParams`]: gradclip::kernels::tables::NormParams
+    pub(crate) loss_scale: Option<P>,
 }
 
 /// The maximum number of gradients in one dispatch. A larger number would lengthen the `switch` among slots and save
@@ -269,10 +277,13 @@ impl Launcher<'_> {
             if is_here { into_writable(state) } else { into_dense(state.copy()) }
         };
         let state = state.map(in_this_stream);
-        let StatePrimitives { histories, norm_windows, step_counts } = &state;
+        let StatePrimitives { histories, norm_windows, step_counts, norm_params } = &state;
         let bound = |buffer| match buffer {
             Buffer::Bank(_) => Some(&partials),
-            Buffer::NormParams => tables.norm_params.as_ref(),
+            Buffer::NormParams => match norm_params {
+                Some(dynamic) => Some(&dynamic.handle),
+                None => tables.norm_params.as_ref(),
+            },
             Buffer::GradientOfPartial => Some(&tables.gradient_of_partial),
             Buffer::Segments => Some(tables.limits.of(gradclip::DType::F32)),
             Buffer::Records => Some(&records.handle),
@@ -299,6 +310,16 @@ impl Launcher<'_> {
             let output = if changes_records { Output::Record } else { Output::RecordAndFactor };
             self.launch(finalize(reduction, output), segments, input);
         }
+        // Before a stage that updates the loss scale.
+        let stats = norm.tensor_stats.then(|| {
+            let stats = self.output(count * STATS_WORDS, DType::U32);
+            self.launch(finalize(reduction, Output::TensorStats), count, |buffer| match buffer {
+                Buffer::Segments => &tables.gradients,
+                Buffer::TensorStats => &stats.handle,
+                buffer => input(buffer),
+            });
+            stats
+        });
         if let Some(ParameterTables { segments: table, norm_params }) =
             tables.parameters.as_ref().filter(|_| reads_parameters)
         {
@@ -320,22 +341,17 @@ impl Launcher<'_> {
         if norm_windows.is_some() {
             self.launch(Kernel::AutoClip, segments, input);
         }
-        if step_counts.is_some() {
-            per_segment(Kernel::Conclude);
+        match (step_counts, norm_params) {
+            (Some(_), None) => per_segment(Kernel::Conclude),
+            // A single workgroup knows when all records are concluded, to update the loss scale.
+            (Some(_), Some(_)) => self.launch(Kernel::Conclude, 1, input),
+            (None, _) => {}
         }
         if changes_records {
             per_segment(Kernel::NormsAndFactors);
         }
-        let stats = norm.tensor_stats.then(|| {
-            let stats = self.output(count * STATS_WORDS, DType::U32);
-            self.launch(finalize(reduction, Output::TensorStats), count, |buffer| match buffer {
-                Buffer::Segments => &tables.gradients,
-                Buffer::TensorStats => &stats.handle,
-                buffer => input(buffer),
-            });
-            stats
-        });
-        NormOutputs { norms, factors, records, stats, state }
+        let loss_scale = norm_params.as_ref().map(|params| self.first_as_f32(params));
+        NormOutputs { norms, factors, records, stats, state, loss_scale }
     }
 
     /// Launches the kernels that reduce the tiles of gradients to partials. Returns these.
@@ -404,6 +420,18 @@ impl Launcher<'_> {
         });
         let [x, y] = fold_grid(workgroups, self.client.properties().hardware.max_cube_count.0);
         self.client.launch(Box::new(GradclipKernel(kernel)), CubeCount::Static(x, y, 1), arguments);
+    }
+
+    /// Returns the first word of a tensor of words as an f32 in the same memory.
+    fn first_as_f32(&self, words: &CubeTensor) -> CubeTensor {
+        let others = words.handle.size_in_used().saturating_sub(4);
+        CubeTensor::new_contiguous(
+            self.client.clone(),
+            self.device.clone(),
+            Shape::from([1]),
+            words.handle.clone().offset_end(others),
+            DType::F32,
+        )
     }
 
     /// Allocates a tensor for a kernel to fill.

@@ -4,8 +4,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
-use gradclip::loss_scale::LossScale;
-use gradclip_burn::{AutoClip, Clip, Epsilon, Error, GradClipper, NormType, ZClip};
+use gradclip_burn::{AutoClip, Clip, Epsilon, Error, GradClipper, LossScale, NormType, ZClip};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
 
@@ -50,14 +49,24 @@ fn invalid_options_are_refused() {
     assert_clipped(&[vec![3.0, 4.0]], &model.biases_of(&grads), clipped.norm(), 1.0);
 }
 
+/// gradclip-burn supports every option that gradclip's GPU plans support.
 #[test]
-fn an_unsupported_option_is_named() {
-    let unsupported = |clip| match GradClipper::new(clip) {
-        Err(Error::Unsupported { option }) => option,
-        other => panic!("{other:?}"),
-    };
-    let scale = Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default());
-    assert_eq!(unsupported(scale), "Clip::dynamic_loss_scale");
+fn every_option_is_accepted() {
+    let norm = Clip::by_global_norm(1.0);
+    let options = [
+        norm.dynamic_loss_scale(LossScale::default()).tensor_stats().count_steps(),
+        norm.auto_clip(AutoClip::default()).skip_above(9.0).max_consecutive_skips(3),
+        norm.z_clip(ZClip::default()).coefficient_only().loss_scale(8.0).norm_type(NormType::P(0.5)),
+        Clip::by_norm(1.0),
+        Clip::by_rms(1.0).epsilon(Epsilon::Value(1e-8)),
+        Clip::by_parameter_norm(0.01, 1e-3),
+        Clip::by_supplied_norm(1.0),
+        Clip::by_value(1.0).loss_scale(8.0),
+        Clip::by_value_range(-1.0, 2.0),
+    ];
+    for clip in options {
+        assert!(GradClipper::new(clip).is_ok(), "{clip:?}");
+    }
 }
 
 #[test]

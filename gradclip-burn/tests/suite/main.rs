@@ -5,6 +5,7 @@ mod devices_and_threads;
 mod errors;
 #[cfg(feature = "train")]
 mod learner;
+mod loss_scale;
 mod memory;
 mod modules;
 mod numerics;
