@@ -74,7 +74,7 @@ impl Clipped {
     /// Returns the norms before clipping as f32, with the loss scale removed. A clip by global norm has one element for
     /// the parameters that belong to no group, followed by one per group. A clip of each gradient by its own norm has
     /// one element per gradient, in the order of [`parameters`](Self::parameters), or one for each of its
-    /// [`rows`](Self::rows). All elements are 0 if nothing was measured: the clip is by value, or there are no
+    /// [`units`](Self::units). All elements are 0 if nothing was measured: the clip is by value, or there are no
     /// gradients.
     #[must_use]
     pub fn norm(&self) -> Tensor<1> {
@@ -114,9 +114,10 @@ impl Clipped {
 
     /// Returns the number of elements that each gradient has in [`norm`](Self::norm) and [`records`](Self::records), in
     /// the order of [`parameters`](Self::parameters): its number of rows if
-    /// [`GradClipper::rows`](crate::GradClipper::rows) selects it, otherwise 1. Empty if groups share a norm.
+    /// [`GradClipper::rows`](crate::GradClipper::rows) selects it, its number of columns if
+    /// [`GradClipper::columns`](crate::GradClipper::columns) does, otherwise 1. Empty if groups share a norm.
     #[must_use]
-    pub fn rows(&self) -> Vec<usize> {
+    pub fn units(&self) -> Vec<usize> {
         let segments = self.clip.segments_of.iter().filter(|_| self.clip.is_per_gradient());
         segments.map(ExactSizeIterator::len).collect()
     }
@@ -290,8 +291,8 @@ async fn measured_stats(
     let norms = read_floats(&stats.norms).await?;
     let mut max_magnitudes = read_floats(&measurement.max_magnitudes).await?;
     if clip.is_per_gradient() {
-        let of_rows = |segments: &Range<usize>| largest(max_magnitudes[segments.clone()].iter().copied());
-        max_magnitudes = clip.segments_of.iter().map(of_rows).collect();
+        let of_units = |segments: &Range<usize>| largest(max_magnitudes[segments.clone()].iter().copied());
+        max_magnitudes = clip.segments_of.iter().map(of_units).collect();
     }
     let non_finite = read_counts(&stats.non_finite).await?;
     let zeros = read_counts(&stats.zeros).await?;

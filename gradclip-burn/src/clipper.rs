@@ -13,7 +13,7 @@ use gradclip::stats::{NormHistory, NormWindow, StepCounts};
 use gradclip::{Clip, ClipRecord};
 
 use crate::clipped::{Clipped, Measurement};
-use crate::gradients::{self, Gradient, ParameterFilter, RowFilter, Selection};
+use crate::gradients::{self, Gradient, ParameterFilter, Selection, UnitFilter};
 use crate::loss_scale::StoredScale;
 use crate::resolved_clip::{ResolvedClip, check_supported, is_per_gradient, reads_parameters};
 use crate::state::{State, Stored};
@@ -80,7 +80,9 @@ pub struct GradClipper {
     /// The filter of each group.
     groups: Vec<ParameterFilter>,
     /// Selects the gradients that are split into rows.
-    rows: Option<RowFilter>,
+    rows: Option<UnitFilter>,
+    /// Selects the gradients that are split into columns.
+    columns: Option<UnitFilter>,
     /// The limits that replace those of `clips`, if any.
     max_norms: Vec<Option<f32>>,
     state: Arc<Mutex<State>>,
@@ -116,6 +118,7 @@ impl GradClipper {
             clips,
             groups: Vec::new(),
             rows: None,
+            columns: None,
             max_norms: vec![None],
             state: Arc::default(),
             #[cfg(feature = "wgpu")]
@@ -175,9 +178,8 @@ impl GradClipper {
     /// `is_split` takes the path of a parameter and the shape of its gradient. A later call replaces it.
     ///
     /// Adaptive gradient clipping as in the paper ([`Clip::by_parameter_norm`]) clips the gradient of each output unit
-    /// by the norm of its weights. In Burn, the rows of a convolution's weight `[out, in, ..]` are its output units. A
-    /// `Linear` stores its weight as `[in, out]`, so that its output units are columns: its rows are the weights of one
-    /// input.
+    /// by the norm of its weights. In Burn, the rows of a convolution's weight `[out, in, ..]` are its output units.
+    /// Those of a `Linear` are [`columns`](Self::columns).
     ///
     /// ```
     /// # use gradclip_burn::{Clip, GradClipper};
@@ -189,6 +191,27 @@ impl GradClipper {
     #[must_use]
     pub fn rows(mut self, is_split: impl Fn(&str, &[usize]) -> bool + Send + Sync + 'static) -> Self {
         self.rows = Some(Arc::new(is_split));
+        self
+    }
+
+    /// Splits gradients into columns along their last dimension, and clips each column by its own norm. Otherwise like
+    /// [`rows`](Self::rows). A contiguous gradient is not transposed.
+    ///
+    /// Burn's `Linear` stores its weight as `[in, out]`, so that its columns are its output units.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, GradClipper};
+    /// // The output units of the linear layers and of the convolutions.
+    /// let clipper = GradClipper::new(Clip::by_parameter_norm(0.01, 1e-3))?
+    ///     .columns(|path, shape| path.contains("linear") && shape.len() == 2)
+    ///     .rows(|_path, shape| shape.len() >= 3);
+    /// # Ok::<(), gradclip_burn::Error>(())
+    /// ```
+    ///
+    /// A gradient has rows or columns: [`clip`](Self::clip) returns [`Error::RowsAndColumns`] for one that both select.
+    #[must_use]
+    pub fn columns(mut self, is_split: impl Fn(&str, &[usize]) -> bool + Send + Sync + 'static) -> Self {
+        self.columns = Some(Arc::new(is_split));
         self
     }
 
@@ -502,6 +525,7 @@ impl GradClipper {
         Selection {
             groups: &self.groups,
             rows: self.rows.as_ref().filter(|_| is_per_gradient(operations)),
+            columns: self.columns.as_ref().filter(|_| is_per_gradient(operations)),
             with_parameters: reads_parameters(operations),
         }
     }
@@ -543,6 +567,8 @@ impl GradClipper {
     /// - [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group
     ///   without a parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of
     ///   them. The gradients are then unchanged.
+    /// - [`Error::RowsAndColumns`] for a gradient that [`rows`](Self::rows) and [`columns`](Self::columns) both select.
+    ///   The gradients are then unchanged.
     /// - [`Error::Shape`] and [`Error::ParameterType`] for a parameter that [`Clip::by_parameter_norm`] cannot measure.
     ///   The gradients are then unchanged.
     /// - [`Error::NormNotSupplied`] for [`Clip::by_supplied_norm`], which needs
@@ -652,7 +678,8 @@ impl GradClipper {
         let clipped = self.launch(operations, norm.as_ref(), gradients, module)?;
         // Burn's optimizers run on the host, so the host needs the records if these decide whether the optimizer steps.
         if clipped.decides_step() && clipped.records_async().await?.iter().any(ClipRecord::skip) {
-            let selection = Selection { groups: &self.groups, rows: None, with_parameters: false };
+            let selection =
+                Selection { groups: &self.groups, rows: None, columns: None, with_parameters: false };
             drop(gradients::take(gradients, module, selection));
             return Ok(clipped.with_step_skipped());
         }

@@ -1,6 +1,5 @@
 //! Clips gradients with gradclip's kernels: passes their primitives to the backend and wraps the results in tensors.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Wgpu};
@@ -103,20 +102,20 @@ pub(crate) fn shapes(gradients: &[Gradient], clip: &ResolvedClip) -> Option<Vec<
     if !device::runs_kernels(&device) {
         return None;
     }
-    let shape = |tensor: &DispatchTensor, dtype: DType, count: usize, segments: &Range<usize>| {
+    let shape = |tensor: &DispatchTensor, dtype: DType, info: &GradientInfo, segment: usize| {
         let is_here = Wgpu::device_of(primitive(tensor)?) == device;
         let dtype = kernel_dtype(dtype).filter(|_| is_here)?;
-        let (segment, rows) = (segments.start, segments.len());
-        Some(GradientShape { count, dtype, segment, rows, is_parameter: false })
+        let GradientInfo { count, split, .. } = *info;
+        Some(GradientShape { count, dtype, segment, split, is_parameter: false })
     };
     let all = || gradients.iter().zip(&clip.segments_of);
     let of_gradients = all()
-        .map(|(Gradient { info, tensor, .. }, segments)| shape(tensor, info.dtype, info.count, segments));
+        .map(|(Gradient { info, tensor, .. }, segments)| shape(tensor, info.dtype, info, segments.start));
     let of_parameters = all().filter_map(|(gradient, segments)| {
         let parameter = gradient.parameter.as_ref()?;
         // The segments of the parameters follow those of the gradients.
-        let segments = clip.segments() + segments.start..clip.segments() + segments.end;
-        let shape = shape(&parameter.tensor, parameter.dtype, gradient.info.count, &segments);
+        let segment = clip.segments() + segments.start;
+        let shape = shape(&parameter.tensor, parameter.dtype, &gradient.info, segment);
         Some(shape.map(|shape| GradientShape { is_parameter: true, ..shape }))
     });
     of_gradients.chain(of_parameters).collect()

@@ -9,14 +9,14 @@ use crate::Error;
 use crate::gradients::Gradient;
 
 /// The options of a clip, and the limit of each segment of a list of gradients. A segment has one norm, one limit and
-/// one record. It is a group; or a gradient or one of its rows, if each is clipped by its own norm.
+/// one record. It is a group; or a gradient or one of its rows or columns, if each is clipped by its own norm.
 #[derive(Clone, Debug)]
 pub(crate) struct ResolvedClip {
     pub(crate) kind: ClipKind,
     /// The lower and the upper bound of each segment. The upper bound of a clip by norm is its limit; for adaptive
     /// gradient clipping, the limit is relative to the norm of the parameter.
     pub(crate) bounds: Vec<[f32; 2]>,
-    /// The segments of each gradient: one, or one per row.
+    /// The segments of each gradient: one, or one per row or column.
     pub(crate) segments_of: Vec<Range<usize>>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     }
 }
 
-/// Returns whether operations, one per group, clip each gradient or row by its own norm.
+/// Returns whether operations, one per group, clip each gradient, row or column by its own norm.
 pub(crate) fn is_per_gradient(operations: &[Operation]) -> bool {
     matches!(operations.first(), Some(Operation::Norm(norm)) if !norm.scope.is_together())
 }
@@ -79,8 +79,9 @@ impl ResolvedClip {
             let mut segments_of = Vec::with_capacity(gradients.len());
             for info in infos() {
                 let first = of_segments.len();
-                let of_row = bounds(&operations[info.group], info.count / info.rows);
-                of_segments.extend(std::iter::repeat_n(of_row, info.rows));
+                let units = info.split.units();
+                let of_unit = bounds(&operations[info.group], info.count / units);
+                of_segments.extend(std::iter::repeat_n(of_unit, units));
                 segments_of.push(first..of_segments.len());
             }
             return Self { kind, bounds: of_segments, segments_of };
@@ -99,7 +100,7 @@ impl ResolvedClip {
         !matches!(self.kind, ClipKind::Norm(ByNorm { coefficient_only: true, .. }))
     }
 
-    /// Returns whether each gradient or row has its own norm. If not, groups share one.
+    /// Returns whether each gradient, row or column has its own norm. If not, groups share one.
     pub(crate) const fn is_per_gradient(&self) -> bool {
         matches!(self.kind, ClipKind::Norm(norm) if !norm.scope.is_together())
     }

@@ -9,7 +9,7 @@ use gradclip::loss_scale::LossScaleState;
 use gradclip::operation::{ByNorm, SkipAbove};
 use gradclip::{AutoClip, NonFinite, NormType};
 
-use crate::gradients::{Gradient, kernel_dtype};
+use crate::gradients::{Gradient, Split, kernel_dtype};
 use crate::loss_scale::{MAX_COUNT, ScaleTensors};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 use crate::state::{CountTensors, HistoryTensors, TensorState, WindowTensors};
@@ -43,7 +43,7 @@ pub(crate) struct TensorOpsMeasurement {
     non_finite: Tensor<1, Bool>,
     /// Whether each segment has no elements.
     pub(crate) empty: Vec<bool>,
-    /// The largest magnitude of each gradient, or of each of its rows if these are segments, before the loss scale is
+    /// The largest magnitude of each gradient, or of each of its units if these are segments, before the loss scale is
     /// removed, which could overflow f32.
     pub(crate) max_magnitudes: Tensor<1>,
     /// The statistics of each gradient, if the clip measures them.
@@ -124,7 +124,7 @@ pub(crate) fn clip(
                 None => SegmentNorms::measured(&gradients, &norm, &inverse_scale, clip, &device),
             };
             let parameters =
-                clip.reads_parameters().then(|| ParameterNorms::measured(&gradients, &norm, clip, &device));
+                clip.reads_parameters().then(|| ParameterNorms::measured(&gradients, &norm, &device));
             let measurement =
                 limit(norms, parameters, &norm, inverse_scale, clip, &mut inputs.state, &device);
             let gradients = if clip.writes_gradients() {
@@ -153,7 +153,7 @@ struct SegmentNorms {
     shifts: Tensor<1>,
     /// Whether each segment has only finite elements, or a finite supplied norm.
     is_finite: Tensor<1, Bool>,
-    /// The largest magnitude of each gradient or row.
+    /// The largest magnitude of each gradient or unit.
     max_magnitudes: Tensor<1>,
     /// Whether each segment has no elements.
     empty: Vec<bool>,
@@ -190,21 +190,21 @@ impl SegmentNorms {
         let mut max_magnitudes = Vec::new();
         let mut non_finite = Vec::new();
         let mut zeros = Vec::new();
-        // One list per group, or one per gradient with the norms of its rows.
+        // One list per group, or one per gradient with the norms of its units.
         let lists = if clip.is_per_gradient() { gradients.len() } else { clip.segments() };
         let mut norms_to_join = vec![Vec::new(); lists];
         for (index, (gradient, segments)) in gradients.iter().zip(&clip.segments_of).enumerate() {
             let flat = gradient.flatten().cast(compute_dtype(gradient.info.dtype));
-            let measure = |rows: usize| {
-                norm_of(flat.clone().abs(), norm.norm_type, rows)
+            let measure = |split: Split| {
+                norm_of(flat.clone().abs(), norm.norm_type, split)
                     .map(|number| number.cast(DType::F32).to_device(device))
             };
-            let gradient_norm = measure(segments.len());
+            let gradient_norm = measure(gradient.info.split);
             if norm.tensor_stats {
                 let count = |mask: Tensor<1, Bool>| mask.int().sum().to_device(device);
                 non_finite.push(count(flat.clone().is_finite().bool_not()));
                 zeros.push(count(flat.clone().equal_scalar(0.0)));
-                let whole = if segments.len() > 1 { measure(1) } else { gradient_norm.clone() };
+                let whole = if segments.len() > 1 { measure(Split::Whole) } else { gradient_norm.clone() };
                 norms.push(whole.ratio * whole.unit);
             }
             max_magnitudes.push(gradient_norm.max_magnitude.clone());
@@ -214,8 +214,9 @@ impl SegmentNorms {
                 norms_to_join[list].push(gradient_norm);
             }
         }
-        let rows = |list: usize| if clip.is_per_gradient() { clip.segments_of[list].len() } else { 1 };
-        let is_empty = |(list, norms): (usize, &Vec<Norm>)| std::iter::repeat_n(norms.is_empty(), rows(list));
+        let units = |list: usize| if clip.is_per_gradient() { clip.segments_of[list].len() } else { 1 };
+        let is_empty =
+            |(list, norms): (usize, &Vec<Norm>)| std::iter::repeat_n(norms.is_empty(), units(list));
         let empty = norms_to_join.iter().enumerate().flat_map(is_empty).collect();
         let segments: Vec<_> =
             norms_to_join.iter().map(|norms| join(norms, norm.norm_type, device)).collect();
@@ -341,21 +342,21 @@ struct ParameterNorms {
 }
 
 impl ParameterNorms {
-    fn measured(gradients: &[Gradient], norm: &ByNorm, clip: &ResolvedClip, device: &Device) -> Self {
-        let of_gradient = |(gradient, segments): (&Gradient, &Range<usize>)| {
+    fn measured(gradients: &[Gradient], norm: &ByNorm, device: &Device) -> Self {
+        let of_gradient = |gradient: &Gradient| {
             let parameter = gradient.parameter.as_ref().zip(gradient.flatten_parameter());
             let norms: Vec<_> = parameter
                 .filter(|_| gradient.info.count > 0)
                 .map(|(parameter, flat)| {
                     let magnitudes = flat.cast(compute_dtype(parameter.dtype)).abs();
-                    norm_of(magnitudes, norm.norm_type, segments.len())
+                    norm_of(magnitudes, norm.norm_type, gradient.info.split)
                         .map(|number| number.cast(DType::F32).to_device(device))
                 })
                 .into_iter()
                 .collect();
             join(&norms, norm.norm_type, device)
         };
-        let segments: Vec<_> = gradients.iter().zip(&clip.segments_of).map(of_gradient).collect();
+        let segments: Vec<_> = gradients.iter().map(of_gradient).collect();
         let shifts = all(&segments, |segment| &segment.shift);
         let shifted_norms = all(&segments, |segment| &segment.shifted_norm);
         let floors = shifts.clone().mul_scalar(NormParams::new(norm).floor);
@@ -572,7 +573,7 @@ fn update_loss_scale(tensors: &mut ScaleTensors, is_finite: &Tensor<1, Bool>) ->
 }
 
 /// A norm as the product of `ratio` and `unit`, which may exceed f32, and the largest magnitude. Each tensor has one
-/// element, or one per row.
+/// element, or one per row or column.
 #[derive(Clone)]
 struct Norm {
     /// The norm divided by `unit`: at least 1 for p > 0, at most 1 for p < 0. The norm itself if it is zero or not
@@ -590,7 +591,7 @@ impl Norm {
     }
 }
 
-/// The norm of a segment, or the norms of several: the rows of a gradient. Each tensor has one element per segment.
+/// The norm of a segment, or the norms of several: the rows or columns of a gradient. Each tensor has one element per segment.
 struct SegmentNorm {
     /// The joint norm times the shift.
     shifted_norm: Tensor<1>,
@@ -603,8 +604,8 @@ fn all(segments: &[SegmentNorm], number: fn(&SegmentNorm) -> &Tensor<1>) -> Tens
     Tensor::cat(segments.iter().map(|segment| number(segment).clone()).collect(), 0)
 }
 
-/// Joins the norms of gradients into the norm of their segment. The norms of the rows of a single gradient stay
-/// separate.
+/// Joins the norms of gradients into the norm of their segment. The norms of the rows or columns of a single gradient
+/// stay separate.
 fn join(norms: &[Norm], norm_type: NormType, device: &Device) -> SegmentNorm {
     if norms.is_empty() {
         let zero = Tensor::zeros([1], (device, DType::F32));
@@ -631,104 +632,118 @@ fn join(norms: &[Norm], norm_type: NormType, device: &Device) -> SegmentNorm {
         1 => shifted,
         _ if p == 0.0 => shifted.sum(),
         _ => {
-            let joined = norm_of(shifted, norm_type, 1);
+            let joined = norm_of(shifted, norm_type, Split::Whole);
             joined.ratio * joined.unit
         }
     };
     SegmentNorm { shifted_norm, shift, max_magnitude }
 }
 
-/// The rows of a flat tensor: consecutive elements in equal parts.
+/// The units of a flat tensor: the whole, its rows or its columns.
 #[derive(Clone, Copy)]
-struct Rows {
-    rows: usize,
+struct Units {
+    split: Split,
+    /// The number of elements in each unit.
     length: usize,
 }
 
-impl Rows {
-    /// Reduces each row to one element. `whole` reduces a tensor that is not split; `each` reduces dimension 1.
+impl Units {
+    fn new(split: Split, count: usize) -> Self {
+        Self { split, length: count / split.units() }
+    }
+
+    /// Reduces each unit to one element. `whole` reduces a tensor that is not split; `each` reduces a dimension.
     fn reduce(
         self,
         flat: Tensor<1>,
         whole: impl Fn(Tensor<1>) -> Tensor<1>,
-        each: impl Fn(Tensor<2>) -> Tensor<2>,
+        each: impl Fn(Tensor<2>, usize) -> Tensor<2>,
     ) -> Tensor<1> {
-        if self.rows == 1 {
-            return whole(flat);
+        match self.split {
+            Split::Whole => whole(flat),
+            Split::Rows(rows) => each(flat.reshape([rows, self.length]), 1).reshape([rows]),
+            Split::Columns(columns) => each(flat.reshape([self.length, columns]), 0).reshape([columns]),
         }
-        each(flat.reshape([self.rows, self.length])).reshape([self.rows])
     }
 
     fn sum(self, flat: Tensor<1>) -> Tensor<1> {
-        self.reduce(flat, Tensor::sum, |rows| rows.sum_dim(1))
+        self.reduce(flat, Tensor::sum, Tensor::sum_dim)
     }
 
     fn max(self, flat: Tensor<1>) -> Tensor<1> {
-        self.reduce(flat, Tensor::max, |rows| rows.max_dim(1))
+        self.reduce(flat, Tensor::max, Tensor::max_dim)
     }
 
     fn min(self, flat: Tensor<1>) -> Tensor<1> {
-        self.reduce(flat, Tensor::min, |rows| rows.min_dim(1))
+        self.reduce(flat, Tensor::min, Tensor::min_dim)
     }
 
     fn any(self, flat: Tensor<1, Bool>) -> Tensor<1, Bool> {
-        if self.rows == 1 {
-            return flat.any();
+        match self.split {
+            Split::Whole => flat.any(),
+            Split::Rows(rows) => flat.reshape([rows, self.length]).any_dim(1).reshape([rows]),
+            Split::Columns(columns) => flat.reshape([self.length, columns]).any_dim(0).reshape([columns]),
         }
-        flat.reshape([self.rows, self.length]).any_dim(1).reshape([self.rows])
     }
 
-    /// Repeats each element for its row. The only element of a tensor that is not split stays: it broadcasts.
-    fn spread(self, of_rows: Tensor<1>) -> Tensor<1> {
-        if self.rows == 1 {
-            return of_rows;
+    /// Repeats each element for the elements of its unit. The only element of a tensor that is not split stays: it
+    /// broadcasts.
+    fn spread(self, of_units: Tensor<1>) -> Tensor<1> {
+        let Self { split, length } = self;
+        match split {
+            Split::Whole => of_units,
+            Split::Rows(rows) => of_units.reshape([rows, 1]).expand([rows, length]).reshape([rows * length]),
+            Split::Columns(columns) => {
+                of_units.reshape([1, columns]).expand([length, columns]).reshape([length * columns])
+            }
         }
-        let Self { rows, length } = self;
-        of_rows.reshape([rows, 1]).expand([rows, length]).reshape([rows * length])
     }
 
-    /// Repeats each element for its row.
-    fn spread_mask(self, of_rows: Tensor<1, Bool>) -> Tensor<1, Bool> {
-        let Self { rows, length } = self;
-        if rows == 1 {
-            return of_rows.expand([length]);
+    /// Repeats each element for the elements of its unit.
+    fn spread_mask(self, of_units: Tensor<1, Bool>) -> Tensor<1, Bool> {
+        let Self { split, length } = self;
+        match split {
+            Split::Whole => of_units.expand([length]),
+            Split::Rows(rows) => of_units.reshape([rows, 1]).expand([rows, length]).reshape([rows * length]),
+            Split::Columns(columns) => {
+                of_units.reshape([1, columns]).expand([length, columns]).reshape([length * columns])
+            }
         }
-        of_rows.reshape([rows, 1]).expand([rows, length]).reshape([rows * length])
     }
 }
 
-/// Computes the norm of the magnitudes in each row. Powers of magnitudes may leave the range of f32; powers of their
+/// Computes the norm of the magnitudes in each unit. Powers of magnitudes may leave the range of f32; powers of their
 /// ratios to the dominant magnitude do not.
-fn norm_of(magnitudes: Tensor<1>, norm_type: NormType, rows: usize) -> Norm {
+fn norm_of(magnitudes: Tensor<1>, norm_type: NormType, split: Split) -> Norm {
     let (device, dtype) = (magnitudes.device(), magnitudes.dtype());
-    let one = Tensor::ones([rows], (&device, dtype));
+    let one = Tensor::ones([split.units()], (&device, dtype));
     let count = magnitudes.shape().num_elements();
-    let rows = Rows { rows, length: count / rows };
+    let units = Units::new(split, count);
     if count == 0 {
         let zero = Tensor::zeros([1], (&device, dtype));
         return Norm { ratio: zero.clone(), unit: one, max_magnitude: zero };
     }
     let p = norm_type.p();
-    let has_nan = rows.any(magnitudes.clone().is_nan());
-    let max_magnitude = rows.max(magnitudes.clone()).mask_fill(has_nan.clone(), f32::NAN);
+    let has_nan = units.any(magnitudes.clone().is_nan());
+    let max_magnitude = units.max(magnitudes.clone()).mask_fill(has_nan.clone(), f32::NAN);
     if p == 0.0 {
         // The 0-norm counts the gradients with a non-zero element.
-        let count = rows.any(magnitudes.equal_scalar(0.0).bool_not()).int().float().cast(dtype);
+        let count = units.any(magnitudes.equal_scalar(0.0).bool_not()).int().float().cast(dtype);
         return Norm { ratio: count, unit: one, max_magnitude };
     }
     let dominant = if p > 0.0 {
         max_magnitude.clone()
     } else {
-        rows.min(magnitudes.clone()).mask_fill(has_nan, f32::NAN)
+        units.min(magnitudes.clone()).mask_fill(has_nan, f32::NAN)
     };
     let can_divide = dominant.clone().is_finite().bool_and(dominant.clone().greater_elem(0.0));
     let unit = dominant.clone().mask_fill(can_divide.clone().bool_not(), 1.0);
-    let ratios = || magnitudes.clone() / rows.spread(unit.clone());
+    let ratios = || magnitudes.clone() / units.spread(unit.clone());
     let ratio = match norm_type {
-        NormType::L1 => rows.sum(ratios()),
-        NormType::L2 => rows.sum(ratios().square()).sqrt(),
+        NormType::L1 => units.sum(ratios()),
+        NormType::L2 => units.sum(ratios().square()).sqrt(),
         _ if p.is_infinite() => one,
-        _ => rows.sum(ratios().powf_scalar(p)).powf_scalar(p.recip()),
+        _ => units.sum(ratios().powf_scalar(p)).powf_scalar(p.recip()),
     };
     // A dominant magnitude that is zero, infinite or NaN is the norm. A device may compute a different value from its
     // powers.
@@ -749,13 +764,13 @@ fn scale(
     if gradient.info.count == 0 {
         return gradient;
     }
-    let rows = Rows { rows: segments.len(), length: gradient.info.count / segments.len() };
+    let units = Units::new(gradient.info.split, gradient.info.count);
     let flat = gradient.flatten();
     let device = flat.device();
     let dtype = compute_dtype(gradient.info.dtype);
     let of_segment = |number: &Tensor<1>| {
-        let of_rows = number.clone().narrow(0, segments.start, segments.len());
-        rows.spread(of_rows.to_device(&device).cast(dtype))
+        let of_units = number.clone().narrow(0, segments.start, segments.len());
+        units.spread(of_units.to_device(&device).cast(dtype))
     };
     let factor = of_segment(&measurement.factors);
     // A factor that underflows f32 is applied in two multiplications, unless the policy has set it to NaN or zero.
@@ -767,7 +782,7 @@ fn scale(
     if policy == NonFinite::Zero {
         // Zero times infinity is NaN.
         let is_bad = measurement.non_finite.clone().narrow(0, segments.start, segments.len());
-        scaled = scaled.mask_fill(rows.spread_mask(is_bad.to_device(&device)), 0.0);
+        scaled = scaled.mask_fill(units.spread_mask(is_bad.to_device(&device)), 0.0);
     }
     let scaled = scaled.cast(gradient.info.dtype);
     gradient.with_elements(scaled)

@@ -27,9 +27,10 @@ use gradclip::{ClipRecord, NormType};
 pub(crate) use layout::GradientShape;
 pub(crate) use tables::TableCache;
 
+use crate::gradients::Split;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 use cubecl_kernel::GradclipKernel;
-use tables::{DeviceBatch, ParameterTables, Tables};
+use tables::{DeviceBatch, DeviceTiles, ParameterTables, Tables};
 
 /// The tensors that a clip takes, as primitives of any backend.
 pub(crate) struct ClipPrimitives<P> {
@@ -176,14 +177,15 @@ pub(crate) fn clip(
     let launcher = Launcher { client: &client, device: &device, tables: &tables, max_slots };
     // In sequence: if two gradients share a buffer, the first is copied, which leaves the second as the only user.
     let make_ready = if clip.writes_gradients() { into_writable } else { into_dense };
-    // Rows must be in order; other elements may be in any.
-    let in_rows = |(tensor, shape): (CubeTensor, &GradientShape)| {
-        if shape.rows > 1 { into_contiguous(tensor) } else { tensor }
+    // Rows and columns must be in order; other elements may be in any.
+    let in_order = |(tensor, shape): (CubeTensor, &GradientShape)| match shape.split {
+        Split::Whole => tensor,
+        Split::Rows(_) | Split::Columns(_) => into_contiguous(tensor),
     };
     let count = gradients.len();
-    let mut gradients: Vec<_> = gradients.into_iter().zip(shapes).map(in_rows).map(make_ready).collect();
+    let mut gradients: Vec<_> = gradients.into_iter().zip(shapes).map(in_order).map(make_ready).collect();
     let shapes_of_parameters = &shapes[count..];
-    gradients.extend(parameters.into_iter().zip(shapes_of_parameters).map(in_rows).map(into_dense));
+    gradients.extend(parameters.into_iter().zip(shapes_of_parameters).map(in_order).map(into_dense));
     let outputs = match clip.kind {
         ClipKind::Norm(norm) => {
             let outputs = launcher.norm_pass(&gradients, count, supplied, state, &norm, clip.segments());
@@ -191,7 +193,13 @@ pub(crate) fn clip(
                 launcher.elementwise_pass(
                     &gradients,
                     |_| &outputs.records.handle,
-                    |format, slots| Kernel::Scale { segmented, format, slots },
+                    |&DeviceBatch { format, has_columns, .. }, slots| {
+                        if has_columns {
+                            Kernel::ScaleColumns { format, slots }
+                        } else {
+                            Kernel::Scale { segmented, format, slots }
+                        }
+                    },
                 );
             }
             Some(outputs)
@@ -200,7 +208,7 @@ pub(crate) fn clip(
             launcher.elementwise_pass(
                 &gradients,
                 |format| tables.limits.of(format.dtype),
-                |format, slots| match inverse_scale {
+                |&DeviceBatch { format, .. }, slots| match inverse_scale {
                     None => Kernel::Clamp { segmented, format, slots },
                     Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
                 },
@@ -363,7 +371,12 @@ impl Launcher<'_> {
             } else {
                 TileFormat { alignment: Alignment::Element, ..batch.format }
             };
-            let kernel = Kernel::Partials { reduction, format, slots: self.slot_count(batch) };
+            let slots = self.slot_count(batch);
+            let kernel = if batch.has_columns {
+                Kernel::PartialsColumns { reduction, dtype: format.dtype, slots }
+            } else {
+                Kernel::Partials { reduction, format, slots }
+            };
             self.launch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
         }
         partials
@@ -377,10 +390,10 @@ impl Launcher<'_> {
         &self,
         gradients: &[CubeTensor],
         parameters: impl Fn(TileFormat) -> &'a Handle,
-        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        kernel: impl Fn(&DeviceBatch, usize) -> Kernel,
     ) {
         for batch in self.tables.batches.iter().rev().filter(|batch| !batch.is_parameters) {
-            let kernel = kernel(batch.format, self.slot_count(batch));
+            let kernel = kernel(batch, self.slot_count(batch));
             self.launch_batch(kernel, batch, gradients, &batch.elementwise_tiles, parameters(batch.format));
         }
     }
@@ -396,11 +409,11 @@ impl Launcher<'_> {
         kernel: Kernel,
         batch: &DeviceBatch,
         gradients: &[CubeTensor],
-        tiles: &Handle,
+        tiles: &DeviceTiles,
         other: &Handle,
     ) {
-        self.launch(kernel, batch.tiles, |buffer| match buffer {
-            Buffer::Tiles => tiles,
+        self.launch(kernel, tiles.count, |buffer| match buffer {
+            Buffer::Tiles | Buffer::ColumnTiles => &tiles.table,
             // A kernel may have more slots than the batch has gradients. No tile refers to the extra slots, but each
             // must be bound.
             Buffer::Slot(slot) => &gradients[batch.slots[slot.min(batch.slots.len() - 1)]].handle,
@@ -521,12 +534,20 @@ mod tests {
                     let unscale_clamp = Kernel::UnscaleClamp { segmented, format, slots: 3 };
                     assert_eq!(second(unscale_clamp), Buffer::UnscaledBounds);
                 }
+                let slots = || (0..3).map(Buffer::Slot);
+                let with_columns =
+                    |other| [Buffer::ColumnTiles, other].into_iter().chain(slots()).collect::<Vec<_>>();
+                let scale = Kernel::ScaleColumns { format, slots: 3 };
+                assert_eq!(buffers(scale), with_columns(Buffer::Records));
+                for reduction in reductions() {
+                    let partials = Kernel::PartialsColumns { reduction, dtype, slots: 3 };
+                    assert_eq!(buffers(partials), with_columns(Buffer::Partials));
+                }
                 for reduction in reductions().filter(|r| r.loads_vectors() || alignment == Alignment::Element)
                 {
                     let partials = Kernel::Partials { reduction, format, slots: 3 };
-                    let slots = (0..3).map(Buffer::Slot);
                     let expected: Vec<_> =
-                        [Buffer::Tiles, Buffer::Partials].into_iter().chain(slots).collect();
+                        [Buffer::Tiles, Buffer::Partials].into_iter().chain(slots()).collect();
                     assert_eq!(buffers(partials), expected);
                 }
             }
