@@ -61,6 +61,7 @@ impl fmt::Display for GradientId {
 /// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`Columns`](Self::Columns), [`RowsAndColumns`](Self::RowsAndColumns), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`Part`](Self::Part), [`PartialsNorm`](Self::PartialsNorm), [`PartialsAndColumns`](Self::PartialsAndColumns), [`EmptyPartials`](Self::EmptyPartials), [`Producer`](Self::Producer), [`PartialsOverlap`](Self::PartialsOverlap), [`InPartials`](Self::InPartials), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
 /// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NoSuchPart`](Self::NoSuchPart), [`RebindCount`](Self::RebindCount), [`RebindMismatch`](Self::RebindMismatch), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
+/// | sharded clips | [`NotSharded`](Self::NotSharded), [`ShardedUnits`](Self::ShardedUnits), [`ShardCount`](Self::ShardCount), [`Shard`](Self::Shard), [`TileCount`](Self::TileCount), [`RanksDiffer`](Self::RanksDiffer), [`RankFailed`](Self::RankFailed), [`OnRank`](Self::OnRank) |
 /// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`PartMissing`](Self::PartMissing), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -681,6 +682,97 @@ pub enum Error {
         gradient: GradientId,
     },
 
+    // Sharded clips.
+    /// An option that a [`ShardedClip`](crate::distributed::ShardedClip) does not have.
+    #[error("a sharded clip cannot have {option}: {reason}")]
+    NotSharded {
+        /// The option.
+        option: &'static str,
+        /// The reason.
+        reason: &'static str,
+    },
+
+    /// Rows or columns with norms of their own in a [`ShardedClip`](crate::distributed::ShardedClip).
+    #[error(
+        "gradient {gradient} has rows or columns with norms of their own, but a sharded clip has one norm for each gradient"
+    )]
+    ShardedUnits {
+        /// The gradient.
+        gradient: GradientId,
+    },
+
+    /// A number of records or gradients that differs from that of an earlier share, or of another process.
+    #[error("this share has {given} {what}, but the sharded clip has {needed}")]
+    ShardCount {
+        /// Records or gradients.
+        what: &'static str,
+        /// Their number in the share.
+        given: usize,
+        /// Their number in earlier shares.
+        needed: usize,
+    },
+
+    /// A shard that does not lie in its gradient, or is not cut at the border of a tile.
+    #[error(
+        "gradient {gradient}: its {len} elements begin at element {offset} of gradient {whole} of the sharded clip, but {needed}"
+    )]
+    Shard {
+        /// The gradient in the list of this process.
+        gradient: GradientId,
+        /// The index of the whole gradient.
+        whole: usize,
+        /// The start of the shard in the whole gradient, in elements.
+        offset: u64,
+        /// The number of elements of the shard.
+        len: u64,
+        /// What is required.
+        needed: String,
+    },
+
+    /// A tile of a reproducible norm that no rank measured, or more than one. All ranks return the same error.
+    #[error(
+        "the tile at element {element} of gradient {whole} of the sharded clip was measured by {ranks} ranks, but exactly one \
+         must measure it: replicas are unmeasured on all ranks but one"
+    )]
+    TileCount {
+        /// The index of the whole gradient.
+        whole: usize,
+        /// The first element of the tile.
+        element: u64,
+        /// The number of ranks.
+        ranks: u64,
+    },
+
+    /// Different options on different ranks. All ranks return the same error, and no gradient is changed.
+    #[error(
+        "the ranks of the sharded clip differ in {option}{}, but it must be the same on all of them",
+        from_to(given.as_ref())
+    )]
+    RanksDiffer {
+        /// The option.
+        option: &'static str,
+        /// The smallest and the largest value, if they can be shown.
+        given: Option<[String; 2]>,
+    },
+
+    /// A rank that could not measure its gradients. All ranks return this error, and no gradient is changed.
+    #[error("rank {rank} could not measure its gradients{}", because(cause.as_deref()))]
+    RankFailed {
+        /// The first such rank.
+        rank: usize,
+        /// The error of that rank; `None` on other ranks.
+        cause: Option<Box<Self>>,
+    },
+
+    /// An error about the gradients of one rank. All ranks return it.
+    #[error("rank {rank}: {error}")]
+    OnRank {
+        /// The rank.
+        rank: usize,
+        /// The error.
+        error: Box<Self>,
+    },
+
     // Results.
     /// Non-finite gradients, under the policy [`NonFinite::Error`](crate::NonFinite::Error). The gradients of that record
     /// are unchanged.
@@ -750,6 +842,15 @@ impl Error {
         Self::Parse { what, given: given.to_owned(), allowed }
     }
 
+    /// Returns whether the error is [`NonFinite`](Self::NonFinite), of this or of another rank.
+    pub(crate) fn is_non_finite(&self) -> bool {
+        match self {
+            Self::NonFinite { .. } => true,
+            Self::OnRank { error, .. } => error.is_non_finite(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn in_group(group: usize, error: Self) -> Self {
         Self::InGroup { group, error: Box::new(error) }
     }
@@ -780,6 +881,14 @@ fn refused(gradient: Option<&GradientId>) -> String {
 
 fn labelled(label: Option<&str>) -> String {
     label.map_or("its gradient".to_owned(), |label| format!("gradient {label:?}"))
+}
+
+fn from_to(given: Option<&[String; 2]>) -> String {
+    given.map_or_else(String::new, |[one, other]| format!(" ({one} and {other})"))
+}
+
+fn because(cause: Option<&Error>) -> String {
+    cause.map_or_else(String::new, |cause| format!(": {cause}"))
 }
 
 fn group_count(groups: usize) -> String {

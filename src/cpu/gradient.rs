@@ -128,6 +128,11 @@ impl<'a> Gradient<'a> {
         self
     }
 
+    /// Returns the number of elements.
+    pub(crate) const fn len(&self) -> usize {
+        self.elements().len()
+    }
+
     /// Returns the number of units with their own norm: rows or columns.
     pub(crate) const fn units(&self) -> usize {
         // One of the two is 1.

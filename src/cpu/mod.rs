@@ -69,6 +69,7 @@ mod tests;
 pub use gradient::{Gradient, Parameter};
 pub use measurement::Measurement;
 pub use plan::ClipPlan;
+pub(crate) use plan::{first_error, measure_groups, update};
 pub use tensor_stats::tensor_stats;
 
 use crate::operation::check_stateless;

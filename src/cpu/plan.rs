@@ -12,7 +12,8 @@ use crate::operation::{
     ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_norm_windows,
     check_step_counts, inverse_scale,
 };
-use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats, record};
+use crate::record::NormMeasurement;
+use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
 
 /// Clips on the CPU, and keeps step counts, norm histories, norm windows and statistics between
 /// steps. Unlike the [`ClipPlan`](crate::ClipPlan) of the GPU, it holds no gradients.
@@ -83,7 +84,7 @@ impl ClipPlan {
             Operation::Norm(norm) if norm.scope == Scope::Supplied => return Err(Error::NormNotSupplied),
             Operation::Norm(norm) => norm,
             Operation::Clamp { .. } => {
-                self.update(gradients, &[]);
+                update(gradients, &self.operations, &[]);
                 return Ok(Vec::new());
             }
         };
@@ -115,12 +116,8 @@ impl ClipPlan {
             // `ClipRecord::new` multiplies by this factor again.
             f64::from(total_norm) / f64::from(norm.inverse_norm_scale())
         });
-        let measured = record::NormMeasurement {
-            norm: scaled,
-            max_magnitude: 0.0,
-            first_non_finite: None,
-            empty: false,
-        };
+        let measured =
+            NormMeasurement { norm: scaled, max_magnitude: 0.0, first_non_finite: None, empty: false };
         let input = |limit: f32| RecordInput { measured, limit: limit.into() };
         let inputs: Vec<_> = in_default_modes(|| self.limits().into_iter().map(input).collect());
         self.finish(gradients, &norm, &inputs)
@@ -312,6 +309,38 @@ impl ClipPlan {
         Ok(())
     }
 
+    /// Returns the clips of the groups.
+    pub(crate) fn operations(&self) -> &[Operation] {
+        &self.operations
+    }
+
+    /// Checks that the state is that of so many records, or that there is none yet.
+    pub(crate) fn check_record_count(&self, records: usize) -> Result<(), Error> {
+        for (what, given) in [
+            ("norm histories", self.histories.len()),
+            ("norm windows", self.norm_windows.len()),
+            ("step counts", self.step_counts.len()),
+        ] {
+            if given != 0 && given != records {
+                return Err(Error::StateCount { what, given, records });
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the records of gradients that were measured elsewhere, and updates the state of each, as
+    /// [`clip`](Self::clip) does. Each measurement has its limit.
+    pub(crate) fn conclude_measured(
+        &mut self,
+        norm: &ByNorm,
+        measured: impl IntoIterator<Item = (NormMeasurement, f32)>,
+    ) -> Result<Vec<ClipRecord>, Error> {
+        let input = |(measured, limit): (NormMeasurement, f32)| RecordInput { measured, limit: limit.into() };
+        let inputs: Vec<_> = measured.into_iter().map(input).collect();
+        self.set_record_count(inputs.len())?;
+        self.conclude(norm, &inputs)
+    }
+
     fn check_by_norm(&self, what: &'static str) -> Result<(), Error> {
         match self.operations[0] {
             Operation::Norm(_) => Ok(()),
@@ -377,15 +406,7 @@ impl ClipPlan {
 
     /// Sets the number of records in the first step, and checks it in later steps.
     fn set_record_count(&mut self, records: usize) -> Result<(), Error> {
-        for (what, given) in [
-            ("norm histories", self.histories.len()),
-            ("norm windows", self.norm_windows.len()),
-            ("step counts", self.step_counts.len()),
-        ] {
-            if given != 0 && given != records {
-                return Err(Error::StateCount { what, given, records });
-            }
-        }
+        self.check_record_count(records)?;
         self.histories.resize(records, NormHistory::default());
         self.norm_windows.resize_with(records, NormWindow::default);
         self.step_counts.resize(records, StepCounts::default());
@@ -400,7 +421,7 @@ impl ClipPlan {
         inputs: &[RecordInput],
     ) -> Result<Vec<ClipRecord>, Error> {
         let records = self.records(norm, inputs, |index| gradients[index].label)?;
-        self.update(gradients, &records);
+        update(gradients, &self.operations, &records);
         Ok(records)
     }
 
@@ -412,6 +433,15 @@ impl ClipPlan {
         inputs: &[RecordInput],
         label: impl FnOnce(usize) -> Option<&'a str>,
     ) -> Result<Vec<ClipRecord>, Error> {
+        let records = self.conclude(norm, inputs)?;
+        match first_error(norm, &records) {
+            Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
+            None => Ok(records),
+        }
+    }
+
+    /// Computes the records of a step, and updates the state of each.
+    fn conclude(&mut self, norm: &ByNorm, inputs: &[RecordInput]) -> Result<Vec<ClipRecord>, Error> {
         let past_norms = self.histories.iter_mut().zip(&mut self.norm_windows);
         let state = past_norms.zip(&mut self.step_counts);
         let mut records: Vec<_> = in_default_modes(|| {
@@ -423,11 +453,7 @@ impl ClipPlan {
             records.collect()
         });
         self.update_loss_scale(&mut records)?;
-        let is_error = |record: &ClipRecord| norm.non_finite == NonFinite::Error && record.non_finite();
-        match records.iter().position(is_error) {
-            Some(index) => Err(records[index].non_finite_error(index, records.len(), label)),
-            None => Ok(records),
-        }
+        Ok(records)
     }
 
     /// Updates the dynamic loss scale, if there is one, and marks the records that overflowed at its floor.
@@ -442,42 +468,62 @@ impl ClipPlan {
         self.set_inverse_scale(inverse_scale(scale.scale())?);
         Ok(())
     }
+}
 
-    /// Applies the clips to the gradients.
-    fn update(&self, gradients: &mut [Gradient<'_>], records: &[ClipRecord]) {
-        let mut updates = Vec::with_capacity(gradients.len());
-        let mut row_records = records.iter();
-        let mut by_columns = Vec::new();
-        for gradient in gradients {
-            let rows = gradient.rows;
-            match self.operations[gradient.group] {
-                Operation::Clamp { low, high, inverse_scale } => {
-                    let update = Update::clamp(low, high, inverse_scale);
-                    updates.extend(gradient.scaled_elements().map(|all| (all, update)));
-                }
-                Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
-                Operation::Norm(norm) if norm.scope.is_together() => {
-                    let update = Update::from_record(&records[gradient.group]);
-                    updates.extend(gradient.scaled_elements().zip(update));
-                }
-                Operation::Norm(_) if gradient.columns != 1 => {
-                    let of_columns = row_records.by_ref().take(gradient.columns);
-                    let of_columns: Vec<_> = of_columns.map(Update::from_record).collect();
-                    by_columns.extend(gradient.scaled_elements().map(|all| (all, of_columns)));
-                }
-                Operation::Norm(_) => {
-                    let row_updates: Vec<_> =
-                        row_records.by_ref().take(rows).map(Update::from_record).collect();
-                    let rows = gradient.scaled_elements().into_iter().flat_map(|all| all.rows(rows));
-                    updates.extend(rows.zip(row_updates).filter_map(|(row, update)| Some((row, update?))));
-                }
+/// Measures gradients for records that are computed elsewhere. Returns the measurement of each record, and the statistics of each
+/// gradient if the clips enable them. `operations` are by norm, without AGC.
+pub(crate) fn measure_groups(
+    gradients: &[Gradient<'_>],
+    operations: &[Operation],
+) -> Result<(Vec<NormMeasurement>, Vec<TensorStats>), Error> {
+    gradient::validate(gradients, operations.len(), false)?;
+    let Operation::Norm(norm) = operations[0] else {
+        return Err(Error::NeedsNorm { what: "measure_groups", clip: "a clip by value" });
+    };
+    let limits: Vec<f32> = operations.iter().map(Operation::limit).collect();
+    let (inputs, stats) = records::measure(gradients, &norm, &limits);
+    Ok((inputs.into_iter().map(|input| input.measured).collect(), stats))
+}
+
+/// Applies the clips of the groups to gradients. Clips by norm have `records`.
+pub(crate) fn update(gradients: &mut [Gradient<'_>], operations: &[Operation], records: &[ClipRecord]) {
+    let mut updates = Vec::with_capacity(gradients.len());
+    let mut row_records = records.iter();
+    let mut by_columns = Vec::new();
+    for gradient in gradients {
+        let rows = gradient.rows;
+        match operations[gradient.group] {
+            Operation::Clamp { low, high, inverse_scale } => {
+                let update = Update::clamp(low, high, inverse_scale);
+                updates.extend(gradient.scaled_elements().map(|all| (all, update)));
+            }
+            Operation::Norm(ByNorm { coefficient_only: true, .. }) => {}
+            Operation::Norm(norm) if norm.scope.is_together() => {
+                let update = Update::from_record(&records[gradient.group]);
+                updates.extend(gradient.scaled_elements().zip(update));
+            }
+            Operation::Norm(_) if gradient.columns != 1 => {
+                let of_columns = row_records.by_ref().take(gradient.columns);
+                let of_columns: Vec<_> = of_columns.map(Update::from_record).collect();
+                by_columns.extend(gradient.scaled_elements().map(|all| (all, of_columns)));
+            }
+            Operation::Norm(_) => {
+                let row_updates: Vec<_> = row_records.by_ref().take(rows).map(Update::from_record).collect();
+                let rows = gradient.scaled_elements().into_iter().flat_map(|all| all.rows(rows));
+                updates.extend(rows.zip(row_updates).filter_map(|(row, update)| Some((row, update?))));
             }
         }
-        parallel::update(&mut updates);
-        for (elements, updates) in by_columns {
-            columns::update(elements, &updates);
-        }
     }
+    parallel::update(&mut updates);
+    for (elements, updates) in by_columns {
+        columns::update(elements, &updates);
+    }
+}
+
+/// Returns the index of the first record that is an error under the policy of the clip.
+pub(crate) fn first_error(norm: &ByNorm, records: &[ClipRecord]) -> Option<usize> {
+    let is_error = |record: &ClipRecord| norm.non_finite == NonFinite::Error && record.non_finite();
+    records.iter().position(is_error)
 }
 
 /// Skips the step of a record whose norm exceeds the second limit of the clip. `counts` has the skips in a row so far.

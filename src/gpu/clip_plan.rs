@@ -79,6 +79,20 @@ struct Outcome {
     norm_windows: Option<(AutoClip, Results)>,
     step_counts: Option<Results>,
     tensor_stats: Option<Results>,
+    /// Only for a shard of a reproducible norm.
+    tile_partials: Option<TilePartials>,
+}
+
+/// The partials of the plan's own tiles, for the host to read.
+#[derive(Debug)]
+struct TilePartials {
+    banks: Vec<wgpu::Buffer>,
+    /// The location of each partial, if there are several banks; see [`Layout::partial_locations`](super::layout::Layout).
+    locations: Vec<u32>,
+    /// The size of a partial, in words.
+    words: usize,
+    /// All banks, one after the other.
+    copy: Results,
 }
 
 /// The buffers of a clip by value that begin with the inverse of the loss scale: one for each element type.

@@ -155,7 +155,17 @@ impl Clipper {
         gradients: &[Gradient<'_>],
         operations: &[Operation],
     ) -> Result<ClipPlan, Error> {
-        prepare(&self.context, gradients, operations)
+        prepare(&self.context, gradients, operations, None)
+    }
+
+    /// Prepares the plan of a shard whose partials can be read back. All shards together have `total_elements`.
+    pub(crate) fn prepare_shard(
+        &self,
+        gradients: &[Gradient<'_>],
+        operations: &[Operation],
+        total_elements: u64,
+    ) -> Result<ClipPlan, Error> {
+        prepare(&self.context, gradients, operations, Some(total_elements))
     }
 
     /// Returns the device.

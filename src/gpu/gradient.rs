@@ -306,6 +306,8 @@ pub(super) struct Set<'a> {
     pub(super) parameters: Vec<Option<Span>>,
     /// The number of parts; 0 unless a gradient is in one.
     pub(super) parts: usize,
+    /// For a shard whose partials are read back: the number of elements of all shards, which decides the length of the tiles.
+    pub(super) total_elements: Option<u64>,
 }
 
 impl<'a> Set<'a> {
@@ -395,7 +397,16 @@ impl<'a> Set<'a> {
         let is_together = measured_norm.is_none_or(|norm| norm.scope.is_together());
         let own_rows: Vec<u64> = rows_of.iter().map(|&rows| if is_together { 1 } else { rows }).collect();
         check_partials(&spans, &own_rows, &parameters, reduction, &labels)?;
-        Ok(Self { labels, buffers, spans, rows: rows_of, columns: columns_of, parameters, parts })
+        Ok(Self {
+            labels,
+            buffers,
+            spans,
+            rows: rows_of,
+            columns: columns_of,
+            parameters,
+            parts,
+            total_elements: None,
+        })
     }
 }
 

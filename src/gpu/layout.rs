@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::gradient::Span;
-use crate::kernels::tables::{Tile, block_rows, tile_elements};
+use crate::kernels::tables::{Tile, block_rows};
 use crate::kernels::{Alignment, MAX_STORAGE_WITHOUT_SLOTS, TileFormat, VECTOR_BYTES};
 use crate::{DType, Error};
 
@@ -110,11 +110,13 @@ pub(super) struct Request<'a> {
     pub(super) norm_loads_vectors: bool,
     /// The size of a partial, in bytes.
     pub(super) partial_bytes: u64,
+    /// The length of a tile.
+    pub(super) tile_elements: u64,
 }
 
 /// Lays out the dispatches of a plan.
 pub(super) fn lay_out(request: Request<'_>, limits: Limits) -> Layout {
-    let tile_elements = tile_elements(request.spans.iter().map(|span| span.len).sum());
+    let tile_elements = request.tile_elements;
     let (chunks, segments, gradient_of_partial) = cut(request, tile_elements);
     let views = views(&chunks, limits, tile_elements, request.norm_loads_vectors);
 
@@ -415,7 +417,7 @@ impl Layout {
     /// Sets the locations of the partials that other kernels leave. Their banks follow the `own` ones.
     fn locate_given(&mut self, request: Request<'_>, given: &[Window], own: usize, banks: usize) {
         let mut next: Vec<usize> = self.segments.iter().map(|partials| partials.start).collect();
-        let tile_elements = tile_elements(request.spans.iter().map(|span| span.len).sum());
+        let tile_elements = request.tile_elements;
         for (span, &segment) in request.spans.iter().zip(request.segment_of).filter(|(span, _)| span.measured)
         {
             let from = next[segment];

@@ -9,7 +9,7 @@ use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::{Set, in_address_order};
 use crate::gpu::layout::{self, Batch, Request};
 use crate::kernels::Kernel;
-use crate::kernels::tables::{Bounds, UnscaledBounds};
+use crate::kernels::tables::{Bounds, UnscaledBounds, tile_elements};
 use crate::operation::Operation;
 use crate::{DType, Error};
 
@@ -49,6 +49,7 @@ fn by_value(
         measures: false,
         norm_loads_vectors: false,
         partial_bytes: 0,
+        tile_elements: tile_elements(set.spans.iter().map(|span| span.len).sum()),
     };
     let layout = layout::lay_out(request, context.limits());
     context.guarded(size_of_val(&layout.tiles[..]) as u64, layout.largest_dispatch(), || {

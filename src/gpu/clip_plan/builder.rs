@@ -135,12 +135,12 @@ impl<'a> Builder<'a> {
         create_buffer(self.context.device(), label, usage, values)
     }
 
-    pub(super) fn zeroed(&mut self, label: &str, size: usize) -> wgpu::Buffer {
+    pub(super) fn zeroed(&mut self, label: &str, usage: BufferUsages, size: usize) -> wgpu::Buffer {
         self.bytes += size as u64;
         self.context.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: size as u64,
-            usage: BufferUsages::STORAGE,
+            usage,
             mapped_at_creation: false,
         })
     }

@@ -4,7 +4,7 @@ use wgpu::BufferUsages;
 
 use super::builder::{Builder, or_one};
 use super::segment_map::SegmentMap;
-use super::{ClipPlan, Outcome, Step};
+use super::{ClipPlan, Outcome, Step, TilePartials};
 use crate::gpu::device_context::DeviceContext;
 use crate::gpu::gradient::Set;
 use crate::gpu::layout::{Bank, Batch, Layout, Limits};
@@ -91,6 +91,8 @@ pub(super) fn by_norm(
         let small = stages.small(&builder, step_counts.as_ref())?;
 
         let Stages { buffers, parts, steps, .. } = stages;
+        let tile_partials =
+            set.total_elements.map(|_| TilePartials::new(&mut builder, &buffers.banks, &layout, reduction));
         let segmented = table.len() > 1;
         let scale = |&Batch { format, columns, .. }: &Batch, slots| {
             if columns {
@@ -117,6 +119,7 @@ pub(super) fn by_norm(
             norm_windows,
             step_counts,
             tensor_stats,
+            tile_partials,
         };
         Ok(ClipPlan {
             parts,
@@ -185,7 +188,8 @@ impl<'a> Buffers<'a> {
         kept: Option<&Outcome>,
     ) -> Self {
         let gradients = or_one(&layout.gradient_of_partial, &0);
-        let record_usage = STORAGE.union(UNIFORM).union(COPY_SRC);
+        // A sharded clip writes records.
+        let record_usage = STORAGE.union(UNIFORM).union(COPY_SRC).union(COPY_DST);
         Self {
             banks: layout
                 .banks
@@ -193,7 +197,7 @@ impl<'a> Buffers<'a> {
                 .map(|bank| match bank {
                     Bank::Own(len) => {
                         let size = (*len).max(1) * reduction.partial_bytes();
-                        Partials::Own(builder.zeroed("gradclip.partials", size))
+                        Partials::Own(builder.zeroed("gradclip.partials", STORAGE.union(COPY_SRC), size))
                     }
                     Bank::Given(window) => Partials::Given(builder.window(window)),
                 })
@@ -228,6 +232,21 @@ impl<'a> Buffers<'a> {
             buffer => unreachable!("{buffer:?} belongs to a single stage"),
         };
         whole(buffer)
+    }
+}
+
+impl TilePartials {
+    fn new(builder: &mut Builder<'_>, banks: &[Partials<'_>], layout: &Layout, reduction: Reduction) -> Self {
+        let own = banks.iter().filter_map(|bank| match bank {
+            Partials::Own(buffer) => Some(buffer.clone()),
+            Partials::Given(_) => None,
+        });
+        let banks: Vec<_> = own.collect();
+        let bytes: u64 = banks.iter().map(wgpu::Buffer::size).sum();
+        let words = vec![0; usize::try_from(bytes / 4).expect("the partials fit into memory")];
+        let copy = builder.state("gradclip.tile_partials", COPY_SRC.union(COPY_DST), &words);
+        let locations = layout.partial_locations.clone();
+        Self { banks, locations, words: reduction.partial_bytes() / 4, copy }
     }
 }
 

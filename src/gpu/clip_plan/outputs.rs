@@ -2,7 +2,7 @@
 
 use wgpu::CommandEncoder;
 
-use super::{ClipPlan, Outcome};
+use super::{ClipPlan, Outcome, TilePartials};
 use crate::gpu::read_back::{self, ReadBack, Results};
 use crate::loss_scale::LossScale;
 use crate::{AutoClip, ClipRecord, Error, NormHistory, NormWindow, StepCounts, TensorStats};
@@ -126,6 +126,40 @@ impl ClipPlan {
             Ok((.., windows)) => windows.read_back(encoder, |bytes| Ok(read_back::all_norm_windows(bytes))),
             Err(error) => ReadBack::failed(error),
         }
+    }
+
+    /// Records a copy of the partials of all tiles. The ticket returns all words of all banks; see
+    /// [`tile_partials`](Self::tile_partials).
+    pub(crate) fn read_back_tile_partials(&self, encoder: &mut CommandEncoder) -> ReadBack<Vec<u32>> {
+        let partials = self.outcome.as_ref().and_then(|outcome| outcome.tile_partials.as_ref());
+        let Some(partials) = partials else { return ReadBack::failed(Error::NothingMeasured) };
+        let mut offset = 0;
+        for bank in &partials.banks {
+            encoder.copy_buffer_to_buffer(bank, 0, &partials.copy.buffer, offset, bank.size());
+            offset += bank.size();
+        }
+        partials.copy.read_back(encoder, |bytes| Ok(read_back::all(bytes)))
+    }
+
+    /// Returns the first word of each partial among those that [`read_back_tile_partials`](Self::read_back_tile_partials) returns, in
+    /// the order of the gradients and their tiles, given their number.
+    pub(crate) fn tile_partials(&self, count: usize) -> Vec<usize> {
+        let partials = self.outcome.as_ref().and_then(|outcome| outcome.tile_partials.as_ref());
+        let Some(TilePartials { banks, locations, words, .. }) = partials else { return Vec::new() };
+        let starts = banks.iter().scan(0, |next, bank| {
+            let start = *next;
+            *next += usize::try_from(bank.size() / 4).expect("the partials fit into memory");
+            Some(start)
+        });
+        let starts: Vec<usize> = starts.collect();
+        let place = |partial: usize| match locations.get(partial) {
+            // An index in a bank times the number of banks, plus the bank.
+            Some(&location) => {
+                starts[location as usize % banks.len()] + location as usize / banks.len() * words
+            }
+            None => partial * words,
+        };
+        (0..count).map(place).collect()
     }
 
     pub(super) fn dynamic_scale(&self) -> Result<&Outcome, Error> {

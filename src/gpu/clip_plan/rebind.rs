@@ -21,6 +21,8 @@ pub(super) struct Origin {
     columns: Box<[u64]>,
     /// The number of parts; 0 unless a gradient is in one.
     parts: usize,
+    /// See [`Set::total_elements`].
+    total_elements: Option<u64>,
 }
 
 /// Validates gradients, and prepares a plan for them.
@@ -28,8 +30,9 @@ pub(in crate::gpu) fn prepare(
     context: &Arc<DeviceContext>,
     gradients: &[Gradient<'_>],
     operations: &[Operation],
+    total_elements: Option<u64>,
 ) -> Result<ClipPlan, Error> {
-    let set = Set::resolve(gradients, operations)?;
+    let set = Set { total_elements, ..Set::resolve(gradients, operations)? };
     let mut plan =
         build(context, operations, &set, None).map_err(|error| with_gradient(context, &set, error))?;
     plan.origin = Some(Origin {
@@ -37,6 +40,7 @@ pub(in crate::gpu) fn prepare(
         operations: operations.into(),
         spans: spans_of(&set).collect(),
         parts: set.parts,
+        total_elements,
         rows: set.rows.into(),
         columns: set.columns.into(),
     });
@@ -78,7 +82,8 @@ impl ClipPlan {
     /// ranges and labels; the errors of [`Clipper::prepare`](crate::Clipper::prepare). On error, the plan is unchanged.
     pub fn rebind(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
         let Some(origin) = &self.origin else { unreachable!("every prepared plan has an origin") };
-        let set = Set::resolve(gradients, &origin.operations)?;
+        let total_elements = origin.total_elements;
+        let set = Set { total_elements, ..Set::resolve(gradients, &origin.operations)? };
         origin.check_same(&set)?;
         let context = &origin.context;
         let rebuilt = build(context, &origin.operations, &set, Some(self));
@@ -86,6 +91,32 @@ impl ClipPlan {
         plan.origin = self.origin.take();
         *self = plan;
         Ok(())
+    }
+}
+
+impl ClipPlan {
+    /// Returns the number of elements, the group and the measured flag of each gradient.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (u64, usize, bool)> {
+        let origin = self.origin.as_ref();
+        let spans = origin.into_iter().flat_map(|origin| origin.spans.iter().take(origin.rows.len()));
+        spans.flatten().map(|span| (span.len, span.group, span.measured))
+    }
+
+    /// Returns whether partials are reset after they have been read.
+    pub(crate) const fn resets(&self) -> bool {
+        self.resets
+    }
+
+    /// Returns the first gradient with more than one row or column.
+    pub(crate) fn first_with_units(&self) -> Option<usize> {
+        let origin = self.origin.as_ref()?;
+        origin.rows.iter().zip(&origin.columns).position(|units| units != (&1, &1))
+    }
+
+    /// Returns the device of a clip by norm.
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        let Some(origin) = &self.origin else { unreachable!("every prepared plan has an origin") };
+        origin.context.device()
     }
 }
 

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::gpu::gradient::{Set, Span, in_address_order};
 use crate::gpu::layout::{self, Layout, Limits, Request};
 use crate::kernels::Reduction;
-use crate::kernels::tables::Segment;
+use crate::kernels::tables::{Segment, tile_elements};
 use crate::operation::{Limit, Scope};
 
 /// The segments of a plan. A segment is a group; or a gradient or a row that is clipped on its own; or its parameter.
@@ -18,6 +18,8 @@ pub(super) struct SegmentMap {
     pub(super) segments: usize,
     /// For each record, how its limit follows from those of the groups.
     pub(super) limits: Vec<Limit>,
+    /// The number of elements that decides the length of the tiles, if it is not that of the spans.
+    total_elements: Option<u64>,
 }
 
 impl SegmentMap {
@@ -25,7 +27,8 @@ impl SegmentMap {
         if scope.is_together() {
             let segment_of = set.spans.iter().map(|span| span.group).collect();
             let limits = (0..groups).map(|group| Limit::Of { group }).collect();
-            return Self { spans: set.spans.clone(), segment_of, segments: groups, limits };
+            let (spans, total_elements) = (set.spans.clone(), set.total_elements);
+            return Self { spans, segment_of, segments: groups, limits, total_elements };
         }
         let mut spans = Vec::with_capacity(set.spans.len());
         let mut limits = Vec::with_capacity(set.spans.len());
@@ -51,7 +54,7 @@ impl SegmentMap {
                 first
             })
             .collect();
-        Self { spans, segment_of, segments, limits }
+        Self { spans, segment_of, segments, limits, total_elements: set.total_elements }
     }
 
     /// Lays out the dispatches. `measures` is false if the norm is supplied.
@@ -66,6 +69,7 @@ impl SegmentMap {
         reduction: Reduction,
     ) -> Result<Layout, Error> {
         let order = in_address_order(&self.spans);
+        let total = self.total_elements.unwrap_or_else(|| self.spans.iter().map(|span| span.len).sum());
         let request = Request {
             spans: &self.spans,
             order: &order,
@@ -74,6 +78,7 @@ impl SegmentMap {
             measures,
             norm_loads_vectors: reduction.loads_vectors(),
             partial_bytes: reduction.partial_bytes() as u64,
+            tile_elements: tile_elements(total),
         };
         layout::check_given(request, limits)?;
         Ok(layout::lay_out(request, limits))

@@ -6,7 +6,6 @@ use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
 use super::{ClipPlan, LossScaleBuffers, Outcome};
-use crate::Error;
 use crate::gpu::error_scope::{CheckedDevice, is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
@@ -15,6 +14,7 @@ use crate::operation::{
     check_max_norms, check_norm_histories, check_norm_windows, check_step_counts, inverse_scale,
 };
 use crate::stats::{NormHistory, NormWindow, StepCounts};
+use crate::{ClipRecord, Error};
 
 impl ClipPlan {
     /// Changes the limits, one for each group, for every command buffer that is submitted after this call, whenever it was
@@ -137,6 +137,16 @@ impl ClipPlan {
     ) -> Result<(), Error> {
         let (outcome, supplied) = self.supplied()?;
         outcome.copy_number(encoder, source, offset, supplied, 0)
+    }
+
+    /// Writes records that were computed elsewhere, for every command buffer that is submitted after this call.
+    pub(crate) fn write_records(&self, queue: &Queue, records: &[ClipRecord]) -> Result<(), Error> {
+        let outcome = self.by_norm("write_records")?;
+        let needed = outcome.count;
+        if records.len() != needed {
+            return Err(Error::ShardCount { what: "records", given: records.len(), needed });
+        }
+        outcome.write(queue, &outcome.records.buffer, 0, bytemuck::cast_slice(records))
     }
 
     fn by_norm(&self, what: &'static str) -> Result<&Outcome, Error> {

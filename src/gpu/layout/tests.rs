@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::gpu::gradient::in_address_order;
 use crate::gpu::partials::PartialRange;
-use crate::kernels::tables::{LARGEST_TILE, fold_grid};
+use crate::kernels::tables::{LARGEST_TILE, fold_grid, tile_elements};
 
 /// WebGPU's baseline.
 const BASELINE: Limits = Limits {
@@ -53,7 +53,17 @@ fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
 
 fn request<'a>(spans: &'a [Span], order: &'a [usize], segment_of: &'a [usize]) -> Request<'a> {
     let segments = segment_of.iter().max().map_or(1, |most| most + 1);
-    Request { spans, order, segment_of, segments, measures: true, norm_loads_vectors: true, partial_bytes: 8 }
+    let tile_elements = tile_elements(spans.iter().map(|span| span.len).sum());
+    Request {
+        spans,
+        order,
+        segment_of,
+        segments,
+        measures: true,
+        norm_loads_vectors: true,
+        partial_bytes: 8,
+        tile_elements,
+    }
 }
 
 fn laid_out(spans: &[Span], limits: Limits) -> Layout {

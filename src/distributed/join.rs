@@ -1,7 +1,4 @@
-//! One norm for gradients that are measured in parts: on several devices, in several shards, by several plans.
-//!
-//! Measure each part with its own plan, join the records with [`join_norms`], and scale each part with a plan of
-//! [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm).
+//! The joint norm of records.
 
 use crate::float_modes::in_default_modes;
 use crate::{ClipRecord, NormType};

@@ -1,0 +1,202 @@
+//! Whether all processes clip alike: the options are compared once, and what may change between steps at every step.
+
+use crate::operation::{ByNorm, Operation, Scope};
+use crate::{Error, NonFinite};
+
+/// An option, as a number that all processes compare.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setting {
+    name: &'static str,
+    value: Value,
+}
+
+/// The value of an option. Its number is finite and exact in an f64.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Float(f32),
+    Count(u64),
+    Choice(usize, &'static [&'static str]),
+    /// Compared by a digest, and not shown in an error.
+    Digest(u64),
+}
+
+impl Value {
+    fn number(self) -> f64 {
+        match self {
+            Self::Float(value) => f64::from(value.to_bits()),
+            Self::Count(count) | Self::Digest(count) => count as f64,
+            Self::Choice(index, _) => index as f64,
+        }
+    }
+
+    /// Formats a number that another process sent for the same option. `None` for a digest.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was such an integer")]
+    fn show(self, number: f64) -> Option<String> {
+        match self {
+            Self::Float(_) => Some(format!("{:?}", f32::from_bits(number as u32))),
+            Self::Count(_) => Some(format!("{number}")),
+            Self::Choice(_, names) => {
+                Some(names.get(number as usize).copied().unwrap_or("unknown").to_owned())
+            }
+            Self::Digest(_) => None,
+        }
+    }
+}
+
+impl Setting {
+    const fn float(name: &'static str, value: f32) -> Self {
+        Self { name, value: Value::Float(value) }
+    }
+
+    pub(super) const fn count(name: &'static str, count: usize) -> Self {
+        Self { name, value: Value::Count(count as u64) }
+    }
+
+    const fn choice(name: &'static str, index: usize, names: &'static [&'static str]) -> Self {
+        Self { name, value: Value::Choice(index, names) }
+    }
+
+    pub(super) fn digest(name: &'static str, bytes: &[u8]) -> Self {
+        Self { name, value: Value::Digest(digest(bytes)) }
+    }
+
+    /// Compares an option by its text.
+    fn text(name: &'static str, value: &impl std::fmt::Debug) -> Self {
+        Self::digest(name, format!("{value:?}").as_bytes())
+    }
+}
+
+const SWITCH: &[&str] = &["off", "on"];
+
+/// Returns the options of a clip, except for limits and the loss scale. The version of this list comes first.
+pub(super) fn options(norm: &ByNorm, groups: usize) -> Vec<Setting> {
+    // The pattern names every field, so that a new option does not compile until it is compared.
+    let ByNorm {
+        norm_type,
+        scope,
+        max_norm: _,
+        epsilon,
+        non_finite,
+        inverse_scale: _,
+        coefficient_only,
+        tensor_stats,
+        count_steps,
+        z_clip,
+        auto_clip,
+        skip_above,
+        dynamic_loss_scale,
+    } = norm;
+    let scope = match scope {
+        Scope::Global => 0,
+        Scope::Tensor => 1,
+        Scope::TensorRms => 2,
+        Scope::Parameter { .. } => 3,
+        Scope::Supplied => 4,
+    };
+    let policy = match non_finite {
+        NonFinite::Propagate => 0,
+        NonFinite::Skip => 1,
+        NonFinite::Error => 2,
+        NonFinite::Zero => 3,
+        NonFinite::Poison => 4,
+    };
+    let switch = |name, on: bool| Setting::choice(name, on.into(), SWITCH);
+    vec![
+        Setting::count("the version of gradclip's protocol", 1),
+        Setting::count("the number of groups", groups),
+        Setting::choice(
+            "the kind of clip",
+            scope,
+            &["by_global_norm", "by_norm", "by_rms", "by_parameter_norm", "by_supplied_norm"],
+        ),
+        Setting::float("norm_type", norm_type.p()),
+        Setting::float("epsilon", *epsilon),
+        Setting::choice("non_finite", policy, &["Propagate", "Skip", "Error", "Zero", "Poison"]),
+        switch("coefficient_only", *coefficient_only),
+        switch("tensor_stats", *tensor_stats),
+        switch("count_steps", *count_steps),
+        Setting::text("z_clip", z_clip),
+        Setting::text("auto_clip", auto_clip),
+        Setting::text("skip_above", skip_above),
+        Setting::text("dynamic_loss_scale", dynamic_loss_scale),
+    ]
+}
+
+/// Returns what may change between steps: the limits, the loss scale and restored state.
+pub(super) fn changeable(operations: &[Operation], restored: Restored) -> [Setting; CHANGEABLE] {
+    let limits: Vec<f32> = operations.iter().map(Operation::limit).collect();
+    let inverse_scale = match operations.first() {
+        Some(Operation::Norm(norm)) => norm.inverse_scale,
+        _ => 1.0,
+    };
+    let limits = match limits[..] {
+        [limit] => Setting::float("max_norm", limit),
+        _ => Setting::digest("max_norm of the groups", bytemuck::cast_slice(&limits)),
+    };
+    let restored = Setting { name: "the restored state", value: Value::Digest(restored.0 >> 11) };
+    [limits, Setting::float("the inverse of the loss scale", inverse_scale), restored]
+}
+
+/// The number of settings that may change between steps.
+pub(super) const CHANGEABLE: usize = 3;
+
+/// A digest of all state that was restored so far. Ranks that restored the same state keep the same state.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Restored(u64);
+
+impl Default for Restored {
+    fn default() -> Self {
+        Self(FNV_OFFSET)
+    }
+}
+
+impl Restored {
+    /// Adds restored values.
+    pub(super) fn add(&mut self, values: &impl std::fmt::Debug) {
+        self.0 = fnv(self.0, format!("{values:?}").as_bytes());
+    }
+}
+
+/// The numbers of a list of settings among maxima: each number and its negative, so that the maxima also hold the minimum.
+pub(super) fn numbers(settings: &[Setting]) -> Vec<f64> {
+    settings.iter().flat_map(|setting| [setting.value.number(), -setting.value.number()]).collect()
+}
+
+/// The numbers of a process that takes no part in the comparison.
+pub(super) fn abstention(settings: usize) -> Vec<f64> {
+    vec![f64::MIN; 2 * settings]
+}
+
+/// Compares the settings of all processes, given the maxima of their [`numbers`].
+///
+/// # Errors
+///
+/// [`Error::RanksDiffer`] with the first setting that differs.
+pub(super) fn check(settings: &[Setting], maxima: &[f64]) -> Result<(), Error> {
+    for (setting, maxima) in settings.iter().zip(maxima.chunks_exact(2)) {
+        let [largest, smallest] = [maxima[0], -maxima[1]];
+        if largest == smallest || largest == f64::MIN {
+            continue;
+        }
+        let given = [smallest, largest].map(|number| setting.value.show(number));
+        let given = match given {
+            [Some(one), Some(other)] => Some([one, other]),
+            _ => None,
+        };
+        return Err(Error::RanksDiffer { option: setting.name, given });
+    }
+    Ok(())
+}
+
+/// Returns the 53 leading bits of a hash: an integer that an f64 holds.
+fn digest(bytes: &[u8]) -> u64 {
+    fnv(FNV_OFFSET, bytes) >> 11
+}
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Continues an FNV-1a hash, which is the same in every build of every process.
+fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    const PRIME: u64 = 0x0100_0000_01b3;
+    bytes.iter().fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+}
