@@ -1,12 +1,11 @@
 //! The adapters of this machine, for callers that have no device yet.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(not(target_arch = "wasm32"))]
 use std::sync::OnceLock;
 
 use wgpu::{Adapter, AdapterInfo, Backends, DeviceType, Instance};
 
-use crate::Error;
+use crate::{Error, panics};
 
 /// Returns the adapters of this machine, the fastest kind first: discrete, integrated and virtual GPUs, software last.
 ///
@@ -75,7 +74,7 @@ pub(crate) async fn open(adapter: &Adapter) -> Result<(wgpu::Device, wgpu::Queue
         Error::NoDevice { wanted, found }
     };
     // wgpu 30 panics if the driver has no memory for wgpu's internal pipelines.
-    let request = catch_unwind(AssertUnwindSafe(|| adapter.request_device(&descriptor)))
+    let request = panics::catch(|| adapter.request_device(&descriptor))
         .map_err(|_| no_device("wgpu panicked while it opened the device".to_owned()))?;
     request.await.map_err(|error| no_device(error.to_string()))
 }

@@ -210,8 +210,8 @@ impl Clip {
     /// Scales all gradients by one factor, as [`by_global_norm`](Self::by_global_norm), from a norm that the caller supplies:
     /// `torch.nn.utils.clip_grads_with_norm_`, `use_norm` of `tf.clip_by_global_norm`.
     ///
-    /// Use it for gradients that are sharded over several devices: measure each shard with its own plan, join the norms with
-    /// [`join_norms`](crate::distributed::join_norms), and scale each shard by the total. On the GPU,
+    /// Use it for a norm that another library measured. For gradients that are sharded over several devices or processes, use a
+    /// [`ShardedClip`](crate::distributed::ShardedClip), whose norm may exceed f32. On the GPU,
     /// [`ClipPlan::supply_norm`](crate::ClipPlan::supply_norm) or [`copy_norm`](crate::ClipPlan::copy_norm) supplies the norm.
     /// Until then nothing is scaled, and tickets return [`Error::NormNotSupplied`].
     #[must_use]

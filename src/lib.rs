@@ -27,6 +27,7 @@ pub mod kernels;
 pub mod loss_scale;
 pub mod operation;
 mod options;
+pub mod panics;
 mod record;
 pub mod reference;
 mod rows;

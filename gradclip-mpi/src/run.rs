@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use std::{panic, thread};
 
+use gradclip::panics::are_caught;
 use mpi::Threading;
 use mpi::environment::{initialize_with_threading, is_finalized};
 use mpi::topology::SimpleCommunicator;
@@ -26,8 +27,8 @@ const REPORT_AFTER: Duration = Duration::from_secs(60);
 /// job hangs. The guard calls `MPI_Abort`, so that the launcher ends all ranks and returns an error, if
 ///
 /// - `program` returns an error: it is printed to stderr, with the rank. The exit code is 1.
-/// - the calling thread panics, even if a caller of the panicking code would catch the panic: unwinding runs destructors that may wait
-///   for other ranks. The exit code is 101.
+/// - the calling thread panics, even if the program would catch the panic: unwinding runs destructors that may wait for other ranks.
+///   The exit code is 101. Panics of wgpu that [gradclip catches](gradclip::panics) are errors like others.
 ///
 /// The launcher itself ends the job if a process dies or exits before `run` returns. A panic on another thread does not end the
 /// job; join that thread, or receive from it, and return the error.
@@ -77,7 +78,7 @@ fn abort_on_panic() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
         report(panic);
-        if thread::current().id() == thread_of_mpi && !is_finalized() {
+        if thread::current().id() == thread_of_mpi && !are_caught() && !is_finalized() {
             let world = SimpleCommunicator::world();
             eprintln!("rank {} of {} panicked; the job ends", world.rank(), world.size());
             abort(PANICKED)

@@ -1,4 +1,4 @@
-//! The joint norm of records.
+//! The joint norm of records, for reports.
 
 use crate::float_modes::in_default_modes;
 use crate::{ClipRecord, NormType};

@@ -1,13 +1,13 @@
 //! `CheckedDevice`: a device whose validation errors, allocation failures and loss become an [`Error`] instead of a panic.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use wgpu::BufferUsages;
 
-use crate::Error;
+use crate::{Error, panics};
 
 /// A device, and whether a poll has found it lost. A clipper, its plans and its tickets share one.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl CheckedDevice {
             return Err(Error::DeviceLost);
         }
         // wgpu 30 panics when a fence reports that the device is lost. It holds no lock there and leaves no partial state.
-        match catch_unwind(AssertUnwindSafe(|| self.device.poll(poll))) {
+        match panics::catch(|| self.device.poll(poll)) {
             Ok(status) => Ok(status.is_ok_and(|status| status.wait_finished())),
             Err(_) if self.is_lost() => {
                 // Each such panic prints a message. The flag prevents further ones.

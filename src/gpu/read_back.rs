@@ -2,7 +2,6 @@
 
 use std::future::IntoFuture;
 #[cfg(not(target_arch = "wasm32"))]
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +13,7 @@ use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot
 use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
 use super::labels::Labels;
 use crate::loss_scale::{LossScale, LossScaleState};
-use crate::{ClipRecord, Error, NormWindow, TensorStats};
+use crate::{ClipRecord, Error, NormWindow, TensorStats, panics};
 
 /// The contents of a buffer.
 type Outcome = Result<Vec<u8>, Error>;
@@ -295,14 +294,14 @@ impl Drop for Promise {
 #[expect(clippy::needless_pass_by_value, reason = "in a browser the delivery must be dropped")]
 fn drive_in_background(delivery: Arc<Delivery>) {
     // The poll may run a callback of the caller that panics. The thread reports the delivery then.
-    if catch_unwind(AssertUnwindSafe(|| delivery.is_ready())).unwrap_or(false) {
+    if panics::catch(|| delivery.is_ready()).unwrap_or(false) {
         return;
     }
     let thread = std::thread::Builder::new().name("gradclip.read_back".into());
     let driven = delivery.clone();
     let drive = move || {
         // A callback of the caller that panics in this thread must not leave the future pending.
-        while catch_unwind(AssertUnwindSafe(|| driven.drive())).is_err() {}
+        while panics::catch(|| driven.drive()).is_err() {}
     };
     if thread.spawn(drive).is_err() {
         delivery.drive();

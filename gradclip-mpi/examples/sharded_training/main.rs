@@ -20,7 +20,7 @@ use gradclip_mpi::mpi::topology::SimpleCommunicator;
 
 use crate::collectives::{all_gather, exchange, share_of};
 use crate::model::{BROKEN_EVERY, MICRO_BATCHES, Model};
-use crate::shard::Shard;
+use crate::shard::OwnShard;
 
 const STEPS: usize = 300;
 const MAX_NORM: f32 = 1.0;
@@ -52,9 +52,12 @@ fn train(world: &SimpleCommunicator, options: &Options) -> Result<()> {
     let mut model = Model::new();
 
     let max_norm = if options.clip { MAX_NORM } else { f32::MAX };
-    let mut clip = ShardedClip::new(&[Clip::by_global_norm(max_norm).non_finite(NonFinite::Error)])?;
-    let ranges = shard::ranges(model.parameters.len(), size);
-    let mut shard = Shard::open(&clip, ranges[rank].clone())?;
+    let parameters = model.parameters.len();
+    // The norm, too, has the same bits for every number of ranks.
+    let mut clip = ShardedClip::new(&[Clip::by_global_norm(max_norm).non_finite(NonFinite::Error)])?
+        .reproducible(&[parameters as u64])?;
+    let ranges = shard::ranges(&clip, parameters, size)?;
+    let mut shard = OwnShard::open(&clip, ranges[rank].clone())?;
     let micro_batches = share_of(MICRO_BATCHES, rank, size);
 
     if rank == 0 {

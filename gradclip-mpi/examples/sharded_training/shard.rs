@@ -3,24 +3,22 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use gradclip::distributed::{AllReduce, JoinError, ShardPlan, ShardedClip};
+use gradclip::distributed::{AllReduce, JoinError, Shard, ShardPlan, ShardedClip};
 use gradclip::wgpu::{
     Buffer, BufferDescriptor, BufferUsages, CommandEncoderDescriptor, Device, DeviceDescriptor, MapMode,
     PollType, Queue,
 };
 use gradclip::{ClipRecord, Clipper, Gradient, adapters};
 
-/// Shards are cut at multiples of so many elements.
-const TILE: usize = 4096;
-
-/// Returns the shards of all ranks. They follow one another; some may be empty.
-pub(crate) fn ranges(parameters: usize, size: usize) -> Vec<Range<usize>> {
-    let tiles = parameters.div_ceil(TILE);
-    let cut = |rank: usize| (tiles * rank / size * TILE).min(parameters);
-    (0..size).map(|rank| cut(rank)..cut(rank + 1)).collect()
+/// Returns the shards of all ranks, cut at multiples of a tile. They follow one another; some may be empty.
+pub(crate) fn ranges(clip: &ShardedClip, parameters: usize, size: usize) -> Result<Vec<Range<usize>>> {
+    let tile: usize = clip.tile_elements().context("the clip is reproducible")?.try_into()?;
+    let tiles = parameters.div_ceil(tile);
+    let cut = |rank: usize| (tiles * rank / size * tile).min(parameters);
+    Ok((0..size).map(|rank| cut(rank)..cut(rank + 1)).collect())
 }
 
-pub(crate) struct Shard {
+pub(crate) struct OwnShard {
     range: Range<usize>,
     device: Device,
     queue: Queue,
@@ -31,7 +29,7 @@ pub(crate) struct Shard {
     averages: [Vec<f32>; 2],
 }
 
-impl Shard {
+impl OwnShard {
     /// Opens a device and prepares the clip of this shard.
     pub(crate) fn open(clip: &ShardedClip, range: Range<usize>) -> Result<Self> {
         // The first adapter. On a machine with several GPUs, choose it by the rank on that machine.
@@ -50,9 +48,9 @@ impl Shard {
         let gradient =
             buffer("gradient", BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC);
         let staging = buffer("staging", BufferUsages::MAP_READ | BufferUsages::COPY_DST);
-        let gradients = [Gradient::f32(&gradient)];
-        let gradients = if range.is_empty() { &[] } else { &gradients[..] };
-        let plan = clip.prepare(&Clipper::new(&device)?, gradients)?;
+        let shards = [Shard::new(Gradient::f32(&gradient), 0, range.start as u64)];
+        let shards = if range.is_empty() { &[] } else { &shards[..] };
+        let plan = clip.prepare_shards(&Clipper::new(&device)?, shards)?;
         let averages = [0, 1].map(|_| vec![0.0; range.len()]);
         Ok(Self { range, device, queue, gradient, staging, plan, averages })
     }

@@ -1,7 +1,5 @@
 //! Updates of a plan between steps: limits, the loss scale, the supplied norm, and restored state.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use bytemuck::Pod;
 use wgpu::{BufferUsages, CommandEncoder, Queue};
 
@@ -14,7 +12,7 @@ use crate::operation::{
     check_max_norms, check_norm_histories, check_norm_windows, check_step_counts, inverse_scale,
 };
 use crate::stats::{NormHistory, NormWindow, StepCounts};
-use crate::{ClipRecord, Error};
+use crate::{ClipRecord, Error, panics};
 
 impl ClipPlan {
     /// Changes the limits, one for each group, for every command buffer that is submitted after this call, whenever it was
@@ -273,8 +271,7 @@ fn write(
 ) -> Result<(), Error> {
     checked_device.in_error_scope("the new values of the plan", bytes.len() as u64, || {
         // wgpu reports an error of the queue to the queue's own device, which panics unless it has a handler.
-        let write = AssertUnwindSafe(|| queue.write_buffer(buffer, offset, bytes));
-        catch_unwind(write).map_err(|_| Error::ForeignQueue)
+        panics::catch(|| queue.write_buffer(buffer, offset, bytes)).map_err(|_| Error::ForeignQueue)
     })
 }
 

@@ -237,6 +237,23 @@ fn a_replica_is_scaled_everywhere_and_counted_once() {
     }
 }
 
+/// The elements of a replica count once in the root mean square, too.
+#[test]
+fn a_replica_does_not_change_the_root_mean_square() {
+    let records = ranks(3, 0, |rank| {
+        let mut tied = [3.0, -4.0];
+        let gradient = cpu::Gradient::f32(&mut tied);
+        let gradient = if rank.rank() == 1 { gradient } else { gradient.unmeasured() };
+        let mut sharded = ShardedClip::new(&[Clip::by_rms(1.0)]).unwrap();
+        let share = sharded.measure_on_cpu(&[gradient]);
+        sharded.join([share], rank).unwrap()[0]
+    });
+    for record in records {
+        // The limit is the square root of 2 elements.
+        assert_near(record.factor, 2.0_f64.sqrt() / 5.0);
+    }
+}
+
 /// Each gradient has its own norm, although it has shards on several ranks.
 #[test]
 fn a_sharded_gradient_has_one_norm_and_one_row_of_statistics() {
