@@ -12,7 +12,7 @@ use crate::float_modes::in_default_modes;
 use crate::kernels::Reduction;
 use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
-use crate::{AutoClip, Epsilon, Error, NonFinite, NormHistory, NormType, StepCounts, ZClip};
+use crate::{AutoClip, Epsilon, Error, NonFinite, NormHistory, NormType, NormWindow, StepCounts, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -337,6 +337,15 @@ pub fn check_max_norms(max_norms: &[f32], groups: usize) -> Result<(), Error> {
 /// [`Error::NormHistory`] for a mean or a deviation that is negative or not finite.
 pub fn check_norm_histories(histories: &[NormHistory]) -> Result<(), Error> {
     histories.iter().enumerate().try_for_each(|(record, history)| history.checked(record))
+}
+
+/// Checks the norm windows of a checkpoint, one for each record, for a clip with these options.
+///
+/// # Errors
+///
+/// [`Error::NormWindow`] for a window that holds more norms than [`AutoClip::window`], or a norm that is not positive and finite.
+pub fn check_norm_windows(windows: &[NormWindow], auto_clip: AutoClip) -> Result<(), Error> {
+    windows.iter().enumerate().try_for_each(|(record, window)| window.checked(record, auto_clip))
 }
 
 /// Checks the step counts of a checkpoint, one for each record.

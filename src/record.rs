@@ -93,6 +93,8 @@ pub struct NormOutcome {
     pub exact_factor: f64,
     /// Whether the step is skipped because its norm exceeds [`Clip::skip_above`](crate::Clip::skip_above). The factor is then 1.
     pub skipped: bool,
+    /// Whether the elements are not finite although the [dynamic loss scale](crate::Clip::dynamic_loss_scale) is at its floor.
+    pub scale_at_floor: bool,
 }
 
 impl NormOutcome {
@@ -112,7 +114,8 @@ impl NormOutcome {
             factor: self.factor,
             max_magnitude: self.max_magnitude,
             flags: ClipRecord::flags(self.clip_coef, non_finite, policy)
-                | if self.skipped { ClipRecord::SKIP } else { 0 },
+                | if self.skipped { ClipRecord::SKIP } else { 0 }
+                | if self.scale_at_floor { ClipRecord::SCALE_AT_FLOOR } else { 0 },
             first_non_finite: 0,
             norm_significand: norm.significand,
             norm_exponent: self.exact_norm.map_or(ClipRecord::EMPTY_EXPONENT, |_| norm.exponent),
@@ -406,8 +409,11 @@ mod tests {
             exact_norm: Some(2.0_f64.powi(130)),
             exact_factor: 1.5 * 2.0_f64.powi(-131),
             skipped: false,
+            scale_at_floor: false,
         };
         assert!(NormOutcome { skipped: true, ..outcome }.record(NonFinite::Propagate).skip());
+        let at_floor = NormOutcome { scale_at_floor: true, ..outcome }.record(NonFinite::Propagate);
+        assert!(at_floor.scale_at_floor() && !at_floor.skip());
         let record = outcome.record(NonFinite::Skip);
         assert!(record.clipped() && !record.non_finite() && !record.skip());
         assert_eq!((record.norm_significand, record.norm_exponent), (1.0, 130));
@@ -441,6 +447,7 @@ mod tests {
             exact_norm: None,
             exact_factor: 1.0,
             skipped: false,
+            scale_at_floor: false,
         };
         assert_eq!(empty.record(NonFinite::Skip), ClipRecord::UNCLIPPED);
     }

@@ -77,10 +77,7 @@ where
             gradients: gradients.into_iter().map(FusionTensor::into_ir).collect(),
             parameters: parameters.into_iter().map(FusionTensor::into_ir).collect(),
             supplied: into_ir(supplied),
-            state: StatePrimitives {
-                histories: into_ir(state.histories),
-                step_counts: into_ir(state.step_counts),
-            },
+            state: state.map(FusionTensor::into_ir),
         };
         let count = inputs.gradients.len();
         let like = |input: &TensorIr| {
@@ -98,13 +95,15 @@ where
             if norm.tensor_stats {
                 add_vector(count * STATS_WORDS, DType::U32);
             }
-            let StatePrimitives { histories, step_counts } = &inputs.state;
-            outputs.extend(histories.iter().chain(step_counts).map(like));
+            outputs.extend(inputs.state.all().map(like));
+            if inputs.state.norm_params.is_some() {
+                outputs.push(TensorIr::uninit(client.create_empty_handle(), Shape::from([1]), DType::F32));
+            }
         }
         let all_inputs: Vec<_> = inputs.all().cloned().collect();
         let has_stats = matches!(clip.kind, ClipKind::Norm(norm) if norm.tensor_stats);
-        let [has_histories, has_counts] =
-            [&inputs.state.histories, &inputs.state.step_counts].map(Option::is_some);
+        // Which state there is.
+        let has_state = inputs.state.as_ref().map(|_| ());
         let operation = ClipOperation::<B> {
             inputs,
             outputs: outputs.iter().map(|output| output.id).collect(),
@@ -118,10 +117,16 @@ where
         let gradients = tensors.by_ref().take(count).collect();
         let outputs = match [tensors.next(), tensors.next(), tensors.next()] {
             [Some(norms), Some(factors), Some(records)] => {
-                let mut next = |exists: bool| exists.then(|| tensors.next()).flatten();
-                let stats = next(has_stats);
-                let state = StatePrimitives { histories: next(has_histories), step_counts: next(has_counts) };
-                Some(NormOutputs { norms, factors, records, stats, state })
+                let stats = has_stats.then(|| tensors.next()).flatten();
+                let mut next = |exists: Option<()>| exists.and_then(|()| tensors.next());
+                let state = StatePrimitives {
+                    histories: next(has_state.histories),
+                    norm_windows: next(has_state.norm_windows),
+                    step_counts: next(has_state.step_counts),
+                    norm_params: next(has_state.norm_params),
+                };
+                let loss_scale = next(has_state.norm_params);
+                Some(NormOutputs { norms, factors, records, stats, state, loss_scale })
             }
             _ => None,
         };
@@ -157,10 +162,7 @@ where
             gradients: gradients.iter().map(|input| handles.get_float_tensor::<B>(input)).collect(),
             parameters: parameters.iter().map(|input| handles.get_float_tensor::<B>(input)).collect(),
             supplied: supplied.as_ref().map(|input| handles.get_float_tensor::<B>(input)),
-            state: StatePrimitives {
-                histories: state.histories.as_ref().map(|input| handles.get_int_tensor::<B>(input)),
-                step_counts: state.step_counts.as_ref().map(|input| handles.get_int_tensor::<B>(input)),
-            },
+            state: state.as_ref().map(|input| handles.get_int_tensor::<B>(input)),
         };
         let ClippedPrimitives { gradients, outputs } =
             device::clip(inputs, &self.shapes, &self.clip, &self.cache);
@@ -170,10 +172,15 @@ where
         if let (Some(outputs), [norms, factors, words @ ..]) = (outputs, output_ids) {
             handles.register_float_tensor::<B>(norms, outputs.norms);
             handles.register_float_tensor::<B>(factors, outputs.factors);
-            let StatePrimitives { histories, step_counts } = outputs.state;
-            let tensors = [Some(outputs.records), outputs.stats, histories, step_counts];
-            for (id, tensor) in words.iter().zip(tensors.into_iter().flatten()) {
+            let StatePrimitives { histories, norm_windows, step_counts, norm_params } = outputs.state;
+            let state = [histories, norm_windows, step_counts, norm_params];
+            let tensors = [Some(outputs.records), outputs.stats].into_iter().chain(state).flatten();
+            let mut ids = words.iter();
+            for (tensor, id) in tensors.zip(&mut ids) {
                 handles.register_int_tensor::<B>(id, tensor);
+            }
+            if let (Some(id), Some(scale)) = (ids.next(), outputs.loss_scale) {
+                handles.register_float_tensor::<B>(id, scale);
             }
         }
         Ok(())

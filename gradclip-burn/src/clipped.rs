@@ -12,10 +12,10 @@ use crate::Error;
 #[cfg(feature = "wgpu")]
 use crate::kernels::KernelMeasurement;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
+use crate::tensor_ops::{InverseScale, TensorOpsMeasurement};
 #[cfg(feature = "wgpu")]
-use crate::state::read_words;
-use crate::state::{read_counts, read_floats};
-use crate::tensor_ops::TensorOpsMeasurement;
+use crate::transfer::read_words;
+use crate::transfer::{read_counts, read_floats};
 
 /// The outcome of a clip, kept on the device. [`norm`](Self::norm) and [`factor`](Self::factor) return tensors for
 /// further operations; [`records`](Self::records) reads the outcome back, for example for a log.
@@ -74,7 +74,7 @@ impl Clipped {
     /// Returns the norms before clipping as f32, with the loss scale removed. A clip by global norm has one element for
     /// the parameters that belong to no group, followed by one per group. A clip of each gradient by its own norm has
     /// one element per gradient, in the order of [`parameters`](Self::parameters), or one for each of its
-    /// [`rows`](Self::rows). All elements are 0 if nothing was measured: the clip is by value, or there are no
+    /// [`units`](Self::units). All elements are 0 if nothing was measured: the clip is by value, or there are no
     /// gradients.
     #[must_use]
     pub fn norm(&self) -> Tensor<1> {
@@ -114,9 +114,10 @@ impl Clipped {
 
     /// Returns the number of elements that each gradient has in [`norm`](Self::norm) and [`records`](Self::records), in
     /// the order of [`parameters`](Self::parameters): its number of rows if
-    /// [`GradClipper::rows`](crate::GradClipper::rows) selects it, otherwise 1. Empty if groups share a norm.
+    /// [`GradClipper::rows`](crate::GradClipper::rows) selects it, its number of columns if
+    /// [`GradClipper::columns`](crate::GradClipper::columns) does, otherwise 1. Empty if groups share a norm.
     #[must_use]
-    pub fn rows(&self) -> Vec<usize> {
+    pub fn units(&self) -> Vec<usize> {
         let segments = self.clip.segments_of.iter().filter(|_| self.clip.is_per_gradient());
         segments.map(ExactSizeIterator::len).collect()
     }
@@ -197,9 +198,7 @@ impl Clipped {
                 Some(stats) => read_words(stats).await?,
                 None => Vec::new(),
             },
-            (Measurement::TensorOps(measurement), ClipKind::Norm(norm)) => {
-                measured_stats(measurement, &self.clip, &norm).await?
-            }
+            (Measurement::TensorOps(measurement), _) => measured_stats(measurement, &self.clip).await?,
             _ => Vec::new(),
         };
         Ok(self.parameters.iter().cloned().zip(stats).collect())
@@ -220,16 +219,28 @@ async fn measured_records(
         shifted_factors,
         shifts,
         is_too_large,
+        is_at_floor,
+        inverse_scale,
         max_magnitudes,
         ..
     } = measurement;
+    let of_segments =
+        [norms, coefs, factors, shifted_norms, shifted_factors, shifts, is_too_large, is_at_floor];
     // A single tensor, so that the host waits once.
-    let all = [norms, coefs, factors, shifted_norms, shifted_factors, shifts, is_too_large, max_magnitudes];
-    let all = read_floats(&Tensor::cat(all.map(Tensor::clone).to_vec(), 0)).await?;
-    let (of_segments, max_magnitudes) = all.split_at(7 * clip.segments());
+    let mut all = of_segments.map(Tensor::clone).to_vec();
+    all.push(max_magnitudes.clone());
+    if let InverseScale::Tensor(inverse) = inverse_scale {
+        all.push(Tensor::clone(inverse));
+    }
+    let mut all = read_floats(&Tensor::cat(all, 0)).await?;
+    let inverse_scale = match inverse_scale {
+        InverseScale::Number(inverse) => *inverse,
+        InverseScale::Tensor(_) => all.pop().unwrap_or(f32::NAN),
+    };
+    let (of_segments, max_magnitudes) = all.split_at(of_segments.len() * clip.segments());
     let is_measured = norm.scope != Scope::Supplied;
     let record = |segment: usize| {
-        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift, is_too_large] =
+        let [total_norm, clip_coef, factor, shifted_norm, shifted_factor, shift, is_too_large, is_at_floor] =
             std::array::from_fn(|number| of_segments[number * clip.segments() + segment]);
         // The magnitudes of a segment, with the indices of their gradients.
         let magnitudes = || {
@@ -250,11 +261,12 @@ async fn measured_records(
             total_norm,
             clip_coef,
             factor,
-            max_magnitude: max_magnitude * norm.inverse_scale,
+            max_magnitude: max_magnitude * inverse_scale,
             first_non_finite,
             exact_norm: (!is_empty).then_some(exact_norm),
             exact_factor: f64::from(shifted_factor) * f64::from(shift),
             skipped: is_too_large != 0.0,
+            scale_at_floor: is_at_floor != 0.0,
         };
         outcome.record(norm.non_finite)
     };
@@ -270,21 +282,24 @@ fn largest(magnitudes: impl Iterator<Item = f32>) -> f32 {
 async fn measured_stats(
     measurement: &TensorOpsMeasurement,
     clip: &ResolvedClip,
-    norm: &ByNorm,
 ) -> Result<Vec<TensorStats>, Error> {
     let Some(stats) = &measurement.stats else { return Ok(Vec::new()) };
+    let inverse_scale = match &measurement.inverse_scale {
+        InverseScale::Number(inverse) => *inverse,
+        InverseScale::Tensor(inverse) => read_floats(inverse).await?[0],
+    };
     let norms = read_floats(&stats.norms).await?;
     let mut max_magnitudes = read_floats(&measurement.max_magnitudes).await?;
     if clip.is_per_gradient() {
-        let of_rows = |segments: &Range<usize>| largest(max_magnitudes[segments.clone()].iter().copied());
-        max_magnitudes = clip.segments_of.iter().map(of_rows).collect();
+        let of_units = |segments: &Range<usize>| largest(max_magnitudes[segments.clone()].iter().copied());
+        max_magnitudes = clip.segments_of.iter().map(of_units).collect();
     }
     let non_finite = read_counts(&stats.non_finite).await?;
     let zeros = read_counts(&stats.zeros).await?;
     let numbers = norms.into_iter().zip(max_magnitudes).zip(non_finite).zip(zeros);
     let stats = numbers.map(|(((gradient_norm, max_magnitude), non_finite), zeros)| TensorStats {
         norm: gradient_norm,
-        max_magnitude: max_magnitude * norm.inverse_scale,
+        max_magnitude: max_magnitude * inverse_scale,
         non_finite,
         zeros,
     });

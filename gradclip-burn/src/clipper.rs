@@ -4,13 +4,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
-use burn::tensor::Device;
-use gradclip::operation::{Operation, check_max_norms, check_norm_histories, check_step_counts};
-use gradclip::stats::{NormHistory, StepCounts};
+use burn::tensor::{DType, Device, Tensor};
+use gradclip::loss_scale::LossScale;
+use gradclip::operation::{
+    Operation, check_max_norms, check_norm_histories, check_norm_windows, check_step_counts,
+};
+use gradclip::stats::{NormHistory, NormWindow, StepCounts};
 use gradclip::{Clip, ClipRecord};
 
 use crate::clipped::{Clipped, Measurement};
-use crate::gradients::{self, Gradient, ParameterFilter, RowFilter, Selection};
+use crate::gradients::{self, Gradient, ParameterFilter, Selection, UnitFilter};
+use crate::loss_scale::StoredScale;
 use crate::resolved_clip::{ResolvedClip, check_supported, is_per_gradient, reads_parameters};
 use crate::state::{State, Stored};
 use crate::supplied_norm::SuppliedNorm;
@@ -39,18 +43,34 @@ use crate::{device::GradientShape, kernels};
 ///
 /// # State
 ///
-/// [`Clip::z_clip`], [`Clip::count_steps`] and [`Clip::skip_above`] keep state from step to step: one [`NormHistory`]
-/// and one [`StepCounts`] for each element of [`Clipped::norm`]. Such a clipper serves one model. Its clones share the
-/// state, so a clone that you keep reads the state of the one that [`ClippedOptimizer`](crate::ClippedOptimizer) or a
-/// `Learner` uses. A new clipper starts with an empty state.
+/// Some options keep state from step to step. [`Clip::z_clip`] keeps a [`NormHistory`], [`Clip::auto_clip`] a
+/// [`NormWindow`], and [`Clip::count_steps`] and [`Clip::skip_above`] keep [`StepCounts`]: one for each element of
+/// [`Clipped::norm`]. [`Clip::dynamic_loss_scale`] keeps [`StepCounts`] and one [`LossScale`]. Such a clipper serves one
+/// model. Its clones share the state, so a clone that you keep reads the state of the one that
+/// [`ClippedOptimizer`](crate::ClippedOptimizer) or a `Learner` uses. A new clipper starts with an empty state.
 ///
-/// The state stays on the device. [`norm_histories`](Self::norm_histories) and [`step_counts`](Self::step_counts) read
-/// it as plain data for a checkpoint; [`set_norm_histories`](Self::set_norm_histories) and
+/// The state stays on the device. [`norm_histories`](Self::norm_histories), [`norm_windows`](Self::norm_windows) and
+/// [`step_counts`](Self::step_counts) read it as plain data for a checkpoint;
+/// [`set_norm_histories`](Self::set_norm_histories), [`set_norm_windows`](Self::set_norm_windows) and
 /// [`set_step_counts`](Self::set_step_counts) restore it. A clip of each gradient by its own norm that keeps state
 /// needs gradients of the same parameters at every step.
 ///
+/// # Loss scale
+///
+/// [`Clip::dynamic_loss_scale`] is `torch.amp.GradScaler` in two calls: [`scale_loss`](Self::scale_loss) before the
+/// backward pass, and the clip after it. The clip removes the scale from the gradients, and updates the scale on the
+/// device: all groups of a step count together. The [`LossScale`] in the options is that of the first step. After that,
+/// only [`set_loss_scale`](Self::set_loss_scale) replaces the scale and its options; [`set_clip`](Self::set_clip) keeps
+/// them. [`loss_scale`](Self::loss_scale) reads the scale for a checkpoint.
+///
+/// The option sets the policy [`NonFinite::Skip`](gradclip::NonFinite::Skip), under which each clip waits for the
+/// device: see [`clip`](Self::clip). With another policy, and without [`Clip::skip_above`], no step waits.
+///
+/// # Changes of the device
+///
 /// If steps alternate between the kernels and tensor operations, each change waits for the device to read the state
-/// back. Otherwise no step waits.
+/// back. A new length of the window ([`AutoClip::window`](gradclip::AutoClip::window)) waits once, too; the latest norms
+/// stay. Otherwise no step waits.
 #[derive(Clone)]
 pub struct GradClipper {
     /// The clip of the parameters in no group, followed by the clip of each group.
@@ -60,7 +80,9 @@ pub struct GradClipper {
     /// The filter of each group.
     groups: Vec<ParameterFilter>,
     /// Selects the gradients that are split into rows.
-    rows: Option<RowFilter>,
+    rows: Option<UnitFilter>,
+    /// Selects the gradients that are split into columns.
+    columns: Option<UnitFilter>,
     /// The limits that replace those of `clips`, if any.
     max_norms: Vec<Option<f32>>,
     state: Arc<Mutex<State>>,
@@ -87,8 +109,8 @@ impl GradClipper {
     ///
     /// # Errors
     ///
-    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for `Clip::auto_clip` and `dynamic_loss_scale`,
-    /// which this package does not support.
+    /// [`Error::Clip`] if an option is invalid; [`Error::Unsupported`] for an option that this package does not
+    /// know.
     pub fn new(clip: Clip) -> Result<Self, Error> {
         let clips = vec![clip];
         Ok(Self {
@@ -96,6 +118,7 @@ impl GradClipper {
             clips,
             groups: Vec::new(),
             rows: None,
+            columns: None,
             max_norms: vec![None],
             state: Arc::default(),
             #[cfg(feature = "wgpu")]
@@ -155,9 +178,8 @@ impl GradClipper {
     /// `is_split` takes the path of a parameter and the shape of its gradient. A later call replaces it.
     ///
     /// Adaptive gradient clipping as in the paper ([`Clip::by_parameter_norm`]) clips the gradient of each output unit
-    /// by the norm of its weights. In Burn, the rows of a convolution's weight `[out, in, ..]` are its output units. A
-    /// `Linear` stores its weight as `[in, out]`, so that its output units are columns: its rows are the weights of one
-    /// input.
+    /// by the norm of its weights. In Burn, the rows of a convolution's weight `[out, in, ..]` are its output units.
+    /// Those of a `Linear` are [`columns`](Self::columns).
     ///
     /// ```
     /// # use gradclip_burn::{Clip, GradClipper};
@@ -169,6 +191,27 @@ impl GradClipper {
     #[must_use]
     pub fn rows(mut self, is_split: impl Fn(&str, &[usize]) -> bool + Send + Sync + 'static) -> Self {
         self.rows = Some(Arc::new(is_split));
+        self
+    }
+
+    /// Splits gradients into columns along their last dimension, and clips each column by its own norm. Otherwise like
+    /// [`rows`](Self::rows). A contiguous gradient is not transposed.
+    ///
+    /// Burn's `Linear` stores its weight as `[in, out]`, so that its columns are its output units.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, GradClipper};
+    /// // The output units of the linear layers and of the convolutions.
+    /// let clipper = GradClipper::new(Clip::by_parameter_norm(0.01, 1e-3))?
+    ///     .columns(|path, shape| path.contains("linear") && shape.len() == 2)
+    ///     .rows(|_path, shape| shape.len() >= 3);
+    /// # Ok::<(), gradclip_burn::Error>(())
+    /// ```
+    ///
+    /// A gradient has rows or columns: [`clip`](Self::clip) returns [`Error::RowsAndColumns`] for one that both select.
+    #[must_use]
+    pub fn columns(mut self, is_split: impl Fn(&str, &[usize]) -> bool + Send + Sync + 'static) -> Self {
+        self.columns = Some(Arc::new(is_split));
         self
     }
 
@@ -235,7 +278,17 @@ impl GradClipper {
     ///
     /// [`Error::Backend`].
     pub fn norm_histories(&self) -> Result<Vec<NormHistory>, Error> {
-        pollster::block_on(self.state().histories.read())
+        pollster::block_on(self.norm_histories_async())
+    }
+
+    /// Reads back the [`norm_histories`](Self::norm_histories) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`norm_histories`](Self::norm_histories).
+    pub async fn norm_histories_async(&self) -> Result<Vec<NormHistory>, Error> {
+        let stored = self.state().histories.clone();
+        stored.read().await
     }
 
     /// Restores norm histories, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of
@@ -270,6 +323,59 @@ impl GradClipper {
         Ok(())
     }
 
+    /// Reads back the norm windows of an [`auto_clip`](Clip::auto_clip), one for each element of [`Clipped::norm`], for
+    /// example for a checkpoint. Empty before the first clip. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`].
+    pub fn norm_windows(&self) -> Result<Vec<NormWindow>, Error> {
+        pollster::block_on(self.norm_windows_async())
+    }
+
+    /// Reads back the [`norm_windows`](Self::norm_windows) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`norm_windows`](Self::norm_windows).
+    pub async fn norm_windows_async(&self) -> Result<Vec<NormWindow>, Error> {
+        let stored = self.state().norm_windows.clone();
+        stored.read().await
+    }
+
+    /// Restores norm windows, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of
+    /// this clipper share them.
+    ///
+    /// ```
+    /// # use gradclip_burn::{AutoClip, Clip, Error, GradClipper};
+    /// # fn resume(saved: &GradClipper) -> Result<GradClipper, Error> {
+    /// let clip = Clip::by_global_norm(f32::INFINITY).auto_clip(AutoClip::default());
+    /// let clipper = GradClipper::new(clip)?;
+    /// clipper.set_norm_windows(&saved.norm_windows()?)?;
+    /// # Ok(clipper)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without an [`auto_clip`](Clip::auto_clip), and with `NormWindow` for a window
+    /// that holds more norms than the clip keeps, or a norm that is not positive and finite. The next clip returns
+    /// `StateCount` if the number of windows is wrong.
+    pub fn set_norm_windows(&self, windows: &[NormWindow]) -> Result<(), Error> {
+        let auto_clip = self.operations.iter().find_map(|operation| match operation {
+            Operation::Norm(norm) => norm.auto_clip,
+            _ => None,
+        });
+        let Some(auto_clip) = auto_clip else {
+            return Err(gradclip::Error::NotEnabled { what: "norm windows", with: "auto_clip" }.into());
+        };
+        check_norm_windows(windows, auto_clip)?;
+        let mut state = self.state();
+        state.norm_windows = Stored::Host(windows.to_vec());
+        state.parameters = None;
+        Ok(())
+    }
+
     /// Reads back the counts of [`count_steps`](Clip::count_steps) or [`skip_above`](Clip::skip_above), one for each
     /// element of [`Clipped::norm`]. Empty before the first clip. Waits for the device.
     ///
@@ -277,7 +383,17 @@ impl GradClipper {
     ///
     /// [`Error::Backend`].
     pub fn step_counts(&self) -> Result<Vec<StepCounts>, Error> {
-        pollster::block_on(self.state().step_counts.read())
+        pollster::block_on(self.step_counts_async())
+    }
+
+    /// Reads back the [`step_counts`](Self::step_counts) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`step_counts`](Self::step_counts).
+    pub async fn step_counts_async(&self) -> Result<Vec<StepCounts>, Error> {
+        let stored = self.state().step_counts.clone();
+        stored.read().await
     }
 
     /// Restores step counts, one for each element of [`Clipped::norm`]. An empty slice starts again. The clones of this
@@ -302,11 +418,114 @@ impl GradClipper {
         Ok(())
     }
 
+    /// Multiplies a loss by the current [dynamic loss scale](Clip::dynamic_loss_scale), before its backward pass:
+    /// `torch.amp.GradScaler.scale`. The next clip removes the scale from the gradients, and updates it. The host does
+    /// not wait.
+    ///
+    /// The scale exceeds f16, so that an f16 or bf16 loss becomes an f32 loss.
+    ///
+    /// ```
+    /// use burn::Tensor;
+    /// use burn::module::Module;
+    /// use burn::optim::GradientsParams;
+    /// use gradclip_burn::{Clip, ClippedOptimizer, Error, GradClipper, LossScale};
+    ///
+    /// fn clipper() -> Result<GradClipper, Error> {
+    ///     GradClipper::new(Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default()))
+    /// }
+    ///
+    /// fn step<M: Module>(model: M, loss: Tensor<1>, optimizer: &mut ClippedOptimizer) -> Result<M, Error> {
+    ///     let scaled = optimizer.clipper.scale_loss(loss)?;
+    ///     let grads = GradientsParams::from_grads(scaled.backward(), &model);
+    ///     Ok(optimizer.step(1e-3, model, grads)?)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale.
+    pub fn scale_loss<const D: usize>(&self, loss: Tensor<D>) -> Result<Tensor<D>, Error> {
+        let scale = self.loss_scale_on(&loss.device())?;
+        let loss = match loss.dtype() {
+            DType::F16 | DType::BF16 => loss.cast(DType::F32),
+            _ => loss,
+        };
+        let scale = scale.cast(loss.dtype());
+        Ok(loss * scale.reshape([1; D]))
+    }
+
+    /// Returns the current [dynamic loss scale](Clip::dynamic_loss_scale) as an f32 tensor with one element on a
+    /// device, without autodiff. The host does not wait, unless the gradients of the last clip were on a device of
+    /// another backend. [`scale_loss`](Self::scale_loss) multiplies a loss by it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale.
+    pub fn loss_scale_on(&self, device: &Device) -> Result<Tensor<1>, Error> {
+        let initial = self.initial_loss_scale()?;
+        Ok(self.state().loss_scale.tensor(initial, &device.clone().inner()))
+    }
+
+    /// Reads back the [dynamic loss scale](Clip::dynamic_loss_scale), for example for a checkpoint or a log. Before the
+    /// first clip, it is that in the options of the clip. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale; [`Error::Backend`].
+    pub fn loss_scale(&self) -> Result<LossScale, Error> {
+        pollster::block_on(self.loss_scale_async())
+    }
+
+    /// Reads back the [`loss_scale`](Self::loss_scale) without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`loss_scale`](Self::loss_scale).
+    pub async fn loss_scale_async(&self) -> Result<LossScale, Error> {
+        let initial = self.initial_loss_scale()?;
+        let stored = self.state().loss_scale.clone();
+        stored.read(initial).await
+    }
+
+    /// Replaces the [dynamic loss scale](Clip::dynamic_loss_scale), to restore a checkpoint. The clones of this clipper
+    /// share it.
+    ///
+    /// ```
+    /// # use gradclip_burn::{Clip, Error, GradClipper, LossScale, LossScaleState};
+    /// # fn resume(saved: &GradClipper) -> Result<GradClipper, Error> {
+    /// let state: LossScaleState = saved.loss_scale()?.state(); // 24 bytes of plain data
+    /// let clipper = GradClipper::new(Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default()))?;
+    /// clipper.set_loss_scale(LossScale::from_state(state)?)?;
+    /// # Ok(clipper)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Clip`] with `NotEnabled` without a dynamic loss scale.
+    pub fn set_loss_scale(&self, scale: LossScale) -> Result<(), Error> {
+        self.initial_loss_scale()?;
+        self.state().loss_scale = StoredScale::Host(scale);
+        Ok(())
+    }
+
+    /// Returns the dynamic loss scale in the options of the clip.
+    fn initial_loss_scale(&self) -> Result<LossScale, Error> {
+        let scale = self.operations.iter().find_map(|operation| match operation {
+            Operation::Norm(norm) => norm.dynamic_loss_scale,
+            _ => None,
+        });
+        let not_enabled =
+            gradclip::Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" };
+        Ok(scale.ok_or(not_enabled)?)
+    }
+
     /// Returns what a clip takes from a module and its gradients.
     fn selection(&self, operations: &[Operation]) -> Selection<'_> {
         Selection {
             groups: &self.groups,
             rows: self.rows.as_ref().filter(|_| is_per_gradient(operations)),
+            columns: self.columns.as_ref().filter(|_| is_per_gradient(operations)),
             with_parameters: reads_parameters(operations),
         }
     }
@@ -348,6 +567,8 @@ impl GradClipper {
     /// - [`Error::Type`] and [`Error::Rank`] for a gradient that cannot be clipped; [`Error::EmptyGroup`] for a group
     ///   without a parameter; [`Error::NoGradients`] if parameters require gradients and `gradients` holds none of
     ///   them. The gradients are then unchanged.
+    /// - [`Error::RowsAndColumns`] for a gradient that [`rows`](Self::rows) and [`columns`](Self::columns) both select.
+    ///   The gradients are then unchanged.
     /// - [`Error::Shape`] and [`Error::ParameterType`] for a parameter that [`Clip::by_parameter_norm`] cannot measure.
     ///   The gradients are then unchanged.
     /// - [`Error::NormNotSupplied`] for [`Clip::by_supplied_norm`], which needs
@@ -457,7 +678,8 @@ impl GradClipper {
         let clipped = self.launch(operations, norm.as_ref(), gradients, module)?;
         // Burn's optimizers run on the host, so the host needs the records if these decide whether the optimizer steps.
         if clipped.decides_step() && clipped.records_async().await?.iter().any(ClipRecord::skip) {
-            let selection = Selection { groups: &self.groups, rows: None, with_parameters: false };
+            let selection =
+                Selection { groups: &self.groups, rows: None, columns: None, with_parameters: false };
             drop(gradients::take(gradients, module, selection));
             return Ok(clipped.with_step_skipped());
         }
@@ -478,7 +700,7 @@ impl GradClipper {
         let taken = gradients::take(gradients, module, selection);
         let paths: Arc<[String]> = taken.iter().map(|gradient| gradient.info.path.clone()).collect();
         let clip = Arc::new(ResolvedClip::new(operations, &taken));
-        let keeps_state = (clip.keeps_histories() || clip.counts_steps()) && !taken.is_empty();
+        let keeps_state = clip.stateful().is_some() && !taken.is_empty();
         // Locked until the new state is stored: concurrent clips add to the state one after the other.
         let mut state = keeps_state.then(|| self.state());
         let route = match Route::new(&taken, &paths, &clip, norm, state.as_deref_mut()) {
@@ -514,13 +736,8 @@ impl GradClipper {
             Route::Kernels(shapes, mut inputs) => {
                 let (gradients, measurement) =
                     kernels::clip(gradients, shapes, clip, &mut inputs, &self.cache);
-                if let Some(state) = state {
-                    if let Some(words) = inputs.histories {
-                        state.histories = Stored::Words(Box::new(words));
-                    }
-                    if let Some(words) = inputs.step_counts {
-                        state.step_counts = Stored::Words(Box::new(words));
-                    }
+                if let Some((state, norm)) = state.zip(clip.stateful()) {
+                    state.store_words(norm, inputs.state);
                 }
                 let measurement = match measurement {
                     Some(measurement) => Measurement::Kernels(Box::new(measurement)),
@@ -531,12 +748,7 @@ impl GradClipper {
             Route::TensorOps(mut inputs) => {
                 let (gradients, measurement) = tensor_ops::clip(gradients, clip, &mut inputs);
                 if let Some(state) = state {
-                    if let Some(tensors) = inputs.histories {
-                        state.histories = Stored::Tensors(Box::new(tensors));
-                    }
-                    if let Some(tensors) = inputs.step_counts {
-                        state.step_counts = Stored::Tensors(Box::new(tensors));
-                    }
+                    state.store_tensors(inputs.state);
                 }
                 let measurement = match measurement {
                     Some(measurement) => Measurement::TensorOps(Box::new(measurement)),
@@ -566,14 +778,9 @@ impl Route {
         state: Option<&mut State>,
     ) -> Result<Self, Error> {
         let records = clip.segments();
-        let mut state = state;
-        if let Some(state) = &mut state {
-            if clip.keeps_histories() {
-                state.histories.check_count("norm histories", records)?;
-            }
-            if clip.counts_steps() {
-                state.step_counts.check_count("step counts", records)?;
-            }
+        let mut state = state.zip(clip.stateful());
+        if let Some((state, norm)) = &mut state {
+            state.check_counts(norm, records)?;
             if let Some(expected) = state.parameters.as_deref().filter(|expected| **expected != **paths) {
                 return Err(Error::OtherGradients { expected: expected.to_vec(), given: paths.to_vec() });
             }
@@ -581,23 +788,18 @@ impl Route {
         }
         // Without gradients, there is no device, and no input is used.
         let Some(device) = gradients.first().map(Gradient::device) else {
-            let inputs = tensor_ops::Inputs { supplied: None, histories: None, step_counts: None };
-            return Ok(Self::TensorOps(Box::new(inputs)));
+            return Ok(Self::TensorOps(Box::default()));
         };
         let supplied = norm.map(|norm| norm.on(&device));
-        let histories = state.as_mut().filter(|_| clip.keeps_histories()).map(|state| &mut state.histories);
         #[cfg(feature = "wgpu")]
         if let Some(shapes) = kernels::shapes(gradients, clip) {
-            let histories = histories.map(|histories| histories.take_words(records, &device)).transpose()?;
-            let counts = state.filter(|_| clip.counts_steps()).map(|state| &mut state.step_counts);
-            let step_counts = counts.map(|counts| counts.take_words(records, &device)).transpose()?;
-            let inputs = kernels::Inputs { supplied, histories, step_counts };
+            let state = state.map(|(state, norm)| state.take_words(norm, records, &device)).transpose()?;
+            let inputs = kernels::Inputs { supplied, state: state.unwrap_or_default() };
             return Ok(Self::Kernels(shapes, Box::new(inputs)));
         }
-        let histories = histories.map(|histories| histories.take_tensors(records, &device)).transpose()?;
-        let counts = state.filter(|_| clip.counts_steps()).map(|state| &mut state.step_counts);
-        let step_counts = counts.map(|counts| counts.take_tensors(records, &device)).transpose()?;
-        Ok(Self::TensorOps(Box::new(tensor_ops::Inputs { supplied, histories, step_counts })))
+        let state = state.map(|(state, norm)| state.take_tensors(norm, records, &device)).transpose()?;
+        let inputs = tensor_ops::Inputs { supplied, state: state.unwrap_or_default() };
+        Ok(Self::TensorOps(Box::new(inputs)))
     }
 }
 

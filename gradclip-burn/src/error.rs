@@ -51,6 +51,18 @@ pub enum Error {
         /// The shape of the parameter.
         expected: Vec<usize>,
     },
+    /// A gradient that [`GradClipper::rows`](crate::GradClipper::rows) and
+    /// [`GradClipper::columns`](crate::GradClipper::columns) both select.
+    #[error(
+        "the gradient of {parameter}, with the shape {shape:?}, is selected by rows and by columns, but it can be split \
+         into only one of the two"
+    )]
+    RowsAndColumns {
+        /// The path of the parameter in its module.
+        parameter: String,
+        /// The shape of its gradient.
+        shape: Vec<usize>,
+    },
     /// A parameter whose elements are not floating-point numbers, for
     /// [`Clip::by_parameter_norm`](gradclip::Clip::by_parameter_norm).
     #[error(

@@ -14,8 +14,29 @@ use crate::Error;
 /// Selects the parameters of a group by their paths.
 pub(crate) type ParameterFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// Selects the gradients that are split into rows, by the paths of their parameters and by their shapes.
-pub(crate) type RowFilter = Arc<dyn Fn(&str, &[usize]) -> bool + Send + Sync>;
+/// Selects the gradients that are split into rows or columns, by the paths of their parameters and by their shapes.
+pub(crate) type UnitFilter = Arc<dyn Fn(&str, &[usize]) -> bool + Send + Sync>;
+
+/// How a gradient is split into units that are clipped on their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Split {
+    /// The gradient is one unit.
+    Whole,
+    /// A number of rows along the first dimension. The elements of a row are consecutive.
+    Rows(usize),
+    /// A number of columns along the last dimension. The columns of consecutive elements alternate.
+    Columns(usize),
+}
+
+impl Split {
+    /// Returns the number of units.
+    pub(crate) const fn units(self) -> usize {
+        match self {
+            Self::Whole => 1,
+            Self::Rows(units) | Self::Columns(units) => units,
+        }
+    }
+}
 
 /// What a clip takes from a module and its gradients.
 #[derive(Clone, Copy)]
@@ -23,9 +44,36 @@ pub(crate) struct Selection<'a> {
     /// The filters of the groups.
     pub(crate) groups: &'a [ParameterFilter],
     /// Selects the gradients that are split into rows, if any.
-    pub(crate) rows: Option<&'a RowFilter>,
+    pub(crate) rows: Option<&'a UnitFilter>,
+    /// Selects the gradients that are split into columns, if any.
+    pub(crate) columns: Option<&'a UnitFilter>,
     /// Whether the clip reads the parameters.
     pub(crate) with_parameters: bool,
+}
+
+impl Selection<'_> {
+    /// Returns how a gradient is split. [`check`] has refused a gradient that is split into rows and columns.
+    fn split(&self, path: &str, shape: &[usize]) -> Split {
+        // A gradient without elements is not split.
+        let selects = |filter: Option<&UnitFilter>| {
+            !shape.contains(&0) && filter.is_some_and(|is_split| is_split(path, shape))
+        };
+        match shape {
+            [rows, ..] if *rows > 1 && selects(self.rows) => Split::Rows(*rows),
+            [.., columns] if *columns > 1 && selects(self.columns) => Split::Columns(*columns),
+            _ => Split::Whole,
+        }
+    }
+
+    /// Checks that a gradient is not split into rows and columns.
+    fn check_split(&self, path: &str, shape: &[usize]) -> Result<(), Error> {
+        let [by_rows, by_columns] =
+            [self.rows, self.columns].map(|filter| filter.is_some_and(|is_split| is_split(path, shape)));
+        if by_rows && by_columns {
+            return Err(Error::RowsAndColumns { parameter: path.to_owned(), shape: shape.to_vec() });
+        }
+        Ok(())
+    }
 }
 
 /// A gradient that was taken out of its container. The container no longer refers to its memory, so Burn can tell
@@ -53,8 +101,8 @@ pub(crate) struct GradientInfo {
     pub(crate) dtype: DType,
     /// The number of its elements.
     pub(crate) count: usize,
-    /// The number of rows that are clipped on their own. It divides `count`; 1 if the gradient is not split.
-    pub(crate) rows: usize,
+    /// The number of its units divides `count`.
+    pub(crate) split: Split,
     rank: &'static dyn AnyRank,
 }
 
@@ -73,7 +121,12 @@ impl<const D: usize> AnyRank for Rank<D> {
     }
 
     fn flatten(&self, tensor: DispatchTensor, count: usize) -> Tensor<1> {
-        Tensor::<D>::from_dispatch(tensor).reshape([count])
+        let tensor = Tensor::<D>::from_dispatch(tensor);
+        match count {
+            // In a shape, Burn reads 0 as the length before.
+            0 => Tensor::empty([0], (&tensor.device(), tensor.dtype())),
+            _ => tensor.reshape([count]),
+        }
     }
 
     fn reshape_like(&self, like: &DispatchTensor, flat: Tensor<1>) -> DispatchTensor {
@@ -126,7 +179,7 @@ fn group_of(path: &str, groups: &[ParameterFilter]) -> usize {
 }
 
 /// Checks that each gradient can be clipped and has the rank of its parameter (also the shape, if the clip reads the
-/// parameters), that each group has a parameter, and that there is a gradient if any parameter requires one. On a
+/// parameters), that it is not split in two ways, that each group has a parameter, and that there is a gradient if any parameter requires one. On a
 /// different rank, Burn would panic.
 pub(crate) fn check<'a, M: Module>(
     containers: impl IntoIterator<Item = &'a GradientsParams>,
@@ -200,10 +253,16 @@ impl ModuleVisitor for Checker<'_> {
                 Ok(Some((dtype, _))) if !dtype.is_float() => Error::Type { parameter: path.clone(), dtype },
                 Ok(found) => {
                     self.has_gradients |= found.is_some();
-                    let found = found.filter(|_| self.selection.with_parameters);
-                    match found.and_then(|(_, shape)| check_parameter(parameter, &path, shape).err()) {
-                        Some(error) => error,
-                        None => continue,
+                    let check = |(_, shape): (DType, [usize; D])| {
+                        self.selection.check_split(&path, &shape)?;
+                        if self.selection.with_parameters {
+                            check_parameter(parameter, &path, shape)?;
+                        }
+                        Ok(())
+                    };
+                    match found.map_or(Ok(()), check) {
+                        Err(error) => error,
+                        Ok(()) => continue,
                     }
                 }
                 Err(_) => Error::Rank { parameter: path.clone(), rank: D },
@@ -269,14 +328,14 @@ impl ModuleVisitor for Taker<'_> {
         let Some(gradient) = self.gradients.remove::<D>(parameter.id) else { return };
         let path = self.path.join(".");
         let (shape, count) = (gradient.dims(), gradient.shape().num_elements());
-        let is_split = count > 0 && self.selection.rows.is_some_and(|is_split| is_split(&path, &shape));
+        let split = self.selection.split(&path, &shape);
         let info = GradientInfo {
             parameter: parameter.id,
             group: group_of(&path, self.selection.groups),
             path,
             dtype: gradient.dtype(),
             count,
-            rows: if is_split { shape.first().copied().unwrap_or(1) } else { 1 },
+            split,
             rank: &Rank::<D>,
         };
         let parameter = self.selection.with_parameters.then(|| {

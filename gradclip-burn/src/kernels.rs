@@ -1,6 +1,5 @@
 //! Clips gradients with gradclip's kernels: passes their primitives to the backend and wraps the results in tensors.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use burn::backend::{BackendTensor, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Wgpu};
@@ -9,7 +8,9 @@ use burn::tensor::{DType, Int, Tensor};
 use crate::backend::{KernelBackend, WgpuPrimitive};
 use crate::device::{self, ClipPrimitives, GradientShape, StatePrimitives, TableCache};
 use crate::gradients::{Gradient, GradientInfo, kernel_dtype};
+use crate::loss_scale::ScaleParams;
 use crate::resolved_clip::ResolvedClip;
+use crate::state::StateWords;
 
 /// The outputs of the norm kernels, on the device.
 #[derive(Clone, Debug)]
@@ -28,10 +29,8 @@ pub(crate) struct KernelMeasurement {
 pub(crate) struct Inputs {
     /// The norm of a clip by supplied norm.
     pub(crate) supplied: Option<Tensor<1>>,
-    /// The norm histories of a z-clip, as words. The clip replaces them.
-    pub(crate) histories: Option<Tensor<1, Int>>,
-    /// The step counts, as words, if the clip counts steps. The clip replaces them.
-    pub(crate) step_counts: Option<Tensor<1, Int>>,
+    /// The state. The clip replaces it.
+    pub(crate) state: StateWords,
 }
 
 /// Clips gradients whose [`shapes`] the kernels can clip. A clip by norm also returns its measurement.
@@ -58,24 +57,34 @@ pub(crate) fn clip(
         }
     }
     // The other inputs were made on the device of the gradients, so they have primitives, too.
-    let words = |state: &mut Option<Tensor<1, Int>>| {
-        state.take().and_then(|words| words.try_into_primitive::<Wgpu>().ok())
-    };
+    let words = |state: Option<Tensor<1, Int>>| state?.try_into_primitive::<Wgpu>().ok();
+    let StateWords { histories, norm_windows, step_counts, scale_params, .. } =
+        std::mem::take(&mut inputs.state);
+    let (params, uploaded) = scale_params.map(|params| (params.words, params.uploaded)).unzip();
     let primitives = ClipPrimitives {
         gradients: primitives,
         parameters,
         supplied: inputs.supplied.take().and_then(|norm| norm.try_into_primitive::<Wgpu>().ok()),
         state: StatePrimitives {
-            histories: words(&mut inputs.histories),
-            step_counts: words(&mut inputs.step_counts),
+            histories: words(histories),
+            norm_windows: words(norm_windows),
+            step_counts: words(step_counts),
+            norm_params: words(params),
         },
     };
     let clipped = Wgpu::clip(primitives, shapes, clip.clone(), cache.clone());
     let gradients =
         infos.into_iter().zip(clipped.gradients).map(|(info, primitive)| from_primitive(info, primitive));
     let measurement = clipped.outputs.map(|outputs| {
-        inputs.histories = outputs.state.histories.map(Tensor::from_primitive::<Wgpu>);
-        inputs.step_counts = outputs.state.step_counts.map(Tensor::from_primitive::<Wgpu>);
+        let StatePrimitives { histories, norm_windows, step_counts, norm_params } = outputs.state;
+        let params = norm_params.map(Tensor::from_primitive::<Wgpu>).zip(uploaded);
+        inputs.state = StateWords {
+            histories: histories.map(Tensor::from_primitive::<Wgpu>),
+            norm_windows: norm_windows.map(Tensor::from_primitive::<Wgpu>),
+            step_counts: step_counts.map(Tensor::from_primitive::<Wgpu>),
+            scale_params: params.map(|(words, uploaded)| ScaleParams { words, uploaded }),
+            loss_scale: outputs.loss_scale.map(Tensor::from_primitive::<Wgpu>),
+        };
         KernelMeasurement {
             norms: Tensor::from_primitive::<Wgpu>(outputs.norms),
             factors: Tensor::from_primitive::<Wgpu>(outputs.factors),
@@ -93,20 +102,20 @@ pub(crate) fn shapes(gradients: &[Gradient], clip: &ResolvedClip) -> Option<Vec<
     if !device::runs_kernels(&device) {
         return None;
     }
-    let shape = |tensor: &DispatchTensor, dtype: DType, count: usize, segments: &Range<usize>| {
+    let shape = |tensor: &DispatchTensor, dtype: DType, info: &GradientInfo, segment: usize| {
         let is_here = Wgpu::device_of(primitive(tensor)?) == device;
         let dtype = kernel_dtype(dtype).filter(|_| is_here)?;
-        let (segment, rows) = (segments.start, segments.len());
-        Some(GradientShape { count, dtype, segment, rows, is_parameter: false })
+        let GradientInfo { count, split, .. } = *info;
+        Some(GradientShape { count, dtype, segment, split, is_parameter: false })
     };
     let all = || gradients.iter().zip(&clip.segments_of);
     let of_gradients = all()
-        .map(|(Gradient { info, tensor, .. }, segments)| shape(tensor, info.dtype, info.count, segments));
+        .map(|(Gradient { info, tensor, .. }, segments)| shape(tensor, info.dtype, info, segments.start));
     let of_parameters = all().filter_map(|(gradient, segments)| {
         let parameter = gradient.parameter.as_ref()?;
         // The segments of the parameters follow those of the gradients.
-        let segments = clip.segments() + segments.start..clip.segments() + segments.end;
-        let shape = shape(&parameter.tensor, parameter.dtype, gradient.info.count, &segments);
+        let segment = clip.segments() + segments.start;
+        let shape = shape(&parameter.tensor, parameter.dtype, &gradient.info, segment);
         Some(shape.map(|shape| GradientShape { is_parameter: true, ..shape }))
     });
     of_gradients.chain(of_parameters).collect()

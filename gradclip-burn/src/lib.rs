@@ -1,10 +1,11 @@
 #![doc = include_str!("../README.md")]
 
-pub use gradclip::stats::{NormHistory, StepCounts, TensorStats};
-pub use gradclip::{Clip, ClipRecord, Epsilon, NonFinite, NormType, ZClip};
+pub use gradclip::loss_scale::{LossScale, LossScaleState};
+pub use gradclip::stats::{NormHistory, NormWindow, StepCounts, TensorStats};
+pub use gradclip::{AutoClip, Clip, ClipRecord, Epsilon, NonFinite, NormType, ZClip};
 
-// A module imports only modules to its left: `error`, `state`, `supplied_norm`, `gradients`, `resolved_clip`,
-// `tensor_ops`, `device`, `backend`, `kernels`, `clipped`, `clipper`, `optimizer`, `train`.
+// A module imports only modules to its left: `error`, `transfer`, `loss_scale`, `state`, `supplied_norm`, `gradients`,
+// `resolved_clip`, `tensor_ops`, `device`, `backend`, `kernels`, `clipped`, `clipper`, `optimizer`, `train`.
 #[cfg(feature = "wgpu")]
 mod backend;
 mod clipped;
@@ -15,6 +16,7 @@ mod error;
 mod gradients;
 #[cfg(feature = "wgpu")]
 mod kernels;
+mod loss_scale;
 mod optimizer;
 mod resolved_clip;
 mod state;
@@ -22,6 +24,7 @@ mod supplied_norm;
 mod tensor_ops;
 #[cfg(feature = "train")]
 mod train;
+mod transfer;
 
 pub use clipped::Clipped;
 pub use clipper::GradClipper;

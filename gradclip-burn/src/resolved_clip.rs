@@ -9,14 +9,14 @@ use crate::Error;
 use crate::gradients::Gradient;
 
 /// The options of a clip, and the limit of each segment of a list of gradients. A segment has one norm, one limit and
-/// one record. It is a group; or a gradient or one of its rows, if each is clipped by its own norm.
+/// one record. It is a group; or a gradient or one of its rows or columns, if each is clipped by its own norm.
 #[derive(Clone, Debug)]
 pub(crate) struct ResolvedClip {
     pub(crate) kind: ClipKind,
     /// The lower and the upper bound of each segment. The upper bound of a clip by norm is its limit; for adaptive
     /// gradient clipping, the limit is relative to the norm of the parameter.
     pub(crate) bounds: Vec<[f32; 2]>,
-    /// The segments of each gradient: one, or one per row.
+    /// The segments of each gradient: one, or one per row or column.
     pub(crate) segments_of: Vec<Range<usize>>,
 }
 
@@ -39,12 +39,6 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
         Operation::Clamp { .. } => return Ok(()),
         _ => return Err(Error::Unsupported { option: "an operation other than Norm and Clamp" }),
     };
-    if norm.auto_clip.is_some() {
-        return Err(Error::Unsupported { option: "Clip::auto_clip" });
-    }
-    if norm.dynamic_loss_scale.is_some() {
-        return Err(Error::Unsupported { option: "Clip::dynamic_loss_scale" });
-    }
     match norm.scope {
         Scope::Global | Scope::Tensor | Scope::TensorRms | Scope::Parameter { .. } | Scope::Supplied => {
             Ok(())
@@ -55,7 +49,7 @@ pub(crate) fn check_supported(operation: &Operation) -> Result<(), Error> {
     }
 }
 
-/// Returns whether operations, one per group, clip each gradient or row by its own norm.
+/// Returns whether operations, one per group, clip each gradient, row or column by its own norm.
 pub(crate) fn is_per_gradient(operations: &[Operation]) -> bool {
     matches!(operations.first(), Some(Operation::Norm(norm)) if !norm.scope.is_together())
 }
@@ -85,8 +79,9 @@ impl ResolvedClip {
             let mut segments_of = Vec::with_capacity(gradients.len());
             for info in infos() {
                 let first = of_segments.len();
-                let of_row = bounds(&operations[info.group], info.count / info.rows);
-                of_segments.extend(std::iter::repeat_n(of_row, info.rows));
+                let units = info.split.units();
+                let of_unit = bounds(&operations[info.group], info.count / units);
+                of_segments.extend(std::iter::repeat_n(of_unit, units));
                 segments_of.push(first..of_segments.len());
             }
             return Self { kind, bounds: of_segments, segments_of };
@@ -105,7 +100,7 @@ impl ResolvedClip {
         !matches!(self.kind, ClipKind::Norm(ByNorm { coefficient_only: true, .. }))
     }
 
-    /// Returns whether each gradient or row has its own norm. If not, groups share one.
+    /// Returns whether each gradient, row or column has its own norm. If not, groups share one.
     pub(crate) const fn is_per_gradient(&self) -> bool {
         matches!(self.kind, ClipKind::Norm(norm) if !norm.scope.is_together())
     }
@@ -115,14 +110,16 @@ impl ResolvedClip {
         matches!(self.kind, ClipKind::Norm(ByNorm { scope: Scope::Parameter { .. }, .. }))
     }
 
-    /// Returns whether the clip has a limit that follows past norms.
-    pub(crate) const fn keeps_histories(&self) -> bool {
-        matches!(self.kind, ClipKind::Norm(ByNorm { z_clip: Some(_), .. }))
-    }
-
-    /// Returns whether the clip counts steps, or has a rule that needs the counts.
-    pub(crate) const fn counts_steps(&self) -> bool {
-        matches!(self.kind, ClipKind::Norm(norm) if norm.keeps_step_counts())
+    /// Returns the options of a clip by norm that keeps state from step to step.
+    pub(crate) fn stateful(&self) -> Option<&ByNorm> {
+        match &self.kind {
+            ClipKind::Norm(norm)
+                if norm.z_clip.is_some() || norm.auto_clip.is_some() || norm.keeps_step_counts() =>
+            {
+                Some(norm)
+            }
+            _ => None,
+        }
     }
 
     /// Returns whether the outcome of the clip decides if the optimizer steps.

@@ -9,8 +9,8 @@ use super::{columns, parallel, tensor_stats};
 use crate::float_modes::in_default_modes;
 use crate::loss_scale::{self, LossScale, ScaleUpdate};
 use crate::operation::{
-    ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_step_counts,
-    inverse_scale,
+    ByNorm, Operation, Scope, SkipAbove, check_max_norms, check_norm_histories, check_norm_windows,
+    check_step_counts, inverse_scale,
 };
 use crate::record::NormMeasurement;
 use crate::{Clip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
@@ -304,7 +304,7 @@ impl ClipPlan {
         let Operation::Norm(ByNorm { auto_clip: Some(auto_clip), .. }) = self.operations[0] else {
             return Err(Error::NotEnabled { what: "norm windows", with: "auto_clip" });
         };
-        windows.iter().enumerate().try_for_each(|(record, window)| window.checked(record, auto_clip))?;
+        check_norm_windows(windows, auto_clip)?;
         self.norm_windows = windows.to_vec();
         Ok(())
     }

@@ -107,7 +107,7 @@ impl ShardedClip {
     /// measured on exactly one rank.
     ///
     /// The price: the all-reduce also sums two numbers for each tile, instead of a few numbers in all. These are 16 bytes for
-    /// 4,096 to 65,536 elements, about 240 KB for 10⁹ elements. Their partials are read back, too.
+    /// 4,096 to 65,536 elements, about 1 MB for 10⁹ elements. Their partials are read back, too.
     ///
     /// # Errors
     ///

@@ -11,11 +11,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::gradient::Span;
-use crate::kernels::tables::Tile;
+use crate::kernels::tables::{Tile, block_rows};
 use crate::kernels::{Alignment, MAX_STORAGE_WITHOUT_SLOTS, TileFormat, VECTOR_BYTES};
 use crate::{DType, Error};
-
-pub(super) use columns::block_rows;
 
 fn elements_per_vector(dtype: DType) -> u64 {
     VECTOR_BYTES / dtype.size()

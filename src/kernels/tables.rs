@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::loss_scale::LossScaleState;
 use crate::operation::{ByNorm, Scope};
-use crate::{DType, NonFinite};
+use crate::{AutoClip, DType, NonFinite, NormWindow};
 
 /// A tile: the work of one workgroup. `Tile` of `tile.wgsl`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -167,6 +167,20 @@ const fn policy(non_finite: NonFinite) -> u32 {
     }
 }
 
+/// Converts the norm windows of the records of an [`auto_clip`](crate::Clip::auto_clip) to the contents of
+/// [`Buffer::NormWindows`](super::Buffer::NormWindows): for each record three words and as many norms as the window is long.
+/// No window may hold more norms than that.
+#[must_use]
+pub fn norm_window_words(auto_clip: AutoClip, windows: &[NormWindow]) -> Vec<u32> {
+    auto_clip.device_words(windows)
+}
+
+/// Converts the contents of [`Buffer::NormWindows`](super::Buffer::NormWindows) back to norm windows.
+#[must_use]
+pub fn norm_windows_of(words: &[u32]) -> Vec<NormWindow> {
+    NormWindow::from_device_words(words)
+}
+
 /// The bounds of a clip by value. `Bounds` of `clamp_bits.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
@@ -223,10 +237,36 @@ pub const fn tile_elements(total: u64) -> u64 {
     }
 }
 
+/// The most rows in a block of columns: chains of 16 terms for each of the 16 sums of an invocation.
+const MOST_ROWS: u64 = 256;
+
+/// The most elements in a block of several rows: 16 MiB of f32, which a binding of any WebGPU device holds.
+const MOST_ELEMENTS: u64 = 1 << 22;
+
+/// Returns the number of rows in a block of a gradient with `columns` columns, each of which has its own norm. It depends on
+/// nothing else, so the order of additions does not either. A [`ColumnTile`] of the norm pass covers up to
+/// [`WORKGROUP_SIZE`](super::WORKGROUP_SIZE) columns of a block.
+#[must_use]
+pub fn block_rows(columns: u64) -> u64 {
+    let most = (MOST_ELEMENTS / columns.max(1)).clamp(1, MOST_ROWS);
+    1 << most.ilog2()
+}
+
 /// Returns a grid of at least `workgroups` workgroups, in two dimensions if they exceed `max_per_dimension`. The rows are filled
 /// evenly, so at most one workgroup for each row is idle.
 #[must_use]
 pub fn fold_grid(workgroups: usize, max_per_dimension: u32) -> [u32; 2] {
     let rows = workgroups.div_ceil(max_per_dimension as usize).max(1);
     [workgroups.div_ceil(rows), rows].map(|side| u32::try_from(side).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_has_fewer_rows_if_they_are_long() {
+        let rows = [1, 2, 256, 16_384, 16_385, 1 << 21, 1 << 22, 1 << 40].map(block_rows);
+        assert_eq!(rows, [256, 256, 256, 256, 128, 2, 1, 1]);
+    }
 }

@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
+use bytemuck::cast_slice;
 use gradclip::DType;
-use gradclip::kernels::tables::{Tile, tile_elements};
-use gradclip::kernels::{Alignment, TileFormat, VECTOR_BYTES};
+use gradclip::kernels::tables::{ColumnTile, Tile, block_rows, tile_elements};
+use gradclip::kernels::{Alignment, TileFormat, VECTOR_BYTES, WORKGROUP_SIZE};
+
+use crate::gradients::Split;
 
 /// The properties of a gradient or a parameter that determine the layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,10 +15,10 @@ pub(crate) struct GradientShape {
     /// The number of its elements.
     pub(crate) count: usize,
     pub(crate) dtype: DType,
-    /// The segment of its first row. Each row has its own; without rows, the tensor is one row.
+    /// The segment of its first unit. Each row or column has its own.
     pub(crate) segment: usize,
-    /// The number of rows, which divides `count`.
-    pub(crate) rows: usize,
+    /// The number of its units divides `count`.
+    pub(crate) split: Split,
     /// Whether it is a parameter, which is measured and not changed.
     pub(crate) is_parameter: bool,
 }
@@ -23,13 +26,59 @@ pub(crate) struct GradientShape {
 impl GradientShape {
     fn format(self) -> TileFormat {
         // CubeCL aligns the start of a tensor to more than a vector.
-        let has_whole_vectors = (self.row_length() as u64 * self.dtype.size()).is_multiple_of(VECTOR_BYTES);
+        let has_whole_vectors = (self.run_length() as u64 * self.dtype.size()).is_multiple_of(VECTOR_BYTES);
         let alignment = if has_whole_vectors { Alignment::Vector } else { Alignment::Element };
         TileFormat { alignment, dtype: self.dtype }
     }
 
-    const fn row_length(self) -> usize {
-        self.count / self.rows
+    /// Returns the number of elements that lie in a run: a row, or all elements.
+    const fn run_length(self) -> usize {
+        match self.split {
+            Split::Rows(rows) => self.count / rows,
+            Split::Whole | Split::Columns(_) => self.count,
+        }
+    }
+
+    /// Returns the number of partials of each unit.
+    fn partials(self, tile: usize) -> usize {
+        match self.split {
+            Split::Columns(columns) => (self.count / columns).div_ceil(rows_in_block(columns)),
+            Split::Whole | Split::Rows(_) => self.run_length().div_ceil(tile),
+        }
+    }
+
+    const fn has_columns(self) -> bool {
+        matches!(self.split, Split::Columns(_))
+    }
+}
+
+/// Returns the number of rows in a block of a tensor that is split into columns, as on gradclip's wgpu path.
+fn rows_in_block(columns: usize) -> usize {
+    usize::try_from(block_rows(columns as u64)).unwrap_or(usize::MAX)
+}
+
+/// The tiles of one pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tiles {
+    Runs(Vec<Tile>),
+    /// Of tensors that are split into columns.
+    Columns(Vec<ColumnTile>),
+}
+
+impl Tiles {
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Runs(tiles) => tiles.len(),
+            Self::Columns(tiles) => tiles.len(),
+        }
+    }
+
+    /// Returns the contents of their buffer.
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Runs(tiles) => cast_slice(tiles),
+            Self::Columns(tiles) => cast_slice(tiles),
+        }
     }
 }
 
@@ -42,9 +91,10 @@ pub(super) struct Batch {
     /// The index of the gradient in each slot.
     pub(super) slots: Vec<usize>,
     /// The tiles of the norm pass, whose targets are partials.
-    pub(super) norm_tiles: Vec<Tile>,
-    /// The same tiles for the elementwise pass, whose targets are segments.
-    pub(super) elementwise_tiles: Vec<Tile>,
+    pub(super) norm_tiles: Tiles,
+    /// The tiles of the elementwise pass, whose targets are segments. Without columns, they cover the same elements as
+    /// the tiles of the norm pass.
+    pub(super) elementwise_tiles: Tiles,
 }
 
 /// The dispatches of a clip.
@@ -75,31 +125,33 @@ pub(super) fn lay_out(shapes: &[GradientShape], segments: usize, max_slots: usiz
     let mut layout = Layout { gradients: vec![0..0; shapes.len()], ..Layout::default() };
     let mut tensors_of = vec![Vec::new(); segments];
     for (index, shape) in shapes.iter().enumerate() {
-        for tensors in &mut tensors_of[shape.segment..shape.segment + shape.rows] {
+        for tensors in &mut tensors_of[shape.segment..shape.segment + shape.split.units()] {
             tensors.push(index);
         }
     }
-    // The first partial of each row of each tensor.
+    // The first partial of each unit of each tensor.
     let mut first_partials: Vec<Vec<usize>> = vec![Vec::new(); shapes.len()];
     for tensors in tensors_of {
         let first_of_segment = layout.gradient_of_partial.len();
         for index in tensors {
             first_partials[index].push(layout.gradient_of_partial.len());
-            let partials = shapes[index].row_length().div_ceil(tile);
+            let partials = shapes[index].partials(tile);
             layout.gradient_of_partial.extend(std::iter::repeat_n(narrow(index), partials));
         }
         layout.segments.push(first_of_segment..layout.gradient_of_partial.len());
     }
     for ((range, firsts), shape) in layout.gradients.iter_mut().zip(&first_partials).zip(shapes) {
-        // The rows of a tensor are consecutive.
+        // The units of a tensor are consecutive.
         if let [first, .., last] | [first @ last] = firsts[..] {
-            *range = first..last + shape.row_length().div_ceil(tile);
+            *range = first..last + shape.partials(tile);
         }
     }
 
     let mut order: Vec<usize> = (0..shapes.len()).filter(|&index| shapes[index].count > 0).collect();
-    let class =
-        |index: usize| (shapes[index].is_parameter, shapes[index].format(), shapes[index].count < LARGE);
+    let class = |index: usize| {
+        let shape = shapes[index];
+        (shape.is_parameter, shape.has_columns(), shape.format(), shape.count < LARGE)
+    };
     order.sort_by_key(|&index| class(index)); // stable
     for alike in order.chunk_by(|&a, &b| class(a) == class(b)) {
         let max_slots = if shapes[alike[0]].count < LARGE { max_slots } else { max_slots.min(LARGE_SLOTS) };
@@ -110,30 +162,78 @@ pub(super) fn lay_out(shapes: &[GradientShape], segments: usize, max_slots: usiz
     layout
 }
 
-/// Lays out one dispatch of the tensors in `slots`, all of one format. `first_partials` holds the first partial of each
-/// row of each tensor.
+/// Lays out one dispatch of the tensors in `slots`, all of one format, and all with columns or none. `first_partials`
+/// holds the first partial of each unit of each tensor.
 fn batch(shapes: &[GradientShape], slots: &[usize], tile: usize, first_partials: &[Vec<usize>]) -> Batch {
-    let mut norm_tiles = Vec::new();
-    let mut elementwise_tiles = Vec::new();
-    for (slot, &index) in slots.iter().enumerate() {
-        let length = shapes[index].row_length();
-        for (row, &first_partial) in first_partials[index].iter().enumerate() {
-            for (first, partial) in (0..length).step_by(tile).zip(first_partial..) {
-                let norm_tile = Tile {
-                    slot: narrow(slot),
-                    first: narrow(row * length + first),
-                    count: narrow(tile.min(length - first)),
-                    target_index: narrow(partial),
-                };
-                norm_tiles.push(norm_tile);
-                let segment = shapes[index].segment + row;
-                elementwise_tiles.push(Tile { target_index: narrow(segment), ..norm_tile });
+    let first = shapes[slots[0]];
+    let tensors =
+        slots.iter().enumerate().map(|(slot, &index)| (slot, shapes[index], &first_partials[index]));
+    let (norm_tiles, elementwise_tiles) = if first.has_columns() {
+        let (mut norm_tiles, mut elementwise_tiles) = (Vec::new(), Vec::new());
+        for (slot, shape, first_partials) in tensors {
+            norm_tiles.extend(column_blocks(slot, shape, first_partials[0]));
+            elementwise_tiles.extend(column_runs(slot, shape, tile));
+        }
+        (Tiles::Columns(norm_tiles), Tiles::Columns(elementwise_tiles))
+    } else {
+        let (mut norm_tiles, mut elementwise_tiles) = (Vec::new(), Vec::new());
+        for (slot, shape, first_partials) in tensors {
+            let length = shape.run_length();
+            for (row, &first_partial) in first_partials.iter().enumerate() {
+                for (first, partial) in (0..length).step_by(tile).zip(first_partial..) {
+                    let norm_tile = Tile {
+                        slot: narrow(slot),
+                        first: narrow(row * length + first),
+                        count: narrow(tile.min(length - first)),
+                        target_index: narrow(partial),
+                    };
+                    norm_tiles.push(norm_tile);
+                    elementwise_tiles.push(Tile { target_index: narrow(shape.segment + row), ..norm_tile });
+                }
             }
         }
+        (Tiles::Runs(norm_tiles), Tiles::Runs(elementwise_tiles))
+    };
+    let format = first.format();
+    Batch { format, is_parameters: first.is_parameter, slots: slots.to_vec(), norm_tiles, elementwise_tiles }
+}
+
+/// Returns the tiles of the norm pass of a tensor that is split into columns: for each block of rows, tiles of up to
+/// [`WORKGROUP_SIZE`] columns. The partials of a column are consecutive, and so are the columns.
+fn column_blocks(slot: usize, shape: GradientShape, first_partial: usize) -> Vec<ColumnTile> {
+    let columns = shape.split.units();
+    let rows = shape.count / columns;
+    let block = rows_in_block(columns);
+    let blocks = rows.div_ceil(block);
+    let mut tiles = Vec::new();
+    for (first_row, partial) in (0..rows).step_by(block).zip(first_partial..) {
+        tiles.extend((0..columns).step_by(WORKGROUP_SIZE as usize).map(|column| ColumnTile {
+            slot: narrow(slot),
+            first: narrow(first_row * columns + column),
+            count: narrow(columns - column).min(WORKGROUP_SIZE),
+            target_index: narrow(partial + column * blocks),
+            slot_again: narrow(slot),
+            columns: narrow(columns),
+            extent: narrow(block.min(rows - first_row)),
+            target_stride: narrow(blocks),
+        }));
     }
-    let GradientShape { is_parameter: is_parameters, .. } = shapes[slots[0]];
-    let format = shapes[slots[0]].format();
-    Batch { format, is_parameters, slots: slots.to_vec(), norm_tiles, elementwise_tiles }
+    tiles
+}
+
+/// Returns the tiles of the elementwise pass of a tensor that is split into columns: runs of elements.
+fn column_runs(slot: usize, shape: GradientShape, tile: usize) -> impl Iterator<Item = ColumnTile> {
+    let columns = shape.split.units();
+    (0..shape.count).step_by(tile).map(move |first| ColumnTile {
+        slot: narrow(slot),
+        first: narrow(first),
+        count: narrow(tile.min(shape.count - first)),
+        target_index: narrow(shape.segment),
+        slot_again: narrow(slot),
+        columns: narrow(columns),
+        extent: narrow(first % columns),
+        target_stride: 0,
+    })
 }
 
 /// Narrows an index for the shaders. A tensor of Burn fits into one binding, which has fewer than 2³² words.
@@ -162,7 +262,7 @@ mod tests {
     }
 
     fn shape(count: usize, dtype: DType, segment: usize) -> GradientShape {
-        GradientShape { count, dtype, segment, rows: 1, is_parameter: false }
+        GradientShape { count, dtype, segment, split: Split::Whole, is_parameter: false }
     }
 
     fn shapes() -> Vec<GradientShape> {
@@ -179,53 +279,124 @@ mod tests {
         ]
     }
 
-    /// Gradients with rows, and their parameters.
-    fn shapes_with_rows() -> Vec<GradientShape> {
-        let f32s = |count, rows, segment| GradientShape { rows, ..shape(count, DType::F32, segment) };
+    /// Gradients with rows and columns, and their parameters.
+    fn split_shapes() -> Vec<GradientShape> {
+        let f32s = |count, split, segment| GradientShape { split, ..shape(count, DType::F32, segment) };
         let gradients = [
-            f32s(3 * 4100, 3, 0),
-            f32s(9, 1, 3),
-            GradientShape { dtype: DType::F16, ..f32s(5 * 7, 5, 4) },
-            f32s(4 * 8, 4, 9),
-            f32s(2 * LARGE, 2, 13),
-            f32s(0, 1, 15),
+            f32s(3 * 4100, Split::Rows(3), 0),
+            f32s(9, Split::Whole, 3),
+            GradientShape { dtype: DType::F16, ..f32s(5 * 7, Split::Rows(5), 4) },
+            f32s(4 * 8, Split::Rows(4), 9),
+            f32s(2 * LARGE, Split::Rows(2), 13),
+            f32s(0, Split::Whole, 15),
+            f32s(700 * 3, Split::Columns(3), 16),
+            f32s(2 * 600, Split::Columns(600), 19),
+            GradientShape { dtype: DType::BF16, ..f32s(7 * 5, Split::Columns(5), 619) },
+            f32s(300 * 257, Split::Columns(257), 624),
         ];
-        let parameters =
-            gradients.map(|shape| GradientShape { segment: 16 + shape.segment, is_parameter: true, ..shape });
+        let parameters = gradients.map(|shape| GradientShape {
+            segment: 881 + shape.segment,
+            is_parameter: true,
+            ..shape
+        });
         [gradients, parameters].concat()
     }
 
+    /// Returns the elements of each tile, with the index of its target.
+    fn targets(tiles: &Tiles, is_norm_pass: bool) -> Vec<(u32, Vec<(u32, u32)>)> {
+        match tiles {
+            Tiles::Runs(tiles) => {
+                let elements = |tile: &Tile| {
+                    let target = tile.target_index;
+                    (tile.first..tile.first + tile.count).map(move |at| (at, target))
+                };
+                tiles.iter().map(|tile| (tile.slot, elements(tile).collect())).collect()
+            }
+            Tiles::Columns(tiles) => {
+                let elements = |tile: &ColumnTile| -> Vec<_> {
+                    assert_eq!(tile.slot, tile.slot_again);
+                    if is_norm_pass {
+                        assert!(tile.count <= WORKGROUP_SIZE);
+                        let cells =
+                            (0..tile.count).flat_map(|column| (0..tile.extent).map(move |row| (column, row)));
+                        cells
+                            .map(|(column, row)| {
+                                let target = tile.target_index + column * tile.target_stride;
+                                (tile.first + row * tile.columns + column, target)
+                            })
+                            .collect()
+                    } else {
+                        let column = |at| (tile.extent + at) % tile.columns;
+                        (0..tile.count).map(|at| (tile.first + at, tile.target_index + column(at))).collect()
+                    }
+                };
+                tiles.iter().map(|tile| (tile.slot, elements(tile))).collect()
+            }
+        }
+    }
+
+    /// Returns the unit of an element.
+    fn unit_of(shape: GradientShape, element: u32) -> usize {
+        match shape.split {
+            Split::Whole => 0,
+            Split::Rows(rows) => element as usize / (shape.count / rows),
+            Split::Columns(columns) => element as usize % columns,
+        }
+    }
+
     #[test]
-    fn tiles_cover_every_element_once_and_name_the_partial_of_their_gradient() {
+    fn tiles_cover_every_element_once_and_name_the_partial_and_the_segment_of_its_unit() {
         for (max_slots, (shapes, segments)) in
-            [1, 2, 3, 32].into_iter().flat_map(|max| [(max, (shapes(), 2)), (max, (shapes_with_rows(), 32))])
+            [1, 2, 3, 32].into_iter().flat_map(|max| [(max, (shapes(), 2)), (max, (split_shapes(), 2 * 881))])
         {
             let layout = lay_out(&shapes, segments, max_slots);
             assert_eq!(layout.segments.len(), segments);
-            let mut covered: Vec<Vec<bool>> = shapes.iter().map(|shape| vec![false; shape.count]).collect();
+            let none = || shapes.iter().map(|shape| vec![false; shape.count]).collect::<Vec<_>>();
+            let (mut measured, mut mapped) = (none(), none());
             let mut written = vec![false; layout.gradient_of_partial.len()];
             for batch in &layout.batches {
                 assert!(batch.slots.len() <= max_slots);
-                assert!(batch.slots.iter().all(|&slot| shapes[slot].is_parameter == batch.is_parameters));
-                for (tile, elementwise) in batch.norm_tiles.iter().zip(&batch.elementwise_tiles) {
-                    let gradient = batch.slots[tile.slot as usize];
-                    assert_eq!(shapes[gradient].format(), batch.format);
-                    let target = tile.target_index as usize;
-                    assert_eq!(layout.gradient_of_partial[target] as usize, gradient);
-                    let row = tile.first as usize / shapes[gradient].row_length();
-                    let last = (tile.first + tile.count - 1) as usize;
-                    assert_eq!(last / shapes[gradient].row_length(), row, "a tile of two rows");
-                    let segment = shapes[gradient].segment + row;
-                    assert!(layout.segments[segment].contains(&target));
-                    assert!(layout.gradients[gradient].contains(&target));
-                    assert!(!std::mem::replace(&mut written[target], true), "two tiles write one partial");
-                    assert_eq!(elementwise.target_index as usize, segment);
-                    for element in tile.first..tile.first + tile.count {
-                        assert!(!std::mem::replace(&mut covered[gradient][element as usize], true));
+                let slots = || batch.slots.iter().map(|&slot| shapes[slot]);
+                assert!(slots().all(|shape| shape.is_parameter == batch.is_parameters));
+                assert!(slots().all(|shape| shape.format() == batch.format));
+                assert!(
+                    slots().all(|shape| shape.has_columns() == matches!(batch.norm_tiles, Tiles::Columns(_)))
+                );
+                for (slot, elements) in targets(&batch.norm_tiles, true) {
+                    let gradient = batch.slots[slot as usize];
+                    let mut of_tile = Vec::new();
+                    for (element, target) in elements {
+                        let target = target as usize;
+                        assert_eq!(layout.gradient_of_partial[target] as usize, gradient);
+                        let segment = shapes[gradient].segment + unit_of(shapes[gradient], element);
+                        assert!(layout.segments[segment].contains(&target));
+                        assert!(layout.gradients[gradient].contains(&target));
+                        assert!(!std::mem::replace(&mut measured[gradient][element as usize], true));
+                        of_tile.push(target);
+                    }
+                    of_tile.dedup();
+                    for target in of_tile {
+                        assert!(
+                            !std::mem::replace(&mut written[target], true),
+                            "two tiles write one partial"
+                        );
+                    }
+                }
+                for (slot, elements) in targets(&batch.elementwise_tiles, false) {
+                    let gradient = batch.slots[slot as usize];
+                    for (element, target) in elements {
+                        let segment = shapes[gradient].segment + unit_of(shapes[gradient], element);
+                        assert_eq!(target as usize, segment);
+                        assert!(!std::mem::replace(&mut mapped[gradient][element as usize], true));
                     }
                 }
             }
-            assert!(covered.iter().flatten().all(|&c| c), "an element in no tile, with {max_slots} slots");
+            for covered in [measured, mapped] {
+                assert!(
+                    covered.iter().flatten().all(|&c| c),
+                    "an element in no tile, with {max_slots} slots"
+                );
+            }
             assert!(written.iter().all(|&w| w), "a partial of no tile, with {max_slots} slots");
         }
     }

@@ -27,9 +27,10 @@ use gradclip::{ClipRecord, NormType};
 pub(crate) use layout::GradientShape;
 pub(crate) use tables::TableCache;
 
+use crate::gradients::Split;
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 use cubecl_kernel::GradclipKernel;
-use tables::{DeviceBatch, ParameterTables, Tables};
+use tables::{DeviceBatch, DeviceTiles, ParameterTables, Tables};
 
 /// The tensors that a clip takes, as primitives of any backend.
 pub(crate) struct ClipPrimitives<P> {
@@ -44,9 +45,7 @@ pub(crate) struct ClipPrimitives<P> {
 impl<P> ClipPrimitives<P> {
     /// Iterates over all tensors.
     pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
-        let StatePrimitives { histories, step_counts } = &self.state;
-        let state = histories.iter().chain(step_counts);
-        self.gradients.iter().chain(&self.parameters).chain(&self.supplied).chain(state)
+        self.gradients.iter().chain(&self.parameters).chain(&self.supplied).chain(self.state.all())
     }
 }
 
@@ -55,8 +54,42 @@ impl<P> ClipPrimitives<P> {
 pub(crate) struct StatePrimitives<P> {
     /// The [`NormHistory`](gradclip::stats::NormHistory) of each segment of a z-clip.
     pub(crate) histories: Option<P>,
+    /// The [`NormWindow`](gradclip::stats::NormWindow) of each segment of an auto-clip.
+    pub(crate) norm_windows: Option<P>,
     /// The [`StepCounts`](gradclip::stats::StepCounts) of each segment, if the clip counts steps.
     pub(crate) step_counts: Option<P>,
+    /// The [`NormParams`](gradclip::kernels::tables::NormParams) of a clip with a dynamic loss scale.
+    pub(crate) norm_params: Option<P>,
+}
+
+impl<P> StatePrimitives<P> {
+    /// Iterates over the tensors that the clip has.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &P> {
+        let Self { histories, norm_windows, step_counts, norm_params } = self;
+        histories.iter().chain(norm_windows).chain(step_counts).chain(norm_params)
+    }
+
+    /// Converts each tensor.
+    pub(crate) fn map<Q>(self, mut convert: impl FnMut(P) -> Q) -> StatePrimitives<Q> {
+        let Self { histories, norm_windows, step_counts, norm_params } = self;
+        StatePrimitives {
+            histories: histories.map(&mut convert),
+            norm_windows: norm_windows.map(&mut convert),
+            step_counts: step_counts.map(&mut convert),
+            norm_params: norm_params.map(&mut convert),
+        }
+    }
+
+    /// Borrows each tensor.
+    pub(crate) fn as_ref(&self) -> StatePrimitives<&P> {
+        let Self { histories, norm_windows, step_counts, norm_params } = self;
+        StatePrimitives {
+            histories: histories.as_ref(),
+            norm_windows: norm_windows.as_ref(),
+            step_counts: step_counts.as_ref(),
+            norm_params: norm_params.as_ref(),
+        }
+    }
 }
 
 /// The result of a clip, for primitives of any backend.
@@ -78,6 +111,10 @@ pub(crate) struct NormOutputs<P> {
     pub(crate) stats: Option<P>,
     /// The state after the clip.
     pub(crate) state: StatePrimitives<P>,
+    /// The dynamic loss scale after the clip, f32. It shares the memory of the [`NormParams`] in the state.
+    ///
+    /// [`NormParams`]: gradclip::kernels::tables::NormParams
+    pub(crate) loss_scale: Option<P>,
 }
 
 /// The maximum number of gradients in one dispatch. A larger number would lengthen the `switch` among slots and save
@@ -140,14 +177,15 @@ pub(crate) fn clip(
     let launcher = Launcher { client: &client, device: &device, tables: &tables, max_slots };
     // In sequence: if two gradients share a buffer, the first is copied, which leaves the second as the only user.
     let make_ready = if clip.writes_gradients() { into_writable } else { into_dense };
-    // Rows must be in order; other elements may be in any.
-    let in_rows = |(tensor, shape): (CubeTensor, &GradientShape)| {
-        if shape.rows > 1 { into_contiguous(tensor) } else { tensor }
+    // Rows and columns must be in order; other elements may be in any.
+    let in_order = |(tensor, shape): (CubeTensor, &GradientShape)| match shape.split {
+        Split::Whole => tensor,
+        Split::Rows(_) | Split::Columns(_) => into_contiguous(tensor),
     };
     let count = gradients.len();
-    let mut gradients: Vec<_> = gradients.into_iter().zip(shapes).map(in_rows).map(make_ready).collect();
+    let mut gradients: Vec<_> = gradients.into_iter().zip(shapes).map(in_order).map(make_ready).collect();
     let shapes_of_parameters = &shapes[count..];
-    gradients.extend(parameters.into_iter().zip(shapes_of_parameters).map(in_rows).map(into_dense));
+    gradients.extend(parameters.into_iter().zip(shapes_of_parameters).map(in_order).map(into_dense));
     let outputs = match clip.kind {
         ClipKind::Norm(norm) => {
             let outputs = launcher.norm_pass(&gradients, count, supplied, state, &norm, clip.segments());
@@ -155,7 +193,13 @@ pub(crate) fn clip(
                 launcher.elementwise_pass(
                     &gradients,
                     |_| &outputs.records.handle,
-                    |format, slots| Kernel::Scale { segmented, format, slots },
+                    |&DeviceBatch { format, has_columns, .. }, slots| {
+                        if has_columns {
+                            Kernel::ScaleColumns { format, slots }
+                        } else {
+                            Kernel::Scale { segmented, format, slots }
+                        }
+                    },
                 );
             }
             Some(outputs)
@@ -164,7 +208,7 @@ pub(crate) fn clip(
             launcher.elementwise_pass(
                 &gradients,
                 |format| tables.limits.of(format.dtype),
-                |format, slots| match inverse_scale {
+                |&DeviceBatch { format, .. }, slots| match inverse_scale {
                     None => Kernel::Clamp { segmented, format, slots },
                     Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
                 },
@@ -234,17 +278,20 @@ impl Launcher<'_> {
             None => self.partials(tensors, reduction),
         };
         let supplied = supplied.map(into_contiguous);
-        let StatePrimitives { histories, step_counts } = state;
         // The state may come from another thread, which has a stream of its own. CubeCL orders the streams by the stream
         // that created a buffer, so a buffer of another stream is not updated in place.
         let in_this_stream = |state: CubeTensor| {
             let is_here = state.handle.stream == records.handle.stream;
             if is_here { into_writable(state) } else { into_dense(state.copy()) }
         };
-        let [histories, step_counts] = [histories, step_counts].map(|state| state.map(in_this_stream));
+        let state = state.map(in_this_stream);
+        let StatePrimitives { histories, norm_windows, step_counts, norm_params } = &state;
         let bound = |buffer| match buffer {
             Buffer::Bank(_) => Some(&partials),
-            Buffer::NormParams => tables.norm_params.as_ref(),
+            Buffer::NormParams => match norm_params {
+                Some(dynamic) => Some(&dynamic.handle),
+                None => tables.norm_params.as_ref(),
+            },
             Buffer::GradientOfPartial => Some(&tables.gradient_of_partial),
             Buffer::Segments => Some(tables.limits.of(gradclip::DType::F32)),
             Buffer::Records => Some(&records.handle),
@@ -252,6 +299,7 @@ impl Launcher<'_> {
             Buffer::Factors => Some(&factors.handle),
             Buffer::SuppliedNorm => supplied.as_ref().map(|tensor| &tensor.handle),
             Buffer::Histories => histories.as_ref().map(|tensor| &tensor.handle),
+            Buffer::NormWindows => norm_windows.as_ref().map(|tensor| &tensor.handle),
             Buffer::StepCounts => step_counts.as_ref().map(|tensor| &tensor.handle),
             _ => None,
         };
@@ -261,14 +309,25 @@ impl Launcher<'_> {
 
         // A stage that changes the records comes before the copy of their norms and factors.
         let reads_parameters = matches!(norm.scope, Scope::Parameter { .. });
+        let follows_norms = histories.is_some() || norm_windows.is_some();
         let changes_records =
-            supplied.is_some() || reads_parameters || histories.is_some() || norm.skip_above.is_some();
+            supplied.is_some() || reads_parameters || follows_norms || norm.skip_above.is_some();
         if supplied.is_some() {
             per_segment(Kernel::SuppliedNorm);
         } else {
             let output = if changes_records { Output::Record } else { Output::RecordAndFactor };
             self.launch(finalize(reduction, output), segments, input);
         }
+        // Before a stage that updates the loss scale.
+        let stats = norm.tensor_stats.then(|| {
+            let stats = self.output(count * STATS_WORDS, DType::U32);
+            self.launch(finalize(reduction, Output::TensorStats), count, |buffer| match buffer {
+                Buffer::Segments => &tables.gradients,
+                Buffer::TensorStats => &stats.handle,
+                buffer => input(buffer),
+            });
+            stats
+        });
         if let Some(ParameterTables { segments: table, norm_params }) =
             tables.parameters.as_ref().filter(|_| reads_parameters)
         {
@@ -287,22 +346,20 @@ impl Launcher<'_> {
         if histories.is_some() {
             per_segment(Kernel::ZClip);
         }
-        if step_counts.is_some() {
-            per_segment(Kernel::Conclude);
+        if norm_windows.is_some() {
+            self.launch(Kernel::AutoClip, segments, input);
+        }
+        match (step_counts, norm_params) {
+            (Some(_), None) => per_segment(Kernel::Conclude),
+            // A single workgroup knows when all records are concluded, to update the loss scale.
+            (Some(_), Some(_)) => self.launch(Kernel::Conclude, 1, input),
+            (None, _) => {}
         }
         if changes_records {
             per_segment(Kernel::NormsAndFactors);
         }
-        let stats = norm.tensor_stats.then(|| {
-            let stats = self.output(count * STATS_WORDS, DType::U32);
-            self.launch(finalize(reduction, Output::TensorStats), count, |buffer| match buffer {
-                Buffer::Segments => &tables.gradients,
-                Buffer::TensorStats => &stats.handle,
-                buffer => input(buffer),
-            });
-            stats
-        });
-        NormOutputs { norms, factors, records, stats, state: StatePrimitives { histories, step_counts } }
+        let loss_scale = norm_params.as_ref().map(|params| self.first_as_f32(params));
+        NormOutputs { norms, factors, records, stats, state, loss_scale }
     }
 
     /// Launches the kernels that reduce the tiles of gradients to partials. Returns these.
@@ -314,7 +371,12 @@ impl Launcher<'_> {
             } else {
                 TileFormat { alignment: Alignment::Element, ..batch.format }
             };
-            let kernel = Kernel::Partials { reduction, format, slots: self.slot_count(batch) };
+            let slots = self.slot_count(batch);
+            let kernel = if batch.has_columns {
+                Kernel::PartialsColumns { reduction, dtype: format.dtype, slots }
+            } else {
+                Kernel::Partials { reduction, format, slots }
+            };
             self.launch_batch(kernel, batch, gradients, &batch.norm_tiles, &partials);
         }
         partials
@@ -328,10 +390,10 @@ impl Launcher<'_> {
         &self,
         gradients: &[CubeTensor],
         parameters: impl Fn(TileFormat) -> &'a Handle,
-        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        kernel: impl Fn(&DeviceBatch, usize) -> Kernel,
     ) {
         for batch in self.tables.batches.iter().rev().filter(|batch| !batch.is_parameters) {
-            let kernel = kernel(batch.format, self.slot_count(batch));
+            let kernel = kernel(batch, self.slot_count(batch));
             self.launch_batch(kernel, batch, gradients, &batch.elementwise_tiles, parameters(batch.format));
         }
     }
@@ -347,11 +409,11 @@ impl Launcher<'_> {
         kernel: Kernel,
         batch: &DeviceBatch,
         gradients: &[CubeTensor],
-        tiles: &Handle,
+        tiles: &DeviceTiles,
         other: &Handle,
     ) {
-        self.launch(kernel, batch.tiles, |buffer| match buffer {
-            Buffer::Tiles => tiles,
+        self.launch(kernel, tiles.count, |buffer| match buffer {
+            Buffer::Tiles | Buffer::ColumnTiles => &tiles.table,
             // A kernel may have more slots than the batch has gradients. No tile refers to the extra slots, but each
             // must be bound.
             Buffer::Slot(slot) => &gradients[batch.slots[slot.min(batch.slots.len() - 1)]].handle,
@@ -371,6 +433,18 @@ impl Launcher<'_> {
         });
         let [x, y] = fold_grid(workgroups, self.client.properties().hardware.max_cube_count.0);
         self.client.launch(Box::new(GradclipKernel(kernel)), CubeCount::Static(x, y, 1), arguments);
+    }
+
+    /// Returns the first word of a tensor of words as an f32 in the same memory.
+    fn first_as_f32(&self, words: &CubeTensor) -> CubeTensor {
+        let others = words.handle.size_in_used().saturating_sub(4);
+        CubeTensor::new_contiguous(
+            self.client.clone(),
+            self.device.clone(),
+            Shape::from([1]),
+            words.handle.clone().offset_end(others),
+            DType::F32,
+        )
     }
 
     /// Allocates a tensor for a kernel to fill.
@@ -436,6 +510,7 @@ mod tests {
         for (kernel, other) in [
             (Kernel::SuppliedNorm, &[Buffer::SuppliedNorm][..]),
             (Kernel::ZClip, &[Buffer::Histories]),
+            (Kernel::AutoClip, &[Buffer::NormWindows]),
             (Kernel::Agc, &[Buffer::ParameterRecords]),
             (Kernel::Conclude, &[Buffer::StepCounts]),
             (Kernel::NormsAndFactors, &[Buffer::Norms, Buffer::Factors]),
@@ -459,12 +534,20 @@ mod tests {
                     let unscale_clamp = Kernel::UnscaleClamp { segmented, format, slots: 3 };
                     assert_eq!(second(unscale_clamp), Buffer::UnscaledBounds);
                 }
+                let slots = || (0..3).map(Buffer::Slot);
+                let with_columns =
+                    |other| [Buffer::ColumnTiles, other].into_iter().chain(slots()).collect::<Vec<_>>();
+                let scale = Kernel::ScaleColumns { format, slots: 3 };
+                assert_eq!(buffers(scale), with_columns(Buffer::Records));
+                for reduction in reductions() {
+                    let partials = Kernel::PartialsColumns { reduction, dtype, slots: 3 };
+                    assert_eq!(buffers(partials), with_columns(Buffer::Partials));
+                }
                 for reduction in reductions().filter(|r| r.loads_vectors() || alignment == Alignment::Element)
                 {
                     let partials = Kernel::Partials { reduction, format, slots: 3 };
-                    let slots = (0..3).map(Buffer::Slot);
                     let expected: Vec<_> =
-                        [Buffer::Tiles, Buffer::Partials].into_iter().chain(slots).collect();
+                        [Buffer::Tiles, Buffer::Partials].into_iter().chain(slots()).collect();
                     assert_eq!(buffers(partials), expected);
                 }
             }

@@ -12,7 +12,7 @@ use gradclip::DType;
 use gradclip::kernels::TileFormat;
 use gradclip::kernels::tables::{Bounds, NormParams, Segment, UnscaledBounds};
 
-use super::layout::{GradientShape, lay_out};
+use super::layout::{GradientShape, Tiles, lay_out};
 use crate::resolved_clip::{ClipKind, ResolvedClip};
 
 /// The maximum number of entries in the cache. In some models, some parameters have a gradient only in some steps, so
@@ -142,12 +142,24 @@ pub(super) struct DeviceBatch {
     pub(super) format: TileFormat,
     /// Whether it holds parameters, which have no elementwise pass.
     pub(super) is_parameters: bool,
+    /// Whether it holds gradients or parameters that are split into columns.
+    pub(super) has_columns: bool,
     /// The index of the gradient in each slot.
     pub(super) slots: Vec<usize>,
-    /// The number of tiles in each pass.
-    pub(super) tiles: usize,
-    pub(super) norm_tiles: Handle,
-    pub(super) elementwise_tiles: Handle,
+    pub(super) norm_tiles: DeviceTiles,
+    pub(super) elementwise_tiles: DeviceTiles,
+}
+
+/// [`Tiles`], on the device.
+pub(super) struct DeviceTiles {
+    pub(super) count: usize,
+    pub(super) table: Handle,
+}
+
+impl DeviceTiles {
+    fn new(client: &Client, tiles: &Tiles) -> Self {
+        Self { count: tiles.count(), table: client.create_from_slice(tiles.bytes()) }
+    }
 }
 
 impl TableCache {
@@ -226,10 +238,10 @@ impl DeviceLayout {
             .map(|batch| DeviceBatch {
                 format: batch.format,
                 is_parameters: batch.is_parameters,
+                has_columns: matches!(batch.norm_tiles, Tiles::Columns(_)),
                 slots: batch.slots,
-                tiles: batch.norm_tiles.len(),
-                norm_tiles: client.create_from_slice(cast_slice(&batch.norm_tiles)),
-                elementwise_tiles: client.create_from_slice(cast_slice(&batch.elementwise_tiles)),
+                norm_tiles: DeviceTiles::new(client, &batch.norm_tiles),
+                elementwise_tiles: DeviceTiles::new(client, &batch.elementwise_tiles),
             })
             .collect();
         // An empty buffer cannot be bound. Without partials, no kernel reads this buffer.

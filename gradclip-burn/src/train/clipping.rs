@@ -37,8 +37,13 @@ use crate::{Clipped, Error, GradClipper};
 ///
 /// # Limits and state
 ///
-/// [`with_max_norm_schedule`](Self::with_max_norm_schedule) changes the limit from step to step. The norm histories and
-/// step counts of the clipper are shared by its clones: keep a clone to save them with a checkpoint.
+/// [`with_max_norm_schedule`](Self::with_max_norm_schedule) changes the limit from step to step. The clones of the
+/// clipper share its [state](GradClipper#state): keep a clone to save it with a checkpoint.
+///
+/// With [`Clip::dynamic_loss_scale`](gradclip::Clip::dynamic_loss_scale), the `step` of the wrapped model multiplies
+/// its loss by [`GradClipper::scale_loss`] of a clone, which it keeps in a field with `#[module(skip)]`. Burn's
+/// `DistributedDataParallel` is not supported then: the clones of a clipper would update one scale several times in a
+/// step.
 ///
 /// # Non-finite gradients
 ///

@@ -4,9 +4,7 @@ use burn::module::Module;
 use burn::optim::{GradientsParams, MultiGradientsParams};
 use burn::tensor::Device;
 use burn::tensor::quantization::QuantScheme;
-use gradclip::AutoClip;
-use gradclip::loss_scale::LossScale;
-use gradclip_burn::{Clip, Epsilon, Error, GradClipper, NormType};
+use gradclip_burn::{AutoClip, Clip, Epsilon, Error, GradClipper, LossScale, NormType, ZClip};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
 
@@ -23,6 +21,10 @@ fn invalid_options_are_refused() {
     assert!(matches!(refused(norm(1.0).norm_type(NormType::P(f32::NAN))), Core::NormType { .. }));
     assert!(matches!(refused(norm(1.0).loss_scale(0.0)), Core::LossScale { given: 0.0 }));
     assert!(matches!(refused(norm(1.0).epsilon(Epsilon::Value(f32::NAN))), Core::Epsilon { .. }));
+    let percentile = AutoClip { percentile: 101.0, ..AutoClip::default() };
+    assert!(matches!(refused(norm(1.0).auto_clip(percentile)), Core::AutoClip { .. }));
+    let two_rules = norm(1.0).auto_clip(AutoClip::default()).z_clip(ZClip::default());
+    assert!(matches!(refused(two_rules), Core::ConflictingLimits));
     assert!(matches!(refused(Clip::by_value(-1.0)), Core::ClipValue { .. }));
     assert!(matches!(refused(Clip::by_value(1.0).coefficient_only()), Core::NeedsNorm { .. }));
     assert!(matches!(GradClipper::by_value(f32::NAN), Err(Error::Clip(Core::ClipValue { .. }))));
@@ -47,16 +49,24 @@ fn invalid_options_are_refused() {
     assert_clipped(&[vec![3.0, 4.0]], &model.biases_of(&grads), clipped.norm(), 1.0);
 }
 
+/// gradclip-burn supports every option that gradclip's GPU plans support.
 #[test]
-fn an_unsupported_option_is_named() {
-    let unsupported = |clip| match GradClipper::new(clip) {
-        Err(Error::Unsupported { option }) => option,
-        other => panic!("{other:?}"),
-    };
-    let scale = Clip::by_global_norm(1.0).dynamic_loss_scale(LossScale::default());
-    assert_eq!(unsupported(scale), "Clip::dynamic_loss_scale");
-    let auto_clip = Clip::by_global_norm(1.0).auto_clip(AutoClip::default());
-    assert_eq!(unsupported(auto_clip), "Clip::auto_clip");
+fn every_option_is_accepted() {
+    let norm = Clip::by_global_norm(1.0);
+    let options = [
+        norm.dynamic_loss_scale(LossScale::default()).tensor_stats().count_steps(),
+        norm.auto_clip(AutoClip::default()).skip_above(9.0).max_consecutive_skips(3),
+        norm.z_clip(ZClip::default()).coefficient_only().loss_scale(8.0).norm_type(NormType::P(0.5)),
+        Clip::by_norm(1.0),
+        Clip::by_rms(1.0).epsilon(Epsilon::Value(1e-8)),
+        Clip::by_parameter_norm(0.01, 1e-3),
+        Clip::by_supplied_norm(1.0),
+        Clip::by_value(1.0).loss_scale(8.0),
+        Clip::by_value_range(-1.0, 2.0),
+    ];
+    for clip in options {
+        assert!(GradClipper::new(clip).is_ok(), "{clip:?}");
+    }
 }
 
 #[test]

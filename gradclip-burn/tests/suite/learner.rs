@@ -19,7 +19,7 @@ use burn::train::{
     RegressionOutput, SupervisedTraining, TrainOutput, TrainStep, TrainingStrategy,
 };
 use gradclip::Error as Core;
-use gradclip_burn::{Clip, Clipping, Error, NonFinite};
+use gradclip_burn::{Clip, Clipping, Error, GradClipper, LossScale, NonFinite};
 
 use crate::{Model, assert_clipped, clipper, devices, noise, values, vector};
 
@@ -485,6 +485,78 @@ fn an_error_stops_the_training_before_the_step() {
         assert_close(&result.model.inner().parameters(), &parameters, "parameter");
         let error = result.model.into_inner().unwrap_err();
         assert!(matches!(&*error, Error::NonFinite { parameter: Some(path) } if path == "weight"), "{error}");
+    }
+}
+
+/// A model that scales its loss. The clipper that `Clipping` uses is a clone of its own.
+#[derive(Module, Debug)]
+struct Scaled {
+    inner: Regression,
+    #[module(skip)]
+    clipper: GradClipper,
+}
+
+impl TrainStep for Scaled {
+    type Input = Batch;
+    type Output = RegressionOutput;
+
+    fn step(&self, batch: Batch) -> TrainOutput<RegressionOutput> {
+        let outcome = self.inner.outcome(batch);
+        let loss = self.clipper.scale_loss(outcome.loss.clone()).expect("a dynamic loss scale");
+        TrainOutput::new(self, loss.backward(), outcome)
+    }
+}
+
+impl InferenceStep for Scaled {
+    type Input = Batch;
+    type Output = RegressionOutput;
+
+    fn step(&self, batch: Batch) -> RegressionOutput {
+        self.inner.outcome(batch)
+    }
+}
+
+/// The gradients of the first step overflow, and the later steps have another scale.
+#[test]
+fn a_loss_scale_adapts_itself() {
+    let scale = LossScale::new(2.0_f32.powi(127)).unwrap().growth(2.0, 3).unwrap();
+    let clip = Clip::by_global_norm(MAX_NORM).dynamic_loss_scale(scale.backoff(2.0_f32.powi(-110)).unwrap());
+    for device in devices() {
+        let device = device.autodiff();
+        let multi = ExecutionStrategy::multi(vec![device.clone(); 2], MultiDeviceOptim::OptimSharded);
+        let (items, windows) = (items(), batches());
+        let (first, second) = items.split_at(ITEMS / 2);
+        let of_workers = first.chunks(BATCH).zip(second.chunks(BATCH));
+        let cases: [(_, usize, Vec<Vec<Vec<Item>>>); 3] = [
+            (None, 1, batches()),
+            (None, 2, windows.chunks(2).map(<[_]>::concat).collect()),
+            (Some(multi), 1, of_workers.map(|(a, b)| vec![a.to_vec(), b.to_vec()]).collect()),
+        ];
+        for (strategy, accumulation, steps) in cases {
+            let log = Log::default();
+            let mut training = training(&log, items.clone()).num_epochs(3);
+            if let Some(strategy) = strategy {
+                training = training.with_training_strategy(TrainingStrategy::Default(strategy));
+            }
+            if accumulation > 1 {
+                training = training.grads_accumulation(accumulation);
+            }
+            let clipper = clipper(clip);
+            let model = Scaled { inner: Regression::new(&device), clipper: clipper.clone() };
+            let model = Clipping::new(model, clipper.clone(), training.interrupter());
+            let training = training.metric_train_numeric(model.grad_norm());
+            let result = training.launch(Learner::new(model, sgd(), LEARNING_RATE));
+            assert!(result.error.is_none(), "{:?}", result.error);
+            let steps = [steps.clone(), steps.clone(), steps].concat();
+            let (norms, parameters) = simulate([0.0; 8], &steps[1..], f64::from(MAX_NORM));
+            assert_close(&logged(&log, "Gradient norm")[1..], &norms, "the logged norm of step");
+            assert_close(&result.model.inner().inner.parameters(), &parameters, "parameter");
+            let counts = clipper.step_counts().unwrap()[0];
+            assert_eq!((counts.steps as usize, counts.skipped), (steps.len(), 1));
+            // It grows after every third good step.
+            let grown = i32::try_from((steps.len() - 1) / 3).unwrap();
+            assert_eq!(clipper.loss_scale().unwrap().scale(), 2.0_f32.powi(17 + grown));
+        }
     }
 }
 

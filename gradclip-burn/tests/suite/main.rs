@@ -1,9 +1,12 @@
 //! The tests of the package. Where possible, each runs on Burn's wgpu runtime and on its CPU backend.
 
+mod auto_clip;
+mod columns;
 mod devices_and_threads;
 mod errors;
 #[cfg(feature = "train")]
 mod learner;
+mod loss_scale;
 mod memory;
 mod modules;
 mod numerics;

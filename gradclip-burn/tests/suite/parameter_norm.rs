@@ -12,17 +12,17 @@ use crate::{Model, clipper, devices, noise, values, vector};
 
 /// A parameter and its gradient.
 #[derive(Clone)]
-struct Pair {
-    shape: Vec<usize>,
-    parameter: Vec<f32>,
-    gradient: Vec<f32>,
+pub(crate) struct Pair {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) parameter: Vec<f32>,
+    pub(crate) gradient: Vec<f32>,
 }
 
-fn pair(shape: &[usize], parameter: Vec<f32>, gradient: Vec<f32>) -> Pair {
+pub(crate) fn pair(shape: &[usize], parameter: Vec<f32>, gradient: Vec<f32>) -> Pair {
     Pair { shape: shape.to_vec(), parameter, gradient }
 }
 
-fn noisy(shape: &[usize], seed: u32) -> Pair {
+pub(crate) fn noisy(shape: &[usize], seed: u32) -> Pair {
     let count = shape.iter().product();
     pair(shape, noise(count, seed), noise(count, seed + 50))
 }
@@ -62,12 +62,12 @@ fn extremes() -> Vec<Pair> {
     )]
 }
 
-fn matrix(values: &[f32], shape: [usize; 2], device: &Device) -> Tensor<2> {
+pub(crate) fn matrix(values: &[f32], shape: [usize; 2], device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
 }
 
 /// Creates a model, and a container with its gradients.
-fn model(pairs: &[Pair], device: &Device) -> (Model, GradientsParams) {
+pub(crate) fn model(pairs: &[Pair], device: &Device) -> (Model, GradientsParams) {
     let mut grads = GradientsParams::new();
     let mut model = Model { weights: Vec::new(), biases: Vec::new() };
     for Pair { shape, parameter, gradient } in pairs {
@@ -84,7 +84,7 @@ fn model(pairs: &[Pair], device: &Device) -> (Model, GradientsParams) {
     (model, grads)
 }
 
-fn parameters(model: &Model) -> Vec<Vec<f32>> {
+pub(crate) fn parameters(model: &Model) -> Vec<Vec<f32>> {
     let weights = model.weights.iter().map(|weight| values(weight.val().inner()));
     weights.chain(model.biases.iter().map(|bias| values(bias.val().inner()))).collect()
 }
@@ -108,12 +108,12 @@ fn clip_on_the_cpu(
     (records, gradients)
 }
 
-fn close(found: f32, expected: f32) -> bool {
+pub(crate) fn close(found: f32, expected: f32) -> bool {
     let tolerance = 2e-5 * expected.abs() + f32::MIN_POSITIVE;
     found == expected || found.is_nan() && expected.is_nan() || (found - expected).abs() <= tolerance
 }
 
-fn assert_same(
+pub(crate) fn assert_same(
     (records, elements): (&[ClipRecord], &[Vec<f32>]),
     (expected_records, expected): (&[ClipRecord], &[Vec<f32>]),
     what: &str,
@@ -183,7 +183,7 @@ fn limits_follow_the_norms_of_the_parameters() {
                         .iter()
                         .map(|pair| if with_rows && pair.shape.len() == 2 { pair.shape[0].max(1) } else { 1 })
                         .collect();
-                    assert_eq!(clipped.rows(), rows, "{what}");
+                    assert_eq!(clipped.units(), rows, "{what}");
                     let stats = clipped.tensor_stats().unwrap();
                     assert_eq!(stats.len(), plan.tensor_stats().len(), "{what}");
                     for ((_, found), expected) in stats.iter().zip(plan.tensor_stats()) {
@@ -246,7 +246,7 @@ fn rows_have_their_own_norm_in_other_clips() {
         // Groups that share a norm have no rows.
         let (model, mut grads) = model(&pairs(), &device);
         let clipped = clipper(Clip::by_global_norm(1.0)).rows(|_, _| true).clip(&mut grads, &model).unwrap();
-        assert_eq!((clipped.records().unwrap().len(), clipped.rows().len()), (1, 0));
+        assert_eq!((clipped.records().unwrap().len(), clipped.units().len()), (1, 0));
     }
 }
 

@@ -15,20 +15,20 @@ fn z_clip(clip: Clip) -> Clip {
 }
 
 /// The sizes of the gradients at each step: zeros, noise, spikes, and norms that are not finite or exceed f32.
-const SIZES: [f32; 16] =
+pub(crate) const SIZES: [f32; 16] =
     [0.0, 0.0, 1.0, 1.1, 0.9, 1.0, 50.0, 1.0, f32::NAN, 1.05, 3e38, 0.95, f32::INFINITY, 1e-30, 1.0, 4.0];
 
 /// Three gradients of one step.
-fn step(size: f32) -> Vec<Vec<f32>> {
+pub(crate) fn step(size: f32) -> Vec<Vec<f32>> {
     vec![vec![3.0 * size, 0.5 * size], vec![size; 5], vec![0.1 * size, -size, 0.0]]
 }
 
-fn close(found: f32, expected: f32) -> bool {
+pub(crate) fn close(found: f32, expected: f32) -> bool {
     let tolerance = 2e-5 * expected.abs() + f32::MIN_POSITIVE;
     found == expected || found.is_nan() && expected.is_nan() || (found - expected).abs() <= tolerance
 }
 
-fn assert_same_records(found: &[ClipRecord], expected: &[ClipRecord], what: &str) {
+pub(crate) fn assert_same_records(found: &[ClipRecord], expected: &[ClipRecord], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (found, expected) in found.iter().zip(expected) {
         let flags =
@@ -57,7 +57,7 @@ fn assert_same_histories(found: &[NormHistory], expected: &[NormHistory], what: 
     }
 }
 
-fn assert_same_counts(found: &[StepCounts], expected: &[StepCounts], what: &str) {
+pub(crate) fn assert_same_counts(found: &[StepCounts], expected: &[StepCounts], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (found, expected) in found.iter().zip(expected) {
         let counts = |counts: &StepCounts| {
@@ -69,7 +69,7 @@ fn assert_same_counts(found: &[StepCounts], expected: &[StepCounts], what: &str)
 }
 
 /// Clips on gradclip's CPU path. `groups` has the group of each gradient.
-fn clip_on_the_cpu(
+pub(crate) fn clip_on_the_cpu(
     plan: &mut cpu::ClipPlan,
     gradients: &[Vec<f32>],
     groups: &[usize],
@@ -88,11 +88,11 @@ fn clip_on_the_cpu(
     (records.expect("a valid clip"), gradients)
 }
 
-fn gradients_on(device: &Device, gradients: &[Vec<f32>]) -> (Model, GradientsParams) {
+pub(crate) fn gradients_on(device: &Device, gradients: &[Vec<f32>]) -> (Model, GradientsParams) {
     Model::with_gradients(gradients.iter().map(|gradient| vector(gradient, device)).collect())
 }
 
-fn assert_same_elements(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+pub(crate) fn assert_same_elements(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     for (found, expected) in found.concat().into_iter().zip(expected.concat()) {
         assert!(close(found, expected), "{what}: {found}, not {expected}");
     }

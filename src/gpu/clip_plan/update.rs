@@ -8,7 +8,9 @@ use crate::gpu::error_scope::{CheckedDevice, is_destroyed, is_mapped};
 use crate::gpu::read_back::Results;
 use crate::kernels::tables::{NormParams, Segment};
 use crate::loss_scale::{LossScale, LossScaleState};
-use crate::operation::{check_max_norms, check_norm_histories, check_step_counts, inverse_scale};
+use crate::operation::{
+    check_max_norms, check_norm_histories, check_norm_windows, check_step_counts, inverse_scale,
+};
 use crate::stats::{NormHistory, NormWindow, StepCounts};
 use crate::{ClipRecord, Error, panics};
 
@@ -206,7 +208,7 @@ impl ClipPlan {
     /// [`Error::ForeignQueue`] as for [`set_max_norms`](Self::set_max_norms).
     pub fn set_norm_windows(&self, queue: &Queue, windows: &[NormWindow]) -> Result<(), Error> {
         let (outcome, auto_clip, kept) = self.norm_windows()?;
-        windows.iter().enumerate().try_for_each(|(record, window)| window.checked(record, auto_clip))?;
+        check_norm_windows(windows, auto_clip)?;
         outcome.check_state_count("norm windows", windows.len())?;
         let words = auto_clip.device_words(windows);
         outcome.write(queue, &kept.buffer, 0, bytemuck::cast_slice(&words))

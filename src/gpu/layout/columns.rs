@@ -4,24 +4,11 @@
 //! tile is a block of up to 256 of its columns.
 
 use super::{Chunk, Tiles, elements_per_vector, to_u32, to_usize};
-use crate::kernels::tables::{ColumnTile, Tile};
+use crate::kernels::tables::{ColumnTile, Tile, block_rows};
 use crate::kernels::{Alignment, TileFormat, WORKGROUP_SIZE};
-
-/// The most rows in a block: chains of 16 terms for each of the 16 sums of an invocation.
-const MOST_ROWS: u64 = 256;
-
-/// The most elements in a block of several rows: 16 MiB of f32, which a binding of any WebGPU device holds.
-const MOST_ELEMENTS: u64 = 1 << 22;
 
 /// The number of table entries that a column tile takes.
 pub(super) const ENTRIES: usize = size_of::<ColumnTile>() / size_of::<Tile>();
-
-/// Returns the number of rows in a block of a gradient with `columns` columns. It depends on nothing else, so the order of
-/// additions does not either.
-pub(in crate::gpu) fn block_rows(columns: u64) -> u64 {
-    let most = (MOST_ELEMENTS / columns.max(1)).clamp(1, MOST_ROWS);
-    1 << most.ilog2()
-}
 
 /// Returns the number of blocks of a gradient with `len` elements.
 pub(super) fn blocks(len: u64, columns: u64) -> u64 {
@@ -114,9 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_has_fewer_rows_if_they_are_long() {
-        let rows = [1, 2, 256, 16_384, 16_385, 1 << 21, 1 << 22, 1 << 40].map(block_rows);
-        assert_eq!(rows, [256, 256, 256, 256, 128, 2, 1, 1]);
+    fn the_last_block_may_have_fewer_rows() {
         assert_eq!([0, 6, 512, 514, 1024].map(|len| blocks(len, 2)), [0, 1, 1, 2, 2]);
     }
 
