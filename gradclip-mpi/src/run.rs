@@ -14,6 +14,8 @@ use mpi::traits::{Communicator, CommunicatorCollectives};
 const FAILED: i32 = 1;
 /// The exit code of a job after a panic, as that of a Rust process.
 const PANICKED: i32 = 101;
+/// A rank with an error waits so long for the errors of others.
+const GRACE: Duration = Duration::from_secs(1);
 /// A rank reports that it waits for the others this long after its program has returned.
 const REPORT_AFTER: Duration = Duration::from_secs(60);
 
@@ -26,7 +28,8 @@ const REPORT_AFTER: Duration = Duration::from_secs(60);
 /// Without this guard, a rank that panics or returns an error leaves the others waiting in their next collective call, and the
 /// job hangs. The guard calls `MPI_Abort`, so that the launcher ends all ranks and returns an error, if
 ///
-/// - `program` returns an error: it is printed to stderr, with the rank. The exit code is 1.
+/// - `program` returns an error: it is printed to stderr, with the rank. The exit code is 1. If all ranks return one, each is
+///   printed.
 /// - the calling thread panics, even if the program would catch the panic: unwinding runs destructors that may wait for other ranks.
 ///   The exit code is 101. Panics of wgpu that [gradclip catches](gradclip::panics) are errors like others.
 ///
@@ -64,7 +67,7 @@ pub fn run<T, E: Display>(program: impl FnOnce(&SimpleCommunicator) -> Result<T,
         }
         Ok(Err(error)) => {
             eprintln!("rank {} of {}: error: {error:#}", world.rank(), world.size());
-            abort(FAILED)
+            abort_after_others(&end)
         }
         // A panic of another thread that `resume_unwind` carried here, past the hook.
         Err(payload) => {
@@ -88,25 +91,55 @@ fn abort_on_panic() {
     }));
 }
 
-/// Waits until `program` has returned on all ranks. Sleeps between polls, so that a rank that is done leaves the processor to others.
+/// Waits until `program` has returned on all ranks, and reports if that takes long.
 fn await_all_ranks(ranks: &SimpleCommunicator) {
-    let start = Instant::now();
-    let mut reported = false;
-    let mut pause = Duration::from_micros(10);
     let mut barrier = ranks.immediate_barrier();
+    let mut polls = Polls::new();
+    let mut reported = false;
     while let Err(pending) = barrier.test() {
         barrier = pending;
-        if !reported && start.elapsed() >= REPORT_AFTER {
-            eprintln!(
-                "rank {} of {} returned {} s ago and waits for ranks that have not",
-                ranks.rank(),
-                ranks.size(),
-                REPORT_AFTER.as_secs()
-            );
+        if !reported && polls.elapsed() >= REPORT_AFTER {
+            let (rank, size, seconds) = (ranks.rank(), ranks.size(), REPORT_AFTER.as_secs());
+            eprintln!("rank {rank} of {size} returned {seconds} s ago and waits for ranks that have not");
             reported = true;
         }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(10));
+        polls.pause();
+    }
+}
+
+/// Ends the job after an error. If all ranks have one, each has the time to print its own: one of them knows the cause.
+fn abort_after_others(ranks: &SimpleCommunicator) -> ! {
+    let mut barrier = ranks.immediate_barrier();
+    let mut polls = Polls::new();
+    while let Err(pending) = barrier.test() {
+        if polls.elapsed() >= GRACE {
+            abort(FAILED)
+        }
+        barrier = pending;
+        polls.pause();
+    }
+    abort(FAILED)
+}
+
+/// The pauses between polls, in which a rank leaves the processor to others.
+struct Polls {
+    start: Instant,
+    pause: Duration,
+}
+
+impl Polls {
+    fn new() -> Self {
+        Self { start: Instant::now(), pause: Duration::from_micros(10) }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Sleeps twice as long as the time before, up to 10 ms.
+    fn pause(&mut self) {
+        thread::sleep(self.pause);
+        self.pause = (self.pause * 2).min(Duration::from_millis(10));
     }
 }
 

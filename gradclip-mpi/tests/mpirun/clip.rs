@@ -31,7 +31,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: returned_error,
         end: End::Fails {
             code: Some(1),
-            stderr: &["error: rank 1 could not measure its gradients: the device was lost"],
+            stderr: &[
+                "rank 0 of 2: error: rank 1 could not measure its gradients\n",
+                "rank 1 of 2: error: rank 1 could not measure its gradients: the device was lost",
+            ],
         },
     },
 ];

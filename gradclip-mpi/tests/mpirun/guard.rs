@@ -44,8 +44,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: killed,
         end: End::Fails { code: None, stderr: &[] },
     },
-    // With two ranks, the launcher of MPICH 4.0 returns 0.
-    Scenario { name: "guard::exit_0", ranks: &[3], run: exit_0, end: End::Fails { code: None, stderr: &[] } },
+    Scenario { name: "guard::exit_0", ranks: &[2, 3], run: exit_0, end: End::FailsOnOpenMpi },
 ];
 
 /// Waits until rank 1, the one that fails, gets here too: never.

@@ -42,8 +42,7 @@ impl Outcome {
 /// The launcher of the installed MPI library.
 pub(crate) struct Launcher {
     program: String,
-    /// Open MPI refuses more ranks than cores without a flag that MPICH does not know.
-    oversubscribe: bool,
+    pub(crate) is_open_mpi: bool,
 }
 
 impl Launcher {
@@ -55,15 +54,16 @@ impl Launcher {
                  libopenmpi-dev), or set {LAUNCHER} to the launcher of another MPI library"
             )
         })?;
-        let oversubscribe = String::from_utf8_lossy(&version.stdout).contains("Open MPI");
-        Ok(Self { program, oversubscribe })
+        let is_open_mpi = String::from_utf8_lossy(&version.stdout).contains("Open MPI");
+        Ok(Self { program, is_open_mpi })
     }
 
     /// Runs a scenario on `ranks` processes and stops them after `limit`.
     pub(crate) fn run(&self, scenario: &str, ranks: usize, limit: Duration) -> io::Result<Outcome> {
         let [stdout, stderr] = ["stdout", "stderr"].map(output_file);
         let mut command = Command::new(&self.program);
-        if self.oversubscribe {
+        if self.is_open_mpi {
+            // It refuses more ranks than cores otherwise.
             command.arg("--oversubscribe");
         }
         command.args(["-n", &ranks.to_string()]).arg(env::current_exe()?);
