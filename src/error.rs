@@ -61,7 +61,7 @@ impl fmt::Display for GradientId {
 /// | gradients and parameters | [`GroupWithoutClip`](Self::GroupWithoutClip), [`Rows`](Self::Rows), [`Columns`](Self::Columns), [`RowsAndColumns`](Self::RowsAndColumns), [`TooManyEmptyRows`](Self::TooManyEmptyRows), [`MissingParameter`](Self::MissingParameter), [`ParameterLength`](Self::ParameterLength), [`InParameter`](Self::InParameter), [`BufferUsage`](Self::BufferUsage), [`Misaligned`](Self::Misaligned), [`OutOfBounds`](Self::OutOfBounds), [`Overlap`](Self::Overlap), [`Part`](Self::Part), [`PartialsNorm`](Self::PartialsNorm), [`PartialsAndColumns`](Self::PartialsAndColumns), [`EmptyPartials`](Self::EmptyPartials), [`Producer`](Self::Producer), [`PartialsOverlap`](Self::PartialsOverlap), [`InPartials`](Self::InPartials), [`BufferMapped`](Self::BufferMapped), [`BufferRejected`](Self::BufferRejected) |
 /// | the device | [`NoDevice`](Self::NoDevice), [`DeviceLimit`](Self::DeviceLimit), [`OutOfMemory`](Self::OutOfMemory), [`DeviceLost`](Self::DeviceLost) |
 /// | updates of a plan | [`LimitCount`](Self::LimitCount), [`StateCount`](Self::StateCount), [`NoSuchGroup`](Self::NoSuchGroup), [`NoGroupLimit`](Self::NoGroupLimit), [`NoSuchPart`](Self::NoSuchPart), [`RebindCount`](Self::RebindCount), [`RebindMismatch`](Self::RebindMismatch), [`NotEnabled`](Self::NotEnabled), [`DynamicLossScale`](Self::DynamicLossScale), [`UnexpectedNorm`](Self::UnexpectedNorm), [`CopySource`](Self::CopySource), [`ForeignQueue`](Self::ForeignQueue), [`MisalignedChunk`](Self::MisalignedChunk), [`MeasurementMismatch`](Self::MeasurementMismatch) |
-/// | sharded clips | [`NotSharded`](Self::NotSharded), [`ShardedUnits`](Self::ShardedUnits), [`ShardCount`](Self::ShardCount), [`Shard`](Self::Shard), [`TileCount`](Self::TileCount), [`RanksDiffer`](Self::RanksDiffer), [`RankFailed`](Self::RankFailed), [`OnRank`](Self::OnRank) |
+/// | sharded clips | [`NotSharded`](Self::NotSharded), [`ShardedUnits`](Self::ShardedUnits), [`ShardCount`](Self::ShardCount), [`ForeignShare`](Self::ForeignShare), [`Shard`](Self::Shard), [`TileCount`](Self::TileCount), [`RanksDiffer`](Self::RanksDiffer), [`RankFailed`](Self::RankFailed), [`OnRank`](Self::OnRank) |
 /// | results | [`NonFinite`](Self::NonFinite), [`NothingMeasured`](Self::NothingMeasured), [`NormNotSupplied`](Self::NormNotSupplied), [`PartMissing`](Self::PartMissing), [`NotSubmitted`](Self::NotSubmitted), [`SubmissionRejected`](Self::SubmissionRejected), [`InStep`](Self::InStep) |
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -712,6 +712,13 @@ pub enum Error {
         needed: usize,
     },
 
+    /// A share that was measured for another clip.
+    #[error(
+        "this share is that of another sharded clip: its norm type, its statistics, its groups or its tiles differ from those of \
+         this clip"
+    )]
+    ForeignShare,
+
     /// A shard that does not lie in its gradient, or is not cut at the border of a tile.
     #[error(
         "gradient {gradient}: its {len} elements begin at element {offset} of gradient {whole} of the sharded clip, but {needed}"
@@ -729,18 +736,18 @@ pub enum Error {
         needed: String,
     },
 
-    /// A tile of a reproducible norm that no rank measured, or more than one. All ranks return the same error.
+    /// A tile of a reproducible norm that is in no measured shard, or in more than one. All ranks return the same error.
     #[error(
-        "the tile at element {element} of gradient {whole} of the sharded clip was measured by {ranks} ranks, but exactly one \
-         must measure it: replicas are unmeasured on all ranks but one"
+        "the tile at element {element} of gradient {whole} of the sharded clip is in {shards} measured shards, but it must be in \
+         exactly one: replicas are unmeasured on all ranks but one"
     )]
     TileCount {
         /// The index of the whole gradient.
         whole: usize,
         /// The first element of the tile.
         element: u64,
-        /// The number of ranks.
-        ranks: u64,
+        /// The number of measured shards.
+        shards: u64,
     },
 
     /// Different options on different ranks. All ranks return the same error, and no gradient is changed.

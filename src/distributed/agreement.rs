@@ -56,19 +56,19 @@ impl Setting {
         Self { name, value: Value::Choice(index, names) }
     }
 
-    pub(super) fn digest(name: &'static str, bytes: &[u8]) -> Self {
-        Self { name, value: Value::Digest(digest(bytes)) }
+    pub(super) const fn digest(name: &'static str, digest: u64) -> Self {
+        Self { name, value: Value::Digest(digest) }
     }
 
     /// Compares an option by its text.
     fn text(name: &'static str, value: &impl std::fmt::Debug) -> Self {
-        Self::digest(name, format!("{value:?}").as_bytes())
+        Self::digest(name, digest_of(value))
     }
 }
 
 const SWITCH: &[&str] = &["off", "on"];
 
-/// Returns the options of a clip, except for limits and the loss scale. The version of this list comes first.
+/// Returns the options of a clip, except for limits and the loss scale. The version of the protocol comes first.
 pub(super) fn options(norm: &ByNorm, groups: usize) -> Vec<Setting> {
     // The pattern names every field, so that a new option does not compile until it is compared.
     let ByNorm {
@@ -131,30 +131,33 @@ pub(super) fn changeable(operations: &[Operation], restored: Restored) -> [Setti
     };
     let limits = match limits[..] {
         [limit] => Setting::float("max_norm", limit),
-        _ => Setting::digest("max_norm of the groups", bytemuck::cast_slice(&limits)),
+        _ => Setting::digest("max_norm of the groups", digest(bytemuck::cast_slice(&limits))),
     };
-    let restored = Setting { name: "the restored state", value: Value::Digest(restored.0 >> 11) };
-    [limits, Setting::float("the inverse of the loss scale", inverse_scale), restored]
+    [
+        limits,
+        Setting::float("the inverse of the loss scale", inverse_scale),
+        Setting::digest("the restored step counts", restored.step_counts),
+        Setting::digest("the restored norm histories", restored.histories),
+        Setting::digest("the restored norm windows", restored.norm_windows),
+        Setting::digest("the restored loss scale", restored.loss_scale),
+    ]
 }
 
 /// The number of settings that may change between steps.
-pub(super) const CHANGEABLE: usize = 3;
+pub(super) const CHANGEABLE: usize = 6;
 
-/// A digest of all state that was restored so far. Ranks that restored the same state keep the same state.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Restored(u64);
-
-impl Default for Restored {
-    fn default() -> Self {
-        Self(FNV_OFFSET)
-    }
+/// Digests of the state that was restored last; 0 for none. Ranks that restored the same state keep the same state.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Restored {
+    pub(super) step_counts: u64,
+    pub(super) histories: u64,
+    pub(super) norm_windows: u64,
+    pub(super) loss_scale: u64,
 }
 
-impl Restored {
-    /// Adds restored values.
-    pub(super) fn add(&mut self, values: &impl std::fmt::Debug) {
-        self.0 = fnv(self.0, format!("{values:?}").as_bytes());
-    }
+/// Returns the digest of restored values.
+pub(super) fn digest_of(values: &impl std::fmt::Debug) -> u64 {
+    digest(format!("{values:?}").as_bytes())
 }
 
 /// The numbers of a list of settings among maxima: each number and its negative, so that the maxima also hold the minimum.
@@ -188,15 +191,10 @@ pub(super) fn check(settings: &[Setting], maxima: &[f64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the 53 leading bits of a hash: an integer that an f64 holds.
-fn digest(bytes: &[u8]) -> u64 {
-    fnv(FNV_OFFSET, bytes) >> 11
-}
-
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// Continues an FNV-1a hash, which is the same in every build of every process.
-fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+/// Returns the 53 leading bits of the FNV-1a hash: an integer that an f64 holds. The hash is the same in every build of every
+/// process.
+pub(super) fn digest(bytes: &[u8]) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
-    bytes.iter().fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+    bytes.iter().fold(OFFSET, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME)) >> 11
 }

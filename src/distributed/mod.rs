@@ -49,7 +49,7 @@
 //!
 //! It is computed in f64 from norms that are rounded to 24 bits, so it is right within one unit in the last place of an f32, also
 //! for norms beyond f32. With one share it is the norm of that share. With several, its last bit may depend on how the gradients
-//! are cut. L1 and L2 need only additions and a square root, so that all ranks compute the same bits on any processor; for other p
+//! are cut. L1 and L2 need only sums, products and square roots, so that all ranks compute the same bits on any processor; for other p
 //! the ranks must have the same math library.
 
 mod agreement;

@@ -74,7 +74,10 @@ impl Rule {
             Self::Powers { p } => root(sum, p),
             // No norm is finite.
             _ if reference == NONE => f64::INFINITY,
-            Self::Ratios { p } => reference.abs() * root(sum, p),
+            // The norm 0 decides for a negative p, whatever the sum of the other terms is.
+            Self::Ratios { .. } if reference == 0.0 => 0.0,
+            // Finite gradients have a finite norm: that of a small p may leave even f64.
+            Self::Ratios { p } => (reference.abs() * root(sum, p)).min(f64::MAX),
             Self::Largest | Self::Smallest => reference.abs(),
         }
     }
@@ -138,6 +141,8 @@ pub(super) struct Format {
     pub(super) header: usize,
     pub(super) records: usize,
     pub(super) tensors: usize,
+    /// A digest of the groups of the records.
+    pub(super) groups: u64,
 }
 
 impl Format {

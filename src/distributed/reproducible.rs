@@ -22,6 +22,9 @@ impl<'a> Shard<'a> {
     }
 }
 
+/// The most tiles: their numbers take 1 GiB.
+const MOST_TILES: usize = 1 << 26;
+
 /// The whole gradients of a reproducible clip, and their tiles.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct WholeGradients {
@@ -33,15 +36,17 @@ pub(super) struct WholeGradients {
 }
 
 impl WholeGradients {
-    pub(super) fn new(elements: &[u64]) -> Self {
-        let tile_elements = tile_elements(elements.iter().sum());
+    /// Returns `None` for more tiles than any job has.
+    pub(super) fn new(elements: &[u64]) -> Option<Self> {
+        let total = elements.iter().try_fold(0_u64, |total, &elements| total.checked_add(elements))?;
+        let tile_elements = tile_elements(total);
         let mut first_tiles = vec![0];
         for elements in elements {
-            let tiles = usize::try_from(elements.div_ceil(tile_elements))
-                .expect("a partial of each tile fits into memory");
+            let tiles = usize::try_from(elements.div_ceil(tile_elements)).ok()?;
             first_tiles.push(first_tiles[first_tiles.len() - 1] + tiles);
         }
-        Self { elements: elements.to_vec(), first_tiles, tile_elements }
+        let whole = Self { elements: elements.to_vec(), first_tiles, tile_elements };
+        (whole.tiles() <= MOST_TILES).then_some(whole)
     }
 
     pub(super) fn elements(&self) -> &[u64] {
@@ -100,7 +105,7 @@ impl WholeGradients {
     ///
     /// # Errors
     ///
-    /// [`Error::TileCount`] if not exactly one rank measured a tile.
+    /// [`Error::TileCount`] if a tile is not in exactly one shard.
     pub(super) fn norm(
         &self,
         norm_type: NormType,
@@ -108,11 +113,11 @@ impl WholeGradients {
     ) -> Result<(TileNorm, Option<usize>), Error> {
         let mut partials = Vec::with_capacity(self.tiles());
         for (tile, numbers) in numbers.chunks_exact(NUMBERS_PER_TILE).enumerate() {
-            let (partial, ranks) = tile_of(numbers);
-            if ranks != 1 {
+            let (partial, shards) = tile_of(numbers);
+            if shards != 1 {
                 let whole = self.gradient_of(tile);
                 let element = (tile - self.first_tiles[whole]) as u64 * self.tile_elements;
-                return Err(Error::TileCount { whole, element, ranks });
+                return Err(Error::TileCount { whole, element, shards });
             }
             partials.push(partial);
         }
@@ -124,23 +129,23 @@ impl WholeGradients {
 /// The numbers of a tile among the sums of all ranks.
 pub(super) const NUMBERS_PER_TILE: usize = 2;
 
-/// Counts the ranks that measured a tile. The bits of a partial are below it.
-const ONE_RANK: f64 = 4_294_967_296.0;
+/// Counts the shards that a tile is in: 2^42. The bits of a thousand partials together are below it.
+const ONE_SHARD: f64 = 4_398_046_511_104.0;
 
-/// Adds a tile to its numbers, which are integers. Since one rank has the tile, the sum over all ranks is exact.
+/// Adds a tile to its numbers, which are integers. Since one shard has the tile, the sum over all ranks is exact.
 pub(super) fn add_tile(numbers: &mut [f64], partial: Partial) {
-    numbers[0] += ONE_RANK + f64::from(partial.sum.to_bits());
+    numbers[0] += ONE_SHARD + f64::from(partial.sum.to_bits());
     numbers[1] += f64::from(partial.largest);
 }
 
-/// Returns the partial of a tile, and the number of ranks that measured it.
+/// Returns the partial of a tile, and the number of shards that it is in.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "they are integers of at most 53 bits"
 )]
 fn tile_of(numbers: &[f64]) -> (Partial, u64) {
-    let (ranks, largest) = ((numbers[0] / ONE_RANK).floor(), numbers[1]);
-    let sum = f32::from_bits((numbers[0] - ranks * ONE_RANK) as u32);
-    (Partial { sum, largest: largest as u32 }, ranks as u64)
+    let (shards, largest) = ((numbers[0] / ONE_SHARD).floor(), numbers[1]);
+    let sum = f32::from_bits((numbers[0] - shards * ONE_SHARD) as u32);
+    (Partial { sum, largest: largest as u32 }, shards as u64)
 }

@@ -12,7 +12,7 @@ use super::sharded_clip::{JoinError, ShardedClip};
 use super::share::{Measured, MeasuredTensor, Share, Unit};
 use super::tile_norm::Partial;
 use crate::stats::TensorStats;
-use crate::{ClipPlan, ClipRecord, Clipper, Error, Gradient, GradientId, ReadBack, cpu};
+use crate::{ClipPlan, ClipRecord, Clipper, Error, Gradient, GradientId, NormType, ReadBack, cpu};
 
 /// The plan of one shard: it measures the gradients of one device, and scales them once the joint record is known.
 ///
@@ -29,8 +29,10 @@ pub struct ShardPlan {
 }
 
 /// What a plan knows of its gradients before it measures.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
+    /// The norm type, and whether there are statistics.
+    kind: (NormType, bool),
     /// For each record.
     records: Vec<Unit>,
     /// For each gradient. Empty without statistics.
@@ -53,6 +55,7 @@ impl Known {
         let tensors = index.iter().zip(stats.iter().zip(&self.tensors));
         let tensor = |(&index, (stats, &unit)): (&usize, (_, _))| (index, MeasuredTensor::new(stats, unit));
         Share {
+            kind: Some(self.kind),
             records: records.map(|(record, &unit)| Measured::of_record(record, unit)).collect(),
             tensors: tensors.map(tensor).collect(),
             gradients: *gradients,
@@ -155,7 +158,7 @@ impl ShardedClip {
         let Some(record_buffer) = plan.record_buffer().cloned() else {
             unreachable!("a clip by norm has records")
         };
-        let known = Arc::new(Known { records, tensors, stats_index, tiles });
+        let known = Arc::new(Known { kind: self.kind(), records, tensors, stats_index, tiles });
         Ok(ShardPlan { plan, record_buffer, coefficient_only: self.is_coefficient_only(), known })
     }
 
@@ -163,8 +166,8 @@ impl ShardedClip {
     ///
     /// # Errors
     ///
-    /// Those of [`join`](Self::join). No gradient is changed then. If the device is lost after the collective, this rank alone returns
-    /// [`Error::DeviceLost`], and all ranks fail in the next step.
+    /// Those of [`join`](Self::join). No gradient is changed then. After the collective, those of [`ShardPlan::scale`]: if this device
+    /// is lost, for example, this rank alone returns [`Error::DeviceLost`], and all ranks fail in the next step.
     pub fn clip<C: AllReduce>(
         &mut self,
         plan: &ShardPlan,
@@ -176,7 +179,8 @@ impl ShardedClip {
         self.finish(plan, queue, joined)
     }
 
-    /// [`clip`](Self::clip) without blocking on the GPU. The all-reduce still blocks.
+    /// [`clip`](Self::clip) without blocking on the GPU. The all-reduce still blocks. Run the future to its end: the other ranks wait
+    /// for this one.
     ///
     /// # Errors
     ///
@@ -237,7 +241,13 @@ impl ShardedClip {
             measured.iter().zip(records).map(|(measured, unit)| Measured::of_measurement(measured, unit));
         let tensors = stats.iter().zip(gradients).map(|(stats, unit)| MeasuredTensor::new(stats, unit));
         let (tensors, gradients) = (tensors.enumerate().collect(), stats.len());
-        Ok(Share { records: records.collect(), tensors, gradients, tiles: Vec::new() })
+        Ok(Share {
+            kind: Some(self.kind()),
+            records: records.collect(),
+            tensors,
+            gradients,
+            tiles: Vec::new(),
+        })
     }
 
     /// Scales a shard in main memory by the joint records.
@@ -262,14 +272,15 @@ impl ShardedClip {
 }
 
 impl ShardPlan {
-    /// Submits the measurement of the shard. Redeem the ticket, and pass its result to [`ShardedClip::join`], an error too.
+    /// Submits the measurement of the shard. Redeem the ticket, and pass its result to [`ShardedClip::join`], an error too. If wgpu
+    /// refuses the submission, for example because a buffer has been destroyed, the ticket returns the error.
     pub fn measure(&self, queue: &Queue) -> ShareReadBack {
         let descriptor = wgpu::CommandEncoderDescriptor { label: Some("gradclip.measure") };
         let mut encoder = self.plan.device().create_command_encoder(&descriptor);
         self.encode_norm(&mut encoder);
         let ticket = self.read_back(&mut encoder);
-        queue.submit([encoder.finish()]);
-        ticket
+        let refused = self.plan.submit(queue, encoder).err();
+        ShareReadBack { refused, ..ticket }
     }
 
     /// Writes the joint records, and submits the scale pass. With [`coefficient_only`](crate::Clip::coefficient_only) it only writes the
@@ -277,14 +288,14 @@ impl ShardPlan {
     ///
     /// # Errors
     ///
-    /// Those of [`write_records`](Self::write_records).
+    /// Those of [`write_records`](Self::write_records); [`Error::BufferRejected`] if wgpu refuses the submission.
     pub fn scale(&self, queue: &Queue, records: &[ClipRecord]) -> Result<(), Error> {
         self.write_records(queue, records)?;
         if !self.coefficient_only {
             let descriptor = wgpu::CommandEncoderDescriptor { label: Some("gradclip.scale") };
             let mut encoder = self.plan.device().create_command_encoder(&descriptor);
             self.encode_scale(&mut encoder);
-            queue.submit([encoder.finish()]);
+            self.plan.submit(queue, encoder)?;
         }
         Ok(())
     }
@@ -324,6 +335,7 @@ impl ShardPlan {
             records: self.plan.read_back_all(encoder),
             stats: stats.then(|| self.plan.read_back_tensor_stats(encoder)),
             partials: has_tiles.then(|| self.plan.read_back_tile_partials(encoder)),
+            refused: None,
             known: self.known.clone(),
         }
     }
@@ -362,7 +374,12 @@ impl ShardPlan {
     ///
     /// Those of [`ClipPlan::rebind`].
     pub fn rebind(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
-        self.plan.rebind(gradients)
+        self.plan.rebind(gradients)?;
+        // The partials may lie in other banks.
+        let places = self.plan.tile_partials(self.known.tiles.len());
+        let tiles = self.known.tiles.iter().zip(places).map(|(&(tile, _), place)| (tile, place)).collect();
+        self.known = Arc::new(Known { tiles, ..(*self.known).clone() });
+        Ok(())
     }
 }
 
@@ -373,6 +390,8 @@ pub struct ShareReadBack {
     records: ReadBack<Vec<ClipRecord>>,
     stats: Option<ReadBack<Vec<TensorStats>>>,
     partials: Option<ReadBack<Vec<u32>>>,
+    /// The reason why wgpu refused the submission.
+    refused: Option<Error>,
     known: Arc<Known>,
 }
 
@@ -380,9 +399,12 @@ impl ShareReadBack {
     /// Returns whether [`wait`](Self::wait) would return at once; see [`ReadBack::is_ready`].
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.records.is_ready()
-            && self.stats.as_ref().is_none_or(ReadBack::is_ready)
-            && self.partials.as_ref().is_none_or(ReadBack::is_ready)
+        let is_copied = || {
+            self.records.is_ready()
+                && self.stats.as_ref().is_none_or(ReadBack::is_ready)
+                && self.partials.as_ref().is_none_or(ReadBack::is_ready)
+        };
+        self.refused.is_some() || is_copied()
     }
 
     /// Waits for the GPU, and returns the share.
@@ -391,6 +413,9 @@ impl ShareReadBack {
     ///
     /// Those of [`ReadBack::wait`]. Pass them to [`ShardedClip::join`].
     pub fn wait(self) -> Result<Share, Error> {
+        if let Some(error) = self.refused {
+            return Err(error);
+        }
         let records = self.records.wait()?;
         let stats = self.stats.map(ReadBack::wait).transpose()?.unwrap_or_default();
         let partials = self.partials.map(ReadBack::wait).transpose()?.unwrap_or_default();
@@ -405,6 +430,9 @@ impl IntoFuture for ShareReadBack {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
+            if let Some(error) = self.refused {
+                return Err(error);
+            }
             let records = self.records.await?;
             let stats = match self.stats {
                 Some(stats) => stats.await?,

@@ -23,7 +23,7 @@ use crate::{Clip, ClipRecord, Error, NonFinite, NormType};
 /// devices are, and their state stays the same.
 ///
 /// [`clip`](Self::clip) runs a whole step for one plan. With [`SingleProcess`](super::SingleProcess) the result is that of a
-/// [`ClipPlan`](crate::ClipPlan) of the same gradients, bit for bit.
+/// [`ClipPlan`](crate::ClipPlan) of the same gradients, bit for bit, if f64 can hold the norm; that of a p near 0 may be larger.
 ///
 /// ```
 /// # let adapter = gradclip::adapters::enumerate().into_iter().next().expect("an adapter: scripts/test installs a software one");
@@ -104,21 +104,29 @@ impl ShardedClip {
     ///
     /// `elements` has the number of elements of each whole gradient, the same on all ranks. Prepare plans with
     /// [`prepare_shards`](Self::prepare_shards). Shards are cut at multiples of [`tile_elements`](Self::tile_elements), and each element is
-    /// measured on exactly one rank.
+    /// measured in exactly one shard. A gradient that no rank measures cannot be in the list.
     ///
     /// The price: the all-reduce also sums two numbers for each tile, instead of a few numbers in all. These are 16 bytes for
     /// 4,096 to 65,536 elements, about 1 MB for 10⁹ elements. Their partials are read back, too.
     ///
     /// # Errors
     ///
-    /// [`Error::NotSharded`] unless the clip is a single one by global L1 or L2 norm.
+    /// [`Error::NotSharded`] unless the clip is a single one by global L1 or L2 norm, or if there are more than 2^26
+    /// tiles; after the first [`join`](Self::join).
     pub fn reproducible(self, elements: &[u64]) -> Result<Self, Error> {
         let is_sum = matches!(self.norm.norm_type, NormType::L1 | NormType::L2);
         if !is_sum || !self.is_together() || self.decisions.operations().len() > 1 {
             let reason = "only one global L1 or L2 norm is a sum of partials";
             return Err(Error::NotSharded { option: "a reproducible norm", reason });
         }
-        Ok(Self { whole: Some(WholeGradients::new(elements)), ..self })
+        if self.format.is_some() {
+            let reason = "the ranks have compared their options";
+            return Err(Error::NotSharded { option: "a reproducible norm after the first step", reason });
+        }
+        let reason = "its gradients have too many elements";
+        let whole = WholeGradients::new(elements);
+        let whole = whole.ok_or(Error::NotSharded { option: "a reproducible norm", reason })?;
+        Ok(Self { whole: Some(whole), ..self })
     }
 
     /// Returns the number of elements of a tile, at whose multiples the shards of a [reproducible](Self::reproducible) norm are cut.
@@ -134,12 +142,15 @@ impl ShardedClip {
     /// A rank that could not measure passes its error. It still takes part, and all ranks return [`Error::RankFailed`], so no rank
     /// waits for another. Do not return before this call.
     ///
+    /// [`ClipRecord::first_non_finite`] is the smallest index in the lists of all ranks; with [reproducible](Self::reproducible) norms, the
+    /// index of the whole gradient.
+    ///
     /// The first call compares the options of all ranks in an all-reduce of its own. Norms of p below 1, above 6 or negative take an
     /// additional one.
     ///
     /// # Errors
     ///
-    /// [`JoinError::Clip`] with the same error on all ranks: [`Error::RanksDiffer`] if they do not clip alike; [`Error::RankFailed`]; or,
+    /// [`JoinError::Clip`] with the same error on all ranks; only the cause of an [`Error::RankFailed`] is known to that rank alone: [`Error::RanksDiffer`] if they do not clip alike; [`Error::RankFailed`]; or,
     /// under [`NonFinite::Error`], [`Error::NonFinite`], in an [`Error::OnRank`] if the rank is known. [`JoinError::AllReduce`] if the library fails. No state has
     /// changed then, except after [`Error::NonFinite`], which is a step like any other.
     pub fn join<C: AllReduce>(
@@ -148,13 +159,23 @@ impl ShardedClip {
         all_reduce: &mut C,
     ) -> Result<Vec<ClipRecord>, JoinError<C::Error>> {
         let size = all_reduce.size();
-        let shares = shares.into_iter().filter(|share| *share != Ok(Share::default()));
+        let has_none = |share: &Share| share.records.is_empty() && share.gradients == 0;
+        let shares = shares.into_iter().filter(|share| !share.as_ref().is_ok_and(has_none));
         let shares: Result<Vec<_>, _> = shares.collect();
         let shares = shares.and_then(|shares| self.checked(shares, size));
         let format = match self.format {
             Some(format) => format,
             None => self.agree(&shares, all_reduce)?,
         };
+        if self.format.is_none() && !self.is_together() {
+            // No rank has a gradient, and so none has a record. Restored state stays for the first gradients.
+            self.records.clear();
+            return Ok(Vec::new());
+        }
+        if let Err(error) = &shares {
+            // Only the error of the first rank that failed is returned.
+            log::error!("this rank cannot take part in a sharded clip: {error}");
+        }
         let rank = all_reduce.rank();
         let settings = agreement::changeable(self.decisions.operations(), self.restored);
 
@@ -212,19 +233,35 @@ impl ShardedClip {
     /// Checks the shares of this rank, and that they fit those of earlier steps.
     fn checked(&self, shares: Vec<Share>, size: usize) -> Result<Vec<Share>, Error> {
         if size > MAX_SIZE {
-            return Err(Error::ShardCount { what: "ranks", given: size, needed: MAX_SIZE });
+            let reason = "a rank and the index of a gradient share 53 bits";
+            return Err(Error::NotSharded { option: "more than 2^21 ranks", reason });
         }
-        let own = shares.first().map(|share| (share.records.len(), share.gradients));
-        let agreed = self.format.map(|format| (format.records, format.tensors));
-        let Some((records, tensors)) = agreed.or(own) else { return Ok(shares) };
-        self.decisions.check_record_count(records)?;
+        let format_of = |share: &Share| Format {
+            header: HEADER,
+            records: share.records.len(),
+            tensors: share.gradients,
+            groups: groups(share),
+        };
+        let Some(format) = self.format.or(shares.first().map(format_of)) else { return Ok(shares) };
+        self.decisions.check_record_count(format.records)?;
+        let clips = self.decisions.operations().len();
+        let tiles = self.whole.as_ref().map_or(0, WholeGradients::tiles);
         for share in &shares {
+            let own = format_of(share);
             for (what, given, needed) in
-                [("records", share.records.len(), records), ("gradients", share.gradients, tensors)]
+                [("records", own.records, format.records), ("gradients", own.tensors, format.tensors)]
             {
                 if given != needed {
                     return Err(Error::ShardCount { what, given, needed });
                 }
+            }
+            let fits = share.kind == Some(self.kind())
+                && own.groups == format.groups
+                && (!self.is_together() || own.records == clips)
+                && share.records.iter().all(|measured| (measured.unit.group as usize) < clips)
+                && share.tiles.iter().all(|&(tile, _)| tile < tiles);
+            if !fits {
+                return Err(Error::ForeignShare);
             }
         }
         Ok(shares)
@@ -238,16 +275,14 @@ impl ShardedClip {
     ) -> Result<Format, JoinError<C::Error>> {
         let mut options = agreement::options(&self.norm, self.decisions.operations().len());
         let whole = self.whole.as_ref().map_or(&[][..], WholeGradients::elements);
-        options.push(Setting::digest(
-            "the whole gradients of the reproducible norm",
-            bytemuck::cast_slice(whole),
-        ));
+        let whole = agreement::digest(bytemuck::cast_slice(whole));
+        options.push(Setting::digest("the whole gradients of the reproducible norm", whole));
         // A rank without gradients does not know how many there are.
         let share = shares.as_ref().ok().and_then(|shares| shares.first());
         let shape = [
             Setting::count("the number of records", share.map_or(0, |share| share.records.len())),
             Setting::count("the number of gradients", share.map_or(0, |share| share.gradients)),
-            Setting::digest("the groups of the gradients", &share.map_or_else(Vec::new, groups)),
+            Setting::digest("the groups of the gradients", share.map_or(0, groups)),
         ];
         let (options_end, shape_end) = (1 + 2 * options.len(), 1 + 2 * (options.len() + shape.len()));
         let numbers = |takes_part: bool, settings: &[Setting]| {
@@ -256,6 +291,8 @@ impl ShardedClip {
         let mut maxima = vec![failure_key(shares.is_err(), all_reduce)];
         maxima.extend(numbers(shares.is_ok(), &options));
         maxima.extend(numbers(share.is_some(), &shape));
+        debug_assert!(maxima.len() <= COMPARED, "the settings fit");
+        maxima.resize(COMPARED, f64::MIN);
         all_reduce.max(&mut maxima).map_err(JoinError::AllReduce)?;
         check_failure(maxima[0], all_reduce, shares.as_ref().err().cloned())?;
         agreement::check(&options, &maxima[1..options_end])?;
@@ -264,7 +301,9 @@ impl ShardedClip {
         let count = |at: usize| maxima[options_end + 2 * at].max(0.0) as usize;
         let groups = self.decisions.operations().len();
         let records = if self.norm.scope.is_together() { groups } else { count(0) };
-        let format = Format { header: HEADER, records, tensors: count(1) };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "53 bits, or f64::MIN")]
+        let groups = maxima[options_end + 4].max(0.0) as u64;
+        let format = Format { header: HEADER, records, tensors: count(1), groups };
         self.format = (maxima[options_end] >= 0.0).then_some(format);
         Ok(format)
     }
@@ -316,6 +355,11 @@ impl ShardedClip {
     /// Returns whether the gradients of a group share a record.
     pub(super) const fn is_together(&self) -> bool {
         self.norm.scope.is_together()
+    }
+
+    /// Returns what a share of this clip measures: the norm type, and whether there are statistics.
+    pub(super) const fn kind(&self) -> (NormType, bool) {
+        (self.norm.norm_type, self.norm.tensor_stats)
     }
 
     pub(super) const fn whole(&self) -> Option<&WholeGradients> {
@@ -416,7 +460,7 @@ impl ShardedClip {
     /// Those of [`cpu::ClipPlan::set_dynamic_loss_scale`].
     pub fn set_dynamic_loss_scale(&mut self, scale: LossScale) -> Result<(), Error> {
         self.decisions.set_dynamic_loss_scale(scale)?;
-        self.restored.add(&scale);
+        self.restored.loss_scale = agreement::digest_of(&scale);
         Ok(())
     }
 
@@ -427,7 +471,7 @@ impl ShardedClip {
     /// Those of [`cpu::ClipPlan::set_step_counts`]. If their number is not that of the records, [`join`](Self::join) fails.
     pub fn set_step_counts(&mut self, counts: &[StepCounts]) -> Result<(), Error> {
         self.decisions.set_step_counts(counts)?;
-        self.restored.add(&counts);
+        self.restored.step_counts = agreement::digest_of(&counts);
         Ok(())
     }
 
@@ -438,7 +482,7 @@ impl ShardedClip {
     /// Those of [`cpu::ClipPlan::set_histories`]. If their number is not that of the records, [`join`](Self::join) fails.
     pub fn set_histories(&mut self, histories: &[NormHistory]) -> Result<(), Error> {
         self.decisions.set_histories(histories)?;
-        self.restored.add(&histories);
+        self.restored.histories = agreement::digest_of(&histories);
         Ok(())
     }
 
@@ -449,10 +493,14 @@ impl ShardedClip {
     /// Those of [`cpu::ClipPlan::set_norm_windows`]. If their number is not that of the records, [`join`](Self::join) fails.
     pub fn set_norm_windows(&mut self, windows: &[NormWindow]) -> Result<(), Error> {
         self.decisions.set_norm_windows(windows)?;
-        self.restored.add(&windows);
+        self.restored.norm_windows = agreement::digest_of(&windows);
         Ok(())
     }
 }
+
+/// The length of the vector with which the ranks compare their options. It is the same in every version, since the versions are
+/// among the options.
+const COMPARED: usize = 128;
 
 /// The maxima that precede those of the records: whether a rank has failed, and the settings that may change.
 const HEADER: usize = 1 + 2 * CHANGEABLE;
@@ -473,9 +521,10 @@ fn check_failure(key: f64, all_reduce: &impl AllReduce, own: Option<Error>) -> R
     Err(Error::RankFailed { rank, cause })
 }
 
-/// Returns the groups of the records of a share, as bytes.
-fn groups(share: &Share) -> Vec<u8> {
-    share.records.iter().flat_map(|measured| measured.unit.group.to_le_bytes()).collect()
+/// Returns a digest of the groups of the records of a share.
+fn groups(share: &Share) -> u64 {
+    let groups: Vec<u32> = share.records.iter().map(|measured| measured.unit.group).collect();
+    agreement::digest(bytemuck::cast_slice(&groups))
 }
 
 /// The reason why shares could not be joined. `E` is the error of the [`AllReduce`].

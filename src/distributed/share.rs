@@ -1,10 +1,10 @@
 //! `Share`: what a plan measured of its shard.
 
 use super::tile_norm::Partial;
-use crate::ClipRecord;
 use crate::extended::in_f32_precision;
 use crate::record::NormMeasurement;
 use crate::stats::TensorStats;
+use crate::{ClipRecord, NormType};
 
 /// What one plan measured of its shard: plain numbers, without a device or a buffer. [`ShardedClip::join`](super::ShardedClip::join)
 /// takes the shares of a process.
@@ -13,6 +13,8 @@ use crate::stats::TensorStats;
 /// the [`Error`](crate::Error) that prevented it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Share {
+    /// The norm type, and whether there are statistics. `None` without gradients.
+    pub(super) kind: Option<(NormType, bool)>,
     /// One for each record.
     pub(super) records: Vec<Measured>,
     /// The measured gradients, by the index of the gradient. Empty without [`tensor_stats`](crate::Clip::tensor_stats).

@@ -147,6 +147,20 @@ impl ClipPlan {
         outcome.write(queue, &outcome.records.buffer, 0, bytemuck::cast_slice(records))
     }
 
+    /// Submits commands of a plan of a shard.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceLost`]; [`Error::BufferRejected`] if wgpu refuses the commands; [`Error::ForeignQueue`].
+    pub(crate) fn submit(&self, queue: &Queue, encoder: CommandEncoder) -> Result<(), Error> {
+        let outcome = self.by_norm("submit")?;
+        outcome.checked_device.in_error_scope("the commands of a shard", 0, || {
+            // wgpu reports an error of the queue to the queue's own device, which panics unless it has a handler.
+            let submit = || queue.submit([encoder.finish()]);
+            panics::catch(submit).map(drop).map_err(|_| Error::ForeignQueue)
+        })
+    }
+
     fn by_norm(&self, what: &'static str) -> Result<&Outcome, Error> {
         self.outcome.as_ref().ok_or(Error::NeedsNorm { what, clip: "a clip by value" })
     }

@@ -80,11 +80,14 @@ fn limits_scale_and_state_must_be_changed_on_all_ranks() {
     let counts = StepCounts { steps: 3, ..StepCounts::default() };
     assert_eq!(
         changed(CLIP.count_steps(), &|clip| clip.set_step_counts(&[counts]).unwrap()),
-        "the restored state"
+        "the restored step counts"
     );
     let history = NormHistory { steps: 3, mean: 1.0, deviation: 0.5 };
     let z_clip = CLIP.z_clip(ZClip::default());
-    assert_eq!(changed(z_clip, &|clip| clip.set_histories(&[history]).unwrap()), "the restored state");
+    assert_eq!(
+        changed(z_clip, &|clip| clip.set_histories(&[history]).unwrap()),
+        "the restored norm histories"
+    );
 }
 
 #[test]
