@@ -111,8 +111,8 @@ impl ShardedClip {
     ///
     /// # Errors
     ///
-    /// [`Error::NotSharded`] unless the clip is a single one by global L1 or L2 norm, or if there are more than 2^26
-    /// tiles; after the first [`join`](Self::join).
+    /// [`Error::NotSharded`] unless the clip is a single one by global L1 or L2 norm; for more than 2^26 tiles; and after the first
+    /// [`join`](Self::join).
     pub fn reproducible(self, elements: &[u64]) -> Result<Self, Error> {
         let is_sum = matches!(self.norm.norm_type, NormType::L1 | NormType::L2);
         if !is_sum || !self.is_together() || self.decisions.operations().len() > 1 {
@@ -150,9 +150,15 @@ impl ShardedClip {
     ///
     /// # Errors
     ///
-    /// [`JoinError::Clip`] with the same error on all ranks; only the cause of an [`Error::RankFailed`] is known to that rank alone: [`Error::RanksDiffer`] if they do not clip alike; [`Error::RankFailed`]; or,
-    /// under [`NonFinite::Error`], [`Error::NonFinite`], in an [`Error::OnRank`] if the rank is known. [`JoinError::AllReduce`] if the library fails. No state has
-    /// changed then, except after [`Error::NonFinite`], which is a step like any other.
+    /// [`JoinError::Clip`] with the same error on all ranks:
+    ///
+    /// - [`Error::RanksDiffer`] if they do not clip alike;
+    /// - [`Error::RankFailed`], with the cause on the rank that it names; others that failed log theirs;
+    /// - [`Error::TileCount`] if a tile of a reproducible norm is not in exactly one shard;
+    /// - under [`NonFinite::Error`], [`Error::NonFinite`], in an [`Error::OnRank`] if the rank is known.
+    ///
+    /// [`JoinError::AllReduce`] if the library fails. After an error the state is as before, except after [`Error::NonFinite`], which is
+    /// a step like any other.
     pub fn join<C: AllReduce>(
         &mut self,
         shares: impl IntoIterator<Item = Result<Share, Error>>,
@@ -163,6 +169,10 @@ impl ShardedClip {
         let shares = shares.into_iter().filter(|share| !share.as_ref().is_ok_and(has_none));
         let shares: Result<Vec<_>, _> = shares.collect();
         let shares = shares.and_then(|shares| self.checked(shares, size));
+        if let Err(error) = &shares {
+            // Only the error of the first rank that failed is returned.
+            log::error!("this rank cannot take part in a sharded clip: {error}");
+        }
         let format = match self.format {
             Some(format) => format,
             None => self.agree(&shares, all_reduce)?,
@@ -171,10 +181,6 @@ impl ShardedClip {
             // No rank has a gradient, and so none has a record. Restored state stays for the first gradients.
             self.records.clear();
             return Ok(Vec::new());
-        }
-        if let Err(error) = &shares {
-            // Only the error of the first rank that failed is returned.
-            log::error!("this rank cannot take part in a sharded clip: {error}");
         }
         let rank = all_reduce.rank();
         let settings = agreement::changeable(self.decisions.operations(), self.restored);
