@@ -128,7 +128,7 @@ const FIRST_NON_FINITE: usize = 2;
 const UNIT: usize = 3;
 const MAXIMA: usize = 4;
 
-/// Where the numbers of a record or a gradient lie.
+/// The ranges of the numbers of a record or a gradient.
 #[derive(Clone, Debug)]
 struct Place {
     sums: Range<usize>,
