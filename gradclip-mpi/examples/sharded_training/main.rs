@@ -83,8 +83,8 @@ fn train(world: &SimpleCommunicator, options: &Options) -> Result<()> {
         model.parameters = all_gather(world, &model.parameters[shard.range()], &counts);
         let counts: Vec<_> = (0..size).map(|rank| share_of(MICRO_BATCHES, rank, size).len()).collect();
         let loss = all_gather(world, &own_losses, &counts).iter().sum::<f32>() / MICRO_BATCHES as f32;
-        // Every step with a broken label, and the step before.
-        let is_reported = [step, step + 1].iter().any(|step| step.is_multiple_of(BROKEN_EVERY));
+        // The first step; every step with a broken label, and the step before.
+        let is_reported = step == 1 || [step, step + 1].iter().any(|step| step.is_multiple_of(BROKEN_EVERY));
         if rank == 0 && is_reported {
             // Rust prints as many digits as it takes to tell a float from all others.
             println!("{step:>4}  {loss:<13e} {:<13e} {:<13e}", record.total_norm, record.clip_coef);
