@@ -121,7 +121,7 @@ impl ShardedClip {
         };
         let gradients: Vec<_> = shards.iter().map(|shard| shard.gradient.clone()).collect();
         let plan = clipper.prepare_shard(&gradients, &self.measuring(), whole.total_elements())?;
-        if plan.resets() {
+        if plan.plan().passes().resets() {
             let reason = "finalize resets their partials";
             return Err(Error::NotSharded {
                 option: "a reproducible norm of parts or of given partials",
@@ -129,12 +129,12 @@ impl ShardedClip {
             });
         }
         let mut tiles = Vec::new();
-        for (index, (shard, (len, _, measured))) in shards.iter().zip(plan.spans()).enumerate() {
+        for (index, (shard, (len, _, measured))) in shards.iter().zip(plan.plan().spans()).enumerate() {
             let id = || GradientId::new(index, plan.label(index));
             let own = whole.tiles_of(&id, (shard.whole, shard.offset, len))?;
             tiles.extend(own.filter(|_| measured));
         }
-        let places = plan.tile_partials(tiles.len());
+        let places = plan.plan().places_of_partials(tiles.len());
         let index = shards.iter().map(|shard| shard.whole).collect();
         let stats_index = (index, whole.elements().len());
         self.shard_plan(plan, tiles.into_iter().zip(places).collect(), stats_index)
@@ -147,11 +147,11 @@ impl ShardedClip {
         stats_index: (Vec<usize>, usize),
     ) -> Result<ShardPlan, Error> {
         let operations = self.measuring();
-        if let Some(index) = plan.first_with_units().filter(|_| !self.is_together()) {
+        if let Some(index) = plan.plan().first_with_units().filter(|_| !self.is_together()) {
             return Err(Error::ShardedUnits { gradient: GradientId::new(index, plan.label(index)) });
         }
         let gradients: Vec<_> =
-            plan.spans().map(|(elements, group, measured)| unit(elements, group, measured)).collect();
+            plan.plan().spans().map(|(elements, group, measured)| unit(elements, group, measured)).collect();
         let records = units(&gradients, operations.len(), self.is_together());
         let (tensors, stats_index) =
             if self.has_tensor_stats() { (gradients, stats_index) } else { Default::default() };
@@ -376,7 +376,7 @@ impl ShardPlan {
     pub fn rebind(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
         self.plan.rebind(gradients)?;
         // The partials may lie in other banks.
-        let places = self.plan.tile_partials(self.known.tiles.len());
+        let places = self.plan.plan().places_of_partials(self.known.tiles.len());
         let tiles = self.known.tiles.iter().zip(places).map(|(&(tile, _), place)| (tile, place)).collect();
         self.known = Arc::new(Known { tiles, ..(*self.known).clone() });
         Ok(())

@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::clip_plan::{ClipPlan, prepare};
-use super::device_context::{DeviceContext, MAX_SLOTS};
+use super::device_context::DeviceContext;
 use super::error_scope::CheckedDevice;
 use super::gradient::Gradient;
 use crate::kernels::FIRST_SLOT;
 use crate::kernels::WIDE_WORKGROUP_SIZE;
 use crate::operation::Operation;
+use crate::plan::MAX_SLOTS;
 use crate::{Clip, Error};
 
 /// Prepares [`ClipPlan`]s for one [`wgpu::Device`].
