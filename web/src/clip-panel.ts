@@ -128,7 +128,7 @@ export class ClipPanel {
       case "generated":
         return generate({
           tensors: readNumber("tensors"),
-          elements: 2 ** Number(byId<HTMLSelectElement>("elements").value),
+          elements: 2 ** Number(byId<HTMLSelectElement>("elements-each").value),
           dtype: byId<HTMLSelectElement>("dtype").value as DType,
           exploding: byId<HTMLSelectElement>("contents").value === "exploding",
         });

@@ -10,7 +10,8 @@ let loading: Promise<unknown> | null = null;
 
 /** Loads the WebAssembly module, once. */
 export async function loadCpuPath(): Promise<void> {
-  await (loading ??= init());
+  const wasm = new URL("cpu/gradclip_web_cpu_bg.wasm", import.meta.url);
+  await (loading ??= init({ module_or_path: wasm }));
 }
 
 /** Copies tensors into WebAssembly's memory. */

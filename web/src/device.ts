@@ -1,6 +1,6 @@
 // Finds the GPU, or the reason why there is none.
 
-import { Clipper } from "gradclip";
+import type { Clipper } from "gradclip";
 
 /** A GPU that the page may use. */
 export interface Gpu {
@@ -22,6 +22,8 @@ export async function openGpu(): Promise<Gpu | string> {
   try {
     const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
     if (adapter === null) return "This browser has WebGPU, but found no GPU that it can use.";
+    // Without a GPU, the page does without the package.
+    const { Clipper } = await import("gradclip");
     const timestamps = adapter.features.has("timestamp-query");
     const device = await adapter.requestDevice({
       requiredLimits: Clipper.recommendedLimits(adapter),

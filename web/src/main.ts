@@ -28,4 +28,5 @@ async function start(): Promise<void> {
 start().catch((error: unknown) => {
   byId("device").textContent = "The page failed to start.";
   showError("clip-error", `${messageOf(error)}.`);
+  byId("clip-result").setAttribute("aria-busy", "false");
 });
