@@ -1,10 +1,10 @@
 //! `ReadBack`: a ticket for a copy of a buffer to the host, without a stall.
 
 use std::future::IntoFuture;
-#[cfg(not(target_arch = "wasm32"))]
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(not(target_arch = "wasm32"))]
 use std::time::Duration;
 
 use bytemuck::Pod;
@@ -13,7 +13,9 @@ use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot
 use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
 use super::labels::Labels;
 use crate::loss_scale::{LossScale, LossScaleState};
-use crate::{ClipRecord, Error, NormWindow, TensorStats, panics};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::panics;
+use crate::{ClipRecord, Error, NormWindow, TensorStats};
 
 /// The contents of a buffer.
 type Outcome = Result<Vec<u8>, Error>;
@@ -40,8 +42,10 @@ type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 /// | `.await` | once, then in a thread of its own | never | one until the record arrives, unless the first poll completes it |
 ///
 /// An `.await` some steps after the submission therefore usually starts no thread. To rule the thread out, await tickets that
-/// are [ready](Self::is_ready). If you poll the device yourself, tickets complete at your polls too. In a browser, the event
-/// loop of the page does the polling, and there is no thread.
+/// are [ready](Self::is_ready). If you poll the device yourself, tickets complete at your polls too.
+///
+/// In a browser, the event loop of the page does the polling, and there is no thread. The ticket of an encoder that is neither
+/// submitted nor dropped stays pending there.
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
 pub struct ReadBack<R = ClipRecord> {
@@ -53,7 +57,7 @@ pub struct ReadBack<R = ClipRecord> {
 #[derive(Debug)]
 enum State {
     UnderWay { delivery: Arc<Delivery>, receiver: OneshotReceiver<Outcome> },
-    Failed(Error),
+    Arrived(Outcome),
 }
 
 /// Returns all values of a buffer.
@@ -108,7 +112,7 @@ pub(super) fn all_norm_windows(bytes: &[u8]) -> Vec<NormWindow> {
 impl<R> ReadBack<R> {
     pub(super) fn failed(error: Error) -> Self {
         let reading: Reading<R> = |_| Err(Error::NothingMeasured);
-        Self { state: State::Failed(error), reading, labels: Labels::default() }
+        Self { state: State::Arrived(Err(error)), reading, labels: Labels::default() }
     }
 
     /// Sets the labels for errors about a gradient.
@@ -122,11 +126,12 @@ impl<R> ReadBack<R> {
     pub fn is_ready(&self) -> bool {
         match &self.state {
             State::UnderWay { delivery, .. } => delivery.is_ready(),
-            State::Failed(_) => true,
+            State::Arrived(_) => true,
         }
     }
 
-    /// Waits for the GPU, and returns the record. Blocks, and polls the device.
+    /// Waits for the GPU, and returns the record. Blocks, and polls the device. Not on wasm32, where nothing may block: `.await` the
+    /// ticket.
     ///
     /// # Errors
     ///
@@ -136,13 +141,30 @@ impl<R> ReadBack<R> {
     /// [`Error::NormNotSupplied`] if no norm was supplied to a plan of
     /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm); [`Error::NonFinite`] if the gradients are not finite and the
     /// policy is [`NonFinite::Error`](crate::NonFinite::Error).
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(self) -> Result<R, Error> {
+        if let State::UnderWay { delivery, .. } = &self.state {
+            delivery.drive();
+        }
+        self.redeem()
+    }
+
+    /// Waits until [`redeem`](Self::redeem) returns the record. The record stays in the ticket.
+    pub(super) async fn arrival(&mut self) {
+        if let State::UnderWay { delivery, receiver } = &self.state {
+            drive_in_background(delivery);
+            let outcome = receiver.receive().await.unwrap_or(Err(Error::NotSubmitted));
+            self.state = State::Arrived(outcome);
+        }
+    }
+
+    /// Returns the record of a ticket that [`is_ready`](Self::is_ready).
+    pub(super) fn redeem(self) -> Result<R, Error> {
         let outcome = match self.state {
-            State::UnderWay { delivery, receiver } => {
-                delivery.drive();
+            State::UnderWay { receiver, .. } => {
                 now_or_never(receiver.receive()).flatten().unwrap_or(Err(Error::NotSubmitted))
             }
-            State::Failed(error) => Err(error),
+            State::Arrived(outcome) => outcome,
         };
         (self.reading)(&outcome?).map_err(|error| self.labels.name(error))
     }
@@ -153,16 +175,10 @@ impl<R: 'static> IntoFuture for ReadBack<R> {
     type Output = Result<R, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
-    fn into_future(self) -> Self::IntoFuture {
+    fn into_future(mut self) -> Self::IntoFuture {
         Box::pin(async move {
-            let outcome = match self.state {
-                State::UnderWay { delivery, receiver } => {
-                    drive_in_background(delivery);
-                    receiver.receive().await.unwrap_or(Err(Error::NotSubmitted))
-                }
-                State::Failed(error) => Err(error),
-            };
-            (self.reading)(&outcome?).map_err(|error| self.labels.name(error))
+            self.arrival().await;
+            self.redeem()
         })
     }
 }
@@ -179,13 +195,16 @@ struct Delivery {
 
 /// The time between two polls while a ticket waits. A blocking poll would wait for later steps too, and with a timeout it panics
 /// in wgpu-core 30.0.1 if another thread polls.
+#[cfg(not(target_arch = "wasm32"))]
 const PATIENCE: Duration = Duration::from_micros(50);
 
 /// The number of such polls before a ticket waits for all submitted work.
+#[cfg(not(target_arch = "wasm32"))]
 const PATIENT_WAITS: u32 = 2000;
 
 /// The time in milliseconds that a ticket waits for its own submission after all earlier work is finished. Another thread may be
 /// about to submit it, or a call of `submit` may not have returned.
+#[cfg(not(target_arch = "wasm32"))]
 const GRACE: u32 = 1000;
 
 impl Delivery {
@@ -236,6 +255,7 @@ impl Delivery {
     }
 
     /// Polls the device until the delivery is made, or until it is known that it fails.
+    #[cfg(not(target_arch = "wasm32"))]
     fn drive(&self) {
         // Whether all work submitted before this call is finished. Only then can a missing submission be detected, since new steps
         // may be submitted all the time.
@@ -291,8 +311,7 @@ impl Drop for Promise {
 
 /// Completes the delivery without blocking the executor: with one poll, or else in a thread that polls.
 #[cfg(not(target_arch = "wasm32"))]
-#[expect(clippy::needless_pass_by_value, reason = "in a browser the delivery must be dropped")]
-fn drive_in_background(delivery: Arc<Delivery>) {
+fn drive_in_background(delivery: &Arc<Delivery>) {
     // The poll may run a callback of the caller that panics. The thread reports the delivery then.
     if panics::catch(|| delivery.is_ready()).unwrap_or(false) {
         return;
@@ -308,9 +327,9 @@ fn drive_in_background(delivery: Arc<Delivery>) {
     }
 }
 
-/// In a browser the event loop of the page polls. The delivery is dropped, so that the channel closes with the encoder.
+/// In a browser the event loop of the page polls.
 #[cfg(target_arch = "wasm32")]
-fn drive_in_background(_: Arc<Delivery>) {}
+fn drive_in_background(_: &Arc<Delivery>) {}
 
 /// A buffer of a plan that the host can read, and its staging buffers.
 #[derive(Clone, Debug)]
