@@ -1,16 +1,29 @@
 #![doc = include_str!("../docs/crate.md")]
+#![cfg_attr(
+    not(feature = "wgpu"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "host slices and sharded clips, which need wgpu, call more of the crate"
+    )
+)]
 
-pub use {bytemuck, half, wgpu};
+#[cfg(feature = "wgpu")]
+pub use wgpu;
+pub use {bytemuck, half};
 
+#[cfg(feature = "wgpu")]
 pub mod adapters;
 mod auto_clip;
 mod clip;
 pub mod cpu;
+#[cfg(feature = "wgpu")]
 pub mod distributed;
 mod dtype;
 mod error;
 mod extended;
 mod float_modes;
+#[cfg(feature = "wgpu")]
 mod gpu;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/embedding.md")]
@@ -27,12 +40,15 @@ pub mod kernels;
 pub mod loss_scale;
 pub mod operation;
 mod options;
+#[cfg(feature = "wgpu")]
 pub mod panics;
+pub mod plan;
 mod record;
 pub mod reference;
 mod rows;
 #[cfg(feature = "serde")]
 mod serde_f32;
+#[cfg(feature = "wgpu")]
 pub mod slices;
 pub mod stats;
 mod step_counts;
@@ -42,6 +58,7 @@ pub use auto_clip::AutoClip;
 pub use clip::Clip;
 pub use dtype::DType;
 pub use error::{Error, GradientId};
+#[cfg(feature = "wgpu")]
 pub use gpu::{ClipPlan, Clipper, Gradient, Parameter, Partials, ReadBack, ReadBackQueue};
 pub use options::{Epsilon, NonFinite, NormType};
 pub use record::{CLIP_RECORD_WGSL, ClipRecord};

@@ -1,26 +1,20 @@
 //! `ClipPlan`: the dispatches and bind groups of a clip of a set of gradients, which are encoded at every step.
 
-mod build;
-mod builder;
-mod norm;
 mod outputs;
-mod rebind;
-mod segment_map;
+mod prepare;
+mod realize;
 mod update;
 
 use std::sync::Arc;
 
 use wgpu::{CommandEncoder, ComputePass};
 
-use super::error_scope::CheckedDevice;
-use super::labels::Labels;
+use super::device_context::DeviceContext;
 use super::read_back::Results;
-use crate::kernels::tables::Segment;
-use crate::operation::Limit;
-use crate::{AutoClip, Error};
+use crate::Error;
+use crate::plan::{Passes, Plan};
 
-use rebind::Origin;
-pub(super) use rebind::prepare;
+pub(super) use prepare::prepare;
 
 /// A clip of one set of gradients: prepared once by [`Clipper::prepare`](crate::Clipper::prepare), encoded at every step.
 ///
@@ -29,77 +23,20 @@ pub(super) use rebind::prepare;
 /// the backward pass that was encoded or submitted before, and before the optimizer that comes after.
 #[derive(Debug)]
 pub struct ClipPlan {
-    /// The dispatches that measure each part; a single part unless gradients are in parts. Empty for a clip by value.
-    parts: Vec<Vec<Step>>,
-    /// Whether gradients are in parts.
-    in_parts: bool,
-    /// Whether partials are reset after they have been read.
-    resets: bool,
-    /// The dispatches that make the records; empty for a clip by value.
-    record: Vec<Step>,
-    /// The dispatches that write the gradients.
-    apply: Vec<Step>,
-    /// The dispatch that does all of that for a few gradients.
-    small: Option<Step>,
-    coefficient_only: bool,
-    /// None for a clip by value.
-    outcome: Option<Outcome>,
-    /// Only for a clip by value with a loss scale.
-    loss_scale: Option<LossScaleBuffers>,
-    scratch_bytes: u64,
-    labels: Labels,
-    /// Set once the plan is built.
-    origin: Option<Origin>,
+    plan: Plan,
+    context: Arc<DeviceContext>,
+    /// The buffers of the plan, by index.
+    buffers: Vec<PlanBuffer>,
+    steps: Passes<Step>,
 }
 
-/// The buffers of a clip by norm that last from step to step, and what is needed to update them.
-#[derive(Debug)]
-struct Outcome {
-    checked_device: Arc<CheckedDevice>,
-    records: Results,
-    /// The number of records.
-    count: usize,
-    /// Whether reading the record of non-finite gradients is an error.
-    is_error: bool,
-    norm_params: Results,
-    /// Whether the plan updates the loss scale.
-    has_dynamic_scale: bool,
-    /// The `Segment`s of `segment.wgsl`, which hold the limits.
-    segments: wgpu::Buffer,
-    /// The host copy of the segments, for updates of the limits.
-    table: Vec<Segment>,
-    /// How the limit of each record follows from that of its group.
-    limits: Vec<Limit>,
-    groups: usize,
-    /// Whether each segment is a group.
-    together: bool,
-    /// The norm that the caller supplies, for a clip by supplied norm.
-    supplied: Option<wgpu::Buffer>,
-    histories: Option<Results>,
-    norm_windows: Option<(AutoClip, Results)>,
-    step_counts: Option<Results>,
-    tensor_stats: Option<Results>,
-    /// Only for a shard of a reproducible norm.
-    tile_partials: Option<TilePartials>,
-}
-
-/// The partials of the plan's own tiles, for the host to read.
-#[derive(Debug)]
-struct TilePartials {
-    banks: Vec<wgpu::Buffer>,
-    /// The location of each partial, if there are several banks; see [`Layout::partial_locations`](super::layout::Layout).
-    locations: Vec<u32>,
-    /// The size of a partial, in words.
-    words: usize,
-    /// All banks, one after the other.
-    copy: Results,
-}
-
-/// The buffers of a clip by value that begin with the inverse of the loss scale: one for each element type.
-#[derive(Debug)]
-struct LossScaleBuffers {
-    checked_device: Arc<CheckedDevice>,
-    buffers: [wgpu::Buffer; 3],
+/// A buffer of a plan.
+#[derive(Clone, Debug)]
+enum PlanBuffer {
+    /// Only shaders use it.
+    Device(wgpu::Buffer),
+    /// The host can read it.
+    Readable(Results),
 }
 
 /// One dispatch with its bind group.
@@ -108,6 +45,15 @@ struct Step {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 2],
+}
+
+impl PlanBuffer {
+    fn buffer(&self) -> &wgpu::Buffer {
+        match self {
+            Self::Device(buffer) => buffer,
+            Self::Readable(results) => results.buffer(),
+        }
+    }
 }
 
 impl ClipPlan {
@@ -122,20 +68,18 @@ impl ClipPlan {
     ///
     /// It begins one or two compute passes. To record into a pass of yours, call [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode(&self, encoder: &mut CommandEncoder) {
-        if self.small.is_none() && self.apply().len() > 1 {
-            // Each dispatch of a pass changes the state of a buffer, so that wgpu puts a barrier before it and it starts on an
-            // idle GPU. Between two passes there is one barrier for all.
+        if self.steps.wants_two_passes() {
             self.encode_norm(encoder);
             self.encode_scale(encoder);
         } else {
-            begin_pass(encoder, "gradclip", self.all());
+            begin_pass(encoder, "gradclip", self.steps.all());
         }
     }
 
     /// Records only the first half of [`encode`](Self::encode): measures the norm and writes the record. For a clip by value it
     /// records nothing.
     pub fn encode_norm(&self, encoder: &mut CommandEncoder) {
-        begin_pass(encoder, "gradclip.norm", self.norm());
+        begin_pass(encoder, "gradclip.norm", self.steps.norm());
     }
 
     /// Records only the measurement of one part: the gradients with this [`Gradient::part`](crate::Gradient::part). Encode it
@@ -172,7 +116,7 @@ impl ClipPlan {
     ///
     /// [`Error::NoSuchPart`] if the plan has no part of this number, or is not measured in parts.
     pub fn encode_part(&self, encoder: &mut CommandEncoder, part: usize) -> Result<(), Error> {
-        begin_pass(encoder, "gradclip.part", self.part(part)?.iter());
+        begin_pass(encoder, "gradclip.part", self.steps.part(part)?);
         Ok(())
     }
 
@@ -188,14 +132,14 @@ impl ClipPlan {
     /// [`Error::NoSuchPart`] if the plan has neither parts nor [`Partials`](crate::Partials); encode
     /// [`encode_norm`](Self::encode_norm) instead.
     pub fn encode_record(&self, encoder: &mut CommandEncoder) -> Result<(), Error> {
-        begin_pass(encoder, "gradclip.record", self.record()?.iter());
+        begin_pass(encoder, "gradclip.record", self.steps.record()?);
         Ok(())
     }
 
     /// Records only the second half: multiplies the gradients by the factor of the record, or clamps them. It does so for a
     /// [`coefficient_only`](crate::Clip::coefficient_only) plan too.
     pub fn encode_scale(&self, encoder: &mut CommandEncoder) {
-        begin_pass(encoder, "gradclip.scale", self.apply.iter());
+        begin_pass(encoder, "gradclip.scale", self.steps.scale());
     }
 
     /// [`encode`](Self::encode) in a compute pass that you have begun, so that your timestamps, your debug groups or your other
@@ -226,12 +170,12 @@ impl ClipPlan {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn encode_in_pass(&self, pass: &mut ComputePass<'_>) {
-        record(pass, self.all());
+        record(pass, self.steps.all());
     }
 
     /// [`encode_norm`](Self::encode_norm) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode_norm_in_pass(&self, pass: &mut ComputePass<'_>) {
-        record(pass, self.norm());
+        record(pass, self.steps.norm());
     }
 
     /// [`encode_part`](Self::encode_part) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
@@ -240,7 +184,7 @@ impl ClipPlan {
     ///
     /// Those of [`encode_part`](Self::encode_part).
     pub fn encode_part_in_pass(&self, pass: &mut ComputePass<'_>, part: usize) -> Result<(), Error> {
-        record(pass, self.part(part)?.iter());
+        record(pass, self.steps.part(part)?);
         Ok(())
     }
 
@@ -250,13 +194,13 @@ impl ClipPlan {
     ///
     /// Those of [`encode_record`](Self::encode_record).
     pub fn encode_record_in_pass(&self, pass: &mut ComputePass<'_>) -> Result<(), Error> {
-        record(pass, self.record()?.iter());
+        record(pass, self.steps.record()?);
         Ok(())
     }
 
     /// [`encode_scale`](Self::encode_scale) in a compute pass that you have begun; see [`encode_in_pass`](Self::encode_in_pass).
     pub fn encode_scale_in_pass(&self, pass: &mut ComputePass<'_>) {
-        record(pass, self.apply.iter());
+        record(pass, self.steps.scale());
     }
 
     /// Returns the number of dispatches that [`encode`](Self::encode) records.
@@ -269,14 +213,14 @@ impl ClipPlan {
     /// dispatches.
     #[must_use]
     pub fn dispatches(&self) -> usize {
-        self.all().count()
+        self.steps.all().count()
     }
 
     /// Returns the number of parts in which the gradients are measured: one more than the largest
     /// [`Gradient::part`](crate::Gradient::part), or 0 if no gradient is in a part.
     #[must_use]
     pub fn parts(&self) -> usize {
-        if self.in_parts { self.parts.len() } else { 0 }
+        self.steps.parts()
     }
 
     /// Returns the label of a gradient by its index in the list that the plan was prepared for:
@@ -284,47 +228,34 @@ impl ClipPlan {
     /// [`TensorStats`](crate::stats::TensorStats) are such indices. None without a [label](crate::Gradient::label).
     #[must_use]
     pub fn label(&self, gradient: usize) -> Option<&str> {
-        self.labels.get(gradient)
+        self.plan.label(gradient)
     }
 
     /// Returns the device memory of the plan in bytes: tables, partials, parameters and records.
     #[must_use]
     pub fn scratch_bytes(&self) -> u64 {
-        self.scratch_bytes
+        self.plan.scratch_bytes()
     }
 
-    /// Returns the dispatches of [`encode`](Self::encode).
-    fn all(&self) -> impl Iterator<Item = &Step> {
-        let halves = self.norm().chain(self.apply()).filter(|_| self.small.is_none());
-        self.small.iter().chain(halves)
+    /// Returns what the plan does, as data.
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
     }
 
-    /// Returns the dispatches of the first half of [`encode`](Self::encode).
-    fn norm(&self) -> impl Iterator<Item = &Step> {
-        self.parts.iter().flatten().chain(&self.record)
+    /// Returns the device.
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        self.context.device()
     }
 
-    /// Returns the dispatches that measure a part.
-    fn part(&self, part: usize) -> Result<&[Step], Error> {
-        let parts = self.parts();
-        let steps = self.parts.get(part).filter(|_| self.in_parts);
-        steps.map(Vec::as_slice).ok_or(Error::NoSuchPart { given: part, parts })
-    }
-
-    /// Returns the dispatches that make the records, or an error if the plan does not reset its partials.
-    fn record(&self) -> Result<&[Step], Error> {
-        if self.resets { Ok(&self.record) } else { Err(Error::NoSuchPart { given: 0, parts: 0 }) }
-    }
-
-    /// Returns the dispatches of the second half of [`encode`](Self::encode).
-    fn apply(&self) -> &[Step] {
-        if self.coefficient_only { &[] } else { &self.apply }
+    /// Returns a buffer of the plan by its index.
+    fn buffer(&self, index: usize) -> &wgpu::Buffer {
+        self.buffers[index].buffer()
     }
 }
 
 /// Begins a pass and records the dispatches, if there are any.
-fn begin_pass<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterator<Item = &'a Step>) {
-    let mut steps = steps.peekable();
+fn begin_pass<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl IntoIterator<Item = &'a Step>) {
+    let mut steps = steps.into_iter().peekable();
     if steps.peek().is_some() {
         let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
         record(&mut encoder.begin_compute_pass(&descriptor), steps);
@@ -332,7 +263,7 @@ fn begin_pass<'a>(encoder: &mut CommandEncoder, label: &str, steps: impl Iterato
 }
 
 /// Records the dispatches.
-fn record<'a>(pass: &mut ComputePass<'_>, steps: impl Iterator<Item = &'a Step>) {
+fn record<'a>(pass: &mut ComputePass<'_>, steps: impl IntoIterator<Item = &'a Step>) {
     let mut current = None;
     for Step { pipeline, bind_group, grid: [x, y] } in steps {
         if current != Some(pipeline) {

@@ -44,9 +44,9 @@ impl CheckedDevice {
         bytes: u64,
         create: impl FnOnce() -> Result<T, Error>,
     ) -> Result<T, Error> {
-        if cfg!(target_arch = "wasm32") {
-            return create();
-        }
+        #[cfg(target_arch = "wasm32")]
+        return create();
+        #[cfg(not(target_arch = "wasm32"))]
         at_once(self.in_error_scope_async(what, bytes, create))
     }
 
@@ -79,14 +79,9 @@ impl CheckedDevice {
     }
 
     /// Runs `check` in error scopes, and returns the message of the validation or internal error, if there is one.
-    pub(crate) async fn validation_error_async<T>(&self, check: impl FnOnce() -> T) -> Option<String> {
+    pub(crate) async fn validation_error<T>(&self, check: impl FnOnce() -> T) -> Option<String> {
         let (_, errors) = self.capture_errors(check);
         errors.await.message
-    }
-
-    /// [`validation_error_async`](Self::validation_error_async), not in a browser.
-    pub(crate) fn validation_error<T>(&self, check: impl FnOnce() -> T) -> Option<String> {
-        at_once(self.validation_error_async(check))
     }
 
     /// Polls the device, and returns whether all submitted work is finished.
@@ -261,8 +256,9 @@ pub(crate) fn is_destroyed(buffer: &wgpu::Buffer) -> bool {
     buffer.size() > 0 && mapped().is_err_and(|error| error.to_string().contains("has been destroyed"))
 }
 
-/// Returns the output of a future of a native device, such as that of an error scope.
-fn at_once<F: Future>(future: F) -> F::Output {
+/// Returns the output of a future that waits for error scopes of a native device only.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn at_once<F: Future>(future: F) -> F::Output {
     now_or_never(future).expect("error scopes of a native device are ready at once")
 }
 

@@ -5,9 +5,6 @@ use crate::kernels::{Binding, BindingType, Buffer, Dialect, Kernel};
 /// A compiled kernel.
 #[derive(Clone, Debug)]
 pub(super) struct Pipeline {
-    pub(super) label: &'static str,
-    /// Its bindings, shared by all steps that use it.
-    pub(super) bindings: std::sync::Arc<[Binding]>,
     pub(super) compute: wgpu::ComputePipeline,
     pub(super) bind_group_layout: wgpu::BindGroupLayout,
 }
@@ -60,7 +57,7 @@ impl Pipeline {
             cache,
         });
         log::debug!("compiled {}", kernel.label());
-        Self { label: kernel.label(), bindings: bindings.into(), compute, bind_group_layout }
+        Self { compute, bind_group_layout }
     }
 }
 

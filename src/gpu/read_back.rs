@@ -7,21 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[cfg(not(target_arch = "wasm32"))]
 use std::time::Duration;
 
-use bytemuck::Pod;
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
 use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
-use super::labels::Labels;
-use crate::loss_scale::{LossScale, LossScaleState};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::panics;
-use crate::{ClipRecord, Error, NormWindow, TensorStats};
+use crate::plan::{MARK, Readout};
+use crate::{ClipRecord, Error};
 
 /// The contents of a buffer.
 type Outcome = Result<Vec<u8>, Error>;
-
-/// Converts the contents of a buffer.
-type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 
 /// A ticket for the record of one step, from [`ClipPlan::read_back`](crate::ClipPlan::read_back).
 ///
@@ -49,75 +44,18 @@ type Reading<R> = fn(&[u8]) -> Result<R, Error>;
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
 pub struct ReadBack<R = ClipRecord> {
-    state: State,
-    reading: Reading<R>,
-    labels: Labels,
+    state: State<R>,
 }
 
 #[derive(Debug)]
-enum State {
-    UnderWay { delivery: Arc<Delivery>, receiver: OneshotReceiver<Outcome> },
-    Arrived(Outcome),
-}
-
-/// Returns all values of a buffer.
-pub(super) fn all<T: Pod>(bytes: &[u8]) -> Vec<T> {
-    bytemuck::pod_collect_to_vec(bytes)
-}
-
-/// Returns all records. It is an error if no norm pass wrote one of them.
-pub(super) fn all_records(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
-    let records: Vec<ClipRecord> = all(bytes);
-    records.iter().try_for_each(ClipRecord::check_measured)?;
-    Ok(records)
-}
-
-/// Returns the first of [`all_records`].
-pub(super) fn first(bytes: &[u8]) -> Result<ClipRecord, Error> {
-    // A clip of each gradient on its own has no record if there is no gradient.
-    Ok(all_records(bytes)?.first().copied().unwrap_or(ClipRecord::UNCLIPPED))
-}
-
-/// [`all_records`] under the policy that makes non-finite gradients an error.
-pub(super) fn all_finite(bytes: &[u8]) -> Result<Vec<ClipRecord>, Error> {
-    let records = all_records(bytes)?;
-    match records.iter().position(ClipRecord::non_finite) {
-        Some(index) => Err(records[index].non_finite_error(index, records.len(), |_| None)),
-        None => Ok(records),
-    }
-}
-
-/// [`first`] under the policy that makes non-finite gradients an error.
-pub(super) fn first_finite(bytes: &[u8]) -> Result<ClipRecord, Error> {
-    all_finite(bytes)?;
-    first(bytes)
-}
-
-/// Returns the loss scale at the start of a buffer of `NormParams`.
-pub(super) fn loss_scale(bytes: &[u8]) -> Result<LossScale, Error> {
-    LossScale::from_state(bytemuck::pod_read_unaligned(&bytes[..size_of::<LossScaleState>()]))
-}
-
-/// Returns all statistics. It is an error if no norm pass wrote them.
-pub(super) fn all_stats(bytes: &[u8]) -> Result<Vec<TensorStats>, Error> {
-    let stats: Vec<TensorStats> = all(bytes);
-    if stats.iter().all(TensorStats::is_measured) { Ok(stats) } else { Err(Error::NothingMeasured) }
-}
-
-/// Returns the windows of all records.
-pub(super) fn all_norm_windows(bytes: &[u8]) -> Vec<NormWindow> {
-    NormWindow::from_device_words(&all(bytes))
+enum State<R> {
+    UnderWay { delivery: Arc<Delivery>, receiver: OneshotReceiver<Outcome>, readout: Readout<R> },
+    Arrived(Result<R, Error>),
 }
 
 impl<R> ReadBack<R> {
     pub(super) fn failed(error: Error) -> Self {
-        let reading: Reading<R> = |_| Err(Error::NothingMeasured);
-        Self { state: State::Arrived(Err(error)), reading, labels: Labels::default() }
-    }
-
-    /// Sets the labels for errors about a gradient.
-    pub(super) fn labelled(self, labels: &Labels) -> Self {
-        Self { labels: labels.clone(), ..self }
+        Self { state: State::Arrived(Err(error)) }
     }
 
     /// Returns whether [`wait`](Self::wait) would return at once. Does not block: it polls the device once, or not at all if the
@@ -151,27 +89,27 @@ impl<R> ReadBack<R> {
 
     /// Waits until [`redeem`](Self::redeem) returns the record. The record stays in the ticket.
     pub(super) async fn arrival(&mut self) {
-        if let State::UnderWay { delivery, receiver } = &self.state {
+        if let State::UnderWay { delivery, receiver, readout } = &self.state {
             drive_in_background(delivery);
             let outcome = receiver.receive().await.unwrap_or(Err(Error::NotSubmitted));
-            self.state = State::Arrived(outcome);
+            self.state = State::Arrived(outcome.and_then(|bytes| readout.decode(&bytes)));
         }
     }
 
     /// Returns the record of a ticket that [`is_ready`](Self::is_ready).
     pub(super) fn redeem(self) -> Result<R, Error> {
-        let outcome = match self.state {
-            State::UnderWay { receiver, .. } => {
-                now_or_never(receiver.receive()).flatten().unwrap_or(Err(Error::NotSubmitted))
+        match self.state {
+            State::UnderWay { receiver, readout, .. } => {
+                let outcome = now_or_never(receiver.receive()).flatten();
+                readout.decode(&outcome.unwrap_or(Err(Error::NotSubmitted))?)
             }
-            State::Arrived(outcome) => outcome,
-        };
-        (self.reading)(&outcome?).map_err(|error| self.labels.name(error))
+            State::Arrived(result) => result,
+        }
     }
 }
 
 /// The `.await` of a ticket. Never blocks. Errors are those of [`ReadBack::wait`].
-impl<R: 'static> IntoFuture for ReadBack<R> {
+impl<R: Send + 'static> IntoFuture for ReadBack<R> {
     type Output = Result<R, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
@@ -334,48 +272,31 @@ fn drive_in_background(_: &Arc<Delivery>) {}
 /// A buffer of a plan that the host can read, and its staging buffers.
 #[derive(Clone, Debug)]
 pub(super) struct Results {
-    pub(super) buffer: wgpu::Buffer,
+    buffer: wgpu::Buffer,
     staging: Arc<Staging>,
 }
 
-/// The words after the results, which are copied with them: a mark that shows that the copy has run.
-///
-/// A staging buffer is one word longer. Copies go to its first and to its second word in turn. So the previous copy left a zero
-/// where the mark of the next copy belongs, and a mark there proves that the next copy has run.
-const TRAILER: [u32; 3] = [0, u32::from_le_bytes(*b"ran!"), 0];
-
 /// The offset of every second copy, in bytes.
+///
+/// A staging buffer is one word longer than the results and their [`MARK`]. Copies go to its first and to its second word in turn.
+/// So the previous copy left a zero where the mark of the next copy belongs, and a mark there proves that the next copy has run.
 const SHIFT: usize = size_of::<u32>();
 
 impl Results {
-    /// Creates a buffer of `count` copies of `value`. If `count` is 0 it holds one, since an empty buffer cannot be bound.
-    pub(super) fn new<T: Pod>(
-        checked_device: Arc<CheckedDevice>,
-        value: T,
-        count: usize,
-        holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
-    ) -> Self {
-        Self::of_values(checked_device, &vec![value; count.max(1)], count, holding)
+    /// Wraps a buffer whose first `bytes` bytes the host can read, and which ends with [`MARK`].
+    pub(super) fn new(checked_device: Arc<CheckedDevice>, buffer: wgpu::Buffer, bytes: usize) -> Self {
+        let size = buffer.size();
+        Self { buffer, staging: Arc::new(Staging { checked_device, size, bytes, free: Mutex::default() }) }
     }
 
-    /// Creates a buffer of `values`, of which the host can read the first `count`. There must be at least one value.
-    pub(super) fn of_values<T: Pod>(
-        checked_device: Arc<CheckedDevice>,
-        values: &[T],
-        count: usize,
-        holding: impl FnOnce(&[u8]) -> wgpu::Buffer,
-    ) -> Self {
-        let contents = [bytemuck::cast_slice(values), bytemuck::bytes_of(&TRAILER)].concat();
-        let size = contents.len() as u64;
-        let (bytes, trailer) = (count * size_of::<T>(), size_of_val(values));
-        let staging = Staging { checked_device, size, bytes, trailer, free: Mutex::default() };
-        Self { buffer: holding(&contents), staging: Arc::new(staging) }
+    pub(super) fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
     }
 
     pub(super) fn read_back<R>(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        reading: Reading<R>,
+        readout: Readout<R>,
     ) -> ReadBack<R> {
         let Self { buffer: results, staging } = self;
         let page = match staging.take() {
@@ -390,7 +311,7 @@ impl Results {
         let promise = Promise(delivery.clone());
         // On a lost device only the callback reports an error, since the buffer is valid.
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |_| promise.keep());
-        ReadBack { state: State::UnderWay { delivery, receiver }, reading, labels: Labels::default() }
+        ReadBack { state: State::UnderWay { delivery, receiver, readout } }
     }
 }
 
@@ -408,10 +329,8 @@ struct Staging {
     checked_device: Arc<CheckedDevice>,
     /// The number of bytes that are copied.
     size: u64,
-    /// The number of bytes of the results.
+    /// The number of bytes that the host reads.
     bytes: usize,
-    /// The offset of the trailer.
-    trailer: usize,
     free: Mutex<Vec<Page>>,
 }
 
@@ -441,10 +360,9 @@ impl Staging {
         let Page { buffer, shift } = page;
         let results = {
             let range = buffer.get_mapped_range(..).map_err(|_| Error::DeviceLost)?;
-            let copied = range.iter().skip(shift);
-            let trailer = copied.clone().skip(self.trailer);
-            let is_written = trailer.take(size_of_val(&TRAILER)).eq(bytemuck::bytes_of(&TRAILER));
-            is_written.then(|| copied.take(self.bytes).copied().collect())
+            let end = range.len() - SHIFT + shift;
+            let is_written = range[..end].ends_with(bytemuck::bytes_of(&MARK));
+            is_written.then(|| range[shift..shift + self.bytes].to_vec())
         };
         buffer.unmap();
         // A buffer that was not written is not used again, since its old mark is where the next one would be.

@@ -291,8 +291,9 @@ impl Reduction {
 }
 
 impl Kernel {
-    /// The label of its pipeline and bind groups.
-    pub(crate) const fn label(self) -> &'static str {
+    /// Returns the label for its pipeline and bind groups.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
         match self {
             Self::Partials { .. } => "gradclip.partials",
             Self::PartialsColumns { .. } => "gradclip.partials_columns",

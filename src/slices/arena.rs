@@ -81,7 +81,7 @@ impl Gpu {
         let arenas = self.allocate(&sizes).await?;
         let plan = {
             let on_device = on_device(gradients, &parts, &arenas);
-            self.clipper.prepare_operations(&on_device, operations).map_err(in_slices)?
+            self.clipper.prepare_operations(&on_device, operations).await.map_err(in_slices)?
         };
         if let Some(total_norm) = total_norm {
             plan.supply_norm(&self.queue, total_norm)?;

@@ -10,6 +10,7 @@ mod small;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::Limits;
 use super::gradient::Span;
 use crate::kernels::tables::{Tile, block_rows};
 use crate::kernels::{Alignment, MAX_STORAGE_WITHOUT_SLOTS, TileFormat, VECTOR_BYTES};
@@ -17,23 +18,6 @@ use crate::{DType, Error};
 
 fn elements_per_vector(dtype: DType) -> u64 {
     VECTOR_BYTES / dtype.size()
-}
-
-/// The limits of a device.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// The largest binding, in bytes. The largest tile fits into it at any offset.
-    pub(super) binding_bytes: u64,
-    /// The alignment of the offset of a binding, in bytes; at least 16.
-    pub(super) alignment: u64,
-    /// The most windows that one dispatch may bind.
-    pub(super) slots: usize,
-    /// The most banks of partials: a power of two.
-    pub(super) banks: usize,
-    /// Whether a workgroup may have 1024 invocations.
-    pub(super) wide: bool,
-    /// The most workgroups in one dimension of a dispatch.
-    pub(super) workgroups_per_dimension: u32,
 }
 
 /// A range of a buffer that one binding covers.
@@ -75,7 +59,7 @@ pub(super) enum Bank {
 /// All the dispatches of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// The tiles of all batches; each batch begins at a multiple of [`Limits::alignment`].
+    /// The tiles of all batches; each batch begins at a multiple of the alignment of [`Limits`].
     pub(super) tiles: Vec<Tile>,
     /// The norm pass, which only reads.
     pub(super) norm: Vec<Batch>,

@@ -1,6 +1,6 @@
 //! `Partials`: partial sums that another kernel writes, so that the plan need not read the gradient.
 
-use super::buffer_range::BufferRange;
+use super::buffer_range::{BufferRange, DeviceBuffer};
 use super::gradient::Span;
 use crate::kernels::Reduction;
 use crate::{DType, Error, GradientId};
@@ -19,12 +19,21 @@ use crate::{DType, Error, GradientId};
 ///
 /// The plan resets the partials after it has read them. If a kernel has not written them again before the next record, the ticket
 /// of that record returns [`Error::PartMissing`]. A new buffer, which is zeroed, counts as not written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Partials<'a> {
-    buffer: &'a wgpu::Buffer,
+#[derive(Debug, PartialEq, Eq)]
+pub struct Partials<'a, B> {
+    buffer: &'a B,
     offset: u64,
     elements: u64,
 }
+
+// A derived implementation would need `B: Clone`.
+impl<B> Clone for Partials<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for Partials<'_, B> {}
 
 /// Validated partials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +53,12 @@ impl PartialRange {
     }
 }
 
-impl<'a> Partials<'a> {
+impl<'a, B> Partials<'a, B> {
     /// Selects the partials at the start of a buffer, one for each run of `elements` elements. The buffer needs the usage
-    /// [`STORAGE`](wgpu::BufferUsages::STORAGE). Put the partials of many gradients into one buffer: each buffer takes a binding
+    /// `STORAGE`. Put the partials of many gradients into one buffer: each buffer takes a binding
     /// of the kernel that reads partials.
     #[must_use]
-    pub const fn new(buffer: &'a wgpu::Buffer, elements: u64) -> Self {
+    pub const fn new(buffer: &'a B, elements: u64) -> Self {
         Self { buffer, offset: 0, elements }
     }
 
@@ -58,7 +67,9 @@ impl<'a> Partials<'a> {
     pub const fn offset(self, bytes: u64) -> Self {
         Self { offset: bytes, ..self }
     }
+}
 
+impl<'a, B: DeviceBuffer> Partials<'a, B> {
     /// Validates the partials of a gradient with rows or columns, each with its own norm.
     pub(super) fn resolve(
         &self,
@@ -66,7 +77,7 @@ impl<'a> Partials<'a> {
         (rows, columns): (u64, u64),
         reduction: Reduction,
         id: &dyn Fn() -> GradientId,
-        index_of: &mut impl FnMut(&'a wgpu::Buffer) -> usize,
+        index_of: &mut impl FnMut(&'a B) -> usize,
     ) -> Result<PartialRange, Error> {
         let in_partials = |error| Error::InPartials { error: Box::new(error) };
         if !reduction.has_producer() {

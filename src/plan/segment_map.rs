@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use super::Limits;
+use super::gradient::{Set, Span, in_address_order};
+use super::layout::{self, Layout, Request};
 use crate::Error;
-use crate::gpu::gradient::{Set, Span, in_address_order};
-use crate::gpu::layout::{self, Layout, Limits, Request};
 use crate::kernels::Reduction;
 use crate::kernels::tables::{Segment, tile_elements};
 use crate::operation::{Limit, Scope};
@@ -23,7 +24,7 @@ pub(super) struct SegmentMap {
 }
 
 impl SegmentMap {
-    pub(super) fn new(scope: Scope, groups: usize, set: &Set<'_>) -> Self {
+    pub(super) fn new<B>(scope: Scope, groups: usize, set: &Set<'_, B>) -> Self {
         if scope.is_together() {
             let segment_of = set.spans.iter().map(|span| span.group).collect();
             let limits = (0..groups).map(|group| Limit::Of { group }).collect();

@@ -6,14 +6,17 @@ use std::collections::{HashMap, HashSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::gpu::gradient::in_address_order;
-use crate::gpu::partials::PartialRange;
 use crate::kernels::tables::{LARGEST_TILE, fold_grid, tile_elements};
+use crate::plan::gradient::in_address_order;
+use crate::plan::partials::PartialRange;
 
 /// WebGPU's baseline.
 const BASELINE: Limits = Limits {
     binding_bytes: 128 << 20,
+    buffer_bytes: 128 << 20,
     alignment: 256,
+    storage_buffers: 8,
+    bindings: 1000,
     slots: 6,
     banks: 4,
     wide: false,
@@ -206,8 +209,7 @@ fn limits() -> impl Strategy<Value = Limits> {
             alignment,
             slots,
             banks: 1 << banks,
-            wide: false,
-            workgroups_per_dimension: 65535,
+            ..BASELINE
         },
     )
 }

@@ -1,14 +1,30 @@
-//! `BufferRange`: a validated range of elements in a wgpu buffer.
+//! `BufferRange`: a validated range of elements in a device buffer.
 
+use std::hash::Hash;
 use std::ops::Range;
 
-use super::error_scope::is_mapped;
 use crate::{DType, Error, GradientId};
+
+/// A buffer of a GPU API, as far as a plan looks at it. Two references mean the same buffer if they are equal.
+pub trait DeviceBuffer: Eq + Hash {
+    /// Returns the size in bytes.
+    fn size(&self) -> u64;
+
+    /// Checks that a shader may bind the buffer as storage.
+    ///
+    /// # Errors
+    ///
+    /// The usage of a buffer without `STORAGE`, as its API writes it.
+    fn check_usage(&self) -> Result<(), String>;
+
+    /// Returns whether the buffer is mapped. No commands that use it can be submitted then.
+    fn is_mapped(&self) -> bool;
+}
 
 /// The elements of a tensor: a whole buffer, or a range of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BufferRange<'a> {
-    pub(super) buffer: &'a wgpu::Buffer,
+pub(super) struct BufferRange<'a, B> {
+    pub(super) buffer: &'a B,
     pub(super) dtype: DType,
     selection: Selection,
 }
@@ -21,9 +37,9 @@ enum Selection {
     Bytes(Range<u64>),
 }
 
-impl<'a> BufferRange<'a> {
+impl<'a, B> BufferRange<'a, B> {
     /// Selects the whole buffer.
-    pub(super) const fn whole(buffer: &'a wgpu::Buffer, dtype: DType) -> Self {
+    pub(super) const fn whole(buffer: &'a B, dtype: DType) -> Self {
         Self { buffer, dtype, selection: Selection::Whole }
     }
 
@@ -36,28 +52,23 @@ impl<'a> BufferRange<'a> {
     pub(super) const fn with_bytes(self, range: Range<u64>) -> Self {
         Self { selection: Selection::Bytes(range), ..self }
     }
+}
 
+impl<B: DeviceBuffer> BufferRange<'_, B> {
     /// Validates the range and returns it in elements. `id` names the gradient in errors.
     ///
     /// # Errors
     ///
     /// [`Error::BufferUsage`], [`Error::OutOfBounds`], [`Error::Misaligned`], or [`Error::BufferMapped`].
     pub(super) fn elements(&self, id: &dyn Fn() -> GradientId) -> Result<Range<u64>, Error> {
-        self.check_usage(id)?;
+        let usage = self.buffer.check_usage();
+        usage.map_err(|given| Error::BufferUsage { gradient: id(), given, needed: "STORAGE" })?;
         let bytes = self.bytes(id)?;
-        if !bytes.is_empty() && is_mapped(self.buffer) {
+        if !bytes.is_empty() && self.buffer.is_mapped() {
             return Err(Error::BufferMapped { gradient: id() });
         }
         let size = self.dtype.size();
         Ok(bytes.start / size..bytes.end / size)
-    }
-
-    fn check_usage(&self, id: &dyn Fn() -> GradientId) -> Result<(), Error> {
-        let given = self.buffer.usage();
-        if given.contains(wgpu::BufferUsages::STORAGE) {
-            return Ok(());
-        }
-        Err(Error::BufferUsage { gradient: id(), given: format!("{given:?}"), needed: "STORAGE" })
     }
 
     fn bytes(&self, id: &dyn Fn() -> GradientId) -> Result<Range<u64>, Error> {

@@ -1,0 +1,78 @@
+//! The plan of a clip by value.
+
+use super::builder::Builder;
+use super::gradient::{Set, in_address_order};
+use super::layout::{self, Batch, Request};
+use super::usage::{COPY_DST, STORAGE};
+use super::{Limits, Origin, Passes, Plan};
+use crate::kernels::Kernel;
+use crate::kernels::tables::{Bounds, UnscaledBounds, tile_elements};
+use crate::operation::Operation;
+use crate::{DType, Error};
+
+/// Plans a clip by value. `operations` has one operation for each group; they differ only in their bounds.
+pub(super) fn plan<B>(
+    operations: &[Operation],
+    set: &Set<'_, B>,
+    limits: Limits,
+    origin: impl Fn() -> Origin,
+) -> Result<Plan, Error> {
+    let bounds: Vec<_> = operations.iter().filter_map(Operation::bounds).collect();
+    let inverse_scale = match operations.first() {
+        Some(Operation::Clamp { inverse_scale, .. }) => *inverse_scale,
+        _ => None,
+    };
+    let request = Request {
+        spans: &set.spans,
+        order: &in_address_order(&set.spans),
+        segment_of: &set.spans.iter().map(|span| span.group).collect::<Vec<_>>(),
+        segments: bounds.len(),
+        measures: false,
+        norm_loads_vectors: false,
+        partial_bytes: 0,
+        tile_elements: tile_elements(set.spans.iter().map(|span| span.len).sum()),
+    };
+    let layout = layout::lay_out(request, limits);
+    limits.check_scratch(size_of_val(&layout.tiles[..]) as u64)?;
+    limits.check_workgroups(layout.largest_dispatch())?;
+    let mut builder = Builder::new(limits, &layout.tiles);
+    let table_of = |dtype| match inverse_scale {
+        None => {
+            let bounds: Vec<_> = bounds.iter().map(|&bounds| Bounds::new(bounds, dtype)).collect();
+            builder.kept("gradclip.bounds", STORAGE, &bounds)
+        }
+        Some(inverse) => {
+            let table = UnscaledBounds::new(inverse, &bounds, dtype);
+            builder.kept("gradclip.unscaled_bounds", STORAGE | COPY_DST, table.numbers())
+        }
+    };
+    let tables = [DType::F32, DType::F16, DType::BF16].map(table_of);
+    let [f32, f16, bf16] = tables;
+    let bounds_of = |_, batch: &Batch| match batch.format.dtype {
+        DType::F32 => f32,
+        DType::F16 => f16,
+        DType::BF16 => bf16,
+    };
+    let segmented = bounds.len() > 1;
+    let clamp = |&Batch { format, .. }: &Batch, slots| match inverse_scale {
+        None => Kernel::Clamp { segmented, format, slots },
+        Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
+    };
+    let scale = builder.batches(&layout.apply, bounds_of, clamp);
+    Ok(Plan {
+        buffers: builder.finish(),
+        passes: Passes {
+            parts: Vec::new(),
+            in_parts: false,
+            resets: false,
+            record: Vec::new(),
+            scale,
+            small: None,
+            coefficient_only: false,
+        },
+        outcome: None,
+        inverse_scales: inverse_scale.map(|_| tables),
+        labels: set.labels.clone(),
+        origin: origin(),
+    })
+}
