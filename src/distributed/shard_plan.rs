@@ -404,8 +404,18 @@ impl ShardPlan {
     /// # Errors
     ///
     /// Those of [`ClipPlan::rebind`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn rebind(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
-        self.plan.rebind(gradients)?;
+        at_once(self.rebind_async(gradients))
+    }
+
+    /// `rebind` for a browser; see [`ClipPlan::rebind_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ClipPlan::rebind_async`].
+    pub async fn rebind_async(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
+        self.plan.rebind_async(gradients).await?;
         // The partials may lie in other banks.
         let places = self.plan.plan().places_of_partials(self.known.tiles.len());
         let tiles = self.known.tiles.iter().zip(places).map(|(&(tile, _), place)| (tile, place)).collect();

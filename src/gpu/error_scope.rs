@@ -44,9 +44,9 @@ impl CheckedDevice {
         bytes: u64,
         create: impl FnOnce() -> Result<T, Error>,
     ) -> Result<T, Error> {
-        #[cfg(target_arch = "wasm32")]
-        return create();
-        #[cfg(not(target_arch = "wasm32"))]
+        if cfg!(target_arch = "wasm32") {
+            return create();
+        }
         at_once(self.in_error_scope_async(what, bytes, create))
     }
 
@@ -257,7 +257,6 @@ pub(crate) fn is_destroyed(buffer: &wgpu::Buffer) -> bool {
 }
 
 /// Returns the output of a future that waits for error scopes of a native device only.
-#[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn at_once<F: Future>(future: F) -> F::Output {
     now_or_never(future).expect("error scopes of a native device are ready at once")
 }

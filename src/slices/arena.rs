@@ -160,27 +160,34 @@ impl Gpu {
         arenas: &[wgpu::Buffer],
         waiting: Waiting,
     ) -> Result<(), Error> {
-        let most = as_index(CHUNK_BYTES);
-        let chunks = parts.iter().flat_map(|part| {
-            let chunks = slices[part.slice].0[part.range.clone()].chunks(most);
-            let offsets = (part.offset..).step_by(most);
-            chunks.zip(offsets).map(|(chunk, offset)| (&arenas[part.arena], offset, chunk))
-        });
-        let mut chunks = chunks.peekable();
-        while chunks.peek().is_some() {
+        let mut chunks = Vec::new();
+        for part in parts {
+            let mut offset = part.offset;
+            for chunk in slices[part.slice].0[part.range.clone()].chunks(as_index(CHUNK_BYTES)) {
+                chunks.push((&arenas[part.arena], offset, chunk));
+                offset += chunk.len() as u64;
+            }
+        }
+        let mut chunks = &chunks[..];
+        while !chunks.is_empty() {
+            let mut in_flight = 0;
+            let mut fits = |(_, _, chunk): &(_, _, &[u8])| {
+                let fits = in_flight < CHUNK_BYTES;
+                in_flight += chunk.len() as u64;
+                fits
+            };
+            let end = chunks.iter().position(|chunk| !fits(chunk)).unwrap_or(chunks.len());
+            let (next, later) = chunks.split_at(end);
             let write = || {
-                let mut in_flight = 0;
-                while in_flight < CHUNK_BYTES
-                    && let Some((arena, offset, chunk)) = chunks.next()
-                {
-                    self.write(arena, offset, chunk);
-                    in_flight += chunk.len() as u64;
+                for (arena, offset, chunk) in next {
+                    self.write(arena, *offset, chunk);
                 }
                 self.queue.submit([]);
                 Ok(())
             };
             self.in_error_scope("the upload of the gradients", CHUNK_BYTES, write).await?;
             self.wait(waiting).await?;
+            chunks = later;
         }
         Ok(())
     }
@@ -212,12 +219,13 @@ impl Gpu {
         for (index, arena) in arenas.iter().enumerate() {
             for from in (0..arena.size()).step_by(as_index(CHUNK_BYTES)) {
                 let chunk = from..arena.size().min(from + CHUNK_BYTES);
-                let mut shown = changed.iter().filter(|part| part.overlaps(index, &chunk)).peekable();
-                if shown.peek().is_some() {
+                if changed.iter().any(|part| part.overlaps(index, &chunk)) {
                     let size = chunk.end - chunk.start;
                     self.read(arena, chunk.clone(), &staging, waiting).await?;
                     let bytes = staging.get_mapped_range(..size).map_err(|_| Error::DeviceLost)?;
-                    shown.for_each(|part| part.take(&chunk, &bytes, &mut gradients[part.slice]));
+                    for part in changed.iter().filter(|part| part.overlaps(index, &chunk)) {
+                        part.take(&chunk, &bytes, &mut gradients[part.slice]);
+                    }
                     drop(bytes);
                     staging.unmap();
                 }
