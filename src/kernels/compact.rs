@@ -91,7 +91,8 @@ mod tests {
     #[test]
     fn every_snippet_keeps_its_code_and_its_header() {
         let code = |text: &str| {
-            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
+            let lines =
+                text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         for full in SNIPPETS.iter() {
