@@ -1,0 +1,39 @@
+// Finds the GPU, or the reason why there is none.
+
+import type { Clipper } from "gradclip";
+
+/** A GPU that the page may use. */
+export interface Gpu {
+  device: GPUDevice;
+  clipper: Clipper;
+  /** For people. */
+  name: string;
+  /** Whether the "GPU" is a program on the CPU. */
+  software: boolean;
+  /** Whether the device measures time itself. */
+  timestamps: boolean;
+}
+
+/** Opens the GPU. Returns the reason as text if there is none. */
+export async function openGpu(): Promise<Gpu | string> {
+  if (new URLSearchParams(location.search).has("cpu")) return "The address asks for the CPU path.";
+  if (!isSecureContext) return "Browsers offer WebGPU only to pages from https or localhost.";
+  if (!("gpu" in navigator)) return "This browser has no WebGPU.";
+  try {
+    const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+    if (adapter === null) return "This browser has WebGPU, but found no GPU that it can use.";
+    // Without a GPU, the page does without the package.
+    const { Clipper } = await import("gradclip");
+    const timestamps = adapter.features.has("timestamp-query");
+    const device = await adapter.requestDevice({
+      requiredLimits: Clipper.recommendedLimits(adapter),
+      requiredFeatures: timestamps ? ["timestamp-query"] : [],
+    });
+    const { description, vendor, architecture, isFallbackAdapter } = adapter.info;
+    const name = description || [vendor, architecture].filter(Boolean).join(" ") || "GPU";
+    const software = isFallbackAdapter || /swiftshader|llvmpipe/i.test(name);
+    return { device, clipper: await Clipper.create(device), name, software, timestamps };
+  } catch (error) {
+    return `WebGPU failed to start: ${error instanceof Error ? error.message : String(error)}`;
+  }
+}
