@@ -17,7 +17,6 @@ pub mod adapters;
 mod auto_clip;
 mod clip;
 pub mod cpu;
-#[cfg(feature = "wgpu")]
 pub mod distributed;
 mod dtype;
 mod error;

@@ -54,9 +54,11 @@
 
 mod agreement;
 mod all_reduce;
+mod cpu_shard;
 mod join;
 mod reduction;
 mod reproducible;
+#[cfg(feature = "wgpu")]
 mod shard_plan;
 mod sharded_clip;
 mod share;
@@ -64,7 +66,9 @@ mod tile_norm;
 
 pub use all_reduce::{AllReduce, SingleProcess};
 pub use join::join_norms;
+#[cfg(feature = "wgpu")]
 pub use reproducible::Shard;
+#[cfg(feature = "wgpu")]
 pub use shard_plan::{ShardPlan, ShareReadBack};
 pub use sharded_clip::{JoinError, ShardedClip};
 pub use share::Share;

@@ -3,10 +3,13 @@
 use std::ops::Range;
 
 use super::tile_norm::{Partial, TileNorm, tile_norm};
+#[cfg(feature = "wgpu")]
+use crate::Gradient;
 use crate::kernels::tables::tile_elements;
-use crate::{Error, Gradient, GradientId, NormType};
+use crate::{Error, GradientId, NormType};
 
 /// A gradient of one rank: a shard of a whole gradient of a [reproducible](super::ShardedClip::reproducible) clip.
+#[cfg(feature = "wgpu")]
 #[derive(Clone, Debug)]
 pub struct Shard<'a> {
     pub(super) gradient: Gradient<'a>,
@@ -14,6 +17,7 @@ pub struct Shard<'a> {
     pub(super) offset: u64,
 }
 
+#[cfg(feature = "wgpu")]
 impl<'a> Shard<'a> {
     /// Creates the shard of the whole gradient with the index `whole`, from its element `offset` on.
     #[must_use]

@@ -9,10 +9,12 @@ use wgpu::{CommandEncoder, ComputePass, Queue};
 use super::all_reduce::AllReduce;
 use super::reproducible::Shard;
 use super::sharded_clip::{JoinError, ShardedClip};
-use super::share::{Measured, MeasuredTensor, Share, Unit};
+use super::share::{Measured, MeasuredTensor, Share, Unit, unit, units};
 use super::tile_norm::Partial;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::gpu::error_scope::at_once;
 use crate::stats::TensorStats;
-use crate::{ClipPlan, ClipRecord, Clipper, Error, Gradient, GradientId, NormType, ReadBack, cpu};
+use crate::{ClipPlan, ClipRecord, Clipper, Error, Gradient, GradientId, NormType, ReadBack};
 
 /// The plan of one shard: it measures the gradients of one device, and scales them once the joint record is known.
 ///
@@ -64,26 +66,6 @@ impl Known {
     }
 }
 
-/// Returns the units of records and of gradients.
-fn units(gradients: &[Unit], groups: usize, is_together: bool) -> Vec<Unit> {
-    if !is_together {
-        return gradients.to_vec();
-    }
-    let mut units: Vec<_> = (0..).take(groups).map(|group| Unit { group, ..Unit::default() }).collect();
-    for gradient in gradients {
-        let unit = &mut units[gradient.group as usize];
-        unit.elements += gradient.elements;
-        unit.measured |= gradient.measured;
-    }
-    units
-}
-
-/// Returns a unit of one gradient. Its elements count only if they are measured.
-fn unit(elements: u64, group: usize, measured: bool) -> Unit {
-    let group = u32::try_from(group).expect("each group has a clip in memory");
-    Unit { elements: if measured { elements } else { 0 }, group, measured }
-}
-
 /// Plans on GPUs, and shards in main memory.
 impl ShardedClip {
     /// Prepares the plan of a shard. The gradients are those of this device: whole gradients, parts of some, or none.
@@ -95,14 +77,28 @@ impl ShardedClip {
     ///
     /// Those of [`Clipper::prepare_groups`]; [`Error::ShardedUnits`] if rows or columns have norms of their own. Pass the error to
     /// [`join`](Self::join), so that no rank waits for this one.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn prepare(&self, clipper: &Clipper, gradients: &[Gradient<'_>]) -> Result<ShardPlan, Error> {
+        at_once(self.prepare_async(clipper, gradients))
+    }
+
+    /// `prepare` for a browser; see [`Clipper::prepare_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Clipper::prepare_groups_async`]; [`Error::ShardedUnits`] if rows or columns have norms of their own.
+    pub async fn prepare_async(
+        &self,
+        clipper: &Clipper,
+        gradients: &[Gradient<'_>],
+    ) -> Result<ShardPlan, Error> {
         if self.whole().is_some() {
             let shards = gradients.iter().enumerate();
             let shards: Vec<_> =
                 shards.map(|(whole, gradient)| Shard::new(gradient.clone(), whole, 0)).collect();
-            return self.prepare_shards(clipper, &shards);
+            return self.prepare_shards_async(clipper, &shards).await;
         }
-        let plan = clipper.prepare_operations(gradients, &self.measuring())?;
+        let plan = clipper.prepare_operations(gradients, &self.measuring()).await?;
         let count = gradients.len();
         self.shard_plan(plan, Vec::new(), ((0..count).collect(), count))
     }
@@ -114,13 +110,27 @@ impl ShardedClip {
     ///
     /// Those of [`prepare`](Self::prepare); [`Error::Shard`] for a shard that does not fit; [`Error::NotSharded`] if the norm is not
     /// reproducible, or a gradient has [parts](Gradient::part) or [partials](Gradient::partials).
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn prepare_shards(&self, clipper: &Clipper, shards: &[Shard<'_>]) -> Result<ShardPlan, Error> {
+        at_once(self.prepare_shards_async(clipper, shards))
+    }
+
+    /// `prepare_shards` for a browser; see [`Clipper::prepare_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`prepare_async`](Self::prepare_async); [`Error::Shard`] and [`Error::NotSharded`], as for `prepare_shards`.
+    pub async fn prepare_shards_async(
+        &self,
+        clipper: &Clipper,
+        shards: &[Shard<'_>],
+    ) -> Result<ShardPlan, Error> {
         let Some(whole) = self.whole() else {
             let reason = "call ShardedClip::reproducible first, or prepare";
             return Err(Error::NotSharded { option: "shards with a place", reason });
         };
         let gradients: Vec<_> = shards.iter().map(|shard| shard.gradient.clone()).collect();
-        let plan = clipper.prepare_shard(&gradients, &self.measuring(), whole.total_elements())?;
+        let plan = clipper.prepare_shard(&gradients, &self.measuring(), whole.total_elements()).await?;
         if plan.plan().passes().resets() {
             let reason = "finalize resets their partials";
             return Err(Error::NotSharded {
@@ -168,6 +178,7 @@ impl ShardedClip {
     ///
     /// Those of [`join`](Self::join). No gradient is changed then. After the collective, those of [`ShardPlan::scale`]: if this device
     /// is lost, for example, this rank alone returns [`Error::DeviceLost`], and all ranks fail in the next step.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn clip<C: AllReduce>(
         &mut self,
         plan: &ShardPlan,
@@ -211,63 +222,6 @@ impl ShardedClip {
             Err(_) => {}
         }
         joined
-    }
-
-    /// Measures a shard in main memory, for a rank without a GPU. Writes nothing. Join the share, then call
-    /// [`scale_on_cpu`](Self::scale_on_cpu).
-    ///
-    /// # Errors
-    ///
-    /// Those of [`cpu::clip_groups`]; [`Error::ShardedUnits`] if rows or columns have norms of their own. Pass the error to
-    /// [`join`](Self::join), so that no rank waits for this one.
-    pub fn measure_on_cpu(&self, gradients: &[cpu::Gradient<'_>]) -> Result<Share, Error> {
-        if self.whole().is_some() {
-            let reason = "the partials of its tiles are those of the kernels";
-            return Err(Error::NotSharded { option: "a reproducible norm on the CPU", reason });
-        }
-        let operations = self.measuring();
-        let is_together = self.is_together();
-        let with_units = |gradient: &cpu::Gradient<'_>| gradient.units() != 1;
-        if let Some(index) = gradients.iter().position(with_units).filter(|_| !is_together) {
-            return Err(Error::ShardedUnits { gradient: GradientId::new(index, gradients[index].label) });
-        }
-        let (measured, stats) = cpu::measure_groups(gradients, &operations)?;
-        let gradients: Vec<_> = gradients
-            .iter()
-            .map(|gradient| unit(gradient.len() as u64, gradient.group, gradient.measured))
-            .collect();
-        let records = units(&gradients, operations.len(), is_together);
-        let records =
-            measured.iter().zip(records).map(|(measured, unit)| Measured::of_measurement(measured, unit));
-        let tensors = stats.iter().zip(gradients).map(|(stats, unit)| MeasuredTensor::new(stats, unit));
-        let (tensors, gradients) = (tensors.enumerate().collect(), stats.len());
-        Ok(Share {
-            kind: Some(self.kind()),
-            records: records.collect(),
-            tensors,
-            gradients,
-            tiles: Vec::new(),
-        })
-    }
-
-    /// Scales a shard in main memory by the joint records.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ShardCount`] if there is not one record for each group, or for each gradient.
-    pub fn scale_on_cpu(
-        &self,
-        gradients: &mut [cpu::Gradient<'_>],
-        records: &[ClipRecord],
-    ) -> Result<(), Error> {
-        let needed = if self.is_together() { self.measuring().len() } else { gradients.len() };
-        if records.len() != needed {
-            return Err(Error::ShardCount { what: "records", given: records.len(), needed });
-        }
-        if !self.is_coefficient_only() {
-            cpu::update(gradients, &self.measuring(), records);
-        }
-        Ok(())
     }
 }
 
@@ -373,8 +327,18 @@ impl ShardPlan {
     /// # Errors
     ///
     /// Those of [`ClipPlan::rebind`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn rebind(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
-        self.plan.rebind(gradients)?;
+        at_once(self.rebind_async(gradients))
+    }
+
+    /// `rebind` for a browser; see [`ClipPlan::rebind_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ClipPlan::rebind_async`].
+    pub async fn rebind_async(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
+        self.plan.rebind_async(gradients).await?;
         // The partials may lie in other banks.
         let places = self.plan.plan().places_of_partials(self.known.tiles.len());
         let tiles = self.known.tiles.iter().zip(places).map(|(&(tile, _), place)| (tile, place)).collect();
@@ -407,11 +371,12 @@ impl ShareReadBack {
         self.refused.is_some() || is_copied()
     }
 
-    /// Waits for the GPU, and returns the share.
+    /// Waits for the GPU, and returns the share. Not on wasm32: `.await` the ticket.
     ///
     /// # Errors
     ///
     /// Those of [`ReadBack::wait`]. Pass them to [`ShardedClip::join`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(self) -> Result<Share, Error> {
         if let Some(error) = self.refused {
             return Err(error);

@@ -83,3 +83,23 @@ impl MeasuredTensor {
         Self { measured, non_finite, zeros }
     }
 }
+
+/// Returns a unit of one gradient. Its elements count only if they are measured.
+pub(super) fn unit(elements: u64, group: usize, measured: bool) -> Unit {
+    let group = u32::try_from(group).expect("each group has a clip in memory");
+    Unit { elements: if measured { elements } else { 0 }, group, measured }
+}
+
+/// Returns the units of records and of gradients.
+pub(super) fn units(gradients: &[Unit], groups: usize, is_together: bool) -> Vec<Unit> {
+    if !is_together {
+        return gradients.to_vec();
+    }
+    let mut units: Vec<_> = (0..).take(groups).map(|group| Unit { group, ..Unit::default() }).collect();
+    for gradient in gradients {
+        let unit = &mut units[gradient.group as usize];
+        unit.elements += gradient.elements;
+        unit.measured |= gradient.measured;
+    }
+    units
+}

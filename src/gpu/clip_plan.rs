@@ -26,13 +26,13 @@ pub struct ClipPlan {
     plan: Plan,
     context: Arc<DeviceContext>,
     /// The buffers of the plan, by index.
-    buffers: Vec<PlanBuffer>,
+    buffers: Vec<AllocatedBuffer>,
     steps: Passes<Step>,
 }
 
-/// A buffer of a plan.
+/// A buffer of a plan on the device.
 #[derive(Clone, Debug)]
-enum PlanBuffer {
+enum AllocatedBuffer {
     /// Only shaders use it.
     Device(wgpu::Buffer),
     /// The host can read it.
@@ -47,7 +47,7 @@ struct Step {
     grid: [u32; 2],
 }
 
-impl PlanBuffer {
+impl AllocatedBuffer {
     fn buffer(&self) -> &wgpu::Buffer {
         match self {
             Self::Device(buffer) => buffer,

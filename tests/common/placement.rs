@@ -18,7 +18,7 @@ pub(crate) type Span = (usize, Range<usize>);
 
 /// The content of all units outside the gradients: a large number in every type. A norm that includes a guard is wrong,
 /// and scaling or clamping changes it.
-const GUARD: u16 = 0xfbfe;
+pub(crate) const GUARD: u16 = 0xfbfe;
 
 /// Returns the number of units of an element.
 pub(crate) fn size(dtype: DType) -> usize {
@@ -119,6 +119,56 @@ impl Placement {
     }
 }
 
+impl Placement {
+    /// Returns the contents of the buffers. `guards` is repeated over all units outside the gradients.
+    pub(crate) fn contents(&self, guards: &[u16], dtypes: &[DType], gradients: &[Vec<f32>]) -> Vec<Vec<u16>> {
+        let guarded = |&len: &usize| guards.iter().copied().cycle().take(len).collect::<Vec<_>>();
+        let mut contents: Vec<_> = self.buffers.iter().map(guarded).collect();
+        for (((buffer, units), gradient), &dtype) in self.spans.iter().zip(gradients).zip(dtypes) {
+            store(dtype, gradient, &mut contents[*buffer][units.clone()]);
+        }
+        contents
+    }
+
+    /// Returns the gradients in the contents of the buffers.
+    ///
+    /// # Panics
+    ///
+    /// If a guard has changed.
+    #[track_caller]
+    pub(crate) fn gradients_in(
+        &self,
+        guards: &[u16],
+        dtypes: &[DType],
+        contents: &[Vec<u16>],
+    ) -> Vec<Vec<f32>> {
+        for (buffer, units) in contents.iter().enumerate() {
+            if let Some(at) = self.changed_guard(guards, buffer, units) {
+                panic!(
+                    "unit {at} of buffer {buffer} is outside all gradients, but became {:#06x}",
+                    units[at]
+                );
+            }
+        }
+        let gradient =
+            |((buffer, units), &dtype): (&Span, &DType)| load(dtype, &contents[*buffer][units.clone()]);
+        self.spans.iter().zip(dtypes).map(gradient).collect()
+    }
+
+    fn changed_guard(&self, guards: &[u16], buffer: usize, units: &[u16]) -> Option<usize> {
+        let spans = self.spans.iter().filter(|span| span.0 == buffer).map(|span| span.1.clone());
+        let rest = units.len()..units.len();
+        let mut spans: Vec<_> = spans.chain(std::iter::once(rest)).collect();
+        spans.sort_unstable_by_key(|span| span.start);
+        let mut end = 0;
+        spans.into_iter().find_map(|span| {
+            let changed = (end..span.start).find(|&at| units[at] != guards[at % guards.len()]);
+            end = end.max(span.end);
+            changed
+        })
+    }
+}
+
 impl Gpu {
     /// Uploads gradients of f32 with guards around them.
     pub(crate) fn place(&self, placement: &Placement, gradients: &[Vec<f32>]) -> Placed {
@@ -148,11 +198,7 @@ impl Gpu {
         dtypes: &[DType],
         gradients: &[Vec<f32>],
     ) -> Placed {
-        let guarded = |&len: &usize| guards.iter().copied().cycle().take(len).collect::<Vec<_>>();
-        let mut contents: Vec<_> = placement.buffers.iter().map(guarded).collect();
-        for (((buffer, units), gradient), &dtype) in placement.spans.iter().zip(gradients).zip(dtypes) {
-            store(dtype, gradient, &mut contents[*buffer][units.clone()]);
-        }
+        let contents = placement.contents(guards, dtypes, gradients);
         let buffers = contents.iter().map(|contents| self.buffer_of(contents)).collect();
         Placed { placement: placement.clone(), dtypes: dtypes.to_vec(), guards: guards.to_vec(), buffers }
     }
@@ -195,30 +241,7 @@ impl Placed {
     #[track_caller]
     pub(crate) fn read(&self, gpu: &Gpu) -> Vec<Vec<f32>> {
         let contents: Vec<Vec<u16>> = self.buffers.iter().map(|buffer| gpu.read(buffer)).collect();
-        for (buffer, units) in contents.iter().enumerate() {
-            if let Some(at) = self.changed_guard(buffer, units) {
-                panic!(
-                    "unit {at} of buffer {buffer} is outside all gradients, but became {:#06x}",
-                    units[at]
-                );
-            }
-        }
-        let gradient =
-            |((buffer, units), &dtype): (&Span, &DType)| load(dtype, &contents[*buffer][units.clone()]);
-        self.placement.spans.iter().zip(&self.dtypes).map(gradient).collect()
-    }
-
-    fn changed_guard(&self, buffer: usize, units: &[u16]) -> Option<usize> {
-        let spans = self.placement.spans.iter().filter(|span| span.0 == buffer).map(|span| span.1.clone());
-        let rest = units.len()..units.len();
-        let mut spans: Vec<_> = spans.chain(std::iter::once(rest)).collect();
-        spans.sort_unstable_by_key(|span| span.start);
-        let mut end = 0;
-        spans.into_iter().find_map(|span| {
-            let changed = (end..span.start).find(|&at| units[at] != self.guards[at % self.guards.len()]);
-            end = end.max(span.end);
-            changed
-        })
+        self.placement.gradients_in(&self.guards, &self.dtypes, &contents)
     }
 }
 

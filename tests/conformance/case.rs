@@ -1,6 +1,7 @@
 //! A case: its gradients, the options of its clips, and the expected outcome.
 
 use gradclip::{Clip, DType, Epsilon, Error, NonFinite, NormType};
+use serde_json::json;
 
 use crate::common::role::Role;
 
@@ -104,6 +105,47 @@ impl Options {
 
     pub(crate) fn clips(&self) -> Vec<Clip> {
         self.methods.iter().map(|method| self.clip(*method)).collect()
+    }
+
+    /// Returns the clips as the JavaScript package takes them. Numbers are text, since JSON has no infinity and no NaN.
+    pub(crate) fn clips_in_js(&self) -> Vec<serde_json::Value> {
+        self.methods.iter().map(|method| self.clip_in_js(*method)).collect()
+    }
+
+    fn clip_in_js(&self, method: Method) -> serde_json::Value {
+        let text = |number: f32| number.to_string();
+        let mut clip = match method {
+            Method::Norm(max_norm) => json!({ "maxNorm": text(max_norm) }),
+            Method::Tensor(max_norm) => json!({ "byNorm": text(max_norm) }),
+            Method::Rms(threshold) => json!({ "byRms": text(threshold) }),
+            Method::Agc(clipping, floor) => {
+                json!({ "byParameterNorm": { "clipping": text(clipping), "floor": text(floor) } })
+            }
+            Method::Value(clip_value) => json!({ "byValue": text(clip_value) }),
+            Method::Range(low, high) => json!({ "byValueRange": [text(low), text(high)] }),
+        };
+        if self.norm_type != NormType::L2 {
+            clip["normType"] = self.norm_type.to_string().trim_start_matches('l').into();
+        }
+        if self.non_finite != NonFinite::Propagate {
+            clip["nonFinite"] = self.non_finite.to_string().into();
+        }
+        match self.epsilon {
+            None => {}
+            Some(Epsilon::PyTorch) => clip["epsilon"] = "pytorch".into(),
+            Some(Epsilon::None) => clip["epsilon"] = "none".into(),
+            Some(Epsilon::Value(epsilon)) => clip["epsilon"] = text(epsilon).into(),
+        }
+        if let Some(scale) = self.loss_scale {
+            clip["lossScale"] = text(scale).into();
+        }
+        if let Some(norm) = self.skip_above {
+            clip["skipAbove"] = text(norm).into();
+        }
+        if self.coefficient_only {
+            clip["coefficientOnly"] = true.into();
+        }
+        clip
     }
 
     fn clip(&self, method: Method) -> Clip {

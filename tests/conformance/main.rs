@@ -5,6 +5,7 @@ mod case;
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
+mod js_host;
 mod paths;
 mod reference_check;
 
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use libtest_mimic::{Arguments, Trial};
 
 use case::{Case, Expect};
-use common::clip::Outcome;
 use common::numbers::{bits, rounded};
 use paths::Path;
 use reference_check::Step;
@@ -47,17 +47,16 @@ fn run(path: &Path, case: &Case) {
         }
     }
     for options in &case.clips {
-        let Outcome { records, gradients: after } = path.clip(&before, &roles, &options.clips());
+        let (records, after) = path.clip(&before, &roles, options);
         match (records, &case.expect) {
-            (Err(error), Expect::Error(expected)) => {
-                // Compared as text, because NaN is not equal to itself.
-                assert_eq!(format!("{error:?}"), format!("{expected:?}"));
+            (Err(failure), Expect::Error(expected)) => {
+                failure.check(expected);
                 assert_eq!(bits(&after), bits(&before));
             }
             (Ok(records), Expect::Error(expected)) => {
                 panic!("{records:?}, but the case expects {expected:?}")
             }
-            (Err(error), _) => panic!("{error}"),
+            (Err(failure), _) => panic!("{failure}"),
             (Ok(records), expect) => {
                 let step = Step { before: &before, roles: &roles, options, records: &records, after: &after };
                 path.precision.check(&step);

@@ -1,19 +1,23 @@
 //! The paths, and their agreement: the bits of a clip depend only on the adapter.
+//!
+//! `GRADCLIP_JS_HOST`, a command line, adds the paths of the JavaScript package; see [`js_host`](crate::js_host).
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex};
 
-use gradclip::{Clip, ClipRecord, wgpu};
+use gradclip::{ClipRecord, Error, wgpu};
 
+use crate::case::Options;
 use crate::common::clip::{Outcome, clip_groups_on_cpu};
 use crate::common::gpu::{Gpu, adapters, least_limits};
 use crate::common::numbers::bits;
 use crate::common::placement::{Extent, Placement};
 use crate::common::role::Role;
+use crate::js_host::{Configuration, JsHost};
 use crate::reference_check::{self, Precision};
 
-/// A device with a layout of the buffers, or the CPU.
+/// A device with a layout of the buffers, the same through the JavaScript package, or the CPU.
 pub(crate) struct Path {
     pub(crate) name: String,
     pub(crate) precision: &'static Precision,
@@ -23,6 +27,57 @@ pub(crate) struct Path {
 enum Means {
     Cpu,
     Gpu { gpu: Arc<Gpu>, layout: Layout, agreement: Arc<Agreement> },
+    Js { host: Arc<JsHost>, configuration: Configuration, layout: Layout, agreement: Arc<Agreement> },
+}
+
+/// Why a clip failed. The JavaScript package has only the message of an [`Error`].
+pub(crate) enum Failure {
+    Error(Error),
+    Message(String),
+}
+
+impl Failure {
+    /// Checks that this is the expected error.
+    pub(crate) fn check(&self, expected: &Error) {
+        match self {
+            // Compared as text, because NaN is not equal to itself.
+            Self::Error(error) => assert_eq!(format!("{error:?}"), format!("{expected:?}")),
+            Self::Message(message) => assert_eq!(*message, in_js(&expected.to_string())),
+        }
+    }
+}
+
+/// Converts a message to that of the JavaScript package, whose options have other names: `byNorm` for `Clip::by_norm`.
+fn in_js(message: &str) -> String {
+    let word = |word: &str| {
+        let name =
+            word.rsplit("::").next().filter(|name| name.starts_with(char::is_lowercase)).unwrap_or(word);
+        let mut parts = name.split('_');
+        let first = parts.next().unwrap_or_default().to_owned();
+        let camel = parts.fold(first, |name, part| name + &part[..1].to_uppercase() + &part[1..]);
+        if camel == "byGlobalNorm" { "maxNorm".to_owned() } else { camel }
+    };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let mut converted = String::new();
+    for piece in message.split_inclusive(|c| !is_name(c)) {
+        let (name, rest) = piece.split_at(piece.find(|c| !is_name(c)).unwrap_or(piece.len()));
+        converted.push_str(&if name.contains('_') || name.contains("::") {
+            word(name)
+        } else {
+            name.to_owned()
+        });
+        converted.push_str(rest);
+    }
+    converted
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Error(error) => error.fmt(f),
+            Self::Message(message) => message.fmt(f),
+        }
+    }
 }
 
 type Layout = fn(&[Extent]) -> Placement;
@@ -46,6 +101,20 @@ pub(crate) fn all() -> Vec<Arc<Path>> {
             }
         }
     }
+    if let Ok(command) = std::env::var("GRADCLIP_JS_HOST") {
+        let host = Arc::new(JsHost::start(&command));
+        let agreement = Arc::<Agreement>::default();
+        for configuration in [Configuration::Default, Configuration::Recommended] {
+            for (name, layout) in layouts {
+                let (host, agreement) = (host.clone(), agreement.clone());
+                paths.push(Path {
+                    name: format!("{}/{}/{name}", host.name(), configuration.name()),
+                    precision: &reference_check::GPU,
+                    means: Means::Js { host, configuration, layout, agreement },
+                });
+            }
+        }
+    }
     paths.into_iter().map(Arc::new).collect()
 }
 
@@ -56,20 +125,33 @@ fn short_name(info: &wgpu::AdapterInfo) -> String {
 }
 
 impl Path {
-    pub(crate) fn clip(&self, gradients: &[Vec<f32>], roles: &[Role], clips: &[Clip]) -> Outcome {
-        match &self.means {
-            Means::Cpu => clip_groups_on_cpu(gradients, roles, clips),
+    /// Clips gradients, and returns the records or the failure, and the gradients after it.
+    pub(crate) fn clip(
+        &self,
+        gradients: &[Vec<f32>],
+        roles: &[Role],
+        options: &Options,
+    ) -> (Result<Vec<ClipRecord>, Failure>, Vec<Vec<f32>>) {
+        let placed = |layout: &Layout| {
+            let extents = roles.iter().zip(gradients).map(|(role, gradient)| (role.dtype, gradient.len()));
+            layout(&extents.collect::<Vec<_>>())
+        };
+        let Outcome { records, gradients } = match &self.means {
+            Means::Cpu => clip_groups_on_cpu(gradients, roles, &options.clips()),
             Means::Gpu { gpu, layout, .. } => {
-                let extents =
-                    roles.iter().zip(gradients).map(|(role, gradient)| (role.dtype, gradient.len()));
-                gpu.clip_groups(&layout(&extents.collect::<Vec<_>>()), gradients, roles, clips)
+                gpu.clip_groups(&placed(layout), gradients, roles, &options.clips())
             }
-        }
+            Means::Js { host, configuration, layout, .. } => {
+                let (records, after) = host.clip(*configuration, &placed(layout), gradients, roles, options);
+                return (records.map_err(Failure::Message), after);
+            }
+        };
+        (records.map_err(Failure::Error), gradients)
     }
 
     /// Checks that the outcome has the same bits as on the other paths of the adapter.
     pub(crate) fn check_agreement(&self, clip: String, records: &[ClipRecord], after: &[Vec<f32>]) {
-        if let Means::Gpu { agreement, .. } = &self.means {
+        if let Means::Gpu { agreement, .. } | Means::Js { agreement, .. } = &self.means {
             agreement.check(self, clip, records, after);
         }
     }

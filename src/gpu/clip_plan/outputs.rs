@@ -2,7 +2,7 @@
 
 use wgpu::CommandEncoder;
 
-use super::{ClipPlan, PlanBuffer};
+use super::{AllocatedBuffer, ClipPlan};
 use crate::gpu::read_back::ReadBack;
 use crate::loss_scale::LossScale;
 use crate::plan::Readout;
@@ -116,8 +116,8 @@ impl ClipPlan {
     /// Records a copy of what is read.
     fn ticket<R>(&self, encoder: &mut CommandEncoder, readout: Result<Readout<R>, Error>) -> ReadBack<R> {
         match readout.map(|readout| (&self.buffers[readout.buffer()], readout)) {
-            Ok((PlanBuffer::Readable(results), readout)) => results.read_back(encoder, readout),
-            Ok((PlanBuffer::Device(_), _)) => unreachable!("the buffer of a readout is readable"),
+            Ok((AllocatedBuffer::Readable(results), readout)) => results.read_back(encoder, readout),
+            Ok((AllocatedBuffer::Device(_), _)) => unreachable!("the buffer of a readout is readable"),
             Err(error) => ReadBack::failed(error),
         }
     }

@@ -1,6 +1,6 @@
 //! Makes the buffers, pipelines and bind groups of a plan.
 
-use super::{ClipPlan, PlanBuffer, Step};
+use super::{AllocatedBuffer, ClipPlan, Step};
 use crate::Error;
 use crate::gpu::device_context::DeviceContext;
 use crate::gpu::read_back::Results;
@@ -13,7 +13,7 @@ pub(super) fn realize(
     plan: &Plan,
     given: &[&wgpu::Buffer],
     moved: Option<&ClipPlan>,
-) -> Result<(Vec<PlanBuffer>, Passes<Step>), Error> {
+) -> Result<(Vec<AllocatedBuffer>, Passes<Step>), Error> {
     let mut kept = moved.into_iter().flat_map(|moved| {
         let buffers = moved.plan.buffers().iter().zip(&moved.buffers);
         buffers.filter(|(data, _)| data.is_kept).map(|(_, buffer)| buffer.clone())
@@ -30,7 +30,7 @@ pub(super) fn realize(
 }
 
 /// Creates a buffer of a plan. It maps the buffer at creation, because a context has no queue.
-fn make(context: &DeviceContext, data: &plan::PlanBuffer) -> PlanBuffer {
+fn make(context: &DeviceContext, data: &plan::PlanBuffer) -> AllocatedBuffer {
     let buffer = context.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(data.label),
         size: data.bytes,
@@ -46,9 +46,9 @@ fn make(context: &DeviceContext, data: &plan::PlanBuffer) -> PlanBuffer {
     }
     match data.readable {
         Some(readable) => {
-            PlanBuffer::Readable(Results::new(context.checked_device().clone(), buffer, readable))
+            AllocatedBuffer::Readable(Results::new(context.checked_device().clone(), buffer, readable))
         }
-        None => PlanBuffer::Device(buffer),
+        None => AllocatedBuffer::Device(buffer),
     }
 }
 
@@ -56,7 +56,7 @@ fn make(context: &DeviceContext, data: &plan::PlanBuffer) -> PlanBuffer {
 fn bind(
     context: &DeviceContext,
     Dispatch { kernel, bindings, grid }: &Dispatch,
-    buffers: &[PlanBuffer],
+    buffers: &[AllocatedBuffer],
     given: &[&wgpu::Buffer],
 ) -> Result<Step, Error> {
     let pipeline = context.pipeline(*kernel)?;

@@ -1,0 +1,86 @@
+//! The planner of the npm package: [`gradclip::plan`] for JavaScript.
+//!
+//! A page downloads it, so it is small: options come through builders instead of a parser, and a plan leaves as an array of
+//! numbers and one of texts. The TypeScript beside it, `js/src/planner.ts`, knows both forms.
+
+mod clip;
+mod describe;
+mod error;
+mod gradient;
+mod results;
+mod write;
+
+use gradclip::plan::{self, Limits};
+use wasm_bindgen::prelude::wasm_bindgen;
+
+pub use clip::Clip;
+pub use error::Failure;
+pub use gradient::Gradient;
+pub use write::Write;
+
+use gradient::Buffer;
+
+/// A planned clip.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Plan {
+    plan: plan::Plan,
+}
+
+#[wasm_bindgen]
+impl Plan {
+    /// Plans a clip of gradients in these buffers; see [`Buffer::list`] for these, and `describe.rs` for `device`.
+    #[wasm_bindgen(constructor)]
+    pub fn new(
+        device: &[f64],
+        buffers: &[f64],
+        gradients: Vec<Gradient>,
+        clips: Vec<Clip>,
+    ) -> Result<Plan, Failure> {
+        let buffers = Buffer::list(buffers);
+        let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
+        let clips: Vec<_> = clips.iter().map(Clip::inner).collect();
+        let limits = Limits::new(&describe::device(device))?;
+        let (plan, _) = plan::Plan::new(&gradients, &clips, limits)?;
+        Ok(Self { plan })
+    }
+
+    /// Plans the same clip for gradients that have moved.
+    pub fn rebound(&self, buffers: &[f64], gradients: Vec<Gradient>) -> Result<Plan, Failure> {
+        let buffers = Buffer::list(buffers);
+        let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
+        let (plan, _) = self.plan.rebound(&gradients)?;
+        Ok(Self { plan })
+    }
+
+    /// Returns the numbers of the plan, in the order of `describe.rs`.
+    pub fn numbers(&self) -> Vec<f64> {
+        describe::describe(&self.plan).numbers
+    }
+
+    /// Returns the texts of the plan, in the order of `describe.rs`.
+    pub fn texts(&self) -> Vec<String> {
+        describe::describe(&self.plan).texts
+    }
+
+    /// Returns the initial contents of all buffers, one after the other, and forgets them.
+    pub fn contents(&mut self) -> Vec<u32> {
+        let mut words = Vec::new();
+        for buffer in self.plan.buffers() {
+            words.extend_from_slice(&buffer.words);
+        }
+        self.plan.forget_contents();
+        words
+    }
+
+    /// Returns the error about the first gradient one of whose buffers WebGPU refuses. `messages` has what it says about each
+    /// buffer; empty for a good one.
+    pub fn refusal(&self, messages: Vec<String>) -> Option<Failure> {
+        let mut uses = self.plan.uses();
+        let (gradient, used_as, buffer) =
+            uses.find(|(.., buffer)| messages.get(*buffer).is_some_and(|message| !message.is_empty()))?;
+        let message = messages[buffer].clone();
+        let error = gradclip::Error::BufferRejected { gradient: Some(gradient), message };
+        Some(used_as.error(error).into())
+    }
+}

@@ -1,0 +1,51 @@
+import { Context } from "./context.js";
+import { GradclipError } from "./errors.js";
+import { recommendedLimits } from "./limits.js";
+import type { Clip, Gradient } from "./options.js";
+import { ClipPlan } from "./plan.js";
+import { loadPlanner, type WasmSource } from "./planner.js";
+
+/** Prepares plans for one device, and keeps the compiled kernels. */
+export class Clipper {
+  readonly #context: Context;
+
+  private constructor(context: Context) {
+    this.#context = context;
+  }
+
+  /**
+   * Creates a clipper for your device. No optional feature is needed, and the default limits are enough.
+   *
+   * @param options.wasm The planner, where a bundler or a security policy needs it named: a URL, a response, or its bytes.
+   */
+  static async create(device: GPUDevice, options: { wasm?: WasmSource } = {}): Promise<Clipper> {
+    if (typeof device?.createCommandEncoder !== "function") {
+      const given = device === undefined || device === null ? String(device) : "something else";
+      throw new GradclipError({ kind: "NoDevice", message: `Clipper.create needs a GPUDevice, but was given ${given}` });
+    }
+    await loadPlanner(options.wasm);
+    return new Clipper(await Context.create(device));
+  }
+
+  /** Returns limits for `adapter.requestDevice({ requiredLimits })` with which clips need the fewest dispatches. */
+  static recommendedLimits(adapter: Pick<GPUAdapter, "limits">): Record<string, number> {
+    return recommendedLimits(adapter);
+  }
+
+  get device(): GPUDevice {
+    return this.#context.device;
+  }
+
+  /**
+   * Prepares a clip of these gradients: checks them, compiles kernels, allocates and binds buffers. Encode the plan at every
+   * step. It stays valid until a gradient moves to another buffer or range; see `ClipPlan.rebind`.
+   *
+   * With several clips there is one norm, one limit and one record for each group of gradients; `Gradient.group` is the
+   * index of its clip. The clips may differ in their limits only.
+   *
+   * @throws GradclipError With the gradient, what was given and what is allowed. Nothing was written, and nothing is left.
+   */
+  async prepare(gradients: Iterable<Gradient>, clip: Clip | readonly Clip[]): Promise<ClipPlan> {
+    return ClipPlan.prepare(this.#context, [...gradients], Array.isArray(clip) ? clip : [clip as Clip]);
+  }
+}

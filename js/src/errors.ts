@@ -1,0 +1,64 @@
+import type { Failure } from "./planner/gradclip_planner.js";
+
+/** Identifies a gradient in an error: its index in the list that was given and, if it has one, its label. */
+export interface GradientId {
+  index: number;
+  label?: string;
+}
+
+/** What an error carries besides its message. */
+export interface ErrorDetails {
+  /** The name of the error, as in the Rust crate: `MaxNorm`, `OutOfBounds`, `NotSubmitted`, ... */
+  kind: string;
+  message: string;
+  gradient?: GradientId;
+  given?: unknown;
+  allowed?: unknown;
+}
+
+/** The reason why a clip could not be prepared, encoded or read. Every message says what was given and what is allowed. */
+export class GradclipError extends Error {
+  readonly kind: string;
+  readonly gradient?: GradientId;
+  readonly given?: unknown;
+  readonly allowed?: unknown;
+
+  constructor({ kind, message, gradient, given, allowed }: ErrorDetails) {
+    super(message);
+    this.name = "GradclipError";
+    this.kind = kind;
+    if (gradient !== undefined) this.gradient = gradient;
+    if (given !== undefined) this.given = given;
+    if (allowed !== undefined) this.allowed = allowed;
+  }
+}
+
+/** Shows a gradient as messages of the crate do: `3 ("encoder.weight")`. */
+export function nameOf({ index, label }: GradientId): string {
+  return label === undefined ? `${index}` : `${index} (${JSON.stringify(label)})`;
+}
+
+/** Builds the error of a lost device. */
+export function deviceLost(reason: string): GradclipError {
+  return new GradclipError({
+    kind: "DeviceLost",
+    message: `the device was lost or destroyed${reason && `: ${reason}`}`,
+  });
+}
+
+/**
+ * Converts an error of the planner. It is the Rust crate compiled to wasm, so its messages name options as Rust does:
+ * `Clip::by_norm` and `max_norm` are `byNorm` and `maxNorm` here. Labels of the caller, which are quoted, stay as they are.
+ */
+export function fromPlanner({ kind, message, index, label, given, allowed }: Failure): GradclipError {
+  const gradient = index === undefined ? undefined : { index, ...(label !== undefined && { label }) };
+  return new GradclipError({ kind, message: inJavaScript(message), given, allowed, ...(gradient && { gradient }) });
+}
+
+function inJavaScript(message: string): string {
+  return message.replace(/\bwgpu\b/g, "WebGPU").replace(/"(?:[^"\\]|\\.)*"|(?:\w+::)?\b[a-z]+(?:_[a-z0-9]+)+\b|\w+::(?=[a-z])/g, (text) => {
+    if (text.startsWith('"')) return text;
+    const name = text.replace(/^\w+::/, "").replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
+    return name === "byGlobalNorm" ? "maxNorm" : name;
+  });
+}
