@@ -14,12 +14,15 @@ use crate::{Error, panics};
 ///
 /// All calls share one [`wgpu::Instance`], so that wgpu detects a buffer, queue or encoder of the wrong device. It cannot
 /// detect one of another instance.
+///
+/// Not on wasm32, where nothing may block: see [`enumerate_async`].
+#[cfg(not(target_arch = "wasm32"))]
 #[must_use]
 pub fn enumerate() -> Vec<Adapter> {
     pollster::block_on(enumerate_async())
 }
 
-/// [`enumerate`] for callers that must not block, such as a browser.
+/// `enumerate` for callers that must not block. In a browser it returns the adapter that the browser chooses.
 pub async fn enumerate_async() -> Vec<Adapter> {
     if Instance::enabled_backend_features().is_empty() {
         return Vec::new();

@@ -2,19 +2,23 @@
 //!
 //! The GPU path copies the slices to the device and back. Gradients that are in device memory already belong in a
 //! [`ClipPlan`](crate::ClipPlan).
+//!
+//! Calls that block do not exist on wasm32, where nothing may block. Each has a twin that ends in `_async`.
 
 mod arena;
+mod stopwatch;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::adapters::{self, is_software};
 use crate::cpu::Gradient;
 use crate::operation::{Operation, check_stateless};
 use crate::{Clip, ClipRecord, Error, cpu};
-use arena::Gpu;
+use arena::{Gpu, Waiting};
+use stopwatch::Stopwatch;
 
 /// The device on which host slices are clipped. As text: `auto`, `gpu`, `cpu`, or a part of an adapter's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -121,8 +125,30 @@ pub struct Clipped<R> {
     pub record: R,
     /// The device that clipped.
     pub device: SliceDevice,
-    /// The time of each stage.
+    /// The time of each stage. Not on wasm32, which has no clock.
+    #[cfg(not(target_arch = "wasm32"))]
     pub timings: Timings,
+}
+
+impl<R> Clipped<R> {
+    #[cfg_attr(target_arch = "wasm32", expect(unused_variables, reason = "wasm32 has no clock"))]
+    fn new(record: R, device: SliceDevice, timings: Timings) -> Self {
+        Self {
+            record,
+            device,
+            #[cfg(not(target_arch = "wasm32"))]
+            timings,
+        }
+    }
+
+    fn map<T>(self, record: impl FnOnce(R) -> T) -> Clipped<T> {
+        Clipped {
+            record: record(self.record),
+            device: self.device,
+            #[cfg(not(target_arch = "wasm32"))]
+            timings: self.timings,
+        }
+    }
 }
 
 /// The wall-clock times of the stages of a clip of host slices. The CPU path has only the stage `clip`.
@@ -151,15 +177,16 @@ impl SliceClipper {
     ///
     /// [`Error::NoDevice`] if the choice requires an adapter and there is none, or it cannot be opened. [`DeviceChoice::Auto`]
     /// and [`DeviceChoice::Cpu`] never fail.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn new(choice: &DeviceChoice) -> Result<Self, Error> {
         pollster::block_on(Self::new_async(choice))
     }
 
-    /// [`SliceClipper::new`] for callers that must not block.
+    /// `new` for callers that must not block.
     ///
     /// # Errors
     ///
-    /// As for [`SliceClipper::new`].
+    /// Those of `new`: [`Error::NoDevice`] if the choice requires an adapter and there is none, or it cannot be opened.
     pub async fn new_async(choice: &DeviceChoice) -> Result<Self, Error> {
         let choice = choice.clone();
         if choice == DeviceChoice::Cpu {
@@ -194,14 +221,29 @@ impl SliceClipper {
     /// # Errors
     ///
     /// As for [`SliceClipper::clip_groups`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn clip_grad_norm<G: AsMut<[f32]>>(
         &self,
         gradients: &mut [G],
         max_norm: f32,
     ) -> Result<Clipped<ClipRecord>, Error> {
-        let Clipped { record, device, timings } =
-            self.clip(&mut as_gradients(gradients), Clip::by_global_norm(max_norm))?;
-        Ok(Clipped { record: record[0], device, timings })
+        let clipped = self.clip(&mut as_gradients(gradients), Clip::by_global_norm(max_norm))?;
+        Ok(clipped.map(|records| records[0]))
+    }
+
+    /// `clip_grad_norm` without blocking; see [`clip_groups_async`](Self::clip_groups_async).
+    ///
+    /// # Errors
+    ///
+    /// As for [`SliceClipper::clip_groups_async`].
+    pub async fn clip_grad_norm_async<G: AsMut<[f32]>>(
+        &self,
+        gradients: &mut [G],
+        max_norm: f32,
+    ) -> Result<Clipped<ClipRecord>, Error> {
+        let clip = Clip::by_global_norm(max_norm);
+        let clipped = self.clip_async(&mut as_gradients(gradients), clip).await?;
+        Ok(clipped.map(|records| records[0]))
     }
 
     /// Clamps every element of f32 gradients to `[-clip_value, clip_value]`; see [`clip_grad_value`].
@@ -209,14 +251,29 @@ impl SliceClipper {
     /// # Errors
     ///
     /// As for [`SliceClipper::clip_groups`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn clip_grad_value<G: AsMut<[f32]>>(
         &self,
         gradients: &mut [G],
         clip_value: f32,
     ) -> Result<Clipped<()>, Error> {
-        let Clipped { device, timings, .. } =
-            self.clip(&mut as_gradients(gradients), Clip::by_value(clip_value))?;
-        Ok(Clipped { record: (), device, timings })
+        let clipped = self.clip(&mut as_gradients(gradients), Clip::by_value(clip_value))?;
+        Ok(clipped.map(|_none| ()))
+    }
+
+    /// `clip_grad_value` without blocking; see [`clip_groups_async`](Self::clip_groups_async).
+    ///
+    /// # Errors
+    ///
+    /// As for [`SliceClipper::clip_groups_async`].
+    pub async fn clip_grad_value_async<G: AsMut<[f32]>>(
+        &self,
+        gradients: &mut [G],
+        clip_value: f32,
+    ) -> Result<Clipped<()>, Error> {
+        let clip = Clip::by_value(clip_value);
+        let clipped = self.clip_async(&mut as_gradients(gradients), clip).await?;
+        Ok(clipped.map(|_none| ()))
     }
 
     /// Clips gradients of any type, all of which belong to group 0. Returns the records of [`cpu::clip`].
@@ -224,12 +281,26 @@ impl SliceClipper {
     /// # Errors
     ///
     /// As for [`SliceClipper::clip_groups`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn clip(
         &self,
         gradients: &mut [Gradient<'_>],
         clip: Clip,
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
         self.clip_groups(gradients, &[clip])
+    }
+
+    /// `clip` without blocking; see [`clip_groups_async`](Self::clip_groups_async).
+    ///
+    /// # Errors
+    ///
+    /// As for [`SliceClipper::clip_groups_async`].
+    pub async fn clip_async(
+        &self,
+        gradients: &mut [Gradient<'_>],
+        clip: Clip,
+    ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
+        self.clip_groups_async(gradients, &[clip]).await
     }
 
     /// Clips gradients of any type, each with the clip of its [group](cpu::Gradient::group).
@@ -243,16 +314,31 @@ impl SliceClipper {
     /// [`Error::DeviceLimit`] if a gradient that must stay in one buffer exceeds the device's `max_buffer_size`: a gradient with
     /// its own norm, or any gradient for the 0-norm. No slice is changed then, unless the GPU is lost while the clipped gradients
     /// are copied back.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn clip_groups(
         &self,
         gradients: &mut [Gradient<'_>],
         clips: &[Clip],
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
-        let operations = check_stateless(clips)?;
-        if operations[0].needs_supplied_norm() {
-            return Err(Error::NormNotSupplied);
-        }
-        self.execute(gradients, operations, None)
+        pollster::block_on(self.execute(gradients, without_norm(clips)?, None, Waiting::Blocking))
+    }
+
+    /// Clips gradients of any type, each with the clip of its [group](cpu::Gradient::group), for callers that must not block. The
+    /// records are those of [`cpu::clip_groups`].
+    ///
+    /// The future waits for the GPU without blocking. On native targets a thread polls the device while it waits. The CPU path
+    /// clips at the first poll. If the future is dropped, some slices may be clipped and others not.
+    ///
+    /// # Errors
+    ///
+    /// Those of `clip_groups`: the ones of [`cpu::clip_groups`]; [`Error::OutOfMemory`], [`Error::DeviceLost`] and
+    /// [`Error::DeviceLimit`] of a GPU.
+    pub async fn clip_groups_async(
+        &self,
+        gradients: &mut [Gradient<'_>],
+        clips: &[Clip],
+    ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
+        self.execute(gradients, without_norm(clips)?, None, Waiting::Async).await
     }
 
     /// Clips gradients by `total_norm`, a norm that was measured elsewhere. `clip` must be a [`Clip::by_supplied_norm`], and all
@@ -261,32 +347,46 @@ impl SliceClipper {
     /// # Errors
     ///
     /// Those of [`clip_groups`](Self::clip_groups); [`Error::UnexpectedNorm`] for any other clip.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn clip_with_norm(
         &self,
         gradients: &mut [Gradient<'_>],
         clip: Clip,
         total_norm: f32,
     ) -> Result<Clipped<ClipRecord>, Error> {
-        let operations = check_stateless(&[clip])?;
-        if !operations[0].needs_supplied_norm() {
-            return Err(Error::UnexpectedNorm);
-        }
-        let Clipped { record, device, timings } = self.execute(gradients, operations, Some(total_norm))?;
-        Ok(Clipped { record: record[0], device, timings })
+        let operations = with_norm(clip)?;
+        let clipped =
+            pollster::block_on(self.execute(gradients, operations, Some(total_norm), Waiting::Blocking))?;
+        Ok(clipped.map(|records| records[0]))
+    }
+
+    /// `clip_with_norm` without blocking; see [`clip_groups_async`](Self::clip_groups_async).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`clip_groups_async`](Self::clip_groups_async); [`Error::UnexpectedNorm`] for any other clip than
+    /// [`Clip::by_supplied_norm`].
+    pub async fn clip_with_norm_async(
+        &self,
+        gradients: &mut [Gradient<'_>],
+        clip: Clip,
+        total_norm: f32,
+    ) -> Result<Clipped<ClipRecord>, Error> {
+        let clipped = self.execute(gradients, with_norm(clip)?, Some(total_norm), Waiting::Async).await?;
+        Ok(clipped.map(|records| records[0]))
     }
 
     /// Executes checked operations on the GPU or on the CPU path, with a norm if one is supplied.
-    fn execute(
+    async fn execute(
         &self,
         gradients: &mut [Gradient<'_>],
         operations: Vec<Operation>,
         total_norm: Option<f32>,
+        waiting: Waiting,
     ) -> Result<Clipped<Vec<ClipRecord>>, Error> {
         if let Some(gpu) = &self.gpu {
-            match gpu.clip(gradients, &operations, total_norm) {
-                Ok((record, timings)) => {
-                    return Ok(Clipped { record, device: self.device(), timings });
-                }
+            match gpu.clip(gradients, &operations, total_norm, waiting).await {
+                Ok((records, timings)) => return Ok(Clipped::new(records, self.device(), timings)),
                 Err(error @ (Error::OutOfMemory { .. } | Error::DeviceLimit { .. }))
                     if self.choice == DeviceChoice::Auto =>
                 {
@@ -295,15 +395,27 @@ impl SliceClipper {
                 Err(error) => return Err(error),
             }
         }
-        let start = Instant::now();
+        let mut stopwatch = Stopwatch::start();
         let mut plan = cpu::ClipPlan::of(operations);
-        let record = match total_norm {
+        let records = match total_norm {
             Some(total_norm) => plan.clip_with_norm(gradients, total_norm)?,
             None => plan.clip(gradients)?,
         };
-        let timings = Timings { clip: start.elapsed(), ..Timings::default() };
-        Ok(Clipped { record, device: SliceDevice::Cpu { threads: cpu::threads() }, timings })
+        let timings = Timings { clip: stopwatch.lap(), ..Timings::default() };
+        Ok(Clipped::new(records, SliceDevice::Cpu { threads: cpu::threads() }, timings))
     }
+}
+
+/// Checks clips that measure their norm.
+fn without_norm(clips: &[Clip]) -> Result<Vec<Operation>, Error> {
+    let operations = check_stateless(clips)?;
+    if operations[0].needs_supplied_norm() { Err(Error::NormNotSupplied) } else { Ok(operations) }
+}
+
+/// Checks a clip by a supplied norm.
+fn with_norm(clip: Clip) -> Result<Vec<Operation>, Error> {
+    let operations = check_stateless(&[clip])?;
+    if operations[0].needs_supplied_norm() { Ok(operations) } else { Err(Error::UnexpectedNorm) }
 }
 
 /// Clips host gradients so that their joint L2 norm is at most `max_norm`, as `torch.nn.utils.clip_grad_norm_`: see
@@ -323,11 +435,24 @@ impl SliceClipper {
 /// # Errors
 ///
 /// As for [`SliceClipper::clip_groups`].
+#[cfg(not(target_arch = "wasm32"))]
 pub fn clip_grad_norm<G: AsMut<[f32]>>(
     gradients: &mut [G],
     max_norm: f32,
 ) -> Result<Clipped<ClipRecord>, Error> {
-    default_clipper().clip_grad_norm(gradients, max_norm)
+    pollster::block_on(default_clipper()).clip_grad_norm(gradients, max_norm)
+}
+
+/// `clip_grad_norm` without blocking; see [`SliceClipper::clip_groups_async`].
+///
+/// # Errors
+///
+/// As for [`SliceClipper::clip_groups_async`].
+pub async fn clip_grad_norm_async<G: AsMut<[f32]>>(
+    gradients: &mut [G],
+    max_norm: f32,
+) -> Result<Clipped<ClipRecord>, Error> {
+    default_clipper().await.clip_grad_norm_async(gradients, max_norm).await
 }
 
 /// Clamps every element of host gradients to `[-clip_value, clip_value]`, as `torch.nn.utils.clip_grad_value_`: see
@@ -336,18 +461,34 @@ pub fn clip_grad_norm<G: AsMut<[f32]>>(
 /// # Errors
 ///
 /// As for [`SliceClipper::clip_groups`].
+#[cfg(not(target_arch = "wasm32"))]
 pub fn clip_grad_value<G: AsMut<[f32]>>(gradients: &mut [G], clip_value: f32) -> Result<Clipped<()>, Error> {
-    default_clipper().clip_grad_value(gradients, clip_value)
+    pollster::block_on(default_clipper()).clip_grad_value(gradients, clip_value)
+}
+
+/// `clip_grad_value` without blocking; see [`SliceClipper::clip_groups_async`].
+///
+/// # Errors
+///
+/// As for [`SliceClipper::clip_groups_async`].
+pub async fn clip_grad_value_async<G: AsMut<[f32]>>(
+    gradients: &mut [G],
+    clip_value: f32,
+) -> Result<Clipped<()>, Error> {
+    default_clipper().await.clip_grad_value_async(gradients, clip_value).await
 }
 
 fn as_gradients<G: AsMut<[f32]>>(gradients: &mut [G]) -> Vec<Gradient<'_>> {
     gradients.iter_mut().map(|elements| Gradient::f32(elements.as_mut())).collect()
 }
 
-fn default_clipper() -> &'static SliceClipper {
+/// Returns the clipper of [`DeviceChoice::Auto`], opened at the first call.
+async fn default_clipper() -> &'static SliceClipper {
     static DEFAULT: OnceLock<SliceClipper> = OnceLock::new();
-    DEFAULT.get_or_init(|| {
-        SliceClipper::new(&DeviceChoice::Auto)
-            .unwrap_or(SliceClipper { choice: DeviceChoice::Cpu, gpu: None })
-    })
+    if let Some(clipper) = DEFAULT.get() {
+        return clipper;
+    }
+    let opened = SliceClipper::new_async(&DeviceChoice::Auto).await;
+    // If two calls have opened a device at the same time, the first wins.
+    DEFAULT.get_or_init(|| opened.unwrap_or(SliceClipper { choice: DeviceChoice::Cpu, gpu: None }))
 }

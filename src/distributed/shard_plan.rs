@@ -11,6 +11,8 @@ use super::reproducible::Shard;
 use super::sharded_clip::{JoinError, ShardedClip};
 use super::share::{Measured, MeasuredTensor, Share, Unit, unit, units};
 use super::tile_norm::Partial;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::gpu::error_scope::at_once;
 use crate::stats::TensorStats;
 use crate::{ClipPlan, ClipRecord, Clipper, Error, Gradient, GradientId, NormType, ReadBack};
 
@@ -75,14 +77,28 @@ impl ShardedClip {
     ///
     /// Those of [`Clipper::prepare_groups`]; [`Error::ShardedUnits`] if rows or columns have norms of their own. Pass the error to
     /// [`join`](Self::join), so that no rank waits for this one.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn prepare(&self, clipper: &Clipper, gradients: &[Gradient<'_>]) -> Result<ShardPlan, Error> {
+        at_once(self.prepare_async(clipper, gradients))
+    }
+
+    /// `prepare` for a browser; see [`Clipper::prepare_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Clipper::prepare_groups_async`]; [`Error::ShardedUnits`] if rows or columns have norms of their own.
+    pub async fn prepare_async(
+        &self,
+        clipper: &Clipper,
+        gradients: &[Gradient<'_>],
+    ) -> Result<ShardPlan, Error> {
         if self.whole().is_some() {
             let shards = gradients.iter().enumerate();
             let shards: Vec<_> =
                 shards.map(|(whole, gradient)| Shard::new(gradient.clone(), whole, 0)).collect();
-            return self.prepare_shards(clipper, &shards);
+            return self.prepare_shards_async(clipper, &shards).await;
         }
-        let plan = clipper.prepare_operations(gradients, &self.measuring())?;
+        let plan = clipper.prepare_operations(gradients, &self.measuring()).await?;
         let count = gradients.len();
         self.shard_plan(plan, Vec::new(), ((0..count).collect(), count))
     }
@@ -94,13 +110,27 @@ impl ShardedClip {
     ///
     /// Those of [`prepare`](Self::prepare); [`Error::Shard`] for a shard that does not fit; [`Error::NotSharded`] if the norm is not
     /// reproducible, or a gradient has [parts](Gradient::part) or [partials](Gradient::partials).
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn prepare_shards(&self, clipper: &Clipper, shards: &[Shard<'_>]) -> Result<ShardPlan, Error> {
+        at_once(self.prepare_shards_async(clipper, shards))
+    }
+
+    /// `prepare_shards` for a browser; see [`Clipper::prepare_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`prepare_async`](Self::prepare_async); [`Error::Shard`] and [`Error::NotSharded`], as for `prepare_shards`.
+    pub async fn prepare_shards_async(
+        &self,
+        clipper: &Clipper,
+        shards: &[Shard<'_>],
+    ) -> Result<ShardPlan, Error> {
         let Some(whole) = self.whole() else {
             let reason = "call ShardedClip::reproducible first, or prepare";
             return Err(Error::NotSharded { option: "shards with a place", reason });
         };
         let gradients: Vec<_> = shards.iter().map(|shard| shard.gradient.clone()).collect();
-        let plan = clipper.prepare_shard(&gradients, &self.measuring(), whole.total_elements())?;
+        let plan = clipper.prepare_shard(&gradients, &self.measuring(), whole.total_elements()).await?;
         if plan.plan().passes().resets() {
             let reason = "finalize resets their partials";
             return Err(Error::NotSharded {
@@ -148,6 +178,7 @@ impl ShardedClip {
     ///
     /// Those of [`join`](Self::join). No gradient is changed then. After the collective, those of [`ShardPlan::scale`]: if this device
     /// is lost, for example, this rank alone returns [`Error::DeviceLost`], and all ranks fail in the next step.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn clip<C: AllReduce>(
         &mut self,
         plan: &ShardPlan,
@@ -296,8 +327,18 @@ impl ShardPlan {
     /// # Errors
     ///
     /// Those of [`ClipPlan::rebind`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn rebind(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
-        self.plan.rebind(gradients)?;
+        at_once(self.rebind_async(gradients))
+    }
+
+    /// `rebind` for a browser; see [`ClipPlan::rebind_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ClipPlan::rebind_async`].
+    pub async fn rebind_async(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
+        self.plan.rebind_async(gradients).await?;
         // The partials may lie in other banks.
         let places = self.plan.plan().places_of_partials(self.known.tiles.len());
         let tiles = self.known.tiles.iter().zip(places).map(|(&(tile, _), place)| (tile, place)).collect();
@@ -330,11 +371,12 @@ impl ShareReadBack {
         self.refused.is_some() || is_copied()
     }
 
-    /// Waits for the GPU, and returns the share.
+    /// Waits for the GPU, and returns the share. Not on wasm32: `.await` the ticket.
     ///
     /// # Errors
     ///
     /// Those of [`ReadBack::wait`]. Pass them to [`ShardedClip::join`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(self) -> Result<Share, Error> {
         if let Some(error) = self.refused {
             return Err(error);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use super::clip_plan::{ClipPlan, prepare};
 use super::device_context::DeviceContext;
 use super::error_scope::CheckedDevice;
+#[cfg(not(target_arch = "wasm32"))]
+use super::error_scope::at_once;
 use super::gradient::Gradient;
 use crate::kernels::FIRST_SLOT;
 use crate::kernels::WIDE_WORKGROUP_SIZE;
@@ -101,6 +103,8 @@ impl Clipper {
     /// The plan keeps the buffers alive. It can be encoded any number of times, and stays valid until one of its gradients
     /// moves to another buffer or range. An empty list is allowed; its norm is 0. This call writes to no gradient.
     ///
+    /// Not on wasm32, where it could not know what the browser refuses: see [`prepare_async`](Self::prepare_async).
+    ///
     /// # Errors
     ///
     /// An [`Error`] with the index and label of the gradient, and the numbers, if a range is invalid or two gradients overlap;
@@ -109,8 +113,22 @@ impl Clipper {
     /// [`Error::BufferMapped`] or [`Error::BufferRejected`] if a buffer is mapped, has been destroyed or belongs to another
     /// device. A buffer of another [`wgpu::Instance`] is not detected: wgpu cannot tell it from one of this device.
     /// [`Error::DeviceLost`] if the device is lost.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn prepare(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
         self.prepare_groups(gradients, &[clip])
+    }
+
+    /// `prepare` for a browser, where errors of the device arrive later. A plan that the browser refuses is an error, as on other
+    /// targets. On native targets the future is ready at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of `prepare`: an error about the gradients, the options or the limits of the device; [`Error::BufferRejected`] with the
+    /// gradient if the buffer belongs to another device, or cannot be bound; [`Error::DeviceLost`].
+    ///
+    /// A browser binds a destroyed buffer, and refuses the submission instead: tickets return [`Error::SubmissionRejected`].
+    pub async fn prepare_async(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
+        self.prepare_groups_async(gradients, &[clip]).await
     }
 
     /// [`prepare`](Self::prepare) for gradients of several groups, each with its own limit: one plan, one pass, and a record for
@@ -146,27 +164,43 @@ impl Clipper {
     ///
     /// Those of [`prepare`](Self::prepare); [`Error::GroupWithoutClip`] if there is no clip for a gradient's group;
     /// [`Error::GroupsDiffer`] if the clips differ in more than their limits; [`Error::NoClip`] if `clips` is empty.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn prepare_groups(&self, gradients: &[Gradient<'_>], clips: &[Clip]) -> Result<ClipPlan, Error> {
-        self.prepare_operations(gradients, &Clip::checked_groups(clips)?)
+        at_once(self.prepare_groups_async(gradients, clips))
     }
 
-    /// Prepares a plan from the checked clip of each group.
-    pub(crate) fn prepare_operations(
+    /// `prepare_groups` for a browser; see [`prepare_async`](Self::prepare_async).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`prepare_async`](Self::prepare_async); [`Error::GroupWithoutClip`], [`Error::GroupsDiffer`] and [`Error::NoClip`], as
+    /// for `prepare_groups`.
+    pub async fn prepare_groups_async(
+        &self,
+        gradients: &[Gradient<'_>],
+        clips: &[Clip],
+    ) -> Result<ClipPlan, Error> {
+        self.prepare_operations(gradients, &Clip::checked_groups(clips)?).await
+    }
+
+    /// Prepares a plan from the checked clip of each group. On native targets the future is ready at once.
+    pub(crate) async fn prepare_operations(
         &self,
         gradients: &[Gradient<'_>],
         operations: &[Operation],
     ) -> Result<ClipPlan, Error> {
-        prepare(&self.context, gradients, operations, None)
+        prepare(&self.context, gradients, operations, None).await
     }
 
-    /// Prepares the plan of a shard whose partials can be read back. All shards together have `total_elements`.
-    pub(crate) fn prepare_shard(
+    /// Prepares the plan of a shard whose partials can be read back. All shards together have `total_elements`. On native targets
+    /// the future is ready at once.
+    pub(crate) async fn prepare_shard(
         &self,
         gradients: &[Gradient<'_>],
         operations: &[Operation],
         total_elements: u64,
     ) -> Result<ClipPlan, Error> {
-        prepare(&self.context, gradients, operations, Some(total_elements))
+        prepare(&self.context, gradients, operations, Some(total_elements)).await
     }
 
     /// Returns the device.

@@ -76,6 +76,12 @@ impl DeviceContext {
         pipelines.insert(kernel, pipeline.clone());
         Ok(pipeline)
     }
+
+    /// Drops the compiled kernels, because one of them may be invalid.
+    #[cfg(target_arch = "wasm32")]
+    pub(super) fn forget_pipelines(&self) {
+        self.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// Returns what a device allows.

@@ -1,17 +1,19 @@
 //! `ReadBack`: a ticket for a copy of a buffer to the host, without a stall.
 
 use std::future::IntoFuture;
-#[cfg(not(target_arch = "wasm32"))]
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(not(target_arch = "wasm32"))]
 use std::time::Duration;
 
 use futures_intrusive::channel::shared::{OneshotReceiver, OneshotSender, oneshot_channel};
 
 use super::error_scope::{CheckedDevice, is_mapped, now_or_never};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::panics;
 use crate::plan::{MARK, Readout};
-use crate::{ClipRecord, Error, panics};
+use crate::{ClipRecord, Error};
 
 /// The contents of a buffer.
 type Outcome = Result<Vec<u8>, Error>;
@@ -35,8 +37,10 @@ type Outcome = Result<Vec<u8>, Error>;
 /// | `.await` | once, then in a thread of its own | never | one until the record arrives, unless the first poll completes it |
 ///
 /// An `.await` some steps after the submission therefore usually starts no thread. To rule the thread out, await tickets that
-/// are [ready](Self::is_ready). If you poll the device yourself, tickets complete at your polls too. In a browser, the event
-/// loop of the page does the polling, and there is no thread.
+/// are [ready](Self::is_ready). If you poll the device yourself, tickets complete at your polls too.
+///
+/// In a browser, the event loop of the page does the polling, and there is no thread. The ticket of an encoder that is neither
+/// submitted nor dropped stays pending there.
 #[derive(Debug)]
 #[must_use = "a ticket does nothing until it is waited for"]
 pub struct ReadBack<R = ClipRecord> {
@@ -46,12 +50,12 @@ pub struct ReadBack<R = ClipRecord> {
 #[derive(Debug)]
 enum State<R> {
     UnderWay { delivery: Arc<Delivery>, receiver: OneshotReceiver<Outcome>, readout: Readout<R> },
-    Failed(Error),
+    Arrived(Result<R, Error>),
 }
 
 impl<R> ReadBack<R> {
     pub(super) fn failed(error: Error) -> Self {
-        Self { state: State::Failed(error) }
+        Self { state: State::Arrived(Err(error)) }
     }
 
     /// Returns whether [`wait`](Self::wait) would return at once. Does not block: it polls the device once, or not at all if the
@@ -60,11 +64,12 @@ impl<R> ReadBack<R> {
     pub fn is_ready(&self) -> bool {
         match &self.state {
             State::UnderWay { delivery, .. } => delivery.is_ready(),
-            State::Failed(_) => true,
+            State::Arrived(_) => true,
         }
     }
 
-    /// Waits for the GPU, and returns the record. Blocks, and polls the device.
+    /// Waits for the GPU, and returns the record. Blocks, and polls the device. Not on wasm32, where nothing may block: `.await` the
+    /// ticket.
     ///
     /// # Errors
     ///
@@ -74,33 +79,44 @@ impl<R> ReadBack<R> {
     /// [`Error::NormNotSupplied`] if no norm was supplied to a plan of
     /// [`Clip::by_supplied_norm`](crate::Clip::by_supplied_norm); [`Error::NonFinite`] if the gradients are not finite and the
     /// policy is [`NonFinite::Error`](crate::NonFinite::Error).
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(self) -> Result<R, Error> {
+        if let State::UnderWay { delivery, .. } = &self.state {
+            delivery.drive();
+        }
+        self.redeem()
+    }
+
+    /// Waits until [`redeem`](Self::redeem) returns the record. The record stays in the ticket.
+    pub(super) async fn arrival(&mut self) {
+        if let State::UnderWay { delivery, receiver, readout } = &self.state {
+            drive_in_background(delivery);
+            let outcome = receiver.receive().await.unwrap_or(Err(Error::NotSubmitted));
+            self.state = State::Arrived(outcome.and_then(|bytes| readout.decode(&bytes)));
+        }
+    }
+
+    /// Returns the record of a ticket that [`is_ready`](Self::is_ready).
+    pub(super) fn redeem(self) -> Result<R, Error> {
         match self.state {
-            State::UnderWay { delivery, receiver, readout } => {
-                delivery.drive();
+            State::UnderWay { receiver, readout, .. } => {
                 let outcome = now_or_never(receiver.receive()).flatten();
                 readout.decode(&outcome.unwrap_or(Err(Error::NotSubmitted))?)
             }
-            State::Failed(error) => Err(error),
+            State::Arrived(result) => result,
         }
     }
 }
 
 /// The `.await` of a ticket. Never blocks. Errors are those of [`ReadBack::wait`].
-impl<R: 'static> IntoFuture for ReadBack<R> {
+impl<R: Send + 'static> IntoFuture for ReadBack<R> {
     type Output = Result<R, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
-    fn into_future(self) -> Self::IntoFuture {
+    fn into_future(mut self) -> Self::IntoFuture {
         Box::pin(async move {
-            match self.state {
-                State::UnderWay { delivery, receiver, readout } => {
-                    drive_in_background(delivery);
-                    let outcome = receiver.receive().await;
-                    readout.decode(&outcome.unwrap_or(Err(Error::NotSubmitted))?)
-                }
-                State::Failed(error) => Err(error),
-            }
+            self.arrival().await;
+            self.redeem()
         })
     }
 }
@@ -117,13 +133,16 @@ struct Delivery {
 
 /// The time between two polls while a ticket waits. A blocking poll would wait for later steps too, and with a timeout it panics
 /// in wgpu-core 30.0.1 if another thread polls.
+#[cfg(not(target_arch = "wasm32"))]
 const PATIENCE: Duration = Duration::from_micros(50);
 
 /// The number of such polls before a ticket waits for all submitted work.
+#[cfg(not(target_arch = "wasm32"))]
 const PATIENT_WAITS: u32 = 2000;
 
 /// The time in milliseconds that a ticket waits for its own submission after all earlier work is finished. Another thread may be
 /// about to submit it, or a call of `submit` may not have returned.
+#[cfg(not(target_arch = "wasm32"))]
 const GRACE: u32 = 1000;
 
 impl Delivery {
@@ -174,6 +193,7 @@ impl Delivery {
     }
 
     /// Polls the device until the delivery is made, or until it is known that it fails.
+    #[cfg(not(target_arch = "wasm32"))]
     fn drive(&self) {
         // Whether all work submitted before this call is finished. Only then can a missing submission be detected, since new steps
         // may be submitted all the time.
@@ -229,8 +249,7 @@ impl Drop for Promise {
 
 /// Completes the delivery without blocking the executor: with one poll, or else in a thread that polls.
 #[cfg(not(target_arch = "wasm32"))]
-#[expect(clippy::needless_pass_by_value, reason = "in a browser the delivery must be dropped")]
-fn drive_in_background(delivery: Arc<Delivery>) {
+fn drive_in_background(delivery: &Arc<Delivery>) {
     // The poll may run a callback of the caller that panics. The thread reports the delivery then.
     if panics::catch(|| delivery.is_ready()).unwrap_or(false) {
         return;
@@ -246,9 +265,9 @@ fn drive_in_background(delivery: Arc<Delivery>) {
     }
 }
 
-/// In a browser the event loop of the page polls. The delivery is dropped, so that the channel closes with the encoder.
+/// In a browser the event loop of the page polls.
 #[cfg(target_arch = "wasm32")]
-fn drive_in_background(_: Arc<Delivery>) {}
+fn drive_in_background(_: &Arc<Delivery>) {}
 
 /// A buffer of a plan that the host can read, and its staging buffers.
 #[derive(Clone, Debug)]

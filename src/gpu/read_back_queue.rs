@@ -77,17 +77,32 @@ impl<R> ReadBackQueue<R> {
     /// [`Error::InStep`], which holds the step and the error of [`ReadBack::wait`]. It loses no record: earlier calls have returned
     /// those of earlier steps, and the next call continues with the next step.
     pub fn arrived(&mut self) -> Result<Vec<(u64, R)>, Error> {
-        self.take(ReadBack::is_ready)
+        self.take(ReadBack::is_ready, ReadBack::redeem)
     }
 
     /// Waits for the device, and returns the records of all steps that were pushed and not yet returned. It is meant for the
     /// end of an epoch or of the training.
     ///
+    /// Not on wasm32, where nothing may block: see [`wait_async`](Self::wait_async).
+    ///
     /// # Errors
     ///
     /// Those of [`arrived`](Self::arrived). Call it again for the remaining steps.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(&mut self) -> Result<Vec<(u64, R)>, Error> {
-        self.take(|_| true)
+        self.take(|_| true, ReadBack::wait)
+    }
+
+    /// [`wait`](Self::wait) without blocking. No record is lost if the future is dropped: a later call returns it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`arrived`](Self::arrived). Call it again for the remaining steps.
+    pub async fn wait_async(&mut self) -> Result<Vec<(u64, R)>, Error> {
+        for (_, ticket) in &mut self.under_way {
+            ticket.arrival().await;
+        }
+        self.take(|_| true, ReadBack::redeem)
     }
 
     /// Returns the number of pushed steps whose record or error has not been returned.
@@ -103,14 +118,18 @@ impl<R> ReadBackQueue<R> {
     }
 
     /// Redeems tickets from the front while `redeems` holds, up to the first error.
-    fn take(&mut self, redeems: impl Fn(&ReadBack<R>) -> bool) -> Result<Vec<(u64, R)>, Error> {
+    fn take(
+        &mut self,
+        redeems: impl Fn(&ReadBack<R>) -> bool,
+        redeem: impl Fn(ReadBack<R>) -> Result<R, Error>,
+    ) -> Result<Vec<(u64, R)>, Error> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
         let mut records = Vec::new();
         while self.under_way.front().is_some_and(|(_, ticket)| redeems(ticket)) {
             let Some((step, ticket)) = self.under_way.pop_front() else { break };
-            match ticket.wait() {
+            match redeem(ticket) {
                 Ok(record) => records.push((step, record)),
                 Err(error) => {
                     let error = Error::InStep { step, error: Box::new(error) };

@@ -13,6 +13,7 @@ macro_rules! compact_str {
         }
     }};
 }
+#[cfg(target_family = "wasm")]
 pub(super) use compact_str;
 
 /// Copies a text except for comments on lines of their own, and indentation. The entries of a header stay, and so do blank lines,

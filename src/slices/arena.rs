@@ -1,15 +1,16 @@
 //! Clips host slices on a GPU: copies them to a few large buffers (arenas), clips them there, and copies them back.
 
 use std::ops::Range;
-use std::time::Instant;
+
+use futures_intrusive::channel::shared::oneshot_channel;
 
 use super::Timings;
+use super::stopwatch::Stopwatch;
 use crate::adapters::open;
 use crate::cpu::Gradient;
-use crate::gpu::error_scope::CheckedDevice;
 use crate::kernels::tables::LARGEST_TILE;
 use crate::operation::Operation;
-use crate::{ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, ReadBack, gpu};
+use crate::{ClipPlan, ClipRecord, Clipper, DType, Error, GradientId, gpu};
 
 /// The largest arena. Many drivers handle larger buffers badly.
 const ARENA_BYTES: u64 = 1 << 30;
@@ -29,6 +30,15 @@ pub(super) struct Gpu {
     info: wgpu::AdapterInfo,
     queue: wgpu::Queue,
     clipper: Clipper,
+}
+
+/// How a clip waits for the GPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Waiting {
+    /// The future is ready at its first poll, which blocks.
+    #[cfg(not(target_arch = "wasm32"))]
+    Blocking,
+    Async,
 }
 
 /// A part of a host slice, and its place on the device.
@@ -56,42 +66,39 @@ impl Gpu {
         self.clipper.device()
     }
 
-    fn checked_device(&self) -> &CheckedDevice {
-        self.clipper.checked_device()
-    }
-
-    pub(super) fn clip(
+    pub(super) async fn clip(
         &self,
         gradients: &mut [Gradient<'_>],
         operations: &[Operation],
         total_norm: Option<f32>,
+        waiting: Waiting,
     ) -> Result<(Vec<ClipRecord>, Timings), Error> {
-        let start = Instant::now();
+        let mut stopwatch = Stopwatch::start();
         let operation = operations[0];
         let slices = slices(gradients, &operation);
         let (parts, sizes) = self.place(&slices, &operation)?;
         let in_slices = |error| in_slices(error, &parts);
-        let arenas = self.allocate(&sizes)?;
-        let on_device = on_device(gradients, &parts, &arenas);
-        let plan = self.clipper.prepare_operations(&on_device, operations).map_err(in_slices)?;
+        let arenas = self.allocate(&sizes).await?;
+        let plan = {
+            let on_device = on_device(gradients, &parts, &arenas);
+            self.clipper.prepare_operations(&on_device, operations).await.map_err(in_slices)?
+        };
         if let Some(total_norm) = total_norm {
             plan.supply_norm(&self.queue, total_norm)?;
         }
-        self.upload(&slices, &parts, &arenas)?;
-        let upload = start.elapsed();
+        self.upload(&slices, &parts, &arenas, waiting).await?;
+        let upload = stopwatch.lap();
 
-        let start = Instant::now();
-        let records = self.run(&plan).map_err(in_slices)?;
+        let records = self.run(&plan, waiting).await.map_err(in_slices)?;
         let records = records_in_slices(records, &parts);
-        let clip = start.elapsed();
+        let clip = stopwatch.lap();
 
-        let start = Instant::now();
         let is_changed = are_changed(gradients, &operation, &records);
         // The parameters come after the gradients, and never change.
         let changed: Vec<&Part> =
             parts.iter().filter(|part| is_changed.get(part.slice) == Some(&true)).collect();
-        self.download(gradients, &changed, &arenas)?;
-        Ok((records, Timings { upload, clip, download: start.elapsed() }))
+        self.download(gradients, &changed, &arenas, waiting).await?;
+        Ok((records, Timings { upload, clip, download: stopwatch.lap() }))
     }
 
     /// Assigns places in arenas, unless a gradient that must not be split exceeds the largest buffer.
@@ -112,20 +119,26 @@ impl Gpu {
     }
 
     /// Clips the gradients on the device.
-    fn run(&self, plan: &ClipPlan) -> Result<Vec<ClipRecord>, Error> {
-        let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        plan.encode(&mut encoder);
-        let ticket = plan.record_buffer().map(|_| plan.read_back_all(&mut encoder));
-        self.checked_device().in_error_scope("the clip of the gradients", 0, || {
+    async fn run(&self, plan: &ClipPlan, waiting: Waiting) -> Result<Vec<ClipRecord>, Error> {
+        let submit = || {
+            let mut encoder =
+                self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            plan.encode(&mut encoder);
+            let ticket = plan.record_buffer().map(|_| plan.read_back_all(&mut encoder));
             self.queue.submit([encoder.finish()]);
-            self.wait()
-        })?;
-        ticket.map_or(Ok(Vec::new()), ReadBack::wait)
+            Ok(ticket)
+        };
+        let ticket = self.in_error_scope("the clip of the gradients", 0, submit).await?;
+        self.wait(waiting).await?;
+        match ticket {
+            Some(ticket) => ticket.await,
+            None => Ok(Vec::new()),
+        }
     }
 
-    fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
+    async fn allocate(&self, sizes: &[u64]) -> Result<Vec<wgpu::Buffer>, Error> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        self.checked_device().in_error_scope("the gradients", sizes.iter().sum(), || {
+        let allocate = || {
             let buffer = |&size| {
                 let label = Some("gradclip.arena");
                 self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -136,34 +149,47 @@ impl Gpu {
                 })
             };
             Ok(sizes.iter().map(buffer).collect())
-        })
+        };
+        self.in_error_scope("the gradients", sizes.iter().sum(), allocate).await
     }
 
-    fn upload(
+    async fn upload(
         &self,
         slices: &[(&[u8], DType)],
         parts: &[Part],
         arenas: &[wgpu::Buffer],
+        waiting: Waiting,
     ) -> Result<(), Error> {
-        self.checked_device().in_error_scope("the upload of the gradients", CHUNK_BYTES, || {
-            let mut in_flight = 0;
-            for part in parts {
-                let bytes = &slices[part.slice].0[part.range.clone()];
-                let mut offset = part.offset;
-                for chunk in bytes.chunks(as_index(CHUNK_BYTES)) {
-                    self.write(&arenas[part.arena], offset, chunk);
-                    offset += chunk.len() as u64;
-                    in_flight += chunk.len() as u64;
-                    if in_flight >= CHUNK_BYTES {
-                        self.queue.submit([]);
-                        self.wait()?;
-                        in_flight = 0;
-                    }
-                }
+        let mut chunks = Vec::new();
+        for part in parts {
+            let mut offset = part.offset;
+            for chunk in slices[part.slice].0[part.range.clone()].chunks(as_index(CHUNK_BYTES)) {
+                chunks.push((&arenas[part.arena], offset, chunk));
+                offset += chunk.len() as u64;
             }
-            self.queue.submit([]);
-            self.wait()
-        })
+        }
+        let mut chunks = &chunks[..];
+        while !chunks.is_empty() {
+            let mut in_flight = 0;
+            let mut fits = |(_, _, chunk): &(_, _, &[u8])| {
+                let fits = in_flight < CHUNK_BYTES;
+                in_flight += chunk.len() as u64;
+                fits
+            };
+            let end = chunks.iter().position(|chunk| !fits(chunk)).unwrap_or(chunks.len());
+            let (next, later) = chunks.split_at(end);
+            let write = || {
+                for (arena, offset, chunk) in next {
+                    self.write(arena, *offset, chunk);
+                }
+                self.queue.submit([]);
+                Ok(())
+            };
+            self.in_error_scope("the upload of the gradients", CHUNK_BYTES, write).await?;
+            self.wait(waiting).await?;
+            chunks = later;
+        }
+        Ok(())
     }
 
     /// Writes bytes in whole words. A half word at the end is padded; the alignment of the parts leaves room for that.
@@ -178,67 +204,95 @@ impl Gpu {
     }
 
     /// Copies the arenas back in chunks, and each chunk to the slices whose parts it holds. Skips chunks without changes.
-    fn download(
+    async fn download(
         &self,
         gradients: &mut [Gradient<'_>],
         changed: &[&Part],
         arenas: &[wgpu::Buffer],
+        waiting: Waiting,
     ) -> Result<(), Error> {
         if changed.is_empty() {
             return Ok(());
         }
         let largest = arenas.iter().map(wgpu::Buffer::size).max().unwrap_or(0).min(CHUNK_BYTES);
-        let staging = self.staging(largest)?;
+        let staging = self.staging(largest).await?;
         for (index, arena) in arenas.iter().enumerate() {
             for from in (0..arena.size()).step_by(as_index(CHUNK_BYTES)) {
                 let chunk = from..arena.size().min(from + CHUNK_BYTES);
-                let mut shown = changed.iter().filter(|part| part.overlaps(index, &chunk)).peekable();
-                if shown.peek().is_some() {
-                    self.read(arena, chunk.clone(), &staging, |bytes| {
-                        shown.for_each(|part| part.take(&chunk, bytes, &mut gradients[part.slice]));
-                    })?;
+                if changed.iter().any(|part| part.overlaps(index, &chunk)) {
+                    let size = chunk.end - chunk.start;
+                    self.read(arena, chunk.clone(), &staging, waiting).await?;
+                    let bytes = staging.get_mapped_range(..size).map_err(|_| Error::DeviceLost)?;
+                    for part in changed.iter().filter(|part| part.overlaps(index, &chunk)) {
+                        part.take(&chunk, &bytes, &mut gradients[part.slice]);
+                    }
+                    drop(bytes);
+                    staging.unmap();
                 }
             }
         }
         Ok(())
     }
 
-    fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
-        self.checked_device().in_error_scope("the download of the gradients", size, || {
+    async fn staging(&self, size: u64) -> Result<wgpu::Buffer, Error> {
+        let create = || {
             Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("gradclip.download"),
                 size,
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             }))
-        })
+        };
+        self.in_error_scope("the download of the gradients", size, create).await
     }
 
-    fn read(
+    /// Copies a chunk of an arena to the staging buffer, and maps it.
+    async fn read(
         &self,
         arena: &wgpu::Buffer,
         chunk: Range<u64>,
         staging: &wgpu::Buffer,
-        take: impl FnOnce(&[u8]),
+        waiting: Waiting,
     ) -> Result<(), Error> {
         let size = chunk.end - chunk.start;
-        self.checked_device().in_error_scope("the download of the gradients", size, || {
+        let (sender, mapped) = oneshot_channel();
+        let copy = || {
             let mut encoder =
                 self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(arena, chunk.start, staging, 0, size);
             self.queue.submit([encoder.finish()]);
-            // The callback may run late, in another thread that polls. The buffer is mapped after this wait in any case.
-            staging.map_async(wgpu::MapMode::Read, ..size, |_| ());
-            self.wait()
-        })?;
-        take(&staging.get_mapped_range(..size).map_err(|_| Error::DeviceLost)?);
-        staging.unmap();
+            staging.map_async(wgpu::MapMode::Read, ..size, move |mapped| {
+                let _ = sender.send(mapped.is_ok());
+            });
+            Ok(())
+        };
+        self.in_error_scope("the download of the gradients", size, copy).await?;
+        self.wait(waiting).await?;
+        // On native targets the buffer is mapped after this wait in any case. The callback may run late, in another thread that
+        // polls.
+        if cfg!(target_arch = "wasm32") {
+            mapped.receive().await;
+        }
         Ok(())
     }
 
+    async fn in_error_scope<T>(
+        &self,
+        what: &'static str,
+        bytes: u64,
+        create: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.clipper.checked_device().in_error_scope_async(what, bytes, create).await
+    }
+
     /// Waits for all submitted work.
-    fn wait(&self) -> Result<(), Error> {
-        self.checked_device().poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ())
+    async fn wait(&self, waiting: Waiting) -> Result<(), Error> {
+        let checked_device = self.clipper.checked_device();
+        match waiting {
+            #[cfg(not(target_arch = "wasm32"))]
+            Waiting::Blocking => checked_device.poll(wgpu::PollType::wait_indefinitely()).map(|_finished| ()),
+            Waiting::Async => checked_device.finished_async(&self.queue).await,
+        }
     }
 }
 
@@ -471,6 +525,15 @@ mod tests {
         Gpu { info: adapter.get_info(), queue, clipper: Clipper::new(&device).unwrap() }
     }
 
+    fn clip_on(
+        gpu: &Gpu,
+        gradients: &mut [Gradient<'_>],
+        operations: &[Operation],
+        total_norm: Option<f32>,
+    ) -> Result<(Vec<ClipRecord>, Timings), Error> {
+        pollster::block_on(gpu.clip(gradients, operations, total_norm, Waiting::Blocking))
+    }
+
     #[test]
     fn a_split_slice_is_clipped_as_one() {
         let gpu = small_gpu(4 * LARGEST_TILE + 256);
@@ -483,7 +546,7 @@ mod tests {
         let clip = Clip::by_global_norm(1.0).loss_scale(4.0);
         let ((mut body, mut head), (mut expected, mut head_expected)) = (make(), make());
         let outcome =
-            gpu.clip(&mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &checked(clip), None);
+            clip_on(&gpu, &mut [Gradient::f32(&mut body), Gradient::bf16(&mut head)], &checked(clip), None);
         let mut gradients = [Gradient::f32(&mut expected), Gradient::bf16(&mut head_expected)];
         let record = crate::cpu::clip_groups(&mut gradients, &[clip]).unwrap()[0];
         let found = outcome.unwrap().0[0];
@@ -494,21 +557,23 @@ mod tests {
 
         let (mut body, mut whole) = (make().0, make().0);
         let supplied = Clip::by_supplied_norm(1.0);
-        let records = gpu.clip(&mut [Gradient::f32(&mut body)], &checked(supplied), Some(8.0)).unwrap().0;
+        let records =
+            clip_on(&gpu, &mut [Gradient::f32(&mut body)], &checked(supplied), Some(8.0)).unwrap().0;
         let record = crate::cpu::clip_with_norm(&mut [Gradient::f32(&mut whole)], supplied, 8.0).unwrap();
         assert_eq!((records, &body), (vec![record], &whole));
 
         // In the third part of the second gradient.
         expected[150_000] = f32::NAN;
         let mut gradients = [Gradient::bf16(&mut head), Gradient::f32(&mut expected)];
-        let (records, _) = gpu.clip(&mut gradients, &checked(clip.coefficient_only()), None).unwrap();
+        let (records, _) = clip_on(&gpu, &mut gradients, &checked(clip.coefficient_only()), None).unwrap();
         assert_eq!(records[0].first_non_finite(), Some(1));
-        let error = gpu.clip(&mut gradients, &checked(clip.non_finite(crate::NonFinite::Error)), None);
+        let error = clip_on(&gpu, &mut gradients, &checked(clip.non_finite(crate::NonFinite::Error)), None);
         assert!(
             matches!(error, Err(Error::NonFinite { gradient: Some(GradientId { index: 1, .. }), .. })),
             "{error:?}"
         );
-        let error = gpu.clip(
+        let error = clip_on(
+            &gpu,
             &mut [Gradient::f32(&mut body), Gradient::f32(&mut expected).group(1)],
             &checked(clip),
             None,
@@ -529,9 +594,9 @@ mod tests {
         let count = Clip::by_global_norm(1.0).norm_type(crate::NormType::P(0.0));
         for clip in [Clip::by_norm(1.0), Clip::by_rms(0.5), count] {
             let mut gradients = [Gradient::f32(&mut small), Gradient::f32(&mut large)];
-            let error = gpu.clip(&mut gradients, &checked(clip), None).unwrap_err();
+            let error = clip_on(&gpu, &mut gradients, &checked(clip), None).unwrap_err();
             assert!(matches!(error, Error::DeviceLimit { name: "max_buffer_size", .. }), "{error}");
-            assert!(gpu.clip(&mut gradients[..1], &checked(clip), None).is_ok());
+            assert!(clip_on(&gpu, &mut gradients[..1], &checked(clip), None).is_ok());
         }
     }
 }

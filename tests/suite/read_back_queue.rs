@@ -1,5 +1,7 @@
 //! The tickets of many steps: each record once, in order, at any time.
 
+use std::task::{Context, Poll, Waker};
+
 use gradclip::{Clip, ClipPlan, DType, Error, Gradient, NonFinite, ReadBack, ReadBackQueue, wgpu};
 
 use crate::common::gpu::Gpu;
@@ -107,6 +109,38 @@ fn a_queue_holds_records_of_groups_and_statistics() {
     let norms: Vec<_> =
         norms.map(|(step, stats)| (step, stats.iter().map(|own| own.norm).collect())).collect();
     assert_eq!(norms, expected);
+}
+
+/// A future that is dropped before its records have arrived loses none.
+#[test]
+fn a_queue_can_be_awaited() {
+    let training = Training::new(1, Clip::by_global_norm(1.0).non_finite(NonFinite::Error));
+    let (mut log, mut early) = (ReadBackQueue::new(), Vec::new());
+    for step in 0..20 {
+        let gradient = if step == 15 { f32::NAN } else { norm_of(step) };
+        log.push(step, training.step(&[gradient], ClipPlan::read_back));
+        if step == 10 {
+            let mut future = Box::pin(log.wait_async());
+            let mut context = Context::from_waker(Waker::noop());
+            let polled = future.as_mut().poll(&mut context);
+            drop(future);
+            // All records may have arrived already.
+            if let Poll::Ready(records) = polled {
+                records.unwrap().into_iter().for_each(|record| early.push(record));
+            }
+        }
+    }
+    let mut next = || {
+        let records = pollster::block_on(log.wait_async());
+        let records = records.map(|records| early.drain(..).chain(records).collect::<Vec<_>>());
+        records.map(|records| records.iter().map(|(step, record)| (*step, record.total_norm)).collect())
+    };
+    let expected = |steps: std::ops::Range<u64>| steps.map(|step| (step, norm_of(step))).collect::<Vec<_>>();
+    assert_eq!(next(), Ok(expected(0..15)));
+    let Err(Error::InStep { step: 15, error }) = next() else { panic!("step 15 is not finite") };
+    assert!(matches!(*error, Error::NonFinite { .. }), "{error:?}");
+    assert_eq!(next(), Ok(expected(16..20)));
+    assert_eq!(next(), Ok(Vec::new()));
 }
 
 #[test]

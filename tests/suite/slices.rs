@@ -1,7 +1,10 @@
 //! Host slices, on the CPU path and through a GPU.
 
 use gradclip::cpu::Gradient;
-use gradclip::slices::{Clipped, DeviceChoice, SliceClipper, SliceDevice, clip_grad_norm, clip_grad_value};
+use gradclip::slices::{
+    Clipped, DeviceChoice, SliceClipper, SliceDevice, clip_grad_norm, clip_grad_norm_async, clip_grad_value,
+    clip_grad_value_async,
+};
 use gradclip::{Clip, Epsilon, Error, NonFinite, NormType, cpu, reference};
 use half::{bf16, f16};
 
@@ -198,6 +201,61 @@ fn one_call_clips_without_a_clipper() {
         Error::MaxNorm { given: f32::NEG_INFINITY }
     );
     assert_eq!(clip_grad_value::<Vec<f32>>(&mut [], -1.0).unwrap_err(), Error::ClipValue { given: -1.0 });
+}
+
+/// The async twins have the bits and the errors of the blocking calls.
+#[test]
+fn async_calls_clip_alike() {
+    for choice in [DeviceChoice::Cpu, DeviceChoice::Gpu] {
+        let clipper = pollster::block_on(SliceClipper::new_async(&choice)).unwrap();
+        assert_eq!(clipper.device(), SliceClipper::new(&choice).unwrap().device());
+        let (blocking, expected) = clip(gradients(), |slices| clipper.clip_grad_norm(slices, 1.0));
+        let (found, after) =
+            clip(gradients(), |slices| pollster::block_on(clipper.clip_grad_norm_async(slices, 1.0)));
+        assert_eq!(found.unwrap().record, blocking.unwrap().record);
+        assert_eq!(bits(&after), bits(&expected));
+
+        let (_, after) =
+            clip(gradients(), |slices| pollster::block_on(clipper.clip_grad_value_async(slices, 0.25)));
+        assert_eq!(bits(&after), bits(&clamped(&gradients(), 0.25)));
+
+        let supplied = Clip::by_supplied_norm(1.0);
+        let (blocking, expected) =
+            clip(gradients(), |slices| clipper.clip_with_norm(&mut as_gradients(slices), supplied, 8.0));
+        let (found, after) = clip(gradients(), |slices| {
+            pollster::block_on(clipper.clip_with_norm_async(&mut as_gradients(slices), supplied, 8.0))
+        });
+        assert_eq!(found.unwrap().record, blocking.unwrap().record);
+        assert_eq!(bits(&after), bits(&expected));
+
+        let by_norm = Clip::by_global_norm(1.0);
+        let mut none: [Gradient<'_>; 0] = [];
+        let error = pollster::block_on(clipper.clip_with_norm_async(&mut none, by_norm, 8.0));
+        assert_eq!(error.unwrap_err(), Error::UnexpectedNorm);
+        let error = pollster::block_on(clipper.clip_groups_async(&mut none, &[supplied]));
+        assert_eq!(error.unwrap_err(), Error::NormNotSupplied);
+        let (error, after) = clip(gradients(), |slices| {
+            pollster::block_on(clipper.clip_async(&mut as_gradients(slices), Clip::by_value(-1.0)))
+        });
+        assert_eq!(error.unwrap_err(), Error::ClipValue { given: -1.0 });
+        assert_eq!(bits(&after), bits(&gradients()));
+    }
+    let (outcome, after) = clip(gradients(), |slices| pollster::block_on(clip_grad_norm_async(slices, 1.0)));
+    assert_eq!(bits(&after), bits(&scaled(&gradients(), outcome.unwrap().record.clip_coef)));
+    let (outcome, after) = clip(gradients(), |slices| pollster::block_on(clip_grad_value_async(slices, 0.5)));
+    outcome.unwrap();
+    assert_eq!(bits(&after), bits(&clamped(&gradients(), 0.5)));
+}
+
+/// A future can move to another thread, as an executor's does.
+#[test]
+fn async_calls_run_on_any_thread() {
+    let clipper = SliceClipper::new(&DeviceChoice::Gpu).unwrap();
+    let mut slices = [vec![3.0, 4.0]];
+    let future = clipper.clip_grad_norm_async(&mut slices, 1.0);
+    let clipped = std::thread::scope(|scope| scope.spawn(|| pollster::block_on(future)).join().unwrap());
+    assert_eq!(clipped.unwrap().record.total_norm, 5.0);
+    assert!((slices[0][1] - 0.8).abs() < 1e-6);
 }
 
 /// The callback that announces the slices of one thread may run on another thread, which also waits.

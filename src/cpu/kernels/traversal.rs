@@ -16,6 +16,10 @@ pub(super) struct Traversal {
     /// The number of interleaved streams.
     streams: usize,
     /// The prefetch distance of each stream, in bytes.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only x86-64 has a prefetch instruction in stable Rust")
+    )]
     prefetch_distance: usize,
 }
 

@@ -6,19 +6,21 @@ use super::ClipPlan;
 use super::realize::realize;
 use crate::Error;
 use crate::gpu::device_context::DeviceContext;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::gpu::error_scope::at_once;
 use crate::gpu::gradient::Gradient;
 use crate::operation::Operation;
 use crate::plan::Plan;
 
-/// Validates gradients, and prepares a plan for them.
-pub(in crate::gpu) fn prepare(
+/// Validates gradients, and prepares a plan for them. The future is ready at once unless the device is in a browser.
+pub(in crate::gpu) async fn prepare(
     context: &Arc<DeviceContext>,
     gradients: &[Gradient<'_>],
     operations: &[Operation],
     total_elements: Option<u64>,
 ) -> Result<ClipPlan, Error> {
     let (plan, given) = Plan::of_operations(gradients, operations, context.limits(), total_elements)?;
-    prepare_plan(context, plan, &given, None)
+    prepare_plan(context, plan, &given, None).await
 }
 
 impl ClipPlan {
@@ -54,39 +56,63 @@ impl ClipPlan {
     ///
     /// [`Error::RebindCount`] or [`Error::RebindMismatch`] if the list differs from that of the plan in anything but buffers,
     /// ranges and labels; the errors of [`Clipper::prepare`](crate::Clipper::prepare). On error, the plan is unchanged.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn rebind(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
+        at_once(self.rebind_async(gradients))
+    }
+
+    /// `rebind` for a browser; see [`Clipper::prepare_async`](crate::Clipper::prepare_async). If the future is dropped, the plan is
+    /// unchanged.
+    ///
+    /// # Errors
+    ///
+    /// Those of `rebind`: [`Error::RebindCount`] or [`Error::RebindMismatch`], and the errors of
+    /// [`Clipper::prepare_async`](crate::Clipper::prepare_async). On error, the plan is unchanged.
+    pub async fn rebind_async(&mut self, gradients: &[Gradient<'_>]) -> Result<(), Error> {
         let (plan, given) = self.plan.rebound(gradients)?;
-        *self = prepare_plan(&self.context, plan, &given, Some(self))?;
+        *self = prepare_plan(&self.context, plan, &given, Some(self)).await?;
         Ok(())
     }
 }
 
 /// Makes a plan on a device. `moved` is the plan of the same gradients before they moved.
-fn prepare_plan(
+async fn prepare_plan(
     context: &Arc<DeviceContext>,
-    plan: Plan,
+    mut plan: Plan,
     given: &[&wgpu::Buffer],
     moved: Option<&ClipPlan>,
 ) -> Result<ClipPlan, Error> {
     let scratch = plan.scratch_bytes();
     let device = context.checked_device();
-    let realized = device.in_error_scope("a clip plan", scratch, || realize(context, &plan, given, moved));
-    let (buffers, steps) = realized.map_err(|error| match error {
-        Error::BufferRejected { gradient: None, .. } => find_rejected(context, &plan, given).unwrap_or(error),
-        error => error,
-    })?;
-    let mut plan = plan;
+    let realized =
+        device.in_error_scope_async("a clip plan", scratch, || realize(context, &plan, given, moved)).await;
+    let (buffers, steps) = match realized {
+        Ok(realized) => realized,
+        Err(error) => {
+            // In a browser a pipeline may be the invalid object.
+            #[cfg(target_arch = "wasm32")]
+            context.forget_pipelines();
+            return Err(match error {
+                Error::BufferRejected { gradient: None, .. } => {
+                    find_rejected(context, &plan, given).await.unwrap_or(error)
+                }
+                error => error,
+            });
+        }
+    };
     plan.forget_contents();
     Ok(ClipPlan { plan, context: context.clone(), buffers, steps })
 }
 
 /// Finds a gradient whose buffer, parameter or partials wgpu rejects, and returns the error that names it.
-fn find_rejected(context: &DeviceContext, plan: &Plan, given: &[&wgpu::Buffer]) -> Option<Error> {
-    plan.uses().find_map(|(gradient, what, buffer)| {
+async fn find_rejected(context: &DeviceContext, plan: &Plan, given: &[&wgpu::Buffer]) -> Option<Error> {
+    for (gradient, what, buffer) in plan.uses() {
         let check = || bind(context.device(), given[buffer]);
-        let message = context.checked_device().validation_error(check)?;
-        Some(what.error(Error::BufferRejected { gradient: Some(gradient), message }))
-    })
+        if let Some(message) = context.checked_device().validation_error(check).await {
+            return Some(what.error(Error::BufferRejected { gradient: Some(gradient), message }));
+        }
+    }
+    None
 }
 
 /// Binds the first word of a buffer, to find out whether wgpu rejects it.

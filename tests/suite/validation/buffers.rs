@@ -1,7 +1,10 @@
 //! Buffers of gradients and of parameters, and ranges in them.
 
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
 use gradclip::wgpu::{self, BufferUsages};
-use gradclip::{Clip, DType, Error, Gradient, Parameter};
+use gradclip::{Clip, DType, Error, Gradient, GradientId, Parameter};
 
 use super::{NORM, Noop, f32s};
 use crate::gpu_with;
@@ -173,6 +176,33 @@ fn a_buffer_must_be_alive_and_of_the_same_device() {
     }
     // The clipper is still usable.
     clipper.prepare(&[f32s(&good)], NORM).unwrap();
+}
+
+fn ready<T>(polled: Poll<T>) -> T {
+    match polled {
+        Poll::Ready(outcome) => outcome,
+        Poll::Pending => panic!("the future is not ready"),
+    }
+}
+
+/// Outside a browser, error scopes are ready at once.
+#[test]
+fn async_calls_have_the_same_errors_at_their_first_poll() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let clipper = noop.clipper();
+    let (good, foreign) = (noop.storage(64), noop.sibling().storage(64));
+    let mut context = Context::from_waker(Waker::noop());
+    let gradients = [f32s(&good), f32s(&foreign).label("head").group(1)];
+    let expected = clipper.prepare_groups(&gradients, &[NORM; 2]).unwrap_err();
+    let error = ready(pin!(clipper.prepare_groups_async(&gradients, &[NORM; 2])).poll(&mut context));
+    let error = error.unwrap_err();
+    let Error::BufferRejected { gradient, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(*gradient, Some(GradientId { index: 1, label: Some("head".into()) }));
+    assert_eq!(error, expected);
+    let mut plan = ready(pin!(clipper.prepare_async(&gradients[..1], NORM)).poll(&mut context)).unwrap();
+    let error = ready(pin!(plan.rebind_async(&[f32s(&foreign)])).poll(&mut context)).unwrap_err();
+    assert!(matches!(error, Error::BufferRejected { gradient: Some(_), .. }), "{error:?}");
+    ready(pin!(plan.rebind_async(&[f32s(&good)])).poll(&mut context)).unwrap();
 }
 
 /// wgpu would report this only at the submission, and name no gradient.
