@@ -1,3 +1,5 @@
+import type { Failure } from "./planner/gradclip_planner.js";
+
 /** Identifies a gradient in an error: its index in the list that was given and, if it has one, its label. */
 export interface GradientId {
   index: number;
@@ -45,13 +47,12 @@ export function deviceLost(reason: string): GradclipError {
 }
 
 /**
- * Converts what the planner throws. It is the Rust crate compiled to wasm, so its messages name options as Rust does:
+ * Converts an error of the planner. It is the Rust crate compiled to wasm, so its messages name options as Rust does:
  * `Clip::by_norm` and `max_norm` are `byNorm` and `maxNorm` here. Labels of the caller, which are quoted, stay as they are.
  */
-export function fromPlanner(thrown: unknown): unknown {
-  if (typeof thrown !== "string") return thrown;
-  const details = JSON.parse(thrown) as ErrorDetails;
-  return new GradclipError({ ...details, message: inJavaScript(details.message) });
+export function fromPlanner({ kind, message, index, label, given, allowed }: Failure): GradclipError {
+  const gradient = index === undefined ? undefined : { index, ...(label !== undefined && { label }) };
+  return new GradclipError({ kind, message: inJavaScript(message), given, allowed, ...(gradient && { gradient }) });
 }
 
 function inJavaScript(message: string): string {

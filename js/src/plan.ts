@@ -1,13 +1,15 @@
 import type { Context } from "./context.js";
 import { GradclipError } from "./errors.js";
 import type { Clip, DynamicLossScale, Gradient } from "./options.js";
-import type { ResultName } from "./plan_data.js";
+import type { Plan, Write } from "./planner/gradclip_planner.js";
+import { lossScaleState } from "./clip_builder.js";
+import { count, list, number } from "./checks.js";
 import { PlannedClip } from "./planner.js";
 import { encodeSteps, type Realized, type Step } from "./realize.js";
-import type { ClipRecord, NormHistory, NormWindow, StepCounts, TensorStats } from "./records.js";
+import { countsNumbers, historyNumbers, windowNumbers } from "./records.js";
+import type { ClipRecord, NormHistory, NormWindow, ResultName, Results, StepCounts, TensorStats } from "./records.js";
 import { realizeOrName } from "./refusals.js";
-import { ask } from "./request.js";
-import { Results } from "./results.js";
+import { ReadableBuffer } from "./readable.js";
 import { Ticket } from "./ticket.js";
 
 /** Where a number that a plan copies comes from: 4 bytes of a buffer with the usage `COPY_SRC`. */
@@ -21,8 +23,8 @@ export class ClipPlan {
   readonly #context: Context;
   #planned: PlannedClip;
   #realized: Realized;
-  /** The results that have been read, by the index of their buffer. */
-  #results = new Map<number, Results>();
+  /** The buffers that the host has read, by their index. */
+  #readable = new Map<number, ReadableBuffer>();
   #destroyed = false;
 
   private constructor(context: Context, planned: PlannedClip, realized: Realized) {
@@ -34,9 +36,8 @@ export class ClipPlan {
   /** @internal `Clipper.prepare` is the way in. */
   static async prepare(context: Context, gradients: readonly Gradient[], clips: readonly Clip[]): Promise<ClipPlan> {
     await context.checkDevice();
-    const { request, buffers } = ask(context.device, gradients, clips);
-    const planned = PlannedClip.plan(request);
-    return new ClipPlan(context, planned, await realizeOrName(context, planned, buffers));
+    const planned = PlannedClip.plan(context.device, gradients, clips);
+    return new ClipPlan(context, planned, await realizeOrName(context, planned));
   }
 
   /** Measures the gradients and clips them. It begins one or two compute passes; `encodeInto` takes yours. */
@@ -180,52 +181,53 @@ export class ClipPlan {
 
   /** Changes the limits of all groups, for every command buffer that is submitted afterwards. */
   setMaxNorms(maxNorms: readonly number[]): void {
-    this.#update({ maxNorms });
+    const limits = list({}, "maxNorms", maxNorms).map((limit) => number({}, "the limit", limit));
+    this.#update((plan) => plan.setMaxNorms(new Float32Array(limits)));
   }
 
   /** Changes the loss scale, for every command buffer that is submitted afterwards. */
   setLossScale(lossScale: number): void {
-    this.#update({ lossScale });
+    this.#update((plan) => plan.setLossScale(number({}, "lossScale", lossScale)));
   }
 
   /** Replaces the dynamic loss scale, to restore a checkpoint. */
   setDynamicLossScale(dynamicLossScale: DynamicLossScale): void {
-    this.#update({ dynamicLossScale });
+    this.#update((plan) => plan.setDynamicLossScale(lossScaleState({}, dynamicLossScale)));
   }
 
   /** Replaces the step counts, one for each record, to restore a checkpoint. */
   setStepCounts(stepCounts: readonly StepCounts[]): void {
-    this.#update({ stepCounts });
+    this.#update((plan) => plan.setStepCounts(countsNumbers(stepCounts)));
   }
 
   /** Replaces the norm histories of a `zClip`, one for each record, to restore a checkpoint. */
   setHistories(histories: readonly NormHistory[]): void {
-    this.#update({ histories });
+    this.#update((plan) => plan.setHistories(historyNumbers(histories)));
   }
 
   /** Replaces the norm windows of an `autoClip`, one for each record, to restore a checkpoint. */
   setNormWindows(normWindows: readonly NormWindow[]): void {
-    this.#update({ normWindows });
+    this.#update((plan) => plan.setNormWindows(windowNumbers(normWindows)));
   }
 
   /** Supplies the norm of a clip with `bySuppliedNorm`, for every command buffer that is submitted afterwards. */
   supplyNorm(suppliedNorm: number): void {
-    this.#update({ suppliedNorm });
+    this.#update((plan) => plan.supplyNorm(number({}, "the norm", suppliedNorm)));
   }
 
   /** Encodes a copy of that norm, an f32, from a buffer of yours: the `totalNorm` of another plan's record, for example. */
   copyNorm(encoder: GPUCommandEncoder, source: Source): void {
-    this.#copy(encoder, source, "suppliedNorm");
+    this.#copy(encoder, source, (plan) => plan.suppliedNorm());
   }
 
   /** Encodes a copy of the limit of a group, an f32, from a buffer of yours. The value is not checked. */
   copyMaxNorm(encoder: GPUCommandEncoder, group: number, source: Source): void {
-    this.#copy(encoder, source, { maxNorm: group });
+    this.#copy(encoder, source, (plan) => plan.maxNorm(count({}, "group", group)));
   }
 
   /** Encodes a copy of the inverse of the loss scale, an f32, from a buffer of yours. The value is not checked. */
   copyInverseLossScale(encoder: GPUCommandEncoder, source: Source): void {
-    this.#copy(encoder, source, "inverseLossScale");
+    this.#copy(encoder, source, (plan) => plan.inverseLossScale());
   }
 
   /**
@@ -234,13 +236,12 @@ export class ClipPlan {
    */
   async rebind(gradients: Iterable<Gradient>): Promise<void> {
     const { buffers: old } = this.#alive();
-    const { request, buffers } = ask(this.#context.device, [...gradients], []);
-    const planned = this.#planned.rebound(request);
+    const planned = this.#planned.rebound([...gradients]);
     const kept = old.filter((_, index) => this.#planned.data.buffers[index]!.isKept);
     // Command buffers that were encoded before may still use the other buffers, which are left to the garbage collector.
-    const realized = await realizeOrName(this.#context, planned, buffers, kept);
-    for (const results of this.#results.values()) results.destroy();
-    [this.#planned, this.#realized, this.#results] = [planned, realized, new Map()];
+    const realized = await realizeOrName(this.#context, planned, kept);
+    for (const readable of this.#readable.values()) readable.destroy();
+    [this.#planned, this.#realized, this.#readable] = [planned, realized, new Map()];
   }
 
   /** Frees the memory of the plan. Call it once no command buffer with its dispatches is still to be submitted. */
@@ -248,7 +249,7 @@ export class ClipPlan {
     if (this.#destroyed) return;
     this.#destroyed = true;
     for (const buffer of this.#realized.buffers) buffer.destroy();
-    for (const results of this.#results.values()) results.destroy();
+    for (const readable of this.#readable.values()) readable.destroy();
   }
 
   #alive(): Realized {
@@ -286,33 +287,33 @@ export class ClipPlan {
     }
   }
 
-  #readBack<T>(encoder: GPUCommandEncoder, what: ResultName): Ticket<T> {
+  #readBack<N extends ResultName>(encoder: GPUCommandEncoder, what: N): Ticket<Results[N]> {
     const { buffers } = this.#alive();
     const planned = this.#planned;
     try {
       const index = planned.bufferOf(what);
-      let results = this.#results.get(index);
-      if (results === undefined) {
-        results = new Results(this.#context, buffers[index]!, planned.data.buffers[index]!.readable ?? 0);
-        this.#results.set(index, results);
+      let readable = this.#readable.get(index);
+      if (readable === undefined) {
+        readable = new ReadableBuffer(this.#context, buffers[index]!, planned.data.buffers[index]!.readable ?? 0);
+        this.#readable.set(index, readable);
       }
-      return results.readBack(encoder, (bytes) => planned.decode<T>(what, bytes));
+      return readable.readBack(encoder, (bytes) => planned.decode(what, bytes));
     } catch (error) {
-      return new Ticket<T>(() => Promise.reject(error));
+      return new Ticket<Results[N]>(() => Promise.reject(error));
     }
   }
 
-  #update(update: unknown): void {
+  #update(update: (plan: Plan) => Write[]): void {
     const { buffers } = this.#alive();
     this.#context.checkStillThere();
-    for (const { buffer, offset, bytes } of this.#planned.writes(update)) {
-      this.#context.device.queue.writeBuffer(buffers[buffer]!, offset, new Uint8Array(bytes));
+    for (const write of this.#planned.writes(update)) {
+      this.#context.device.queue.writeBuffer(buffers[write.buffer]!, write.offset, write.bytes() as Uint8Array<ArrayBuffer>);
     }
   }
 
-  #copy(encoder: GPUCommandEncoder, { buffer, byteOffset = 0 }: Source, target: unknown): void {
+  #copy(encoder: GPUCommandEncoder, { buffer, byteOffset = 0 }: Source, target: (plan: Plan) => Write[]): void {
     const { buffers } = this.#alive();
-    const targets = this.#planned.targets(target);
+    const targets = this.#planned.writes(target);
     const fits = byteOffset >= 0 && byteOffset % 4 === 0 && byteOffset + 4 <= buffer.size;
     if (!fits || (buffer.usage & GPUBufferUsage.COPY_SRC) === 0) {
       throw new GradclipError({

@@ -1,6 +1,9 @@
-import init, { Plan, type InitInput } from "./planner/gradclip_planner.js";
+import init, { Failure, Plan, type InitInput, type Write } from "./planner/gradclip_planner.js";
 import { fromPlanner, type GradclipError } from "./errors.js";
-import type { PlanData, Place, ResultName, Write } from "./plan_data.js";
+import { buildClip } from "./clip_builder.js";
+import { Numbering, buildGradient } from "./gradient_builder.js";
+import { planData, type PlanData } from "./plan_data.js";
+import { decoders, type ResultName, type Results } from "./records.js";
 
 /** Where the planner's wasm comes from: by default the file beside this module. */
 export type WasmSource = InitInput | Promise<InitInput>;
@@ -40,22 +43,35 @@ async function fromDisk(url: URL): Promise<Uint8Array<ArrayBuffer> | undefined> 
  */
 export class PlannedClip {
   readonly data: PlanData;
+  /** The initial contents of all buffers, one after the other. */
   readonly contents: Uint32Array;
+  /** The distinct buffers of the caller, which the bindings of the plan count. */
+  readonly given: readonly GPUBuffer[];
   readonly #plan: Plan;
 
-  private constructor(plan: Plan) {
+  private constructor(plan: Plan, given: readonly GPUBuffer[]) {
     this.#plan = plan;
-    this.data = fromJson(plan.data());
+    this.given = given;
+    this.data = planData(plan.numbers(), plan.texts());
     this.contents = plan.contents();
   }
 
-  static plan(request: unknown): PlannedClip {
-    return new PlannedClip(called(() => new Plan(toJson(request))));
+  static plan(device: GPUDevice, gradients: readonly unknown[], clips: readonly unknown[]): PlannedClip {
+    return called(() => {
+      const numbering = new Numbering();
+      const built = gradients.map((gradient, index) => buildGradient(gradient, index, numbering));
+      const plan = new Plan(describe(device), numbering.numbers(), built, clips.map(buildClip));
+      return new PlannedClip(plan, numbering.buffers);
+    });
   }
 
   /** Plans the same clip of gradients that have moved. */
-  rebound(request: unknown): PlannedClip {
-    return new PlannedClip(called(() => this.#plan.rebound(toJson(request))));
+  rebound(gradients: readonly unknown[]): PlannedClip {
+    return called(() => {
+      const numbering = new Numbering();
+      const built = gradients.map((gradient, index) => buildGradient(gradient, index, numbering));
+      return new PlannedClip(this.#plan.rebound(numbering.numbers(), built), numbering.buffers);
+    });
   }
 
   /** Returns the index of the buffer with a result. */
@@ -64,47 +80,45 @@ export class PlannedClip {
   }
 
   /** Decodes a result. */
-  decode<T>(what: ResultName, bytes: ArrayBuffer): T {
-    return fromJson(called(() => this.#plan.decode(what, new Uint8Array(bytes))));
+  decode<N extends ResultName>(what: N, bytes: ArrayBuffer): Results[N] {
+    return decoders[what](called(() => this.#plan.decode(what, new Uint8Array(bytes))));
   }
 
-  /** Returns what to write to the buffers of the plan for new values. */
-  writes(update: unknown): Write[] {
-    return fromJson(called(() => this.#plan.writes(toJson(update))));
+  /** Returns the writes of an update, or the places of a number to copy. */
+  writes(update: (plan: Plan) => Write[]): Write[] {
+    return called(() => update(this.#plan));
   }
 
-  /** Returns where a number of the caller is copied to. */
-  targets(target: unknown): Place[] {
-    return fromJson(called(() => this.#plan.targets(toJson(target))));
-  }
-
-  /** Returns the error about the first gradient one of whose buffers is refused. */
-  refusal(messages: (string | null)[]): GradclipError | undefined {
-    const error = this.#plan.refusal(toJson(messages));
-    return error === undefined ? undefined : (fromPlanner(error) as GradclipError);
+  /** Returns the error about the first gradient one of whose buffers is refused. Good buffers have empty messages. */
+  refusal(messages: string[]): GradclipError | undefined {
+    const failure = this.#plan.refusal(messages);
+    return failure && fromPlanner(failure);
   }
 }
 
-/** The JSON of a value. Numbers that JSON lacks become objects, which both sides read as numbers. */
-function toJson(value: unknown): string {
-  return JSON.stringify(value, (_, field: unknown) => {
-    if (typeof field === "bigint") return Number(field);
-    if (typeof field !== "number" || (Number.isFinite(field) && !Object.is(field, -0))) return field;
-    return { number: Object.is(field, -0) ? "-0" : String(field) };
-  });
-}
-
-function fromJson<T>(json: string): T {
-  return JSON.parse(json, (_, field: unknown) => {
-    const special = (field as { number?: unknown } | null)?.number;
-    return typeof special === "string" ? Number(special) : field;
-  }) as T;
+/** The limits of the device that shape a plan, in the order of the planner's `describe.rs`. */
+function describe({ limits, adapterInfo }: GPUDevice): Float64Array {
+  return new Float64Array([
+    limits.minStorageBufferOffsetAlignment,
+    limits.maxComputeWorkgroupSizeX,
+    limits.maxComputeInvocationsPerWorkgroup,
+    limits.maxComputeWorkgroupStorageSize,
+    limits.maxComputeWorkgroupsPerDimension,
+    limits.maxStorageBuffersPerShaderStage,
+    limits.maxUniformBuffersPerShaderStage,
+    limits.maxBindingsPerBindGroup,
+    limits.maxStorageBufferBindingSize,
+    limits.maxBufferSize,
+    // A software adapter compiles large kernels slowly. On Metal a pipeline may allow fewer invocations than the device.
+    adapterInfo?.isFallbackAdapter ? 1 : 0,
+    adapterInfo?.vendor === "apple" ? 1 : 0,
+  ]);
 }
 
 function called<T>(call: () => T): T {
   try {
     return call();
   } catch (error) {
-    throw fromPlanner(error);
+    throw error instanceof Failure ? fromPlanner(error) : error;
   }
 }

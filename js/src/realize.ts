@@ -1,5 +1,6 @@
 import type { Context } from "./context.js";
-import type { BufferData, Dispatch, PlanData } from "./plan_data.js";
+import type { BufferData, Dispatch } from "./plan_data.js";
+import type { PlannedClip } from "./planner.js";
 
 /** A dispatch with its bind group. */
 export interface Step {
@@ -18,13 +19,11 @@ export interface Realized {
 /**
  * Makes the pipelines, buffers and bind groups of a plan: all of them, or none if WebGPU refuses one.
  *
- * `given` are the caller's buffers. `kept` are those that a plan before a rebind keeps, in their order.
+ * `kept` are the buffers that a plan before a rebind keeps, in their order.
  */
 export async function realize(
   context: Context,
-  data: PlanData,
-  contents: Uint32Array,
-  given: readonly GPUBuffer[],
+  { data, contents, given }: PlannedClip,
   kept: GPUBuffer[],
 ): Promise<Realized> {
   const { device } = context;
@@ -42,9 +41,9 @@ export async function realize(
     const buffers = data.buffers.map(bufferOf);
     const stepOf = ({ kernel, grid, bindings }: Dispatch): Step => {
       const pipeline = pipelines[kernel]!;
-      const entries = bindings.map(({ own, given: of, offset, size }, binding) => {
-        const buffer = own !== undefined ? buffers[own] : of !== undefined ? given[of] : context.filler;
-        return { binding, resource: { buffer: buffer!, offset, size } };
+      const entries = bindings.map(({ whose, index, offset, size }, binding) => {
+        const buffer = whose === "filler" ? context.filler : (whose === "own" ? buffers : given)[index]!;
+        return { binding, resource: { buffer, offset, size } };
       });
       const layout = pipeline.getBindGroupLayout(0);
       return { pipeline, grid, bindGroup: device.createBindGroup({ label: pipeline.label, layout, entries }) };
@@ -74,6 +73,8 @@ function createBuffer(device: GPUDevice, { label, usage, size, contents: at }: B
 export function encodeSteps(pass: GPUComputePassEncoder, steps: Iterable<Step>): void {
   let current: GPUComputePipeline | undefined;
   for (const { pipeline, bindGroup, grid } of steps) {
+    // Without records there is nothing to finalize.
+    if (grid[0] === 0) continue;
     if (pipeline !== current) pass.setPipeline(pipeline);
     current = pipeline;
     pass.setBindGroup(0, bindGroup);

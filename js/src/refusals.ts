@@ -7,19 +7,18 @@ import { realize, rehearse, type Realized } from "./realize.js";
 export async function realizeOrName(
   context: Context,
   planned: PlannedClip,
-  given: readonly GPUBuffer[],
   kept: GPUBuffer[] = [],
 ): Promise<Realized> {
   try {
-    return await realize(context, planned.data, planned.contents, given, kept);
+    return await realize(context, planned, kept);
   } catch (error) {
     if (!(error instanceof GradclipError) || error.kind !== "BufferRejected") throw error;
-    throw planned.refusal(await refusals(context, given)) ?? error;
+    throw planned.refusal(await refusals(context, planned.given)) ?? error;
   }
 }
 
-/** Returns the message of WebGPU about each buffer that it refuses to bind and to submit. */
-async function refusals({ device }: Context, buffers: readonly GPUBuffer[]): Promise<(string | null)[]> {
+/** Returns what WebGPU says about binding and submitting each buffer; nothing about a good one. */
+async function refusals({ device }: Context, buffers: readonly GPUBuffer[]): Promise<string[]> {
   const layout = device.createBindGroupLayout({
     entries: [{ binding: 0, visibility: GPUShaderStage.COMPUTE, buffer: { type: "read-only-storage" } }],
   });
@@ -33,7 +32,7 @@ async function refusals({ device }: Context, buffers: readonly GPUBuffer[]): Pro
       const entries = [{ binding: 0, resource: { buffer, size: 4 } }];
       const bindGroup = device.createBindGroup({ label: "gradclip.check", layout, entries });
       rehearse(device, [{ pipeline, bindGroup }]);
-      return (await device.popErrorScope())?.message ?? null;
+      return (await device.popErrorScope())?.message ?? "";
     }),
   );
 }

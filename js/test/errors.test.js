@@ -33,27 +33,27 @@ test("options are checked before anything is made", async () => {
     allowed: "0 or greater",
   });
   await refused(options({ maxNorm: NaN }), "MaxNorm", "the limit is NaN");
-  await refused(options({ maxNrom: 1 }), "Request", "unknown field `maxNrom`, expected one of `maxNorm`, `byNorm`");
-  await refused(options({ maxNorm: "1" }), "Request", 'invalid type: string "1", expected a number');
-  await refused(options({}), "Request", "the clip has no method, but it needs one of maxNorm, byNorm");
-  await refused(options({ maxNorm: 1, byValue: 1 }), "Request", "the clip has 2 methods");
+  await refused(options({ maxNrom: 1 }), "Option", 'the clip has the unknown field "maxNrom"; allowed: maxNorm, byNorm');
+  await refused(options({ maxNorm: "1" }), "Option", 'maxNorm is "1", but it must be a number');
+  await refused(options({}), "Option", "the clip has no method, but it must have one of maxNorm, byNorm");
+  await refused(options({ maxNorm: 1, byValue: 1 }), "Option", "the clip has maxNorm and byValue");
   await refused(options({ ...clip, normType: NaN }), "NormType", "p must not be NaN");
   await refused(options({ ...clip, epsilon: -1 }), "Epsilon", "epsilon is -1", { given: -1 });
-  await refused(options({ ...clip, epsilon: "torch" }), "Request", '"pytorch" or "none"');
+  await refused(options({ ...clip, epsilon: "torch" }), "Option", 'epsilon is "torch", but it must be pytorch or none');
   await refused(options({ ...clip, nonFinite: "ignore" }), "Parse", '"ignore" is no policy', {
     given: "ignore",
     allowed: "propagate, skip, zero, poison or error",
   });
   await refused(options({ ...clip, lossScale: 0 }), "LossScale", "the loss scale is 0", { given: 0 });
   await refused(options({ ...clip, dynamicLossScale: { backoff: 2 } }), "LossScaleOption", "the backoff factor of the loss scale is 2");
-  await refused(options({ ...clip, lossScale: 2, dynamicLossScale: {} }), "Request", "exclude each other");
+  await refused(options({ ...clip, lossScale: 2, dynamicLossScale: {} }), "Option", "exclude each other");
   await refused(options({ ...clip, zClip: { alpha: 1 } }), "ZClip", "alpha must be in [0, 1)");
   await refused(options({ ...clip, autoClip: { window: 0 } }), "AutoClip", "window from 1 to 1024");
   await refused(options({ ...clip, zClip: {}, autoClip: {} }), "ConflictingLimits", "only one of byParameterNorm, zClip and autoClip");
   await refused(options({ ...clip, skipAbove: -1 }), "SkipAbove", "skipAbove is -1");
   await refused(options({ ...clip, maxConsecutiveSkips: 1 }), "MaxConsecutiveSkips", "skipAbove is not set");
   await refused(options({ byValue: -1 }), "ClipValue", "clipValue is -1");
-  await refused(options({ byValueRange: [1, -1] }), "ClipRange", "low is 1 and high is -1", { given: [1, -1] });
+  await refused(options({ byValueRange: [1, -1] }), "ClipRange", "low is 1 and high is -1");
   await refused(options({ byValue: 1, normType: 1 }), "NeedsNorm", "normType needs a norm, but byValue has none");
   await refused(options({ byRms: 1, normType: 1 }), "NormType", "byRms takes only the L2 norm");
   await refused(options({ byParameterNorm: { clipping: 0.01, floor: -1 } }), "ParameterFloor", "is -1");
@@ -65,27 +65,27 @@ test("options are checked before anything is made", async () => {
 test("gradients are checked, and errors name them", async () => {
   const labelled = (given) => prepare([gradient(), { ...gradient(), label: "head_bias", ...given }], clip);
   const id = { index: 1, label: "head_bias" };
-  await refused(labelled({ length: 3 }), "OutOfBounds", 'gradient 1 ("head_bias")', { gradient: id, given: [0, 12], allowed: [0, 8] });
+  await refused(labelled({ length: 3 }), "OutOfBounds", 'gradient 1 ("head_bias")', { gradient: id, given: "0..12", allowed: "0..8" });
   await refused(labelled({ byteOffset: 2 }), "Misaligned", "multiple", { gradient: id, given: 2, allowed: "a multiple of 4" });
   await refused(labelled({ byteOffset: 100 }), "OutOfBounds", "100", { gradient: id });
-  await refused(labelled({ offset: 4 }), "Request", "unknown field `offset`", { gradient: id });
-  await refused(labelled({ length: 1.5 }), "Request", "floating point `1.5`", { gradient: id });
-  await refused(labelled({ length: -1 }), "Request", "integer `-1`", { gradient: id });
-  await refused(labelled({ dtype: "f64" }), "Parse", '"f64" is no', { gradient: id });
+  await refused(labelled({ offset: 4 }), "Option", 'has the unknown field "offset"', { gradient: id });
+  await refused(labelled({ length: 1.5 }), "Option", "length is 1.5", { gradient: id });
+  await refused(labelled({ length: -1 }), "Option", "length is -1", { gradient: id });
+  await refused(labelled({ dtype: "f64" }), "Option", 'dtype is "f64", but it must be f32, f16 or bf16', { gradient: id });
   await refused(labelled({ group: 1 }), "GroupWithoutClip", "there is only group 0", { gradient: id, given: 1 });
   await refused(labelled({ rows: 3 }), "Rows", "cannot be split into 3 rows", { gradient: id, given: 3 });
   await refused(labelled({ columns: 3 }), "Columns", "cannot be split into 3 columns", { gradient: id, given: 3 });
   await refused(labelled({ rows: 2, columns: 2 }), "RowsAndColumns", "only one of the two", { gradient: id });
   await refused(labelled({ part: 2 }), "Part", "part", { gradient: id, given: 2 });
-  await refused(labelled({ buffer: undefined }), "NoBuffer", "it must be a GPUBuffer", { gradient: { index: 1 } });
+  await refused(labelled({ buffer: undefined }), "NoBuffer", "it must be a GPUBuffer", { gradient: id });
   const uniform = bufferOf(device, [1], GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
   await refused(labelled({ buffer: uniform }), "BufferUsage", "STORAGE", { gradient: id, given: "COPY_DST | UNIFORM", allowed: "STORAGE" });
   const { buffer } = gradient();
-  await refused(prepare([{ buffer }, { buffer, byteOffset: 4 }], clip), "Overlap", "overlap", { gradient: { index: 1 }, given: [4, 8] });
+  await refused(prepare([{ buffer }, { buffer, byteOffset: 4 }], clip), "Overlap", "overlap", { gradient: { index: 1 }, given: "4..8" });
   const agc = { byParameterNorm: { clipping: 0.01, floor: 0 } };
   await refused(prepare([gradient()], agc), "MissingParameter", "has no parameter", { gradient: { index: 0 } });
   await refused(prepare([{ ...gradient(), parameter: gradient([1]) }], agc), "ParameterLength", "has 1 elements", { given: 1, allowed: 2 });
-  await refused(prepare([{ ...gradient(), parameter: { ...gradient(), dtype: "f8" } }], agc), "Parse", '"f8" is no', { gradient: { index: 0 } });
+  await refused(prepare([{ ...gradient(), parameter: { ...gradient(), dtype: "f8" } }], agc), "Option", 'dtype is "f8"', { gradient: { index: 0 } });
   const partials = { buffer: bufferOf(device, [0, 0]), elements: 0 };
   await refused(prepare([{ ...gradient(), partials }], clip), "EmptyPartials", "gradient 0", { gradient: { index: 0 } });
 });
@@ -150,7 +150,7 @@ test("results that there are not", async () => {
   const plan = await clipper.prepare([gradient()], clip);
   const ticket = (read) => async () => submit(device, read);
   await refused(ticket((encoder) => plan.readBack(encoder)), "NothingMeasured", "no norm was measured");
-  await refused(ticket((encoder) => plan.readBackTensorStats(encoder)), "NotEnabled", "tensorStats", { allowed: "tensorStats" });
+  await refused(ticket((encoder) => plan.readBackTensorStats(encoder)), "NotEnabled", "tensorStats");
   await refused(ticket((encoder) => plan.readBackStepCounts(encoder)), "NotEnabled", "countSteps");
   await refused(ticket((encoder) => plan.readBackLossScale(encoder)), "NotEnabled", "dynamicLossScale");
   await refused(ticket((encoder) => plan.readBackHistories(encoder)), "NotEnabled", "zClip");

@@ -16,6 +16,8 @@
 //! ```
 
 mod binding;
+#[cfg(any(test, target_family = "wasm"))]
+mod compact;
 mod dialect;
 mod producer;
 pub(crate) mod slots;

@@ -26,9 +26,15 @@ pub(super) struct Snippet {
     pub(super) constants: Vec<&'static str>,
 }
 
+// A page downloads the module that plans for it, so that there the texts have no comments.
+#[cfg(target_family = "wasm")]
+use super::compact::compact_str as text_of;
+#[cfg(not(target_family = "wasm"))]
+use std::include_str as text_of;
+
 macro_rules! snippets {
     ($($path:literal)+) => {
-        vec![$(Snippet::parse($path, include_str!(concat!("../../shaders/", $path, ".wgsl")))),+]
+        vec![$(Snippet::parse($path, text_of!(concat!("../../shaders/", $path, ".wgsl")))),+]
     };
 }
 
@@ -55,7 +61,7 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
 });
 
 impl Snippet {
-    fn parse(path: &'static str, text: &'static str) -> Self {
+    pub(super) fn parse(path: &'static str, text: &'static str) -> Self {
         let [provides, requires, binds, constants] =
             ["provides:", "requires:", "binds:", "constants:"].map(|key| header(text, key));
         Self { path, text, provides, requires, binds, constants }

@@ -52,20 +52,23 @@ mod gradient;
 mod labels;
 mod layout;
 mod limits;
+mod origin;
 mod partials;
 mod passes;
 mod readout;
-mod rebind;
+
 mod segment_map;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use buffer_range::DeviceBuffer;
 pub use gradient::{Gradient, Parameter};
 pub use limits::{Device, Limits};
+pub use origin::Use;
 pub use partials::Partials;
 pub use passes::{BoundRange, Dispatch, Passes, Source};
 pub use readout::Readout;
-pub use rebind::Use;
 pub use write::{Place, Write};
 
 #[cfg(feature = "wgpu")]
@@ -76,7 +79,7 @@ use crate::operation::{Limit, Operation};
 use crate::{AutoClip, Clip, Error};
 use gradient::Set;
 use labels::Labels;
-use rebind::Origin;
+use origin::Origin;
 
 /// The usage of a buffer, as flags with the values of WebGPU's `GPUBufferUsage`.
 pub mod usage {

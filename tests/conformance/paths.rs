@@ -42,9 +42,33 @@ impl Failure {
         match self {
             // Compared as text, because NaN is not equal to itself.
             Self::Error(error) => assert_eq!(format!("{error:?}"), format!("{expected:?}")),
-            Self::Message(message) => assert_eq!(*message, expected.to_string()),
+            Self::Message(message) => assert_eq!(*message, in_js(&expected.to_string())),
         }
     }
+}
+
+/// Converts a message to that of the JavaScript package, whose options have other names: `byNorm` for `Clip::by_norm`.
+fn in_js(message: &str) -> String {
+    let word = |word: &str| {
+        let name =
+            word.rsplit("::").next().filter(|name| name.starts_with(char::is_lowercase)).unwrap_or(word);
+        let mut parts = name.split('_');
+        let first = parts.next().unwrap_or_default().to_owned();
+        let camel = parts.fold(first, |name, part| name + &part[..1].to_uppercase() + &part[1..]);
+        if camel == "byGlobalNorm" { "maxNorm".to_owned() } else { camel }
+    };
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    let mut converted = String::new();
+    for piece in message.split_inclusive(|c| !is_name(c)) {
+        let (name, rest) = piece.split_at(piece.find(|c| !is_name(c)).unwrap_or(piece.len()));
+        converted.push_str(&if name.contains('_') || name.contains("::") {
+            word(name)
+        } else {
+            name.to_owned()
+        });
+        converted.push_str(rest);
+    }
+    converted
 }
 
 impl std::fmt::Display for Failure {

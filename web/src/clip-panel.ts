@@ -9,7 +9,7 @@ import { NormsChart, type NormPair } from "./chart/norms.js";
 import { number } from "./chart/svg.js";
 import type { Gpu } from "./device.js";
 import { byId, checked, messageOf, readNumber, showError } from "./dom.js";
-import { parse, readFile } from "./safetensors.js";
+import { parse, readFile, serialize } from "./safetensors.js";
 import { type DType, type Tensor, elements, generate, mebibytes } from "./tensors.js";
 
 const EXAMPLE = "exploding_rnn.safetensors";
@@ -35,6 +35,8 @@ export class ClipPanel {
   private file: File | null = null;
   private isRunning = false;
   private runAgain = false;
+  /** The gradients after the last clip. */
+  private clipped: Tensor[] = [];
 
   constructor(private readonly gpu: Gpu | null) {
     this.form.addEventListener("submit", (event) => {
@@ -50,6 +52,7 @@ export class ClipPanel {
       const { files } = event.target as HTMLInputElement;
       if (files?.length) this.choose(files[0]);
     });
+    byId("save").addEventListener("click", () => this.save());
     this.acceptDrops();
     this.showFields();
   }
@@ -69,6 +72,13 @@ export class ClipPanel {
     this.showFields();
     byId("file-note").textContent = `${file.name}, ${mebibytes(file.size)}`;
     void this.run();
+  }
+
+  private save(): void {
+    const url = URL.createObjectURL(new Blob(serialize(this.clipped), { type: "application/octet-stream" }));
+    Object.assign(document.createElement("a"), { href: url, download: "clipped.safetensors" }).click();
+    // The download has begun by then.
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
   }
 
   /** The whole section takes files. A file that misses it must not replace the page. */
@@ -117,6 +127,8 @@ export class ClipPanel {
   }
 
   private clear(): void {
+    this.clipped = [];
+    byId<HTMLButtonElement>("save").disabled = true;
     for (const id of ["norm-before", "coefficient", "norm-after", "gpu-time", "cpu-time"]) setFigure(id, "–", null);
     for (const id of ["clip-summary", "paths", "timing-note"]) byId(id).textContent = "";
     byId("norms").replaceChildren();
@@ -174,6 +186,8 @@ export class ClipPanel {
       };
       const pairs = tensors.map(({ name }, index) => ({ name, before: cpu.before[index], after: after[index] }));
       this.show({ tensors, request, cpu, gpu, total, pairs });
+      this.clipped = clipped;
+      byId<HTMLButtonElement>("save").disabled = false;
       this.showTimes(onGpu && (await onGpu.time()), await onCpu.time());
     } finally {
       onCpu.destroy();
@@ -199,7 +213,7 @@ export class ClipPanel {
   private showTimes(gpu: (Timing & { byGpu: boolean }) | null, cpu: Timing): void {
     setFigure("cpu-time", duration(cpu.milliseconds), cpu.milliseconds);
     setFigure("gpu-time", gpu ? duration(gpu.milliseconds) : "no GPU", gpu?.milliseconds ?? null);
-    const batches = ({ batches, count }: Timing): string => `${batches} batches of ${count} clips`;
+    const batches = ({ batches, count }: Timing): string => `${batches} batches of ${count === 1 ? "one clip" : `${count} clips`}`;
     const clock = gpu?.byGpu ? "the GPU's timestamps" : "the page's clock, from submission to completion";
     byId("timing-note").textContent =
       "Each clip begins with fresh gradients. A batch restores and clips them many times; the time of a batch that only restores "

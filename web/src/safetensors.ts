@@ -1,4 +1,4 @@
-// Reads .safetensors files. Every error says what is wrong with which tensor.
+// Reads and writes .safetensors files. Every error says what is wrong with which tensor.
 
 import { type DType, type Tensor, MAX_BYTES, mebibytes } from "./tensors.js";
 
@@ -45,7 +45,24 @@ export function parse(file: ArrayBuffer): Tensor[] {
   if (data.length > MAX_BYTES) {
     throw new Error(`the tensors take ${mebibytes(data.length)}; the page clips at most ${mebibytes(MAX_BYTES)}. The gradclip command has no such limit`);
   }
-  return entries.map(({ name, dtype, start, end }) => ({ name, dtype: DTYPES[dtype], bytes: data.subarray(start, end) }));
+  return entries.map(({ name, dtype, shape, start, end }) => ({ name, dtype: DTYPES[dtype], shape, bytes: data.subarray(start, end) }));
+}
+
+/** Returns the parts of a file with these tensors. */
+export function serialize(tensors: readonly Tensor[]): Uint8Array<ArrayBuffer>[] {
+  let end = 0;
+  const entries = tensors.map(({ name, dtype, shape, bytes }) => {
+    const start = end;
+    end += bytes.length;
+    return [name, { dtype: dtype.toUpperCase(), shape, data_offsets: [start, end] }];
+  });
+  const json = JSON.stringify(Object.fromEntries(entries));
+  const header = new TextEncoder().encode(json);
+  // Spaces keep the data aligned.
+  const padding = new Uint8Array(-header.length & 7).fill(0x20);
+  const length = new Uint8Array(LENGTH_BYTES);
+  new DataView(length.buffer).setBigUint64(0, BigInt(header.length + padding.length), true);
+  return [length, header, padding, ...tensors.map(({ bytes }) => bytes as Uint8Array<ArrayBuffer>)];
 }
 
 /** Returns the entries in the order of the data. */

@@ -11,6 +11,7 @@ export const ELEMENT_BYTES: Record<DType, number> = { f32: 4, f16: 2, bf16: 2 };
 export interface Tensor {
   name: string;
   dtype: DType;
+  shape: readonly number[];
   /** Little-endian elements. */
   bytes: Uint8Array;
 }
@@ -51,7 +52,7 @@ export function generate({ tensors, elements, dtype, exploding }: Recipe): Tenso
     if (exploding && index === victim) deviation *= EXPLOSION;
     const values = new Float32Array(elements);
     for (let i = 0; i < elements; i++) values[i] = deviation * normal(hash(key + i), hash(~key + i));
-    return { name: `layer${index}.weight`, dtype, bytes: encode(values, dtype) };
+    return { name: `layer${index}.weight`, dtype, shape: [elements], bytes: encode(values, dtype) };
   });
 }
 

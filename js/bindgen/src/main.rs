@@ -15,6 +15,8 @@ fn main() -> Result<()> {
         .input_path(wasm)
         .web(true)?
         .typescript(true)
+        // `init()` finds the wasm beside the module.
+        .omit_default_module_path(false)
         .remove_name_section(true)
         .remove_producers_section(true)
         .generate(out_dir)

@@ -1,197 +1,148 @@
-//! The clips of a request: `Clip` of `options.ts`.
+//! `Clip`: the builder of [`gradclip::Clip`], for JavaScript. Each method is that of the crate.
 
 use gradclip::loss_scale::{LossScale, LossScaleState};
-use gradclip::{AutoClip, Clip, Epsilon, Error, NonFinite, NormType, ZClip};
-use serde::Deserialize;
-use serde_json::Value;
+use gradclip::{AutoClip, Epsilon, NonFinite, NormType, ZClip};
+use wasm_bindgen::prelude::wasm_bindgen;
 
-use crate::error::Details;
-use crate::number::Number;
+use crate::error::Failure;
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Options {
-    // The methods, of which there is one.
-    max_norm: Option<Number>,
-    by_norm: Option<Number>,
-    by_rms: Option<Number>,
-    by_parameter_norm: Option<ByParameterNorm>,
-    by_supplied_norm: Option<Number>,
-    by_value: Option<Number>,
-    by_value_range: Option<[Number; 2]>,
-    // The options.
-    norm_type: Option<Number>,
-    epsilon: Option<Value>,
-    non_finite: Option<String>,
-    loss_scale: Option<Number>,
-    dynamic_loss_scale: Option<DynamicLossScale>,
-    coefficient_only: Option<bool>,
-    tensor_stats: Option<bool>,
-    count_steps: Option<bool>,
-    z_clip: Option<ZClipOptions>,
-    auto_clip: Option<AutoClipOptions>,
-    skip_above: Option<Number>,
-    max_consecutive_skips: Option<u32>,
-}
+/// The options of a clip.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Clip(gradclip::Clip);
 
-const METHODS: &str = "maxNorm, byNorm, byRms, byParameterNorm, bySuppliedNorm, byValue or byValueRange";
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ByParameterNorm {
-    clipping: Number,
-    floor: Number,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct DynamicLossScale {
-    scale: Option<Number>,
-    growth: Option<Number>,
-    backoff: Option<Number>,
-    floor: Option<Number>,
-    interval: Option<u32>,
-    good_steps: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ZClipOptions {
-    alpha: Option<Number>,
-    z_threshold: Option<Number>,
-    warm_up: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AutoClipOptions {
-    percentile: Option<Number>,
-    window: Option<u32>,
-}
-
-/// Reads the clips of the groups. Errors name the group if there are several.
-pub(crate) fn parse(clips: &[Value]) -> Result<Vec<Clip>, Details> {
-    let parse = |(group, value): (usize, &Value)| {
-        let of_group = |message: String| {
-            Details::request(if clips.len() > 1 { format!("group {group}: {message}") } else { message })
-        };
-        let options = Options::deserialize(value).map_err(|error| of_group(format!("the clip has an {error}")))?;
-        options.clip(of_group)
-    };
-    clips.iter().enumerate().map(parse).collect()
-}
-
-impl Options {
-    fn clip(&self, of_group: impl Fn(String) -> Details) -> Result<Clip, Details> {
-        let mut clip = self.method().map_err(&of_group)?;
-        if let Some(Number(p)) = self.norm_type {
-            clip = clip.norm_type(NormType::P(p));
-        }
-        if let Some(epsilon) = &self.epsilon {
-            clip = clip.epsilon(self::epsilon(epsilon).map_err(&of_group)?);
-        }
-        if let Some(Number(scale)) = self.loss_scale {
-            clip = clip.loss_scale(scale);
-        }
-        if let Some(scale) = &self.dynamic_loss_scale {
-            if self.loss_scale.is_some() {
-                return Err(of_group("lossScale and dynamicLossScale exclude each other".to_owned()));
-            }
-            clip = clip.dynamic_loss_scale(scale.checked()?);
-        }
-        // After the dynamic loss scale, which sets a policy of its own.
-        if let Some(policy) = &self.non_finite {
-            clip = clip.non_finite(policy.parse::<NonFinite>()?);
-        }
-        if self.coefficient_only == Some(true) {
-            clip = clip.coefficient_only();
-        }
-        if self.tensor_stats == Some(true) {
-            clip = clip.tensor_stats();
-        }
-        if self.count_steps == Some(true) {
-            clip = clip.count_steps();
-        }
-        if let Some(options) = &self.z_clip {
-            clip = clip.z_clip(options.with_defaults());
-        }
-        if let Some(options) = &self.auto_clip {
-            clip = clip.auto_clip(options.with_defaults());
-        }
-        if let Some(Number(norm)) = self.skip_above {
-            clip = clip.skip_above(norm);
-        }
-        if let Some(count) = self.max_consecutive_skips {
-            clip = clip.max_consecutive_skips(count);
-        }
-        Ok(clip)
-    }
-
-    fn method(&self) -> Result<Clip, String> {
-        let methods = [
-            self.max_norm.map(|Number(limit)| Clip::by_global_norm(limit)),
-            self.by_norm.map(|Number(limit)| Clip::by_norm(limit)),
-            self.by_rms.map(|Number(limit)| Clip::by_rms(limit)),
-            self.by_parameter_norm
-                .as_ref()
-                .map(|ByParameterNorm { clipping, floor }| Clip::by_parameter_norm(clipping.0, floor.0)),
-            self.by_supplied_norm.map(|Number(limit)| Clip::by_supplied_norm(limit)),
-            self.by_value.map(|Number(value)| Clip::by_value(value)),
-            self.by_value_range.map(|[low, high]| Clip::by_value_range(low.0, high.0)),
-        ];
-        let mut given = methods.into_iter().flatten();
-        match (given.next(), given.count()) {
-            (Some(clip), 0) => Ok(clip),
-            (None, _) => Err(format!("the clip has no method, but it needs one of {METHODS}")),
-            (Some(_), more) => Err(format!("the clip has {} methods, but it needs one of {METHODS}", more + 1)),
-        }
+impl Clip {
+    pub(crate) fn inner(&self) -> gradclip::Clip {
+        self.0
     }
 }
 
-fn epsilon(given: &Value) -> Result<Epsilon, String> {
-    match given.as_str() {
-        Some("pytorch") => Ok(Epsilon::PyTorch),
-        Some("none") => Ok(Epsilon::None),
-        Some(_) => Err(format!("epsilon is {given}, but it must be a number, \"pytorch\" or \"none\"")),
-        None => Number::deserialize(given)
-            .map(|Number(value)| Epsilon::Value(value))
-            .map_err(|error| format!("epsilon: {error}")),
+#[wasm_bindgen]
+impl Clip {
+    #[wasm_bindgen(js_name = byGlobalNorm)]
+    pub fn by_global_norm(max_norm: f32) -> Clip {
+        Self(gradclip::Clip::by_global_norm(max_norm))
     }
-}
 
-impl DynamicLossScale {
-    /// The loss scale, with the defaults of the crate.
-    pub(crate) fn checked(&self) -> Result<LossScale, Error> {
-        let default = LossScale::default().state();
-        let or = |given: Option<Number>, default| given.map_or(default, |Number(given)| given);
-        LossScale::from_state(LossScaleState {
-            scale: or(self.scale, default.scale),
-            growth: or(self.growth, default.growth),
-            backoff: or(self.backoff, default.backoff),
-            floor: or(self.floor, default.floor),
-            interval: self.interval.unwrap_or(default.interval),
-            good_steps: self.good_steps.unwrap_or(default.good_steps),
-        })
+    #[wasm_bindgen(js_name = byNorm)]
+    pub fn by_norm(max_norm: f32) -> Clip {
+        Self(gradclip::Clip::by_norm(max_norm))
     }
-}
 
-impl ZClipOptions {
-    fn with_defaults(&self) -> ZClip {
+    #[wasm_bindgen(js_name = byRms)]
+    pub fn by_rms(threshold: f32) -> Clip {
+        Self(gradclip::Clip::by_rms(threshold))
+    }
+
+    #[wasm_bindgen(js_name = byParameterNorm)]
+    pub fn by_parameter_norm(clipping: f32, floor: f32) -> Clip {
+        Self(gradclip::Clip::by_parameter_norm(clipping, floor))
+    }
+
+    #[wasm_bindgen(js_name = bySuppliedNorm)]
+    pub fn by_supplied_norm(max_norm: f32) -> Clip {
+        Self(gradclip::Clip::by_supplied_norm(max_norm))
+    }
+
+    #[wasm_bindgen(js_name = byValue)]
+    pub fn by_value(clip_value: f32) -> Clip {
+        Self(gradclip::Clip::by_value(clip_value))
+    }
+
+    #[wasm_bindgen(js_name = byValueRange)]
+    pub fn by_value_range(low: f32, high: f32) -> Clip {
+        Self(gradclip::Clip::by_value_range(low, high))
+    }
+
+    #[wasm_bindgen(js_name = normType)]
+    pub fn norm_type(&mut self, p: f32) {
+        self.0 = self.0.norm_type(NormType::P(p));
+    }
+
+    /// Undefined for the epsilon of PyTorch.
+    pub fn epsilon(&mut self, epsilon: Option<f32>) {
+        self.0 = self.0.epsilon(epsilon.map_or(Epsilon::PyTorch, Epsilon::Value));
+    }
+
+    #[wasm_bindgen(js_name = nonFinite)]
+    pub fn non_finite(&mut self, policy: &str) -> Result<(), Failure> {
+        self.0 = self.0.non_finite(policy.parse::<NonFinite>()?);
+        Ok(())
+    }
+
+    #[wasm_bindgen(js_name = lossScale)]
+    pub fn loss_scale(&mut self, scale: f32) {
+        self.0 = self.0.loss_scale(scale);
+    }
+
+    #[wasm_bindgen(js_name = dynamicLossScale)]
+    pub fn dynamic_loss_scale(&mut self, state: &[f64]) -> Result<(), Failure> {
+        self.0 = self.0.dynamic_loss_scale(loss_scale(state)?);
+        Ok(())
+    }
+
+    #[wasm_bindgen(js_name = coefficientOnly)]
+    pub fn coefficient_only(&mut self) {
+        self.0 = self.0.coefficient_only();
+    }
+
+    #[wasm_bindgen(js_name = tensorStats)]
+    pub fn tensor_stats(&mut self) {
+        self.0 = self.0.tensor_stats();
+    }
+
+    #[wasm_bindgen(js_name = countSteps)]
+    pub fn count_steps(&mut self) {
+        self.0 = self.0.count_steps();
+    }
+
+    #[wasm_bindgen(js_name = zClip)]
+    pub fn z_clip(&mut self, alpha: Option<f32>, z_threshold: Option<f32>, warm_up: Option<u32>) {
         let default = ZClip::default();
-        ZClip {
-            alpha: self.alpha.map_or(default.alpha, |Number(alpha)| alpha),
-            z_threshold: self.z_threshold.map_or(default.z_threshold, |Number(threshold)| threshold),
-            warm_up: self.warm_up.unwrap_or(default.warm_up),
-        }
+        self.0 = self.0.z_clip(ZClip {
+            alpha: alpha.unwrap_or(default.alpha),
+            z_threshold: z_threshold.unwrap_or(default.z_threshold),
+            warm_up: warm_up.unwrap_or(default.warm_up),
+        });
+    }
+
+    #[wasm_bindgen(js_name = autoClip)]
+    pub fn auto_clip(&mut self, percentile: Option<f32>, window: Option<u32>) {
+        let default = AutoClip::default();
+        self.0 = self.0.auto_clip(AutoClip {
+            percentile: percentile.unwrap_or(default.percentile),
+            window: window.unwrap_or(default.window),
+        });
+    }
+
+    #[wasm_bindgen(js_name = skipAbove)]
+    pub fn skip_above(&mut self, norm: f32) {
+        self.0 = self.0.skip_above(norm);
+    }
+
+    #[wasm_bindgen(js_name = maxConsecutiveSkips)]
+    pub fn max_consecutive_skips(&mut self, count: u32) {
+        self.0 = self.0.max_consecutive_skips(count);
     }
 }
 
-impl AutoClipOptions {
-    fn with_defaults(&self) -> AutoClip {
-        let default = AutoClip::default();
-        AutoClip {
-            percentile: self.percentile.map_or(default.percentile, |Number(percentile)| percentile),
-            window: self.window.unwrap_or(default.window),
-        }
-    }
+/// Returns the state of a new dynamic loss scale: scale, growth, backoff, floor, interval and good steps.
+#[wasm_bindgen(js_name = defaultLossScale)]
+pub fn default_loss_scale() -> Vec<f64> {
+    loss_scale_numbers(&LossScale::default())
+}
+
+pub(crate) fn loss_scale_numbers(scale: &LossScale) -> Vec<f64> {
+    let LossScaleState { scale, growth, backoff, floor, interval, good_steps } = scale.state();
+    vec![scale.into(), growth.into(), backoff.into(), floor.into(), interval.into(), good_steps.into()]
+}
+
+/// Makes a loss scale of those six numbers.
+pub(crate) fn loss_scale(state: &[f64]) -> Result<LossScale, Failure> {
+    let &[scale, growth, backoff, floor, interval, good_steps] = state else {
+        unreachable!("the host hands over six numbers")
+    };
+    let [scale, growth, backoff, floor] = [scale, growth, backoff, floor].map(|number| number as f32);
+    let [interval, good_steps] = [interval, good_steps].map(|number| number as u32);
+    Ok(LossScale::from_state(LossScaleState { scale, growth, backoff, floor, interval, good_steps })?)
 }

@@ -1,175 +1,156 @@
-//! A plan as JSON: `PlanData` of `plan_data.ts`.
-
-use std::collections::HashMap;
-use std::convert::Infallible;
+//! A device from numbers, and a plan as numbers and texts. `js/src/plan_data.ts` has the same orders.
 
 use gradclip::kernels::{BindingType, Dialect, Kernel};
-use gradclip::plan::{self, BoundRange, Plan, PlanBuffer, Source};
-use serde::{Deserialize, Serialize};
+use gradclip::plan::{BoundRange, Device, Dispatch, Plan, Source};
 
-/// What WebGPU says about a device: its limits, and two facts about its adapter.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Device {
-    max_bindings_per_bind_group: u32,
-    max_storage_buffers_per_shader_stage: u32,
-    max_uniform_buffers_per_shader_stage: u32,
-    max_storage_buffer_binding_size: u64,
-    max_buffer_size: u64,
-    min_storage_buffer_offset_alignment: u32,
-    max_compute_workgroup_storage_size: u32,
-    max_compute_invocations_per_workgroup: u32,
-    max_compute_workgroup_size_x: u32,
-    max_compute_workgroups_per_dimension: u32,
-    is_software: bool,
-    is_metal: bool,
+/// Makes the device of which the host tells the limits.
+pub(crate) fn device(numbers: &[f64]) -> Device {
+    let &[
+        alignment,
+        workgroup_size_x,
+        invocations,
+        workgroup_storage,
+        workgroups,
+        storage_buffers,
+        uniform_buffers,
+        bindings,
+        binding_size,
+        buffer_size,
+        is_software,
+        is_metal,
+    ] = numbers
+    else {
+        unreachable!("the host hands over twelve numbers")
+    };
+    Device {
+        min_storage_buffer_offset_alignment: alignment as u32,
+        max_compute_workgroup_size_x: workgroup_size_x as u32,
+        max_compute_invocations_per_workgroup: invocations as u32,
+        max_compute_workgroup_storage_size: workgroup_storage as u32,
+        max_compute_workgroups_per_dimension: workgroups as u32,
+        max_storage_buffers_per_shader_stage: storage_buffers as u32,
+        max_uniform_buffers_per_shader_stage: uniform_buffers as u32,
+        max_buffers_per_shader_stage: u32::MAX,
+        max_bindings_per_bind_group: bindings as u32,
+        max_storage_buffer_binding_size: binding_size as u64,
+        max_buffer_size: buffer_size as u64,
+        is_software: is_software != 0.0,
+        has_full_workgroups: is_metal == 0.0,
+    }
 }
 
-impl From<Device> for plan::Device {
-    fn from(device: Device) -> Self {
-        Self {
-            min_storage_buffer_offset_alignment: device.min_storage_buffer_offset_alignment,
-            max_compute_workgroup_size_x: device.max_compute_workgroup_size_x,
-            max_compute_invocations_per_workgroup: device.max_compute_invocations_per_workgroup,
-            max_compute_workgroup_storage_size: device.max_compute_workgroup_storage_size,
-            max_compute_workgroups_per_dimension: device.max_compute_workgroups_per_dimension,
-            max_storage_buffers_per_shader_stage: device.max_storage_buffers_per_shader_stage,
-            max_uniform_buffers_per_shader_stage: device.max_uniform_buffers_per_shader_stage,
-            max_buffers_per_shader_stage: u32::MAX,
-            max_bindings_per_bind_group: device.max_bindings_per_bind_group,
-            max_storage_buffer_binding_size: device.max_storage_buffer_binding_size,
-            max_buffer_size: device.max_buffer_size,
-            is_software: device.is_software,
-            has_full_workgroups: !device.is_metal,
+/// A plan in a flat form. Every list begins with its length, and what may be absent is then -1.
+#[derive(Default)]
+pub(crate) struct Flat {
+    pub(crate) numbers: Vec<f64>,
+    pub(crate) texts: Vec<String>,
+    kernels: Vec<Kernel>,
+}
+
+impl Flat {
+    fn number(&mut self, number: u64) {
+        self.numbers.push(number as f64);
+    }
+
+    fn optional(&mut self, number: Option<usize>) {
+        self.numbers.push(number.map_or(-1.0, |number| number as f64));
+    }
+
+    fn list(&mut self, indices: &[usize]) {
+        self.number(indices.len() as u64);
+        self.numbers.extend(indices.iter().map(|&index| index as f64));
+    }
+
+    /// A dispatch: the kernel, the grid and the bindings.
+    fn dispatch(&mut self, dispatch: &Dispatch) {
+        let known = self.kernels.iter().position(|&kernel| kernel == dispatch.kernel);
+        let kernel = known.unwrap_or_else(|| {
+            self.kernels.push(dispatch.kernel);
+            self.kernels.len() - 1
+        });
+        self.number(kernel as u64);
+        self.number(dispatch.grid[0].into());
+        self.number(dispatch.grid[1].into());
+        self.number(dispatch.bindings.len() as u64);
+        for &BoundRange { source, offset, size } in &dispatch.bindings {
+            // 0 for the plan's own buffers, 1 for the caller's, 2 for the filler.
+            let (whose, index) = match source {
+                Source::Own(index) => (0, index),
+                Source::Given(index) => (1, index),
+                Source::Filler => (2, 0),
+            };
+            self.number(whose);
+            self.number(index as u64);
+            self.number(offset);
+            self.number(size);
+        }
+    }
+
+    /// A kernel: its key, label and text; its constants and bindings.
+    fn kernel(&mut self, kernel: Kernel) {
+        self.texts.push(format!("{kernel:?}"));
+        self.texts.push(kernel.label().to_owned());
+        self.texts.push(kernel.source(Dialect::WebGpu));
+        let constants = kernel.pipeline_constants();
+        self.number(constants.len() as u64);
+        for (name, value) in constants {
+            self.texts.push(name.to_owned());
+            self.numbers.push(value);
+        }
+        let bindings = kernel.bindings();
+        self.number(bindings.len() as u64);
+        for binding in bindings {
+            self.number(match binding.ty {
+                BindingType::Read => 0,
+                BindingType::ReadWrite => 1,
+                BindingType::Uniform => 2,
+            });
         }
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PlanData {
-    buffers: Vec<BufferData>,
-    kernels: Vec<KernelData>,
-    dispatches: Vec<DispatchData>,
-    // The passes, as indices of dispatches.
-    parts: Vec<Vec<usize>>,
-    /// Absent if the record cannot be encoded on its own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    record: Option<Vec<usize>>,
-    norm: Vec<usize>,
-    scale: Vec<usize>,
-    all: Vec<usize>,
-    wants_two_passes: bool,
-    records: usize,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct BufferData {
-    label: &'static str,
-    usage: u32,
-    size: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    contents: Option<usize>,
-    is_kept: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    readable: Option<usize>,
-}
-
-#[derive(Serialize)]
-struct KernelData {
-    key: String,
-    label: &'static str,
-    wgsl: String,
-    constants: HashMap<&'static str, f64>,
-    bindings: Vec<&'static str>,
-}
-
-#[derive(Serialize)]
-struct DispatchData {
-    kernel: usize,
-    grid: [u32; 2],
-    bindings: Vec<BindingData>,
-}
-
-#[derive(Serialize)]
-struct BindingData {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    own: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    given: Option<usize>,
-    offset: u64,
-    size: u64,
-}
-
-/// Describes a plan.
-pub(crate) fn plan(plan: &Plan) -> PlanData {
-    let mut kernels = Kernels::default();
+/// Describes a plan: its buffers, dispatches, passes and kernels.
+pub(crate) fn describe(plan: &Plan) -> Flat {
+    let mut flat = Flat::default();
+    flat.number(plan.buffers().len() as u64);
+    let mut words = 0;
+    for buffer in plan.buffers() {
+        flat.texts.push(buffer.label.to_owned());
+        flat.number(buffer.usage.into());
+        flat.number(buffer.bytes);
+        // Where its contents begin among those of all buffers.
+        flat.optional((!buffer.words.is_empty()).then_some(words));
+        flat.number(buffer.is_kept.into());
+        flat.optional(buffer.readable);
+        words += buffer.words.len();
+    }
     let mut dispatches = Vec::new();
     let passes = plan.passes().try_map(|dispatch| {
-        let kernel = kernels.index_of(dispatch.kernel);
-        let bindings = dispatch.bindings.iter().map(binding).collect();
-        dispatches.push(DispatchData { kernel, grid: dispatch.grid, bindings });
-        Ok::<_, Infallible>(dispatches.len() - 1)
+        dispatches.push(dispatch.clone());
+        Ok::<_, std::convert::Infallible>(dispatches.len() - 1)
     });
     let Ok(passes) = passes;
-    let mut words = 0;
-    let buffers = plan.buffers().iter().map(|buffer| {
-        let contents = (!buffer.words.is_empty()).then_some(words);
-        words += buffer.words.len();
-        let &PlanBuffer { label, usage, bytes: size, is_kept, readable, .. } = buffer;
-        BufferData { label, usage, size, contents, is_kept, readable }
-    });
-    PlanData {
-        buffers: buffers.collect(),
-        kernels: kernels.described,
-        parts: (0..passes.parts()).filter_map(|part| passes.part(part).ok().map(<[_]>::to_vec)).collect(),
-        record: passes.record().ok().map(<[_]>::to_vec),
-        norm: passes.norm().copied().collect(),
-        scale: passes.scale().to_vec(),
-        all: passes.all().copied().collect(),
-        wants_two_passes: passes.wants_two_passes(),
-        records: plan.records(),
-        dispatches,
+    flat.number(dispatches.len() as u64);
+    for dispatch in &dispatches {
+        flat.dispatch(dispatch);
     }
-}
-
-fn binding(&BoundRange { source, offset, size }: &BoundRange) -> BindingData {
-    let (own, given) = match source {
-        Source::Own(own) => (Some(own), None),
-        Source::Given(given) => (None, Some(given)),
-        Source::Filler => (None, None),
-    };
-    BindingData { own, given, offset, size }
-}
-
-/// The distinct kernels of a plan.
-#[derive(Default)]
-struct Kernels {
-    indices: HashMap<Kernel, usize>,
-    described: Vec<KernelData>,
-}
-
-impl Kernels {
-    fn index_of(&mut self, kernel: Kernel) -> usize {
-        let described = &mut self.described;
-        *self.indices.entry(kernel).or_insert_with(|| {
-            described.push(KernelData {
-                key: format!("{kernel:?}"),
-                label: kernel.label(),
-                wgsl: kernel.source(Dialect::WebGpu),
-                constants: kernel.pipeline_constants().into_iter().collect(),
-                bindings: kernel.bindings().iter().map(|binding| binding_type(binding.ty)).collect(),
-            });
-            described.len() - 1
-        })
+    flat.number(passes.parts() as u64);
+    for part in 0..passes.parts() {
+        flat.list(passes.part(part).unwrap_or_default());
     }
-}
-
-const fn binding_type(ty: BindingType) -> &'static str {
-    match ty {
-        BindingType::Read => "read",
-        BindingType::ReadWrite => "readWrite",
-        BindingType::Uniform => "uniform",
+    // A plan that does not reset its partials has no record to encode on its own.
+    let record = passes.record();
+    flat.number(record.is_ok().into());
+    flat.list(record.unwrap_or_default());
+    flat.list(&passes.norm().copied().collect::<Vec<_>>());
+    flat.list(passes.scale());
+    flat.list(&passes.all().copied().collect::<Vec<_>>());
+    flat.number(passes.wants_two_passes().into());
+    flat.number(plan.records() as u64);
+    let kernels = std::mem::take(&mut flat.kernels);
+    flat.number(kernels.len() as u64);
+    for kernel in kernels {
+        flat.kernel(kernel);
     }
+    flat
 }

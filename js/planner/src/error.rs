@@ -1,165 +1,230 @@
-//! Errors for JavaScript: the message of the crate, and the numbers in it.
+//! Errors for JavaScript: the message of the crate, and what is in it.
 
 use gradclip::{Error, GradientId};
-use serde::Serialize;
-use serde_json::{Value, json};
+use wasm_bindgen::JsValue;
+use wasm_bindgen::prelude::wasm_bindgen;
 
-/// An error as `ErrorDetails` of `errors.ts`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Details {
-    kind: &'static str,
+/// An error, from which the host makes a `GradclipError`.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Failure {
+    parts: Parts,
     message: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gradient: Option<Gradient>,
-    #[serde(skip_serializing_if = "Value::is_null")]
+}
+
+/// The name of an error, its gradient, what was given and what is allowed.
+#[derive(Debug)]
+struct Parts {
+    kind: &'static str,
+    gradient: Option<GradientId>,
     given: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
     allowed: Value,
 }
 
-#[derive(Debug, Serialize)]
-struct Gradient {
-    index: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    label: Option<Box<str>>,
+/// A value of an error.
+#[derive(Debug)]
+enum Value {
+    None,
+    Number(f64),
+    Text(String),
 }
 
-impl From<GradientId> for Gradient {
-    fn from(GradientId { index, label }: GradientId) -> Self {
-        Self { index, label }
+#[wasm_bindgen]
+impl Failure {
+    #[wasm_bindgen(getter)]
+    pub fn kind(&self) -> String {
+        self.parts.kind.to_owned()
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn message(&self) -> String {
+        self.message.clone()
+    }
+
+    /// The index of the gradient.
+    #[wasm_bindgen(getter)]
+    pub fn index(&self) -> Option<usize> {
+        self.parts.gradient.as_ref().map(|gradient| gradient.index)
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn label(&self) -> Option<String> {
+        self.parts.gradient.as_ref()?.label.as_deref().map(str::to_owned)
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn given(&self) -> JsValue {
+        self.parts.given.to_js()
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn allowed(&self) -> JsValue {
+        self.parts.allowed.to_js()
     }
 }
 
-impl Details {
-    /// An error of the request itself, such as an unknown option.
-    pub(crate) fn request(message: String) -> Self {
-        Self { kind: "Request", message, gradient: None, given: Value::Null, allowed: Value::Null }
-    }
-
-    /// An error of the description of one gradient.
-    pub(crate) fn of_gradient(index: usize, label: Option<&str>, message: &str) -> Self {
-        let id = GradientId { index, label: label.map(Box::from) };
-        Self { gradient: Some(id.clone().into()), ..Self::request(format!("gradient {id}: {message}")) }
-    }
-
-    pub(crate) fn into_json(self) -> String {
-        crate::json(&self)
-    }
-}
-
-impl From<Error> for Details {
+impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let message = error.to_string();
-        let (kind, gradient, given, allowed) = parts(error);
-        Self { kind, message, gradient: gradient.map(Gradient::from), given, allowed }
+        Self { message: error.to_string(), parts: Parts::of(error) }
     }
 }
 
-/// A number as JSON; as text where JSON has none.
-fn number(x: f32) -> Value {
-    if x.is_finite() { json!(f64::from(x)) } else { json!(x.to_string()) }
+impl Value {
+    fn to_js(&self) -> JsValue {
+        match self {
+            Self::None => JsValue::UNDEFINED,
+            Self::Number(number) => JsValue::from_f64(*number),
+            Self::Text(text) => JsValue::from_str(text),
+        }
+    }
 }
 
-/// Returns the name of an error, its gradient, what was given and what is allowed.
-fn parts(error: Error) -> (&'static str, Option<GradientId>, Value, Value) {
-    const NONE: Value = Value::Null;
-    let not_negative = || json!("0 or greater");
-    match error {
-        Error::Parse { given, allowed, .. } => ("Parse", None, json!(given), json!(allowed)),
-        Error::MaxNorm { given } => ("MaxNorm", None, number(given), not_negative()),
-        Error::ClipValue { given } => ("ClipValue", None, number(given), not_negative()),
-        Error::ClipRange { low, high } => {
-            ("ClipRange", None, json!([number(low), number(high)]), json!("low <= high"))
+impl From<f32> for Value {
+    fn from(number: f32) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Number(number as f64)
+    }
+}
+
+impl From<usize> for Value {
+    fn from(number: usize) -> Self {
+        Self::Number(number as f64)
+    }
+}
+
+impl From<u32> for Value {
+    fn from(number: u32) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl Parts {
+    fn new(kind: &'static str) -> Self {
+        Self { kind, gradient: None, given: Value::None, allowed: Value::None }
+    }
+
+    fn of_gradient(self, gradient: GradientId) -> Self {
+        Self { gradient: Some(gradient), ..self }
+    }
+
+    fn given(self, given: impl Into<Value>) -> Self {
+        Self { given: given.into(), ..self }
+    }
+
+    fn allowed(self, allowed: impl Into<Value>) -> Self {
+        Self { allowed: allowed.into(), ..self }
+    }
+
+    fn of(error: Error) -> Self {
+        let new = Self::new;
+        let below = |end: usize| format!("less than {end}");
+        let divisor = |of: u64| format!("a divisor of {of}");
+        let range = |start: u64, end: u64| format!("{start}..{end}");
+        match error {
+            Error::Parse { given, allowed, .. } => new("Parse").given(given).allowed(allowed),
+            Error::MaxNorm { given } => new("MaxNorm").given(given).allowed("0 or greater"),
+            Error::ClipValue { given } => new("ClipValue").given(given).allowed("0 or greater"),
+            Error::ClipRange { .. } => new("ClipRange").allowed("low <= high"),
+            Error::Epsilon { given } => new("Epsilon").given(given).allowed("finite and not negative"),
+            Error::LossScale { given } => new("LossScale").given(given).allowed("positive and finite"),
+            Error::LossScaleOption { given, allowed, .. } => {
+                new("LossScaleOption").given(given).allowed(allowed)
+            }
+            Error::NormType { .. } => new("NormType"),
+            Error::ParameterFloor { given } => {
+                new("ParameterFloor").given(given).allowed("finite and not negative")
+            }
+            Error::SkipAbove { given } => new("SkipAbove").given(given).allowed("0 or greater"),
+            Error::MaxConsecutiveSkips { given, .. } => new("MaxConsecutiveSkips").given(given),
+            Error::ZClip { .. } => new("ZClip"),
+            Error::AutoClip { .. } => new("AutoClip"),
+            Error::ConflictingLimits => new("ConflictingLimits"),
+            Error::NeedsNorm { .. } => new("NeedsNorm"),
+            Error::NoClip => new("NoClip").given(0_u32).allowed("1 or more"),
+            Error::InGroup { error, .. } => Self::of(*error),
+            Error::GroupsDiffer { .. } => new("GroupsDiffer"),
+            Error::NormHistory { .. } => new("NormHistory"),
+            Error::NormWindow { .. } => new("NormWindow"),
+            Error::StepCounts { .. } => new("StepCounts"),
+            Error::GroupWithoutClip { gradient, given, groups } => {
+                new("GroupWithoutClip").of_gradient(gradient).given(given).allowed(below(groups))
+            }
+            Error::Rows { gradient, rows, elements } => {
+                new("Rows").of_gradient(gradient).given(rows).allowed(divisor(elements))
+            }
+            Error::Columns { gradient, columns, elements } => {
+                new("Columns").of_gradient(gradient).given(columns).allowed(divisor(elements))
+            }
+            Error::RowsAndColumns { gradient, .. } => new("RowsAndColumns").of_gradient(gradient),
+            Error::TooManyEmptyRows { gradient, rows, most } => {
+                new("TooManyEmptyRows").of_gradient(gradient).given(rows).allowed(most)
+            }
+            Error::MissingParameter { gradient } => new("MissingParameter").of_gradient(gradient),
+            Error::ParameterLength { gradient, given, needed } => {
+                new("ParameterLength").of_gradient(gradient).given(given).allowed(needed)
+            }
+            Error::InParameter { error } | Error::InPartials { error } => Self::of(*error),
+            Error::BufferUsage { gradient, given, needed } => {
+                new("BufferUsage").of_gradient(gradient).given(given).allowed(needed)
+            }
+            Error::Misaligned { gradient, given, multiple, .. } => {
+                let allowed = format!("a multiple of {multiple}");
+                new("Misaligned").of_gradient(gradient).given(given).allowed(allowed)
+            }
+            Error::OutOfBounds { gradient, start, end, len } => {
+                new("OutOfBounds").of_gradient(gradient).given(range(start, end)).allowed(range(0, len))
+            }
+            Error::Overlap { second, start, end, .. } => {
+                new("Overlap").of_gradient(second).given(range(start, end))
+            }
+            Error::Part { gradient, given, gradients } => {
+                new("Part").of_gradient(gradient).given(given).allowed(below(gradients))
+            }
+            Error::PartialsNorm { gradient } => new("PartialsNorm").of_gradient(gradient),
+            Error::PartialsAndColumns { gradient } => new("PartialsAndColumns").of_gradient(gradient),
+            Error::EmptyPartials { gradient } => new("EmptyPartials").of_gradient(gradient),
+            Error::PartialsOverlap { second, start, end, .. } => {
+                new("PartialsOverlap").of_gradient(second).given(range(start, end))
+            }
+            Error::BufferMapped { gradient } => new("BufferMapped").of_gradient(gradient),
+            Error::BufferRejected { gradient, .. } => Self { gradient, ..new("BufferRejected") },
+            Error::DeviceLimit { needed, allowed, .. } => new("DeviceLimit").given(needed).allowed(allowed),
+            Error::LimitCount { given, groups } => new("LimitCount").given(given).allowed(groups),
+            Error::StateCount { given, records, .. } => new("StateCount").given(given).allowed(records),
+            Error::NoSuchGroup { given, groups } => new("NoSuchGroup").given(given).allowed(below(groups)),
+            Error::NoGroupLimit { .. } => new("NoGroupLimit"),
+            Error::RebindCount { given, needed } => new("RebindCount").given(given).allowed(needed),
+            Error::RebindMismatch { gradient, given, needed, .. } => {
+                new("RebindMismatch").of_gradient(gradient).given(given).allowed(needed)
+            }
+            Error::NotEnabled { .. } => new("NotEnabled"),
+            Error::DynamicLossScale { .. } => new("DynamicLossScale"),
+            Error::UnexpectedNorm => new("UnexpectedNorm"),
+            Error::NonFinite { gradient, total_norm, .. } => {
+                Self { gradient, ..new("NonFinite").given(total_norm) }
+            }
+            Error::NothingMeasured => new("NothingMeasured"),
+            Error::NormNotSupplied => new("NormNotSupplied"),
+            Error::PartMissing { gradient } => new("PartMissing").of_gradient(gradient),
+            // Errors of other hosts.
+            _ => new("Error"),
         }
-        Error::Epsilon { given } => ("Epsilon", None, number(given), json!("finite and not negative")),
-        Error::LossScale { given } => ("LossScale", None, number(given), json!("positive and finite")),
-        Error::LossScaleOption { option, given, allowed } => {
-            ("LossScaleOption", None, json!({ option: number(given) }), json!(allowed))
-        }
-        Error::NormType { given } => ("NormType", None, json!(given.to_string()), json!("not NaN")),
-        Error::ParameterFloor { given } => {
-            ("ParameterFloor", None, number(given), json!("finite and not negative"))
-        }
-        Error::SkipAbove { given } => ("SkipAbove", None, number(given), not_negative()),
-        Error::MaxConsecutiveSkips { given, .. } => {
-            ("MaxConsecutiveSkips", None, json!(given), json!("1 or more, with skipAbove"))
-        }
-        Error::ZClip { .. } => ("ZClip", None, NONE, NONE),
-        Error::AutoClip { .. } => ("AutoClip", None, NONE, NONE),
-        Error::ConflictingLimits => ("ConflictingLimits", None, NONE, NONE),
-        Error::NeedsNorm { .. } => ("NeedsNorm", None, NONE, NONE),
-        Error::NoClip => ("NoClip", None, json!(0), json!("1 or more")),
-        Error::InGroup { error, .. } => parts(*error),
-        Error::GroupsDiffer { given, .. } => ("GroupsDiffer", None, json!(given), json!("the same")),
-        Error::NormHistory { .. } => ("NormHistory", None, NONE, NONE),
-        Error::NormWindow { .. } => ("NormWindow", None, NONE, NONE),
-        Error::StepCounts { .. } => ("StepCounts", None, NONE, NONE),
-        Error::GroupWithoutClip { gradient, given, groups } => {
-            ("GroupWithoutClip", Some(gradient), json!(given), json!(format!("less than {groups}")))
-        }
-        Error::Rows { gradient, rows, elements } => {
-            ("Rows", Some(gradient), json!(rows), json!(format!("a divisor of {elements}")))
-        }
-        Error::Columns { gradient, columns, elements } => {
-            ("Columns", Some(gradient), json!(columns), json!(format!("a divisor of {elements}")))
-        }
-        Error::RowsAndColumns { gradient, rows, columns } => {
-            ("RowsAndColumns", Some(gradient), json!([rows, columns]), json!("one of the two"))
-        }
-        Error::TooManyEmptyRows { gradient, rows, most } => {
-            ("TooManyEmptyRows", Some(gradient), json!(rows), json!(most))
-        }
-        Error::MissingParameter { gradient } => {
-            ("MissingParameter", Some(gradient), NONE, json!("a parameter"))
-        }
-        Error::ParameterLength { gradient, given, needed } => {
-            ("ParameterLength", Some(gradient), json!(given), json!(needed))
-        }
-        Error::InParameter { error } | Error::InPartials { error } => parts(*error),
-        Error::BufferUsage { gradient, given, needed } => {
-            ("BufferUsage", Some(gradient), json!(given), json!(needed))
-        }
-        Error::Misaligned { gradient, given, multiple, .. } => {
-            ("Misaligned", Some(gradient), json!(given), json!(format!("a multiple of {multiple}")))
-        }
-        Error::OutOfBounds { gradient, start, end, len } => {
-            ("OutOfBounds", Some(gradient), json!([start, end]), json!([0, len]))
-        }
-        Error::Overlap { second, start, end, .. } => ("Overlap", Some(second), json!([start, end]), NONE),
-        Error::Part { gradient, given, gradients } => {
-            ("Part", Some(gradient), json!(given), json!(format!("less than {gradients}")))
-        }
-        Error::PartialsNorm { gradient } => {
-            ("PartialsNorm", Some(gradient), NONE, json!("normType 1, 2 or Infinity"))
-        }
-        Error::PartialsAndColumns { gradient } => ("PartialsAndColumns", Some(gradient), NONE, NONE),
-        Error::EmptyPartials { gradient } => {
-            ("EmptyPartials", Some(gradient), json!(0), json!("1 or more"))
-        }
-        Error::PartialsOverlap { second, start, end, .. } => {
-            ("PartialsOverlap", Some(second), json!([start, end]), NONE)
-        }
-        Error::BufferMapped { gradient } => ("BufferMapped", Some(gradient), NONE, NONE),
-        Error::BufferRejected { gradient, .. } => ("BufferRejected", gradient, NONE, NONE),
-        Error::DeviceLimit { needed, allowed, .. } => ("DeviceLimit", None, json!(needed), json!(allowed)),
-        Error::LimitCount { given, groups } => ("LimitCount", None, json!(given), json!(groups)),
-        Error::StateCount { given, records, .. } => ("StateCount", None, json!(given), json!(records)),
-        Error::NoSuchGroup { given, groups } => {
-            ("NoSuchGroup", None, json!(given), json!(format!("less than {groups}")))
-        }
-        Error::NoGroupLimit { .. } => ("NoGroupLimit", None, NONE, NONE),
-        Error::RebindCount { given, needed } => ("RebindCount", None, json!(given), json!(needed)),
-        Error::RebindMismatch { gradient, given, needed, .. } => {
-            ("RebindMismatch", Some(gradient), json!(given), json!(needed))
-        }
-        Error::NotEnabled { with, .. } => ("NotEnabled", None, NONE, json!(with)),
-        Error::DynamicLossScale { .. } => ("DynamicLossScale", None, NONE, NONE),
-        Error::UnexpectedNorm => ("UnexpectedNorm", None, NONE, NONE),
-        Error::NonFinite { gradient, total_norm, .. } => ("NonFinite", gradient, number(total_norm), NONE),
-        Error::NothingMeasured => ("NothingMeasured", None, NONE, NONE),
-        Error::NormNotSupplied => ("NormNotSupplied", None, NONE, NONE),
-        Error::PartMissing { gradient } => ("PartMissing", Some(gradient), NONE, NONE),
-        // Errors of other hosts.
-        _ => ("Error", None, NONE, NONE),
     }
 }

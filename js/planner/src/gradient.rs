@@ -1,19 +1,32 @@
-//! The gradients of a request: `Gradient` of `options.ts`, with the index of a buffer in place of the buffer.
+//! `Gradient`: the builder of [`plan::Gradient`], for JavaScript; and the buffers that it names by their index.
+
+use std::ops::Range;
 
 use gradclip::DType;
 use gradclip::plan::{self, DeviceBuffer};
-use serde::Deserialize;
-use serde_json::Value;
-
-use crate::error::Details;
+use wasm_bindgen::prelude::wasm_bindgen;
 
 /// A buffer of the caller. Two are the same if they are one element of the list.
-#[derive(Debug, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Buffer {
     index: usize,
     size: u64,
     usage: u32,
     mapped: bool,
+}
+
+impl Buffer {
+    /// Makes the buffers of which the host tells the size, the usage and whether it is mapped.
+    pub(crate) fn list(numbers: &[f64]) -> Vec<Self> {
+        let buffers = numbers.chunks_exact(3).enumerate();
+        let buffer = |(index, of): (usize, &[f64])| Self {
+            index,
+            size: of[0] as u64,
+            usage: of[1] as u32,
+            mapped: of[2] != 0.0,
+        };
+        buffers.map(buffer).collect()
+    }
 }
 
 impl DeviceBuffer for Buffer {
@@ -23,14 +36,26 @@ impl DeviceBuffer for Buffer {
 
     fn check_usage(&self) -> Result<(), String> {
         const NAMES: [&str; 10] = [
-            "MAP_READ", "MAP_WRITE", "COPY_SRC", "COPY_DST", "INDEX", "VERTEX", "UNIFORM", "STORAGE", "INDIRECT",
+            "MAP_READ",
+            "MAP_WRITE",
+            "COPY_SRC",
+            "COPY_DST",
+            "INDEX",
+            "VERTEX",
+            "UNIFORM",
+            "STORAGE",
+            "INDIRECT",
             "QUERY_RESOLVE",
         ];
         if self.usage & plan::usage::STORAGE != 0 {
             return Ok(());
         }
-        let names: Vec<_> =
-            (0..).zip(NAMES).filter(|(bit, _)| self.usage >> bit & 1 != 0).map(|(_, name)| name).collect();
+        let mut names = Vec::new();
+        for (bit, name) in NAMES.into_iter().enumerate() {
+            if self.usage >> bit & 1 != 0 {
+                names.push(name);
+            }
+        }
         Err(names.join(" | "))
     }
 
@@ -39,106 +64,130 @@ impl DeviceBuffer for Buffer {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Gradient {
+/// A range of a buffer.
+#[derive(Debug)]
+struct Place {
     buffer: usize,
-    dtype: Option<String>,
-    byte_offset: Option<u64>,
-    length: Option<u64>,
+    dtype: DType,
+    bytes: Range<u64>,
+}
+
+impl Place {
+    /// Without a length it reaches to the end of the buffer, whose size is `size`.
+    fn new(buffer: usize, dtype: &str, size: f64, offset: f64, length: Option<f64>) -> Self {
+        let dtype = match dtype {
+            "f16" => DType::F16,
+            "bf16" => DType::BF16,
+            _ => DType::F32,
+        };
+        let start = offset as u64;
+        // A saturated end is past the end of every buffer, which is an error.
+        let end = length
+            .map_or(size as u64, |length| start.saturating_add((length as u64).saturating_mul(dtype.size())));
+        Self { buffer, dtype, bytes: start..end }
+    }
+}
+
+/// A gradient.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Gradient {
+    place: Place,
     label: Option<String>,
-    group: Option<usize>,
-    measured: Option<bool>,
-    scaled: Option<bool>,
-    rows: Option<u64>,
-    columns: Option<u64>,
+    group: usize,
+    is_measured: bool,
+    is_scaled: bool,
+    rows: u64,
+    columns: u64,
     part: Option<usize>,
-    parameter: Option<Parameter>,
-    partials: Option<Partials>,
+    parameter: Option<Place>,
+    /// The buffer, the elements of a partial, and the offset.
+    partials: Option<(usize, u64, u64)>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Parameter {
-    buffer: usize,
-    dtype: Option<String>,
-    byte_offset: Option<u64>,
-    length: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Partials {
-    buffer: usize,
-    elements: u64,
-    byte_offset: Option<u64>,
-}
-
-/// Reads the gradients. Errors name the gradient.
-pub(crate) fn parse(gradients: &[Value]) -> Result<Vec<Gradient>, Details> {
-    let parse = |(index, value): (usize, &Value)| {
-        let label = value.get("label").and_then(Value::as_str);
-        let in_gradient = |message: String| Details::of_gradient(index, label, &message);
-        let gradient = Gradient::deserialize(value).map_err(|error| in_gradient(error.to_string()))?;
-        // Checked here, so that `on` cannot fail.
-        let parameter = gradient.parameter.as_ref().and_then(|parameter| parameter.dtype.as_deref());
-        for dtype in [gradient.dtype.as_deref(), parameter].into_iter().flatten() {
-            dtype.parse::<DType>().map_err(|error| in_gradient(error.to_string()))?;
+#[wasm_bindgen]
+impl Gradient {
+    #[wasm_bindgen(constructor)]
+    pub fn new(buffer: usize, dtype: &str, size: f64, offset: f64, length: Option<f64>) -> Self {
+        Self {
+            place: Place::new(buffer, dtype, size, offset, length),
+            label: None,
+            group: 0,
+            is_measured: true,
+            is_scaled: true,
+            rows: 1,
+            columns: 1,
+            part: None,
+            parameter: None,
+            partials: None,
         }
-        Ok(gradient)
-    };
-    gradients.iter().enumerate().map(parse).collect()
+    }
+
+    pub fn label(&mut self, label: String) {
+        self.label = Some(label);
+    }
+
+    pub fn group(&mut self, group: usize) {
+        self.group = group;
+    }
+
+    pub fn measured(&mut self, is_measured: bool) {
+        self.is_measured = is_measured;
+    }
+
+    pub fn scaled(&mut self, is_scaled: bool) {
+        self.is_scaled = is_scaled;
+    }
+
+    pub fn rows(&mut self, rows: f64) {
+        self.rows = rows as u64;
+    }
+
+    pub fn columns(&mut self, columns: f64) {
+        self.columns = columns as u64;
+    }
+
+    pub fn part(&mut self, part: usize) {
+        self.part = Some(part);
+    }
+
+    pub fn parameter(&mut self, buffer: usize, dtype: &str, size: f64, offset: f64, length: Option<f64>) {
+        self.parameter = Some(Place::new(buffer, dtype, size, offset, length));
+    }
+
+    pub fn partials(&mut self, buffer: usize, elements: f64, offset: f64) {
+        self.partials = Some((buffer, elements as u64, offset as u64));
+    }
 }
 
 impl Gradient {
-    /// The same gradient, on the buffers of the request.
+    /// The same gradient, on the buffers of the list.
     pub(crate) fn on<'a>(&'a self, buffers: &'a [Buffer]) -> plan::Gradient<'a, Buffer> {
-        let buffer = &buffers[self.buffer];
-        let dtype = dtype(self.dtype.as_deref());
-        let mut gradient = plan::Gradient::new(buffer, dtype)
-            .bytes(bytes(buffer, dtype, self.byte_offset, self.length))
-            .group(self.group.unwrap_or(0))
-            .rows(self.rows.unwrap_or(1))
-            .columns(self.columns.unwrap_or(1));
+        let Place { buffer, dtype, ref bytes } = self.place;
+        let mut gradient = plan::Gradient::new(&buffers[buffer], dtype)
+            .bytes(bytes.clone())
+            .group(self.group)
+            .rows(self.rows)
+            .columns(self.columns);
         if let Some(label) = &self.label {
             gradient = gradient.label(label);
         }
-        if self.measured == Some(false) {
+        if !self.is_measured {
             gradient = gradient.unmeasured();
         }
-        if self.scaled == Some(false) {
+        if !self.is_scaled {
             gradient = gradient.unscaled();
         }
         if let Some(part) = self.part {
             gradient = gradient.part(part);
         }
-        if let Some(parameter) = &self.parameter {
-            gradient = gradient.parameter(parameter.on(buffers));
+        if let Some(Place { buffer, dtype, bytes }) = &self.parameter {
+            gradient =
+                gradient.parameter(plan::Parameter::new(&buffers[*buffer], *dtype).bytes(bytes.clone()));
         }
-        if let Some(Partials { buffer, elements, byte_offset }) = self.partials {
-            let partials = plan::Partials::new(&buffers[buffer], elements);
-            gradient = gradient.partials(partials.offset(byte_offset.unwrap_or(0)));
+        if let Some((buffer, elements, offset)) = self.partials {
+            gradient = gradient.partials(plan::Partials::new(&buffers[buffer], elements).offset(offset));
         }
         gradient
     }
-}
-
-impl Parameter {
-    fn on<'a>(&self, buffers: &'a [Buffer]) -> plan::Parameter<'a, Buffer> {
-        let buffer = &buffers[self.buffer];
-        let dtype = dtype(self.dtype.as_deref());
-        plan::Parameter::new(buffer, dtype).bytes(bytes(buffer, dtype, self.byte_offset, self.length))
-    }
-}
-
-fn dtype(name: Option<&str>) -> DType {
-    name.and_then(|name| name.parse().ok()).unwrap_or(DType::F32)
-}
-
-/// The range of `length` elements, or of all that follow the offset.
-fn bytes(buffer: &Buffer, dtype: DType, offset: Option<u64>, length: Option<u64>) -> std::ops::Range<u64> {
-    let start = offset.unwrap_or(0);
-    // A saturated end is past the end of every buffer, which is an error.
-    let end = length.map_or(buffer.size, |length| start.saturating_add(length.saturating_mul(dtype.size())));
-    start..end
 }

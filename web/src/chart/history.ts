@@ -2,7 +2,7 @@
 
 import { LogScale, number, onWidth, powerOfTen, svg } from "./svg.js";
 
-const HEIGHT = 170;
+const HEIGHT = 200;
 const LEFT = 44;
 const RIGHT = 12;
 const TOP = 12;

@@ -16,7 +16,7 @@ export function svg<Name extends keyof SVGElementTagNameMap>(
   return element;
 }
 
-/** Formats a number with `digits` significant digits, in scientific notation if it is very large or small. */
+/** Formats a number on one line with `digits` significant digits, in scientific notation if it is very large or small. */
 export function number(value: number, digits = 4): string {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -24,7 +24,7 @@ export function number(value: number, digits = 4): string {
   const magnitude = Math.abs(value);
   if (magnitude >= 1e5 || magnitude < 1e-4) {
     const [significand, exponent] = value.toExponential(digits - 1).split("e");
-    return `${significand.replace(/\.?0+$/, "").replace("-", "−")} × 10${superscript(Number(exponent))}`;
+    return `${significand.replace(/\.?0+$/, "").replace("-", "−")}\u00a0×\u00a010${superscript(Number(exponent))}`;
   }
   return String(Number(value.toPrecision(digits))).replace("-", "−");
 }

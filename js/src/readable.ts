@@ -19,7 +19,7 @@ interface Page {
  * previous copy left a zero where the mark of the next one belongs. A mark there proves that the next copy has run: an
  * encoder that was dropped, or that WebGPU refused, leaves none, and old results are never taken for new ones.
  */
-export class Results {
+export class ReadableBuffer {
   readonly #context: Context;
   readonly #buffer: GPUBuffer;
   readonly #bytes: number;

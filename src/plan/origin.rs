@@ -1,4 +1,4 @@
-//! What a plan was made from, and plans of the same gradients in other places.
+//! `Origin`: what a plan was made from, which buffers it uses, and the same plan for gradients that have moved.
 
 use super::gradient::{Set, Span};
 use super::labels::Labels;
