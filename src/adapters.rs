@@ -22,7 +22,7 @@ pub fn enumerate() -> Vec<Adapter> {
     pollster::block_on(enumerate_async())
 }
 
-/// `enumerate` for callers that must not block. In a browser it returns the adapter that the browser chooses.
+/// `enumerate` for callers that must not block. In a browser it returns the adapter that the browser chooses, without a name.
 pub async fn enumerate_async() -> Vec<Adapter> {
     if Instance::enabled_backend_features().is_empty() {
         return Vec::new();
