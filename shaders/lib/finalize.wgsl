@@ -98,7 +98,7 @@ fn total_of_cascade(cascade: Cascade) -> f32 {
 fn reduce_column(segment: Segment, lane: u32, is_scaled: bool, exponent: i32) -> Partial {
     let rows = (segment.count + COLUMNS - 1u) / COLUMNS;
     var cascade = Cascade();
-    var all: Partial;
+    var all = Partial();
     for (var row = 0u; row < rows; row += 16u * TURNS) {
         let sixteen = reduce_sixteen(segment, lane % COLUMNS, row + 16u * (lane / COLUMNS), is_scaled, exponent);
         if (TURNS == 1u) {
@@ -124,9 +124,9 @@ fn reduce_column(segment: Segment, lane: u32, is_scaled: bool, exponent: i32) ->
 // Reduces sixteen rows of a column by a tree, up to the end of the segment, with four loads in flight at a time. These are
 // loops, because unrolled code would take longer to fetch than the partials.
 fn reduce_sixteen(segment: Segment, column: u32, first: u32, is_scaled: bool, exponent: i32) -> Partial {
-    var sixteen: Partial;
+    var sixteen = Partial();
     for (var row = first; row < first + 16u && row * COLUMNS < segment.count; row += 8u) {
-        var eight: Partial;
+        var eight = Partial();
         for (var half = row; half < row + 8u; half += 4u) {
             eight = combine(eight, reduce_four(segment, half * COLUMNS + column, is_scaled, exponent));
         }

@@ -25,7 +25,7 @@ fn partial_of_run(lane: u32, count: u32, vectors: array<vec4<u32>, VECTORS>) -> 
     var partial = reduce(lane, new_partial(sum, magnitude_of_tally(tally), counts_of_tally(tally)));
     if (needs_scaling(partial.largest)) {
         let exponent = exponent_of(partial.largest);
-        var scaled: array<vec4<f32>, 4>;
+        var scaled = array<vec4<f32>, 4>();
         for (var k = 0u; k < VECTORS; k += 1u) {
             if (ELEMENTS_PER_VECTOR * lane + k * STRIDE < count) {
                 let number = select(0u, k % 4u, k < in_blocks);

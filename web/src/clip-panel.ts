@@ -5,12 +5,12 @@ import { compare } from "./clip/compare.js";
 import { GpuClip } from "./clip/gpu.js";
 import type { ClipRequest, Clipped } from "./clip/request.js";
 import type { Timing } from "./clip/timing.js";
-import { NormsChart, type NormPair } from "./chart/norms.js";
+import { MAX_ROWS, NormsChart, type NormPair } from "./chart/norms.js";
 import { number } from "./chart/svg.js";
 import type { Gpu } from "./device.js";
 import { byId, checked, messageOf, readNumber, showError } from "./dom.js";
 import { parse, readFile, serialize } from "./safetensors.js";
-import { type DType, type Tensor, elements, generate, mebibytes } from "./tensors.js";
+import { type DType, type Tensor, elements, generate, size } from "./tensors.js";
 
 const EXAMPLE = "exploding_rnn.safetensors";
 /** More rows than this make the table slow. */
@@ -70,7 +70,7 @@ export class ClipPanel {
     const radio = this.form.querySelector<HTMLInputElement>('input[name="source"][value="file"]')!;
     radio.checked = true;
     this.showFields();
-    byId("file-note").textContent = `${file.name}, ${mebibytes(file.size)}`;
+    byId("file-note").textContent = `${file.name}, ${size(file.size)}`;
     void this.run();
   }
 
@@ -128,7 +128,7 @@ export class ClipPanel {
 
   private clear(): void {
     this.clipped = [];
-    byId<HTMLButtonElement>("save").disabled = true;
+    this.result.hidden = true;
     for (const id of ["norm-before", "coefficient", "norm-after", "gpu-time", "cpu-time"]) setFigure(id, "–", null);
     for (const id of ["clip-summary", "paths", "timing-note"]) byId(id).textContent = "";
     byId("norms").replaceChildren();
@@ -187,7 +187,6 @@ export class ClipPanel {
       const pairs = tensors.map(({ name }, index) => ({ name, before: cpu.before[index], after: after[index] }));
       this.show({ tensors, request, cpu, gpu, total, pairs });
       this.clipped = clipped;
-      byId<HTMLButtonElement>("save").disabled = false;
       this.showTimes(onGpu && (await onGpu.time()), await onCpu.time());
     } finally {
       onCpu.destroy();
@@ -205,7 +204,8 @@ export class ClipPanel {
     byId("clip-summary").textContent = `${set}: ${sentence({ tensors, request, cpu, gpu, total, pairs })}`;
     byId("paths").textContent = gpu ? agreement(tensors, gpu, cpu) : "Clipped on the CPU. There is no GPU to compare with.";
     const limit = request.method === "norm" ? request.limit : null;
-    byId("limit-key").hidden = limit === null;
+    byId("limit-key").hidden = limit === null || pairs.length > MAX_ROWS;
+    this.result.hidden = false;
     this.chart.show({ tensors: pairs, total, limit });
     showTable(tensors, [...pairs]);
   }

@@ -1,6 +1,6 @@
 // Reads and writes .safetensors files. Every error says what is wrong with which tensor.
 
-import { type DType, type Tensor, MAX_BYTES, mebibytes } from "./tensors.js";
+import { type DType, type Tensor, MAX_BYTES, size } from "./tensors.js";
 
 /** The bytes of the header's length field. */
 const LENGTH_BYTES = 8;
@@ -21,7 +21,7 @@ interface Entry {
 /** Reads a file that a user chose. */
 export async function readFile(file: File): Promise<Tensor[]> {
   if (file.size > MAX_BYTES + MAX_HEADER) {
-    throw new Error(`the file has ${mebibytes(file.size)}; the page clips at most ${mebibytes(MAX_BYTES)}. The gradclip command has no such limit`);
+    throw new Error(`the file has ${size(file.size)}; the page clips at most ${size(MAX_BYTES)}. The gradclip command has no such limit`);
   }
   return parse(await file.arrayBuffer());
 }
@@ -43,7 +43,7 @@ export function parse(file: ArrayBuffer): Tensor[] {
   const entries = parseHeader(bytes.subarray(LENGTH_BYTES, LENGTH_BYTES + length));
   checkLayout(entries, data.length);
   if (data.length > MAX_BYTES) {
-    throw new Error(`the tensors take ${mebibytes(data.length)}; the page clips at most ${mebibytes(MAX_BYTES)}. The gradclip command has no such limit`);
+    throw new Error(`the tensors take ${size(data.length)}; the page clips at most ${size(MAX_BYTES)}. The gradclip command has no such limit`);
   }
   return entries.map(({ name, dtype, shape, start, end }) => ({ name, dtype: DTYPES[dtype], shape, bytes: data.subarray(start, end) }));
 }
@@ -93,9 +93,9 @@ function parseEntry(name: string, value: unknown): Entry {
   if (!Object.hasOwn(DTYPES, dtype)) {
     throw new Error(`tensor ${tensor} holds ${quoted(dtype)}; gradients are F32, F16 or BF16`);
   }
-  const size = shape.reduce((product, dimension) => product * dimension, dtype === "F32" ? 4 : 2);
-  if (size !== end - start) {
-    throw new Error(`tensor ${tensor}: shape [${shape.join(", ")}] of ${dtype} requires ${size} bytes, but data_offsets [${start}, ${end}] span ${end - start} bytes`);
+  const required = shape.reduce((product, dimension) => product * dimension, dtype === "F32" ? 4 : 2);
+  if (required !== end - start) {
+    throw new Error(`tensor ${tensor}: shape [${shape.join(", ")}] of ${dtype} requires ${required} bytes, but data_offsets [${start}, ${end}] span ${end - start} bytes`);
   }
   return { name, dtype, shape, start, end };
 }

@@ -42,7 +42,7 @@ const SEED = 20260101;
 export function generate({ tensors, elements, dtype, exploding }: Recipe): Tensor[] {
   const bytes = tensors * elements * ELEMENT_BYTES[dtype];
   if (bytes > MAX_BYTES) {
-    throw new Error(`${tensors} tensors of ${elements} elements take ${mebibytes(bytes)}; the page clips at most ${mebibytes(MAX_BYTES)}`);
+    throw new Error(`${tensors} tensors of ${elements} elements take ${size(bytes)}; the page clips at most ${size(MAX_BYTES)}`);
   }
   const victim = Math.floor(tensors / 3);
   return Array.from({ length: tensors }, (_, index) => {
@@ -118,8 +118,9 @@ function f16Value(bits: number): number {
   return sign * (exponent ? (1024 + significand) * 2 ** (exponent - 25) : significand * 2 ** -24);
 }
 
-/** Formats bytes as MiB. */
-export function mebibytes(bytes: number): string {
-  const value = bytes / 2 ** 20;
-  return `${value >= 10 || Number.isInteger(value) ? Math.round(value).toLocaleString("en") : value.toPrecision(2)} MiB`;
+/** Formats a number of bytes. */
+export function size(bytes: number): string {
+  const [unit, scale] = bytes < 1024 ? ["bytes", 1] : bytes < 2 ** 20 ? ["KiB", 1024] : ["MiB", 2 ** 20];
+  const value = bytes / scale;
+  return `${value >= 10 || Number.isInteger(value) ? Math.round(value).toLocaleString("en") : value.toPrecision(2)} ${unit}`;
 }

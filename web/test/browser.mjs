@@ -82,5 +82,5 @@ export async function open(browser, url, { path = "", width = 1100, height = 900
 
 /** Waits until the page has clipped. */
 export async function settled(page) {
-  await page.waitForSelector('#clip-result[aria-busy="false"]', { timeout: 120_000 });
+  await page.waitForSelector('#clip-result[aria-busy="false"]', { state: "attached", timeout: 120_000 });
 }

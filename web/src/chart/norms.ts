@@ -18,8 +18,8 @@ export interface NormsData {
   limit: number | null;
 }
 
-/** More tensors than this are columns without names instead of rows. */
-const MAX_ROWS = 28;
+/** More tensors than this are columns instead of rows, without names, the total and the limit. */
+export const MAX_ROWS = 28;
 const ROW = 24;
 const MARGIN = { top: 30, right: 18, bottom: 8 };
 const COLUMNS_HEIGHT = 300;
@@ -86,8 +86,8 @@ function rows(data: NormsData, width: number): SVGElement {
       svg("g", { class: `pair ${kind}` },
         svg("title", {}, `${pair.name}: ${number(pair.before)} before, ${number(pair.after)} after`),
         svg("text", { class: "name", x: label, y: y + 4, "text-anchor": "end" }, name),
-        svg("line", { class: "move", x1: before, x2: after, y1: y, y2: y }),
-        svg("circle", { class: "before", cx: before, cy: y, r: kind === "total" ? 6 : 5 }),
+        svg("line", { class: "move", x1: before, x2: after, y1: y, y2: y, "stroke-width": 2 }),
+        svg("circle", { class: "before", "stroke-width": 2, cx: before, cy: y, r: kind === "total" ? 6 : 5 }),
         svg("circle", { class: "after", cx: after, cy: y, r: kind === "total" ? 6 : 5 }),
       ),
     );
@@ -120,8 +120,8 @@ function columns(data: NormsData, width: number): SVGElement {
     chart.append(
       svg("g", { class: "pair tensor" },
         svg("title", {}, `${pair.name}: ${number(pair.before)} before, ${number(pair.after)} after`),
-        svg("line", { class: "move", x1: x, x2: x, y1: before, y2: after }),
-        svg("circle", { class: "before", cx: x, cy: before, r: radius }),
+        svg("line", { class: "move", x1: x, x2: x, y1: before, y2: after, "stroke-width": Math.min(step / 3, 2) }),
+        svg("circle", { class: "before", cx: x, cy: before, r: radius, "stroke-width": radius / 2 }),
         svg("circle", { class: "after", cx: x, cy: after, r: radius }),
       ),
     );
