@@ -12,7 +12,7 @@
 fn partial_of_run(lane: u32, count: u32, vectors: array<vec4<u32>, VECTORS>) -> Partial {
     var held = vectors;
     let in_blocks = 4u * (count / (4u * STRIDE));
-    var sums: array<vec4<f32>, 4>;
+    var sums = array<vec4<f32>, 4>();
     var tally = Tally();
     for (var k = 0u; k < VECTORS; k += 1u) {
         if (ELEMENTS_PER_VECTOR * lane + k * STRIDE < count) {

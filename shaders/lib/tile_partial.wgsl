@@ -31,7 +31,7 @@ fn partial_of(tile: Tile, lane: u32) -> Partial {
     var tally = Tally();
     var at = ELEMENTS_PER_VECTOR * lane;
     let blocks = tile.count / (4u * STRIDE);
-    var next: Block;
+    var next = Block();
     if (PREFETCH && blocks > 0u) {
         next = load_block(tile, at);
     }

@@ -114,6 +114,17 @@ fn naga_accepts_every_kernel_without_any_optional_capability() {
     }
 }
 
+/// Tint leaves the zero of `var partial: Partial;` to the variable's initializer in SPIR-V, which SwiftShader evaluates once for a
+/// function and not once for an iteration. Norms of more than 2048 partials were wrong.
+#[test]
+fn every_local_variable_has_a_value() {
+    for kernel in all() {
+        let source = kernel.source(Dialect::WebGpu);
+        let without = source.lines().find(|line| line.trim().starts_with("var ") && !line.contains('='));
+        assert_eq!(without, None, "{kernel:?}");
+    }
+}
+
 /// The code for the shaders of callers is accepted as it stands, and all its names have the prefix.
 #[test]
 fn compilers_accept_every_producer() {
