@@ -3,11 +3,14 @@
 #[cfg(not(target_arch = "wasm32"))]
 use std::sync::OnceLock;
 
-use wgpu::{Adapter, AdapterInfo, Backends, DeviceType, Instance};
+use wgpu::{Adapter, AdapterInfo, Backend, Backends, DeviceType, Instance};
 
 use crate::{Error, panics};
 
 /// Returns the adapters of this machine, the fastest kind first: discrete, integrated and virtual GPUs, software last.
+///
+/// Several backends may list one GPU once each. Among adapters of one kind, those of Vulkan, Metal and DirectX 12 come before those
+/// of OpenGL.
 ///
 /// Only backends that are compiled in are used; see the crate feature `backends`. The first call reads the environment
 /// variables of wgpu, such as `WGPU_BACKEND`.
@@ -22,7 +25,7 @@ pub fn enumerate() -> Vec<Adapter> {
     pollster::block_on(enumerate_async())
 }
 
-/// `enumerate` for callers that must not block. In a browser it returns the adapter that the browser chooses.
+/// `enumerate` for callers that must not block. In a browser it returns the adapter that the browser chooses, without a name.
 pub async fn enumerate_async() -> Vec<Adapter> {
     if Instance::enabled_backend_features().is_empty() {
         return Vec::new();
@@ -49,14 +52,20 @@ fn new_instance() -> Instance {
     Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
 }
 
-fn rank(info: &AdapterInfo) -> u8 {
-    match info.device_type {
+/// Returns the place of an adapter: first by its kind, then by its backend.
+fn rank(info: &AdapterInfo) -> (u8, u8) {
+    let kind = match info.device_type {
         DeviceType::DiscreteGpu => 0,
         DeviceType::IntegratedGpu => 1,
         DeviceType::VirtualGpu => 2,
         DeviceType::Other => 3,
         DeviceType::Cpu => 4,
-    }
+    };
+    let backend = match info.backend {
+        Backend::Vulkan | Backend::Metal | Backend::Dx12 | Backend::BrowserWebGpu => 0,
+        Backend::Gl | Backend::Noop => 1,
+    };
+    (kind, backend)
 }
 
 /// Returns whether an adapter computes on the CPU. The [CPU path](crate::cpu) is about twenty times as fast.
@@ -80,4 +89,39 @@ pub(crate) async fn open(adapter: &Adapter) -> Result<(wgpu::Device, wgpu::Queue
     let request = panics::catch(|| adapter.request_device(&descriptor))
         .map_err(|_| no_device("wgpu panicked while it opened the device".to_owned()))?;
     request.await.map_err(|error| no_device(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_decides_and_then_the_backend() {
+        use Backend::{Dx12, Gl, Metal, Vulkan};
+        use DeviceType::{Cpu, DiscreteGpu, IntegratedGpu, Other};
+        let listed = [
+            (Cpu, Gl),
+            (Cpu, Vulkan),
+            (Other, Gl),
+            (IntegratedGpu, Gl),
+            (DiscreteGpu, Gl),
+            (IntegratedGpu, Metal),
+            (DiscreteGpu, Dx12),
+            (DiscreteGpu, Vulkan),
+        ];
+        let mut sorted = listed;
+        sorted.sort_by_key(|&(device_type, backend)| rank(&AdapterInfo::new(device_type, backend)));
+        let expected = [
+            // In the order of the list, which is wgpu's.
+            (DiscreteGpu, Dx12),
+            (DiscreteGpu, Vulkan),
+            (DiscreteGpu, Gl),
+            (IntegratedGpu, Metal),
+            (IntegratedGpu, Gl),
+            (Other, Gl),
+            (Cpu, Vulkan),
+            (Cpu, Gl),
+        ];
+        assert_eq!(sorted, expected);
+    }
 }

@@ -31,7 +31,7 @@ export function count(where: Where, what: string, given: unknown): number {
 /** Checks that a value is a number of bytes or elements. */
 export function size(where: Where, what: string, given: unknown): number {
   const isSize = Number.isSafeInteger(given) && (given as number) >= 0;
-  return isSize ? (given as number) : refuse(where, what, given, "an integer, 0 or greater");
+  return isSize ? (given as number) : refuse(where, what, given, "an integer from 0 to 2^53 - 1");
 }
 
 export function flag(where: Where, what: string, given: unknown): boolean {

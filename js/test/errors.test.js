@@ -170,6 +170,15 @@ test("the policy that makes NaN an error names the gradient", async () => {
   assert.deepEqual(await floatsOf(device, list[0].buffer), [3, 4]);
 });
 
+test("partials that no kernel has written", async () => {
+  const list = [gradient(), { ...gradient(), label: "head" }];
+  list[1].partials = { buffer: bufferOf(device, [0, 0]), elements: 2 };
+  const plan = await clipper.prepare(list, clip);
+  const step = async () => submit(device, (encoder) => (plan.encode(encoder), plan.readBack(encoder)));
+  await refused(step, "PartMissing", 'gradient 1 ("head") was not measured in this step', { gradient: { index: 1, label: "head" } });
+  assert.deepEqual(await floatsOf(device, list[0].buffer), [3, 4]);
+});
+
 test("updates are checked", async () => {
   const plan = await clipper.prepare([gradient()], clip);
   const update = (call) => async () => call();

@@ -1,6 +1,6 @@
 // Accumulates vectors of elements in one invocation: sums of the norm's terms, and the tally of magnitudes and counts.
 //
-// provides: add_vector, add_scaled_vector, total_of, Tally, tally_vector, magnitude_of_tally, counts_of_tally
+// provides: add_vector, add_scaled_vector, total_of, total_of_four, Tally, tally_vector, magnitude_of_tally, counts_of_tally
 // requires: elements, norms, partials, counts
 
 // The sum is meaningless if an element is not finite; the largest key of the tally then shows that.
@@ -61,4 +61,13 @@ fn sum_of_lanes(count: vec4<u32>) -> u32 {
 
 fn total_of(sum: vec4<f32>) -> f32 {
     return (sum.x + sum.y) + (sum.z + sum.w);
+}
+
+// Adds one sum after the other, in statements of their own: OpenGL drivers may rearrange the additions of one expression.
+fn total_of_four(sum0: vec4<f32>, sum1: vec4<f32>, sum2: vec4<f32>, sum3: vec4<f32>) -> f32 {
+    var total = sum0;
+    total += sum1;
+    total += sum2;
+    total += sum3;
+    return total_of(total);
 }

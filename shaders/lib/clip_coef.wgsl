@@ -35,7 +35,7 @@ const NO_NORM: u32 = 0xffffffffu;
 
 // Returns a record that changes no gradient.
 fn record_without_norm(flags: u32, gradient: u32) -> ClipRecord {
-    var record: ClipRecord;
+    var record = ClipRecord();
     // WGSL has no constant NaN.
     record.total_norm = bitcast<f32>(NO_NORM | flags);
     record.clip_coef = 1.0;

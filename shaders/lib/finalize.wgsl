@@ -50,7 +50,7 @@ fn finalize_segment(index: u32, lane: u32) {
 }
 
 fn max_of_workgroup(lane: u32, value: u32) -> u32 {
-    var partial: Partial;
+    var partial = Partial();
     partial.largest = value;
     return reduce(lane, partial).largest;
 }

@@ -7,7 +7,7 @@
 // `norm` and `largest`, the bits of the largest magnitude, are without the loss scale. `first_non_finite` is the index of the
 // first non-finite partial, or NO_PARTIAL.
 fn new_record(segment: Segment, norm: Extended, largest: u32, first_non_finite: u32) -> ClipRecord {
-    var record: ClipRecord;
+    var record = ClipRecord();
     record.norm_significand = bitcast<f32>(norm.significand);
     record.norm_exponent = select(norm.exponent, CLIP_RECORD_EMPTY_EXPONENT, segment.count == 0u);
     record.max_magnitude = bitcast<f32>(largest);

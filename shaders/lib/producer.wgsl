@@ -12,7 +12,7 @@
 fn partial_of_run(lane: u32, count: u32, vectors: array<vec4<u32>, VECTORS>) -> Partial {
     var held = vectors;
     let in_blocks = 4u * (count / (4u * STRIDE));
-    var sums: array<vec4<f32>, 4>;
+    var sums = array<vec4<f32>, 4>();
     var tally = Tally();
     for (var k = 0u; k < VECTORS; k += 1u) {
         if (ELEMENTS_PER_VECTOR * lane + k * STRIDE < count) {
@@ -21,7 +21,7 @@ fn partial_of_run(lane: u32, count: u32, vectors: array<vec4<u32>, VECTORS>) -> 
             tally = tally_vector(tally, held[k]);
         }
     }
-    let sum = total_of(((sums[0] + sums[1]) + sums[2]) + sums[3]);
+    let sum = total_of_four(sums[0], sums[1], sums[2], sums[3]);
     var partial = reduce(lane, new_partial(sum, magnitude_of_tally(tally), counts_of_tally(tally)));
     if (needs_scaling(partial.largest)) {
         let exponent = exponent_of(partial.largest);
@@ -32,7 +32,7 @@ fn partial_of_run(lane: u32, count: u32, vectors: array<vec4<u32>, VECTORS>) -> 
                 scaled[number] = add_scaled_vector(scaled[number], held[k], exponent);
             }
         }
-        let total = total_of(((scaled[0] + scaled[1]) + scaled[2]) + scaled[3]);
+        let total = total_of_four(scaled[0], scaled[1], scaled[2], scaled[3]);
         partial.sum = reduce(lane, new_partial(total, 0u, Counts())).sum;
         partial.largest |= SCALED;
     }

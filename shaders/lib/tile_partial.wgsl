@@ -31,7 +31,7 @@ fn partial_of(tile: Tile, lane: u32) -> Partial {
     var tally = Tally();
     var at = ELEMENTS_PER_VECTOR * lane;
     let blocks = tile.count / (4u * STRIDE);
-    var next: Block;
+    var next = Block();
     if (PREFETCH && blocks > 0u) {
         next = load_block(tile, at);
     }
@@ -56,7 +56,7 @@ fn partial_of(tile: Tile, lane: u32) -> Partial {
         sum0 = add_vector(sum0, words);
         tally = tally_vector(tally, words);
     }
-    let sum = total_of(((sum0 + sum1) + sum2) + sum3);
+    let sum = total_of_four(sum0, sum1, sum2, sum3);
     return new_partial(sum, magnitude_of_tally(tally), counts_of_tally(tally));
 }
 

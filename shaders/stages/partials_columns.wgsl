@@ -54,7 +54,7 @@ fn partial_of(tile: ColumnTile, lane: u32) -> Partial {
     }
     let largest = max(max(tally.largest.x, tally.largest.y), max(tally.largest.z, tally.largest.w));
     let counts = Counts(sum_of_lanes(tally.zeros), sum_of_lanes(tally.non_finite));
-    return new_partial(total_of(((sum0 + sum1) + sum2) + sum3), largest, counts);
+    return new_partial(total_of_four(sum0, sum1, sum2, sum3), largest, counts);
 }
 
 // Adds up the scaled elements of a column, in the same order as `partial_of`.
@@ -73,18 +73,17 @@ fn scaled_sum_of(tile: ColumnTile, lane: u32, exponent: i32) -> f32 {
 // Returns the f32 bits of four rows of a column; zeros past the last row. The loads are unconditional, so that there is no branch
 // between them.
 fn rows_at(tile: ColumnTile, lane: u32, row: u32) -> vec4<u32> {
+    let rows = vec4(row) + vec4(0u, 1u, 2u, 3u);
+    let elements = tile.first + min(rows, vec4(tile.extent - 1u)) * tile.columns + lane;
+    let words = load_words(tile.slot, elements / ELEMENTS_PER_WORD);
+    let halves = elements % ELEMENTS_PER_WORD;
     let bits = vec4(
-        element_at(tile, lane, row),
-        element_at(tile, lane, row + 1u),
-        element_at(tile, lane, row + 2u),
-        element_at(tile, lane, row + 3u),
+        widen_element(words.x, halves.x),
+        widen_element(words.y, halves.y),
+        widen_element(words.z, halves.z),
+        widen_element(words.w, halves.w),
     );
-    return select(vec4(0u), bits, vec4(row) + vec4(0u, 1u, 2u, 3u) < vec4(tile.extent));
-}
-
-fn element_at(tile: ColumnTile, lane: u32, row: u32) -> u32 {
-    let element = tile.first + min(row, tile.extent - 1u) * tile.columns + lane;
-    return widen_element(load_word(tile.slot, element / ELEMENTS_PER_WORD), element % ELEMENTS_PER_WORD);
+    return select(vec4(0u), bits, rows < vec4(tile.extent));
 }
 
 // The largest magnitude and the counts of one invocation, for each of four lanes. The counts are unused unless COUNTED.
@@ -111,4 +110,13 @@ fn sum_of_lanes(count: vec4<u32>) -> u32 {
 
 fn total_of(sum: vec4<f32>) -> f32 {
     return (sum.x + sum.y) + (sum.z + sum.w);
+}
+
+// Adds one sum after the other, in statements of their own: OpenGL drivers may rearrange the additions of one expression.
+fn total_of_four(sum0: vec4<f32>, sum1: vec4<f32>, sum2: vec4<f32>, sum3: vec4<f32>) -> f32 {
+    var total = sum0;
+    total += sum1;
+    total += sum2;
+    total += sum3;
+    return total_of(total);
 }

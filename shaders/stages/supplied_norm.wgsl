@@ -26,7 +26,7 @@ fn main(
         // The sign of a zero is ignored; a negative norm is invalid.
         norm = Extended(select(NAN, 0u, norm.significand == SIGN), 0);
     }
-    var record: ClipRecord;
+    var record = ClipRecord();
     record.first_non_finite = CLIP_RECORD_NO_GRADIENT;
     record.norm_significand = bitcast<f32>(norm.significand);
     record.norm_exponent = norm.exponent;

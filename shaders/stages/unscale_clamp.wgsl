@@ -63,7 +63,7 @@ fn map_values(bits: vec4<u32>, target_index: u32) -> vec4<u32> {
     if (unscaled_bounds.inverse_scale == 1.0) {
         return clamp_values(bits, bounds_of(target_index));
     }
-    var products: vec4<u32>;
+    var products = vec4<u32>();
     if (has_fast_path(target_index)) {
         products = native_products(bits);
     } else {

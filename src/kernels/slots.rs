@@ -1,8 +1,8 @@
 //! Generates WGSL: the functions that access the slots of gradients, and the banks of partials.
 //!
 //! WGSL has no portable array of buffers, and no pointer to a buffer can be passed to a function. So a kernel with several
-//! windows has a variable for each, and selects one with a `switch`. One load takes four vectors behind one `switch`, so that
-//! the loads are in flight together.
+//! windows has a variable for each, and selects one with a `switch`. One load takes four vectors or four words behind
+//! one `switch`, so that the loads are in flight together.
 
 use std::fmt::Write as _;
 
@@ -66,7 +66,7 @@ impl SlotAccess {
     const fn functions(self) -> &'static [Function] {
         match self {
             Self::ReadVectors => &[LOAD_VECTOR, LOAD_VECTORS],
-            Self::ReadWords => &[LOAD_WORD],
+            Self::ReadWords => &[LOAD_WORD, LOAD_WORDS],
             Self::WriteVectors => &[LOAD_VECTOR, LOAD_VECTORS, STORE_VECTOR, STORE_VECTORS],
             Self::WriteWords => &[LOAD_WORD, STORE_WORD],
             Self::WriteAtomicWords => &[LOAD_ATOMIC, COMPARE_EXCHANGE],
@@ -162,6 +162,11 @@ const LOAD_VECTOR: Function = Function {
 };
 const LOAD_WORD: Function =
     Function { signature: "fn load_word(slot: u32, at: u32) -> u32", before: "", case: "return $[at];" };
+const LOAD_WORDS: Function = Function {
+    signature: "fn load_words(slot: u32, at: vec4<u32>) -> vec4<u32>",
+    before: "",
+    case: "return vec4($[at.x], $[at.y], $[at.z], $[at.w]);",
+};
 const LOAD_ATOMIC: Function = Function {
     signature: "fn load_atomic(slot: u32, at: u32) -> u32",
     before: "",

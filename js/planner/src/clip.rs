@@ -56,7 +56,12 @@ impl Clip {
 
     #[wasm_bindgen(js_name = normType)]
     pub fn norm_type(&mut self, p: f32) {
-        self.0 = self.0.norm_type(NormType::P(p));
+        self.0 = self.0.norm_type(match p {
+            1.0 => NormType::L1,
+            2.0 => NormType::L2,
+            f32::INFINITY => NormType::Inf,
+            _ => NormType::P(p),
+        });
     }
 
     /// Undefined for the epsilon of PyTorch.

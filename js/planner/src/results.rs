@@ -26,8 +26,10 @@ impl Plan {
 /// Where a result lies, and what decodes it.
 struct Decoder {
     buffer: usize,
-    decode: Box<dyn Fn(&[u8]) -> Result<Vec<f64>, Error>>,
+    decode: Box<Decode>,
 }
+
+type Decode = dyn Fn(&[u8]) -> Result<Vec<f64>, Error>;
 
 /// Returns the decoder of a result.
 fn decoder(plan: &Planned, what: &str) -> Result<Decoder, Error> {

@@ -40,6 +40,7 @@ tests! {
     refusals::a_buffer_of_another_device_is_an_error_that_names_the_gradient
     refusals::a_parameter_of_another_device_is_an_error_that_names_the_gradient
     refusals::a_plan_works_after_a_refused_one
+    refusals::a_setter_leaves_errors_to_the_handler_of_the_device
     refusals::a_lost_device_is_an_error
     tickets::a_ticket_of_a_dropped_encoder_is_an_error
     tickets::a_refused_submission_never_returns_an_earlier_record

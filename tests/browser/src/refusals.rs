@@ -1,5 +1,8 @@
 //! What the browser refuses is an error, although the browser says so later.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use gradclip::{Clip, DType, Error, Gradient, GradientId, Parameter, bytemuck};
 
 use crate::page::Page;
@@ -57,6 +60,28 @@ pub(crate) async fn a_plan_works_after_a_refused_one() -> Outcome {
     let plan = page.clipper.prepare_async(&[Gradient::f32(&own)], CLIP).await.map_err(failed)?;
     let record = page.records(&plan).await.map_err(failed)?[0];
     equal(&record.total_norm, &5.0, || "the norm".to_owned())
+}
+
+/// A setter cannot wait. What the browser refuses reaches the handler for uncaptured errors, and the plan keeps its value.
+pub(crate) async fn a_setter_leaves_errors_to_the_handler_of_the_device() -> Outcome {
+    let (page, other) = (Page::open().await?, Page::open().await?);
+    let buffer = page.buffer(bytemuck::cast_slice(&[3.0_f32, 4.0]));
+    let clip = CLIP.coefficient_only();
+    let plan = page.clipper.prepare_async(&[Gradient::f32(&buffer)], clip).await.map_err(failed)?;
+    let reported = Arc::new(AtomicBool::new(false));
+    for device in [&page.device, &other.device] {
+        let reported = reported.clone();
+        device.on_uncaptured_error(Arc::new(move |_| reported.store(true, Ordering::Relaxed)));
+    }
+    plan.set_max_norms(&other.queue, &[2.0]).map_err(failed)?;
+    // The answers of both devices arrive after the error.
+    other.read(&other.buffer(&[0; 4]), 4).await?;
+    let record = page.records(&plan).await.map_err(failed)?[0];
+    check(record.clip_coef < 0.25, || format!("the limit is no longer 1: {record:?}"))?;
+    check(reported.load(Ordering::Relaxed), || "the handler was not called".to_owned())?;
+    plan.set_max_norms(&page.queue, &[2.0]).map_err(failed)?;
+    let record = page.records(&plan).await.map_err(failed)?[0];
+    check((record.clip_coef - 0.4).abs() < 1e-6, || format!("the limit is not 2: {record:?}"))
 }
 
 pub(crate) async fn a_lost_device_is_an_error() -> Outcome {
