@@ -40,7 +40,7 @@ pub(crate) fn device(numbers: &[f64]) -> Device {
 }
 
 /// A plan in a flat form. Every list begins with its length, and what may be absent is then -1.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Flat {
     pub(crate) numbers: Vec<f64>,
     pub(crate) texts: Vec<String>,

@@ -10,6 +10,8 @@ mod gradient;
 mod results;
 mod write;
 
+use std::mem::take;
+
 use gradclip::plan::{self, Limits};
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -18,6 +20,7 @@ pub use error::Failure;
 pub use gradient::Gradient;
 pub use write::Write;
 
+use describe::Flat;
 use gradient::Buffer;
 
 /// A planned clip.
@@ -25,6 +28,8 @@ use gradient::Buffer;
 #[derive(Debug)]
 pub struct Plan {
     plan: plan::Plan,
+    /// The description, until the host has taken it.
+    flat: Flat,
 }
 
 #[wasm_bindgen]
@@ -42,7 +47,7 @@ impl Plan {
         let clips: Vec<_> = clips.iter().map(Clip::inner).collect();
         let limits = Limits::new(&describe::device(device))?;
         let (plan, _) = plan::Plan::new(&gradients, &clips, limits)?;
-        Ok(Self { plan })
+        Ok(Self { flat: describe::describe(&plan), plan })
     }
 
     /// Plans the same clip for gradients that have moved.
@@ -50,21 +55,24 @@ impl Plan {
         let buffers = Buffer::list(buffers);
         let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
         let (plan, _) = self.plan.rebound(&gradients)?;
-        Ok(Self { plan })
+        Ok(Self { flat: describe::describe(&plan), plan })
     }
 
-    /// Returns the numbers of the plan, in the order of `describe.rs`.
-    pub fn numbers(&self) -> Vec<f64> {
-        describe::describe(&self.plan).numbers
+    /// Returns the numbers of the plan, in the order of `describe.rs`, and forgets them.
+    #[wasm_bindgen(js_name = takeNumbers)]
+    pub fn take_numbers(&mut self) -> Vec<f64> {
+        take(&mut self.flat.numbers)
     }
 
-    /// Returns the texts of the plan, in the order of `describe.rs`.
-    pub fn texts(&self) -> Vec<String> {
-        describe::describe(&self.plan).texts
+    /// Returns the texts of the plan, in the order of `describe.rs`, and forgets them.
+    #[wasm_bindgen(js_name = takeTexts)]
+    pub fn take_texts(&mut self) -> Vec<String> {
+        take(&mut self.flat.texts)
     }
 
     /// Returns the initial contents of all buffers, one after the other, and forgets them.
-    pub fn contents(&mut self) -> Vec<u32> {
+    #[wasm_bindgen(js_name = takeContents)]
+    pub fn take_contents(&mut self) -> Vec<u32> {
         let mut words = Vec::new();
         for buffer in self.plan.buffers() {
             words.extend_from_slice(&buffer.words);
