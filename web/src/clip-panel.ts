@@ -213,7 +213,7 @@ export class ClipPanel {
   private showTimes(gpu: (Timing & { byGpu: boolean }) | null, cpu: Timing): void {
     setFigure("cpu-time", duration(cpu.milliseconds), cpu.milliseconds);
     setFigure("gpu-time", gpu ? duration(gpu.milliseconds) : "no GPU", gpu?.milliseconds ?? null);
-    const batches = ({ batches, count }: Timing): string => `${batches} batches of ${count === 1 ? "one clip" : `${count} clips`}`;
+    const batches = ({ batches, count }: Timing): string => `${batches === 1 ? "one batch" : `${batches} batches`} of ${count === 1 ? "one clip" : `${count} clips`}`;
     const clock = gpu?.byGpu ? "the GPU's timestamps" : "the page's clock, from submission to completion";
     byId("timing-note").textContent =
       "Each clip begins with fresh gradients. A batch restores and clips them many times; the time of a batch that only restores "

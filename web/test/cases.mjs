@@ -13,6 +13,7 @@ export const CASES = [
   { name: "f32-max", recipe: { tensors: 24, elements: 4096, dtype: "f32", exploding: true }, method: "norm", limit: 0.5, normType: "Infinity" },
   { name: "f16", recipe: { tensors: 3, elements: 1024, dtype: "f16", exploding: true }, method: "norm", limit: 2, normType: "2" },
   { name: "bf16", recipe: { tensors: 40, elements: 1024, dtype: "bf16", exploding: false }, method: "norm", limit: 0.1, normType: "2" },
+  { name: "many", recipe: { tensors: 2100, elements: 1024, dtype: "bf16", exploding: true }, method: "norm", limit: 1, normType: "2" },
   { name: "bf16-value", recipe: { tensors: 40, elements: 1024, dtype: "bf16", exploding: true }, method: "value", limit: 0.01 },
 ];
 

@@ -103,7 +103,7 @@ describe("with WebGPU", () => {
       const drawn = await page.locator("#norms .pair").count();
       const tensors = testCase.recipe?.tensors ?? 5;
       assert.equal(drawn, tensors > 28 ? tensors : tensors + 1);
-      assert.equal(await page.locator("#norms-table tr").count(), tensors);
+      assert.equal(await page.locator("#norms-table tr").count(), Math.min(tensors, 1001));
     }
     assert.deepEqual(problems, []);
     await page.close();

@@ -13,8 +13,9 @@ export interface Timing {
 const MAX_COUNT = 1024;
 /** A batch should take this long, for a clock of 0.1 ms. */
 const BATCH_MILLISECONDS = 10;
+/** No further batch begins after this time. */
 const TOTAL_MILLISECONDS = 1500;
-const [MIN_BATCHES, MAX_BATCHES] = [3, 9];
+const MAX_BATCHES = 9;
 
 /** Times batches. `batch` runs `count` restores, each followed by a clip if `clips`, and returns its milliseconds. */
 export async function timeBatches(batch: (count: number, clips: boolean) => Promise<number>): Promise<Timing> {
@@ -26,14 +27,14 @@ export async function timeBatches(batch: (count: number, clips: boolean) => Prom
     count = Math.min(count * 4, MAX_COUNT);
     time = await batch(count, true);
   }
-  const batches = Math.min(Math.max(Math.floor(TOTAL_MILLISECONDS / (2 * time)), MIN_BATCHES), MAX_BATCHES);
   const times: number[] = [];
-  for (let i = 0; i < batches; i++) {
+  const begin = performance.now();
+  do {
     const clips = await batch(count, true);
     times.push((clips - (await batch(count, false))) / count);
-  }
+  } while (times.length < MAX_BATCHES && performance.now() - begin < TOTAL_MILLISECONDS);
   times.sort((a, b) => a - b);
-  const middle = batches >> 1;
-  const milliseconds = batches % 2 ? times[middle] : (times[middle - 1] + times[middle]) / 2;
-  return { milliseconds, count, batches };
+  const middle = times.length >> 1;
+  const milliseconds = times.length % 2 ? times[middle] : (times[middle - 1] + times[middle]) / 2;
+  return { milliseconds, count, batches: times.length };
 }
