@@ -240,6 +240,8 @@ export class ClipPlan {
     const kept = old.filter((_, index) => this.#planned.data.buffers[index]!.isKept);
     // Command buffers that were encoded before may still use the other buffers, which are left to the garbage collector.
     const realized = await realizeOrName(this.#context, planned, kept);
+    if (this.#destroyed) for (const buffer of realized.buffers) buffer.destroy();
+    this.#alive();
     for (const readable of this.#readable.values()) readable.destroy();
     [this.#planned, this.#realized, this.#readable] = [planned, realized, new Map()];
   }

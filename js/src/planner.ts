@@ -43,8 +43,6 @@ async function fromDisk(url: URL): Promise<Uint8Array<ArrayBuffer> | undefined> 
  */
 export class PlannedClip {
   readonly data: PlanData;
-  /** The initial contents of all buffers, one after the other. */
-  readonly contents: Uint32Array;
   /** The distinct buffers of the caller, which the bindings of the plan count. */
   readonly given: readonly GPUBuffer[];
   readonly #plan: Plan;
@@ -52,8 +50,7 @@ export class PlannedClip {
   private constructor(plan: Plan, given: readonly GPUBuffer[]) {
     this.#plan = plan;
     this.given = given;
-    this.data = planData(plan.numbers(), plan.texts());
-    this.contents = plan.contents();
+    this.data = planData(plan.takeNumbers(), plan.takeTexts());
   }
 
   static plan(device: GPUDevice, gradients: readonly unknown[], clips: readonly unknown[]): PlannedClip {
@@ -72,6 +69,11 @@ export class PlannedClip {
       const built = gradients.map((gradient, index) => buildGradient(gradient, index, numbering));
       return new PlannedClip(this.#plan.rebound(numbering.numbers(), built), numbering.buffers);
     });
+  }
+
+  /** Returns the initial contents of all buffers, one after the other. They may be large, and only the first call has them. */
+  takeContents(): Uint32Array {
+    return this.#plan.takeContents();
   }
 
   /** Returns the index of the buffer with a result. */

@@ -23,10 +23,12 @@ export interface Realized {
  */
 export async function realize(
   context: Context,
-  { data, contents, given }: PlannedClip,
+  planned: PlannedClip,
   kept: GPUBuffer[],
 ): Promise<Realized> {
   const { device } = context;
+  const { data, given } = planned;
+  const contents = planned.takeContents();
   const pipelines = await context.pipelines(data.kernels);
   const created: GPUBuffer[] = [];
 
