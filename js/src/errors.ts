@@ -55,9 +55,13 @@ export function fromPlanner({ kind, message, index, label, given, allowed }: Fai
   return new GradclipError({ kind, message: inJavaScript(message), given, allowed, ...(gradient && { gradient }) });
 }
 
+/** A quoted text, or a name in Rust: `Clip::by_norm`, `max_norm`, `Clip::`, and the crate that the messages blame. */
+const NAMES = /"(?:[^"\\]|\\.)*"|\bwgpu\b|(?:\w+::)?\b[a-z]+(?:_[a-z0-9]+)+\b|\w+::(?=[a-z])/g;
+
 function inJavaScript(message: string): string {
-  return message.replace(/\bwgpu\b/g, "WebGPU").replace(/"(?:[^"\\]|\\.)*"|(?:\w+::)?\b[a-z]+(?:_[a-z0-9]+)+\b|\w+::(?=[a-z])/g, (text) => {
+  return message.replace(NAMES, (text) => {
     if (text.startsWith('"')) return text;
+    if (text === "wgpu") return "WebGPU";
     const name = text.replace(/^\w+::/, "").replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
     return name === "byGlobalNorm" ? "maxNorm" : name;
   });

@@ -23,7 +23,8 @@ export class Numbering {
 
   /** What the planner needs to know of each: its size, its usage and whether it is mapped. */
   numbers(): Float64Array {
-    return new Float64Array(this.buffers.flatMap(({ size, usage, mapState }) => [size, usage, mapState === "unmapped" ? 0 : 1]));
+    const of = ({ size, usage, mapState }: GPUBuffer) => [size, usage, mapState === "unmapped" ? 0 : 1];
+    return new Float64Array(this.buffers.flatMap(of));
   }
 }
 

@@ -75,7 +75,7 @@ export interface Options {
   nonFinite?: "propagate" | "skip" | "zero" | "poison" | "error";
   /** Removes this loss scale in the same pass. */
   lossScale?: number;
-  /** Removes a loss scale that the plan updates on the GPU after every step. Sets `nonFinite` to `"skip"` unless it is given. */
+  /** Removes a loss scale that the plan updates on the GPU after every step. `nonFinite` is then `"skip"` unless it is given. */
   dynamicLossScale?: DynamicLossScale;
   /** Measures only; the optimizer multiplies by the factor in `ClipPlan.recordBuffer`. */
   coefficientOnly?: boolean;

@@ -118,7 +118,8 @@ function recordOf(of: Float64Array): ClipRecord {
 }
 
 function chunks<T>(numbers: Float64Array, length: number, read: (of: Float64Array) => T): T[] {
-  return Array.from({ length: numbers.length / length }, (_, index) => read(numbers.subarray(index * length, (index + 1) * length)));
+  const at = (index: number) => numbers.subarray(index * length, (index + 1) * length);
+  return Array.from({ length: numbers.length / length }, (_, index) => read(at(index)));
 }
 
 function named<K extends string>(names: readonly K[], numbers: Float64Array): Record<K, number> {

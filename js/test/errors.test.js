@@ -63,9 +63,9 @@ test("options are checked before anything is made", async () => {
 });
 
 test("gradients are checked, and errors name them", async () => {
-  const labelled = (given) => prepare([gradient(), { ...gradient(), label: "head_bias", ...given }], clip);
-  const id = { index: 1, label: "head_bias" };
-  await refused(labelled({ length: 3 }), "OutOfBounds", 'gradient 1 ("head_bias")', { gradient: id, given: "0..12", allowed: "0..8" });
+  const labelled = (given) => prepare([gradient(), { ...gradient(), label: "wgpu_max_norm", ...given }], clip);
+  const id = { index: 1, label: "wgpu_max_norm" };
+  await refused(labelled({ length: 3 }), "OutOfBounds", 'gradient 1 ("wgpu_max_norm")', { gradient: id, given: "0..12", allowed: "0..8" });
   await refused(labelled({ byteOffset: 2 }), "Misaligned", "multiple", { gradient: id, given: 2, allowed: "a multiple of 4" });
   await refused(labelled({ byteOffset: 100 }), "OutOfBounds", "100", { gradient: id });
   await refused(labelled({ offset: 4 }), "Option", 'has the unknown field "offset"', { gradient: id });

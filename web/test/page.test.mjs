@@ -8,7 +8,7 @@ import { gzipSync } from "node:zlib";
 
 import { SITE, launch, open, serve, settled } from "./browser.mjs";
 import { CASES, hashOf } from "./cases.mjs";
-import { parse } from "../../target/web/safetensors.js";
+import { parse, serialize } from "../../target/web/safetensors.js";
 
 const native = JSON.parse(await readFile(new URL("native.json", import.meta.url), "utf8"));
 const example = await readFile(new URL("../../examples/data/exploding_rnn.safetensors", import.meta.url));
@@ -131,6 +131,38 @@ describe("with WebGPU", () => {
     await settled(page);
     assert.match(await page.textContent("#file-note"), /^chosen\.safetensors, /);
     assertClose((await figures(page)).before, native["example-l1"].total_norm, 1e-6, "the L1 norm");
+    assert.deepEqual(problems, []);
+    await page.close();
+  });
+
+  test("tensors of odd lengths, without elements, and with infinities and NaNs", async () => {
+    const { page, problems } = await open(browser, site.url);
+    const f32 = (...values) => new Uint8Array(Float32Array.from(values).buffer);
+    const tensor = (name, dtype, shape, bytes) => ({ name, dtype, shape, bytes });
+    // f16 and bf16 bits: 3, 4 and 12.
+    const odd = tensor("odd", "f16", [3], Uint8Array.of(0x00, 0x42, 0x00, 0x44, 0x00, 0x4a));
+    const scalar = tensor("scalar", "bf16", [], Uint8Array.of(0x40, 0x41));
+    const empty = tensor("empty", "f32", [0], new Uint8Array(0));
+    const load = async (...tensors) => {
+      const buffer = Buffer.from(await new Blob(serialize(tensors)).arrayBuffer());
+      await page.setInputFiles("#file", { name: "odd.safetensors", mimeType: "", buffer });
+      await settled(page);
+      assert.equal(await page.textContent("#clip-error"), "");
+      return { ...(await figures(page)), summary: await page.textContent("#clip-summary"), paths: await page.textContent("#paths") };
+    };
+    const finite = await load(empty, odd, scalar, tensor("w", "f32", [1, 1], f32(84)));
+    assert.equal(finite.before, Math.fround(Math.sqrt(9 + 16 + 144 + 144 + 84 * 84)));
+    assert.match(finite.summary, /^4 tensors, 5 elements: the norm 85\.84 exceeds the limit/);
+    assert.match(finite.paths, /all elements have the same bits/);
+    const nan = await load(odd, tensor("w", "f32", [2], f32(1, NaN)));
+    assert.match(nan.summary, /the norm is NaN\. As in PyTorch, that makes the coefficient NaN\./);
+    assert.match(nan.paths, /all elements have the same bits/);
+    const infinite = await load(tensor("w", "f32", [2], f32(1, -Infinity)));
+    assert.match(infinite.summary, /the norm is ∞\. As in PyTorch, that makes the coefficient 0\./);
+    const zero = await load(tensor("w", "f32", [2], f32(0, -0)));
+    assert.match(zero.summary, /the norm 0 is within the limit; nothing was written/);
+    const none = await load(empty);
+    assert.match(none.summary, /^1 tensor, 0 elements: the norm 0 is within the limit/);
     assert.deepEqual(problems, []);
     await page.close();
   });

@@ -27,6 +27,11 @@ impl Buffer {
         };
         buffers.map(buffer).collect()
     }
+
+    /// Returns its index in the list.
+    pub(crate) const fn index(&self) -> usize {
+        self.index
+    }
 }
 
 impl DeviceBuffer for Buffer {

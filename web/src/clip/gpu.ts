@@ -3,7 +3,7 @@
 import type { ClipPlan } from "gradclip";
 
 import type { Gpu } from "../device.js";
-import { type Tensor, elements } from "../tensors.js";
+import { type Tensor, elements, size as shown } from "../tensors.js";
 import type { ClipRequest, Clipped } from "./request.js";
 import { type Timing, timeBatches } from "./timing.js";
 
@@ -16,28 +16,38 @@ export class GpuClip {
   /** Whether `time` uses the GPU's own clock. */
   private readonly timestamps: GPUQuerySet | null;
   private readonly buffers: GPUBuffer[] = [];
-  private readonly offsets: number[] = [];
-  private readonly size: number;
   private readonly originals: GPUBuffer;
   private readonly gradients: GPUBuffer;
 
-  private constructor(private readonly gpu: Gpu, private readonly tensors: readonly Tensor[], private readonly request: ClipRequest) {
-    let size = 0;
-    for (const { bytes } of tensors) {
-      this.offsets.push(size);
-      size += Math.ceil(bytes.length / ALIGNMENT) * ALIGNMENT;
-    }
-    this.size = Math.max(size, ALIGNMENT);
+  private constructor(
+    private readonly gpu: Gpu,
+    private readonly tensors: readonly Tensor[],
+    private readonly request: ClipRequest,
+    /** Where each tensor begins in the buffers, in bytes. */
+    private readonly offsets: readonly number[],
+    /** The bytes of a buffer. */
+    private readonly size: number,
+  ) {
     const { STORAGE, COPY_SRC, COPY_DST } = GPUBufferUsage;
-    this.originals = this.buffer("originals", this.size, COPY_SRC | COPY_DST);
-    this.gradients = this.buffer("gradients", this.size, STORAGE | COPY_SRC | COPY_DST);
+    this.originals = this.buffer("originals", size, COPY_SRC | COPY_DST);
+    this.gradients = this.buffer("gradients", size, STORAGE | COPY_SRC | COPY_DST);
     this.timestamps = gpu.timestamps ? gpu.device.createQuerySet({ type: "timestamp", count: 2 }) : null;
   }
 
   /** Uploads gradients and prepares the clip. */
   static async create(gpu: Gpu, tensors: readonly Tensor[], request: ClipRequest): Promise<GpuClip> {
+    let size = 0;
+    const offsets = tensors.map(({ bytes: { length } }) => {
+      const offset = size;
+      size += Math.ceil(length / ALIGNMENT) * ALIGNMENT;
+      return offset;
+    });
+    const { maxBufferSize } = gpu.device.limits;
+    if (size > maxBufferSize) {
+      throw new Error(`the gradients take ${shown(size)}, but a buffer of this GPU holds at most ${shown(maxBufferSize)}`);
+    }
     gpu.device.pushErrorScope("out-of-memory");
-    const clip = new GpuClip(gpu, tensors, request);
+    const clip = new GpuClip(gpu, tensors, request, offsets, Math.max(size, ALIGNMENT));
     const failure = await gpu.device.popErrorScope();
     if (failure !== null) {
       clip.destroy();
