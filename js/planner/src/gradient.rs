@@ -27,6 +27,10 @@ impl Buffer {
         };
         buffers.map(buffer).collect()
     }
+
+    pub(crate) const fn index(&self) -> usize {
+        self.index
+    }
 }
 
 impl DeviceBuffer for Buffer {

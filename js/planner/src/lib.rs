@@ -28,8 +28,17 @@ use gradient::Buffer;
 #[derive(Debug)]
 pub struct Plan {
     plan: plan::Plan,
+    /// The buffers of the caller that the plan uses.
+    given: Vec<usize>,
     /// The description, until the host has taken it.
     flat: Flat,
+}
+
+impl Plan {
+    fn of((plan, buffers): (plan::Plan, Vec<&Buffer>)) -> Self {
+        let given = buffers.into_iter().map(Buffer::index).collect();
+        Self { given, flat: describe::describe(&plan), plan }
+    }
 }
 
 #[wasm_bindgen]
@@ -46,16 +55,20 @@ impl Plan {
         let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
         let clips: Vec<_> = clips.iter().map(Clip::inner).collect();
         let limits = Limits::new(&describe::device(device))?;
-        let (plan, _) = plan::Plan::new(&gradients, &clips, limits)?;
-        Ok(Self { flat: describe::describe(&plan), plan })
+        Ok(Self::of(plan::Plan::new(&gradients, &clips, limits)?))
     }
 
     /// Plans the same clip for gradients that have moved.
     pub fn rebound(&self, buffers: &[f64], gradients: Vec<Gradient>) -> Result<Plan, Failure> {
         let buffers = Buffer::list(buffers);
         let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
-        let (plan, _) = self.plan.rebound(&gradients)?;
-        Ok(Self { flat: describe::describe(&plan), plan })
+        Ok(Self::of(self.plan.rebound(&gradients)?))
+    }
+
+    /// Returns the buffers of the caller that the plan uses, as indices of the list: a clip that reads no parameters does not use
+    /// theirs. The bindings of the plan count these.
+    pub fn given(&self) -> Vec<usize> {
+        self.given.clone()
     }
 
     /// Returns the numbers of the plan, in the order of `describe.rs`, and forgets them.
@@ -82,7 +95,7 @@ impl Plan {
     }
 
     /// Returns the error about the first gradient one of whose buffers WebGPU refuses. `messages` has what it says about each
-    /// buffer; empty for a good one.
+    /// buffer that the plan uses; empty for a good one.
     pub fn refusal(&self, messages: Vec<String>) -> Option<Failure> {
         let mut uses = self.plan.uses();
         let (gradient, used_as, buffer) =
