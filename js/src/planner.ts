@@ -43,13 +43,13 @@ async function fromDisk(url: URL): Promise<Uint8Array<ArrayBuffer> | undefined> 
  */
 export class PlannedClip {
   readonly data: PlanData;
-  /** The distinct buffers of the caller, which the bindings of the plan count. */
+  /** The buffers of the caller that the plan uses. Its bindings count these. */
   readonly given: readonly GPUBuffer[];
   readonly #plan: Plan;
 
-  private constructor(plan: Plan, given: readonly GPUBuffer[]) {
+  private constructor(plan: Plan, { buffers }: Numbering) {
     this.#plan = plan;
-    this.given = given;
+    this.given = Array.from(plan.given(), (index) => buffers[index]!);
     this.data = planData(plan.takeNumbers(), plan.takeTexts());
   }
 
@@ -58,7 +58,7 @@ export class PlannedClip {
       const numbering = new Numbering();
       const built = gradients.map((gradient, index) => buildGradient(gradient, index, numbering));
       const plan = new Plan(describe(device), numbering.numbers(), built, clips.map(buildClip));
-      return new PlannedClip(plan, numbering.buffers);
+      return new PlannedClip(plan, numbering);
     });
   }
 
@@ -67,7 +67,7 @@ export class PlannedClip {
     return called(() => {
       const numbering = new Numbering();
       const built = gradients.map((gradient, index) => buildGradient(gradient, index, numbering));
-      return new PlannedClip(this.#plan.rebound(numbering.numbers(), built), numbering.buffers);
+      return new PlannedClip(this.#plan.rebound(numbering.numbers(), built), numbering);
     });
   }
 

@@ -133,6 +133,19 @@ test("adaptive gradient clipping reads the parameter", async () => {
   assert.ok(Math.abs(after[1] - 0.04) < 1e-6 && Math.abs(after[3] - 8e-6) < 1e-9, `${after}`);
 });
 
+test("a clip that needs no parameters and no partials ignores them", async () => {
+  const list = gradients([6, 8], [0.25]).map((gradient) => ({
+    ...gradient,
+    parameter: { buffer: bufferOf(device, new Array(gradient.buffer.size / 4).fill(1)) },
+    partials: { buffer: bufferOf(device, [0, 0, 0, 0]), elements: 1 },
+  }));
+  const plan = await clipper.prepare(list, { byValue: 1 });
+  submit(device, (encoder) => plan.encode(encoder));
+  assert.deepEqual(await values(list), [[1, 1], [0.25]]);
+  const measured = list.map(({ partials, ...rest }) => rest);
+  assert.deepEqual((await clipped(measured, { byNorm: 1 })).map(({ totalNorm }) => totalNorm), [Math.fround(Math.SQRT2), 0.25]);
+});
+
 test("groups have their own limits and records", async () => {
   const list = gradients([3, 4], [6, 8]).map((gradient, group) => ({ ...gradient, group }));
   const records = await clipped(list, [{ maxNorm: 5, epsilon: 0 }, { maxNorm: 1, epsilon: 0 }]);

@@ -56,7 +56,7 @@ const fn is_entry(text: &[u8], at: usize) -> bool {
         || starts_with(text, at, b"// requires:")
         || starts_with(text, at, b"// binds:")
         || starts_with(text, at, b"// constants:")
-        || starts_with(text, at, b"//    ")
+        || starts_with(text, at, b"//   ")
 }
 
 const fn starts_with(text: &[u8], at: usize, start: &[u8]) -> bool {

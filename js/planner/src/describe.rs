@@ -62,7 +62,7 @@ impl Flat {
     }
 
     /// A dispatch: the kernel, the grid and the bindings.
-    fn dispatch(&mut self, dispatch: &Dispatch, given: &[usize]) {
+    fn dispatch(&mut self, dispatch: &Dispatch) {
         let known = self.kernels.iter().position(|&kernel| kernel == dispatch.kernel);
         let kernel = known.unwrap_or_else(|| {
             self.kernels.push(dispatch.kernel);
@@ -73,10 +73,10 @@ impl Flat {
         self.number(dispatch.grid[1].into());
         self.number(dispatch.bindings.len() as u64);
         for &BoundRange { source, offset, size } in &dispatch.bindings {
-            // 0 for the plan's own buffers, 1 for the caller's by their index in its list, 2 for the filler.
+            // 0 for the plan's own buffers, 1 for the caller's, 2 for the filler.
             let (whose, index) = match source {
                 Source::Own(index) => (0, index),
-                Source::Given(index) => (1, given[index]),
+                Source::Given(index) => (1, index),
                 Source::Filler => (2, 0),
             };
             self.number(whose);
@@ -109,8 +109,8 @@ impl Flat {
     }
 }
 
-/// Describes a plan: its buffers, dispatches, passes and kernels. `given` maps the buffers of the plan to those of the caller.
-pub(crate) fn describe(plan: &Plan, given: &[usize]) -> Flat {
+/// Describes a plan: its buffers, dispatches, passes and kernels.
+pub(crate) fn describe(plan: &Plan) -> Flat {
     let mut flat = Flat::default();
     flat.number(plan.buffers().len() as u64);
     let mut words = 0;
@@ -132,7 +132,7 @@ pub(crate) fn describe(plan: &Plan, given: &[usize]) -> Flat {
     let Ok(passes) = passes;
     flat.number(dispatches.len() as u64);
     for dispatch in &dispatches {
-        flat.dispatch(dispatch, given);
+        flat.dispatch(dispatch);
     }
     flat.number(passes.parts() as u64);
     for part in 0..passes.parts() {

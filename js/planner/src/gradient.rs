@@ -28,7 +28,6 @@ impl Buffer {
         buffers.map(buffer).collect()
     }
 
-    /// Returns its index in the list.
     pub(crate) const fn index(&self) -> usize {
         self.index
     }

@@ -28,10 +28,17 @@ use gradient::Buffer;
 #[derive(Debug)]
 pub struct Plan {
     plan: plan::Plan,
-    /// The index, in the caller's list, of each buffer that the plan uses: it may use fewer, in another order.
+    /// The buffers of the caller that the plan uses.
     given: Vec<usize>,
     /// The description, until the host has taken it.
     flat: Flat,
+}
+
+impl Plan {
+    fn of((plan, buffers): (plan::Plan, Vec<&Buffer>)) -> Self {
+        let given = buffers.into_iter().map(Buffer::index).collect();
+        Self { given, flat: describe::describe(&plan), plan }
+    }
 }
 
 #[wasm_bindgen]
@@ -48,16 +55,20 @@ impl Plan {
         let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
         let clips: Vec<_> = clips.iter().map(Clip::inner).collect();
         let limits = Limits::new(&describe::device(device))?;
-        let (plan, given) = plan::Plan::new(&gradients, &clips, limits)?;
-        Ok(Self::described(plan, &given))
+        Ok(Self::of(plan::Plan::new(&gradients, &clips, limits)?))
     }
 
     /// Plans the same clip for gradients that have moved.
     pub fn rebound(&self, buffers: &[f64], gradients: Vec<Gradient>) -> Result<Plan, Failure> {
         let buffers = Buffer::list(buffers);
         let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
-        let (plan, given) = self.plan.rebound(&gradients)?;
-        Ok(Self::described(plan, &given))
+        Ok(Self::of(self.plan.rebound(&gradients)?))
+    }
+
+    /// Returns the buffers of the caller that the plan uses, as indices of the list: a clip that reads no parameters does not use
+    /// theirs. The bindings of the plan count these.
+    pub fn given(&self) -> Vec<usize> {
+        self.given.clone()
     }
 
     /// Returns the numbers of the plan, in the order of `describe.rs`, and forgets them.
@@ -84,21 +95,13 @@ impl Plan {
     }
 
     /// Returns the error about the first gradient one of whose buffers WebGPU refuses. `messages` has what it says about each
-    /// buffer; empty for a good one.
+    /// buffer that the plan uses; empty for a good one.
     pub fn refusal(&self, messages: Vec<String>) -> Option<Failure> {
-        let mut uses =
-            self.plan.uses().map(|(gradient, used_as, buffer)| (gradient, used_as, self.given[buffer]));
+        let mut uses = self.plan.uses();
         let (gradient, used_as, buffer) =
             uses.find(|(.., buffer)| messages.get(*buffer).is_some_and(|message| !message.is_empty()))?;
         let message = messages[buffer].clone();
         let error = gradclip::Error::BufferRejected { gradient: Some(gradient), message };
         Some(used_as.error(error).into())
-    }
-}
-
-impl Plan {
-    fn described(plan: plan::Plan, given: &[&Buffer]) -> Self {
-        let given: Vec<usize> = given.iter().map(|buffer| buffer.index()).collect();
-        Self { flat: describe::describe(&plan, &given), plan, given }
     }
 }
