@@ -114,8 +114,8 @@ fn naga_accepts_every_kernel_without_any_optional_capability() {
     }
 }
 
-/// Tint leaves the zero of `var partial: Partial;` to the variable's initializer in SPIR-V, which SwiftShader evaluates once for a
-/// function and not once for an iteration. Norms of more than 2048 partials were wrong.
+/// Tint leaves the zero of `var partial: Partial;` to the variable's initializer in SPIR-V, which `SwiftShader` evaluates once for
+/// a function and not once for an iteration. Norms of more than 2048 partials were wrong.
 #[test]
 fn every_local_variable_has_a_value() {
     for kernel in all() {
