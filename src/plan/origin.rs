@@ -51,7 +51,7 @@ impl Plan {
         rows.iter().zip(columns).position(|units| units != (&1, &1))
     }
 
-    /// Returns the uses of distinct buffers: the gradient, what of it lies there, and the index of the buffer. All gradients come first,
+    /// Returns the uses of the distinct buffers: the gradient, what is there, and the index of the buffer. All gradients come first,
     /// then their parameters, then their partials.
     pub fn uses(&self) -> impl Iterator<Item = (GradientId, Use, usize)> {
         let Origin { spans, rows, .. } = &self.origin;
@@ -73,7 +73,7 @@ impl Plan {
     }
 }
 
-/// What of a gradient lies in a buffer.
+/// Why a plan uses a buffer of the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// Its elements.
