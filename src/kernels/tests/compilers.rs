@@ -85,14 +85,13 @@ fn glsl(kernel: Kernel) -> String {
     text
 }
 
-/// Every kernel, for compilers that take minutes for all of them. Kernels of more than eight slots differ from that of eight only in
-/// the number of cases of a `switch`; they are left out unless the environment asks for them.
+/// Every kernel, for compilers that take minutes for all of them. Kernels of other numbers of slots differ only in the number of cases
+/// of a `switch`; they are left out unless the environment asks for them.
 fn most() -> Vec<Kernel> {
     let with_many_slots = std::env::var_os("GRADCLIP_MANY_SLOTS").is_some();
     let mut kernels = all();
-    kernels.retain(|kernel| {
-        with_many_slots || kernel.slots().is_none_or(|(slots, _)| matches!(slots, 1 | 3 | 8))
-    });
+    kernels
+        .retain(|kernel| with_many_slots || kernel.slots().is_none_or(|(slots, _)| matches!(slots, 1 | 3)));
     kernels
 }
 
@@ -171,7 +170,7 @@ fn tint_accepts_every_kernel() {
 #[test]
 fn every_kernel_is_valid_spirv() {
     let has_compiler = is_installed("spirv-val");
-    for_each(all(), |kernel| {
+    for_each(most(), |kernel| {
         for (version, environment) in [((1, 1), "vulkan1.1"), ((1, 6), "vulkan1.3")] {
             let words = spirv(kernel, version);
             if has_compiler {
