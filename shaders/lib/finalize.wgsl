@@ -86,7 +86,9 @@ fn add(cascade: ptr<function, Cascade>, index: u32, term: f32) {
 }
 
 fn total_of_cascade(cascade: Cascade) -> f32 {
-    return cascade.rest + (cascade.sixteens + cascade.ones);
+    var total = cascade.sixteens + cascade.ones;
+    total += cascade.rest;
+    return total;
 }
 
 // The partials of a segment form a table with COLUMNS columns. Each column is summed row by row, sixteen rows at a time, and a

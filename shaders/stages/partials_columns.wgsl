@@ -108,11 +108,14 @@ fn sum_of_lanes(count: vec4<u32>) -> u32 {
     return (count.x + count.y) + (count.z + count.w);
 }
 
+// Additions are in statements of their own: OpenGL drivers may rearrange those of one expression.
 fn total_of(sum: vec4<f32>) -> f32 {
-    return (sum.x + sum.y) + (sum.z + sum.w);
+    var first = sum.x + sum.y;
+    var second = sum.z + sum.w;
+    return first + second;
 }
 
-// Adds one sum after the other, in statements of their own: OpenGL drivers may rearrange the additions of one expression.
+// Adds one sum after the other.
 fn total_of_four(sum0: vec4<f32>, sum1: vec4<f32>, sum2: vec4<f32>, sum3: vec4<f32>) -> f32 {
     var total = sum0;
     total += sum1;

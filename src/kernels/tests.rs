@@ -1,6 +1,7 @@
 //! Every text that a device can get is accepted by naga, its bindings are those of the table, and its structs have the layout of
 //! those in Rust. Every WGSL file keeps to the interface that its first lines state. Other compilers are in `compilers.rs`.
 
+mod chains;
 mod compilers;
 
 use std::collections::BTreeSet;

@@ -85,13 +85,15 @@ fn glsl(kernel: Kernel) -> String {
     text
 }
 
-/// Every kernel, for compilers that take minutes for all of them. Kernels of other numbers of slots differ only in the number of cases
-/// of a `switch`; they are left out unless the environment asks for them.
-fn most() -> Vec<Kernel> {
-    let with_many_slots = std::env::var_os("GRADCLIP_MANY_SLOTS").is_some();
+/// Every kernel, for compilers that take minutes for all of them. Some are left out unless the environment asks for them: those of
+/// other numbers of slots differ only in the number of cases of a `switch`, and those of other exponents in a constant.
+pub(super) fn most() -> Vec<Kernel> {
     let mut kernels = all();
-    kernels
-        .retain(|kernel| with_many_slots || kernel.slots().is_none_or(|(slots, _)| matches!(slots, 1 | 3)));
+    if std::env::var_os("GRADCLIP_EVERY_KERNEL").is_none() {
+        kernels.retain(|kernel| kernel.slots().is_none_or(|(slots, _)| matches!(slots, 1 | 3)));
+        let is_cubic = |(name, value)| name != "POWER" || value == 3.0;
+        kernels.retain(|kernel| kernel.pipeline_constants().into_iter().all(is_cubic));
+    }
     kernels
 }
 
