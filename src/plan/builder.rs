@@ -7,7 +7,7 @@ use super::passes::{BoundRange, Dispatch, Source};
 use super::usage::STORAGE;
 use super::{Limits, MARK, PlanBuffer};
 use crate::kernels::tables::{Tile, fold_grid};
-use crate::kernels::{Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
+use crate::kernels::{Buffer, Kernel, Slots, TileFormat, WORKGROUP_SIZE};
 
 /// Collects the buffers of a plan, and makes its dispatches. A buffer is an index.
 pub(super) struct Builder {
@@ -118,7 +118,8 @@ impl Builder {
         workgroups: usize,
         range: impl Fn(Buffer) -> BoundRange,
     ) -> Dispatch {
-        let bindings = kernel.bindings().iter().map(|binding| range(binding.buffer)).collect();
+        let buffers = kernel.bindings().into_iter().flat_map(|binding| binding.buffer.elements());
+        let bindings = buffers.map(range).collect();
         Dispatch { kernel, bindings, grid: fold_grid(workgroups, self.limits.workgroups_per_dimension) }
     }
 
@@ -138,10 +139,10 @@ impl Builder {
         &self,
         batches: &[Batch],
         other: impl Fn(usize, &Batch) -> usize,
-        kernel: impl Fn(&Batch, usize) -> Kernel,
+        kernel: impl Fn(&Batch, Slots) -> Kernel,
     ) -> Vec<Dispatch> {
         let dispatch = |(index, batch): (usize, &Batch)| {
-            let slots = slot_count(batch.windows.len(), self.limits.slots);
+            let slots = self.limits.slots_for(batch.windows.len());
             self.per_workgroup(kernel(batch, slots), batch.workgroups(), |buffer| match buffer {
                 Buffer::Tiles | Buffer::ColumnTiles => self.tiles_of(batch),
                 Buffer::Slot(slot) => self.slot(batch, slot),
@@ -156,10 +157,10 @@ impl Builder {
     pub(super) fn single_workgroup(
         &self,
         batch: &Batch,
-        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        kernel: impl Fn(TileFormat, Slots) -> Kernel,
         other: impl Fn(Buffer) -> BoundRange,
     ) -> Option<Dispatch> {
-        let kernel = kernel(batch.format, slot_count(batch.windows.len(), self.limits.slots));
+        let kernel = kernel(batch.format, self.limits.slots_for(batch.windows.len()));
         let range = |buffer| match buffer {
             Buffer::Tiles => self.tiles_of(batch),
             Buffer::Slot(slot) => self.slot(batch, slot),

@@ -72,7 +72,7 @@ pub use readout::Readout;
 pub use write::{Place, Write};
 
 #[cfg(feature = "wgpu")]
-pub(crate) use limits::MAX_SLOTS;
+pub(crate) use limits::{MAX_ARRAY_SLOTS, MAX_SLOTS};
 
 use crate::kernels::tables::Segment;
 use crate::operation::{Limit, Operation};

@@ -8,7 +8,7 @@ use crate::kernels::Kernel;
 pub struct Dispatch {
     /// The kernel.
     pub kernel: Kernel,
-    /// What it binds, in the order of [`Kernel::bindings`].
+    /// What it binds, in the order of [`Kernel::bindings`]; for an array, all its [elements](crate::kernels::Buffer::elements).
     pub bindings: Vec<BoundRange>,
     /// The number of workgroups in x and y.
     pub grid: [u32; 2],
