@@ -51,7 +51,7 @@ export interface StepCounts {
   largestNorm: number;
 }
 
-/** What a `zClip` keeps of past norms, one for each record. */
+/** The state of a `zClip`: the statistics of past norms, one for each record. */
 export interface NormHistory {
   steps: number;
   mean: number;
@@ -63,7 +63,7 @@ export interface NormWindow {
   norms: number[];
 }
 
-/** What the host can read of a plan. */
+/** The results of a plan that the host can read. */
 export interface Results {
   record: ClipRecord;
   records: ClipRecord[];
@@ -79,7 +79,7 @@ export type ResultName = keyof Results;
 const COUNTS = ["steps", "clipped", "nonFinite", "skipped", "consecutiveSkips", "largestNorm"] as const;
 const HISTORY = ["steps", "mean", "deviation"] as const;
 
-/** How the numbers of the planner's `results.rs` become results. */
+/** Converts the numbers of the planner's `results.rs`, for each result. */
 export const decoders: { [N in ResultName]: (numbers: Float64Array) => Results[N] } = {
   record: (numbers) => recordOf(numbers),
   records: (numbers) => chunks(numbers, 14, recordOf),
@@ -126,7 +126,7 @@ function named<K extends string>(names: readonly K[], numbers: Float64Array): Re
   return Object.fromEntries(names.map((name, index) => [name, numbers[index]!])) as Record<K, number>;
 }
 
-/** The numbers of saved state, as the planner's `write.rs` reads them. */
+/** Returns the numbers of saved state, as the planner's `write.rs` reads them. */
 export function countsNumbers(given: unknown): Float64Array {
   return numbersOf("stepCounts", given, COUNTS);
 }
