@@ -1,6 +1,6 @@
 import { GradclipError, nameOf, type GradientId } from "./errors.js";
 
-/** Where an invalid value is: the gradient that it belongs to, if any. */
+/** What an error about a value names: the gradient that the value belongs to, if it is that of one. */
 export interface Where {
   gradient?: GradientId;
 }
@@ -22,7 +22,7 @@ export function number(where: Where, what: string, given: unknown): number {
   return typeof given === "number" ? given : refuse(where, what, given, "a number");
 }
 
-/** Checks that a value is a count, which wasm takes as 32 bits. */
+/** Checks that a value is a number of things, which wasm takes as 32 bits. */
 export function count(where: Where, what: string, given: unknown): number {
   const isCount = Number.isInteger(given) && (given as number) >= 0 && (given as number) < 2 ** 32;
   return isCount ? (given as number) : refuse(where, what, given, "an integer from 0 to 2^32 - 1");

@@ -2,7 +2,7 @@ import { Clip as Builder, defaultLossScale } from "./planner/gradclip_planner.js
 import { choice, count, fields, flag, list, number, text, type Where } from "./checks.js";
 import { GradclipError } from "./errors.js";
 
-/** Makes the planner's builder, for each method. */
+/** How each method makes a builder of the planner. */
 const methods: Record<string, (where: Where, given: unknown) => Builder> = {
   maxNorm: (where, given) => Builder.byGlobalNorm(number(where, "maxNorm", given)),
   byNorm: (where, given) => Builder.byNorm(number(where, "byNorm", given)),
@@ -19,7 +19,7 @@ const methods: Record<string, (where: Where, given: unknown) => Builder> = {
   },
 };
 
-/** Passes a value to the builder, for each option. */
+/** How each option is handed to the builder. */
 const options: Record<string, (clip: Builder, where: Where, given: unknown) => void> = {
   normType: (clip, where, given) => clip.normType(number(where, "normType", given)),
   epsilon(clip, where, given) {
@@ -52,7 +52,7 @@ const options: Record<string, (clip: Builder, where: Where, given: unknown) => v
   maxConsecutiveSkips: (clip, where, given) => clip.maxConsecutiveSkips(count(where, "maxConsecutiveSkips", given)),
 };
 
-/** Converts the caller's clip to the planner's. */
+/** Makes the planner's clip of the caller's. */
 export function buildClip(given: unknown): Builder {
   const names = Object.keys(methods);
   const set = fields({}, "the clip", given, [...names, ...Object.keys(options)]);
@@ -75,7 +75,7 @@ export function buildClip(given: unknown): Builder {
 
 const SCALE = ["scale", "growth", "backoff", "floor", "interval", "goodSteps"] as const;
 
-/** Returns the six numbers of a dynamic loss scale. Missing fields take the crate's defaults. */
+/** Returns the six numbers of a dynamic loss scale. What is not given has the default of the crate. */
 export function lossScaleState(where: Where, given: unknown): Float64Array {
   const set = fields(where, "dynamicLossScale", given, SCALE);
   const state = defaultLossScale();

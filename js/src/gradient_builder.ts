@@ -21,14 +21,14 @@ export class Numbering {
     return index;
   }
 
-  /** Returns the size, the usage and the mapping of each, for the planner. */
+  /** What the planner needs to know of each: its size, its usage and whether it is mapped. */
   numbers(): Float64Array {
     const of = ({ size, usage, mapState }: GPUBuffer) => [size, usage, mapState === "unmapped" ? 0 : 1];
     return new Float64Array(this.buffers.flatMap(of));
   }
 }
 
-/** Passes a value to the builder, for each optional field. */
+/** How each optional field is handed to the builder. */
 const options: Record<string, (gradient: Builder, where: Where, given: unknown, numbering: Numbering) => void> = {
   label: (gradient, where, given) => gradient.label(text(where, "label", given)),
   group: (gradient, where, given) => gradient.group(count(where, "group", given)),
@@ -48,7 +48,7 @@ const options: Record<string, (gradient: Builder, where: Where, given: unknown, 
   },
 };
 
-/** Converts the caller's gradient with this index to the planner's. */
+/** Makes the planner's gradient of the caller's, which is the one with this index. */
 export function buildGradient(given: unknown, index: number, numbering: Numbering): Builder {
   const { label } = (given ?? {}) as { label?: unknown };
   const gradient: GradientId = { index, ...(typeof label === "string" && { label }) };

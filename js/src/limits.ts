@@ -1,12 +1,12 @@
-/** The most bindings of a dispatch: two buffers, and up to 64 windows of gradients. */
+/** The most windows of gradients that one dispatch binds, and the two buffers before them. */
 const BINDINGS = 2 + 64;
 
 /** The invocations of the widest workgroup. */
 const WIDE = 1024;
 
 /**
- * Returns the limits for `adapter.requestDevice({ requiredLimits })` with which clips need the fewest dispatches. The default
- * limits of WebGPU are enough; these are faster for many buffers, or large ones.
+ * Returns limits for `adapter.requestDevice({ requiredLimits })`: those with which clips need the fewest dispatches. The
+ * default limits of WebGPU are enough; these are faster for many buffers, or large ones.
  */
 export function recommendedLimits({ limits }: Pick<GPUAdapter, "limits">): Record<string, number> {
   return {

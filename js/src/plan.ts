@@ -33,7 +33,7 @@ export class ClipPlan {
     this.#realized = realized;
   }
 
-  /** @internal Callers use `Clipper.prepare`. */
+  /** @internal `Clipper.prepare` is the way in. */
   static async prepare(context: Context, gradients: readonly Gradient[], clips: readonly Clip[]): Promise<ClipPlan> {
     await context.checkDevice();
     const planned = PlannedClip.plan(context.device, gradients, clips);

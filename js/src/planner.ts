@@ -5,12 +5,12 @@ import { Numbering, buildGradient } from "./gradient_builder.js";
 import { planData, type PlanData } from "./plan_data.js";
 import { decoders, type ResultName, type Results } from "./records.js";
 
-/** The source of the planner's wasm. The default is the file beside this module. */
+/** Where the planner's wasm comes from: by default the file beside this module. */
 export type WasmSource = InitInput | Promise<InitInput>;
 
 let loading: Promise<unknown> | undefined;
 
-/** Loads the planner, the Rust crate without wgpu compiled to wasm, unless it is loaded already. */
+/** Loads the planner: the Rust crate without wgpu, compiled to wasm. It is loaded once. */
 export function loadPlanner(source?: WasmSource): Promise<unknown> {
   loading ??= load(source).catch((error: unknown) => {
     // The next call tries again.
@@ -21,15 +21,15 @@ export function loadPlanner(source?: WasmSource): Promise<unknown> {
 }
 
 async function load(source?: WasmSource): Promise<unknown> {
-  // Bundlers recognise this form.
+  // Bundlers look for this form.
   const url = new URL("./planner/gradclip_planner_bg.wasm", import.meta.url);
   return init({ module_or_path: source ?? (await fromDisk(url)) ?? url });
 }
 
-/** Reads a file if modules are files, as under Node, whose `fetch` cannot read files. In a page it returns undefined. */
+/** Reads a file where modules are files, as under Node, whose `fetch` reads none. In a page it returns undefined. */
 async function fromDisk(url: URL): Promise<Uint8Array<ArrayBuffer> | undefined> {
   if (url.protocol !== "file:") return undefined;
-  // An import would make bundlers look for the module.
+  // Not an import, which bundlers would try to resolve.
   const { process } = globalThis as { process?: { getBuiltinModule?: (name: string) => unknown } };
   const fs = process?.getBuiltinModule?.("node:fs/promises") as
     | { readFile: (path: URL) => Promise<Uint8Array<ArrayBuffer>> }
@@ -38,12 +38,12 @@ async function fromDisk(url: URL): Promise<Uint8Array<ArrayBuffer> | undefined> 
 }
 
 /**
- * A plan in the planner's memory: its description, its updates, and the decoding of its results. The garbage collector frees
- * it, since a ticket may outlive its `ClipPlan`.
+ * A plan in the planner's memory: what it describes, how it is updated, and how its results are read. The garbage collector
+ * frees it, since a ticket may still need it when its `ClipPlan` is gone.
  */
 export class PlannedClip {
   readonly data: PlanData;
-  /** The buffers of the caller that the plan uses. Its bindings index these. */
+  /** The buffers of the caller that the plan uses. Its bindings count these. */
   readonly given: readonly GPUBuffer[];
   readonly #plan: Plan;
 
@@ -71,7 +71,7 @@ export class PlannedClip {
     });
   }
 
-  /** Returns the initial contents of all buffers, one after the other. They may be large, so only the first call returns them. */
+  /** Returns the initial contents of all buffers, one after the other. They may be large, and only the first call has them. */
   takeContents(): Uint32Array {
     return this.#plan.takeContents();
   }
@@ -86,12 +86,12 @@ export class PlannedClip {
     return decoders[what](called(() => this.#plan.decode(what, new Uint8Array(bytes))));
   }
 
-  /** Returns the writes of an update, or the places to copy a number to. */
+  /** Returns the writes of an update, or the places of a number to copy. */
   writes(update: (plan: Plan) => Write[]): Write[] {
     return called(() => update(this.#plan));
   }
 
-  /** Returns the error for the first gradient with a rejected buffer. The message of a good buffer is empty. */
+  /** Returns the error about the first gradient one of whose buffers is refused. Good buffers have empty messages. */
   refusal(messages: string[]): GradclipError | undefined {
     const failure = this.#plan.refusal(messages);
     return failure && fromPlanner(failure);

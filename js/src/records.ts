@@ -79,7 +79,7 @@ export type ResultName = keyof Results;
 const COUNTS = ["steps", "clipped", "nonFinite", "skipped", "consecutiveSkips", "largestNorm"] as const;
 const HISTORY = ["steps", "mean", "deviation"] as const;
 
-/** Converts the numbers of the planner's `results.rs`, for each result. */
+/** How the numbers of the planner's `results.rs` become results. */
 export const decoders: { [N in ResultName]: (numbers: Float64Array) => Results[N] } = {
   record: (numbers) => recordOf(numbers),
   records: (numbers) => chunks(numbers, 14, recordOf),
@@ -126,7 +126,7 @@ function named<K extends string>(names: readonly K[], numbers: Float64Array): Re
   return Object.fromEntries(names.map((name, index) => [name, numbers[index]!])) as Record<K, number>;
 }
 
-/** Returns the numbers of saved state, as the planner's `write.rs` reads them. */
+/** The numbers of saved state, as the planner's `write.rs` reads them. */
 export function countsNumbers(given: unknown): Float64Array {
   return numbersOf("stepCounts", given, COUNTS);
 }

@@ -64,7 +64,7 @@ impl Clip {
         });
     }
 
-    /// Sets epsilon; `None` is that of PyTorch.
+    /// Undefined for the epsilon of PyTorch.
     pub fn epsilon(&mut self, epsilon: Option<f32>) {
         self.0 = self.0.epsilon(epsilon.map_or(Epsilon::PyTorch, Epsilon::Value));
     }

@@ -1,9 +1,9 @@
-//! A device from numbers, and a plan as numbers and strings. `js/src/plan_data.ts` has them in the same order.
+//! A device from numbers, and a plan as numbers and texts. `js/src/plan_data.ts` has the same orders.
 
 use gradclip::kernels::{BindingType, Dialect, Kernel};
 use gradclip::plan::{BoundRange, Device, Dispatch, Plan, Source};
 
-/// Makes a device from the limits that the host passes.
+/// Makes the device of which the host tells the limits.
 pub(crate) fn device(numbers: &[f64]) -> Device {
     let &[
         alignment,
@@ -39,7 +39,7 @@ pub(crate) fn device(numbers: &[f64]) -> Device {
     }
 }
 
-/// A plan in a flat form. Every list begins with its length. An absent value is -1.
+/// A plan in a flat form. Every list begins with its length, and what may be absent is then -1.
 #[derive(Debug, Default)]
 pub(crate) struct Flat {
     pub(crate) numbers: Vec<f64>,

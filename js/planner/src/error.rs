@@ -1,4 +1,4 @@
-//! Errors for JavaScript: the message of the crate, and the values in it.
+//! Errors for JavaScript: the message of the crate, and what is in it.
 
 use gradclip::{Error, GradientId};
 use wasm_bindgen::JsValue;

@@ -16,7 +16,7 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// Makes buffers from the size, the usage and the mapping that the host passes for each.
+    /// Makes the buffers of which the host tells the size, the usage and whether it is mapped.
     pub(crate) fn list(numbers: &[f64]) -> Vec<Self> {
         let buffers = numbers.chunks_exact(3).enumerate();
         let buffer = |(index, of): (usize, &[f64])| Self {

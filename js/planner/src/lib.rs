@@ -1,7 +1,7 @@
 //! The planner of the npm package: [`gradclip::plan`] for JavaScript.
 //!
-//! A page downloads it, so it is small: it takes options by builders instead of a parser, and returns a plan as an array of
-//! numbers and an array of strings. `js/src/planner.ts` reads and writes both forms.
+//! A page downloads it, so it is small: options come through builders instead of a parser, and a plan leaves as an array of
+//! numbers and one of texts. The TypeScript beside it, `js/src/planner.ts`, knows both forms.
 
 mod clip;
 mod describe;
@@ -94,8 +94,8 @@ impl Plan {
         words
     }
 
-    /// Returns the error for the first gradient with a rejected buffer. `messages` has WebGPU's message for each buffer that the
-    /// plan uses; it is empty for a good buffer.
+    /// Returns the error about the first gradient one of whose buffers WebGPU refuses. `messages` has what it says about each
+    /// buffer that the plan uses; empty for a good one.
     pub fn refusal(&self, messages: Vec<String>) -> Option<Failure> {
         let mut uses = self.plan.uses();
         let (gradient, used_as, buffer) =
