@@ -143,7 +143,7 @@ impl Clipper {
     /// The plan keeps the buffers alive. It can be encoded any number of times, and stays valid until one of its gradients
     /// moves to another buffer or range. An empty list is allowed; its norm is 0. This call writes to no gradient.
     ///
-    /// Not on wasm32, where it could not know what the browser refuses: see [`prepare_async`](Self::prepare_async).
+    /// Not on wasm32, where the errors of the browser arrive later: see [`prepare_async`](Self::prepare_async).
     ///
     /// # Errors
     ///
@@ -158,15 +158,15 @@ impl Clipper {
         self.prepare_groups(gradients, &[clip])
     }
 
-    /// `prepare` for a browser, where errors of the device arrive later. A plan that the browser refuses is an error, as on other
-    /// targets. On native targets the future is ready at once.
+    /// `prepare` for a browser, where errors of the device arrive later. The future awaits them, so a plan that the browser rejects
+    /// is an error, as on other targets. On native targets the future is ready at once.
     ///
     /// # Errors
     ///
     /// Those of `prepare`: an error about the gradients, the options or the limits of the device; [`Error::BufferRejected`] with the
     /// gradient if the buffer belongs to another device, or cannot be bound; [`Error::DeviceLost`].
     ///
-    /// A browser binds a destroyed buffer, and refuses the submission instead: tickets return [`Error::SubmissionRejected`].
+    /// A browser accepts a destroyed buffer here, and rejects the submission: tickets return [`Error::SubmissionRejected`].
     pub async fn prepare_async(&self, gradients: &[Gradient<'_>], clip: Clip) -> Result<ClipPlan, Error> {
         self.prepare_groups_async(gradients, &[clip]).await
     }

@@ -76,7 +76,7 @@ impl Builder {
         buffer
     }
 
-    /// Adds a buffer with these values, of which the host can read the first `readable` bytes. There must be a value.
+    /// Adds a buffer with these values, of which the host can read the first `readable` bytes. There must be at least one value.
     pub(super) fn readable<T: Pod>(
         &mut self,
         label: &'static str,
@@ -111,7 +111,7 @@ impl Builder {
         BoundRange { source: Source::Own(buffer), offset: 0, size: self.bytes(buffer) }
     }
 
-    /// Makes a dispatch of `workgroups` workgroups. `range` returns what each buffer of the kernel is.
+    /// Makes a dispatch of `workgroups` workgroups. `range` returns the range to bind for each buffer of the kernel.
     pub(super) fn per_workgroup(
         &self,
         kernel: Kernel,
@@ -152,8 +152,8 @@ impl Builder {
         batches.iter().enumerate().map(dispatch).collect()
     }
 
-    /// Makes a dispatch of one workgroup for all tiles of a batch, if the device allows its bindings. `other` returns what each buffer
-    /// is besides tiles and gradients.
+    /// Makes a dispatch of one workgroup for all tiles of a batch, if the device allows its bindings. `other` returns the range to
+    /// bind for each buffer other than tiles and gradients.
     pub(super) fn single_workgroup(
         &self,
         batch: &Batch,

@@ -1,4 +1,4 @@
-//! `Device` and `Limits`: what a device allows, and what plans use of it.
+//! `Device` and `Limits`: what a device allows, and the limits that plans use.
 
 use crate::Error;
 use crate::kernels::tables::LARGEST_TILE;
@@ -191,8 +191,8 @@ impl Limits {
         self.alignment
     }
 
-    /// Returns the size of the buffer for [`Source::Filler`](super::Source::Filler), in bytes. Each slot has its own aligned range, so that
-    /// none overlap.
+    /// Returns the size of the buffer for [`Source::Filler`](super::Source::Filler), in bytes. Each slot has its own aligned range,
+    /// so that no two overlap.
     #[must_use]
     pub const fn filler_bytes(&self) -> u64 {
         self.alignment * self.windows() as u64
