@@ -15,10 +15,21 @@ use super::*;
 
 const MAIN: (naga::ShaderStage, &str) = (naga::ShaderStage::Compute, "main");
 
+/// What a kernel needs besides what every device has.
+fn capabilities(kernel: Kernel) -> Capabilities {
+    match kernel.slots() {
+        Some((Slots::Array(_), _)) => {
+            Capabilities::STORAGE_BUFFER_BINDING_ARRAY
+                | Capabilities::STORAGE_BUFFER_BINDING_ARRAY_NON_UNIFORM_INDEXING
+        }
+        _ => Capabilities::empty(),
+    }
+}
+
 /// A kernel as wgpu gives it to the writer of a backend: with the values of its constants.
 fn with_constants(kernel: Kernel) -> (naga::Module, ModuleInfo) {
     let module = parse(kernel, Dialect::WebGpu);
-    let info = validate(&module);
+    let info = validate_with(capabilities(kernel), &module);
     let constants =
         kernel.pipeline_constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let (module, info) = process_overrides(&module, &info, Some(MAIN), &constants).unwrap();
@@ -85,16 +96,25 @@ fn glsl(kernel: Kernel) -> String {
     text
 }
 
-/// Every kernel, for compilers that take minutes for all of them. Some are left out unless the environment asks for them: those of
-/// other numbers of slots differ only in the number of cases of a `switch`, and those of other exponents in a constant.
+/// Kernels for compilers that take minutes for all of them. Some are left out unless the environment asks for them: those of other
+/// numbers of slots differ only in the number of cases of a `switch`, and those of other exponents in a constant.
 pub(super) fn most() -> Vec<Kernel> {
-    let mut kernels = all();
-    if std::env::var_os("GRADCLIP_EVERY_KERNEL").is_none() {
-        kernels.retain(|kernel| kernel.slots().is_none_or(|(slots, _)| matches!(slots, 1 | 3)));
-        let is_cubic = |(name, value)| name != "POWER" || value == 3.0;
-        kernels.retain(|kernel| kernel.pipeline_constants().into_iter().all(is_cubic));
+    let mut kernels = most_of(all());
+    if !with_every_kernel() {
+        kernels.retain(|kernel| kernel.slots().is_none_or(|(slots, _)| matches!(slots.count(), 1 | 3)));
     }
     kernels
+}
+
+/// Leaves out the kernels of most exponents.
+fn most_of(mut kernels: Vec<Kernel>) -> Vec<Kernel> {
+    let is_cubic = |(name, value)| name != "POWER" || value == 3.0;
+    kernels.retain(|kernel| with_every_kernel() || kernel.pipeline_constants().into_iter().all(is_cubic));
+    kernels
+}
+
+fn with_every_kernel() -> bool {
+    std::env::var_os("GRADCLIP_EVERY_KERNEL").is_some()
 }
 
 /// Calls a function with every item, on all cores.
@@ -172,7 +192,7 @@ fn tint_accepts_every_kernel() {
 #[test]
 fn every_kernel_is_valid_spirv() {
     let has_compiler = is_installed("spirv-val");
-    for_each(most(), |kernel| {
+    for_each([most(), most_of(with_arrays())].concat(), |kernel| {
         for (version, environment) in [((1, 1), "vulkan1.1"), ((1, 6), "vulkan1.3")] {
             let words = spirv(kernel, version);
             if has_compiler {
