@@ -1,5 +1,5 @@
 import { messageOf, type Context } from "./context.js";
-import { GradclipError } from "./errors.js";
+import { GradclipError, deviceLost } from "./errors.js";
 import { BufferUsage, READ_MODE } from "./flags.js";
 import { Ticket } from "./ticket.js";
 
@@ -59,6 +59,8 @@ export class ReadableBuffer {
       await buffer.mapAsync(READ_MODE);
     } catch (error) {
       await this.#context.checkDevice();
+      // Nothing but the loss of the device unmaps this buffer. Browsers report it after they have rejected the mapping.
+      if ((error as Error).name === "AbortError") throw deviceLost(messageOf(error));
       throw new GradclipError({ kind: "NotSubmitted", message: `${NEVER_RAN}: ${messageOf(error)}` });
     }
     const mapped = buffer.getMappedRange();

@@ -142,6 +142,16 @@ test("a rebind of a plan whose device is lost, and of one that is destroyed mean
   assert.deepEqual(await floatsOf(device, good[0].buffer), [3, 4]);
 });
 
+test("a device that is lost while a ticket waits", async () => {
+  const lost = await requestDevice();
+  const its = await Clipper.create(lost);
+  const plan = await its.prepare([{ buffer: bufferOf(lost, [3, 4]) }], { ...clip, tensorStats: true });
+  const tickets = [0, 1].map(() => submit(lost, (encoder) => (plan.encode(encoder), plan.readBack(encoder))));
+  const waiting = tickets.map((ticket) => ticket.then());
+  lost.destroy();
+  for (const ticket of waiting) await refused(async () => ticket, "DeviceLost", "the device was lost or destroyed");
+});
+
 test("two rebinds at once, of which one fails", async () => {
   const plan = await clipper.prepare([gradient()], clip);
   const [moved, destroyed] = [gradient([6, 8]), gradient()];
