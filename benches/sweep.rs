@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Parser;
 use gradclip::kernels::tables::{Tile, fold_grid, tile_elements};
-use gradclip::kernels::{Alignment, Dialect, Kernel, Reduction, TileFormat, WORKGROUP_SIZE};
+use gradclip::kernels::{Alignment, Dialect, Kernel, Reduction, Slots, TileFormat, WORKGROUP_SIZE};
 use gradclip::slices::DeviceChoice;
 use gradclip::{DType, NormType, wgpu};
 use gradclip_measure::data::SetData;
@@ -147,7 +147,8 @@ impl Variant {
     fn pipeline(self, device: &wgpu::Device) -> wgpu::ComputePipeline {
         let format = TileFormat { alignment: Alignment::Vector, dtype: DType::F32 };
         let reduction = Reduction::new(NormType::L2, false);
-        let kernel = Kernel::Partials { reduction, format, slots: self.slots };
+        let slots = Slots::Separate(self.slots);
+        let kernel = Kernel::Partials { reduction, format, slots };
         let mut constants = kernel.pipeline_constants();
         for (name, value) in &mut constants {
             if *name == "WORKGROUP_SIZE" {

@@ -256,9 +256,13 @@ impl Bench<'_> {
         let gpu = self.gpu.as_ref().filter(|gpu| {
             self.args.max_bytes.is_some() || !gpu.software || set.bytes() <= MAX_BYTES_IN_SOFTWARE
         });
-        // A single tensor has one buffer in both layouts.
-        let layouts =
-            if set.lens.len() == 1 { &[Layout::Arena][..] } else { &[Layout::Arena, Layout::Separate] };
+        // A single tensor has one buffer in every layout, and up to 64 buffers are not bound as an array.
+        let has_arrays = gpu.is_some_and(|gpu| gpu.with_arrays.is_some());
+        let layouts = match set.lens.len() {
+            1 => &[Layout::Arena][..],
+            65.. if has_arrays => &[Layout::Arena, Layout::Separate, Layout::Array],
+            _ => &[Layout::Arena, Layout::Separate],
+        };
         for path in [Path::Gpu, Path::Cpu] {
             let layouts: Vec<Option<Layout>> = match (path, gpu) {
                 (Path::Gpu, None) => continue,

@@ -1,10 +1,10 @@
-// Trains a small network in plain WebGPU, with kernels written by hand, once without clipping and once with it.
+// Trains a small network in plain WebGPU, with hand-written kernels, once without clipping and once with it.
 //
 //     node examples/train.js          under Node, with npm's `webgpu`
-//     examples/train.html             in a browser, from any static server that serves the folder of the package
+//     examples/train.html             in a browser; any static server can serve the folder of the package
 //
-// The network learns sin(x). A label is wrong now and then, by a factor of ten thousand, as labels are in life. The gradient of
-// such a batch throws the weights far away, unless it is clipped.
+// The network learns sin(x). One label in every 25th batch is ten thousand times too large. Without clipping, the gradient of such
+// a batch throws the weights far off.
 import { Clipper } from "gradclip";
 
 const HIDDEN = 32;
@@ -57,7 +57,7 @@ const BATCH = ${BATCH}u;
 }
 `;
 
-/** Trains the network, and returns the loss and the norm of its gradients at every step. */
+/** Trains the network. Returns the loss and the gradient norm of every step. */
 export async function train(device, { clips }) {
   const random = generator(7);
   const storage = (length) =>
@@ -138,11 +138,11 @@ function generator(seed) {
   };
 }
 
-/** Trains both, and reports a line for every 25 steps: before each wrong label, whose own loss says little. */
+/** Trains both, and reports the losses just before each wrong label, whose own loss says little, and the norm at it. */
 export async function compare(device, report) {
   const without = await train(device, { clips: false });
   const clipped = await train(device, { clips: true });
-  report("step   loss without clipping   with clipping   gradient norm with clipping, at the wrong label");
+  report("step   loss without clipping   with clipping   gradient norm at the wrong label");
   for (let step = 23; step < STEPS; step += 25) {
     const columns = [without[step].loss, clipped[step].loss, clipped[step + 1].norm].map((x) => x.toPrecision(4));
     report(`${String(step + 1).padStart(4)}   ${columns[0].padStart(21)}   ${columns[1].padStart(13)}   ${columns[2].padStart(13)}`);

@@ -17,7 +17,8 @@ export class Clipper {
   /**
    * Creates a clipper for your device. No optional feature is needed, and the default limits are enough.
    *
-   * @param options.wasm The planner, where a bundler or a security policy needs it named: a URL, a response, or its bytes.
+   * @param options.wasm The source of the planner: a URL, a response, or its bytes. The default is the file beside the module;
+   * a bundler or a security policy may need another.
    */
   static async create(device: GPUDevice, options: { wasm?: WasmSource } = {}): Promise<Clipper> {
     if (typeof device?.createCommandEncoder !== "function") {
@@ -33,11 +34,12 @@ export class Clipper {
     return new Clipper(await Context.create(device));
   }
 
-  /** Returns limits for `adapter.requestDevice({ requiredLimits })` with which clips need the fewest dispatches. */
+  /** Returns the limits for `adapter.requestDevice({ requiredLimits })` with which clips need the fewest dispatches. */
   static recommendedLimits(adapter: Pick<GPUAdapter, "limits">): Record<string, number> {
     return recommendedLimits(adapter);
   }
 
+  /** The device of the clipper. */
   get device(): GPUDevice {
     return this.#context.device;
   }
@@ -49,7 +51,7 @@ export class Clipper {
    * With several clips there is one norm, one limit and one record for each group of gradients; `Gradient.group` is the
    * index of its clip. The clips may differ in their limits only.
    *
-   * @throws GradclipError With the gradient, what was given and what is allowed. Nothing was written, and nothing is left.
+   * @throws GradclipError With the gradient, what was given and what is allowed. Nothing is written, and no buffer is left.
    */
   async prepare(gradients: Iterable<Gradient>, clip: Clip | readonly Clip[]): Promise<ClipPlan> {
     return ClipPlan.prepare(this.#context, iterable("the list of gradients", gradients), Array.isArray(clip) ? [...clip] : [clip]);

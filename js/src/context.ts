@@ -8,7 +8,7 @@ const MAX_SLOTS = 64;
 /** The device, its loss, and the pipelines that all plans of a clipper share. */
 export class Context {
   readonly device: GPUDevice;
-  /** Bound to slots that a dispatch leaves free. Each slot has its own range, so that none overlap. */
+  /** The buffer for the free slots of a dispatch. Each slot has its own range, so that no two overlap. */
   readonly filler: GPUBuffer;
   #loss: GPUDeviceLostInfo | undefined;
   readonly #pipelines = new Map<string, Promise<GPUComputePipeline>>();
@@ -30,7 +30,7 @@ export class Context {
 
   /** Throws if the device is lost. */
   async checkDevice(): Promise<void> {
-    // A device that was destroyed a moment ago says so in the next turns of the queue of microtasks.
+    // The promise of a device that was destroyed a moment ago settles within the next microtasks.
     await Promise.race([this.device.lost, Promise.resolve().then(() => undefined)]);
     if (this.#loss !== undefined) throw deviceLost(this.#loss.message);
   }
@@ -40,7 +40,7 @@ export class Context {
     if (this.#loss !== undefined) throw deviceLost(this.#loss.message);
   }
 
-  /** Runs `create` in error scopes; returns what it made, or throws what WebGPU has against it. */
+  /** Runs `create` in error scopes. Returns its result, or throws the error that the scopes captured. */
   async inErrorScope<T>(what: string, bytes: number, create: () => T): Promise<T> {
     try {
       const created = await inErrorScope(this.device, what, bytes, create);
@@ -48,7 +48,7 @@ export class Context {
       await this.checkDevice();
       return created;
     } catch (error) {
-      // On a lost device nothing can be created, for whatever reason WebGPU gives.
+      // A lost device fails for reasons that WebGPU states in many ways.
       await this.checkDevice();
       throw error;
     }

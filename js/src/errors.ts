@@ -6,7 +6,7 @@ export interface GradientId {
   label?: string;
 }
 
-/** What an error carries besides its message. */
+/** The fields of an error. */
 export interface ErrorDetails {
   /** The name of the error, as in the Rust crate: `MaxNorm`, `OutOfBounds`, `NotSubmitted`, ... */
   kind: string;
@@ -16,7 +16,7 @@ export interface ErrorDetails {
   allowed?: unknown;
 }
 
-/** The reason why a clip could not be prepared, encoded or read. Every message says what was given and what is allowed. */
+/** An error of preparing, encoding or reading a clip. Its message says what was given and what is allowed. */
 export class GradclipError extends Error {
   readonly kind: string;
   readonly gradient?: GradientId;
@@ -33,7 +33,7 @@ export class GradclipError extends Error {
   }
 }
 
-/** Shows a gradient as messages of the crate do: `3 ("encoder.weight")`. */
+/** Formats a gradient as the crate's messages do: `3 ("encoder.weight")`. */
 export function nameOf({ index, label }: GradientId): string {
   return label === undefined ? `${index}` : `${index} (${JSON.stringify(label)})`;
 }
@@ -55,7 +55,7 @@ export function fromPlanner({ kind, message, index, label, given, allowed }: Fai
   return new GradclipError({ kind, message: inJavaScript(message), given, allowed, ...(gradient && { gradient }) });
 }
 
-/** A quoted text, or a name in Rust: `Clip::by_norm`, `max_norm`, `Clip::`, and the crate that the messages blame. */
+/** Matches quoted text, names in Rust (`Clip::by_norm`, `max_norm`, `Clip::`), and the crate wgpu. */
 const NAMES = /"(?:[^"\\]|\\.)*"|\bwgpu\b|(?:\w+::)?\b[a-z]+(?:_[a-z0-9]+)+\b|\w+::(?=[a-z])/g;
 
 function inJavaScript(message: string): string {

@@ -8,19 +8,19 @@ export interface Gradient {
   dtype?: DType;
   /** Where the gradient begins; a multiple of the element size. The default is 0. */
   byteOffset?: number;
-  /** The number of elements. The default is all that follow. */
+  /** The number of elements. By default, the gradient extends to the end of the buffer. */
   length?: number;
   /** A name for errors, such as that of the parameter. */
   label?: string;
-  /** The index of its clip in the list of clips. The default is 0. */
+  /** The index of its clip in the list that `Clipper.prepare` is given. The default is 0. */
   group?: number;
   /** False leaves it out of the norm, but scales it with the others. */
   measured?: boolean;
   /** False counts it in the norm, but never writes it. */
   scaled?: boolean;
-  /** Splits it into rows that `byNorm`, `byRms` and `byParameterNorm` clip one by one. */
+  /** The number of rows, which `byNorm`, `byRms` and `byParameterNorm` clip one by one. */
   rows?: number;
-  /** Splits it into columns that these clip one by one. */
+  /** The number of columns, which `byNorm`, `byRms` and `byParameterNorm` clip one by one. */
   columns?: number;
   /** The part of the plan that measures it; see `ClipPlan.encodePart`. */
   part?: number;
@@ -30,7 +30,7 @@ export interface Gradient {
   partials?: Partials;
 }
 
-/** The parameter of a gradient: as many elements, of any type. It is only read. */
+/** The parameter of a gradient. It has as many elements as the gradient, of any type, and is only read. */
 export interface Parameter {
   buffer: GPUBuffer;
   dtype?: DType;
@@ -55,7 +55,7 @@ export type Method =
   | { byRms: number }
   /** Scales each gradient so that its norm is at most `clipping` times that of its parameter (AGC). */
   | { byParameterNorm: { clipping: number; floor: number } }
-  /** As `maxNorm`, by a norm that the caller supplies: `ClipPlan.supplyNorm` or `copyNorm`. */
+  /** As `maxNorm`, with a norm that the caller supplies by `ClipPlan.supplyNorm` or `copyNorm`. */
   | { bySuppliedNorm: number }
   /** Clamps every element to `[-value, value]`. `torch.nn.utils.clip_grad_value_`. */
   | { byValue: number }

@@ -13,7 +13,7 @@ import { realizeOrName } from "./refusals.js";
 import { ReadableBuffer } from "./readable.js";
 import { Ticket } from "./ticket.js";
 
-/** Where a number that a plan copies comes from: 4 bytes of a buffer with the usage `COPY_SRC`. */
+/** The source of a copied number: 4 bytes of a buffer with the usage `COPY_SRC`. */
 interface Source {
   buffer: GPUBuffer;
   byteOffset?: number;
@@ -120,8 +120,8 @@ export class ClipPlan {
   }
 
   /**
-   * The buffer with the records, 40 bytes each, for a shader to bind as storage, or as uniform if there is one, and to copy
-   * from. Undefined for a clip by value, which measures nothing.
+   * The buffer with the records, 40 bytes each. A shader binds it as storage, or as uniform if there is a single record. It can
+   * be copied from. Undefined for a clip by value, which measures nothing.
    */
   get recordBuffer(): GPUBuffer | undefined {
     return this.#bufferOf("records");
@@ -216,7 +216,7 @@ export class ClipPlan {
     this.#update((plan) => plan.supplyNorm(number({}, "the norm", suppliedNorm)));
   }
 
-  /** Encodes a copy of that norm, an f32, from a buffer of yours: the `totalNorm` of another plan's record, for example. */
+  /** Encodes a copy of the norm for `bySuppliedNorm`, an f32, from a buffer of yours, such as another plan's record. */
   copyNorm(encoder: GPUCommandEncoder, source: Source): void {
     this.#copy(encoder, source, (plan) => plan.suppliedNorm());
   }
@@ -251,7 +251,7 @@ export class ClipPlan {
     [this.#planned, this.#realized, this.#readable] = [planned, realized, new Map()];
   }
 
-  /** Frees the memory of the plan. Call it once no command buffer with its dispatches is still to be submitted. */
+  /** Frees the memory of the plan. Submit all command buffers with its dispatches first. */
   destroy(): void {
     if (this.#destroyed) return;
     this.#destroyed = true;

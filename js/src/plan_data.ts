@@ -2,15 +2,15 @@
 export interface PlanData {
   buffers: BufferData[];
   dispatches: Dispatch[];
-  /** The dispatches that measure each part, as indices, as are the next four. Empty unless gradients are in parts. */
+  /** The dispatches that measure each part, as indices into `dispatches`, as in the next four fields. Empty without parts. */
   parts: number[][];
-  /** Those that make the records from all parts; absent for a plan that does not reset its partials. */
+  /** The dispatches that make the records from all parts; absent for a plan that does not reset its partials. */
   record: number[] | undefined;
-  /** Those of the first half, which measure the norm and make the records. */
+  /** The dispatches of the first half, which measure the norm and make the records. */
   norm: number[];
-  /** Those of the second half, which write the gradients. */
+  /** The dispatches of the second half, which write the gradients. */
   scale: number[];
-  /** Those of a whole clip. */
+  /** The dispatches of a whole clip. */
   all: number[];
   /** Whether a whole clip is faster as two passes, `norm` and `scale`. */
   wantsTwoPasses: boolean;
@@ -26,7 +26,7 @@ export interface BufferData {
   usage: number;
   /** In bytes. */
   size: number;
-  /** Where its contents begin among those of all buffers, in words; it is zeroed without. */
+  /** The start of its contents among those of all buffers, in words. Without, the buffer starts zeroed. */
   contents: number | undefined;
   /** Whether a rebound plan keeps it, with its state. */
   isKept: boolean;

@@ -3,11 +3,11 @@ import { GradclipError, deviceLost } from "./errors.js";
 import { BufferUsage, READ_MODE } from "./flags.js";
 import { Ticket } from "./ticket.js";
 
-/** The mark that ends a buffer of results: 0, "ran!", 0. It is copied with them, and shows that the copy has run. */
+/** The mark at the end of a buffer of results: 0, "ran!", 0. It is copied with the results, and shows that the copy has run. */
 const MARK = 0x216e_6172;
 const MARK_BYTES = 12;
 
-/** A staging buffer, and where the next copy goes. */
+/** A staging buffer, and the offset of the next copy. */
 interface Page {
   buffer: GPUBuffer;
   shift: 0 | 4;
@@ -17,8 +17,8 @@ interface Page {
  * A buffer of the plan that the host can read, and its staging buffers.
  *
  * A staging buffer is one word longer than the results. Copies go to its first and to its second word in turn, so the
- * previous copy left a zero where the mark of the next one belongs. A mark there proves that the next copy has run: an
- * encoder that was dropped, or that WebGPU refused, leaves none, and old results are never taken for new ones.
+ * previous copy left a zero where the mark of the next one belongs. A mark there proves that the next copy has run. An
+ * encoder that was dropped, or that WebGPU rejected, leaves no mark, so old results are never taken for new ones.
  */
 export class ReadableBuffer {
   readonly #context: Context;
@@ -32,7 +32,7 @@ export class ReadableBuffer {
     this.#bytes = bytes;
   }
 
-  /** Encodes a copy of the results. The ticket reads them once the encoder was submitted. */
+  /** Encodes a copy of the results. The ticket reads them after the submission. */
   readBack<T>(encoder: GPUCommandEncoder, read: (bytes: ArrayBuffer) => T): Ticket<T> {
     const page = this.#free.pop() ?? this.#newPage();
     encoder.copyBufferToBuffer(this.#buffer, 0, page.buffer, page.shift, this.#buffer.size);

@@ -18,9 +18,9 @@ export interface Realized {
 }
 
 /**
- * Makes the pipelines, buffers and bind groups of a plan: all of them, or none if WebGPU refuses one.
+ * Creates the pipelines, buffers and bind groups of a plan: all of them, or none if WebGPU rejects one.
  *
- * `kept` are the buffers that a plan before a rebind keeps, in their order.
+ * `kept` are the buffers that a rebind takes over from the old plan, in order.
  */
 export async function realize(
   context: Context,
@@ -87,8 +87,8 @@ export function encodeSteps(pass: GPUComputePassEncoder, steps: Iterable<Step>):
 }
 
 /**
- * Submits what the dispatches bind, without the dispatches. WebGPU then checks it. Only a submission finds a buffer that was
- * destroyed: at the first step it would be refused with all other commands of that step.
+ * Submits the bind groups of the dispatches, without the dispatches, so that WebGPU checks them. Only a submission finds a
+ * buffer that was destroyed. Otherwise WebGPU would reject the first step, with all its other commands.
  */
 export function rehearse(device: GPUDevice, steps: Iterable<Pick<Step, "pipeline" | "bindGroup">>): void {
   const encoder = device.createCommandEncoder({ label: "gradclip.rehearsal" });

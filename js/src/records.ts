@@ -51,7 +51,7 @@ export interface StepCounts {
   largestNorm: number;
 }
 
-/** What a `zClip` keeps of past norms, one for each record. */
+/** The state of a `zClip`: the statistics of past norms, one for each record. */
 export interface NormHistory {
   steps: number;
   mean: number;
@@ -63,7 +63,7 @@ export interface NormWindow {
   norms: number[];
 }
 
-/** What the host can read of a plan. */
+/** The results of a plan that the host can read. */
 export interface Results {
   record: ClipRecord;
   records: ClipRecord[];

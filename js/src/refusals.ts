@@ -4,7 +4,7 @@ import { COMPUTE_STAGE } from "./flags.js";
 import type { PlannedClip } from "./planner.js";
 import { realize, rehearse, type Realized } from "./realize.js";
 
-/** Realizes a plan. If WebGPU refuses it for a buffer of the caller, the error names a gradient that the buffer belongs to. */
+/** Realizes a plan. If WebGPU rejects a buffer of the caller, the error names the first gradient in that buffer. */
 export async function realizeOrName(
   context: Context,
   planned: PlannedClip,
@@ -18,7 +18,7 @@ export async function realizeOrName(
   }
 }
 
-/** Returns what WebGPU says about binding and submitting each buffer; nothing about a good one. */
+/** Binds and submits each buffer on its own. Returns the error message for each; it is empty for a good buffer. */
 async function refusals({ device }: Context, buffers: readonly GPUBuffer[]): Promise<string[]> {
   const layout = device.createBindGroupLayout({
     entries: [{ binding: 0, visibility: COMPUTE_STAGE, buffer: { type: "read-only-storage" } }],

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::clipper::Clipper;
 use super::error_scope::CheckedDevice;
 use super::pipeline::Pipeline;
 use crate::Error;
@@ -32,7 +33,32 @@ impl DeviceContext {
         device: &wgpu::Device,
         pipeline_cache: Option<wgpu::PipelineCache>,
     ) -> Result<Self, Error> {
-        let limits = Limits::new(&allowed_by(&device.limits(), &device.adapter_info()))?;
+        Self::with_limits(device, pipeline_cache, &allowed_by(&device.limits(), &device.adapter_info()))
+    }
+
+    /// Creates another context of the same device, whose plans use arrays of buffers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceLimit`] if the device has no such arrays; [`Error::DeviceLost`].
+    pub(super) fn with_binding_arrays(&self) -> Result<Self, Error> {
+        let (device, has) = (self.device(), |features| self.device().features().contains(features));
+        let mut allowed = allowed_by(&device.limits(), &device.adapter_info());
+        if has(Clipper::BINDING_ARRAYS) {
+            allowed.max_binding_array_elements_per_shader_stage =
+                device.limits().max_binding_array_elements_per_shader_stage;
+        }
+        let context = Self::with_limits(device, self.pipeline_cache.clone(), &allowed)?;
+        context.limits.check_arrays()?;
+        Ok(context)
+    }
+
+    fn with_limits(
+        device: &wgpu::Device,
+        pipeline_cache: Option<wgpu::PipelineCache>,
+        allowed: &Device,
+    ) -> Result<Self, Error> {
+        let limits = Limits::new(allowed)?;
         let bytes = limits.filler_bytes();
         let checked_device = Arc::new(CheckedDevice::new(device.clone()));
         let filler = checked_device.in_error_scope("the clipper", bytes, || {
@@ -96,6 +122,8 @@ fn allowed_by(limits: &wgpu::Limits, adapter: &wgpu::AdapterInfo) -> Device {
         max_uniform_buffers_per_shader_stage: limits.max_uniform_buffers_per_shader_stage,
         max_buffers_per_shader_stage: limits.max_buffers_and_acceleration_structures_per_shader_stage,
         max_bindings_per_bind_group: limits.max_bindings_per_bind_group,
+        // Arrays are used on request only.
+        max_binding_array_elements_per_shader_stage: 0,
         max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
         max_buffer_size: limits.max_buffer_size,
         is_software: is_software(adapter),

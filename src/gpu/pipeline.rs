@@ -1,5 +1,7 @@
 //! A kernel as a pipeline of one device.
 
+use std::num::NonZeroU32;
+
 use crate::kernels::{Binding, BindingType, Buffer, Dialect, Kernel};
 
 /// A compiled kernel.
@@ -28,9 +30,13 @@ impl Pipeline {
                 ty: wgpu::BindingType::Buffer {
                     ty: binding_type(*ty),
                     has_dynamic_offset: false,
-                    min_binding_size: min_slot_size.filter(|_| matches!(buffer, Buffer::Slot(_))),
+                    min_binding_size: min_slot_size
+                        .filter(|_| matches!(buffer, Buffer::Slot(_) | Buffer::Slots(_))),
                 },
-                count: None,
+                count: match *buffer {
+                    Buffer::Slots(count) => u32::try_from(count).ok().and_then(NonZeroU32::new),
+                    _ => None,
+                },
             })
             .collect();
         let bind_group_layout =

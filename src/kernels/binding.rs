@@ -65,6 +65,8 @@ pub enum Buffer {
     Bank(usize),
     /// A window of a gradient's buffer: slot number `.0`.
     Slot(usize),
+    /// An array of `.0` windows: all slots.
+    Slots(usize),
 }
 
 /// The buffers that a snippet can name, with their names and WGSL types.
@@ -90,6 +92,15 @@ pub(super) const NAMED: [(&str, Buffer, &str); 18] = [
 ];
 
 impl Buffer {
+    /// Returns the buffers that its binding takes, in order: itself, or the elements of an array.
+    pub fn elements(self) -> impl Iterator<Item = Self> {
+        let (single, array) = match self {
+            Self::Slots(count) => (None, 0..count),
+            buffer => (Some(buffer), 0..0),
+        };
+        single.into_iter().chain(array.map(Self::Slot))
+    }
+
     /// The buffer of a WGSL variable.
     pub(super) fn named(name: &str) -> Self {
         NAMED.iter().find(|row| row.0 == name).expect("tests check the bindings of every snippet").1
@@ -100,15 +111,15 @@ impl Buffer {
         match self {
             Self::Bank(bank) => format!("bank{bank}"),
             Self::Slot(slot) => format!("slot{slot}"),
+            Self::Slots(_) => "slots".to_owned(),
             _ => NAMED.iter().find(|row| row.1 == self).map_or("", |row| row.0).to_owned(),
         }
     }
 
-    /// The type of its WGSL variable; that of a slot depends on the kernel.
+    /// The type of its WGSL variable; those of slots depend on the kernel.
     pub(super) fn element_type(self) -> &'static str {
         match self {
             Self::Bank(_) => "array<Partial>",
-            Self::Slot(_) => "array<u32>",
             _ => NAMED.iter().find(|row| row.1 == self).map_or("", |row| row.2),
         }
     }

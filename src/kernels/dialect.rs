@@ -76,7 +76,7 @@ impl Dialect {
         self,
         index: usize,
         ty: BindingType,
-        (name, element): &(String, &str),
+        (name, element): &(String, String),
     ) -> String {
         let space = match (self, ty) {
             (Self::CubeCl, _) | (Self::WebGpu, BindingType::ReadWrite) => "storage, read_write",

@@ -5,11 +5,11 @@
 //! what a launch binds, in order; [`tables`] has the structs in the bound buffers. All of it may change with any minor version.
 //!
 //! ```
-//! use gradclip::kernels::{Alignment, Buffer, Dialect, Kernel, Reduction, TileFormat};
+//! use gradclip::kernels::{Alignment, Buffer, Dialect, Kernel, Reduction, Slots, TileFormat};
 //! use gradclip::{DType, NormType};
 //!
 //! let format = TileFormat { alignment: Alignment::Vector, dtype: DType::BF16 };
-//! let kernel = Kernel::Partials { reduction: Reduction::new(NormType::L2, false), format, slots: 3 };
+//! let kernel = Kernel::Partials { reduction: Reduction::new(NormType::L2, false), format, slots: Slots::Separate(3) };
 //! assert!(kernel.source(Dialect::WebGpu).contains("@compute"));
 //! assert_eq!(kernel.pipeline_constants(), [("WORKGROUP_SIZE", 256.0)]);
 //! assert_eq!(kernel.bindings()[1].buffer, Buffer::Partials);
@@ -29,7 +29,7 @@ mod tests;
 pub use binding::{Binding, BindingType, Buffer};
 pub use dialect::Dialect;
 pub use producer::Producer;
-pub use slots::{FIRST_SLOT, slot_count};
+pub use slots::{FIRST_SLOT, Slots, slot_count};
 
 use dialect::Constant;
 use slots::SlotAccess;
@@ -80,8 +80,8 @@ pub enum Kernel {
         reduction: Reduction,
         /// The format of the tiles.
         format: TileFormat,
-        /// The number of slots for gradients; at least 1.
-        slots: usize,
+        /// The slots for gradients.
+        slots: Slots,
     },
     /// Reduces each column of each block of a gradient to a partial. One workgroup for each block.
     PartialsColumns {
@@ -89,8 +89,8 @@ pub enum Kernel {
         reduction: Reduction,
         /// The type of the elements.
         dtype: DType,
-        /// The number of slots for gradients; at least 1.
-        slots: usize,
+        /// The slots for gradients.
+        slots: Slots,
     },
     /// Reduces the partials of each segment and writes its output. One workgroup for each segment.
     Finalize {
@@ -125,15 +125,15 @@ pub enum Kernel {
         segmented: bool,
         /// The format of the tiles.
         format: TileFormat,
-        /// The number of slots for gradients; at least 1.
-        slots: usize,
+        /// The slots for gradients.
+        slots: Slots,
     },
     /// Multiplies each element by the factor of the record of its column. One workgroup for each tile.
     ScaleColumns {
         /// The format of the tiles.
         format: TileFormat,
-        /// The number of slots for gradients; at least 1.
-        slots: usize,
+        /// The slots for gradients.
+        slots: Slots,
     },
     /// Clamps the elements of each tile. One workgroup for each tile.
     Clamp {
@@ -141,8 +141,8 @@ pub enum Kernel {
         segmented: bool,
         /// The format of the tiles.
         format: TileFormat,
-        /// The number of slots for gradients; at least 1.
-        slots: usize,
+        /// The slots for gradients.
+        slots: Slots,
     },
     /// [`Partials`](Self::Partials), [`Finalize`](Self::Finalize) and [`Scale`](Self::Scale) for one segment of at most [`SMALL_CLIP_TILES`]
     /// tiles. One workgroup. General p and 16-bit elements that are not in whole vectors have no such kernel.
@@ -153,8 +153,8 @@ pub enum Kernel {
         output: Output,
         /// The format of the tiles.
         format: TileFormat,
-        /// The number of slots for gradients; at least 1.
-        slots: usize,
+        /// The slots for gradients.
+        slots: Slots,
     },
     /// Removes a loss scale from the elements of each tile, and clamps them. One workgroup for each tile.
     UnscaleClamp {
@@ -162,8 +162,8 @@ pub enum Kernel {
         segmented: bool,
         /// The format of the tiles.
         format: TileFormat,
-        /// The number of slots for gradients; at least 1.
-        slots: usize,
+        /// The slots for gradients.
+        slots: Slots,
     },
 }
 
@@ -318,7 +318,7 @@ impl Kernel {
     #[must_use]
     pub fn source(self, dialect: Dialect) -> String {
         let snippets = self.snippets();
-        let mut text = String::new();
+        let mut text = self.slots().map_or("", |(slots, _)| slots.directive()).to_owned();
         for constant in self.constants(&snippets, dialect) {
             text.push_str(&dialect.declare_constant(&constant));
         }
@@ -340,6 +340,8 @@ impl Kernel {
     }
 
     /// Returns what a launch binds; the index is the number of the binding, in group 0.
+    ///
+    /// A binding may be an array of buffers: see [`Buffer::elements`].
     #[must_use]
     pub fn bindings(self) -> Vec<Binding> {
         self.bindings_of(&self.snippets())
@@ -463,7 +465,7 @@ impl Kernel {
             buffers.extend((0..banks).map(Buffer::Bank));
         }
         if let Some((slots, _)) = self.slots() {
-            buffers.extend((0..slots).map(Buffer::Slot));
+            buffers.extend(slots.buffers());
         }
         buffers.sort_unstable();
         buffers.dedup();
@@ -482,7 +484,9 @@ impl Kernel {
             | (Buffer::Bank(_), Self::Finalize { resets: true, .. }) => BindingType::ReadWrite,
             (Buffer::NormParams, _) => BindingType::Uniform,
             (Buffer::Records, Self::Scale { .. } | Self::ScaleColumns { .. } | Self::NormsAndFactors)
-            | (Buffer::Slot(_), Self::Partials { .. } | Self::PartialsColumns { .. }) => BindingType::Read,
+            | (Buffer::Slot(_) | Buffer::Slots(_), Self::Partials { .. } | Self::PartialsColumns { .. }) => {
+                BindingType::Read
+            }
             (
                 Buffer::Partials
                 | Buffer::Records
@@ -492,7 +496,8 @@ impl Kernel {
                 | Buffer::Histories
                 | Buffer::NormWindows
                 | Buffer::StepCounts
-                | Buffer::Slot(_),
+                | Buffer::Slot(_)
+                | Buffer::Slots(_),
                 _,
             ) => BindingType::ReadWrite,
             _ => BindingType::Read,
@@ -500,17 +505,18 @@ impl Kernel {
     }
 
     /// The WGSL variable of a buffer: its name and its type.
-    fn variable(self, buffer: Buffer) -> (String, &'static str) {
-        match buffer {
-            Buffer::Slot(_) => {
-                (buffer.name(), self.slots().map_or("u32", |(_, access)| access.element_type()))
-            }
-            _ => (buffer.name(), buffer.element_type()),
-        }
+    fn variable(self, buffer: Buffer) -> (String, String) {
+        let of_slot = self.slots().map_or("", |(_, access)| access.element_type());
+        let ty = match buffer {
+            Buffer::Slot(_) => of_slot.to_owned(),
+            Buffer::Slots(count) => format!("binding_array<Window, {count}>"),
+            _ => buffer.element_type().to_owned(),
+        };
+        (buffer.name(), ty)
     }
 
-    /// The number of slots and their access, if the kernel has slots.
-    pub(crate) fn slots(self) -> Option<(usize, SlotAccess)> {
+    /// The slots and their access, if the kernel has slots.
+    pub(crate) fn slots(self) -> Option<(Slots, SlotAccess)> {
         match self {
             Self::Partials { format, slots, .. } => Some((slots, SlotAccess::reading(format.alignment))),
             Self::PartialsColumns { slots, .. } => Some((slots, SlotAccess::reading(Alignment::Element))),

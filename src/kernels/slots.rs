@@ -2,11 +2,12 @@
 //!
 //! WGSL has no portable array of buffers, and no pointer to a buffer can be passed to a function. So a kernel with several
 //! windows has a variable for each, and selects one with a `switch`. One load takes four vectors or four words behind
-//! one `switch`, so that the loads are in flight together.
+//! one `switch`, so that the loads are in flight together. A device that has wgpu's arrays of buffers can bind more windows
+//! at once ([`Slots::Array`]).
 
 use std::fmt::Write as _;
 
-use super::{Alignment, TileFormat};
+use super::{Alignment, Buffer, TileFormat};
 use crate::DType;
 
 /// The binding of the first slot, after the tiles and one other buffer.
@@ -17,6 +18,42 @@ pub const FIRST_SLOT: u32 = 2;
 #[must_use]
 pub fn slot_count(needed: usize, max: usize) -> usize {
     if needed <= 4 { needed.min(max) } else { needed.next_power_of_two().min(max) }
+}
+
+/// The slots of a kernel: how it binds the windows of its gradients, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Slots {
+    /// A binding for each window; at least 1. Every device allows some.
+    Separate(usize),
+    /// One binding for all windows: an array of buffers. A device needs wgpu's features for arrays of storage buffers whose index is
+    /// not uniform.
+    Array(usize),
+}
+
+impl Slots {
+    /// Returns the number of windows.
+    #[must_use]
+    pub const fn count(self) -> usize {
+        match self {
+            Self::Separate(count) | Self::Array(count) => count,
+        }
+    }
+
+    /// The buffers to bind.
+    pub(super) fn buffers(self) -> Vec<Buffer> {
+        match self {
+            Self::Separate(count) => (0..count).map(Buffer::Slot).collect(),
+            Self::Array(count) => vec![Buffer::Slots(count)],
+        }
+    }
+
+    /// The directive that a text with these slots starts with.
+    pub(super) const fn directive(self) -> &'static str {
+        match self {
+            Self::Separate(_) => "",
+            Self::Array(_) => "enable wgpu_binding_array;\n",
+        }
+    }
 }
 
 /// How a kernel accesses its slots.
@@ -74,14 +111,23 @@ impl SlotAccess {
     }
 }
 
-/// Generates the functions that access `slots` slots.
+/// Generates the functions that access the slots.
 ///
 /// In all of them, `at` counts words from the start of the window; for vectors it is a multiple of four. A store takes the old
 /// value, and does not write an equal one.
-pub(super) fn functions(slots: usize, access: SlotAccess) -> String {
+pub(super) fn functions(slots: Slots, access: SlotAccess) -> String {
     let mut wgsl = String::new();
+    if matches!(slots, Slots::Array(_)) {
+        // An array of buffers needs structs.
+        let _ = write!(wgsl, "\nstruct Window {{\n    contents: {},\n}}\n", access.element_type());
+    }
     for Function { signature, before, case } in access.functions() {
-        let _ = write!(wgsl, "\n{signature} {{\n    {before}\n    switch slot {{\n");
+        let _ = write!(wgsl, "\n{signature} {{\n    {before}\n");
+        let Slots::Separate(slots) = slots else {
+            let _ = writeln!(wgsl, "    {}\n}}", case.replace('$', "slots[slot].contents"));
+            continue;
+        };
+        wgsl.push_str("    switch slot {\n");
         for slot in 0..slots {
             let label = label(slot, slots);
             let case = case.replace('$', &format!("slot{slot}"));

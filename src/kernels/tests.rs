@@ -18,15 +18,22 @@ use crate::{AutoClip, CLIP_RECORD_WGSL, Clip, ClipRecord, NormHistory, StepCount
 
 const DIALECTS: [Dialect; 2] = [Dialect::WebGpu, Dialect::CubeCl];
 
-/// Every kernel, with numbers of slots that cover the generator: the small ones, powers of two, and what devices allow.
-fn all() -> Vec<Kernel> {
-    let norms = [NormType::L1, NormType::L2, NormType::Inf];
+const NORMS: [NormType; 3] = [NormType::L1, NormType::L2, NormType::Inf];
+
+fn reductions() -> Vec<Reduction> {
     let mut reductions: Vec<_> = [false, true]
         .into_iter()
-        .flat_map(|counted| norms.map(|norm| Reduction::new(norm, counted)))
+        .flat_map(|counted| NORMS.map(|norm| Reduction::new(norm, counted)))
         .collect();
     let powers = [3.0, 0.5, 0.0, -1.5, 1e-30, f32::MAX, f32::NEG_INFINITY];
     reductions.extend(powers.map(|p| Reduction::new(NormType::P(p), false)));
+    reductions
+}
+
+/// Every kernel that needs no optional feature, with numbers of slots that cover the generator: the small ones, powers of two, and what
+/// devices allow.
+fn all() -> Vec<Kernel> {
+    let reductions = reductions();
     let mut kernels =
         vec![Kernel::SuppliedNorm, Kernel::Agc, Kernel::ZClip, Kernel::AutoClip, Kernel::Conclude];
     kernels.push(Kernel::NormsAndFactors);
@@ -43,36 +50,48 @@ fn all() -> Vec<Kernel> {
             );
         }
     }
-    for slots in [1, 2, 3, 4, 5, 6, 8, 16, 30, 32, 64] {
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let columns = |&reduction: &Reduction| Kernel::PartialsColumns { reduction, dtype, slots };
-            kernels.extend(reductions.iter().map(columns));
-            for alignment in [Alignment::Vector, Alignment::Element] {
-                let format = TileFormat { alignment, dtype };
-                let has_loads = |r: &&Reduction| alignment == Alignment::Element || r.loads_vectors();
-                let partials = |&reduction: &Reduction| Kernel::Partials { reduction, format, slots };
-                kernels.extend(reductions.iter().filter(has_loads).map(partials));
-                kernels.push(Kernel::ScaleColumns { format, slots });
-                for segmented in [false, true] {
-                    kernels.push(Kernel::Scale { segmented, format, slots });
-                    kernels.push(Kernel::Clamp { segmented, format, slots });
-                    kernels.push(Kernel::UnscaleClamp { segmented, format, slots });
-                }
-            }
-        }
+    for slots in [1, 2, 3, 4, 5, 6, 8, 16, 30, 32, 64].map(Slots::Separate) {
+        kernels.extend(with_slots(slots, &reductions));
     }
     let vectors = [DType::F32, DType::F16, DType::BF16].map(|dtype| (Alignment::Vector, dtype));
     for (alignment, dtype) in vectors.into_iter().chain([(Alignment::Element, DType::F32)]) {
         let format = TileFormat { alignment, dtype };
         // It has no more windows than tiles.
-        for slots in 1..=SMALL_CLIP_TILES as usize {
-            for reduction in norms.map(|norm| Reduction::new(norm, false)) {
+        for slots in (1..=SMALL_CLIP_TILES as usize).map(Slots::Separate) {
+            for reduction in NORMS.map(|norm| Reduction::new(norm, false)) {
                 let small = |output| Kernel::SmallClip { reduction, output, format, slots };
                 kernels.extend([Output::Record, Output::RecordAndState].map(small));
             }
         }
     }
     kernels
+}
+
+/// The kernels with slots, except small clips.
+fn with_slots(slots: Slots, reductions: &[Reduction]) -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let columns = |&reduction: &Reduction| Kernel::PartialsColumns { reduction, dtype, slots };
+        kernels.extend(reductions.iter().map(columns));
+        for alignment in [Alignment::Vector, Alignment::Element] {
+            let format = TileFormat { alignment, dtype };
+            let has_loads = |r: &&Reduction| alignment == Alignment::Element || r.loads_vectors();
+            let partials = |&reduction: &Reduction| Kernel::Partials { reduction, format, slots };
+            kernels.extend(reductions.iter().filter(has_loads).map(partials));
+            kernels.push(Kernel::ScaleColumns { format, slots });
+            for segmented in [false, true] {
+                kernels.push(Kernel::Scale { segmented, format, slots });
+                kernels.push(Kernel::Clamp { segmented, format, slots });
+                kernels.push(Kernel::UnscaleClamp { segmented, format, slots });
+            }
+        }
+    }
+    kernels
+}
+
+/// Every kernel with an array of windows.
+fn with_arrays() -> Vec<Kernel> {
+    with_slots(Slots::Array(128), &reductions())
 }
 
 fn parse(kernel: Kernel, dialect: Dialect) -> naga::Module {
@@ -82,7 +101,11 @@ fn parse(kernel: Kernel, dialect: Dialect) -> naga::Module {
 }
 
 fn validate(module: &naga::Module) -> ModuleInfo {
-    Validator::new(ValidationFlags::all(), Capabilities::empty())
+    validate_with(Capabilities::empty(), module)
+}
+
+fn validate_with(capabilities: Capabilities, module: &naga::Module) -> ModuleInfo {
+    Validator::new(ValidationFlags::all(), capabilities)
         .validate(module)
         .unwrap_or_else(|error| panic!("{error:?}"))
 }
@@ -252,13 +275,13 @@ fn slots_follow_the_tiles_and_one_other_buffer() {
         let buffers: Vec<_> = kernel.bindings().into_iter().map(|binding| binding.buffer).collect();
         // A small clip has the buffers of three stages. A plan that has no room for them has these stages instead.
         let others = if matches!(kernel, Kernel::SmallClip { .. }) {
-            buffers.len() - slots
+            buffers.len() - slots.count()
         } else {
             FIRST_SLOT as usize
         };
         let (first, rest) = buffers.split_at(others);
         assert!(matches!(first[0], Buffer::Tiles | Buffer::ColumnTiles), "{kernel:?}");
-        assert_eq!(rest, (0..slots).map(Buffer::Slot).collect::<Vec<_>>(), "{kernel:?}");
+        assert_eq!(rest, (0..slots.count()).map(Buffer::Slot).collect::<Vec<_>>(), "{kernel:?}");
     }
 }
 
@@ -288,12 +311,12 @@ macro_rules! assert_same_layout {
 #[test]
 fn structs_have_the_same_layout_in_rust_and_wgsl() {
     let format = TileFormat { alignment: Alignment::Vector, dtype: DType::F32 };
-    let scale = Kernel::Scale { segmented: false, format, slots: 1 };
+    let scale = Kernel::Scale { segmented: false, format, slots: Slots::Separate(1) };
     let reduction = Reduction::new(NormType::L2, false);
     let finalize = |output| Kernel::Finalize { reduction, output, banks: 1, wide: false, resets: false };
     assert_same_layout!(scale, Tile { slot, first, count, target_index });
     assert_same_layout!(
-        Kernel::ScaleColumns { format, slots: 1 },
+        Kernel::ScaleColumns { format, slots: Slots::Separate(1) },
         ColumnTile { slot, first, count, target_index, slot_again, columns, extent, target_stride }
     );
     assert_same_layout!(finalize(Output::Record), Segment { first, count, max_norm });
@@ -328,9 +351,14 @@ fn structs_have_the_same_layout_in_rust_and_wgsl() {
         StepCounts { steps, clipped, non_finite, skipped, consecutive_skips, largest_norm }
     );
     assert_same_layout!(Kernel::ZClip, NormHistory { steps, mean, deviation });
-    assert_same_layout!(Kernel::Clamp { segmented: false, format, slots: 1 }, Bounds { low, high });
-    let (members, _) =
-        wgsl_layout(Kernel::UnscaleClamp { segmented: false, format, slots: 1 }, "UnscaledBounds");
+    assert_same_layout!(
+        Kernel::Clamp { segmented: false, format, slots: Slots::Separate(1) },
+        Bounds { low, high }
+    );
+    let (members, _) = wgsl_layout(
+        Kernel::UnscaleClamp { segmented: false, format, slots: Slots::Separate(1) },
+        "UnscaledBounds",
+    );
     assert_eq!(members, [("inverse_scale".to_owned(), 0), ("bounds".to_owned(), 4)]);
     let (members, size) = wgsl_layout(scale, "ClipRecord");
     assert_eq!((members, size), (ClipRecord::layout(), size_of::<ClipRecord>()));

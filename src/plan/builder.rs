@@ -7,7 +7,7 @@ use super::passes::{BoundRange, Dispatch, Source};
 use super::usage::STORAGE;
 use super::{Limits, MARK, PlanBuffer};
 use crate::kernels::tables::{Tile, fold_grid};
-use crate::kernels::{Buffer, Kernel, TileFormat, WORKGROUP_SIZE, slot_count};
+use crate::kernels::{Buffer, Kernel, Slots, TileFormat, WORKGROUP_SIZE};
 
 /// Collects the buffers of a plan, and makes its dispatches. A buffer is an index.
 pub(super) struct Builder {
@@ -76,7 +76,7 @@ impl Builder {
         buffer
     }
 
-    /// Adds a buffer with these values, of which the host can read the first `readable` bytes. There must be a value.
+    /// Adds a buffer with these values, of which the host can read the first `readable` bytes. There must be at least one value.
     pub(super) fn readable<T: Pod>(
         &mut self,
         label: &'static str,
@@ -111,14 +111,15 @@ impl Builder {
         BoundRange { source: Source::Own(buffer), offset: 0, size: self.bytes(buffer) }
     }
 
-    /// Makes a dispatch of `workgroups` workgroups. `range` returns what each buffer of the kernel is.
+    /// Makes a dispatch of `workgroups` workgroups. `range` returns the range to bind for each buffer of the kernel.
     pub(super) fn per_workgroup(
         &self,
         kernel: Kernel,
         workgroups: usize,
         range: impl Fn(Buffer) -> BoundRange,
     ) -> Dispatch {
-        let bindings = kernel.bindings().iter().map(|binding| range(binding.buffer)).collect();
+        let buffers = kernel.bindings().into_iter().flat_map(|binding| binding.buffer.elements());
+        let bindings = buffers.map(range).collect();
         Dispatch { kernel, bindings, grid: fold_grid(workgroups, self.limits.workgroups_per_dimension) }
     }
 
@@ -138,10 +139,10 @@ impl Builder {
         &self,
         batches: &[Batch],
         other: impl Fn(usize, &Batch) -> usize,
-        kernel: impl Fn(&Batch, usize) -> Kernel,
+        kernel: impl Fn(&Batch, Slots) -> Kernel,
     ) -> Vec<Dispatch> {
         let dispatch = |(index, batch): (usize, &Batch)| {
-            let slots = slot_count(batch.windows.len(), self.limits.slots);
+            let slots = self.limits.slots_for(batch.windows.len());
             self.per_workgroup(kernel(batch, slots), batch.workgroups(), |buffer| match buffer {
                 Buffer::Tiles | Buffer::ColumnTiles => self.tiles_of(batch),
                 Buffer::Slot(slot) => self.slot(batch, slot),
@@ -151,15 +152,15 @@ impl Builder {
         batches.iter().enumerate().map(dispatch).collect()
     }
 
-    /// Makes a dispatch of one workgroup for all tiles of a batch, if the device allows its bindings. `other` returns what each buffer
-    /// is besides tiles and gradients.
+    /// Makes a dispatch of one workgroup for all tiles of a batch, if the device allows its bindings. `other` returns the range to
+    /// bind for each buffer other than tiles and gradients.
     pub(super) fn single_workgroup(
         &self,
         batch: &Batch,
-        kernel: impl Fn(TileFormat, usize) -> Kernel,
+        kernel: impl Fn(TileFormat, Slots) -> Kernel,
         other: impl Fn(Buffer) -> BoundRange,
     ) -> Option<Dispatch> {
-        let kernel = kernel(batch.format, slot_count(batch.windows.len(), self.limits.slots));
+        let kernel = kernel(batch.format, self.limits.slots_for(batch.windows.len()));
         let range = |buffer| match buffer {
             Buffer::Tiles => self.tiles_of(batch),
             Buffer::Slot(slot) => self.slot(batch, slot),

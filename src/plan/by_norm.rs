@@ -200,7 +200,7 @@ impl Buffers {
         }
     }
 
-    /// Returns what a buffer of the kernels is.
+    /// Returns the range to bind for a buffer of the kernels.
     fn get(&self, builder: &Builder, buffer: Buffer) -> BoundRange {
         builder.whole(match buffer {
             Buffer::Bank(bank) => match self.banks[bank] {
@@ -387,7 +387,7 @@ impl Stages<'_> {
         self.steps.push(builder.per_invocation(kernel, self.records, range));
     }
 
-    /// Returns what a buffer is in a stage that binds one of its own.
+    /// Returns the range to bind for a buffer in a stage with a buffer of its own.
     fn with_own(&self, builder: &Builder, own: (Buffer, usize), buffer: Buffer) -> BoundRange {
         if buffer == own.0 { builder.whole(own.1) } else { self.buffers.get(builder, buffer) }
     }

@@ -15,7 +15,8 @@ use crate::{DType, Error, GradientId};
 ///
 /// `B` is the type of a buffer. For wgpu, use the alias [`gradclip::Gradient`](crate::Gradient).
 ///
-/// The elements must be contiguous; the shape does not matter. The buffer needs the usage `STORAGE`. Bytes outside the range are neither used nor written.
+/// The elements must be contiguous; the shape does not matter. The buffer needs the usage `STORAGE`. Bytes outside the range are
+/// neither used nor written.
 ///
 /// [`rows`](Self::rows) and [`parameter`](Self::parameter) describe the tensor, whatever the clip. Clips that do not need them
 /// do not read them, so that one list serves several clips.
@@ -147,10 +148,9 @@ impl<'a, B> Gradient<'a, B> {
     /// whose index is j modulo `columns`. A weight of the shape `[in, out]`, as in JAX, has `out` columns. A clip of each gradient on
     /// its own then clips each column on its own, with a record for each. Other clips ignore columns.
     ///
-    /// Nothing is transposed: the passes are as many as without columns. A gradient has rows or columns, not both
-    /// ([`Error::RowsAndColumns`]); the number of its elements is a multiple of `columns` ([`Error::Columns`]). Empty columns count
-    /// as empty rows do. Such a clip takes no [`partials`](Self::partials) of a gradient with columns
-    /// ([`Error::PartialsAndColumns`]).
+    /// Nothing is transposed, and no pass is added. A gradient has rows or columns, not both ([`Error::RowsAndColumns`]). The number
+    /// of its elements must be a multiple of `columns` ([`Error::Columns`]). Empty columns count as empty rows do. Such a clip takes
+    /// no [`partials`](Self::partials) of a gradient with columns ([`Error::PartialsAndColumns`]).
     #[must_use]
     pub const fn columns(self, columns: u64) -> Self {
         Self { columns, ..self }

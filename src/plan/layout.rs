@@ -325,7 +325,7 @@ impl Layout {
         batches.chain([self.segments.len(), gradients]).max().unwrap_or(0)
     }
 
-    /// The batches of one pass: for each part and format, as few as the slots allow.
+    /// The batches of one pass: for each part and format, as few as the device allows.
     ///
     /// A batch never binds two windows of one buffer. Windows start at aligned offsets, so two of them can overlap, and
     /// overlapping bindings must not be written.
@@ -338,7 +338,7 @@ impl Layout {
         }
         let mut batches = Vec::new();
         for ((key @ (part, format), _), shown) in by_format {
-            batches.extend(shown.chunks(limits.slots).map(|views| {
+            batches.extend(shown.chunks(limits.windows()).map(|views| {
                 let windows = views.iter().map(|view| view.window.clone()).collect();
                 let tiles = self.table(views.iter().map(|view| &tiles(view)[&key][..]), limits.alignment);
                 Batch { part, format, windows, tiles, columns: false }

@@ -1,10 +1,10 @@
-//! `Device` and `Limits`: what a device allows, and what plans use of it.
+//! `Device` and `Limits`: what a device allows, and the limits that plans use.
 
 use crate::Error;
 use crate::kernels::tables::LARGEST_TILE;
 use crate::kernels::{
-    BindingType, FIRST_SLOT, Kernel, MAX_BINDINGS_WITHOUT_SLOTS, MAX_STORAGE_WITHOUT_SLOTS,
-    WIDE_WORKGROUP_BYTES, WIDE_WORKGROUP_SIZE, WORKGROUP_BYTES, WORKGROUP_SIZE,
+    BindingType, FIRST_SLOT, Kernel, MAX_BINDINGS_WITHOUT_SLOTS, MAX_STORAGE_WITHOUT_SLOTS, Slots,
+    WIDE_WORKGROUP_BYTES, WIDE_WORKGROUP_SIZE, WORKGROUP_BYTES, WORKGROUP_SIZE, slot_count,
 };
 
 /// The most windows that one dispatch binds, whatever the device allows. On an H100 the norm kernel takes as long with 64 slots as
@@ -13,6 +13,10 @@ pub(crate) const MAX_SLOTS: u32 = 64;
 
 /// [`MAX_SLOTS`] of a software adapter, which takes seconds to compile each case of a `switch` over slots.
 const MAX_SLOTS_IN_SOFTWARE: u32 = 32;
+
+/// The most windows of an array of buffers. A device allows hundreds of thousands; an array is up to twice as
+/// long as needed, so that few kernels serve many sets.
+pub(crate) const MAX_ARRAY_SLOTS: u32 = 1024;
 
 /// The most banks of partials that one dispatch reads. Each bank makes the kernel that reduces them longer.
 const MAX_BANKS: u32 = 16;
@@ -41,6 +45,8 @@ pub struct Device {
     pub max_buffers_per_shader_stage: u32,
     /// The most bindings of a bind group.
     pub max_bindings_per_bind_group: u32,
+    /// The most buffers in the arrays of a shader; 0 if it cannot have arrays of storage buffers, as in WebGPU.
+    pub max_binding_array_elements_per_shader_stage: u32,
     /// The largest binding, in bytes.
     pub max_storage_buffer_binding_size: u64,
     /// The largest buffer, in bytes.
@@ -63,6 +69,7 @@ impl Device {
         max_uniform_buffers_per_shader_stage: 12,
         max_buffers_per_shader_stage: u32::MAX,
         max_bindings_per_bind_group: 1000,
+        max_binding_array_elements_per_shader_stage: 0,
         max_storage_buffer_binding_size: 128 << 20,
         max_buffer_size: 256 << 20,
         is_software: false,
@@ -83,8 +90,10 @@ pub struct Limits {
     pub(super) storage_buffers: usize,
     /// The most bindings of a kernel.
     pub(super) bindings: usize,
-    /// The most windows that one dispatch may bind.
+    /// The most windows that one dispatch may bind separately.
     pub(super) slots: usize,
+    /// The most windows that one dispatch may bind as an array; 0 if the device has no such arrays.
+    pub(super) array_slots: usize,
     /// The most banks of partials: a power of two.
     pub(super) banks: usize,
     /// Whether a workgroup may have 1024 invocations.
@@ -166,6 +175,7 @@ impl Limits {
             storage_buffers: storage_buffers as usize,
             bindings: bindings as usize,
             slots: slots.min(if device.is_software { MAX_SLOTS_IN_SOFTWARE } else { MAX_SLOTS }) as usize,
+            array_slots: device.max_binding_array_elements_per_shader_stage.min(MAX_ARRAY_SLOTS) as usize,
             wide: device.has_full_workgroups
                 && WIDE_WORKGROUP_SIZE
                     <= device.max_compute_workgroup_size_x.min(device.max_compute_invocations_per_workgroup)
@@ -181,11 +191,39 @@ impl Limits {
         self.alignment
     }
 
-    /// Returns the size of the buffer for [`Source::Filler`](super::Source::Filler), in bytes. Each slot has its own aligned range, so that
-    /// none overlap.
+    /// Returns the size of the buffer for [`Source::Filler`](super::Source::Filler), in bytes. Each slot has its own aligned range,
+    /// so that no two overlap.
     #[must_use]
     pub const fn filler_bytes(&self) -> u64 {
-        self.alignment * self.slots as u64
+        self.alignment * self.windows() as u64
+    }
+
+    /// Returns the most windows that one dispatch may bind.
+    pub(super) const fn windows(&self) -> usize {
+        if self.slots < self.array_slots { self.array_slots } else { self.slots }
+    }
+
+    /// Returns the slots of a dispatch that binds `windows` windows: an array only if there are too many for separate bindings.
+    pub(super) fn slots_for(&self, windows: usize) -> Slots {
+        if windows <= self.slots {
+            Slots::Separate(slot_count(windows, self.slots))
+        } else {
+            Slots::Array(slot_count(windows, self.array_slots))
+        }
+    }
+
+    /// Checks that a dispatch may bind more windows as an array than separately.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceLimit`].
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn check_arrays(&self) -> Result<(), Error> {
+        let (needed, allowed) = (self.slots as u64 + 1, self.array_slots as u64);
+        let name =
+            "max_binding_array_elements_per_shader_stage, with the features of Clipper::BINDING_ARRAYS";
+        let what = "a clipper with arrays of buffers";
+        if allowed < needed { Err(Error::DeviceLimit { what, name, needed, allowed }) } else { Ok(()) }
     }
 
     /// Checks that a plan may have `needed` bytes of tables and partials.

@@ -1,14 +1,14 @@
-//! The plan of a clip as data: buffers, kernels, bindings and grids. No call of wgpu is here, so another host can realise a plan:
-//! the package for JavaScript does. Code that clips wgpu buffers calls [`Clipper`](crate::Clipper), the host for wgpu.
+//! The plan of a clip as data: buffers, kernels, bindings and grids. This module does not call wgpu, so other hosts can execute a
+//! plan, as the npm package does. Code that clips wgpu buffers calls [`Clipper`](crate::Clipper), the host for wgpu.
 //!
-//! [`Plan::new`] checks the gradients and decides everything that a clip does on the device. What is left to a host:
+//! [`Plan::new`] checks the gradients and decides everything that a clip does on the device. A host does the rest:
 //!
 //! 1. Create the [`buffers`](Plan::buffers) with their contents, and compile the kernels of the [`passes`](Plan::passes).
-//! 2. Bind each [`Dispatch`]: own buffers, buffers of the gradients, and a filler for slots that are not used.
-//! 3. At every step, record the dispatches of a pass in their order.
+//! 2. Bind each [`Dispatch`]: the plan's buffers, the buffers of the gradients, and a filler for unused slots.
+//! 3. At every step, record the dispatches of a pass in order.
 //! 4. Copy a readable buffer to the host, and decode it with a method of [`Plan`].
 //!
-//! All of it may change with any minor version.
+//! This module may change in any minor version.
 //!
 //! ```
 //! use gradclip::plan::{Device, DeviceBuffer, Gradient, Limits, Plan};
@@ -72,7 +72,7 @@ pub use readout::Readout;
 pub use write::{Place, Write};
 
 #[cfg(feature = "wgpu")]
-pub(crate) use limits::MAX_SLOTS;
+pub(crate) use limits::{MAX_ARRAY_SLOTS, MAX_SLOTS};
 
 use crate::kernels::tables::Segment;
 use crate::operation::{Limit, Operation};
@@ -92,22 +92,22 @@ pub mod usage {
     /// A shader binds it as storage.
     pub const STORAGE: u32 = 0x80;
 
-    /// State that lasts from step to step and can be saved and restored.
+    /// The usage of state that lasts from step to step and can be saved and restored.
     pub(super) const STATE: u32 = STORAGE | COPY_SRC | COPY_DST;
 }
 
-/// The words at the end of a [readable](PlanBuffer::readable) buffer. A host copies them with the results: if they are not there,
-/// the copy has not run.
+/// The words at the end of a [readable](PlanBuffer::readable) buffer. A host copies them with the results. If they are missing in
+/// the copy, the copy has not run.
 pub const MARK: [u32; 3] = [0, u32::from_le_bytes(*b"ran!"), 0];
 
-/// What a clip does on the device; see [`plan`](self).
+/// The plan of a clip: what a host creates and dispatches. See [the module](self).
 #[derive(Debug)]
 pub struct Plan {
     buffers: Vec<PlanBuffer>,
     passes: Passes,
     /// None for a clip by value.
     outcome: Option<Outcome>,
-    /// The buffers of a clip by value that begin with the inverse of the loss scale: one for each element type.
+    /// The buffers of a clip by value that begin with the inverse loss scale, one for each element type.
     inverse_scales: Option<[usize; 3]>,
     labels: Labels,
     origin: Origin,
@@ -122,16 +122,16 @@ pub struct PlanBuffer {
     pub usage: u32,
     /// Its size in bytes; never 0.
     pub bytes: u64,
-    /// Its initial contents; zeroes if empty.
+    /// Its initial contents. If empty, the buffer starts zeroed.
     pub words: Vec<u32>,
-    /// Whether a rebound plan keeps this buffer, with what it holds: state that lasts from step to step. The buffers of both plans
-    /// that are kept have the same order.
+    /// Whether a rebound plan keeps this buffer and its contents: state that lasts from step to step. The kept buffers of both
+    /// plans have the same order.
     pub is_kept: bool,
-    /// The number of bytes that the host can read, if it can. The contents end with [`MARK`].
+    /// The number of bytes that the host can read; `None` if it cannot. The contents end with [`MARK`].
     pub readable: Option<usize>,
 }
 
-/// The buffers of a clip by norm that last from step to step, and what is needed to update them. A buffer is an index into
+/// The buffers of a clip by norm that last from step to step, and the data to update them. A buffer is an index into
 /// [`Plan::buffers`].
 #[derive(Debug)]
 struct Outcome {
@@ -176,8 +176,8 @@ struct TilePartials {
 }
 
 impl Plan {
-    /// Plans the clip of `gradients`, with one clip for each [group](Gradient::group). Returns the plan, and the distinct buffers of the
-    /// gradients, which [`Source::Given`] counts.
+    /// Plans the clip of `gradients`, with one clip for each [group](Gradient::group). Returns the plan and the distinct buffers of
+    /// the gradients; [`Source::Given`] is an index into these.
     ///
     /// # Errors
     ///
@@ -190,7 +190,8 @@ impl Plan {
         Self::of_operations(gradients, &Clip::checked_groups(clips)?, limits, None)
     }
 
-    /// [`new`](Self::new) for checked clips. For a shard whose partials are read back, all shards together have `total_elements`.
+    /// [`new`](Self::new) for checked clips. `total_elements` is the number of elements of all shards, for a shard whose partials
+    /// are read back.
     pub(crate) fn of_operations<'a, B: DeviceBuffer>(
         gradients: &[Gradient<'a, B>],
         operations: &[Operation],

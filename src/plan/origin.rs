@@ -1,4 +1,4 @@
-//! `Origin`: what a plan was made from, which buffers it uses, and the same plan for gradients that have moved.
+//! `Origin`: the input of a plan, the buffers that it uses, and the same plan for gradients that have moved.
 
 use super::gradient::{Set, Span};
 use super::labels::Labels;
@@ -6,12 +6,12 @@ use super::{DeviceBuffer, Gradient, Limits, Plan};
 use crate::operation::Operation;
 use crate::{Error, GradientId};
 
-/// What a plan was made from, except for the buffers of the gradients.
+/// The input of a plan, except for the buffers of the gradients.
 #[derive(Debug)]
 pub(super) struct Origin {
     operations: Box<[Operation]>,
     limits: Limits,
-    /// The gradients, followed by their parameters, if the clip reads these.
+    /// The gradients, followed by their parameters if the clip reads them.
     spans: Box<[Option<Span>]>,
     rows: Box<[u64]>,
     columns: Box<[u64]>,
@@ -22,13 +22,13 @@ pub(super) struct Origin {
 }
 
 impl Plan {
-    /// Plans the same clip for the same gradients in other buffers or ranges. Returns the new plan, and the distinct buffers of the
-    /// gradients. A host keeps the buffers that are [kept](super::PlanBuffer::is_kept), with what they hold.
+    /// Plans the same clip for the same gradients in other buffers or ranges. Returns the new plan and the distinct buffers of the
+    /// gradients. A host keeps the [kept](super::PlanBuffer::is_kept) buffers and their contents.
     ///
     /// # Errors
     ///
-    /// [`Error::RebindCount`] or [`Error::RebindMismatch`] if the list differs from that of the plan in anything but buffers,
-    /// ranges and labels; the errors of [`Plan::new`].
+    /// [`Error::RebindCount`] or [`Error::RebindMismatch`] if the list differs from that of the plan in more than buffers, ranges
+    /// and labels; the errors of [`Plan::new`].
     pub fn rebound<'a, B: DeviceBuffer>(
         &self,
         gradients: &[Gradient<'a, B>],
@@ -51,7 +51,7 @@ impl Plan {
         rows.iter().zip(columns).position(|units| units != (&1, &1))
     }
 
-    /// Returns the uses of the distinct buffers: the gradient, what is there, and the index of the buffer. All gradients come first,
+    /// Returns each use of a distinct buffer: the gradient, the kind of use, and the index of the buffer. All gradients come first,
     /// then their parameters, then their partials.
     pub fn uses(&self) -> impl Iterator<Item = (GradientId, Use, usize)> {
         let Origin { spans, rows, .. } = &self.origin;

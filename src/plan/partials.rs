@@ -10,8 +10,8 @@ use crate::{DType, Error, GradientId};
 ///
 /// A partial is the contribution of a run of elements to the norm. The gradient is divided into runs of `elements` elements from
 /// its start; the last run may be shorter. If each of its [`rows`](crate::Gradient::rows) is clipped by its own norm, each row is
-/// divided from its own start. The partials of all runs are consecutive. A gradient whose
-/// [`columns`](crate::Gradient::columns) have norms of their own has no partials.
+/// divided from its own start. The partials of all runs are consecutive. A gradient cannot have partials if each of its
+/// [`columns`](crate::Gradient::columns) is clipped by its own norm.
 ///
 /// A partial takes [`Reduction::partial_bytes`](crate::kernels::Reduction::partial_bytes): 8 bytes, or 16 for a clip with
 /// [`tensor_stats`](crate::Clip::tensor_stats). [`kernels::Producer`](crate::kernels::Producer) has the code that computes it
@@ -55,8 +55,8 @@ impl PartialRange {
 
 impl<'a, B> Partials<'a, B> {
     /// Selects the partials at the start of a buffer, one for each run of `elements` elements. The buffer needs the usage
-    /// `STORAGE`. Put the partials of many gradients into one buffer: each buffer takes a binding
-    /// of the kernel that reads partials.
+    /// `STORAGE`. Put the partials of many gradients into one buffer: each buffer takes a binding of the kernel that reads
+    /// partials.
     #[must_use]
     pub const fn new(buffer: &'a B, elements: u64) -> Self {
         Self { buffer, offset: 0, elements }

@@ -8,7 +8,7 @@ use crate::kernels::Kernel;
 pub struct Dispatch {
     /// The kernel.
     pub kernel: Kernel,
-    /// What it binds, in the order of [`Kernel::bindings`].
+    /// What it binds, in the order of [`Kernel::bindings`]; for an array, all its [elements](crate::kernels::Buffer::elements).
     pub bindings: Vec<BoundRange>,
     /// The number of workgroups in x and y.
     pub grid: [u32; 2],
@@ -37,7 +37,7 @@ pub enum Source {
     Filler,
 }
 
-/// The dispatches of a plan. A host maps them to what it dispatches.
+/// The dispatches of a plan. A host converts them to its own type; see [`try_map`](Self::try_map).
 #[derive(Clone, Debug)]
 pub struct Passes<D = Dispatch> {
     /// The dispatches that measure each part; a single part unless gradients are in parts. Empty for a clip by value.
@@ -50,7 +50,7 @@ pub struct Passes<D = Dispatch> {
     pub(super) record: Vec<D>,
     /// The dispatches that write the gradients.
     pub(super) scale: Vec<D>,
-    /// The dispatch that does all of that for a few gradients.
+    /// The single dispatch of a small clip, which replaces all others.
     pub(super) small: Option<D>,
     pub(super) coefficient_only: bool,
 }

@@ -127,14 +127,14 @@ impl Plan {
         Ok(self.readout(windows, |bytes| Ok(NormWindow::from_device_words(&all(bytes)))))
     }
 
-    /// Returns all words of all banks of partials, and the banks to copy into the buffer first.
+    /// Returns the readout of all words of all banks of partials, and the banks to copy into its buffer first.
     pub(crate) fn tile_partials(&self) -> Option<(Readout<Vec<u32>>, &[usize])> {
         let partials = self.outcome.as_ref()?.tile_partials.as_ref()?;
         Some((self.readout(partials.copy, |bytes| Ok(all(bytes))), &partials.banks))
     }
 
-    /// Returns the first word of each partial among those of [`tile_partials`](Self::tile_partials), in the order of the gradients and
-    /// their tiles, given their number.
+    /// Returns the index of the first word of each of `count` partials in [`tile_partials`](Self::tile_partials), in the order of the
+    /// gradients and their tiles.
     pub(crate) fn places_of_partials(&self, count: usize) -> Vec<usize> {
         let partials = self.outcome.as_ref().and_then(|outcome| outcome.tile_partials.as_ref());
         let Some(TilePartials { banks, locations, words, .. }) = partials else { return Vec::new() };

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernels::{BindingType, Buffer as Binding};
+use crate::kernels::{Binding, BindingType, Buffer as Bound};
 use crate::{DType, NormType, ZClip};
 
 /// A buffer by its number. All have the same size.
@@ -55,10 +55,13 @@ fn clips() -> impl Strategy<Value = Clip> {
 
 fn devices() -> impl Strategy<Value = Device> {
     let storage = prop_oneof![Just(4_u32), Just(8), Just(40)];
-    (storage, prop_oneof![Just(16_u32), Just(256)], any::<bool>()).prop_map(|(storage, alignment, wide)| {
+    let (alignment, arrays) =
+        (prop_oneof![Just(16_u32), Just(256)], prop_oneof![Just(0_u32), Just(5), Just(1000)]);
+    (storage, alignment, any::<bool>(), arrays).prop_map(|(storage, alignment, wide, arrays)| {
         let invocations = if wide { 1024 } else { 256 };
         Device {
             max_storage_buffers_per_shader_stage: storage,
+            max_binding_array_elements_per_shader_stage: arrays,
             min_storage_buffer_offset_alignment: alignment,
             max_compute_workgroup_size_x: invocations,
             max_compute_invocations_per_workgroup: invocations,
@@ -87,7 +90,9 @@ fn placed<'a>(buffers: &'a [Buffer], given: &[Vec<Given>]) -> Vec<Gradient<'a, B
 /// Checks a dispatch against the rules of WebGPU.
 fn check(dispatch: &Dispatch, plan: &Plan, limits: Limits) {
     let mut uses = HashMap::new();
-    let bindings = dispatch.kernel.bindings();
+    let elements =
+        |&binding: &Binding| binding.buffer.elements().map(move |buffer| Binding { buffer, ..binding });
+    let bindings: Vec<_> = dispatch.kernel.bindings().iter().flat_map(elements).collect();
     assert_eq!(bindings.len(), dispatch.bindings.len());
     for (binding, &BoundRange { source, offset, size }) in bindings.iter().zip(&dispatch.bindings) {
         let (bytes, usage) = match source {
@@ -112,7 +117,7 @@ fn check(dispatch: &Dispatch, plan: &Plan, limits: Limits) {
             "{:?} both reads and writes {source:?}",
             dispatch.kernel
         );
-        assert!(!is_filler || matches!(binding.buffer, Binding::Slot(_)));
+        assert!(!is_filler || matches!(binding.buffer, Bound::Slot(_)));
     }
     // Without gradients there is nothing to dispatch.
     assert!(dispatch.grid.iter().all(|&side| side <= limits.workgroups_per_dimension));

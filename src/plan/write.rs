@@ -11,10 +11,10 @@ use crate::operation::{
 use crate::stats::{NormHistory, NormWindow, StepCounts};
 use crate::{AutoClip, ClipRecord, Error};
 
-/// Bytes that a host writes into a buffer of the plan, after all work that was submitted before.
+/// Bytes that a host writes into a buffer of the plan, after all previously submitted work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
-    /// Where they go.
+    /// The place to write them to.
     pub place: Place,
     /// The bytes.
     pub bytes: Vec<u8>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 #[cfg(not(target_arch = "wasm32"))]
 use std::time::Instant;
 
-/// Measures consecutive stages. On wasm32, which has no clock, every time is zero and nobody sees it.
+/// Measures consecutive stages. On wasm32, which has no clock, every time is zero, and the API does not expose it.
 #[derive(Debug)]
 pub(super) struct Stopwatch {
     #[cfg(not(target_arch = "wasm32"))]

@@ -47,6 +47,21 @@ impl Gpu {
         Self::open_with(adapter, limits, wgpu::Features::empty())
     }
 
+    /// Opens a device with arrays of buffers, if the adapter has them. With `limits` that allow few bindings, small sets use them, too.
+    pub(crate) fn with_binding_arrays(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Option<Self> {
+        let max_binding_array_elements_per_shader_stage =
+            adapter.limits().max_binding_array_elements_per_shader_stage;
+        let limits = wgpu::Limits { max_binding_array_elements_per_shader_stage, ..limits };
+        let features = Clipper::BINDING_ARRAYS;
+        if !adapter.features().contains(features) {
+            println!("NOT RUN: {} has no arrays of buffers", adapter.get_info().name);
+            return None;
+        }
+        let gpu = Self::open_with(adapter, limits, features);
+        let clipper = gpu.clipper.with_binding_arrays().expect("the adapter has arrays of buffers");
+        Some(Self { clipper, ..gpu })
+    }
+
     pub(crate) fn open_with(
         adapter: &wgpu::Adapter,
         required_limits: wgpu::Limits,

@@ -104,6 +104,13 @@ pub(crate) fn all() -> Vec<Arc<Path>> {
                 });
             }
         }
+        if let Some(gpu) = Gpu::with_binding_arrays(&adapter, least_limits()) {
+            paths.push(Path {
+                name: format!("{}/arrays/separate", short_name(&adapter.get_info())),
+                precision: &reference_check::GPU,
+                means: Means::Gpu { gpu: Arc::new(gpu), layout: Placement::separate, agreement },
+            });
+        }
     }
     if let Ok(command) = std::env::var("GRADCLIP_JS_HOST") {
         let host = Arc::new(JsHost::start(&command));

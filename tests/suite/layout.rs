@@ -112,6 +112,29 @@ fn more_slots_take_fewer_dispatches_to_the_same_bits() {
 }
 
 #[test]
+fn a_thousand_buffers_in_an_array_take_the_dispatches_of_one_arena() {
+    // With default limits, so that the sixteen or more batches of separate bindings are one.
+    let Some(arrays) = Gpu::with_binding_arrays(&adapters()[0], Limits::default()) else { return };
+    let gradients: Vec<_> = (0..1000).map(|seed| noise(seed, 4096)).collect();
+    let [separate, arena] =
+        [Placement::separate, Placement::arena].map(|layout| layout(&extents(&gradients)));
+    assert_eq!(check(&arrays, &separate, &gradients), check(gpu(), &arena, &gradients));
+    for (clip, expected) in [(NORM, 3), (Clip::by_value(1.0), 1)] {
+        assert_eq!(dispatches(&arrays, &separate, clip), expected);
+        assert_eq!(dispatches(gpu(), &arena, clip), expected);
+        assert!(dispatches(gpu(), &separate, clip) > 16, "more buffers than a dispatch binds");
+    }
+}
+
+#[test]
+fn more_buffers_than_an_array_has() {
+    let Some(arrays) = Gpu::with_binding_arrays(&adapters()[0], least_limits()) else { return };
+    let gradients: Vec<_> = (0..1500).map(|seed| noise(seed, 3 + seed as usize % 7)).collect();
+    let placement = Placement::separate(&extents(&gradients));
+    assert_eq!(check(&arrays, &placement, &gradients), check(gpu(), &placement, &gradients));
+}
+
+#[test]
 fn adjacent_gradients_are_clamped_as_one() {
     // Adjacent gradients together fill whole vectors; spaced ones each have edges.
     let lens = [1, 2, 3, 5, 6, 7, 4096, 4];

@@ -1,4 +1,4 @@
-// The first section of the page: clips a set of gradients, and shows what became of it.
+// The first section of the page: clips a set of gradients, and shows the result.
 
 import { CpuClip, norms, totalNorm } from "./clip/cpu.js";
 import { compare } from "./clip/compare.js";
@@ -16,7 +16,7 @@ const EXAMPLE = "exploding_rnn.safetensors";
 /** More rows than this make the table slow. */
 const MAX_TABLE_ROWS = 1000;
 
-/** What the page knows of a clip when it draws it. */
+/** The result of a clip, as the page draws it. */
 interface Result {
   tensors: readonly Tensor[];
   request: ClipRequest;
@@ -27,7 +27,7 @@ interface Result {
   pairs: NormPair[];
 }
 
-/** The section, in the state of its form. */
+/** The section and its form. */
 export class ClipPanel {
   private readonly form = byId<HTMLFormElement>("clip-form");
   private readonly result = byId("clip-result");
@@ -173,7 +173,7 @@ export class ClipPanel {
     byId("clip-summary").textContent = "Clipping…";
     for (const id of ["gpu-time", "cpu-time"]) setFigure(id, "–", null);
     byId("timing-note").textContent = "";
-    // Lets the page show it before the work begins.
+    // Lets the browser paint that before the work begins.
     await new Promise((resolve) => setTimeout(resolve));
     const tensors = await this.tensors();
     const onCpu = new CpuClip(tensors, request);
@@ -223,15 +223,15 @@ export class ClipPanel {
     const batches = ({ batches, count }: Timing): string => `${batches === 1 ? "one batch" : `${batches} batches`} of ${count === 1 ? "one clip" : `${count} clips`}`;
     const clock = gpu?.byGpu ? "the GPU's timestamps" : "the page's clock, from submission to completion";
     byId("timing-note").textContent =
-      "Each clip begins with fresh gradients. A batch restores and clips them many times; the time of a batch that only restores "
-      + "them is subtracted, and the median over the batches is shown. "
+      "Every clip starts from the original gradients: a batch restores and clips them many times. The time of a batch that only "
+      + "restores them is subtracted, and the median over the batches is shown. "
       + (gpu ? `GPU: ${clock}, ${batches(gpu)}; uploads are not included. ` : "")
       + `CPU: the Rust crate in WebAssembly, one thread with SIMD, ${batches(cpu)}.`
-      + (this.gpu?.software ? " This GPU is a program on the CPU, so its time says nothing about a GPU." : "");
+      + (this.gpu?.software ? " This GPU is software that runs on the CPU, so its time says nothing about a real GPU." : "");
   }
 }
 
-/** Says what the clip did. */
+/** Describes what the clip did, in a sentence. */
 function sentence({ tensors, request, cpu, gpu, total }: Result): string {
   const { outcome, outputs } = gpu ?? cpu;
   if (request.method === "value") {

@@ -8,11 +8,11 @@ import { messageOf } from "./dom.js";
 export interface Gpu {
   device: GPUDevice;
   clipper: Clipper;
-  /** For people. */
+  /** The name to show. */
   name: string;
-  /** Whether the "GPU" is a program on the CPU. */
+  /** Whether the GPU is software that runs on the CPU. */
   software: boolean;
-  /** Whether the device measures time itself. */
+  /** Whether the device has timestamp queries. */
   timestamps: boolean;
 }
 
@@ -27,13 +27,13 @@ export async function isLost({ device }: Gpu): Promise<boolean> {
 
 /** Opens the GPU. Returns the reason as text if there is none. */
 export async function openGpu(): Promise<Gpu | string> {
-  if (new URLSearchParams(location.search).has("cpu")) return "The address asks for the CPU path.";
+  if (new URLSearchParams(location.search).has("cpu")) return "The address of the page has ?cpu.";
   if (!isSecureContext) return "Browsers offer WebGPU only to pages from https or localhost.";
   if (!("gpu" in navigator)) return "This browser has no WebGPU.";
   try {
     const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
     if (adapter === null) return "This browser has WebGPU, but found no GPU that it can use.";
-    // Without a GPU, the page does without the package.
+    // Without a GPU, the page does not load the package.
     const { Clipper } = await import("gradclip");
     const timestamps = adapter.features.has("timestamp-query");
     const device = await adapter.requestDevice({

@@ -24,18 +24,18 @@ export function readNumber(id: string): number {
     const { min, max } = input;
     const range = max === "" ? `at least ${min}` : `from ${min} to ${max}`;
     const kind = input.step === "1" ? "a whole number" : "a number";
-    const given = input.validity.badInput || input.value === "" ? "nothing that is a number was entered" : `${input.value} was entered`;
+    const given = input.validity.badInput || input.value === "" ? "nothing numeric was entered" : `${input.value} was entered`;
     throw new Error(`${name} must be ${kind} ${range}; ${given}`);
   }
   return input.valueAsNumber;
 }
 
-/** The value of the checked radio button of a form. */
+/** Returns the value of the checked radio button of this name. */
 export function checked(form: HTMLFormElement, name: string): string {
   return String(new FormData(form).get(name));
 }
 
-/** The text of an error, without a final period. */
+/** Returns the message of an error, without a final period. */
 export function messageOf(error: unknown): string {
   return (error instanceof Error ? error.message : String(error)).replace(/\.$/, "");
 }

@@ -1,4 +1,4 @@
-// Sets of gradients: the page's own type, and generated ones.
+// Sets of gradients: the page's type for them, and a generator.
 
 import { hash } from "./rnn/model.js";
 
@@ -21,16 +21,16 @@ export function elements({ dtype, bytes }: Tensor): number {
   return bytes.length / ELEMENT_BYTES[dtype];
 }
 
-/** The most bytes that the page clips: a tab holds several copies. */
+/** The most bytes that the page clips. A tab holds several copies of them. */
 export const MAX_BYTES = 256 * 2 ** 20;
 
-/** What `generate` makes. */
+/** The options of `generate`. */
 export interface Recipe {
   tensors: number;
-  /** Elements in each tensor. */
+  /** Elements per tensor. */
   elements: number;
   dtype: DType;
-  /** Whether one tensor is `EXPLOSION` times as large as it would be. */
+  /** Whether one tensor is multiplied by `EXPLOSION`. */
   exploding: boolean;
 }
 
@@ -47,7 +47,7 @@ export function generate({ tensors, elements, dtype, exploding }: Recipe): Tenso
   const victim = Math.floor(tensors / 3);
   return Array.from({ length: tensors }, (_, index) => {
     const key = hash(SEED + index);
-    // Standard deviations from 0.001 to 0.016, as layers differ.
+    // The standard deviations differ from layer to layer, from 0.001 to 0.016.
     let deviation = 2 ** (Math.round((hash(key) / 2 ** 32) * 16) / 4) / 1000;
     if (exploding && index === victim) deviation *= EXPLOSION;
     const values = new Float32Array(elements);

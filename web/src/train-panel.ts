@@ -11,9 +11,9 @@ import { BASELINE, type Run, type Settings, type StepResult } from "./rnn/model.
 
 /** Training stops here. */
 const MAX_STEPS = 1000;
-/** More would end the show too soon. */
+/** With more, training would be over before anyone sees it. */
 const MAX_STEPS_PER_FRAME = 4;
-/** With reduced motion, the charts change this often, in milliseconds. */
+/** The time between updates of the charts in milliseconds, if the user prefers reduced motion. */
 const CALM_INTERVAL = 1500;
 
 /** One of the two networks, and its charts. */
@@ -40,7 +40,7 @@ class Column {
   }
 }
 
-/** The section, in the state of its form. */
+/** The section and its form. */
 export class TrainPanel {
   private readonly columns = [new Column("clipped"), new Column("unclipped")] as const;
   private readonly startButton = byId<HTMLButtonElement>("start");
@@ -70,7 +70,7 @@ export class TrainPanel {
 
   private showPath(): void {
     byId("train-path").textContent = this.gpu
-      ? "Kernels in WGSL compute each step, gradclip clips the gradient between the backward pass and the optimizer, and the host waits for nothing in between."
+      ? "WGSL kernels compute each step, and gradclip clips the gradient between the backward pass and the optimizer, without a host stall."
       : "Without a GPU, plain JavaScript computes each step, and gradclip's CPU path clips the gradient.";
   }
 

@@ -31,6 +31,8 @@ pub struct GpuDevice {
     pub queue: wgpu::Queue,
     /// Prepares plans on the device.
     pub clipper: Clipper,
+    /// Prepares plans that bind buffers as an array, if the adapter has arrays of buffers.
+    pub with_arrays: Option<Clipper>,
     /// The first wgpu error that no error scope caught.
     first_error: Arc<OnceLock<String>>,
     clock: Option<Clock>,
@@ -67,8 +69,8 @@ impl GpuDevice {
         let adapter = &adapters[index];
         let info = adapter.get_info();
         let software = is_software(&info);
-        let features =
-            adapter.features() & (Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+        let timestamps = Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        let features = adapter.features() & (timestamps | Clipper::BINDING_ARRAYS);
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             required_features: features,
             required_limits: adapter.limits(),
@@ -84,6 +86,7 @@ impl GpuDevice {
         let clock = features
             .contains(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS)
             .then(|| Clock::new(&device, queue.get_timestamp_period()));
+        let clipper = Clipper::new(&device)?;
         let rooflines = RooflineKernels::new(&device);
         // Cache effects are not worth measuring on a software adapter.
         let cold_bytes =
@@ -93,7 +96,8 @@ impl GpuDevice {
         Ok(Some(Self {
             name: format!("{} ({}, {})", info.name, info.backend, info.driver_info),
             software,
-            clipper: Clipper::new(&device)?,
+            with_arrays: clipper.with_binding_arrays().ok(),
+            clipper,
             first_error,
             clock,
             eviction: eviction.map(|buffers| rooflines.read(&buffers)),

@@ -28,6 +28,8 @@ pub enum Layout {
     Arena,
     /// One buffer per tensor.
     Separate,
+    /// One buffer per tensor, bound as an array.
+    Array,
 }
 
 impl Layout {
@@ -36,6 +38,7 @@ impl Layout {
         match self {
             Self::Arena => "arena",
             Self::Separate => "separate",
+            Self::Array => "array",
         }
     }
 }
@@ -111,8 +114,7 @@ impl<'a> GpuBench<'a> {
         for &layout in layouts {
             let mut buffers = set.create_layout(layout, &chunks)?;
             set.restore(&buffers)?;
-            buffers.plans =
-                Op::ALL.into_iter().map(|op| set.plan(op, &buffers.tensors)).collect::<Result<_>>()?;
+            buffers.plans = Op::ALL.into_iter().map(|op| set.plan(op, &buffers)).collect::<Result<_>>()?;
             set.layouts.push(buffers);
         }
         set.read.1 = gpu.fastest_steps(cached, &set.read.0)?;
@@ -147,7 +149,7 @@ impl<'a> GpuBench<'a> {
                     })
                     .collect();
             }
-            Layout::Separate => {
+            Layout::Separate | Layout::Array => {
                 let sizes: Vec<usize> = ranges.iter().map(|range| range.len().next_multiple_of(4)).collect();
                 for (range, buffer) in ranges.iter().zip(allocate(&self.gpu.device, &sizes)?) {
                     let (index, offset) = source(range);
@@ -164,23 +166,24 @@ impl<'a> GpuBench<'a> {
         Ok(buffers)
     }
 
-    fn plan(&self, op: Op, tensors: &[TensorRange]) -> Result<OpPlan> {
+    fn plan(&self, op: Op, buffers: &LayoutBuffers) -> Result<OpPlan> {
         let clip = op.clip(self.data.norm);
-        let plan = self.prepare(tensors, clip)?;
+        let plan = self.prepare(buffers, clip)?;
         let prepare_again = || {
             let start = Instant::now();
-            self.prepare(tensors, clip).map(|_| start.elapsed().as_secs_f64())
+            self.prepare(buffers, clip).map(|_| start.elapsed().as_secs_f64())
         };
         let seconds = (0..PREPARATIONS).map(|_| prepare_again()).collect::<Result<Vec<_>, _>>()?;
         Ok(OpPlan { op, plan, prepare: Quartiles::of(seconds).expect("PREPARATIONS is not 0") })
     }
 
-    fn prepare<'b>(&self, tensors: &'b [TensorRange], clip: Clip) -> Result<ClipPlan, Error> {
+    fn prepare(&self, buffers: &LayoutBuffers, clip: Clip) -> Result<ClipPlan, Error> {
         let dtype = self.data.dtype;
-        let gradient =
-            |tensor: &'b TensorRange| Gradient::new(&tensor.buffer, dtype).bytes(tensor.bytes.clone());
-        let gradients: Vec<_> = tensors.iter().map(gradient).collect();
-        self.gpu.clipper.prepare(&gradients, clip)
+        let tensors = buffers.tensors.iter();
+        let gradients: Vec<_> =
+            tensors.map(|tensor| Gradient::new(&tensor.buffer, dtype).bytes(tensor.bytes.clone())).collect();
+        let with_arrays = self.gpu.with_arrays.as_ref().filter(|_| buffers.layout == Layout::Array);
+        with_arrays.unwrap_or(&self.gpu.clipper).prepare(&gradients, clip)
     }
 
     /// Runs the operation once and checks the result.

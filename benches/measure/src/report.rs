@@ -33,7 +33,7 @@ impl Path {
 pub struct Row {
     /// The path that ran the workload.
     pub path: Path,
-    /// The memory layout: `arena`, `separate` or `slices`.
+    /// The memory layout: `arena`, `separate`, `array` or `slices`.
     pub layout: &'static str,
     /// The timed workload.
     pub workload: Workload,
@@ -165,7 +165,7 @@ impl SetReport {
             exceeded: over(op(Op::Exceeded), norm.zip(roofline(Roofline::InPlace)).map(|(a, b)| a + b)),
             clamp: over(op(Op::Clamp), roofline(Roofline::InPlace)),
             loss_scale: over(op(Op::LossScale), op(Op::Exceeded)),
-            separate: over(norm, arena).filter(|_| layout == "separate"),
+            separate: over(norm, arena).filter(|_| matches!(layout, "separate" | "array")),
         }
     }
 }
@@ -182,7 +182,7 @@ struct Ratios {
     clamp: Option<f64>,
     /// An exceeded clip with a loss scale, over one without.
     loss_scale: Option<f64>,
-    /// The norm of separate buffers, over the norm of one arena.
+    /// The norm of separate buffers, bound separately or as an array, over the norm of one arena.
     separate: Option<f64>,
 }
 

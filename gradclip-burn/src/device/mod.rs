@@ -17,7 +17,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use gradclip::kernels::tables::fold_grid;
 use gradclip::kernels::{
-    Alignment, BindingType, Buffer, FIRST_SLOT, Kernel, Output, Reduction, TileFormat, WORKGROUP_SIZE,
+    Alignment, BindingType, Buffer, FIRST_SLOT, Kernel, Output, Reduction, Slots, TileFormat, WORKGROUP_SIZE,
     slot_count,
 };
 use gradclip::operation::{ByNorm, Scope};
@@ -371,7 +371,7 @@ impl Launcher<'_> {
             } else {
                 TileFormat { alignment: Alignment::Element, ..batch.format }
             };
-            let slots = self.slot_count(batch);
+            let slots = self.slots(batch);
             let kernel = if batch.has_columns {
                 Kernel::PartialsColumns { reduction, dtype: format.dtype, slots }
             } else {
@@ -390,16 +390,16 @@ impl Launcher<'_> {
         &self,
         gradients: &[CubeTensor],
         parameters: impl Fn(TileFormat) -> &'a Handle,
-        kernel: impl Fn(&DeviceBatch, usize) -> Kernel,
+        kernel: impl Fn(&DeviceBatch, Slots) -> Kernel,
     ) {
         for batch in self.tables.batches.iter().rev().filter(|batch| !batch.is_parameters) {
-            let kernel = kernel(batch, self.slot_count(batch));
+            let kernel = kernel(batch, self.slots(batch));
             self.launch_batch(kernel, batch, gradients, &batch.elementwise_tiles, parameters(batch.format));
         }
     }
 
-    fn slot_count(&self, batch: &DeviceBatch) -> usize {
-        slot_count(batch.slots.len(), self.max_slots)
+    fn slots(&self, batch: &DeviceBatch) -> Slots {
+        Slots::Separate(slot_count(batch.slots.len(), self.max_slots))
     }
 
     /// Launches a kernel with one gradient per slot. `other` is the buffer that it binds besides the tiles and the
@@ -527,25 +527,25 @@ mod tests {
                 let format = TileFormat { alignment, dtype };
                 let second = |kernel| buffers(kernel)[1];
                 for segmented in [false, true] {
-                    let scale = Kernel::Scale { segmented, format, slots: 3 };
+                    let scale = Kernel::Scale { segmented, format, slots: Slots::Separate(3) };
                     assert_eq!(second(scale), Buffer::Records);
-                    let clamp = Kernel::Clamp { segmented, format, slots: 3 };
+                    let clamp = Kernel::Clamp { segmented, format, slots: Slots::Separate(3) };
                     assert_eq!(second(clamp), Buffer::Bounds);
-                    let unscale_clamp = Kernel::UnscaleClamp { segmented, format, slots: 3 };
+                    let unscale_clamp = Kernel::UnscaleClamp { segmented, format, slots: Slots::Separate(3) };
                     assert_eq!(second(unscale_clamp), Buffer::UnscaledBounds);
                 }
                 let slots = || (0..3).map(Buffer::Slot);
                 let with_columns =
                     |other| [Buffer::ColumnTiles, other].into_iter().chain(slots()).collect::<Vec<_>>();
-                let scale = Kernel::ScaleColumns { format, slots: 3 };
+                let scale = Kernel::ScaleColumns { format, slots: Slots::Separate(3) };
                 assert_eq!(buffers(scale), with_columns(Buffer::Records));
                 for reduction in reductions() {
-                    let partials = Kernel::PartialsColumns { reduction, dtype, slots: 3 };
+                    let partials = Kernel::PartialsColumns { reduction, dtype, slots: Slots::Separate(3) };
                     assert_eq!(buffers(partials), with_columns(Buffer::Partials));
                 }
                 for reduction in reductions().filter(|r| r.loads_vectors() || alignment == Alignment::Element)
                 {
-                    let partials = Kernel::Partials { reduction, format, slots: 3 };
+                    let partials = Kernel::Partials { reduction, format, slots: Slots::Separate(3) };
                     let expected: Vec<_> =
                         [Buffer::Tiles, Buffer::Partials].into_iter().chain(slots()).collect();
                     assert_eq!(buffers(partials), expected);

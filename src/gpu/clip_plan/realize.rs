@@ -4,6 +4,7 @@ use super::{AllocatedBuffer, ClipPlan, Step};
 use crate::Error;
 use crate::gpu::device_context::DeviceContext;
 use crate::gpu::read_back::Results;
+use crate::kernels::Buffer;
 use crate::plan::{self, BoundRange, Dispatch, Passes, Plan, Source};
 
 /// Makes what a plan needs on a device. `given` has the distinct buffers of the gradients; `moved` is the plan of the same gradients
@@ -66,16 +67,20 @@ fn bind(
             Source::Given(index) => given[index],
             Source::Filler => context.filler(),
         };
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-            buffer,
-            offset,
-            size: wgpu::BufferSize::new(size),
-        })
+        wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) }
     };
-    let entries: Vec<_> = (0..)
-        .zip(bindings)
-        .map(|(binding, range)| wgpu::BindGroupEntry { binding, resource: resource(range) })
-        .collect();
+    let ranges: Vec<_> = bindings.iter().map(resource).collect();
+    let mut rest = &ranges[..];
+    let mut entries = Vec::new();
+    for (binding, buffer) in (0..).zip(kernel.bindings().into_iter().map(|binding| binding.buffer)) {
+        let (ranges, after) = rest.split_at(buffer.elements().count());
+        rest = after;
+        let resource = match buffer {
+            Buffer::Slots(_) => wgpu::BindingResource::BufferArray(ranges),
+            _ => wgpu::BindingResource::Buffer(ranges[0].clone()),
+        };
+        entries.push(wgpu::BindGroupEntry { binding, resource });
+    }
     let bind_group = context.device().create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some(kernel.label()),
         layout: &pipeline.bind_group_layout,

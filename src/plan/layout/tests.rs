@@ -18,6 +18,7 @@ const BASELINE: Limits = Limits {
     storage_buffers: 8,
     bindings: 1000,
     slots: 6,
+    array_slots: 0,
     banks: 4,
     wide: false,
     workgroups_per_dimension: 65535,

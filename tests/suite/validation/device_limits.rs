@@ -84,3 +84,13 @@ fn a_grid_must_hold_the_tiles() {
         }
     }
 }
+
+#[test]
+fn arrays_of_buffers_need_features_and_a_limit() {
+    let noop = Noop::new(wgpu::Limits::default());
+    let Err(error) = noop.clipper().with_binding_arrays() else { panic!("the device has no such features") };
+    let Error::DeviceLimit { what, name, needed, allowed } = &error else { panic!("{error:?}") };
+    assert_eq!((*what, *allowed), ("a clipper with arrays of buffers", 0), "{error}");
+    assert!(name.contains("max_binding_array_elements_per_shader_stage") && *needed > 1, "{error}");
+    assert!(name.contains("Clipper::BINDING_ARRAYS"), "{error}");
+}

@@ -65,12 +65,14 @@ export class HistoryChart {
     }
     if (reference !== null && Number.isFinite(reference.value) && reference.value > 0) {
       const at = y.at(reference.value);
-      chart.append(
-        svg("line", { class: "limit", x1: left, x2: right, y1: at, y2: at }),
-        svg("text", { class: "tick reference", x: right, y: at - 5, "text-anchor": "end" }, reference.label),
-      );
+      chart.append(svg("line", { class: "limit", x1: left, x2: right, y1: at, y2: at }));
     }
     if (values.length > 0) chart.append(svg("path", { class: `curve ${this.kind}`, d: path(values, x, y) }));
+    if (reference !== null && Number.isFinite(reference.value) && reference.value > 0) {
+      // After the curve, which would strike it out.
+      const at = y.at(reference.value) - 5;
+      chart.append(svg("text", { class: "tick reference", x: right, y: at, "text-anchor": "end" }, reference.label));
+    }
     const lost = values.findIndex((value) => !Number.isFinite(value));
     if (lost >= 0) {
       chart.append(svg("text", { class: "lost", x: Math.min(x(lost) + 4, right - 30), y: top + 12 }, number(values[lost])));

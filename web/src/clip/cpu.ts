@@ -40,7 +40,7 @@ export class CpuClip {
   /** Measures the time of a clip. */
   async time(): Promise<Timing> {
     const batch = async (count: number, clips: boolean): Promise<number> => {
-      // Lets the page answer between batches.
+      // Keeps the page responsive between batches.
       await new Promise((resolve) => setTimeout(resolve));
       const start = performance.now();
       for (let i = 0; i < count; i++) {

@@ -7,13 +7,13 @@ import { type Tensor, elements, size as shown } from "../tensors.js";
 import type { ClipRequest, Clipped } from "./request.js";
 import { type Timing, timeBatches } from "./timing.js";
 
-/** A multiple of every element size and of WebGPU's copies. */
+/** A multiple of every element size and of the alignment of WebGPU's copies. */
 const ALIGNMENT = 16;
 
 /** A set of gradients on the GPU: ranges of one buffer. */
 export class GpuClip {
   private plan!: ClipPlan;
-  /** Whether `time` uses the GPU's own clock. */
+  /** Whether `time` uses the GPU's timestamps. */
   private readonly timestamps: GPUQuerySet | null;
   private readonly buffers: GPUBuffer[] = [];
   private readonly originals: GPUBuffer;

@@ -1,4 +1,4 @@
-// What a clip is asked for, and what it returns, on either path.
+// The request for a clip and its result, for both paths.
 
 /** How to clip. */
 export type ClipRequest =
@@ -11,7 +11,7 @@ export interface Outcome {
   clipCoef: number;
 }
 
-/** What a path makes of a set of gradients. */
+/** The result of a clip on one path. */
 export interface Clipped {
   /** Null for a clip by value, which measures nothing. */
   outcome: Outcome | null;

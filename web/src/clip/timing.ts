@@ -19,7 +19,7 @@ const MAX_BATCHES = 9;
 
 /** Times batches. `batch` runs `count` restores, each followed by a clip if `clips`, and returns its milliseconds. */
 export async function timeBatches(batch: (count: number, clips: boolean) => Promise<number>): Promise<Timing> {
-  // The first runs load caches and let the engine compile.
+  // The first run warms the caches and lets the engine compile.
   await batch(1, true);
   let count = 1;
   let time = await batch(1, true);

@@ -1,4 +1,4 @@
-// Adam (Kingma and Ba 2015), one invocation per parameter. Invocation 0 also notes the results of the step.
+// Adam (Kingma and Ba 2015), one invocation per parameter. Invocation 0 also records the results of the step.
 
 // The first words of gradclip's record.
 struct ClipRecord {
@@ -14,7 +14,7 @@ struct StepResult {
 
 @group(0) @binding(0) var<uniform> settings: Settings;
 @group(0) @binding(1) var<storage, read> step: u32;
-// Clipped.
+// The clipped gradients.
 @group(0) @binding(2) var<storage, read> gradients: array<f32>;
 @group(0) @binding(3) var<storage, read> errors: array<f32>;
 @group(0) @binding(4) var<storage, read> record: ClipRecord;

@@ -1,4 +1,4 @@
-// The network in plain WebGPU. A step is four dispatches and a clip in one compute pass, and the host waits for none.
+// The network in plain WebGPU. A step is four dispatches and a clip in one compute pass, without a host stall.
 
 import {
   ADAM, BATCH, HIDDEN, LENGTH, MAX_STEPS_AT_ONCE, PARAMETERS, TENSORS, initialParameters,

@@ -14,7 +14,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
         return;
     }
     if parameter == 0u {
-        // sequence.wgsl has read the step, and adam.wgsl wants the next one.
+        // sequence.wgsl has read the step already, and adam.wgsl counts from 1.
         step += 1u;
     }
     var sum = 0.0;

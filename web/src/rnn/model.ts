@@ -27,8 +27,8 @@ export const PARAMETERS = (4 + HIDDEN) * HIDDEN + 1;
 export const BASELINE = 1 / 6;
 
 /**
- * Mixes 32 bits. It is the hash of forward.wgsl, so that both paths train on the same numbers.
- * (Chris Wellons, "lowbias32".)
+ * Hashes 32 bits (Chris Wellons, "lowbias32"). sequence.wgsl has the same hash, so that both paths train on the same
+ * numbers.
  */
 export function hash(value: number): number {
   let x = value >>> 0;
@@ -88,7 +88,7 @@ export function initialParameters(seed: number, gain: number): Float32Array {
 /** Adam's decay rates and epsilon (Kingma and Ba 2015), as in adam.wgsl. */
 export const ADAM = { first: 0.9, second: 0.99, epsilon: 1e-8 } as const;
 
-/** What a run trains with. */
+/** The settings of a training run. */
 export interface Settings {
   seed: number;
   /** The factor on the diagonal of the recurrent weight. */

@@ -242,23 +242,26 @@ pub(crate) fn gpu_ratios(lines: &SavedLines) -> String {
     section("Ratios of operations on the GPU", &heading, rows)
 }
 
-/// Formats the time with separate buffers over the time with an arena, by set and operation.
+/// Formats the time with separate buffers, bound separately or as an array, over the time with an arena, by set and operation.
 pub(crate) fn separate(lines: &SavedLines) -> String {
-    let selects = |_: &Run, row: &Row| row.is_gradclip() && row.layout == "separate";
-    let row = |(name, _): (String, String)| {
+    let selects =
+        |_: &Run, row: &Row| row.is_gradclip() && matches!(row.layout.as_str(), "separate" | "array");
+    let row = |(name, layout): (String, String)| {
         let ratio = |op: Op| {
-            let rows = lines.rows();
-            let rows = rows
-                .filter(|(run, row)| selects(run, row) && row.name() == name && row.operation == op.name());
+            let rows = lines.rows().filter(|(run, row)| {
+                let is_same = row.name() == name && row.layout == layout;
+                selects(run, row) && is_same && row.operation == op.name()
+            });
             let ratio = median(rows, |run, row| {
                 Some(row.seconds / run.find_same_set(row, "arena", op.name())?.seconds)
             });
             cell(ratio, |ratio| format!("{ratio:.3}"))
         };
-        [name.clone()].into_iter().chain(Op::ALL.map(ratio)).collect()
+        let ratios = Op::ALL.map(ratio);
+        [name, layout].into_iter().chain(ratios).collect()
     };
     let rows = set_layouts(lines, selects).into_iter().map(row).collect();
-    let heading: Vec<_> = ["gradients"].into_iter().chain(Op::ALL.map(Op::name)).collect();
+    let heading: Vec<_> = ["gradients", "layout"].into_iter().chain(Op::ALL.map(Op::name)).collect();
     section("Separate buffers / one arena", &heading, rows)
 }
 
