@@ -1,20 +1,36 @@
 import { GradclipError, nameOf, type GradientId } from "./errors.js";
 
-/** What an error about a value names: the gradient that the value belongs to, if it is that of one. */
+/** What an error about a value names: the gradient, or the group of the clip, that the value belongs to. */
 export interface Where {
   gradient?: GradientId;
+  group?: number;
 }
 
-function refuse({ gradient }: Where, what: string, given: unknown, allowed: string): never {
-  const of = gradient === undefined ? "" : `gradient ${nameOf(gradient)}: `;
-  const shown = typeof given === "string" ? JSON.stringify(given) : typeof given === "object" ? "an object" : String(given);
-  throw new GradclipError({
-    kind: "Option",
-    message: `${of}${what} is ${given === null ? "null" : shown}, but it must be ${allowed}`,
-    given,
-    allowed,
-    ...(gradient && { gradient }),
-  });
+/** Throws the error of a value that is not allowed. */
+export function refuse(where: Where, what: string, given: unknown, allowed: string, kind = "Option"): never {
+  const message = `${what} is ${shown(given)}, but it must be ${allowed}`;
+  throw new GradclipError({ kind, ...located(where, message), given, allowed });
+}
+
+/** Puts the name of the gradient or the group before a message. */
+export function located({ gradient, group }: Where, message: string): { message: string; gradient?: GradientId } {
+  if (gradient !== undefined) return { message: `gradient ${nameOf(gradient)}: ${message}`, gradient };
+  return { message: group === undefined ? message : `group ${group}: ${message}` };
+}
+
+/** Shows a value in a message. Of an object it is the class. */
+export function shown(given: unknown): string {
+  if (typeof given === "string") return JSON.stringify(given);
+  if (typeof given === "bigint") return `${given}n`;
+  if (typeof given === "function") return "a function";
+  if (typeof given !== "object" || given === null) return String(given);
+  const name = className(given);
+  return `${/^[AEIOU]/i.test(name) ? "an" : "a"} ${name === "Object" ? "object" : name}`;
+}
+
+/** Returns the class of an object that belongs to the language or to WebGPU; "Object" for any other. */
+function className(given: object): string {
+  return Object.prototype.toString.call(given).slice(8, -1);
 }
 
 /** Checks that a value is a number, of any size. */
@@ -47,7 +63,20 @@ export function choice<T extends string>(where: Where, what: string, given: unkn
 }
 
 export function list(where: Where, what: string, given: unknown): readonly unknown[] {
-  return Array.isArray(given) ? given : refuse(where, what, given, "an array");
+  // A copy has no holes, which `map` would leave out.
+  return Array.isArray(given) ? [...given] : refuse(where, what, given, "an array");
+}
+
+/** Checks that a value is a list of gradients, of any kind. */
+export function iterable(what: string, given: unknown): unknown[] {
+  const isIterable = typeof given === "object" && given !== null && Symbol.iterator in given;
+  return isIterable ? [...(given as Iterable<unknown>)] : refuse({}, what, given, "an array or another iterable");
+}
+
+/** Checks that a value is an object of WebGPU, which has this method or property. */
+export function gpuObject<T>(where: Where, what: string, given: unknown, member: keyof T & string, allowed: string): T {
+  const isObject = typeof given === "object" && given !== null && member in given;
+  return isObject ? (given as T) : refuse(where, what, given, allowed, "NoGpuObject");
 }
 
 /** Checks that a value is an object with no other keys than these. A key that is undefined counts as absent. */
@@ -57,18 +86,14 @@ export function fields<K extends string>(
   given: unknown,
   allowed: readonly K[],
 ): Partial<Record<K, unknown>> {
-  if (typeof given !== "object" || given === null || Array.isArray(given)) return refuse(where, what, given, "an object");
+  // The contents of a map or of an array are no fields, and would be ignored.
+  const isPlain = typeof given === "object" && given !== null && className(given) === "Object";
+  if (!isPlain) return refuse(where, what, given, "an object");
   const entries = Object.entries(given).filter(([, value]) => value !== undefined);
   const unknown = entries.find(([key]) => !(allowed as readonly string[]).includes(key));
   if (unknown === undefined) return Object.fromEntries(entries) as Partial<Record<K, unknown>>;
-  const of = where.gradient === undefined ? "" : `gradient ${nameOf(where.gradient)}: `;
-  throw new GradclipError({
-    kind: "Option",
-    message: `${of}${what} has the unknown field ${JSON.stringify(unknown[0])}; allowed: ${listed(allowed)}`,
-    given: unknown[0],
-    allowed: listed(allowed),
-    ...(where.gradient && { gradient: where.gradient }),
-  });
+  const message = `${what} has the unknown field ${JSON.stringify(unknown[0])}; allowed: ${listed(allowed)}`;
+  throw new GradclipError({ kind: "Option", ...located(where, message), given: unknown[0], allowed: listed(allowed) });
 }
 
 function listed(names: readonly string[]): string {

@@ -1,5 +1,5 @@
 import { Clip as Builder, defaultLossScale } from "./planner/gradclip_planner.js";
-import { choice, count, fields, flag, list, number, text, type Where } from "./checks.js";
+import { choice, count, fields, flag, list, located, number, refuse, text, type Where } from "./checks.js";
 import { GradclipError } from "./errors.js";
 
 /** How each method makes a builder of the planner. */
@@ -14,7 +14,8 @@ const methods: Record<string, (where: Where, given: unknown) => Builder> = {
   bySuppliedNorm: (where, given) => Builder.bySuppliedNorm(number(where, "bySuppliedNorm", given)),
   byValue: (where, given) => Builder.byValue(number(where, "byValue", given)),
   byValueRange(where, given) {
-    const [low, high] = list(where, "byValueRange", given);
+    const [low, high, ...rest] = list(where, "byValueRange", given);
+    if (rest.length > 0) refuse(where, "the length of byValueRange", 2 + rest.length, "2");
     return Builder.byValueRange(number(where, "low", low), number(where, "high", high));
   },
 };
@@ -52,23 +53,24 @@ const options: Record<string, (clip: Builder, where: Where, given: unknown) => v
   maxConsecutiveSkips: (clip, where, given) => clip.maxConsecutiveSkips(count(where, "maxConsecutiveSkips", given)),
 };
 
-/** Makes the planner's clip of the caller's. */
-export function buildClip(given: unknown): Builder {
+/** Makes the planner's clip of the caller's. With several clips, errors name the group. */
+export function buildClip(given: unknown, where: Where): Builder {
   const names = Object.keys(methods);
-  const set = fields({}, "the clip", given, [...names, ...Object.keys(options)]);
+  const set = fields(where, "the clip", given, [...names, ...Object.keys(options)]);
   const chosen = names.filter((name) => name in set);
   const [method] = chosen;
   if (method === undefined || chosen.length > 1) {
     const allowed = `one of ${names.join(", ")}`;
     const message = `the clip has ${chosen.length === 0 ? "no method" : chosen.join(" and ")}, but it must have ${allowed}`;
-    throw new GradclipError({ kind: "Option", message, given: chosen, allowed });
+    throw new GradclipError({ kind: "Option", ...located(where, message), given: chosen, allowed });
   }
   if ("lossScale" in set && "dynamicLossScale" in set) {
-    throw new GradclipError({ kind: "Option", message: "lossScale and dynamicLossScale exclude each other" });
+    const message = "lossScale and dynamicLossScale exclude each other";
+    throw new GradclipError({ kind: "Option", ...located(where, message) });
   }
-  const clip = methods[method]!({}, set[method]);
+  const clip = methods[method]!(where, set[method]);
   for (const [name, apply] of Object.entries(options)) {
-    if (name in set) apply(clip, {}, set[name]);
+    if (name in set) apply(clip, where, set[name]);
   }
   return clip;
 }

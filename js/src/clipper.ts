@@ -1,4 +1,5 @@
-import { Context } from "./context.js";
+import { fields, iterable, shown } from "./checks.js";
+import { Context, messageOf } from "./context.js";
 import { GradclipError } from "./errors.js";
 import { recommendedLimits } from "./limits.js";
 import type { Clip, Gradient } from "./options.js";
@@ -21,10 +22,15 @@ export class Clipper {
    */
   static async create(device: GPUDevice, options: { wasm?: WasmSource } = {}): Promise<Clipper> {
     if (typeof device?.createCommandEncoder !== "function") {
-      const given = device === undefined || device === null ? String(device) : "something else";
-      throw new GradclipError({ kind: "NoDevice", message: `Clipper.create needs a GPUDevice, but was given ${given}` });
+      const message = `Clipper.create needs a GPUDevice, but was given ${shown(device)}`;
+      throw new GradclipError({ kind: "NoDevice", message, given: device, allowed: "a GPUDevice" });
     }
-    await loadPlanner(options.wasm);
+    const { wasm } = fields({}, "the second argument of Clipper.create", options, ["wasm"]);
+    try {
+      await loadPlanner(wasm as WasmSource | undefined);
+    } catch (error) {
+      throw new GradclipError({ kind: "NoPlanner", message: `the planner's wasm cannot be loaded: ${messageOf(error)}` });
+    }
     return new Clipper(await Context.create(device));
   }
 
@@ -48,6 +54,6 @@ export class Clipper {
    * @throws GradclipError With the gradient, what was given and what is allowed. Nothing is written, and no buffer is left.
    */
   async prepare(gradients: Iterable<Gradient>, clip: Clip | readonly Clip[]): Promise<ClipPlan> {
-    return ClipPlan.prepare(this.#context, [...gradients], Array.isArray(clip) ? clip : [clip as Clip]);
+    return ClipPlan.prepare(this.#context, iterable("the list of gradients", gradients), Array.isArray(clip) ? [...clip] : [clip]);
   }
 }

@@ -1,4 +1,5 @@
 import { GradclipError, deviceLost } from "./errors.js";
+import { BufferUsage, COMPUTE_STAGE } from "./flags.js";
 import type { KernelData } from "./plan_data.js";
 
 /** The most windows of gradients that one dispatch binds. */
@@ -20,7 +21,7 @@ export class Context {
 
   static async create(device: GPUDevice): Promise<Context> {
     const size = MAX_SLOTS * Math.max(device.limits.minStorageBufferOffsetAlignment, 16);
-    const descriptor = { label: "gradclip.filler", size, usage: GPUBufferUsage.STORAGE };
+    const descriptor = { label: "gradclip.filler", size, usage: BufferUsage.STORAGE };
     const filler = await inErrorScope(device, "the clipper", size, () => device.createBuffer(descriptor));
     const context = new Context(device, filler);
     await context.checkDevice();
@@ -42,7 +43,10 @@ export class Context {
   /** Runs `create` in error scopes. Returns its result, or throws the error that the scopes captured. */
   async inErrorScope<T>(what: string, bytes: number, create: () => T): Promise<T> {
     try {
-      return await inErrorScope(this.device, what, bytes, create);
+      const created = await inErrorScope(this.device, what, bytes, create);
+      // Error scopes of a lost device are silent.
+      await this.checkDevice();
+      return created;
     } catch (error) {
       // A lost device fails for reasons that WebGPU states in many ways.
       await this.checkDevice();
@@ -73,7 +77,7 @@ export class Context {
         label,
         entries: bindings.map((type, binding) => ({
           binding,
-          visibility: GPUShaderStage.COMPUTE,
+          visibility: COMPUTE_STAGE,
           buffer: { type: bufferTypes[type] },
         })),
       });

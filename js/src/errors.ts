@@ -42,7 +42,7 @@ export function nameOf({ index, label }: GradientId): string {
 export function deviceLost(reason: string): GradclipError {
   return new GradclipError({
     kind: "DeviceLost",
-    message: `the device was lost or destroyed${reason && `: ${reason}`}`,
+    message: `the device was lost or destroyed${reason && `: ${reason.replace(/\.$/, "")}`}`,
   });
 }
 

@@ -1,6 +1,6 @@
 import { Gradient as Builder } from "./planner/gradclip_planner.js";
-import { choice, count, fields, flag, size, text, type Where } from "./checks.js";
-import { GradclipError, nameOf, type GradientId } from "./errors.js";
+import { choice, count, fields, flag, refuse, size, text, type Where } from "./checks.js";
+import type { GradientId } from "./errors.js";
 import type { DType } from "./options.js";
 
 const DTYPES: readonly DType[] = ["f32", "f16", "bf16"];
@@ -13,7 +13,7 @@ export class Numbering {
 
   /** Returns the index of a buffer. */
   of(where: Where, what: string, buffer: unknown): number {
-    if (typeof (buffer as GPUBuffer | undefined)?.mapState !== "string") throw noBuffer(where, what, buffer);
+    if (typeof (buffer as GPUBuffer | undefined)?.mapState !== "string") refuse(where, what, buffer, "a GPUBuffer", "NoBuffer");
     const known = this.#indices.get(buffer as GPUBuffer);
     if (known !== undefined) return known;
     const index = this.buffers.push(buffer as GPUBuffer) - 1;
@@ -74,10 +74,4 @@ function placeOf(
     size(where, "byteOffset", byteOffset),
     length === undefined ? undefined : size(where, "length", length),
   ];
-}
-
-function noBuffer({ gradient }: Where, what: string, given: unknown): GradclipError {
-  const is = given === null ? "null" : typeof given;
-  const message = `gradient ${gradient ? nameOf(gradient) : ""}: ${what} is ${is}, but it must be a GPUBuffer`;
-  return new GradclipError({ kind: "NoBuffer", message, given, allowed: "a GPUBuffer", ...(gradient && { gradient }) });
 }

@@ -1,9 +1,10 @@
 import type { Context } from "./context.js";
 import { GradclipError } from "./errors.js";
-import type { Clip, DynamicLossScale, Gradient } from "./options.js";
+import { BufferUsage } from "./flags.js";
+import type { DynamicLossScale, Gradient } from "./options.js";
 import type { Plan, Write } from "./planner/gradclip_planner.js";
 import { lossScaleState } from "./clip_builder.js";
-import { count, list, number } from "./checks.js";
+import { count, fields, gpuObject, iterable, list, number, size } from "./checks.js";
 import { PlannedClip } from "./planner.js";
 import { encodeSteps, type Realized, type Step } from "./realize.js";
 import { countsNumbers, historyNumbers, windowNumbers } from "./records.js";
@@ -34,7 +35,7 @@ export class ClipPlan {
   }
 
   /** @internal `Clipper.prepare` is the way in. */
-  static async prepare(context: Context, gradients: readonly Gradient[], clips: readonly Clip[]): Promise<ClipPlan> {
+  static async prepare(context: Context, gradients: readonly unknown[], clips: readonly unknown[]): Promise<ClipPlan> {
     await context.checkDevice();
     const planned = PlannedClip.plan(context.device, gradients, clips);
     return new ClipPlan(context, planned, await realizeOrName(context, planned));
@@ -236,10 +237,14 @@ export class ClipPlan {
    */
   async rebind(gradients: Iterable<Gradient>): Promise<void> {
     const { buffers: old } = this.#alive();
-    const planned = this.#planned.rebound([...gradients]);
+    const planned = this.#planned.rebound(iterable("the list of gradients", gradients));
     const kept = old.filter((_, index) => this.#planned.data.buffers[index]!.isKept);
     // Command buffers that were encoded before may still use the other buffers, which are left to the garbage collector.
-    const realized = await realizeOrName(this.#context, planned, kept);
+    const realized = await realizeOrName(this.#context, planned, kept).catch((error: unknown) => {
+      // WebGPU refuses the buffers of a plan that was destroyed meanwhile.
+      this.#alive();
+      throw error;
+    });
     if (this.#destroyed) for (const buffer of realized.buffers) buffer.destroy();
     this.#alive();
     for (const readable of this.#readable.values()) readable.destroy();
@@ -266,7 +271,7 @@ export class ClipPlan {
 
   #part(part: number): Step[] {
     const { parts } = this.#planned.data;
-    const steps = parts[part];
+    const steps = parts[count({}, "the part", part)];
     if (steps !== undefined) return this.#steps(steps);
     const allowed =
       parts.length === 0 ? "this plan is not measured in parts; see Gradient.part" : `the parts are 0 to ${parts.length - 1}`;
@@ -291,6 +296,7 @@ export class ClipPlan {
 
   #readBack<N extends ResultName>(encoder: GPUCommandEncoder, what: N): Ticket<Results[N]> {
     const { buffers } = this.#alive();
+    checkEncoder(encoder);
     const planned = this.#planned;
     try {
       const index = planned.bufferOf(what);
@@ -313,11 +319,15 @@ export class ClipPlan {
     }
   }
 
-  #copy(encoder: GPUCommandEncoder, { buffer, byteOffset = 0 }: Source, target: (plan: Plan) => Write[]): void {
+  #copy(encoder: GPUCommandEncoder, source: Source, target: (plan: Plan) => Write[]): void {
     const { buffers } = this.#alive();
+    checkEncoder(encoder);
+    const given = fields({}, "the source", source, ["buffer", "byteOffset"]);
+    const buffer = gpuObject<GPUBuffer>({}, "the buffer of the source", given.buffer, "mapState", "a GPUBuffer");
+    const byteOffset = size({}, "byteOffset", given.byteOffset ?? 0);
     const targets = this.#planned.writes(target);
-    const fits = byteOffset >= 0 && byteOffset % 4 === 0 && byteOffset + 4 <= buffer.size;
-    if (!fits || (buffer.usage & GPUBufferUsage.COPY_SRC) === 0) {
+    const fits = byteOffset % 4 === 0 && byteOffset + 4 <= buffer.size;
+    if (!fits || (buffer.usage & BufferUsage.COPY_SRC) === 0) {
       throw new GradclipError({
         kind: "CopySource",
         message:
@@ -330,7 +340,12 @@ export class ClipPlan {
   }
 }
 
+function checkEncoder(encoder: GPUCommandEncoder): void {
+  gpuObject<GPUCommandEncoder>({}, "the encoder", encoder, "beginComputePass", "a GPUCommandEncoder");
+}
+
 function inPass(encoder: GPUCommandEncoder, label: string, steps: Step[]): void {
+  checkEncoder(encoder);
   if (steps.length === 0) return;
   const pass = encoder.beginComputePass({ label });
   encodeSteps(pass, steps);

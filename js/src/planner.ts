@@ -57,7 +57,9 @@ export class PlannedClip {
     return called(() => {
       const numbering = new Numbering();
       const built = gradients.map((gradient, index) => buildGradient(gradient, index, numbering));
-      const plan = new Plan(describe(device), numbering.numbers(), built, clips.map(buildClip));
+      const whereIs = (group: number) => (clips.length > 1 ? { group } : {});
+      const builders = clips.map((clip, group) => buildClip(clip, whereIs(group)));
+      const plan = new Plan(describe(device), numbering.numbers(), built, builders);
       return new PlannedClip(plan, numbering);
     });
   }

@@ -1,5 +1,6 @@
 import { messageOf, type Context } from "./context.js";
-import { GradclipError } from "./errors.js";
+import { GradclipError, deviceLost } from "./errors.js";
+import { BufferUsage, READ_MODE } from "./flags.js";
 import { Ticket } from "./ticket.js";
 
 /** The mark at the end of a buffer of results: 0, "ran!", 0. It is copied with the results, and shows that the copy has run. */
@@ -48,16 +49,18 @@ export class ReadableBuffer {
     const buffer = this.#context.device.createBuffer({
       label: "gradclip.staging",
       size: this.#buffer.size + 4,
-      usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
+      usage: BufferUsage.MAP_READ | BufferUsage.COPY_DST,
     });
     return { buffer, shift: 0 };
   }
 
   async #collect({ buffer, shift }: Page): Promise<ArrayBuffer> {
     try {
-      await buffer.mapAsync(GPUMapMode.READ);
+      await buffer.mapAsync(READ_MODE);
     } catch (error) {
       await this.#context.checkDevice();
+      // Nothing but the loss of the device unmaps this buffer. Browsers report it after they have rejected the mapping.
+      if ((error as Error).name === "AbortError") throw deviceLost(messageOf(error));
       throw new GradclipError({ kind: "NotSubmitted", message: `${NEVER_RAN}: ${messageOf(error)}` });
     }
     const mapped = buffer.getMappedRange();

@@ -1,3 +1,4 @@
+import { gpuObject } from "./checks.js";
 import type { Context } from "./context.js";
 import type { BufferData, Dispatch } from "./plan_data.js";
 import type { PlannedClip } from "./planner.js";
@@ -73,6 +74,7 @@ function createBuffer(device: GPUDevice, { label, usage, size, contents: at }: B
 
 /** Encodes dispatches. */
 export function encodeSteps(pass: GPUComputePassEncoder, steps: Iterable<Step>): void {
+  gpuObject<GPUComputePassEncoder>({}, "the pass", pass, "dispatchWorkgroups", "a GPUComputePassEncoder");
   let current: GPUComputePipeline | undefined;
   for (const { pipeline, bindGroup, grid } of steps) {
     // Without records there is nothing to finalize.

@@ -1,4 +1,4 @@
-import { fields, list, number } from "./checks.js";
+import { count, fields, list, number } from "./checks.js";
 import type { DynamicLossScale } from "./options.js";
 
 /** The outcome of a clip by a norm. All norms are those of the gradients without their loss scale. */
@@ -78,6 +78,8 @@ export type ResultName = keyof Results;
 
 const COUNTS = ["steps", "clipped", "nonFinite", "skipped", "consecutiveSkips", "largestNorm"] as const;
 const HISTORY = ["steps", "mean", "deviation"] as const;
+/** The other fields of both count something. */
+const REAL: readonly string[] = ["largestNorm", "mean", "deviation"];
 
 /** How the numbers of the planner's `results.rs` become results. */
 export const decoders: { [N in ResultName]: (numbers: Float64Array) => Results[N] } = {
@@ -147,7 +149,7 @@ function numbersOf<K extends string>(what: string, given: unknown, names: readon
   return new Float64Array(
     list({}, what, given).flatMap((value) => {
       const set = fields({}, `an element of ${what}`, value, names);
-      return names.map((name) => number({}, name, set[name]));
+      return names.map((name) => (REAL.includes(name) ? number : count)({}, name, set[name]));
     }),
   );
 }

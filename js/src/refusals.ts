@@ -1,5 +1,6 @@
 import type { Context } from "./context.js";
 import { GradclipError } from "./errors.js";
+import { COMPUTE_STAGE } from "./flags.js";
 import type { PlannedClip } from "./planner.js";
 import { realize, rehearse, type Realized } from "./realize.js";
 
@@ -20,7 +21,7 @@ export async function realizeOrName(
 /** Binds and submits each buffer on its own. Returns the error message for each; it is empty for a good buffer. */
 async function refusals({ device }: Context, buffers: readonly GPUBuffer[]): Promise<string[]> {
   const layout = device.createBindGroupLayout({
-    entries: [{ binding: 0, visibility: GPUShaderStage.COMPUTE, buffer: { type: "read-only-storage" } }],
+    entries: [{ binding: 0, visibility: COMPUTE_STAGE, buffer: { type: "read-only-storage" } }],
   });
   const pipeline = device.createComputePipeline({
     layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),

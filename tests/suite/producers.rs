@@ -450,3 +450,34 @@ fn invalid_producers_are_errors() {
     }
     assert_eq!(producer.shape(u32::MAX, u32::MAX).elements(), u64::MAX);
 }
+
+/// The JavaScript tests have no crate to ask for the code of a producer, so they keep a copy.
+#[test]
+fn the_copy_of_the_javascript_tests_is_current() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/js/test/support");
+    if !std::fs::exists(folder).unwrap() {
+        // The published crate comes without the npm package.
+        return;
+    }
+    let l2 = Clip::by_global_norm(1.0);
+    let entry = |name: &str, clip: Clip, dtype: DType| {
+        let producer = Producer::new(clip, dtype).unwrap();
+        let wgsl = producer.wgsl().unwrap();
+        assert!(!wgsl.contains(['`', '$', '\\']), "a template literal must quote it");
+        let [elements, bytes] = [producer.elements(), producer.partial_bytes()];
+        format!("\n  {name}: {{ elements: {elements}, partialBytes: {bytes}, wgsl: `\n{wgsl}` }},")
+    };
+    let text = "// Code of `kernels::Producer`, and the elements of its runs. A test of the crate in producers.rs checks this copy.\n"
+        .to_owned()
+        + "export const producers = {"
+        + &entry("f32", l2, DType::F32)
+        + &entry("f16WithStats", l2.tensor_stats(), DType::F16)
+        + "\n};\n";
+    let path = format!("{folder}/producer.js");
+    if std::fs::read_to_string(&path).is_ok_and(|copy| copy == text) {
+        return;
+    }
+    let current = concat!(env!("CARGO_TARGET_TMPDIR"), "/producer.js");
+    std::fs::write(current, text).unwrap();
+    panic!("{path} is not current: replace it with {current}");
+}

@@ -7,7 +7,7 @@ import type { ClipRequest, Clipped } from "./clip/request.js";
 import type { Timing } from "./clip/timing.js";
 import { MAX_ROWS, NormsChart, type NormPair } from "./chart/norms.js";
 import { number } from "./chart/svg.js";
-import type { Gpu } from "./device.js";
+import { type Gpu, isLost } from "./device.js";
 import { byId, checked, messageOf, readNumber, showError } from "./dom.js";
 import { parse, readFile, serialize } from "./safetensors.js";
 import { type DType, type Tensor, elements, generate, size } from "./tensors.js";
@@ -38,7 +38,8 @@ export class ClipPanel {
   /** The gradients after the last clip. */
   private clipped: Tensor[] = [];
 
-  constructor(private readonly gpu: Gpu | null) {
+  /** `gpu` is null without a GPU, and once it is lost. */
+  constructor(private gpu: Gpu | null) {
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       void this.run();
@@ -118,6 +119,12 @@ export class ClipPanel {
         showError("clip-error", null);
         await this.clip();
       } catch (error) {
+        if (this.gpu !== null && (await isLost(this.gpu))) {
+          // The same again, on the CPU path.
+          this.gpu = null;
+          this.runAgain = true;
+          continue;
+        }
         showError("clip-error", `Nothing was clipped: ${messageOf(error)}.`);
         this.clear();
       }
@@ -197,7 +204,7 @@ export class ClipPanel {
   private show({ tensors, request, cpu, gpu, total, pairs }: Result): void {
     const outcome = (gpu ?? cpu).outcome;
     const count = tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
-    const set = `${tensors.length.toLocaleString("en")} ${tensors.length === 1 ? "tensor" : "tensors"}, ${count.toLocaleString("en")} elements`;
+    const set = `${counted(tensors.length, "tensor")}, ${counted(count, "element")}`;
     setFigure("norm-before", number(total.before), total.before);
     setFigure("norm-after", number(total.after), total.after);
     setFigure("coefficient", outcome ? number(outcome.clipCoef) : "–", outcome?.clipCoef ?? null);
@@ -233,11 +240,22 @@ function sentence({ tensors, request, cpu, gpu, total }: Result): string {
     if (different === 0) return `every element is within ±${number(request.limit)}; nothing was written.`;
     return `${different.toLocaleString("en")} ${different === 1 ? "element was" : "elements were"} clamped to ±${number(request.limit)}.`;
   }
-  if (outcome !== null && !Number.isFinite(outcome.totalNorm)) {
-    return `the norm is ${number(outcome.totalNorm)}. As in PyTorch, that makes the coefficient ${number(outcome.clipCoef)}.`;
+  const { totalNorm, clipCoef } = outcome!;
+  // Of finite gradients with a norm beyond f32, the coefficient is known.
+  const isBeyond = totalNorm === Infinity && clipCoef > 0;
+  if (!Number.isFinite(totalNorm) && !isBeyond) {
+    return `the norm is ${number(totalNorm)}. As in PyTorch, that makes the coefficient ${number(clipCoef)}.`;
   }
-  if (outcome?.clipCoef === 1) return `the norm ${number(total.before)} is within the limit; nothing was written.`;
-  return `the norm ${number(total.before)} exceeds the limit; every element was multiplied by ${number(outcome?.clipCoef ?? NaN)}.`;
+  const norm = isBeyond ? "the norm, which is beyond the range of f32," : `the norm ${number(total.before)}`;
+  if (clipCoef === 1) return `${norm} is within the limit; nothing was written.`;
+  // The constant that is added to the norm clips gradients whose norm is the limit.
+  const how = totalNorm > request.limit ? "exceeds the limit" : "is at the limit";
+  const factor = number(clipCoef) === "1" ? number(clipCoef, 7) : number(clipCoef);
+  return `${norm} ${how}; every element was multiplied by ${factor}.`;
+}
+
+function counted(count: number, what: string): string {
+  return `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 }
 
 /** Compares the two paths. */

@@ -2,6 +2,8 @@
 
 import type { Clipper } from "gradclip";
 
+import { messageOf } from "./dom.js";
+
 /** A GPU that the page may use. */
 export interface Gpu {
   device: GPUDevice;
@@ -12,6 +14,15 @@ export interface Gpu {
   software: boolean;
   /** Whether the device has timestamp queries. */
   timestamps: boolean;
+}
+
+/** How long the news of a loss may take, in milliseconds. */
+const NEWS = 200;
+
+/** Returns whether the GPU is lost. What it ran fails a moment before that is known. */
+export async function isLost({ device }: Gpu): Promise<boolean> {
+  const later = new Promise<boolean>((resolve) => setTimeout(resolve, NEWS, false));
+  return Promise.race([device.lost.then(() => true), later]);
 }
 
 /** Opens the GPU. Returns the reason as text if there is none. */
@@ -34,6 +45,6 @@ export async function openGpu(): Promise<Gpu | string> {
     const software = isFallbackAdapter || /swiftshader|llvmpipe/i.test(name);
     return { device, clipper: await Clipper.create(device), name, software, timestamps };
   } catch (error) {
-    return `WebGPU failed to start: ${error instanceof Error ? error.message : String(error)}`;
+    return `WebGPU failed to start: ${messageOf(error)}.`;
   }
 }

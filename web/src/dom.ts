@@ -35,7 +35,7 @@ export function checked(form: HTMLFormElement, name: string): string {
   return String(new FormData(form).get(name));
 }
 
-/** Returns the message of an error. */
+/** Returns the message of an error, without a final period. */
 export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  return (error instanceof Error ? error.message : String(error)).replace(/\.$/, "");
 }

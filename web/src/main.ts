@@ -16,7 +16,8 @@ async function start(): Promise<void> {
     status.textContent = `WebGPU: ${gpu.name}${gpu.software ? ", a software GPU" : ""}.`;
     status.classList.add("gpu");
     void gpu.device.lost.then(({ message }) => {
-      status.textContent = `The GPU was lost: ${message || "no reason was given"}. Reload the page.`;
+      const reason = messageOf(message || "no reason was given");
+      status.textContent = `The GPU was lost: ${reason}. Everything here now runs on the CPU path. Reload the page to try the GPU again.`;
       status.className = "device cpu";
     });
   }

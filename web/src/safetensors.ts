@@ -43,7 +43,8 @@ export function parse(file: ArrayBuffer): Tensor[] {
   const entries = parseHeader(bytes.subarray(LENGTH_BYTES, LENGTH_BYTES + length));
   checkLayout(entries, data.length);
   if (data.length > MAX_BYTES) {
-    throw new Error(`the tensors take ${size(data.length)}; the page clips at most ${size(MAX_BYTES)}. The gradclip command has no such limit`);
+    const [bytes, most] = [data.length, MAX_BYTES].map((count) => count.toLocaleString("en"));
+    throw new Error(`the tensors take ${bytes} bytes; the page clips at most ${most}. The gradclip command has no such limit`);
   }
   return entries.map(({ name, dtype, shape, start, end }) => ({ name, dtype: DTYPES[dtype], shape, bytes: data.subarray(start, end) }));
 }
@@ -93,9 +94,11 @@ function parseEntry(name: string, value: unknown): Entry {
   if (!Object.hasOwn(DTYPES, dtype)) {
     throw new Error(`tensor ${tensor} holds ${quoted(dtype)}; gradients are F32, F16 or BF16`);
   }
-  const required = shape.reduce((product, dimension) => product * dimension, dtype === "F32" ? 4 : 2);
+  // Not a product of infinity and 0.
+  const required = shape.includes(0) ? 0 : shape.reduce((product, dimension) => product * dimension, dtype === "F32" ? 4 : 2);
   if (required !== end - start) {
-    throw new Error(`tensor ${tensor}: shape [${shape.join(", ")}] of ${dtype} requires ${required} bytes, but data_offsets [${start}, ${end}] span ${end - start} bytes`);
+    const shown = shape.length > 8 ? `[${shape.slice(0, 8).join(", ")}, …]` : `[${shape.join(", ")}]`;
+    throw new Error(`tensor ${tensor}: shape ${shown} of ${dtype} requires ${required} bytes, but data_offsets [${start}, ${end}] span ${end - start} bytes`);
   }
   return { name, dtype, shape, start, end };
 }

@@ -3,7 +3,7 @@
 import { HistoryChart } from "./chart/history.js";
 import { number } from "./chart/svg.js";
 import { clipGradient } from "./cpu.js";
-import type { Gpu } from "./device.js";
+import { type Gpu, isLost } from "./device.js";
 import { byId, messageOf, readNumber, showError } from "./dom.js";
 import { CpuRun } from "./rnn/cpu.js";
 import { type GradientRange, GpuRun, RnnKernels } from "./rnn/gpu.js";
@@ -44,15 +44,17 @@ class Column {
 export class TrainPanel {
   private readonly columns = [new Column("clipped"), new Column("unclipped")] as const;
   private readonly startButton = byId<HTMLButtonElement>("start");
-  private isTraining = false;
-  /** Resolves when the training loop has stopped. */
-  private stopped: Promise<void> = Promise.resolve();
+  /** What the buttons ask for. `run` obeys between two steps. */
+  private wantsTraining = false;
+  private wantsReset = false;
+  private isRunning = false;
   private kernels: Promise<RnnKernels> | null = null;
   private drawn = 0;
 
-  constructor(private readonly gpu: Gpu | null) {
-    this.startButton.addEventListener("click", () => void this.toggle());
-    byId("reset").addEventListener("click", () => void this.reset());
+  /** `gpu` is null without a GPU, and once it is lost. */
+  constructor(private gpu: Gpu | null) {
+    this.startButton.addEventListener("click", () => this.toggle());
+    byId("reset").addEventListener("click", () => this.reset());
     byId("train-form").addEventListener("submit", (event) => event.preventDefault());
     const onChange = (id: string, apply: (value: number) => void): void =>
       byId(id).addEventListener("change", () => this.guard(() => apply(readNumber(id))));
@@ -61,11 +63,15 @@ export class TrainPanel {
       this.columns[0].run?.setMaxNorm(value);
       this.draw();
     });
-    for (const id of ["gain", "seed"]) onChange(id, () => void this.reset());
-    byId("train-path").textContent = gpu
+    for (const id of ["gain", "seed"]) onChange(id, () => this.reset());
+    this.showPath();
+    this.draw();
+  }
+
+  private showPath(): void {
+    byId("train-path").textContent = this.gpu
       ? "WGSL kernels compute each step, and gradclip clips the gradient between the backward pass and the optimizer, without a host stall."
       : "Without a GPU, plain JavaScript computes each step, and gradclip's CPU path clips the gradient.";
-    this.draw();
   }
 
   /** Runs `action`, and shows the error that it throws. */
@@ -92,6 +98,8 @@ export class TrainPanel {
     const { device, clipper } = this.gpu;
     const source = async (name: string): Promise<string> => (await fetch(`rnn/${name}`)).text();
     this.kernels ??= RnnKernels.create(device, source);
+    // The next start tries again.
+    this.kernels.catch(() => (this.kernels = null));
     return GpuRun.create(await this.kernels, settings, async (gradients: GradientRange[], maxNorm) => {
       const plan = await clipper.prepare(gradients, { maxNorm });
       return {
@@ -103,30 +111,45 @@ export class TrainPanel {
     });
   }
 
-  private async toggle(): Promise<void> {
-    if (this.isTraining) {
-      this.isTraining = false;
-      await this.stopped;
-      return;
-    }
-    await this.stopped;
-    if (this.steps >= MAX_STEPS) await this.reset();
-    this.isTraining = true;
-    this.startButton.textContent = "Pause";
-    this.stopped = this.train();
-    await this.stopped;
+  /** Starts or continues, or pauses. */
+  private toggle(): void {
+    this.wantsTraining = !this.wantsTraining;
+    void this.run();
   }
 
   /** Stops, and forgets both networks. */
-  private async reset(): Promise<void> {
-    this.isTraining = false;
-    await this.stopped;
+  private reset(): void {
+    this.wantsTraining = false;
+    this.wantsReset = true;
+    void this.run();
+  }
+
+  /** Does what the buttons ask for, until nothing is left to do. There is one such loop, however fast the clicks follow. */
+  private async run(): Promise<void> {
+    this.showButton();
+    if (this.isRunning) return;
+    this.isRunning = true;
+    while (this.wantsReset || this.wantsTraining) {
+      if (this.wantsReset || this.steps >= MAX_STEPS) this.clear();
+      if (this.wantsTraining) await this.train();
+    }
+    this.isRunning = false;
+  }
+
+  private showButton(): void {
+    const label = this.steps > 0 && this.steps < MAX_STEPS && !this.wantsReset ? "Continue" : "Start";
+    this.startButton.textContent = this.wantsTraining ? "Pause" : label;
+  }
+
+  private clear(): void {
+    this.wantsReset = false;
     for (const column of this.columns) {
       column.run?.destroy();
       column.run = null;
       column.results = [];
     }
     this.status("Ready.");
+    this.showButton();
     this.draw();
   }
 
@@ -134,18 +157,15 @@ export class TrainPanel {
     return this.columns[0].results.length;
   }
 
+  /** Trains until a button asks for something else, or until it is done. */
   private async train(): Promise<void> {
     try {
       showError("train-error", null);
       const settings = this.settings();
-      if (this.columns[0].run === null) {
-        this.status("Compiling…");
-        this.columns[0].run = await this.makeRun(settings);
-        this.columns[1].run = await this.makeRun({ ...settings, maxNorm: Infinity });
-      }
+      if (this.columns[0].run === null) await this.makeRuns(settings);
       this.status("Training.");
       let count = 1;
-      while (this.isTraining && this.steps < MAX_STEPS) {
+      while (this.wantsTraining && !this.wantsReset && this.steps < MAX_STEPS) {
         // A hidden tab gets no frames, and so it does not train.
         await new Promise(requestAnimationFrame);
         const begin = performance.now();
@@ -156,14 +176,41 @@ export class TrainPanel {
         count = milliseconds > 20 ? Math.max(count >> 1, 1) : Math.min(count * 2, MAX_STEPS_PER_FRAME);
         this.drawCalmly();
       }
-      this.status(`${this.isTraining ? "Finished" : "Paused"} after ${this.steps} steps. ${this.verdict()}`);
+      const isDone = this.steps >= MAX_STEPS;
+      if (isDone && !this.wantsReset) this.wantsTraining = false;
+      const outcome = `${isDone ? "Finished" : "Paused"} after ${this.steps} steps. ${this.verdict()}`;
+      this.status(this.steps > 0 ? outcome : "Ready.");
     } catch (error) {
-      showError("train-error", `Training stopped: ${messageOf(error)}.`);
+      this.wantsTraining = false;
+      await this.explain(error);
       this.status("Stopped.");
     }
-    this.isTraining = false;
-    this.startButton.textContent = this.steps > 0 && this.steps < MAX_STEPS ? "Continue" : "Start";
+    this.showButton();
     this.draw();
+  }
+
+  private async makeRuns(settings: Settings): Promise<void> {
+    this.status("Compiling…");
+    const clipped = await this.makeRun(settings);
+    try {
+      this.columns[1].run = await this.makeRun({ ...settings, maxNorm: Infinity });
+    } catch (error) {
+      clipped.destroy();
+      throw error;
+    }
+    this.columns[0].run = clipped;
+  }
+
+  /** Shows why training stopped. What was on a lost GPU is gone. */
+  private async explain(error: unknown): Promise<void> {
+    let reason = messageOf(error);
+    if (this.gpu !== null && (await isLost(this.gpu))) {
+      this.gpu = null;
+      this.wantsReset = true;
+      reason = "the GPU was lost. Start again to train on the CPU path";
+      this.showPath();
+    }
+    showError("train-error", `Training stopped: ${reason}.`);
   }
 
   private verdict(): string {

@@ -57,6 +57,7 @@ const BROKEN = {
   "a gap": [file({ a: entry("F32", [1], 0, 4), b: entry("F32", [1], 8, 12) }, 12), /bytes 4 to 8 of the data, before tensor "b"/],
   "an overlap": [file({ a: entry("F32", [2], 0, 8), b: entry("F32", [1], 4, 8) }, 8), /"a" and "b" overlap/],
   "a shape beyond 2^53": [file({ w: entry("F32", [2 ** 40, 2 ** 40], 0, 4) }, 4), /requires 4\.8\d+e\+24 bytes/],
+  "a shape of a thousand dimensions": [file({ w: entry("F32", Array(1000).fill(2), 0, 4) }, 4), /: shape \[(2, ){8}…\] of F32 requires/],
   "a zip archive": [bytesOf("PK\x03\x04 and more"), /a zip archive, as torch\.save/],
   "a pickle": [bytesOf("\x80\x02}q\x00."), /a Python pickle/],
   "NumPy": [bytesOf("\x93NUMPY\x01\x00"), /a NumPy array/],
@@ -118,4 +119,17 @@ test("generated gradients are deterministic, normal, and explode on demand", () 
   const changed = tensors.map((tensor, i) => decode(exploding[i])[0] / decode(tensor)[0]);
   assert.deepEqual(changed.map(Math.round).sort(), [1, 1, 1, 1, 1, 1000].sort());
   assert.throws(() => generate({ ...recipe, tensors: 1000, elements: 2 ** 22 }), /1000 tensors of 4194304 elements take 16,000 MiB; the page clips at most 256 MiB/);
+});
+
+test("a size of 0 makes any shape empty", () => {
+  const [tensor] = parse(file({ w: entry("F32", [...Array(50).fill(2 ** 40), 0], 0, 0) }));
+  assert.equal(tensor.bytes.length, 0);
+});
+
+test("a file that is a few bytes too large is told how large it is", () => {
+  const header = new TextEncoder().encode(JSON.stringify({ w: entry("F32", [2 ** 26 + 1], 0, 2 ** 28 + 4) }));
+  const bytes = new Uint8Array(8 + header.length + 2 ** 28 + 4);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(header.length), true);
+  bytes.set(header, 8);
+  assert.throws(() => parse(bytes.buffer), /the tensors take 268,435,460 bytes; the page clips at most 268,435,456\./);
 });
