@@ -42,9 +42,9 @@ const options: Record<string, (gradient: Builder, where: Where, given: unknown, 
     gradient.parameter(...placeOf(where, "parameter.buffer", set, numbering));
   },
   partials(gradient, where, given, numbering) {
-    const set = fields(where, "partials", given, ["buffer", "elements", "byteOffset"]);
-    const buffer = numbering.of(where, "partials.buffer", set.buffer);
-    gradient.partials(buffer, size(where, "elements", set.elements), size(where, "byteOffset", set.byteOffset ?? 0));
+    const { buffer, elements, byteOffset = 0 } = fields(where, "partials", given, ["buffer", "elements", "byteOffset"]);
+    const index = numbering.of(where, "partials.buffer", buffer);
+    gradient.partials(index, size(where, "elements", elements), size(where, "byteOffset", byteOffset));
   },
 };
 
