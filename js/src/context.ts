@@ -10,6 +10,7 @@ export class Context {
   /** Bound to slots that a dispatch leaves free. Each slot has its own range, so that none overlap. */
   readonly filler: GPUBuffer;
   #loss: GPUDeviceLostInfo | undefined;
+  /** By the text of the whole kernel. */
   readonly #pipelines = new Map<string, Promise<GPUComputePipeline>>();
 
   private constructor(device: GPUDevice, filler: GPUBuffer) {
@@ -56,12 +57,13 @@ export class Context {
   }
 
   #pipeline(kernel: KernelData): Promise<GPUComputePipeline> {
-    let pipeline = this.#pipelines.get(kernel.key);
+    const key = JSON.stringify(kernel);
+    let pipeline = this.#pipelines.get(key);
     if (pipeline === undefined) {
       pipeline = this.#compile(kernel);
-      this.#pipelines.set(kernel.key, pipeline);
+      this.#pipelines.set(key, pipeline);
       // A failure is not kept: the next plan tries again.
-      pipeline.catch(() => this.#pipelines.delete(kernel.key));
+      pipeline.catch(() => this.#pipelines.delete(key));
     }
     return pipeline;
   }
