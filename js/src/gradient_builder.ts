@@ -37,11 +37,11 @@ export function buildGradient(given: unknown, index: number, numbering: Numberin
   const set = fields(where, "it", given, [...PLACE, ...FIELDS]);
   const place = placeOf(where, "buffer", set, numbering);
   const label = set.label === undefined ? undefined : text(where, "label", set.label);
-  const group = count(where, "group", set.group ?? 0);
-  const isMeasured = flag(where, "measured", set.measured ?? true);
-  const isScaled = flag(where, "scaled", set.scaled ?? true);
-  const rows = size(where, "rows", set.rows ?? 1);
-  const columns = size(where, "columns", set.columns ?? 1);
+  const group = count(where, "group", or(set.group, 0));
+  const isMeasured = flag(where, "measured", or(set.measured, true));
+  const isScaled = flag(where, "scaled", or(set.scaled, true));
+  const rows = size(where, "rows", or(set.rows, 1));
+  const columns = size(where, "columns", or(set.columns, 1));
   const part = set.part === undefined ? undefined : count(where, "part", set.part);
   const parameter =
     set.parameter === undefined
@@ -76,5 +76,10 @@ function placeOf(
 function partialsOf(where: Where, given: unknown, numbering: Numbering): [number, number, number] {
   const set = fields(where, "partials", given, ["buffer", "elements", "byteOffset"]);
   const buffer = numbering.of(where, "partials.buffer", set.buffer);
-  return [buffer, size(where, "elements", set.elements), size(where, "byteOffset", set.byteOffset ?? 0)];
+  return [buffer, size(where, "elements", set.elements), size(where, "byteOffset", or(set.byteOffset, 0))];
+}
+
+/** Returns the default for what is absent. Null is not absent. */
+function or(given: unknown, otherwise: unknown): unknown {
+  return given === undefined ? otherwise : given;
 }

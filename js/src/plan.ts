@@ -325,7 +325,7 @@ export class ClipPlan {
     checkEncoder(encoder);
     const given = fields({}, "the source", source, ["buffer", "byteOffset"]);
     const buffer = gpuObject<GPUBuffer>({}, "the buffer of the source", given.buffer, "mapState", "a GPUBuffer");
-    const byteOffset = size({}, "byteOffset", given.byteOffset ?? 0);
+    const byteOffset = size({}, "byteOffset", given.byteOffset === undefined ? 0 : given.byteOffset);
     const targets = this.#planned.writes(target, write);
     const fits = byteOffset % 4 === 0 && byteOffset + 4 <= buffer.size;
     if (!fits || (buffer.usage & BufferUsage.COPY_SRC) === 0) {

@@ -40,6 +40,8 @@ test("lists that are none, and objects of other classes", async () => {
   await refused(prepare([one], { ...clip, zClip: new Number(3) }), "Option", "zClip is a Number, but it must be an object");
   await refused(prepare([one], { byValueRange: [-1, 0, 1] }), "Option", "the length of byValueRange is 3, but it must be 2");
   await refused(prepare([one], { byValueRange: [, 1] }), "Option", "low is undefined");
+  const partials = { ...gradient(), elements: 4096, byteOffset: null };
+  await refused(prepare([{ ...one, partials }]), "Option", "byteOffset is null, but it must be an integer");
   await refused(prepare([{ ...one, length: 1n }]), "Option", "length is 1n, but it must be an integer");
 });
 
@@ -78,7 +80,7 @@ test("what is no encoder, no pass, no part and no source", async () => {
   await refused(copy(buffer), "Option", "the source is a GPUBuffer, but it must be an object");
   await refused(copy({}), "NoGpuObject", "the buffer of the source is undefined, but it must be a GPUBuffer");
   await refused(copy({ buffer, offset: 4 }), "Option", 'the source has the unknown field "offset"; allowed: buffer or byteOffset');
-  for (const byteOffset of ["0", 0n, -4, NaN, true]) await refused(copy({ buffer, byteOffset }), "Option", "byteOffset is");
+  for (const byteOffset of ["0", 0n, -4, NaN, true, null]) await refused(copy({ buffer, byteOffset }), "Option", "byteOffset is");
   await refused(copy({ buffer, byteOffset: 8 }), "CopySource", "4 bytes at offset 8 cannot be copied from a buffer of 8 bytes");
 });
 
