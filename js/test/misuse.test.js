@@ -40,6 +40,10 @@ test("lists that are none, and objects of other classes", async () => {
   await refused(prepare([one], { ...clip, zClip: new Number(3) }), "Option", "zClip is a Number, but it must be an object");
   await refused(prepare([one], { byValueRange: [-1, 0, 1] }), "Option", "the length of byValueRange is 3, but it must be 2");
   await refused(prepare([one], { byValueRange: [, 1] }), "Option", "low is undefined");
+  // Null is a value, not the default.
+  for (const field of ["dtype", "byteOffset", "length", "label", "group", "measured", "scaled", "rows", "columns", "part", "parameter", "partials"]) {
+    await refused(prepare([{ ...one, [field]: null }]), "Option", `${field} is null, but it must be`);
+  }
   const partials = { ...gradient(), elements: 4096, byteOffset: null };
   await refused(prepare([{ ...one, partials }]), "Option", "byteOffset is null, but it must be an integer");
   await refused(prepare([{ ...one, length: 1n }]), "Option", "length is 1n, but it must be an integer");
