@@ -11,6 +11,7 @@ export class Context {
   /** The buffer for the free slots of a dispatch. Each slot has its own range, so that no two overlap. */
   readonly filler: GPUBuffer;
   #loss: GPUDeviceLostInfo | undefined;
+  /** By the text of the whole kernel. */
   readonly #pipelines = new Map<string, Promise<GPUComputePipeline>>();
 
   private constructor(device: GPUDevice, filler: GPUBuffer) {
@@ -60,12 +61,13 @@ export class Context {
   }
 
   #pipeline(kernel: KernelData): Promise<GPUComputePipeline> {
-    let pipeline = this.#pipelines.get(kernel.key);
+    const key = JSON.stringify(kernel);
+    let pipeline = this.#pipelines.get(key);
     if (pipeline === undefined) {
       pipeline = this.#compile(kernel);
-      this.#pipelines.set(kernel.key, pipeline);
+      this.#pipelines.set(key, pipeline);
       // A failure is not kept: the next plan tries again.
-      pipeline.catch(() => this.#pipelines.delete(kernel.key));
+      pipeline.catch(() => this.#pipelines.delete(key));
     }
     return pipeline;
   }

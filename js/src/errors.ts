@@ -1,4 +1,4 @@
-import type { Failure } from "./planner/gradclip_planner.js";
+import type { Answer } from "./message.js";
 
 /** Identifies a gradient in an error: its index in the list that was given and, if it has one, its label. */
 export interface GradientId {
@@ -47,12 +47,20 @@ export function deviceLost(reason: string): GradclipError {
 }
 
 /**
- * Converts an error of the planner. It is the Rust crate compiled to wasm, so its messages name options as Rust does:
- * `Clip::by_norm` and `max_norm` are `byNorm` and `maxNorm` here. Labels of the caller, which are quoted, stay as they are.
+ * Reads an error, in the order of the planner's `error.rs`. The planner is the Rust crate compiled to wasm, so its messages name
+ * options as Rust does: `Clip::by_norm` and `max_norm` are `byNorm` and `maxNorm` here. Labels of the caller, which are quoted,
+ * stay as they are.
  */
-export function fromPlanner({ kind, message, index, label, given, allowed }: Failure): GradclipError {
-  const gradient = index === undefined ? undefined : { index, ...(label !== undefined && { label }) };
-  return new GradclipError({ kind, message: inJavaScript(message), given, allowed, ...(gradient && { gradient }) });
+export function readError(answer: Answer): GradclipError {
+  const [message, kind] = [inJavaScript(answer.text()), answer.text()];
+  const [gradient] = answer.list((): GradientId => {
+    const index = answer.number();
+    const [label] = answer.list(() => answer.text());
+    return { index, ...(label !== undefined && { label }) };
+  });
+  const value = () => [() => undefined, () => answer.number(), () => answer.text()][answer.number()]!();
+  const [given, allowed] = [value(), value()];
+  return new GradclipError({ kind, message, given, allowed, ...(gradient && { gradient }) });
 }
 
 /** Matches quoted text, names in Rust (`Clip::by_norm`, `max_norm`, `Clip::`), and the crate wgpu. */

@@ -1,6 +1,6 @@
-import { Gradient as Builder } from "./planner/gradclip_planner.js";
 import { choice, count, fields, flag, refuse, size, text, type Where } from "./checks.js";
 import type { GradientId } from "./errors.js";
+import type { Request } from "./message.js";
 import type { DType } from "./options.js";
 
 const DTYPES: readonly DType[] = ["f32", "f16", "bf16"];
@@ -21,57 +21,65 @@ export class Numbering {
     return index;
   }
 
-  /** What the planner needs to know of each: its size, its usage and whether it is mapped. */
-  numbers(): Float64Array {
-    const of = ({ size, usage, mapState }: GPUBuffer) => [size, usage, mapState === "unmapped" ? 0 : 1];
-    return new Float64Array(this.buffers.flatMap(of));
+  /** Writes what the planner needs to know of each: its size, its usage and whether it is mapped. */
+  write(request: Request): void {
+    request.list(this.buffers, ({ size, usage, mapState }) => request.number(size, usage).flag(mapState !== "unmapped"));
   }
 }
 
-/** How each optional field is handed to the builder. */
-const options: Record<string, (gradient: Builder, where: Where, given: unknown, numbering: Numbering) => void> = {
-  label: (gradient, where, given) => gradient.label(text(where, "label", given)),
-  group: (gradient, where, given) => gradient.group(count(where, "group", given)),
-  measured: (gradient, where, given) => gradient.measured(flag(where, "measured", given)),
-  scaled: (gradient, where, given) => gradient.scaled(flag(where, "scaled", given)),
-  rows: (gradient, where, given) => gradient.rows(size(where, "rows", given)),
-  columns: (gradient, where, given) => gradient.columns(size(where, "columns", given)),
-  part: (gradient, where, given) => gradient.part(count(where, "part", given)),
-  parameter(gradient, where, given, numbering) {
-    const set = fields(where, "parameter", given, PLACE);
-    gradient.parameter(...placeOf(where, "parameter.buffer", set, numbering));
-  },
-  partials(gradient, where, given, numbering) {
-    const { buffer, elements, byteOffset = 0 } = fields(where, "partials", given, ["buffer", "elements", "byteOffset"]);
-    const index = numbering.of(where, "partials.buffer", buffer);
-    gradient.partials(index, size(where, "elements", elements), size(where, "byteOffset", byteOffset));
-  },
-};
+const FIELDS = ["label", "group", "measured", "scaled", "rows", "columns", "part", "parameter", "partials"] as const;
 
-/** Makes the planner's gradient of the caller's, which is the one with this index. */
-export function buildGradient(given: unknown, index: number, numbering: Numbering): Builder {
-  const { label } = (given ?? {}) as { label?: unknown };
-  const gradient: GradientId = { index, ...(typeof label === "string" && { label }) };
+/** Checks a gradient of the caller, which is the one with this index. Returns what writes it in the planner's order. */
+export function buildGradient(given: unknown, index: number, numbering: Numbering): (request: Request) => void {
+  const { label: name } = (given ?? {}) as { label?: unknown };
+  const gradient: GradientId = { index, ...(typeof name === "string" && { label: name }) };
   const where = { gradient };
-  const set = fields(where, "it", given, [...PLACE, ...Object.keys(options)]);
-  const builder = new Builder(...placeOf(where, "buffer", set, numbering));
-  for (const [name, apply] of Object.entries(options)) {
-    if (name in set) apply(builder, where, set[name], numbering);
-  }
-  return builder;
+  const set = fields(where, "it", given, [...PLACE, ...FIELDS]);
+  const place = placeOf(where, "buffer", set, numbering);
+  const label = set.label === undefined ? undefined : text(where, "label", set.label);
+  const group = count(where, "group", or(set.group, 0));
+  const isMeasured = flag(where, "measured", or(set.measured, true));
+  const isScaled = flag(where, "scaled", or(set.scaled, true));
+  const rows = size(where, "rows", or(set.rows, 1));
+  const columns = size(where, "columns", or(set.columns, 1));
+  const part = set.part === undefined ? undefined : count(where, "part", set.part);
+  const parameter =
+    set.parameter === undefined
+      ? undefined
+      : placeOf(where, "parameter.buffer", fields(where, "parameter", set.parameter, PLACE), numbering);
+  const partials = set.partials === undefined ? undefined : partialsOf(where, set.partials, numbering);
+  return (request) => {
+    place(request);
+    request.flag(label !== undefined);
+    if (label !== undefined) request.text(label);
+    request.number(group).flag(isMeasured).flag(isScaled).number(rows, columns).optional(part);
+    request.flag(parameter !== undefined);
+    parameter?.(request);
+    request.flag(partials !== undefined).number(...(partials ?? []));
+  };
 }
 
+/** Checks a range of a buffer. */
 function placeOf(
   where: Where,
   what: string,
   { buffer, dtype = "f32", byteOffset = 0, length }: Partial<Record<(typeof PLACE)[number], unknown>>,
   numbering: Numbering,
-): [number, DType, number, number, number | undefined] {
-  return [
-    numbering.of(where, what, buffer),
-    choice(where, "dtype", dtype, DTYPES),
-    (buffer as GPUBuffer).size,
-    size(where, "byteOffset", byteOffset),
-    length === undefined ? undefined : size(where, "length", length),
-  ];
+): (request: Request) => void {
+  const index = numbering.of(where, what, buffer);
+  const format = DTYPES.indexOf(choice(where, "dtype", dtype, DTYPES));
+  const offset = size(where, "byteOffset", byteOffset);
+  const elements = length === undefined ? undefined : size(where, "length", length);
+  return (request) => request.number(index, format, offset).optional(elements);
+}
+
+function partialsOf(where: Where, given: unknown, numbering: Numbering): [number, number, number] {
+  const set = fields(where, "partials", given, ["buffer", "elements", "byteOffset"]);
+  const buffer = numbering.of(where, "partials.buffer", set.buffer);
+  return [buffer, size(where, "elements", set.elements), size(where, "byteOffset", or(set.byteOffset, 0))];
+}
+
+/** Returns the default for what is absent. Null is not absent. */
+function or(given: unknown, otherwise: unknown): unknown {
+  return given === undefined ? otherwise : given;
 }

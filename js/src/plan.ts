@@ -2,12 +2,12 @@ import type { Context } from "./context.js";
 import { GradclipError } from "./errors.js";
 import { BufferUsage } from "./flags.js";
 import type { DynamicLossScale, Gradient } from "./options.js";
-import type { Plan, Write } from "./planner/gradclip_planner.js";
-import { lossScaleState } from "./clip_builder.js";
+import { writeLossScale } from "./clip_builder.js";
 import { count, fields, gpuObject, iterable, list, number, size } from "./checks.js";
-import { PlannedClip } from "./planner.js";
+import type { Request } from "./message.js";
+import { PlannedClip, type Target, type Update } from "./planner.js";
 import { encodeSteps, type Realized, type Step } from "./realize.js";
-import { countsNumbers, historyNumbers, windowNumbers } from "./records.js";
+import { writeCounts, writeHistories, writeWindows } from "./records.js";
 import type { ClipRecord, NormHistory, NormWindow, ResultName, Results, StepCounts, TensorStats } from "./records.js";
 import { realizeOrName } from "./refusals.js";
 import { ReadableBuffer } from "./readable.js";
@@ -182,53 +182,54 @@ export class ClipPlan {
 
   /** Changes the limits of all groups, for every command buffer that is submitted afterwards. */
   setMaxNorms(maxNorms: readonly number[]): void {
-    const limits = list({}, "maxNorms", maxNorms).map((limit) => number({}, "the limit", limit));
-    this.#update((plan) => plan.setMaxNorms(new Float32Array(limits)));
+    this.#update("setMaxNorms", (request) =>
+      request.list(list({}, "maxNorms", maxNorms), (limit) => request.number(number({}, "the limit", limit))),
+    );
   }
 
   /** Changes the loss scale, for every command buffer that is submitted afterwards. */
   setLossScale(lossScale: number): void {
-    this.#update((plan) => plan.setLossScale(number({}, "lossScale", lossScale)));
+    this.#update("setLossScale", (request) => request.number(number({}, "lossScale", lossScale)));
   }
 
   /** Replaces the dynamic loss scale, to restore a checkpoint. */
   setDynamicLossScale(dynamicLossScale: DynamicLossScale): void {
-    this.#update((plan) => plan.setDynamicLossScale(lossScaleState({}, dynamicLossScale)));
+    this.#update("setDynamicLossScale", (request) => writeLossScale(request, {}, dynamicLossScale));
   }
 
   /** Replaces the step counts, one for each record, to restore a checkpoint. */
   setStepCounts(stepCounts: readonly StepCounts[]): void {
-    this.#update((plan) => plan.setStepCounts(countsNumbers(stepCounts)));
+    this.#update("setStepCounts", (request) => writeCounts(request, stepCounts));
   }
 
   /** Replaces the norm histories of a `zClip`, one for each record, to restore a checkpoint. */
   setHistories(histories: readonly NormHistory[]): void {
-    this.#update((plan) => plan.setHistories(historyNumbers(histories)));
+    this.#update("setHistories", (request) => writeHistories(request, histories));
   }
 
   /** Replaces the norm windows of an `autoClip`, one for each record, to restore a checkpoint. */
   setNormWindows(normWindows: readonly NormWindow[]): void {
-    this.#update((plan) => plan.setNormWindows(windowNumbers(normWindows)));
+    this.#update("setNormWindows", (request) => writeWindows(request, normWindows));
   }
 
   /** Supplies the norm of a clip with `bySuppliedNorm`, for every command buffer that is submitted afterwards. */
   supplyNorm(suppliedNorm: number): void {
-    this.#update((plan) => plan.supplyNorm(number({}, "the norm", suppliedNorm)));
+    this.#update("supplyNorm", (request) => request.number(number({}, "the norm", suppliedNorm)));
   }
 
   /** Encodes a copy of the norm for `bySuppliedNorm`, an f32, from a buffer of yours, such as another plan's record. */
   copyNorm(encoder: GPUCommandEncoder, source: Source): void {
-    this.#copy(encoder, source, (plan) => plan.suppliedNorm());
+    this.#copy(encoder, source, "suppliedNorm");
   }
 
   /** Encodes a copy of the limit of a group, an f32, from a buffer of yours. The value is not checked. */
   copyMaxNorm(encoder: GPUCommandEncoder, group: number, source: Source): void {
-    this.#copy(encoder, source, (plan) => plan.maxNorm(count({}, "group", group)));
+    this.#copy(encoder, source, "maxNorm", (request) => request.number(count({}, "group", group)));
   }
 
   /** Encodes a copy of the inverse of the loss scale, an f32, from a buffer of yours. The value is not checked. */
   copyInverseLossScale(encoder: GPUCommandEncoder, source: Source): void {
-    this.#copy(encoder, source, (plan) => plan.inverseLossScale());
+    this.#copy(encoder, source, "inverseLossScale");
   }
 
   /**
@@ -311,21 +312,21 @@ export class ClipPlan {
     }
   }
 
-  #update(update: (plan: Plan) => Write[]): void {
+  #update(operation: Update, write: (request: Request) => unknown): void {
     const { buffers } = this.#alive();
     this.#context.checkStillThere();
-    for (const write of this.#planned.writes(update)) {
-      this.#context.device.queue.writeBuffer(buffers[write.buffer]!, write.offset, write.bytes() as Uint8Array<ArrayBuffer>);
+    for (const { buffer, offset, bytes } of this.#planned.writes(operation, write)) {
+      this.#context.device.queue.writeBuffer(buffers[buffer]!, offset, bytes);
     }
   }
 
-  #copy(encoder: GPUCommandEncoder, source: Source, target: (plan: Plan) => Write[]): void {
+  #copy(encoder: GPUCommandEncoder, source: Source, target: Target, write: (request: Request) => unknown = () => {}): void {
     const { buffers } = this.#alive();
     checkEncoder(encoder);
     const given = fields({}, "the source", source, ["buffer", "byteOffset"]);
     const buffer = gpuObject<GPUBuffer>({}, "the buffer of the source", given.buffer, "mapState", "a GPUBuffer");
     const byteOffset = size({}, "byteOffset", given.byteOffset === undefined ? 0 : given.byteOffset);
-    const targets = this.#planned.writes(target);
+    const targets = this.#planned.writes(target, write);
     const fits = byteOffset % 4 === 0 && byteOffset + 4 <= buffer.size;
     if (!fits || (buffer.usage & BufferUsage.COPY_SRC) === 0) {
       throw new GradclipError({

@@ -1,3 +1,5 @@
+import type { Answer } from "./message.js";
+
 /** A plan as the planner describes it: data, from which `realize` makes WebGPU objects. */
 export interface PlanData {
   buffers: BufferData[];
@@ -51,59 +53,51 @@ export interface Binding {
 
 /** A compute pipeline. */
 export interface KernelData {
-  /** Equal for equal kernels. */
-  key: string;
   label: string;
   wgsl: string;
   constants: Record<string, number>;
   bindings: ("read" | "readWrite" | "uniform")[];
 }
 
-/** Reads the flat form of a plan, which the planner's `describe.rs` writes in the same order. */
-export function planData(numbers: Float64Array, texts: string[]): PlanData {
-  let [at, text] = [0, 0];
-  const next = () => numbers[at++]!;
-  const nextText = () => texts[text++]!;
-  const flag = () => next() !== 0;
-  const optional = () => {
-    const number = next();
-    return number < 0 ? undefined : number;
-  };
-  const list = <T>(read: () => T) => Array.from({ length: next() }, read);
+/** Reads a plan, in the order of the planner's `describe.rs`. */
+export function planData(answer: Answer): PlanData {
   // The fields of an object literal are evaluated in their order.
-  const buffers = list(() => ({
-    label: nextText(),
-    usage: next(),
-    size: next(),
-    contents: optional(),
-    isKept: flag(),
-    readable: optional(),
+  const buffers = answer.list(() => ({
+    label: answer.text(),
+    usage: answer.number(),
+    size: answer.number(),
+    contents: answer.optional(),
+    isKept: answer.flag(),
+    readable: answer.optional(),
   }));
   const binding = () => ({
-    whose: (["own", "given", "filler"] as const)[next()]!,
-    index: next(),
-    offset: next(),
-    size: next(),
+    whose: (["own", "given", "filler"] as const)[answer.number()]!,
+    index: answer.number(),
+    offset: answer.number(),
+    size: answer.number(),
   });
-  const dispatches = list(() => ({ kernel: next(), grid: [next(), next()] as [number, number], bindings: list(binding) }));
-  const parts = list(() => list(next));
-  const [hasRecord, record] = [flag(), list(next)];
+  const dispatches = answer.list(() => ({
+    kernel: answer.number(),
+    grid: [answer.number(), answer.number()] as [number, number],
+    bindings: answer.list(binding),
+  }));
+  const parts = answer.list(() => answer.indices());
+  const [hasRecord, record] = [answer.flag(), answer.indices()];
   return {
     buffers,
     dispatches,
     parts,
     record: hasRecord ? record : undefined,
-    norm: list(next),
-    scale: list(next),
-    all: list(next),
-    wantsTwoPasses: flag(),
-    records: next(),
-    kernels: list(() => ({
-      key: nextText(),
-      label: nextText(),
-      wgsl: nextText(),
-      constants: Object.fromEntries(list(() => [nextText(), next()])) as Record<string, number>,
-      bindings: list(() => (["read", "readWrite", "uniform"] as const)[next()]!),
+    norm: answer.indices(),
+    scale: answer.indices(),
+    all: answer.indices(),
+    wantsTwoPasses: answer.flag(),
+    records: answer.number(),
+    kernels: answer.list(() => ({
+      label: answer.text(),
+      wgsl: answer.text(),
+      constants: Object.fromEntries(answer.list(() => [answer.text(), answer.number()])) as Record<string, number>,
+      bindings: answer.list(() => (["read", "readWrite", "uniform"] as const)[answer.number()]!),
     })),
   };
 }

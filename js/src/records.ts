@@ -1,4 +1,5 @@
 import { count, fields, list, number } from "./checks.js";
+import type { Answer, Request } from "./message.js";
 import type { DynamicLossScale } from "./options.js";
 
 /** The outcome of a clip by a norm. All norms are those of the gradients without their loss scale. */
@@ -76,80 +77,81 @@ export interface Results {
 
 export type ResultName = keyof Results;
 
+/** The results, in the order of the planner's `results.rs`. */
+export const RESULTS: readonly ResultName[] = [
+  "record",
+  "records",
+  "tensorStats",
+  "stepCounts",
+  "lossScale",
+  "histories",
+  "normWindows",
+];
+
+const SCALE = ["scale", "growth", "backoff", "floor", "interval", "goodSteps"] as const;
+const STATS = ["norm", "maxMagnitude", "nonFinite", "zeros"] as const;
 const COUNTS = ["steps", "clipped", "nonFinite", "skipped", "consecutiveSkips", "largestNorm"] as const;
 const HISTORY = ["steps", "mean", "deviation"] as const;
 /** The other fields of both count something. */
 const REAL: readonly string[] = ["largestNorm", "mean", "deviation"];
 
-/** How the numbers of the planner's `results.rs` become results. */
-export const decoders: { [N in ResultName]: (numbers: Float64Array) => Results[N] } = {
-  record: (numbers) => recordOf(numbers),
-  records: (numbers) => chunks(numbers, 14, recordOf),
-  tensorStats: (numbers) =>
-    chunks(numbers, 4, ([norm, maxMagnitude, nonFinite, zeros]) => ({ norm, maxMagnitude, nonFinite, zeros }) as TensorStats),
-  stepCounts: (numbers) => chunks(numbers, COUNTS.length, (of) => named(COUNTS, of)),
-  lossScale: (numbers) => named(["scale", "growth", "backoff", "floor", "interval", "goodSteps"] as const, numbers),
-  histories: (numbers) => chunks(numbers, HISTORY.length, (of) => named(HISTORY, of)),
-  normWindows(numbers) {
-    const windows: NormWindow[] = [];
-    for (let at = 0; at < numbers.length; at += 1 + numbers[at]!) {
-      windows.push({ norms: [...numbers.subarray(at + 1, at + 1 + numbers[at]!)] });
-    }
-    return windows;
-  },
+/** How results are read, in the orders of `results.rs`. */
+export const decoders: { [N in ResultName]: (answer: Answer) => Results[N] } = {
+  record: (answer) => recordOf(answer),
+  records: (answer) => answer.list(() => recordOf(answer)),
+  tensorStats: (answer) => answer.list(() => named(STATS, answer)),
+  stepCounts: (answer) => answer.list(() => named(COUNTS, answer)),
+  lossScale: (answer) => named(SCALE, answer),
+  histories: (answer) => answer.list(() => named(HISTORY, answer)),
+  normWindows: (answer) => answer.list(() => ({ norms: answer.indices() })),
 };
 
-function recordOf(of: Float64Array): ClipRecord {
-  const firstNonFinite = of[9]!;
+function recordOf(answer: Answer): ClipRecord {
+  const record = {
+    totalNorm: answer.number(),
+    clipCoef: answer.number(),
+    factor: answer.number(),
+    maxMagnitude: answer.number(),
+    clipped: answer.flag(),
+    nonFinite: answer.flag(),
+    skip: answer.flag(),
+    zeroed: answer.flag(),
+    scaleAtFloor: answer.flag(),
+  };
+  const firstNonFinite = answer.optional();
   return {
-    totalNorm: of[0]!,
-    clipCoef: of[1]!,
-    factor: of[2]!,
-    maxMagnitude: of[3]!,
-    clipped: of[4] === 1,
-    nonFinite: of[5] === 1,
-    skip: of[6] === 1,
-    zeroed: of[7] === 1,
-    scaleAtFloor: of[8] === 1,
-    ...(firstNonFinite >= 0 && { firstNonFinite }),
-    normSignificand: of[10]!,
-    normExponent: of[11]!,
-    factorSignificand: of[12]!,
-    factorExponent: of[13]!,
+    ...record,
+    ...(firstNonFinite !== undefined && { firstNonFinite }),
+    normSignificand: answer.number(),
+    normExponent: answer.number(),
+    factorSignificand: answer.number(),
+    factorExponent: answer.number(),
   };
 }
 
-function chunks<T>(numbers: Float64Array, length: number, read: (of: Float64Array) => T): T[] {
-  const at = (index: number) => numbers.subarray(index * length, (index + 1) * length);
-  return Array.from({ length: numbers.length / length }, (_, index) => read(at(index)));
+function named<K extends string>(names: readonly K[], answer: Answer): Record<K, number> {
+  return Object.fromEntries(names.map((name) => [name, answer.number()])) as Record<K, number>;
 }
 
-function named<K extends string>(names: readonly K[], numbers: Float64Array): Record<K, number> {
-  return Object.fromEntries(names.map((name, index) => [name, numbers[index]!])) as Record<K, number>;
+/** Checks saved state, and writes it as the planner's `update.rs` reads it. */
+export function writeCounts(request: Request, given: unknown): void {
+  writeState(request, "stepCounts", given, COUNTS);
 }
 
-/** The numbers of saved state, as the planner's `write.rs` reads them. */
-export function countsNumbers(given: unknown): Float64Array {
-  return numbersOf("stepCounts", given, COUNTS);
+export function writeHistories(request: Request, given: unknown): void {
+  writeState(request, "histories", given, HISTORY);
 }
 
-export function historyNumbers(given: unknown): Float64Array {
-  return numbersOf("histories", given, HISTORY);
-}
-
-export function windowNumbers(given: unknown): Float64Array {
-  const windows = list({}, "normWindows", given).map((window) => {
+export function writeWindows(request: Request, given: unknown): void {
+  request.list(list({}, "normWindows", given), (window) => {
     const { norms } = fields({}, "a window", window, ["norms"]);
-    return list({}, "norms", norms).map((norm) => number({}, "a norm", norm));
+    request.list(list({}, "norms", norms), (norm) => request.number(number({}, "a norm", norm)));
   });
-  return new Float64Array(windows.flatMap((norms) => [norms.length, ...norms]));
 }
 
-function numbersOf<K extends string>(what: string, given: unknown, names: readonly K[]): Float64Array {
-  return new Float64Array(
-    list({}, what, given).flatMap((value) => {
-      const set = fields({}, `an element of ${what}`, value, names);
-      return names.map((name) => (REAL.includes(name) ? number : count)({}, name, set[name]));
-    }),
-  );
+function writeState(request: Request, what: string, given: unknown, names: readonly string[]): void {
+  request.list(list({}, what, given), (value) => {
+    const set = fields({}, `an element of ${what}`, value, names);
+    for (const name of names) request.number((REAL.includes(name) ? number : count)({}, name, set[name]));
+  });
 }

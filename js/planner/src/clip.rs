@@ -1,153 +1,103 @@
-//! `Clip`: the builder of [`gradclip::Clip`], for JavaScript. Each method is that of the crate.
+//! Clips of the host. `js/src/clip_builder.ts` has the methods and the options in the same order.
 
 use gradclip::loss_scale::{LossScale, LossScaleState};
-use gradclip::{AutoClip, Epsilon, NonFinite, NormType, ZClip};
-use wasm_bindgen::prelude::wasm_bindgen;
+use gradclip::{AutoClip, Clip, Epsilon, Error, NonFinite, NormType, ZClip};
 
-use crate::error::Failure;
+use crate::message::{Answer, Request};
 
-/// The options of a clip.
-#[wasm_bindgen]
-#[derive(Debug)]
-pub struct Clip(gradclip::Clip);
-
-impl Clip {
-    pub(crate) fn inner(&self) -> gradclip::Clip {
-        self.0
-    }
+/// Reads a clip: its method, and the list of its options.
+pub(crate) fn clip(request: &mut Request<'_>) -> Result<Clip, Error> {
+    let method = request.u32();
+    let number = request.f32();
+    let mut clip = match method {
+        0 => Clip::by_global_norm(number),
+        1 => Clip::by_norm(number),
+        2 => Clip::by_rms(number),
+        3 => Clip::by_parameter_norm(number, request.f32()),
+        4 => Clip::by_supplied_norm(number),
+        5 => Clip::by_value(number),
+        _ => Clip::by_value_range(number, request.f32()),
+    };
+    let options = request.list(|request| {
+        clip = option(clip, request)?;
+        Ok(())
+    });
+    options.into_iter().collect::<Result<(), Error>>()?;
+    Ok(clip)
 }
 
-#[wasm_bindgen]
-impl Clip {
-    #[wasm_bindgen(js_name = byGlobalNorm)]
-    pub fn by_global_norm(max_norm: f32) -> Clip {
-        Self(gradclip::Clip::by_global_norm(max_norm))
-    }
-
-    #[wasm_bindgen(js_name = byNorm)]
-    pub fn by_norm(max_norm: f32) -> Clip {
-        Self(gradclip::Clip::by_norm(max_norm))
-    }
-
-    #[wasm_bindgen(js_name = byRms)]
-    pub fn by_rms(threshold: f32) -> Clip {
-        Self(gradclip::Clip::by_rms(threshold))
-    }
-
-    #[wasm_bindgen(js_name = byParameterNorm)]
-    pub fn by_parameter_norm(clipping: f32, floor: f32) -> Clip {
-        Self(gradclip::Clip::by_parameter_norm(clipping, floor))
-    }
-
-    #[wasm_bindgen(js_name = bySuppliedNorm)]
-    pub fn by_supplied_norm(max_norm: f32) -> Clip {
-        Self(gradclip::Clip::by_supplied_norm(max_norm))
-    }
-
-    #[wasm_bindgen(js_name = byValue)]
-    pub fn by_value(clip_value: f32) -> Clip {
-        Self(gradclip::Clip::by_value(clip_value))
-    }
-
-    #[wasm_bindgen(js_name = byValueRange)]
-    pub fn by_value_range(low: f32, high: f32) -> Clip {
-        Self(gradclip::Clip::by_value_range(low, high))
-    }
-
-    #[wasm_bindgen(js_name = normType)]
-    pub fn norm_type(&mut self, p: f32) {
-        self.0 = self.0.norm_type(match p {
+/// Reads one option. An error comes after all of it is read, so that the next one can be.
+fn option(clip: Clip, request: &mut Request<'_>) -> Result<Clip, Error> {
+    Ok(match request.u32() {
+        0 => clip.norm_type(match request.f32() {
             1.0 => NormType::L1,
             2.0 => NormType::L2,
             f32::INFINITY => NormType::Inf,
-            _ => NormType::P(p),
-        });
-    }
-
-    /// Undefined for the epsilon of PyTorch.
-    pub fn epsilon(&mut self, epsilon: Option<f32>) {
-        self.0 = self.0.epsilon(epsilon.map_or(Epsilon::PyTorch, Epsilon::Value));
-    }
-
-    #[wasm_bindgen(js_name = nonFinite)]
-    pub fn non_finite(&mut self, policy: &str) -> Result<(), Failure> {
-        self.0 = self.0.non_finite(policy.parse::<NonFinite>()?);
-        Ok(())
-    }
-
-    #[wasm_bindgen(js_name = lossScale)]
-    pub fn loss_scale(&mut self, scale: f32) {
-        self.0 = self.0.loss_scale(scale);
-    }
-
-    #[wasm_bindgen(js_name = dynamicLossScale)]
-    pub fn dynamic_loss_scale(&mut self, state: &[f64]) -> Result<(), Failure> {
-        self.0 = self.0.dynamic_loss_scale(loss_scale(state)?);
-        Ok(())
-    }
-
-    #[wasm_bindgen(js_name = coefficientOnly)]
-    pub fn coefficient_only(&mut self) {
-        self.0 = self.0.coefficient_only();
-    }
-
-    #[wasm_bindgen(js_name = tensorStats)]
-    pub fn tensor_stats(&mut self) {
-        self.0 = self.0.tensor_stats();
-    }
-
-    #[wasm_bindgen(js_name = countSteps)]
-    pub fn count_steps(&mut self) {
-        self.0 = self.0.count_steps();
-    }
-
-    #[wasm_bindgen(js_name = zClip)]
-    pub fn z_clip(&mut self, alpha: Option<f32>, z_threshold: Option<f32>, warm_up: Option<u32>) {
-        let default = ZClip::default();
-        self.0 = self.0.z_clip(ZClip {
-            alpha: alpha.unwrap_or(default.alpha),
-            z_threshold: z_threshold.unwrap_or(default.z_threshold),
-            warm_up: warm_up.unwrap_or(default.warm_up),
-        });
-    }
-
-    #[wasm_bindgen(js_name = autoClip)]
-    pub fn auto_clip(&mut self, percentile: Option<f32>, window: Option<u32>) {
-        let default = AutoClip::default();
-        self.0 = self.0.auto_clip(AutoClip {
-            percentile: percentile.unwrap_or(default.percentile),
-            window: window.unwrap_or(default.window),
-        });
-    }
-
-    #[wasm_bindgen(js_name = skipAbove)]
-    pub fn skip_above(&mut self, norm: f32) {
-        self.0 = self.0.skip_above(norm);
-    }
-
-    #[wasm_bindgen(js_name = maxConsecutiveSkips)]
-    pub fn max_consecutive_skips(&mut self, count: u32) {
-        self.0 = self.0.max_consecutive_skips(count);
-    }
+            p => NormType::P(p),
+        }),
+        1 => clip.epsilon(request.optional(Request::f32).map_or(Epsilon::PyTorch, Epsilon::Value)),
+        2 => clip.loss_scale(request.f32()),
+        3 => clip.dynamic_loss_scale(loss_scale(request)?),
+        4 => clip.non_finite(request.text().parse::<NonFinite>()?),
+        5 => {
+            if request.flag() {
+                clip.coefficient_only()
+            } else {
+                clip
+            }
+        }
+        6 => {
+            if request.flag() {
+                clip.tensor_stats()
+            } else {
+                clip
+            }
+        }
+        7 => {
+            if request.flag() {
+                clip.count_steps()
+            } else {
+                clip
+            }
+        }
+        8 => {
+            let default = ZClip::default();
+            clip.z_clip(ZClip {
+                alpha: request.optional(Request::f32).unwrap_or(default.alpha),
+                z_threshold: request.optional(Request::f32).unwrap_or(default.z_threshold),
+                warm_up: request.optional(Request::u32).unwrap_or(default.warm_up),
+            })
+        }
+        9 => {
+            let default = AutoClip::default();
+            clip.auto_clip(AutoClip {
+                percentile: request.optional(Request::f32).unwrap_or(default.percentile),
+                window: request.optional(Request::u32).unwrap_or(default.window),
+            })
+        }
+        10 => clip.skip_above(request.f32()),
+        _ => clip.max_consecutive_skips(request.u32()),
+    })
 }
 
-/// Returns the state of a new dynamic loss scale: scale, growth, backoff, floor, interval and good steps.
-#[wasm_bindgen(js_name = defaultLossScale)]
-pub fn default_loss_scale() -> Vec<f64> {
-    loss_scale_numbers(&LossScale::default())
+/// Reads a dynamic loss scale: scale, growth, backoff, floor, interval and good steps.
+pub(crate) fn loss_scale(request: &mut Request<'_>) -> Result<LossScale, Error> {
+    LossScale::from_state(LossScaleState {
+        scale: request.f32(),
+        growth: request.f32(),
+        backoff: request.f32(),
+        floor: request.f32(),
+        interval: request.u32(),
+        good_steps: request.u32(),
+    })
 }
 
-pub(crate) fn loss_scale_numbers(scale: &LossScale) -> Vec<f64> {
+/// Writes those six numbers.
+pub(crate) fn write_loss_scale(scale: LossScale, answer: &mut Answer) {
     let LossScaleState { scale, growth, backoff, floor, interval, good_steps } = scale.state();
-    vec![scale.into(), growth.into(), backoff.into(), floor.into(), interval.into(), good_steps.into()]
-}
-
-/// Makes a loss scale of those six numbers.
-pub(crate) fn loss_scale(state: &[f64]) -> Result<LossScale, Failure> {
-    let &[scale, growth, backoff, floor, interval, good_steps] = state else {
-        unreachable!("the host hands over six numbers")
-    };
-    let [scale, growth, backoff, floor] = [scale, growth, backoff, floor].map(|number| number as f32);
-    let [interval, good_steps] = [interval, good_steps].map(|number| number as u32);
-    Ok(LossScale::from_state(LossScaleState { scale, growth, backoff, floor, interval, good_steps })?)
+    for number in [scale, growth, backoff, floor] {
+        answer.number(number);
+    }
+    answer.number(interval);
+    answer.number(good_steps);
 }

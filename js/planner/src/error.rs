@@ -1,15 +1,22 @@
-//! Errors for JavaScript: the message of the crate, and what is in it.
+//! Errors for JavaScript: the message of the crate, and what is in it. `js/src/errors.ts` has the same order.
 
 use gradclip::{Error, GradientId};
-use wasm_bindgen::JsValue;
-use wasm_bindgen::prelude::wasm_bindgen;
 
-/// An error, from which the host makes a `GradclipError`.
-#[wasm_bindgen]
-#[derive(Debug)]
-pub struct Failure {
-    parts: Parts,
-    message: String,
+use crate::message::Answer;
+
+/// Writes an error: its message, its name, its gradient, what was given and what is allowed.
+pub(crate) fn describe(error: Error) -> Answer {
+    let mut answer = Answer::default();
+    answer.text(&error.to_string());
+    let Parts { kind, gradient, given, allowed } = Parts::of(error);
+    answer.text(kind);
+    answer.list(gradient.as_slice(), |answer, GradientId { index, label }| {
+        answer.index(*index);
+        answer.list(label.as_slice(), |answer, label| answer.text(label));
+    });
+    given.write(&mut answer);
+    allowed.write(&mut answer);
+    answer
 }
 
 /// The name of an error, its gradient, what was given and what is allowed.
@@ -29,52 +36,19 @@ enum Value {
     Text(String),
 }
 
-#[wasm_bindgen]
-impl Failure {
-    #[wasm_bindgen(getter)]
-    pub fn kind(&self) -> String {
-        self.parts.kind.to_owned()
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn message(&self) -> String {
-        self.message.clone()
-    }
-
-    /// The index of the gradient.
-    #[wasm_bindgen(getter)]
-    pub fn index(&self) -> Option<usize> {
-        self.parts.gradient.as_ref().map(|gradient| gradient.index)
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn label(&self) -> Option<String> {
-        self.parts.gradient.as_ref()?.label.as_deref().map(str::to_owned)
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn given(&self) -> JsValue {
-        self.parts.given.to_js()
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn allowed(&self) -> JsValue {
-        self.parts.allowed.to_js()
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self { message: error.to_string(), parts: Parts::of(error) }
-    }
-}
-
 impl Value {
-    fn to_js(&self) -> JsValue {
+    /// Writes the kind of the value, and the value.
+    fn write(&self, answer: &mut Answer) {
         match self {
-            Self::None => JsValue::UNDEFINED,
-            Self::Number(number) => JsValue::from_f64(*number),
-            Self::Text(text) => JsValue::from_str(text),
+            Self::None => answer.number(0),
+            Self::Number(number) => {
+                answer.number(1);
+                answer.number(*number);
+            }
+            Self::Text(text) => {
+                answer.number(2);
+                answer.text(text);
+            }
         }
     }
 }

@@ -1,107 +1,193 @@
 //! The planner of the npm package: [`gradclip::plan`] for JavaScript.
 //!
-//! A page downloads it, so it is small: options come through builders instead of a parser, and a plan leaves as an array of
-//! numbers and one of texts. The TypeScript beside it, `js/src/planner.ts`, knows both forms.
+//! A page downloads it, so it is small: there are no bindings but the four functions at the end of this file. The host sends the
+//! number of an operation and a message, and gets a message back. `js/src/planner.ts` is the other side.
 
 mod clip;
 mod describe;
 mod error;
 mod gradient;
+mod message;
 mod results;
-mod write;
+mod update;
 
-use std::mem::take;
+use std::ptr;
 
-use gradclip::plan::{self, Limits};
-use wasm_bindgen::prelude::wasm_bindgen;
+use gradclip::plan::{self, Limits, Plan};
+use gradclip::{Error, bytemuck};
 
-pub use clip::Clip;
-pub use error::Failure;
-pub use gradient::Gradient;
-pub use write::Write;
-
-use describe::Flat;
 use gradient::Buffer;
+use message::{Answer, Request};
 
-/// A planned clip.
-#[wasm_bindgen]
+/// A call of the host.
 #[derive(Debug)]
-pub struct Plan {
-    plan: plan::Plan,
-    /// The buffers of the caller that the plan uses.
-    given: Vec<usize>,
-    /// The description, until the host has taken it.
-    flat: Flat,
+struct Call<'a> {
+    plan: Option<&'a mut Plan>,
+    request: Request<'a>,
+    answer: Answer,
+    /// A plan that the operation made.
+    made: Option<Plan>,
 }
 
-impl Plan {
-    fn of((plan, buffers): (plan::Plan, Vec<&Buffer>)) -> Self {
-        let given = buffers.into_iter().map(Buffer::index).collect();
-        Self { given, flat: describe::describe(&plan), plan }
+impl Call<'_> {
+    fn plan(&mut self) -> &mut Plan {
+        self.plan.as_deref_mut().expect("the host names the plan")
     }
 }
 
-#[wasm_bindgen]
-impl Plan {
-    /// Plans a clip of gradients in these buffers; see [`Buffer::list`] for these, and `describe.rs` for `device`.
-    #[wasm_bindgen(constructor)]
-    pub fn new(
-        device: &[f64],
-        buffers: &[f64],
-        gradients: Vec<Gradient>,
-        clips: Vec<Clip>,
-    ) -> Result<Plan, Failure> {
-        let buffers = Buffer::list(buffers);
-        let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
-        let clips: Vec<_> = clips.iter().map(Clip::inner).collect();
-        let limits = Limits::new(&describe::device(device))?;
-        Ok(Self::of(plan::Plan::new(&gradients, &clips, limits)?))
-    }
+type Operation = fn(&mut Call<'_>) -> Result<(), Error>;
 
-    /// Plans the same clip for gradients that have moved.
-    pub fn rebound(&self, buffers: &[f64], gradients: Vec<Gradient>) -> Result<Plan, Failure> {
-        let buffers = Buffer::list(buffers);
-        let gradients: Vec<_> = gradients.iter().map(|gradient| gradient.on(&buffers)).collect();
-        Ok(Self::of(self.plan.rebound(&gradients)?))
-    }
+/// The operations, in the order of `js/src/planner.ts`.
+const OPERATIONS: [Operation; 17] = [
+    default_loss_scale,
+    plan,
+    rebound,
+    take_contents,
+    refusal,
+    results::buffer_of,
+    results::decode,
+    update::set_max_norms,
+    update::set_loss_scale,
+    update::set_dynamic_loss_scale,
+    update::set_step_counts,
+    update::set_histories,
+    update::set_norm_windows,
+    update::supply_norm,
+    update::max_norm,
+    update::supplied_norm,
+    update::inverse_loss_scale,
+];
 
-    /// Returns the buffers of the caller that the plan uses, as indices of the list: a clip that reads no parameters does not use
-    /// theirs. The bindings of the plan count these.
-    pub fn given(&self) -> Vec<usize> {
-        self.given.clone()
-    }
+/// Answers with the state of a new dynamic loss scale.
+fn default_loss_scale(call: &mut Call<'_>) -> Result<(), Error> {
+    clip::write_loss_scale(gradclip::loss_scale::LossScale::default(), &mut call.answer);
+    Ok(())
+}
 
-    /// Returns the numbers of the plan, in the order of `describe.rs`, and forgets them.
-    #[wasm_bindgen(js_name = takeNumbers)]
-    pub fn take_numbers(&mut self) -> Vec<f64> {
-        take(&mut self.flat.numbers)
-    }
+/// Plans a clip for a device, of buffers, gradients and clips.
+fn plan(call: &mut Call<'_>) -> Result<(), Error> {
+    let device = describe::device(&mut call.request);
+    let buffers = gradient::buffers(&mut call.request);
+    let gradients = call.request.list(|request| gradient::gradient(request, &buffers));
+    let clips: Vec<_> = call.request.list(clip::clip).into_iter().collect::<Result<_, _>>()?;
+    call.give(plan::Plan::new(&gradients, &clips, Limits::new(&device)?)?);
+    Ok(())
+}
 
-    /// Returns the texts of the plan, in the order of `describe.rs`, and forgets them.
-    #[wasm_bindgen(js_name = takeTexts)]
-    pub fn take_texts(&mut self) -> Vec<String> {
-        take(&mut self.flat.texts)
-    }
+/// Plans the same clip for gradients that have moved.
+fn rebound(call: &mut Call<'_>) -> Result<(), Error> {
+    let buffers = gradient::buffers(&mut call.request);
+    let gradients = call.request.list(|request| gradient::gradient(request, &buffers));
+    let rebound = call.plan().rebound(&gradients)?;
+    call.give(rebound);
+    Ok(())
+}
 
-    /// Returns the initial contents of all buffers, one after the other, and forgets them.
-    #[wasm_bindgen(js_name = takeContents)]
-    pub fn take_contents(&mut self) -> Vec<u32> {
-        let mut words = Vec::new();
-        for buffer in self.plan.buffers() {
-            words.extend_from_slice(&buffer.words);
-        }
-        self.plan.forget_contents();
-        words
+impl Call<'_> {
+    /// Answers with a plan: the indices of the buffers that it uses, which its bindings count, and its description. A clip that
+    /// reads no parameters does not use their buffers.
+    fn give(&mut self, (plan, buffers): (Plan, Vec<&Buffer>)) {
+        self.answer.list(buffers, |answer, buffer| answer.index(buffer.index()));
+        describe::describe(&plan, &mut self.answer);
+        self.made = Some(plan);
     }
+}
 
-    /// Returns the error about the first gradient one of whose buffers WebGPU refuses. `messages` has what it says about each
-    /// buffer that the plan uses; empty for a good one.
-    pub fn refusal(&self, messages: Vec<String>) -> Option<Failure> {
-        let mut uses = self.plan.uses();
-        let (gradient, used_as, buffer) =
-            uses.find(|(.., buffer)| messages.get(*buffer).is_some_and(|message| !message.is_empty()))?;
-        let message = messages[buffer].clone();
-        let error = gradclip::Error::BufferRejected { gradient: Some(gradient), message };
-        Some(used_as.error(error).into())
+/// Answers with the initial contents of all buffers, one after the other, and forgets them.
+fn take_contents(call: &mut Call<'_>) -> Result<(), Error> {
+    let plan = call.plan.as_deref_mut().expect("the host names the plan");
+    let words: Vec<u32> = plan.buffers().iter().flat_map(|buffer| &buffer.words).copied().collect();
+    plan.forget_contents();
+    call.answer.bytes(bytemuck::cast_slice(&words));
+    Ok(())
+}
+
+/// Fails with the error about the first gradient one of whose buffers WebGPU refuses. The request has what WebGPU says about each
+/// buffer that the plan uses; nothing about a good one.
+fn refusal(call: &mut Call<'_>) -> Result<(), Error> {
+    let messages = call.request.list(Request::text);
+    let refused = call.plan().uses().find(|(.., buffer)| !messages[*buffer].is_empty());
+    let Some((gradient, used_as, buffer)) = refused else { return Ok(()) };
+    let error = Error::BufferRejected { gradient: Some(gradient), message: messages[buffer].to_owned() };
+    Err(used_as.error(error))
+}
+
+/// What the host reads of a reply.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Reply {
+    numbers: *const f64,
+    numbers_len: usize,
+    bytes: *const u8,
+    bytes_len: usize,
+    /// A plan that was made, or null. It is the host's.
+    plan: *mut Plan,
+    is_error: bool,
+    /// Keeps the numbers and the bytes.
+    answer: Answer,
+}
+
+/// Returns memory for a request: the words of its numbers, and of its bytes after them.
+#[unsafe(no_mangle)]
+pub extern "C" fn reserve(words: usize) -> *mut f64 {
+    Box::into_raw(vec![0.0; words].into_boxed_slice()).cast()
+}
+
+/// Calls an operation and returns its reply, which the host gives back to [`release`].
+///
+/// # Safety
+///
+/// `plan` must be null, or a plan of a reply. `request` must come from [`reserve`] with as many `words`, and is consumed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn call(
+    operation: usize,
+    plan: *mut Plan,
+    request: *mut f64,
+    words: usize,
+    numbers: usize,
+) -> *mut Reply {
+    // SAFETY: `reserve` made a box of it, with this length.
+    let request = unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(request, words)) };
+    let (numbers, bytes) = request.split_at(numbers);
+    let request = Request::new(numbers, bytemuck::cast_slice(bytes));
+    // SAFETY: the host has the plan and no other reference to it.
+    let plan = unsafe { plan.as_mut() };
+    let mut call = Call { plan, request, answer: Answer::default(), made: None };
+    let result = OPERATIONS[operation](&mut call);
+    let Call { mut answer, made, .. } = call;
+    let is_error = result.is_err();
+    if let Err(error) = result {
+        answer = error::describe(error);
     }
+    Box::into_raw(Box::new(Reply {
+        numbers: answer.numbers.as_ptr(),
+        numbers_len: answer.numbers.len(),
+        bytes: answer.bytes.as_ptr(),
+        bytes_len: answer.bytes.len(),
+        plan: made.map_or(ptr::null_mut(), |plan| Box::into_raw(Box::new(plan))),
+        is_error,
+        answer,
+    }))
+}
+
+/// Frees a reply, but not its plan.
+///
+/// # Safety
+///
+/// `reply` must come from [`call`], and is consumed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn release(reply: *mut Reply) {
+    // SAFETY: `call` made a box of it.
+    drop(unsafe { Box::from_raw(reply) });
+}
+
+/// Frees a plan.
+///
+/// # Safety
+///
+/// `plan` must come from a reply, and is consumed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn forget(plan: *mut Plan) {
+    // SAFETY: `call` made a box of it.
+    drop(unsafe { Box::from_raw(plan) });
 }

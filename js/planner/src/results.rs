@@ -1,102 +1,100 @@
-//! The results of a plan as numbers, in the orders of `js/src/records.ts`.
+//! The results of a plan. `js/src/records.ts` has the same orders.
 
-use gradclip::plan::{Plan as Planned, Readout};
+use gradclip::plan::Readout;
 use gradclip::stats::{NormHistory, NormWindow, StepCounts, TensorStats};
 use gradclip::{ClipRecord, Error};
-use wasm_bindgen::prelude::wasm_bindgen;
 
-use crate::Plan;
-use crate::clip::loss_scale_numbers;
-use crate::error::Failure;
+use crate::Call;
+use crate::clip::write_loss_scale;
+use crate::message::Answer;
 
-#[wasm_bindgen]
-impl Plan {
-    /// Returns the buffer with a result.
-    #[wasm_bindgen(js_name = bufferOf)]
-    pub fn buffer_of(&self, what: &str) -> Result<usize, Failure> {
-        Ok(decoder(&self.plan, what)?.buffer)
+/// Answers with the buffer that has a result.
+pub(crate) fn buffer_of(call: &mut Call<'_>) -> Result<(), Error> {
+    read(call, false)
+}
+
+/// Answers with a result, from the bytes of its buffer.
+pub(crate) fn decode(call: &mut Call<'_>) -> Result<(), Error> {
+    read(call, true)
+}
+
+/// Reads the number of a result, and decodes its bytes or tells its buffer.
+fn read(call: &mut Call<'_>, decodes: bool) -> Result<(), Error> {
+    let what = call.request.u32();
+    let bytes = decodes.then(|| call.request.bytes());
+    let Call { plan, answer, .. } = call;
+    let plan = plan.as_deref().expect("the host names the plan");
+    match what {
+        0 => write(plan.record()?, bytes, answer, |record, answer| write_record(&record, answer)),
+        1 => write(plan.all_records()?, bytes, answer, |records, answer| all(&records, answer, write_record)),
+        2 => write(plan.tensor_stats()?, bytes, answer, |stats, answer| all(&stats, answer, write_stats)),
+        3 => write(plan.step_counts()?, bytes, answer, |counts, answer| all(&counts, answer, write_counts)),
+        4 => write(plan.dynamic_loss_scale()?, bytes, answer, write_loss_scale),
+        5 => write(plan.histories()?, bytes, answer, |histories, answer| {
+            all(&histories, answer, write_history)
+        }),
+        _ => {
+            write(plan.norm_windows()?, bytes, answer, |windows, answer| all(&windows, answer, write_window))
+        }
     }
+}
 
-    /// Decodes the bytes of a result.
-    pub fn decode(&self, what: &str, bytes: &[u8]) -> Result<Vec<f64>, Failure> {
-        Ok((decoder(&self.plan, what)?.decode)(bytes)?)
+fn write<R>(
+    readout: Readout<R>,
+    bytes: Option<&[u8]>,
+    answer: &mut Answer,
+    write: fn(R, &mut Answer),
+) -> Result<(), Error> {
+    match bytes {
+        Some(bytes) => write(readout.decode(bytes)?, answer),
+        None => answer.index(readout.buffer()),
     }
+    Ok(())
 }
 
-/// Where a result lies, and what decodes it.
-struct Decoder {
-    buffer: usize,
-    decode: Box<Decode>,
+fn all<T>(values: &[T], answer: &mut Answer, write: fn(&T, &mut Answer)) {
+    answer.list(values, |answer, value| write(value, answer));
 }
 
-type Decode = dyn Fn(&[u8]) -> Result<Vec<f64>, Error>;
-
-/// Returns the decoder of a result.
-fn decoder(plan: &Planned, what: &str) -> Result<Decoder, Error> {
-    Ok(match what {
-        "record" => of(plan.record()?, |record| record_numbers(&record).to_vec()),
-        "records" => of(plan.all_records()?, |records| all(&records, record_numbers)),
-        "tensorStats" => of(plan.tensor_stats()?, |stats| all(&stats, stats_numbers)),
-        "stepCounts" => of(plan.step_counts()?, |counts| all(&counts, counts_numbers)),
-        "lossScale" => of(plan.dynamic_loss_scale()?, |scale| loss_scale_numbers(&scale)),
-        "histories" => of(plan.histories()?, |histories| all(&histories, history_numbers)),
-        "normWindows" => of(plan.norm_windows()?, |windows| window_numbers(&windows)),
-        _ => unreachable!("the host knows the names"),
-    })
+fn write_record(record: &ClipRecord, answer: &mut Answer) {
+    answer.number(record.total_norm);
+    answer.number(record.clip_coef);
+    answer.number(record.factor);
+    answer.number(record.max_magnitude);
+    answer.number(record.clipped());
+    answer.number(record.non_finite());
+    answer.number(record.skip());
+    answer.number(record.zeroed());
+    answer.number(record.scale_at_floor());
+    answer.optional(record.first_non_finite());
+    answer.number(record.norm_significand);
+    answer.number(record.norm_exponent);
+    answer.number(record.factor_significand);
+    answer.number(record.factor_exponent);
 }
 
-fn of<R: 'static>(readout: Readout<R>, numbers: fn(R) -> Vec<f64>) -> Decoder {
-    Decoder { buffer: readout.buffer(), decode: Box::new(move |bytes| readout.decode(bytes).map(numbers)) }
+fn write_stats(stats: &TensorStats, answer: &mut Answer) {
+    answer.number(stats.norm);
+    answer.number(stats.max_magnitude);
+    answer.number(stats.non_finite);
+    answer.number(stats.zeros);
 }
 
-fn all<T, const N: usize>(values: &[T], numbers: fn(&T) -> [f64; N]) -> Vec<f64> {
-    values.iter().flat_map(numbers).collect()
+fn write_counts(counts: &StepCounts, answer: &mut Answer) {
+    answer.number(counts.steps);
+    answer.number(counts.clipped);
+    answer.number(counts.non_finite);
+    answer.number(counts.skipped);
+    answer.number(counts.consecutive_skips);
+    answer.number(counts.largest_norm);
 }
 
-fn record_numbers(record: &ClipRecord) -> [f64; 14] {
-    [
-        record.total_norm.into(),
-        record.clip_coef.into(),
-        record.factor.into(),
-        record.max_magnitude.into(),
-        record.clipped().into(),
-        record.non_finite().into(),
-        record.skip().into(),
-        record.zeroed().into(),
-        record.scale_at_floor().into(),
-        record.first_non_finite().map_or(-1.0, |gradient| gradient as f64),
-        record.norm_significand.into(),
-        record.norm_exponent.into(),
-        record.factor_significand.into(),
-        record.factor_exponent.into(),
-    ]
+fn write_history(history: &NormHistory, answer: &mut Answer) {
+    answer.number(history.steps);
+    answer.number(history.mean);
+    answer.number(history.deviation);
 }
 
-fn stats_numbers(stats: &TensorStats) -> [f64; 4] {
-    [stats.norm.into(), stats.max_magnitude.into(), stats.non_finite.into(), stats.zeros.into()]
-}
-
-fn counts_numbers(counts: &StepCounts) -> [f64; 6] {
-    [
-        counts.steps.into(),
-        counts.clipped.into(),
-        counts.non_finite.into(),
-        counts.skipped.into(),
-        counts.consecutive_skips.into(),
-        counts.largest_norm.into(),
-    ]
-}
-
-fn history_numbers(history: &NormHistory) -> [f64; 3] {
-    [history.steps.into(), history.mean.into(), history.deviation.into()]
-}
-
-/// Each window begins with its length.
-fn window_numbers(windows: &[NormWindow]) -> Vec<f64> {
-    let mut numbers = Vec::new();
-    for NormWindow { norms } in windows {
-        numbers.push(norms.len() as f64);
-        numbers.extend(norms.iter().map(|&norm| f64::from(norm)));
-    }
-    numbers
+fn write_window(window: &NormWindow, answer: &mut Answer) {
+    answer.list(&window.norms, |answer, &norm| answer.number(norm));
 }
