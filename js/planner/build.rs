@@ -1,6 +1,8 @@
 //! Options of the linker.
 
 fn main() {
-    // Numbers in the code take no more bytes than they need.
-    println!("cargo::rustc-link-arg-cdylib=--compress-relocations");
+    if std::env::var("CARGO_CFG_TARGET_FAMILY").is_ok_and(|family| family == "wasm") {
+        // Numbers in the code take no more bytes than they need.
+        println!("cargo::rustc-link-arg-cdylib=--compress-relocations");
+    }
 }

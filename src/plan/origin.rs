@@ -1,5 +1,7 @@
 //! `Origin`: the input of a plan, the buffers that it uses, and the same plan for gradients that have moved.
 
+use std::fmt::Debug;
+
 use super::gradient::{Set, Span};
 use super::labels::Labels;
 use super::{DeviceBuffer, Gradient, Limits, Plan};
@@ -148,16 +150,23 @@ impl Origin {
     }
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(
+fn same<T: PartialEq + Debug>(
     gradient: usize,
     labels: &Labels,
     what: &'static str,
     given: &T,
     needed: &T,
 ) -> Result<(), Error> {
-    if given == needed {
-        return Ok(());
-    }
+    if given == needed { Ok(()) } else { Err(mismatch(gradient, labels, what, given, needed)) }
+}
+
+fn mismatch(
+    gradient: usize,
+    labels: &Labels,
+    what: &'static str,
+    given: &dyn Debug,
+    needed: &dyn Debug,
+) -> Error {
     let gradient = GradientId::new(gradient, labels.get(gradient));
-    Err(Error::RebindMismatch { gradient, what, given: format!("{given:?}"), needed: format!("{needed:?}") })
+    Error::RebindMismatch { gradient, what, given: format!("{given:?}"), needed: format!("{needed:?}") }
 }

@@ -16,6 +16,7 @@ pub(crate) fn device(request: &mut Request<'_>) -> Device {
         max_storage_buffers_per_shader_stage: request.u32(),
         max_uniform_buffers_per_shader_stage: request.u32(),
         max_buffers_per_shader_stage: u32::MAX,
+        max_binding_array_elements_per_shader_stage: 0,
         max_bindings_per_bind_group: request.u32(),
         max_storage_buffer_binding_size: request.u64(),
         max_buffer_size: request.u64(),
