@@ -34,12 +34,12 @@ use std::include_str as text_of;
 
 macro_rules! snippets {
     ($($path:literal)+) => {
-        vec![$(Snippet::parse($path, text_of!(concat!("../../shaders/", $path, ".wgsl")))),+]
+        [$(($path, text_of!(concat!("../../shaders/", $path, ".wgsl")))),+]
     };
 }
 
 pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
-    snippets! {
+    const TEXTS: &[(&str, &str)] = &snippets! {
         "stages/partials" "stages/partials_power" "stages/finalize" "stages/finalize_power"
         "stages/supplied_norm" "stages/agc" "stages/z_clip" "stages/auto_clip" "stages/conclude"
         "stages/norms_and_factors"
@@ -57,7 +57,8 @@ pub(super) static SNIPPETS: LazyLock<Vec<Snippet>> = LazyLock::new(|| {
         "lib/segment" "lib/new_record" "lib/clip_coef" "lib/clip_record" "lib/tensor_stats"
         "lib/conclude" "lib/step_counts" "lib/loss_scale" "lib/accumulate" "lib/producer"
         "lib/tile_partial" "lib/finalize" "lib/scale" "banks/workgroup"
-    }
+    };
+    TEXTS.iter().map(|&(path, text)| Snippet::parse(path, text)).collect()
 });
 
 impl Snippet {
