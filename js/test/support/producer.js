@@ -217,7 +217,9 @@ fn gradclip_sum_of_lanes(count: vec4<u32>) -> u32 {
 }
 
 fn gradclip_total_of(sum: vec4<f32>) -> f32 {
-    return (sum.x + sum.y) + (sum.z + sum.w);
+    var first = sum.x + sum.y;
+    var second = sum.z + sum.w;
+    return first + second;
 }
 
 fn gradclip_total_of_four(sum0: vec4<f32>, sum1: vec4<f32>, sum2: vec4<f32>, sum3: vec4<f32>) -> f32 {
@@ -622,7 +624,9 @@ fn gradclip_sum_of_lanes(count: vec4<u32>) -> u32 {
 }
 
 fn gradclip_total_of(sum: vec4<f32>) -> f32 {
-    return (sum.x + sum.y) + (sum.z + sum.w);
+    var first = sum.x + sum.y;
+    var second = sum.z + sum.w;
+    return first + second;
 }
 
 fn gradclip_total_of_four(sum0: vec4<f32>, sum1: vec4<f32>, sum2: vec4<f32>, sum3: vec4<f32>) -> f32 {
