@@ -131,7 +131,12 @@ pub(crate) fn run(args: &Args, out: &mut dyn io::Write) -> Result<()> {
         .filter(|set| !bench.cases(set).is_empty())
         .collect();
     let steps = bench.step_sets();
-    ensure!(!sets.is_empty() || !steps.is_empty(), "--only and --max-bytes exclude every row");
+    let no_gpu = if bench.gpu.is_some() {
+        ""
+    } else {
+        "; the GPU path is not measured without a GPU (--device gpu also takes a software adapter)"
+    };
+    ensure!(!sets.is_empty() || !steps.is_empty(), "--only and --max-bytes exclude every row{no_gpu}");
     ensure!(plot.is_none() || sets.iter().any(|set| bench.has_plot_point(set)), "--plot: {}", plot::NOTHING);
 
     let machine = bench.machine();

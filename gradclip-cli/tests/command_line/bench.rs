@@ -329,6 +329,7 @@ fn selections_and_outputs_are_checked_before_measuring() {
             &["--only", "cpu/*/norm", "--only", "cpu/resnet50", "--max-bytes", "1K", "--plot", "x.svg"],
             "exclude every row",
         ),
+        (&["--device", "cpu", "--only", "gpu/", "--max-bytes", "4K"], "the GPU path is not measured"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let output =
