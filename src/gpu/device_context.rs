@@ -42,9 +42,9 @@ impl DeviceContext {
     ///
     /// [`Error::DeviceLimit`] if the device has no such arrays; [`Error::DeviceLost`].
     pub(super) fn with_binding_arrays(&self) -> Result<Self, Error> {
-        let (device, has) = (self.device(), |features| self.device().features().contains(features));
+        let device = self.device();
         let mut allowed = allowed_by(&device.limits(), &device.adapter_info());
-        if has(Clipper::BINDING_ARRAYS) {
+        if device.features().contains(Clipper::BINDING_ARRAYS) {
             allowed.max_binding_array_elements_per_shader_stage =
                 device.limits().max_binding_array_elements_per_shader_stage;
         }

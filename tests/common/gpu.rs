@@ -47,8 +47,8 @@ impl Gpu {
         Self::open_with(adapter, limits, wgpu::Features::empty())
     }
 
-    /// Opens a device with arrays of buffers if the adapter has them. The fewer bindings `limits` allow, the smaller are the sets that
-    /// are bound as an array.
+    /// Opens a device with arrays of buffers if the adapter has them. With `limits` that allow few bindings, small sets
+    /// are bound as an array, too.
     pub(crate) fn with_binding_arrays(adapter: &wgpu::Adapter, mut limits: wgpu::Limits) -> Option<Self> {
         limits.max_binding_array_elements_per_shader_stage =
             adapter.limits().max_binding_array_elements_per_shader_stage;
