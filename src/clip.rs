@@ -507,10 +507,11 @@ impl Clip {
     /// Those of [`checked`](Self::checked); [`Error::GroupsDiffer`] if two clips differ in more than their limits;
     /// [`Error::NoClip`] if `clips` is empty.
     pub fn checked_groups(clips: &[Self]) -> Result<Vec<Operation>, Error> {
-        let of_group =
-            |group| move |error| if clips.len() > 1 { Error::in_group(group, error) } else { error };
-        let checked = |(group, clip): (usize, &Self)| clip.checked().map_err(of_group(group));
-        let operations = clips.iter().enumerate().map(checked).collect::<Result<Vec<_>, _>>()?;
+        let mut operations = Vec::with_capacity(clips.len());
+        for (group, clip) in clips.iter().enumerate() {
+            let named = |error| if clips.len() > 1 { Error::in_group(group, error) } else { error };
+            operations.push(clip.checked().map_err(named)?);
+        }
         let Some(first) = operations.first() else { return Err(Error::NoClip) };
         for (second, operation) in operations.iter().enumerate() {
             if let Some((option, given)) = first.difference(operation) {

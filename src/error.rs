@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::shown::{Quoted, Shown as _};
+
 /// Identifies a gradient in an error: its index in the list that the call was given and, if it has one, its label
 /// ([`Gradient::label`](crate::Gradient::label), [`cpu::Gradient::label`](crate::cpu::Gradient::label)).
 ///
@@ -44,8 +46,7 @@ impl From<usize> for GradientId {
 impl fmt::Display for GradientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.label {
-            // `Debug` escapes control characters, which must not reach a terminal.
-            Some(label) => write!(f, "{} ({label:?})", self.index),
+            Some(label) => write!(f, "{} ({})", self.index, Quoted(label)),
             None => write!(f, "{}", self.index),
         }
     }
@@ -68,7 +69,7 @@ impl fmt::Display for GradientId {
 pub enum Error {
     // Options of a clip, of a loss scale, and saved state.
     /// Text that names no value of an option.
-    #[error("{given:?} is no {what}; allowed: {allowed}")]
+    #[error("{} is no {what}; allowed: {allowed}", Quoted(given))]
     Parse {
         /// The option.
         what: &'static str,
@@ -79,14 +80,14 @@ pub enum Error {
     },
 
     /// A limit that is negative or NaN: a `max_norm`, a `threshold` or a `clipping`.
-    #[error("the limit is {}, but it must be 0 or greater", number(*given))]
+    #[error("the limit is {}, but it must be 0 or greater", given.shown())]
     MaxNorm {
         /// The limit of the clip.
         given: f32,
     },
 
     /// A `clip_value` that is negative or NaN.
-    #[error("clip_value is {}, but it must be 0 or greater", number(*given))]
+    #[error("clip_value is {}, but it must be 0 or greater", given.shown())]
     ClipValue {
         /// The `clip_value` of the clip.
         given: f32,
@@ -95,8 +96,8 @@ pub enum Error {
     /// A range of a clip by value that is empty or has a NaN bound.
     #[error(
         "low is {} and high is {}, but neither may be NaN, and low must not exceed high",
-        number(*low),
-        number(*high)
+        low.shown(),
+        high.shown()
     )]
     ClipRange {
         /// The lower bound of the clip.
@@ -106,28 +107,28 @@ pub enum Error {
     },
 
     /// An epsilon that is negative, infinite or NaN.
-    #[error("epsilon is {}, but it must be finite and not negative", number(*given))]
+    #[error("epsilon is {}, but it must be finite and not negative", given.shown())]
     Epsilon {
         /// The epsilon of the clip.
         given: f32,
     },
 
     /// A loss scale that is not positive, or so small or large that it or its inverse is not finite.
-    #[error("the loss scale is {}, but both it and its inverse must be positive and finite", number(*given))]
+    #[error("the loss scale is {}, but both it and its inverse must be positive and finite", given.shown())]
     LossScale {
         /// The loss scale of the clip.
         given: f32,
     },
 
     /// A norm type that does not exist, or that this kind of clip does not have.
-    #[error("the norm type is {given:?}, but p must not be NaN, and Clip::by_rms takes only the L2 norm")]
+    #[error("the norm type is {}, but p must not be NaN, and Clip::by_rms takes only the L2 norm", given.shown())]
     NormType {
         /// The norm type of the clip.
         given: crate::NormType,
     },
 
     /// A floor for parameter norms that is negative, infinite or NaN.
-    #[error("the floor for parameter norms is {}, but it must be finite and not negative", number(*given))]
+    #[error("the floor for parameter norms is {}, but it must be finite and not negative", given.shown())]
     ParameterFloor {
         /// The floor of the clip.
         given: f32,
@@ -135,7 +136,8 @@ pub enum Error {
 
     /// A [`ZClip`](crate::ZClip) with a value out of range.
     #[error(
-        "{given:?} is invalid: alpha must be in [0, 1), z_threshold positive and finite, and warm_up at least 1"
+        "z_clip has {}, but alpha must be in [0, 1), z_threshold positive and finite, and warm_up at least 1",
+        given.shown()
     )]
     ZClip {
         /// The value that was given.
@@ -143,7 +145,7 @@ pub enum Error {
     },
 
     /// A [`skip_above`](crate::Clip::skip_above) that is negative or NaN.
-    #[error("skip_above is {}, but it must be 0 or greater", number(*given))]
+    #[error("skip_above is {}, but it must be 0 or greater", given.shown())]
     SkipAbove {
         /// The norm that was given.
         given: f32,
@@ -161,7 +163,8 @@ pub enum Error {
 
     /// An [`AutoClip`](crate::AutoClip) with a value out of range.
     #[error(
-        "{given:?} is invalid: percentile must be in [0, 100], and window from 1 to {}",
+        "auto_clip has {}, but percentile must be in [0, 100], and window from 1 to {}",
+        given.shown(),
         crate::AutoClip::MAX_WINDOW
     )]
     AutoClip {
@@ -224,7 +227,7 @@ pub enum Error {
     },
 
     /// An option of a [`LossScale`](crate::loss_scale::LossScale) that is out of range.
-    #[error("the {option} of the loss scale is {}, but it must be {allowed}", number(*given))]
+    #[error("the {option} of the loss scale is {}, but it must be {allowed}", given.shown())]
     LossScaleOption {
         /// The option.
         option: &'static str,
@@ -235,7 +238,11 @@ pub enum Error {
     },
 
     /// A saved history of norms with a value out of range.
-    #[error("history {record} is {given:?}, but its mean and deviation must be finite and not negative")]
+    #[error(
+        "history {record} has mean {} and deviation {}, but both must be finite and not negative",
+        given.mean.shown(),
+        given.deviation.shown()
+    )]
     NormHistory {
         /// The index of the record.
         record: usize,
@@ -261,7 +268,8 @@ pub enum Error {
 
     /// Saved step counts with a value out of range.
     #[error(
-        "the counts of record {record} are {given:?}, but their largest norm must be finite and not negative"
+        "the counts of record {record} have largest_norm {}, but it must be finite and not negative",
+        given.largest_norm.shown()
     )]
     StepCounts {
         /// The index of the record.
@@ -784,9 +792,10 @@ pub enum Error {
     /// Non-finite gradients, under the policy [`NonFinite::Error`](crate::NonFinite::Error). The gradients of that record
     /// are unchanged.
     #[error(
-        "the gradients{} were left unclipped: {} (the total norm is {total_norm})",
+        "the gradients{} were left unclipped: {} (the total norm is {})",
         of_record(*record),
-        what_is_not_finite(gradient.as_ref())
+        what_is_not_finite(gradient.as_ref()),
+        total_norm.shown()
     )]
     NonFinite {
         /// The first gradient that holds an infinity or a NaN. None if only a supplied norm, the norm of a parameter, or the
@@ -863,21 +872,12 @@ impl Error {
     }
 }
 
-/// Formats an f32 by its shortest unique digits, with an exponent where zeros would fill the line.
-fn number(x: f32) -> String {
-    if x == 0.0 || !x.is_finite() || (1e-4..1e7).contains(&x.abs()) {
-        format!("{x}")
-    } else {
-        format!("{x:e}")
-    }
-}
-
 fn size(bytes: u64) -> String {
     if bytes == 0 { String::new() } else { format!(" ({bytes} bytes)") }
 }
 
 fn among_them(invalid: Option<f32>) -> String {
-    invalid.map_or_else(String::new, |invalid| format!(", {} among them", number(invalid)))
+    invalid.map_or_else(String::new, |invalid| format!(", {} among them", invalid.shown()))
 }
 
 fn refused(gradient: Option<&GradientId>) -> String {
@@ -887,7 +887,7 @@ fn refused(gradient: Option<&GradientId>) -> String {
 }
 
 fn labelled(label: Option<&str>) -> String {
-    label.map_or("its gradient".to_owned(), |label| format!("gradient {label:?}"))
+    label.map_or("its gradient".to_owned(), |label| format!("gradient {}", Quoted(label)))
 }
 
 fn from_to(given: Option<&[String; 2]>) -> String {
@@ -962,7 +962,7 @@ mod tests {
         );
         says(
             &Clip::checked_groups(&[clip, clip.norm_type(NormType::P(3.0))]).unwrap_err(),
-            "the clips of groups 0 and 1 differ in norm_type (L2 and P(3.0)), but only their limits may differ",
+            "the clips of groups 0 and 1 differ in norm_type (l2 and 3), but only their limits may differ",
         );
         let mut gradient = [1.0];
         let error = |groups: &[Clip], group, gradient: &mut [f32]| {
@@ -1007,8 +1007,7 @@ mod tests {
         let auto_clip = AutoClip { percentile: 101.0, window: 2 };
         says(
             &Clip::by_norm(1.0).auto_clip(auto_clip).checked().unwrap_err(),
-            "AutoClip { percentile: 101.0, window: 2 } is invalid: percentile must be in [0, 100], and window from 1 to \
-             1024",
+            "auto_clip has percentile 101 and window 2, but percentile must be in [0, 100], and window from 1 to 1024",
         );
         let clip = Clip::by_norm(1.0).auto_clip(AutoClip { percentile: 50.0, ..auto_clip });
         let mut plan = cpu::ClipPlan::new(&[clip]).unwrap();

@@ -47,6 +47,7 @@ pub mod reference;
 mod rows;
 #[cfg(feature = "serde")]
 mod serde_f32;
+mod shown;
 #[cfg(feature = "wgpu")]
 pub mod slices;
 pub mod stats;

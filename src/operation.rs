@@ -6,12 +6,11 @@
 //! Later versions may add operations, scopes and options. Code that executes an operation must refuse those that it does not
 //! know, because an option that is dropped silently gives wrong results.
 
-use std::fmt::Debug;
-
 use crate::float_modes::in_default_modes;
 use crate::kernels::Reduction;
 use crate::loss_scale::LossScale;
 pub use crate::record::NormOutcome;
+use crate::shown::Shown;
 use crate::{AutoClip, Epsilon, Error, NonFinite, NormHistory, NormType, NormWindow, StepCounts, ZClip};
 
 /// A validated [`Clip`](crate::Clip).
@@ -92,17 +91,20 @@ impl Operation {
             (Self::Clamp { inverse_scale: one, .. }, Self::Clamp { inverse_scale: other, .. }) => {
                 differ("the inverse of loss_scale", one, other)
             }
-            _ => Some(("kind", [self, other].map(|operation| operation.kind().to_owned()))),
+            _ => Some((KIND, [self, other].map(Self::kind))),
         }
     }
 
-    const fn kind(&self) -> &'static str {
+    fn kind(&self) -> String {
         match self {
-            Self::Norm(_) => "by norm",
-            Self::Clamp { .. } => "by value",
+            Self::Norm(norm) => norm.scope.shown(),
+            Self::Clamp { .. } => "by_value".to_owned(),
         }
     }
 }
+
+/// The name of [`Scope`] in messages.
+const KIND: &str = "the kind of clip";
 
 /// Validates the clips of the groups for a call that keeps no state between steps and returns only records.
 ///
@@ -195,7 +197,7 @@ impl ByNorm {
             skip_above,
             dynamic_loss_scale,
         } = self;
-        differ("scope", scope, &other.scope)
+        differ(KIND, scope, &other.scope)
             .or_else(|| differ("norm_type", norm_type, &other.norm_type))
             .or_else(|| differ("epsilon", epsilon, &other.epsilon))
             .or_else(|| differ("non_finite", non_finite, &other.non_finite))
@@ -245,12 +247,12 @@ impl ByNorm {
 }
 
 /// Returns the option and both values if they differ.
-fn differ<T: PartialEq + Debug>(
+fn differ<T: PartialEq + Shown>(
     option: &'static str,
     one: &T,
     other: &T,
 ) -> Option<(&'static str, [String; 2])> {
-    (one != other).then(|| (option, [one, other].map(|value| format!("{value:?}"))))
+    (one != other).then(|| (option, [one, other].map(T::shown)))
 }
 
 /// What each norm, limit and record covers.
@@ -277,6 +279,17 @@ impl Scope {
     #[must_use]
     pub const fn is_together(self) -> bool {
         matches!(self, Self::Global | Self::Supplied)
+    }
+
+    /// Returns the name of the constructor of [`Clip`](crate::Clip).
+    pub(crate) const fn constructor(self) -> &'static str {
+        match self {
+            Self::Global => "by_global_norm",
+            Self::Tensor => "by_norm",
+            Self::TensorRms => "by_rms",
+            Self::Parameter { .. } => "by_parameter_norm",
+            Self::Supplied => "by_supplied_norm",
+        }
     }
 
     /// Returns the limit rule of a gradient or row.

@@ -51,6 +51,16 @@ impl NormType {
         }
     }
 
+    /// Returns the name of a norm; `None` for [`P`](Self::P), whose text is the number.
+    pub(crate) const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::L1 => Some("l1"),
+            Self::L2 => Some("l2"),
+            Self::Inf => Some("inf"),
+            Self::P(_) => None,
+        }
+    }
+
     /// Returns the exponent p of the norm.
     #[must_use]
     pub const fn p(self) -> f32 {
@@ -65,11 +75,9 @@ impl NormType {
 
 impl fmt::Display for NormType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::L1 => f.pad("l1"),
-            Self::L2 => f.pad("l2"),
-            Self::Inf => f.pad("inf"),
-            Self::P(p) => fmt::Display::fmt(p, f),
+        match self.name() {
+            Some(name) => f.pad(name),
+            None => fmt::Display::fmt(&self.p(), f),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Whether all processes clip alike: the options are compared once, and what may change between steps at every step.
 
 use crate::operation::{ByNorm, Operation, Scope};
+use crate::shown::Shown as _;
 use crate::{Error, NonFinite};
 
 /// An option, as a number that all processes compare.
@@ -33,7 +34,7 @@ impl Value {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was such an integer")]
     fn show(self, number: f64) -> Option<String> {
         match self {
-            Self::Float(_) => Some(format!("{:?}", f32::from_bits(number as u32))),
+            Self::Float(_) => Some(f32::from_bits(number as u32).shown()),
             Self::Count(_) => Some(format!("{number}")),
             Self::Choice(_, names) => {
                 Some(names.get(number as usize).copied().unwrap_or("unknown").to_owned())
@@ -111,7 +112,7 @@ pub(super) fn options(norm: &ByNorm, groups: usize) -> Vec<Setting> {
         ),
         Setting::float("norm_type", norm_type.p()),
         Setting::float("epsilon", *epsilon),
-        Setting::choice("non_finite", policy, &["Propagate", "Skip", "Error", "Zero", "Poison"]),
+        Setting::choice("non_finite", policy, &["propagate", "skip", "error", "zero", "poison"]),
         switch("coefficient_only", *coefficient_only),
         switch("tensor_stats", *tensor_stats),
         switch("count_steps", *count_steps),

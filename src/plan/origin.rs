@@ -1,11 +1,10 @@
 //! `Origin`: the input of a plan, the buffers that it uses, and the same plan for gradients that have moved.
 
-use std::fmt::Debug;
-
 use super::gradient::{Set, Span};
 use super::labels::Labels;
 use super::{DeviceBuffer, Gradient, Limits, Plan};
 use crate::operation::Operation;
+use crate::shown::Shown;
 use crate::{Error, GradientId};
 
 /// The input of a plan, except for the buffers of the gradients.
@@ -150,7 +149,7 @@ impl Origin {
     }
 }
 
-fn same<T: PartialEq + Debug>(
+fn same<T: PartialEq + Shown>(
     gradient: usize,
     labels: &Labels,
     what: &'static str,
@@ -164,9 +163,9 @@ fn mismatch(
     gradient: usize,
     labels: &Labels,
     what: &'static str,
-    given: &dyn Debug,
-    needed: &dyn Debug,
+    given: &dyn Shown,
+    needed: &dyn Shown,
 ) -> Error {
     let gradient = GradientId::new(gradient, labels.get(gradient));
-    Error::RebindMismatch { gradient, what, given: format!("{given:?}"), needed: format!("{needed:?}") }
+    Error::RebindMismatch { gradient, what, given: given.shown(), needed: needed.shown() }
 }

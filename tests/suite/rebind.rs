@@ -156,7 +156,7 @@ fn another_list_is_an_error_and_changes_nothing() {
     for (given, expected) in [
         (vec![], "0 gradients were given, but the plan was prepared for 1"),
         (vec![shorter], "gradient 0: its number of elements is 2, but the plan was prepared for 4"),
-        (vec![halves], "gradient 0: its element type is F16, but the plan was prepared for F32"),
+        (vec![halves], "gradient 0: its element type is f16, but the plan was prepared for f32"),
         (vec![fine().group(1)], "gradient 0 (\"w\"): its group is 1, but the plan was prepared for 0"),
         (
             vec![fine().rows(2)],
@@ -172,7 +172,7 @@ fn another_list_is_an_error_and_changes_nothing() {
         ),
         (
             vec![fine().partials(Partials::new(&partials, 4))],
-            "gradient 0 (\"w\"): its length of partials is Some(4), but the plan was prepared for None",
+            "gradient 0 (\"w\"): its length of partials is 4, but the plan was prepared for none",
         ),
         (
             vec![fine().elements(0..9)],

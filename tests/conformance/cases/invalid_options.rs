@@ -59,13 +59,13 @@ fn other_options() -> Vec<Case> {
             rows.push((options, Error::NeedsNorm { what, clip }));
         }
     }
-    for (methods, second, option, given) in [
-        (vec![Norm(1.0), Tensor(1.0)], 1, "scope", ["Global", "Tensor"]),
-        (vec![Norm(1.0), Norm(2.0), Value(1.0)], 2, "kind", ["by norm", "by value"]),
-        (vec![Value(1.0), Norm(1.0)], 1, "kind", ["by value", "by norm"]),
-        (vec![Tensor(1.0), Rms(1.0)], 1, "scope", ["Tensor", "TensorRms"]),
+    for (methods, second, given) in [
+        (vec![Norm(1.0), Tensor(1.0)], 1, ["by_global_norm", "by_norm"]),
+        (vec![Norm(1.0), Norm(2.0), Value(1.0)], 2, ["by_global_norm", "by_value"]),
+        (vec![Value(1.0), Norm(1.0)], 1, ["by_value", "by_global_norm"]),
+        (vec![Tensor(1.0), Rms(1.0)], 1, ["by_norm", "by_rms"]),
     ] {
-        let given = given.map(String::from);
+        let (option, given) = ("the kind of clip", given.map(String::from));
         rows.push((Options::groups(&methods), Error::GroupsDiffer { first: 0, second, option, given }));
     }
     rows.push((Options::groups(&[]), Error::NoClip));
