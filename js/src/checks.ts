@@ -1,4 +1,5 @@
 import { GradclipError, nameOf, type GradientId } from "./errors.js";
+import type { NumberType } from "./message.js";
 
 /** What an error about a value names: the gradient, or the group of the clip, that the value belongs to. */
 export interface Where {
@@ -42,6 +43,11 @@ export function number(where: Where, what: string, given: unknown): number {
 export function count(where: Where, what: string, given: unknown): number {
   const isCount = Number.isInteger(given) && (given as number) >= 0 && (given as number) < 2 ** 32;
   return isCount ? (given as number) : refuse(where, what, given, "an integer from 0 to 2^32 - 1");
+}
+
+/** Returns the check of a number of this type. */
+export function numberOf(type: NumberType): typeof number {
+  return type === "Float32" ? number : count;
 }
 
 /** Checks that a value is a number of bytes or elements. */

@@ -1,7 +1,7 @@
-import { choice, count, fields, flag, list, located, number, refuse, text, type Where } from "./checks.js";
+import { choice, count, fields, flag, list, located, number, numberOf, refuse, text, type Where } from "./checks.js";
 import { GradclipError } from "./errors.js";
 import type { Request } from "./message.js";
-import { defaultLossScale } from "./planner.js";
+import { SCALE } from "./records.js";
 
 /** Checks what is given, and returns the numbers of the planner. */
 type Method = (where: Where, given: unknown) => number[];
@@ -80,15 +80,11 @@ export function buildClip(given: unknown, where: Where, request: Request): void 
   });
 }
 
-const SCALE = ["scale", "growth", "backoff", "floor", "interval", "goodSteps"] as const;
-
-/** Checks a dynamic loss scale, and writes its six numbers. What is not given has the default of the crate. */
+/** Checks a dynamic loss scale, and writes it. What is not given has the default of the crate. */
 export function writeLossScale(request: Request, where: Where, given: unknown): void {
-  const set = fields(where, "dynamicLossScale", given, SCALE);
-  const state = defaultLossScale();
-  for (const [index, name] of SCALE.entries()) {
-    const check = index < 4 ? number : count;
-    if (name in set) state[index] = check(where, name, set[name]);
+  const set = fields(where, "dynamicLossScale", given, Object.keys(SCALE) as (keyof typeof SCALE)[]);
+  for (const [name, type] of Object.entries(SCALE)) {
+    const value = set[name as keyof typeof SCALE];
+    request.optional(value === undefined ? undefined : numberOf(type)(where, name, value));
   }
-  request.number(...state);
 }

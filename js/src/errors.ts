@@ -52,15 +52,40 @@ export function deviceLost(reason: string): GradclipError {
  * stay as they are.
  */
 export function readError(answer: Answer): GradclipError {
-  const [message, kind] = [inJavaScript(answer.text()), answer.text()];
-  const [gradient] = answer.list((): GradientId => {
-    const index = answer.number();
-    const [label] = answer.list(() => answer.text());
-    return { index, ...(label !== undefined && { label }) };
+  const text = () => withDigits(answer.text());
+  const [message, kind] = [inJavaScript(text()), answer.text()];
+  const details: ErrorDetails = { kind, message };
+  const parts = [
+    () => (details.gradient = gradientId(answer)),
+    () => (details.given = answer.number()),
+    () => (details.given = text()),
+    () => (details.allowed = answer.number()),
+    () => (details.allowed = text()),
+  ];
+  // They are numbered from 1, and there is no number after the last.
+  for (let part = answer.number(); part; part = answer.number()) parts[part - 1]!();
+  return new GradclipError(details);
+}
+
+function gradientId(answer: Answer): GradientId {
+  const index = answer.number();
+  const [label] = answer.list(() => answer.text());
+  return { index, ...(label !== undefined && { label }) };
+}
+
+/** Replaces the numbers that the planner leaves as the bits of an f32 (`shown.rs`) by their shortest unique digits. */
+function withDigits(message: string): string {
+  return message.replace(/\x01(\d+)\x01/g, (_, bits: string) => {
+    const [number] = new Float32Array(Uint32Array.of(Number(bits)).buffer) as unknown as [number];
+    let digits: number;
+    let precision = 1;
+    do digits = Number(number.toPrecision(precision++));
+    while (Math.fround(digits) !== number && !Number.isNaN(number));
+    const size = Math.abs(digits);
+    if (Object.is(number, -0)) return "-0";
+    const isShort = size === 0 || !Number.isFinite(size) || (size >= 1e-4 && size < 1e7);
+    return isShort ? `${digits}`.replace("Infinity", "inf") : digits.toExponential().replace("+", "");
   });
-  const value = () => [() => undefined, () => answer.number(), () => answer.text()][answer.number()]!();
-  const [given, allowed] = [value(), value()];
-  return new GradclipError({ kind, message, given, allowed, ...(gradient && { gradient }) });
 }
 
 /** Matches quoted text, names in Rust (`Clip::by_norm`, `max_norm`, `Clip::`), and the crate wgpu. */

@@ -1,6 +1,12 @@
 // The messages of the host and of the planner: numbers, and bytes for texts and buffers. `js/planner/src/message.rs` is the other
 // side. Nothing in a message has a name: both sides know its order. The length of a text is a number.
 
+/** The type of a number in a struct of the crate, as `DataView` names it. */
+export type NumberType = "Float32" | "Uint32";
+
+/** The fields of a struct of the crate, in its order. */
+export type Layout<K extends string> = Record<K, NumberType>;
+
 /** A message for the planner. Each method returns the message. */
 export class Request {
   readonly #numbers: number[] = [];
@@ -30,6 +36,16 @@ export class Request {
   bytes(bytes: Uint8Array): this {
     this.#bytes.push(bytes);
     return this.number(bytes.length);
+  }
+
+  /** Writes structs, as they are in memory. */
+  structs<K extends string>(layout: Layout<K>, structs: readonly Record<K, number>[]): this {
+    const types = Object.entries(layout) as [K, NumberType][];
+    const view = new DataView(new ArrayBuffer(4 * types.length * structs.length));
+    structs.forEach((struct, index) =>
+      types.forEach(([name, type], field) => view[`set${type}`](4 * (index * types.length + field), struct[name], true)),
+    );
+    return this.bytes(new Uint8Array(view.buffer));
   }
 
   text(text: string): this {
@@ -90,6 +106,17 @@ export class Answer {
   bytes(): Uint8Array<ArrayBuffer> {
     const length = this.number();
     return this.#bytes.subarray(this.#byte, (this.#byte += length));
+  }
+
+  /** Reads structs, as they are in memory. */
+  structs<K extends string>(layout: Layout<K>): Record<K, number>[] {
+    const types = Object.entries(layout) as [K, NumberType][];
+    const bytes = this.bytes();
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    return Array.from({ length: bytes.length / 4 / types.length }, (_, index) => {
+      const entries = types.map(([name, type], field) => [name, view[`get${type}`](4 * (index * types.length + field), true)]);
+      return Object.fromEntries(entries) as Record<K, number>;
+    });
   }
 
   text(): string {

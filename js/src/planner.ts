@@ -28,7 +28,6 @@ export type Target = (typeof TARGETS)[number];
 
 /** The operations of the planner, in the order of its `lib.rs`. */
 const OPERATIONS = [
-  "defaultLossScale",
   "plan",
   "rebound",
   "takeContents",
@@ -118,11 +117,6 @@ function call<T>(
   // A bool is one byte.
   if ((isError! & 1) !== 0) throw readError(answer);
   return [read(answer), made!];
-}
-
-/** Returns the six numbers of a new dynamic loss scale. */
-export function defaultLossScale(): number[] {
-  return call("defaultLossScale", 0, () => {}, (answer) => Array.from({ length: 6 }, () => answer.number()))[0];
 }
 
 /** Bytes for a buffer of a plan; none for a place that the host copies to. */

@@ -1,5 +1,5 @@
-import { count, fields, list, number } from "./checks.js";
-import type { Answer, Request } from "./message.js";
+import { fields, list, number, numberOf } from "./checks.js";
+import type { Answer, Layout, NumberType, Request } from "./message.js";
 import type { DynamicLossScale } from "./options.js";
 
 /** The outcome of a clip by a norm. All norms are those of the gradients without their loss scale. */
@@ -88,22 +88,36 @@ export const RESULTS: readonly ResultName[] = [
   "normWindows",
 ];
 
-const SCALE = ["scale", "growth", "backoff", "floor", "interval", "goodSteps"] as const;
-const STATS = ["norm", "maxMagnitude", "nonFinite", "zeros"] as const;
-const COUNTS = ["steps", "clipped", "nonFinite", "skipped", "consecutiveSkips", "largestNorm"] as const;
-const HISTORY = ["steps", "mean", "deviation"] as const;
-/** The other fields of both count something. */
-const REAL: readonly string[] = ["largestNorm", "mean", "deviation"];
+/** A struct of the crate, as it is on the device. */
+export const SCALE = {
+  scale: "Float32",
+  growth: "Float32",
+  backoff: "Float32",
+  floor: "Float32",
+  interval: "Uint32",
+  goodSteps: "Uint32",
+} as const;
+const STATS = { norm: "Float32", maxMagnitude: "Float32", nonFinite: "Uint32", zeros: "Uint32" } as const;
+const COUNTS = {
+  steps: "Uint32",
+  clipped: "Uint32",
+  nonFinite: "Uint32",
+  skipped: "Uint32",
+  consecutiveSkips: "Uint32",
+  largestNorm: "Float32",
+} as const;
+const HISTORY = { steps: "Uint32", mean: "Float32", deviation: "Float32" } as const;
+const NORM = { norm: "Float32" } as const;
 
 /** How results are read, in the orders of `results.rs`. */
 export const decoders: { [N in ResultName]: (answer: Answer) => Results[N] } = {
   record: (answer) => recordOf(answer),
   records: (answer) => answer.list(() => recordOf(answer)),
-  tensorStats: (answer) => answer.list(() => named(STATS, answer)),
-  stepCounts: (answer) => answer.list(() => named(COUNTS, answer)),
-  lossScale: (answer) => named(SCALE, answer),
-  histories: (answer) => answer.list(() => named(HISTORY, answer)),
-  normWindows: (answer) => answer.list(() => ({ norms: answer.indices() })),
+  tensorStats: (answer) => answer.structs(STATS),
+  stepCounts: (answer) => answer.structs(COUNTS),
+  lossScale: (answer) => answer.structs(SCALE)[0]!,
+  histories: (answer) => answer.structs(HISTORY),
+  normWindows: (answer) => answer.list(() => ({ norms: answer.structs(NORM).map(({ norm }) => norm) })),
 };
 
 function recordOf(answer: Answer): ClipRecord {
@@ -129,10 +143,6 @@ function recordOf(answer: Answer): ClipRecord {
   };
 }
 
-function named<K extends string>(names: readonly K[], answer: Answer): Record<K, number> {
-  return Object.fromEntries(names.map((name) => [name, answer.number()])) as Record<K, number>;
-}
-
 /** Checks saved state, and writes it as the planner's `update.rs` reads it. */
 export function writeCounts(request: Request, given: unknown): void {
   writeState(request, "stepCounts", given, COUNTS);
@@ -149,9 +159,12 @@ export function writeWindows(request: Request, given: unknown): void {
   });
 }
 
-function writeState(request: Request, what: string, given: unknown, names: readonly string[]): void {
-  request.list(list({}, what, given), (value) => {
-    const set = fields({}, `an element of ${what}`, value, names);
-    for (const name of names) request.number((REAL.includes(name) ? number : count)({}, name, set[name]));
+function writeState<K extends string>(request: Request, what: string, given: unknown, layout: Layout<K>): void {
+  const types = Object.entries(layout) as [K, NumberType][];
+  const structs = list({}, what, given).map((value) => {
+    const set = fields({}, `an element of ${what}`, value, Object.keys(layout) as K[]);
+    const checked = types.map(([name, type]) => [name, numberOf(type)({}, name, set[name])]);
+    return Object.fromEntries(checked) as Record<K, number>;
   });
+  request.structs(layout, structs);
 }

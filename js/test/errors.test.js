@@ -47,7 +47,7 @@ test("options are checked before anything is made", async () => {
   await refused(options({ ...clip, lossScale: 0 }), "LossScale", "the loss scale is 0", { given: 0 });
   await refused(options({ ...clip, dynamicLossScale: { backoff: 2 } }), "LossScaleOption", "the backoff factor of the loss scale is 2");
   await refused(options({ ...clip, lossScale: 2, dynamicLossScale: {} }), "Option", "exclude each other");
-  await refused(options({ ...clip, zClip: { alpha: 1 } }), "ZClip", "alpha must be in [0, 1)");
+  await refused(options({ ...clip, zClip: { alpha: 1 } }), "ZClip", "zClip has alpha 1, zThreshold 2.5 and warmUp 25, but alpha must be in [0, 1)");
   await refused(options({ ...clip, autoClip: { window: 0 } }), "AutoClip", "window from 1 to 1024");
   await refused(options({ ...clip, zClip: {}, autoClip: {} }), "ConflictingLimits", "only one of byParameterNorm, zClip and autoClip");
   await refused(options({ ...clip, skipAbove: -1 }), "SkipAbove", "skipAbove is -1");
@@ -59,7 +59,26 @@ test("options are checked before anything is made", async () => {
   await refused(options({ byParameterNorm: { clipping: 0.01, floor: -1 } }), "ParameterFloor", "is -1");
   await refused(options([]), "NoClip", "no clip was given");
   await refused(options([clip, { maxNorm: -2 }]), "MaxNorm", "group 1: the limit is -2", { given: -2 });
-  await refused(options([clip, { ...clip, normType: 1 }]), "GroupsDiffer", "differ in normType");
+  await refused(options([clip, { ...clip, normType: 1 }]), "GroupsDiffer", "differ in normType (l2 and l1)");
+});
+
+test("numbers are as short as they can be, as in the crate", async () => {
+  const numbers = [
+    [-0, "-0"],
+    [-0.1, "-0.1"],
+    [-1e-4, "-0.0001"],
+    [-9.5e-5, "-9.5e-5"],
+    [-9999999, "-9999999"],
+    [-16777217, "-1.6777216e7"],
+    [-1e30, "-1e30"],
+    [-1e-45, "-1e-45"],
+    [-3.4028234663852886e38, "-3.4028235e38"],
+    [Infinity, "inf"],
+    [NaN, "NaN"],
+  ];
+  for (const [lossScale, text] of numbers) {
+    await refused(prepare([gradient()], { ...clip, lossScale }), "LossScale", `the loss scale is ${text}, but`);
+  }
 });
 
 test("gradients are checked, and errors name them", async () => {

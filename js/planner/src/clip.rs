@@ -3,7 +3,7 @@
 use gradclip::loss_scale::{LossScale, LossScaleState};
 use gradclip::{AutoClip, Clip, Epsilon, Error, NonFinite, NormType, ZClip};
 
-use crate::message::{Answer, Request};
+use crate::message::Request;
 
 /// Reads a clip: its method, and the list of its options.
 pub(crate) fn clip(request: &mut Request<'_>) -> Result<Clip, Error> {
@@ -18,15 +18,13 @@ pub(crate) fn clip(request: &mut Request<'_>) -> Result<Clip, Error> {
         5 => Clip::by_value(number),
         _ => Clip::by_value_range(number, request.f32()),
     };
-    let options = request.list(|request| {
+    for _ in 0..request.usize() {
         clip = option(clip, request)?;
-        Ok(())
-    });
-    options.into_iter().collect::<Result<(), Error>>()?;
+    }
     Ok(clip)
 }
 
-/// Reads one option. An error comes after all of it is read, so that the next one can be.
+/// Reads one option.
 fn option(clip: Clip, request: &mut Request<'_>) -> Result<Clip, Error> {
     Ok(match request.u32() {
         0 => clip.norm_type(match request.f32() {
@@ -80,24 +78,14 @@ fn option(clip: Clip, request: &mut Request<'_>) -> Result<Clip, Error> {
     })
 }
 
-/// Reads a dynamic loss scale: scale, growth, backoff, floor, interval and good steps.
+/// Reads a dynamic loss scale. What is absent has its default.
 pub(crate) fn loss_scale(request: &mut Request<'_>) -> Result<LossScale, Error> {
-    LossScale::from_state(LossScaleState {
-        scale: request.f32(),
-        growth: request.f32(),
-        backoff: request.f32(),
-        floor: request.f32(),
-        interval: request.u32(),
-        good_steps: request.u32(),
-    })
-}
-
-/// Writes those six numbers.
-pub(crate) fn write_loss_scale(scale: LossScale, answer: &mut Answer) {
-    let LossScaleState { scale, growth, backoff, floor, interval, good_steps } = scale.state();
-    for number in [scale, growth, backoff, floor] {
-        answer.number(number);
+    let mut state = LossScaleState::default();
+    for number in [&mut state.scale, &mut state.growth, &mut state.backoff, &mut state.floor] {
+        *number = request.optional(Request::f32).unwrap_or(*number);
     }
-    answer.number(interval);
-    answer.number(good_steps);
+    for number in [&mut state.interval, &mut state.good_steps] {
+        *number = request.optional(Request::u32).unwrap_or(*number);
+    }
+    LossScale::from_state(state)
 }

@@ -1,204 +1,180 @@
-//! Errors for JavaScript: the message of the crate, and what is in it. `js/src/errors.ts` has the same order.
+//! Errors for JavaScript: the message of the crate, and what is in it. `js/src/errors.ts` is the other side.
 
 use gradclip::{Error, GradientId};
 
 use crate::message::Answer;
 
-/// Writes an error: its message, its name, its gradient, what was given and what is allowed.
-pub(crate) fn describe(error: Error) -> Answer {
+/// Writes an error: its message, its name, and what it has of a gradient, of what was given and of what is allowed.
+pub(crate) fn describe(error: &Error) -> Answer {
     let mut answer = Answer::default();
     answer.text(&error.to_string());
-    let Parts { kind, gradient, given, allowed } = Parts::of(error);
-    answer.text(kind);
-    answer.list(gradient.as_slice(), |answer, GradientId { index, label }| {
-        answer.index(*index);
-        answer.list(label.as_slice(), |answer, label| answer.text(label));
-    });
-    given.write(&mut answer);
-    allowed.write(&mut answer);
+    describe_parts(error, &mut answer);
     answer
 }
 
-/// The name of an error, its gradient, what was given and what is allowed.
-#[derive(Debug)]
-struct Parts {
-    kind: &'static str,
-    gradient: Option<GradientId>,
-    given: Value,
-    allowed: Value,
+/// Writes what an error has besides its message.
+fn describe_parts(error: &Error, answer: &mut Answer) {
+    let below = |end: usize| format!("less than {end}");
+    let divisor = |of: u64| format!("a divisor of {of}");
+    let range = |start: u64, end: u64| format!("{start}..{end}");
+    let real = |number: f32| number.into();
+    let count = |number: usize| number as f64;
+    let size = |number: u64| number as f64;
+    match error {
+        Error::Parse { given, allowed, .. } => answer.kind("Parse").given_text(given).allowed_text(allowed),
+        Error::MaxNorm { given } => answer.kind("MaxNorm").given(real(*given)).allowed_text("0 or greater"),
+        Error::ClipValue { given } => {
+            answer.kind("ClipValue").given(real(*given)).allowed_text("0 or greater")
+        }
+        Error::ClipRange { .. } => answer.kind("ClipRange").allowed_text("low <= high"),
+        Error::Epsilon { given } => {
+            answer.kind("Epsilon").given(real(*given)).allowed_text("finite and not negative")
+        }
+        Error::LossScale { given } => {
+            answer.kind("LossScale").given(real(*given)).allowed_text("positive and finite")
+        }
+        Error::LossScaleOption { given, allowed, .. } => {
+            answer.kind("LossScaleOption").given(real(*given)).allowed_text(allowed)
+        }
+        Error::NormType { .. } => answer.kind("NormType"),
+        Error::ParameterFloor { given } => {
+            answer.kind("ParameterFloor").given(real(*given)).allowed_text("finite and not negative")
+        }
+        Error::SkipAbove { given } => {
+            answer.kind("SkipAbove").given(real(*given)).allowed_text("0 or greater")
+        }
+        Error::MaxConsecutiveSkips { given, .. } => {
+            answer.kind("MaxConsecutiveSkips").given(f64::from(*given))
+        }
+        Error::ZClip { .. } => answer.kind("ZClip"),
+        Error::AutoClip { .. } => answer.kind("AutoClip"),
+        Error::ConflictingLimits => answer.kind("ConflictingLimits"),
+        Error::NeedsNorm { .. } => answer.kind("NeedsNorm"),
+        Error::NoClip => answer.kind("NoClip").given(0.0).allowed_text("1 or more"),
+        Error::GroupsDiffer { .. } => answer.kind("GroupsDiffer"),
+        Error::NormHistory { .. } => answer.kind("NormHistory"),
+        Error::NormWindow { .. } => answer.kind("NormWindow"),
+        Error::StepCounts { .. } => answer.kind("StepCounts"),
+        Error::GroupWithoutClip { gradient, given, groups } => {
+            answer.kind("GroupWithoutClip").of(gradient).given(count(*given)).allowed_text(&below(*groups))
+        }
+        Error::Rows { gradient, rows, elements } => {
+            answer.kind("Rows").of(gradient).given(size(*rows)).allowed_text(&divisor(*elements))
+        }
+        Error::Columns { gradient, columns, elements } => {
+            answer.kind("Columns").of(gradient).given(size(*columns)).allowed_text(&divisor(*elements))
+        }
+        Error::RowsAndColumns { gradient, .. } => answer.kind("RowsAndColumns").of(gradient),
+        Error::TooManyEmptyRows { gradient, rows, most } => {
+            answer.kind("TooManyEmptyRows").of(gradient).given(size(*rows)).allowed(size(*most))
+        }
+        Error::MissingParameter { gradient } => answer.kind("MissingParameter").of(gradient),
+        Error::ParameterLength { gradient, given, needed } => {
+            answer.kind("ParameterLength").of(gradient).given(size(*given)).allowed(size(*needed))
+        }
+        Error::InGroup { error, .. } | Error::InParameter { error } | Error::InPartials { error } => {
+            return describe_parts(error, answer);
+        }
+        Error::BufferUsage { gradient, given, needed } => {
+            answer.kind("BufferUsage").of(gradient).given_text(given).allowed_text(needed)
+        }
+        Error::Misaligned { gradient, given, multiple, .. } => {
+            let allowed = format!("a multiple of {multiple}");
+            answer.kind("Misaligned").of(gradient).given(size(*given)).allowed_text(&allowed)
+        }
+        Error::OutOfBounds { gradient, start, end, len } => {
+            let (given, allowed) = (range(*start, *end), range(0, *len));
+            answer.kind("OutOfBounds").of(gradient).given_text(&given).allowed_text(&allowed)
+        }
+        Error::Overlap { second, start, end, .. } => {
+            answer.kind("Overlap").of(second).given_text(&range(*start, *end))
+        }
+        Error::Part { gradient, given, gradients } => {
+            answer.kind("Part").of(gradient).given(count(*given)).allowed_text(&below(*gradients))
+        }
+        Error::PartialsNorm { gradient } => answer.kind("PartialsNorm").of(gradient),
+        Error::PartialsAndColumns { gradient } => answer.kind("PartialsAndColumns").of(gradient),
+        Error::EmptyPartials { gradient } => answer.kind("EmptyPartials").of(gradient),
+        Error::PartialsOverlap { second, start, end, .. } => {
+            answer.kind("PartialsOverlap").of(second).given_text(&range(*start, *end))
+        }
+        Error::BufferMapped { gradient } => answer.kind("BufferMapped").of(gradient),
+        Error::BufferRejected { gradient, .. } => answer.kind("BufferRejected").of_some(gradient.as_ref()),
+        Error::DeviceLimit { needed, allowed, .. } => {
+            answer.kind("DeviceLimit").given(size(*needed)).allowed(size(*allowed))
+        }
+        Error::LimitCount { given, groups } => {
+            answer.kind("LimitCount").given(count(*given)).allowed(count(*groups))
+        }
+        Error::StateCount { given, records, .. } => {
+            answer.kind("StateCount").given(count(*given)).allowed(count(*records))
+        }
+        Error::NoSuchGroup { given, groups } => {
+            answer.kind("NoSuchGroup").given(count(*given)).allowed_text(&below(*groups))
+        }
+        Error::NoGroupLimit { .. } => answer.kind("NoGroupLimit"),
+        Error::RebindCount { given, needed } => {
+            answer.kind("RebindCount").given(count(*given)).allowed(count(*needed))
+        }
+        Error::RebindMismatch { gradient, given, needed, .. } => {
+            answer.kind("RebindMismatch").of(gradient).given_text(given).allowed_text(needed)
+        }
+        Error::NotEnabled { .. } => answer.kind("NotEnabled"),
+        Error::DynamicLossScale { .. } => answer.kind("DynamicLossScale"),
+        Error::UnexpectedNorm => answer.kind("UnexpectedNorm"),
+        Error::NonFinite { gradient, total_norm, .. } => {
+            answer.kind("NonFinite").of_some(gradient.as_ref()).given(real(*total_norm))
+        }
+        Error::NothingMeasured => answer.kind("NothingMeasured"),
+        Error::NormNotSupplied => answer.kind("NormNotSupplied"),
+        Error::PartMissing { gradient } => answer.kind("PartMissing").of(gradient),
+        // Errors of other hosts.
+        _ => answer.kind("Error"),
+    };
 }
 
-/// A value of an error.
-#[derive(Debug)]
-enum Value {
-    None,
-    Number(f64),
-    Text(String),
-}
+/// The parts of an error: its name, and what else it has. A number says what follows.
+impl Answer {
+    fn kind(&mut self, kind: &str) -> &mut Self {
+        self.text(kind);
+        self
+    }
 
-impl Value {
-    /// Writes the kind of the value, and the value.
-    fn write(&self, answer: &mut Answer) {
-        match self {
-            Self::None => answer.number(0),
-            Self::Number(number) => {
-                answer.number(1);
-                answer.number(*number);
-            }
-            Self::Text(text) => {
-                answer.number(2);
-                answer.text(text);
-            }
+    fn of(&mut self, GradientId { index, label }: &GradientId) -> &mut Self {
+        self.number(1);
+        self.index(*index);
+        self.list(label.as_slice(), |answer, label| answer.text(label));
+        self
+    }
+
+    fn of_some(&mut self, gradient: Option<&GradientId>) -> &mut Self {
+        match gradient {
+            Some(gradient) => self.of(gradient),
+            None => self,
         }
     }
-}
 
-impl From<f32> for Value {
-    fn from(number: f32) -> Self {
-        Self::Number(number.into())
-    }
-}
-
-impl From<u64> for Value {
-    fn from(number: u64) -> Self {
-        Self::Number(number as f64)
-    }
-}
-
-impl From<usize> for Value {
-    fn from(number: usize) -> Self {
-        Self::Number(number as f64)
-    }
-}
-
-impl From<u32> for Value {
-    fn from(number: u32) -> Self {
-        Self::Number(number.into())
-    }
-}
-
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-}
-
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
-}
-
-impl Parts {
-    fn new(kind: &'static str) -> Self {
-        Self { kind, gradient: None, given: Value::None, allowed: Value::None }
+    fn given(&mut self, given: f64) -> &mut Self {
+        self.number(2);
+        self.number(given);
+        self
     }
 
-    fn of_gradient(self, gradient: GradientId) -> Self {
-        Self { gradient: Some(gradient), ..self }
+    fn given_text(&mut self, given: &str) -> &mut Self {
+        self.number(3);
+        self.text(given);
+        self
     }
 
-    fn given(self, given: impl Into<Value>) -> Self {
-        Self { given: given.into(), ..self }
+    fn allowed(&mut self, allowed: f64) -> &mut Self {
+        self.number(4);
+        self.number(allowed);
+        self
     }
 
-    fn allowed(self, allowed: impl Into<Value>) -> Self {
-        Self { allowed: allowed.into(), ..self }
-    }
-
-    fn of(error: Error) -> Self {
-        let new = Self::new;
-        let below = |end: usize| format!("less than {end}");
-        let divisor = |of: u64| format!("a divisor of {of}");
-        let range = |start: u64, end: u64| format!("{start}..{end}");
-        match error {
-            Error::Parse { given, allowed, .. } => new("Parse").given(given).allowed(allowed),
-            Error::MaxNorm { given } => new("MaxNorm").given(given).allowed("0 or greater"),
-            Error::ClipValue { given } => new("ClipValue").given(given).allowed("0 or greater"),
-            Error::ClipRange { .. } => new("ClipRange").allowed("low <= high"),
-            Error::Epsilon { given } => new("Epsilon").given(given).allowed("finite and not negative"),
-            Error::LossScale { given } => new("LossScale").given(given).allowed("positive and finite"),
-            Error::LossScaleOption { given, allowed, .. } => {
-                new("LossScaleOption").given(given).allowed(allowed)
-            }
-            Error::NormType { .. } => new("NormType"),
-            Error::ParameterFloor { given } => {
-                new("ParameterFloor").given(given).allowed("finite and not negative")
-            }
-            Error::SkipAbove { given } => new("SkipAbove").given(given).allowed("0 or greater"),
-            Error::MaxConsecutiveSkips { given, .. } => new("MaxConsecutiveSkips").given(given),
-            Error::ZClip { .. } => new("ZClip"),
-            Error::AutoClip { .. } => new("AutoClip"),
-            Error::ConflictingLimits => new("ConflictingLimits"),
-            Error::NeedsNorm { .. } => new("NeedsNorm"),
-            Error::NoClip => new("NoClip").given(0_u32).allowed("1 or more"),
-            Error::InGroup { error, .. } => Self::of(*error),
-            Error::GroupsDiffer { .. } => new("GroupsDiffer"),
-            Error::NormHistory { .. } => new("NormHistory"),
-            Error::NormWindow { .. } => new("NormWindow"),
-            Error::StepCounts { .. } => new("StepCounts"),
-            Error::GroupWithoutClip { gradient, given, groups } => {
-                new("GroupWithoutClip").of_gradient(gradient).given(given).allowed(below(groups))
-            }
-            Error::Rows { gradient, rows, elements } => {
-                new("Rows").of_gradient(gradient).given(rows).allowed(divisor(elements))
-            }
-            Error::Columns { gradient, columns, elements } => {
-                new("Columns").of_gradient(gradient).given(columns).allowed(divisor(elements))
-            }
-            Error::RowsAndColumns { gradient, .. } => new("RowsAndColumns").of_gradient(gradient),
-            Error::TooManyEmptyRows { gradient, rows, most } => {
-                new("TooManyEmptyRows").of_gradient(gradient).given(rows).allowed(most)
-            }
-            Error::MissingParameter { gradient } => new("MissingParameter").of_gradient(gradient),
-            Error::ParameterLength { gradient, given, needed } => {
-                new("ParameterLength").of_gradient(gradient).given(given).allowed(needed)
-            }
-            Error::InParameter { error } | Error::InPartials { error } => Self::of(*error),
-            Error::BufferUsage { gradient, given, needed } => {
-                new("BufferUsage").of_gradient(gradient).given(given).allowed(needed)
-            }
-            Error::Misaligned { gradient, given, multiple, .. } => {
-                let allowed = format!("a multiple of {multiple}");
-                new("Misaligned").of_gradient(gradient).given(given).allowed(allowed)
-            }
-            Error::OutOfBounds { gradient, start, end, len } => {
-                new("OutOfBounds").of_gradient(gradient).given(range(start, end)).allowed(range(0, len))
-            }
-            Error::Overlap { second, start, end, .. } => {
-                new("Overlap").of_gradient(second).given(range(start, end))
-            }
-            Error::Part { gradient, given, gradients } => {
-                new("Part").of_gradient(gradient).given(given).allowed(below(gradients))
-            }
-            Error::PartialsNorm { gradient } => new("PartialsNorm").of_gradient(gradient),
-            Error::PartialsAndColumns { gradient } => new("PartialsAndColumns").of_gradient(gradient),
-            Error::EmptyPartials { gradient } => new("EmptyPartials").of_gradient(gradient),
-            Error::PartialsOverlap { second, start, end, .. } => {
-                new("PartialsOverlap").of_gradient(second).given(range(start, end))
-            }
-            Error::BufferMapped { gradient } => new("BufferMapped").of_gradient(gradient),
-            Error::BufferRejected { gradient, .. } => Self { gradient, ..new("BufferRejected") },
-            Error::DeviceLimit { needed, allowed, .. } => new("DeviceLimit").given(needed).allowed(allowed),
-            Error::LimitCount { given, groups } => new("LimitCount").given(given).allowed(groups),
-            Error::StateCount { given, records, .. } => new("StateCount").given(given).allowed(records),
-            Error::NoSuchGroup { given, groups } => new("NoSuchGroup").given(given).allowed(below(groups)),
-            Error::NoGroupLimit { .. } => new("NoGroupLimit"),
-            Error::RebindCount { given, needed } => new("RebindCount").given(given).allowed(needed),
-            Error::RebindMismatch { gradient, given, needed, .. } => {
-                new("RebindMismatch").of_gradient(gradient).given(given).allowed(needed)
-            }
-            Error::NotEnabled { .. } => new("NotEnabled"),
-            Error::DynamicLossScale { .. } => new("DynamicLossScale"),
-            Error::UnexpectedNorm => new("UnexpectedNorm"),
-            Error::NonFinite { gradient, total_norm, .. } => {
-                Self { gradient, ..new("NonFinite").given(total_norm) }
-            }
-            Error::NothingMeasured => new("NothingMeasured"),
-            Error::NormNotSupplied => new("NormNotSupplied"),
-            Error::PartMissing { gradient } => new("PartMissing").of_gradient(gradient),
-            // Errors of other hosts.
-            _ => new("Error"),
-        }
+    fn allowed_text(&mut self, allowed: &str) -> &mut Self {
+        self.number(5);
+        self.text(allowed);
+        self
     }
 }

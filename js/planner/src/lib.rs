@@ -3,6 +3,7 @@
 //! A page downloads it, so it is small: there are no bindings but the four functions at the end of this file. The host sends the
 //! number of an operation and a message, and gets a message back. `js/src/planner.ts` is the other side.
 
+mod allocator;
 mod clip;
 mod describe;
 mod error;
@@ -38,8 +39,7 @@ impl Call<'_> {
 type Operation = fn(&mut Call<'_>) -> Result<(), Error>;
 
 /// The operations, in the order of `js/src/planner.ts`.
-const OPERATIONS: [Operation; 17] = [
-    default_loss_scale,
+const OPERATIONS: [Operation; 16] = [
     plan,
     rebound,
     take_contents,
@@ -58,18 +58,15 @@ const OPERATIONS: [Operation; 17] = [
     update::inverse_loss_scale,
 ];
 
-/// Answers with the state of a new dynamic loss scale.
-fn default_loss_scale(call: &mut Call<'_>) -> Result<(), Error> {
-    clip::write_loss_scale(gradclip::loss_scale::LossScale::default(), &mut call.answer);
-    Ok(())
-}
-
 /// Plans a clip for a device, of buffers, gradients and clips.
 fn plan(call: &mut Call<'_>) -> Result<(), Error> {
     let device = describe::device(&mut call.request);
     let buffers = gradient::buffers(&mut call.request);
     let gradients = call.request.list(|request| gradient::gradient(request, &buffers));
-    let clips: Vec<_> = call.request.list(clip::clip).into_iter().collect::<Result<_, _>>()?;
+    let mut clips = Vec::new();
+    for _ in 0..call.request.usize() {
+        clips.push(clip::clip(&mut call.request)?);
+    }
     call.give(plan::Plan::new(&gradients, &clips, Limits::new(&device)?)?);
     Ok(())
 }
@@ -157,7 +154,7 @@ pub unsafe extern "C" fn call(
     let Call { mut answer, made, .. } = call;
     let is_error = result.is_err();
     if let Err(error) = result {
-        answer = error::describe(error);
+        answer = error::describe(&error);
     }
     Box::into_raw(Box::new(Reply {
         numbers: answer.numbers.as_ptr(),

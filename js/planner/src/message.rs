@@ -2,6 +2,8 @@
 //!
 //! Nothing in a message has a name: both sides know its order. The length of a text is a number.
 
+use gradclip::bytemuck::{self, Pod};
+
 /// A message of the host, which is read in its order.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
@@ -56,6 +58,11 @@ impl<'a> Request<'a> {
         bytes
     }
 
+    /// Reads structs, as they are in memory.
+    pub(crate) fn structs<T: Pod>(&mut self) -> Vec<T> {
+        bytemuck::pod_collect_to_vec(self.bytes())
+    }
+
     pub(crate) fn text(&mut self) -> &'a str {
         std::str::from_utf8(self.bytes()).expect("the host sends UTF-8")
     }
@@ -101,6 +108,11 @@ impl Answer {
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.index(bytes.len());
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Writes structs, as they are in memory.
+    pub(crate) fn structs<T: Pod>(&mut self, structs: &[T]) {
+        self.bytes(bytemuck::cast_slice(structs));
     }
 
     pub(crate) fn text(&mut self, text: &str) {

@@ -1,11 +1,11 @@
 //! The results of a plan. `js/src/records.ts` has the same orders.
 
+use gradclip::bytemuck::Pod;
 use gradclip::plan::Readout;
-use gradclip::stats::{NormHistory, NormWindow, StepCounts, TensorStats};
+use gradclip::stats::NormWindow;
 use gradclip::{ClipRecord, Error};
 
 use crate::Call;
-use crate::clip::write_loss_scale;
 use crate::message::Answer;
 
 /// Answers with the buffer that has a result.
@@ -26,16 +26,18 @@ fn read(call: &mut Call<'_>, decodes: bool) -> Result<(), Error> {
     let plan = plan.as_deref().expect("the host names the plan");
     match what {
         0 => write(plan.record()?, bytes, answer, |record, answer| write_record(&record, answer)),
-        1 => write(plan.all_records()?, bytes, answer, |records, answer| all(&records, answer, write_record)),
-        2 => write(plan.tensor_stats()?, bytes, answer, |stats, answer| all(&stats, answer, write_stats)),
-        3 => write(plan.step_counts()?, bytes, answer, |counts, answer| all(&counts, answer, write_counts)),
-        4 => write(plan.dynamic_loss_scale()?, bytes, answer, write_loss_scale),
-        5 => write(plan.histories()?, bytes, answer, |histories, answer| {
-            all(&histories, answer, write_history)
+        1 => write(plan.all_records()?, bytes, answer, |records, answer| {
+            answer.list(&records, |answer, record| write_record(record, answer));
         }),
-        _ => {
-            write(plan.norm_windows()?, bytes, answer, |windows, answer| all(&windows, answer, write_window))
+        2 => write(plan.tensor_stats()?, bytes, answer, write_structs),
+        3 => write(plan.step_counts()?, bytes, answer, write_structs),
+        4 => {
+            write(plan.dynamic_loss_scale()?, bytes, answer, |scale, answer| answer.structs(&[scale.state()]))
         }
+        5 => write(plan.histories()?, bytes, answer, write_structs),
+        _ => write(plan.norm_windows()?, bytes, answer, |windows, answer| {
+            answer.list(windows, |answer, NormWindow { norms }| answer.structs(&norms));
+        }),
     }
 }
 
@@ -52,8 +54,9 @@ fn write<R>(
     Ok(())
 }
 
-fn all<T>(values: &[T], answer: &mut Answer, write: fn(&T, &mut Answer)) {
-    answer.list(values, |answer, value| write(value, answer));
+#[expect(clippy::needless_pass_by_value, reason = "as the other writers")]
+fn write_structs<T: Pod>(structs: Vec<T>, answer: &mut Answer) {
+    answer.structs(&structs);
 }
 
 fn write_record(record: &ClipRecord, answer: &mut Answer) {
@@ -71,30 +74,4 @@ fn write_record(record: &ClipRecord, answer: &mut Answer) {
     answer.number(record.norm_exponent);
     answer.number(record.factor_significand);
     answer.number(record.factor_exponent);
-}
-
-fn write_stats(stats: &TensorStats, answer: &mut Answer) {
-    answer.number(stats.norm);
-    answer.number(stats.max_magnitude);
-    answer.number(stats.non_finite);
-    answer.number(stats.zeros);
-}
-
-fn write_counts(counts: &StepCounts, answer: &mut Answer) {
-    answer.number(counts.steps);
-    answer.number(counts.clipped);
-    answer.number(counts.non_finite);
-    answer.number(counts.skipped);
-    answer.number(counts.consecutive_skips);
-    answer.number(counts.largest_norm);
-}
-
-fn write_history(history: &NormHistory, answer: &mut Answer) {
-    answer.number(history.steps);
-    answer.number(history.mean);
-    answer.number(history.deviation);
-}
-
-fn write_window(window: &NormWindow, answer: &mut Answer) {
-    answer.list(&window.norms, |answer, &norm| answer.number(norm));
 }

@@ -1,5 +1,4 @@
-//! Updates of a plan between steps: what the setters of `js/src/plan.ts` write, and where its copies go. Saved state has the
-//! orders of `results.rs`.
+//! Updates of a plan between steps: what the setters of `js/src/plan.ts` write, and where its copies go.
 
 use gradclip::Error;
 use gradclip::plan::{Place, Write};
@@ -46,24 +45,13 @@ pub(crate) fn set_dynamic_loss_scale(call: &mut Call<'_>) -> Result<(), Error> {
 }
 
 pub(crate) fn set_step_counts(call: &mut Call<'_>) -> Result<(), Error> {
-    let counts = call.request.list(|request| StepCounts {
-        steps: request.u32(),
-        clipped: request.u32(),
-        non_finite: request.u32(),
-        skipped: request.u32(),
-        consecutive_skips: request.u32(),
-        largest_norm: request.f32(),
-    });
+    let counts: Vec<StepCounts> = call.request.structs();
     let write = call.plan().set_step_counts(&counts)?;
     call.write(&[write])
 }
 
 pub(crate) fn set_histories(call: &mut Call<'_>) -> Result<(), Error> {
-    let histories = call.request.list(|request| NormHistory {
-        steps: request.u32(),
-        mean: request.f32(),
-        deviation: request.f32(),
-    });
+    let histories: Vec<NormHistory> = call.request.structs();
     let write = call.plan().set_histories(&histories)?;
     call.write(&[write])
 }
