@@ -3,6 +3,7 @@
 mod clips;
 mod page;
 mod refusals;
+mod sharded;
 mod slices;
 mod tickets;
 
@@ -46,6 +47,9 @@ tests! {
     tickets::a_refused_submission_never_returns_an_earlier_record
     tickets::a_ticket_of_a_destroyed_device_is_an_error
     tickets::a_queue_returns_each_record_once_and_in_order
+    sharded::two_devices_join_one_norm
+    sharded::a_reproducible_norm_has_the_bits_of_a_plain_plan
+    sharded::a_shard_that_cannot_be_measured_is_an_error
     slices::both_devices_clip_host_slices
     slices::a_software_adapter_is_not_chosen
     slices::the_cpu_path_needs_no_gpu
