@@ -474,10 +474,7 @@ pub enum Error {
     },
 
     /// [`Partials`](crate::Partials) that share bytes with a gradient, a parameter or other partials.
-    #[error(
-        "the partials of one of gradients {first} and {second} overlap with the other, its parameter or its partials, in \
-         bytes {start}..{end} of one buffer"
-    )]
+    #[error("{} in bytes {start}..{end} of one buffer", overlap_of_partials(first, second))]
     PartialsOverlap {
         /// The gradient whose bytes begin first.
         first: GradientId,
@@ -890,6 +887,16 @@ fn labelled(label: Option<&str>) -> String {
     label.map_or("its gradient".to_owned(), |label| format!("gradient {}", Quoted(label)))
 }
 
+fn overlap_of_partials(first: &GradientId, second: &GradientId) -> String {
+    if first == second {
+        format!("the partials of gradient {first} overlap with the gradient or its parameter,")
+    } else {
+        format!(
+            "the partials of one of gradients {first} and {second} overlap with the other, its parameter or its partials,"
+        )
+    }
+}
+
 fn from_to(given: Option<&[String; 2]>) -> String {
     given.map_or_else(String::new, |[one, other]| format!(" ({one} and {other})"))
 }
@@ -976,6 +983,25 @@ mod tests {
         says(
             &error(&[clip; 2], 2, &mut gradient),
             "gradient 0 (\"bias\\u{1b}[31m\") belongs to group 2, but the groups are 0 to 1",
+        );
+    }
+
+    #[test]
+    fn partials_that_overlap_their_own_gradient_are_named_once() {
+        let overlap = |second: usize| Error::PartialsOverlap {
+            first: 0.into(),
+            second: second.into(),
+            start: 0,
+            end: 8,
+        };
+        says(
+            &overlap(0),
+            "the partials of gradient 0 overlap with the gradient or its parameter, in bytes 0..8 of one buffer",
+        );
+        says(
+            &overlap(1),
+            "the partials of one of gradients 0 and 1 overlap with the other, its parameter or its partials, in bytes \
+             0..8 of one buffer",
         );
     }
 
