@@ -3,7 +3,6 @@
 //! A page downloads it, so it is small: there are no bindings but the four functions at the end of this file. The host sends the
 //! number of an operation and a message, and gets a message back. `js/src/planner.ts` is the other side.
 
-mod allocator;
 mod clip;
 mod describe;
 mod error;
