@@ -29,9 +29,23 @@ use super::compact::compact_str as text_of;
 #[cfg(not(target_family = "wasm"))]
 use std::include_str as text_of;
 
+#[cfg(not(gradclip_planner))]
+macro_rules! folder {
+    () => {
+        "../../shaders"
+    };
+}
+// scripts/web builds the planner of the npm package with the files that js/planner/minify-shaders.js has written.
+#[cfg(gradclip_planner)]
+macro_rules! folder {
+    () => {
+        env!("GRADCLIP_SHADERS")
+    };
+}
+
 macro_rules! snippet {
     ($path:literal) => {
-        Snippet { path: $path, text: text_of!(concat!("../../shaders/", $path, ".wgsl")) }
+        Snippet { path: $path, text: text_of!(concat!(folder!(), "/", $path, ".wgsl")) }
     };
 }
 

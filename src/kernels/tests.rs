@@ -3,6 +3,7 @@
 
 mod chains;
 mod compilers;
+mod minified;
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
