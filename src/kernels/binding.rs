@@ -69,7 +69,7 @@ pub enum Buffer {
     Slots(usize),
 }
 
-/// The buffers that a snippet can name, with their names and WGSL types.
+/// The buffers that a snippet can name, with their names and WGSL types, in the order of [`Buffer`].
 pub(super) const NAMED: [(&str, Buffer, &str); 18] = [
     ("tiles", Buffer::Tiles, "array<Tile>"),
     ("column_tiles", Buffer::ColumnTiles, "array<ColumnTile>"),
@@ -94,16 +94,8 @@ pub(super) const NAMED: [(&str, Buffer, &str); 18] = [
 impl Buffer {
     /// Returns the buffers that its binding takes, in order: itself, or the elements of an array.
     pub fn elements(self) -> impl Iterator<Item = Self> {
-        let (single, array) = match self {
-            Self::Slots(count) => (None, 0..count),
-            buffer => (Some(buffer), 0..0),
-        };
-        single.into_iter().chain(array.map(Self::Slot))
-    }
-
-    /// The buffer of a WGSL variable.
-    pub(super) fn named(name: &str) -> Self {
-        NAMED.iter().find(|row| row.0 == name).expect("tests check the bindings of every snippet").1
+        let array = if let Self::Slots(count) = self { Some(count) } else { None };
+        (0..array.unwrap_or(1)).map(move |index| if array.is_some() { Self::Slot(index) } else { self })
     }
 
     /// The name of its WGSL variable.

@@ -19,7 +19,7 @@ pub enum Dialect {
 /// A constant of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Constant {
-    name: &'static str,
+    pub(super) name: &'static str,
     ty: &'static str,
     value: Value,
 }

@@ -373,69 +373,95 @@ impl Kernel {
 
     /// The stage, followed by the snippets that it requires, directly or not.
     fn snippets(self) -> Vec<&'static Snippet> {
-        let (stage, choices) = self.stage();
-        snippet::resolve(stage, &choices)
+        snippet::resolve(Snippet::at(self.stage()), |folder| self.chosen(folder))
     }
 
-    /// The file of the stage, and the file that this variant chooses in each folder of alternatives.
-    fn stage(self) -> (&'static str, Vec<&'static str>) {
+    /// The file of the stage.
+    const fn stage(self) -> &'static str {
         match self {
-            Self::Partials { reduction, format, .. } => {
-                let stage =
-                    if reduction.loads_vectors() { "stages/partials" } else { "stages/partials_power" };
-                let norm = reduction.norm_snippet();
-                (stage, vec![elements(format.dtype), loads(format), norm, reduction.partials_snippet()])
-            }
-            Self::PartialsColumns { reduction, dtype, .. } => {
-                let stage = if reduction.loads_vectors() {
-                    "stages/partials_columns"
-                } else {
-                    "stages/partials_columns_power"
-                };
-                (stage, vec![elements(dtype), reduction.norm_snippet(), reduction.partials_snippet()])
-            }
-            Self::Finalize { reduction, output, .. } => {
-                let stage =
-                    if reduction.loads_vectors() { "stages/finalize" } else { "stages/finalize_power" };
-                (stage, vec![output.snippet(), reduction.norm_snippet(), reduction.partials_snippet()])
-            }
-            Self::SuppliedNorm => ("stages/supplied_norm", Vec::new()),
-            Self::Agc => ("stages/agc", Vec::new()),
-            Self::ZClip => ("stages/z_clip", Vec::new()),
-            Self::AutoClip => ("stages/auto_clip", Vec::new()),
-            Self::Conclude => ("stages/conclude", Vec::new()),
-            Self::NormsAndFactors => ("stages/norms_and_factors", Vec::new()),
-            Self::Scale { format, .. } => ("stages/scale", vec![elements(format.dtype), map(format)]),
-            Self::ScaleColumns { format, .. } => {
-                ("stages/scale_columns", vec![elements(format.dtype), column_map(format)])
-            }
-            Self::Clamp { format, .. } => ("stages/clamp", vec![elements(format.dtype), map(format)]),
-            Self::SmallClip { reduction, output, format, .. } => {
-                let of_reduction = [reduction.norm_snippet(), reduction.partials_snippet()];
-                let of_format = [elements(format.dtype), loads(format), map(format)];
-                let others = [output.snippet(), "banks/workgroup"];
-                ("stages/small_clip", [&of_reduction[..], &of_format, &others].concat())
-            }
-            Self::UnscaleClamp { format, .. } => {
-                ("stages/unscale_clamp", vec![elements(format.dtype), map(format)])
-            }
+            Self::Partials { reduction, .. } if reduction.loads_vectors() => "stages/partials",
+            Self::Partials { .. } => "stages/partials_power",
+            Self::PartialsColumns { reduction, .. } if reduction.loads_vectors() => "stages/partials_columns",
+            Self::PartialsColumns { .. } => "stages/partials_columns_power",
+            Self::Finalize { reduction, .. } if reduction.loads_vectors() => "stages/finalize",
+            Self::Finalize { .. } => "stages/finalize_power",
+            Self::SuppliedNorm => "stages/supplied_norm",
+            Self::Agc => "stages/agc",
+            Self::ZClip => "stages/z_clip",
+            Self::AutoClip => "stages/auto_clip",
+            Self::Conclude => "stages/conclude",
+            Self::NormsAndFactors => "stages/norms_and_factors",
+            Self::Scale { .. } => "stages/scale",
+            Self::ScaleColumns { .. } => "stages/scale_columns",
+            Self::Clamp { .. } => "stages/clamp",
+            Self::SmallClip { .. } => "stages/small_clip",
+            Self::UnscaleClamp { .. } => "stages/unscale_clamp",
         }
     }
 
-    fn constants(self, snippets: &[&Snippet], dialect: Dialect) -> Vec<Constant> {
-        let mut names: Vec<_> = snippets.iter().flat_map(|snippet| &snippet.constants).copied().collect();
-        names.sort_unstable();
-        names.dedup();
-        let constant = |name| match name {
-            "WORKGROUP_SIZE" => Constant::u32("WORKGROUP_SIZE", self.workgroup_size(dialect)),
-            "STRIDE" => Constant::derived("STRIDE", "ELEMENTS_PER_VECTOR * WORKGROUP_SIZE"),
-            "TURNS" => Constant::derived("TURNS", "WORKGROUP_SIZE / COLUMNS"),
-            "SEGMENTED" => Constant::u32("SEGMENTED", u32::from(self.is_segmented())),
-            "POWER" => Constant::f32("POWER", self.power()),
-            "SMALL_CLIP_TILES" => Constant::u32("SMALL_CLIP_TILES", SMALL_CLIP_TILES),
-            name => unreachable!("no kernel has the constant {name}"),
+    /// The file that this variant chooses in a folder of alternatives; `None` for other names, and for the generated `banks`.
+    fn chosen(self, folder: &str) -> Option<&'static str> {
+        let file = match folder {
+            "elements" => elements(self.format()?.dtype),
+            "loads" => loads(self.format()?),
+            "maps" => map(self.format()?),
+            "column_maps" => column_map(self.format()?),
+            "norms" => self.reduction()?.norm_snippet(),
+            "partials" => self.reduction()?.partials_snippet(),
+            "outputs" => match self {
+                Self::Finalize { output, .. } | Self::SmallClip { output, .. } => output.snippet(),
+                _ => return None,
+            },
+            "banks" if matches!(self, Self::SmallClip { .. }) => "banks/workgroup",
+            _ => return None,
         };
-        names.into_iter().map(constant).collect()
+        Some(file)
+    }
+
+    /// The format of its tiles. A block of columns is loaded by elements.
+    const fn format(self) -> Option<TileFormat> {
+        match self {
+            Self::Partials { format, .. }
+            | Self::Scale { format, .. }
+            | Self::ScaleColumns { format, .. }
+            | Self::Clamp { format, .. }
+            | Self::SmallClip { format, .. }
+            | Self::UnscaleClamp { format, .. } => Some(format),
+            Self::PartialsColumns { dtype, .. } => Some(TileFormat { alignment: Alignment::Element, dtype }),
+            Self::Finalize { .. }
+            | Self::SuppliedNorm
+            | Self::Agc
+            | Self::ZClip
+            | Self::AutoClip
+            | Self::Conclude
+            | Self::NormsAndFactors => None,
+        }
+    }
+
+    /// The reduction that it computes or finalizes.
+    const fn reduction(self) -> Option<Reduction> {
+        match self {
+            Self::Partials { reduction, .. }
+            | Self::PartialsColumns { reduction, .. }
+            | Self::Finalize { reduction, .. }
+            | Self::SmallClip { reduction, .. } => Some(reduction),
+            _ => None,
+        }
+    }
+
+    /// The constants that the snippets use.
+    fn constants(self, snippets: &[&Snippet], dialect: Dialect) -> Vec<Constant> {
+        let used = snippet::names(snippets, Snippet::constants);
+        let mut constants = vec![
+            Constant::f32("POWER", self.reduction().and_then(Reduction::power).unwrap_or_default()),
+            Constant::u32("SEGMENTED", u32::from(self.is_segmented())),
+            Constant::u32("SMALL_CLIP_TILES", SMALL_CLIP_TILES),
+            Constant::derived("STRIDE", "ELEMENTS_PER_VECTOR * WORKGROUP_SIZE"),
+            Constant::derived("TURNS", "WORKGROUP_SIZE / COLUMNS"),
+            Constant::u32("WORKGROUP_SIZE", self.workgroup_size(dialect)),
+        ];
+        constants.retain(|constant| used.contains(&constant.name));
+        constants
     }
 
     const fn is_segmented(self) -> bool {
@@ -447,29 +473,28 @@ impl Kernel {
         )
     }
 
-    fn power(self) -> f64 {
-        match self {
-            Self::Partials { reduction, .. }
-            | Self::PartialsColumns { reduction, .. }
-            | Self::Finalize { reduction, .. } => reduction.power(),
-            _ => None,
-        }
-        .unwrap_or_default()
-    }
-
+    /// The bindings: the buffers that the snippets bind, then those that generated functions use, in the order of [`Buffer`].
     fn bindings_of(self, snippets: &[&Snippet]) -> Vec<Binding> {
-        let mut buffers: Vec<_> =
-            snippets.iter().flat_map(|snippet| &snippet.binds).map(|name| Buffer::named(name)).collect();
+        let used = snippet::names(snippets, Snippet::binds);
+        let mut bindings = Vec::new();
+        let mut bind = |buffer| bindings.push(Binding { buffer, ty: self.binding_type(buffer) });
+        for &(name, buffer, _) in &binding::NAMED {
+            if used.contains(&name) {
+                bind(buffer);
+            }
+        }
         if let Self::Finalize { banks, .. } = self {
-            buffers.extend((banks > 1).then_some(Buffer::PartialLocations));
-            buffers.extend((0..banks).map(Buffer::Bank));
+            if banks > 1 {
+                bind(Buffer::PartialLocations);
+            }
+            (0..banks).for_each(|bank| bind(Buffer::Bank(bank)));
         }
-        if let Some((slots, _)) = self.slots() {
-            buffers.extend(slots.buffers());
+        match self.slots() {
+            Some((Slots::Separate(count), _)) => (0..count).for_each(|slot| bind(Buffer::Slot(slot))),
+            Some((Slots::Array(count), _)) => bind(Buffer::Slots(count)),
+            None => {}
         }
-        buffers.sort_unstable();
-        buffers.dedup();
-        buffers.into_iter().map(|buffer| Binding { buffer, ty: self.binding_type(buffer) }).collect()
+        bindings
     }
 
     /// How the kernel uses a buffer.

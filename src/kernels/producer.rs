@@ -125,7 +125,12 @@ impl Producer {
         if !is_valid {
             return Err(Error::Producer { workgroup_size, vectors });
         }
-        let choices = [elements(dtype), reduction.norm_snippet(), reduction.partials_snippet()];
+        let chosen = |folder: &str| match folder {
+            "elements" => Some(elements(dtype)),
+            "norms" => Some(reduction.norm_snippet()),
+            "partials" => Some(reduction.partials_snippet()),
+            _ => None,
+        };
         let constants = [
             Constant::u32("WORKGROUP_SIZE", workgroup_size),
             Constant::u32("VECTORS", vectors),
@@ -134,7 +139,7 @@ impl Producer {
         // Not pipeline-overridable constants, which the caller would have to set.
         let mut text: String =
             constants.iter().map(|constant| Dialect::CubeCl.declare_constant(constant)).collect();
-        for snippet in snippet::resolve("lib/producer", &choices) {
+        for snippet in snippet::resolve(&snippet::PRODUCER, chosen) {
             let code = snippet.text.lines().filter(|line| !line.trim_start().starts_with("//"));
             code.for_each(|line| text.extend([line, "\n"]));
         }

@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Alignment, Buffer, TileFormat};
+use super::{Alignment, TileFormat};
 use crate::DType;
 
 /// The binding of the first slot, after the tiles and one other buffer.
@@ -36,14 +36,6 @@ impl Slots {
     pub const fn count(self) -> usize {
         match self {
             Self::Separate(count) | Self::Array(count) => count,
-        }
-    }
-
-    /// The buffers to bind.
-    pub(super) fn buffers(self) -> Vec<Buffer> {
-        match self {
-            Self::Separate(count) => (0..count).map(Buffer::Slot).collect(),
-            Self::Array(count) => vec![Buffer::Slots(count)],
         }
     }
 

@@ -3,13 +3,14 @@
 
 mod chains;
 mod compilers;
+mod minified;
 
 use std::collections::BTreeSet;
 use std::mem::offset_of;
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
-use super::snippet::SNIPPETS;
+use super::snippet::{PRODUCER, SNIPPETS};
 use super::tables::{Bounds, ColumnTile, NormParams, PERCENTILE_STEPS_PER_PERCENT, Segment, Tile};
 use super::*;
 use crate::auto_clip;
@@ -96,9 +97,12 @@ fn with_arrays() -> Vec<Kernel> {
 }
 
 fn parse(kernel: Kernel, dialect: Dialect) -> naga::Module {
-    let source = kernel.source(dialect);
-    naga::front::wgsl::parse_str(&source)
-        .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&source)))
+    parse_source(kernel, &kernel.source(dialect))
+}
+
+fn parse_source(kernel: Kernel, source: &str) -> naga::Module {
+    naga::front::wgsl::parse_str(source)
+        .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(source)))
 }
 
 fn validate(module: &naga::Module) -> ModuleInfo {
@@ -274,6 +278,7 @@ fn slots_follow_the_tiles_and_one_other_buffer() {
     for kernel in all() {
         let Some((slots, _)) = kernel.slots() else { continue };
         let buffers: Vec<_> = kernel.bindings().into_iter().map(|binding| binding.buffer).collect();
+        assert!(buffers.is_sorted(), "{kernel:?}");
         // A small clip has the buffers of three stages. A plan that has no room for them has these stages instead.
         let others = if matches!(kernel, Kernel::SmallClip { .. }) {
             buffers.len() - slots.count()
@@ -506,10 +511,24 @@ fn role(path: &str) -> &str {
     }
 }
 
+/// Every WGSL file.
+fn every_file() -> impl Iterator<Item = &'static Snippet> {
+    SNIPPETS.iter().chain([&PRODUCER])
+}
+
+/// The names that a snippet declares for others. The entry may continue on indented lines.
+fn provides(snippet: &Snippet) -> BTreeSet<&'static str> {
+    let mut lines = snippet.text.lines().map_while(|line| line.strip_prefix("//"));
+    let Some(first) = lines.find_map(|line| line.strip_prefix(" provides: ")) else { return BTreeSet::new() };
+    let more = lines.take_while(|line| line.starts_with("   "));
+    let names = std::iter::once(first).chain(more).flat_map(|line| line.split(','));
+    names.map(str::trim).filter(|name| !name.is_empty()).collect()
+}
+
 /// Which roles provide a name.
 fn providers(name: &str) -> BTreeSet<&'static str> {
     let mut roles: BTreeSet<_> =
-        SNIPPETS.iter().filter(|s| s.provides.contains(&name)).map(|s| role(s.path)).collect();
+        every_file().filter(|s| provides(s).contains(name)).map(|s| role(s.path)).collect();
     if SLOT_FUNCTIONS.contains(&name) {
         roles.insert("slots");
     }
@@ -521,7 +540,7 @@ fn providers(name: &str) -> BTreeSet<&'static str> {
 
 #[test]
 fn every_snippet_states_its_interface() {
-    let faults: Vec<_> = SNIPPETS.iter().flat_map(faults_of).collect();
+    let faults: Vec<_> = every_file().flat_map(faults_of).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
@@ -536,7 +555,7 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
     };
     let (declared, used) = (Code::new(snippet.text).declared(), used_by(snippet));
 
-    let dependents = SNIPPETS.iter().filter(|other| other.requires.contains(&role(path)));
+    let dependents = every_file().filter(|other| other.requires().any(|name| name == role(path)));
     let used_by_others: BTreeSet<_> = dependents.flat_map(used_by).collect();
     let is_public = |name: &&str| {
         used_by_others.contains(name)
@@ -544,25 +563,26 @@ fn faults_of(snippet: &Snippet) -> Vec<String> {
             || path == "lib/producer"
     };
     let interface: BTreeSet<_> = declared.iter().copied().filter(is_public).collect();
-    compare("provides", &snippet.provides.clone().into_iter().collect(), &interface);
+    compare("provides", &provides(snippet), &interface);
 
     let buffers = used.iter().copied().filter(|name| binding::NAMED.iter().any(|row| row.0 == *name));
-    compare("binds", &snippet.binds.clone().into_iter().collect(), &buffers.collect());
+    compare("binds", &snippet.binds().collect(), &buffers.collect());
 
     let is_foreign = |name: &&str| !declared.contains(name);
     let roles: BTreeSet<_> = used.iter().copied().filter(is_foreign).flat_map(providers).collect();
-    compare("requires", &snippet.requires.clone().into_iter().collect(), &roles);
+    compare("requires", &snippet.requires().collect(), &roles);
 
     let constants =
         ["WORKGROUP_SIZE", "STRIDE", "VECTORS", "TURNS", "SEGMENTED", "POWER", "SMALL_CLIP_TILES"];
     let constants = constants.into_iter().filter(|name| used.contains(name)).collect();
-    compare("constants", &snippet.constants.clone().into_iter().collect(), &constants);
+    compare("constants", &snippet.constants().collect(), &constants);
     faults
 }
 
 /// The names that a snippet uses: those in its code, and those in the types of the buffers that it binds.
 fn used_by(snippet: &Snippet) -> BTreeSet<&'static str> {
-    let types = snippet.binds.clone().into_iter().map(|name| Buffer::named(name).element_type());
+    let buffers = binding::NAMED.iter().filter(|row| snippet.binds().any(|name| name == row.0));
+    let types = buffers.map(|&(_, _, ty)| ty);
     types.flat_map(|ty| Code::new(ty).0).chain(Code::new(snippet.text).used()).collect()
 }
 
@@ -570,12 +590,12 @@ fn used_by(snippet: &Snippet) -> BTreeSet<&'static str> {
 /// belong to the stages of general p.
 #[test]
 fn alternatives_provide_the_same_names() {
-    for one in SNIPPETS.iter().filter(|s| !["stage", "norms/power"].contains(&role(s.path))) {
-        for other in SNIPPETS.iter().filter(|s| role(s.path) == role(one.path)) {
+    for one in every_file().filter(|s| !["stage", "norms/power"].contains(&role(s.path))) {
+        for other in every_file().filter(|s| role(s.path) == role(one.path)) {
             if one.path.ends_with("/power") || other.path.ends_with("/power") {
                 continue;
             }
-            assert_eq!(one.provides, other.provides, "{} and {}", one.path, other.path);
+            assert_eq!(provides(one), provides(other), "{} and {}", one.path, other.path);
         }
     }
 }
@@ -592,7 +612,7 @@ fn the_table_has_every_file() {
             files.insert(path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/"));
         }
     }
-    let table: BTreeSet<_> = SNIPPETS.iter().map(|s| s.path.to_owned()).collect();
+    let table: BTreeSet<_> = every_file().map(|s| s.path.to_owned()).collect();
     assert_eq!(files, table);
     let used: BTreeSet<_> =
         all().into_iter().flat_map(Kernel::snippets).map(|snippet| snippet.path.to_owned()).collect();

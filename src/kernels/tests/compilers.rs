@@ -28,7 +28,12 @@ fn capabilities(kernel: Kernel) -> Capabilities {
 
 /// A kernel as wgpu gives it to the writer of a backend: with the values of its constants.
 fn with_constants(kernel: Kernel) -> (naga::Module, ModuleInfo) {
-    let module = parse(kernel, Dialect::WebGpu);
+    with_constants_of(kernel, &kernel.source(Dialect::WebGpu))
+}
+
+/// As [`with_constants`], from a text of the kernel.
+fn with_constants_of(kernel: Kernel, source: &str) -> (naga::Module, ModuleInfo) {
+    let module = parse_source(kernel, source);
     let info = validate_with(capabilities(kernel), &module);
     let constants =
         kernel.pipeline_constants().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -96,6 +101,13 @@ fn glsl(kernel: Kernel) -> String {
     text
 }
 
+/// The SPIR-V of a text of the kernel, without names.
+pub(super) fn nameless_spirv(kernel: Kernel, source: &str) -> Vec<u32> {
+    let (module, info) = with_constants_of(kernel, source);
+    let options = spv::Options { flags: spv::WriterFlags::empty(), ..spv::Options::default() };
+    spv::write_vec(&module, &info, &options, None).unwrap_or_else(|error| panic!("{kernel:?}: {error}"))
+}
+
 /// Kernels for compilers that take minutes for all of them. Some are left out unless the environment asks for them: those of other
 /// numbers of slots differ only in the number of cases of a `switch`, and those of other exponents in a constant.
 pub(super) fn most() -> Vec<Kernel> {
@@ -118,7 +130,7 @@ fn with_every_kernel() -> bool {
 }
 
 /// Calls a function with every item, on all cores.
-fn for_each<T: Send>(items: Vec<T>, check: impl Fn(T) + Sync) {
+pub(super) fn for_each<T: Send>(items: Vec<T>, check: impl Fn(T) + Sync) {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let items = std::sync::Mutex::new(items.into_iter());
     let next = || items.lock().expect("no panic while it is locked").next();
@@ -133,11 +145,11 @@ fn for_each<T: Send>(items: Vec<T>, check: impl Fn(T) + Sync) {
     });
 }
 
-/// Returns whether a compiler can be started.
-fn is_installed(compiler: &str) -> bool {
-    let status = Command::new(compiler).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+/// Returns whether a program can be started.
+pub(super) fn is_installed(program: &str) -> bool {
+    let status = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if status.is_err() {
-        println!("NOT RUN: there is no {compiler} on the PATH");
+        println!("NOT RUN: there is no {program} on the PATH");
     }
     status.is_ok()
 }
