@@ -89,7 +89,7 @@ pub(super) fn plan<B>(
             Kernel::Scale { segmented, format, slots }
         }
     };
-    let scale = builder.batches(&layout.apply, |_, _| buffers.records, scale);
+    let scale = builder.batches(&layout.apply, &|_, _| buffers.records, &scale);
     let outcome = Outcome {
         is_error: norm.non_finite == NonFinite::Error,
         together: norm.scope.is_together(),
@@ -269,7 +269,7 @@ impl Stages<'_> {
             Partials::Own(buffer) => buffer,
             Partials::Given(_) => unreachable!("the first banks are those of the plan"),
         };
-        let dispatches = builder.batches(&self.layout.norm, bank, partials);
+        let dispatches = builder.batches(&self.layout.norm, &bank, &partials);
         for (batch, dispatch) in self.layout.norm.iter().zip(dispatches) {
             self.parts[batch.part].push(dispatch);
         }
@@ -282,7 +282,7 @@ impl Stages<'_> {
         self.concluded =
             step_counts.is_some() && self.records == 1 && is_final && builder.limits().allows(concluding);
         let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
-        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
+        self.steps.push(builder.per_workgroup(finalize, self.records, &|buffer| match buffer {
             Buffer::StepCounts => builder.whole(step_counts.expect("bound only if the step is concluded")),
             buffer => self.buffers.get(builder, buffer),
         }));
@@ -306,7 +306,7 @@ impl Stages<'_> {
         if self.norm.coefficient_only || self.norm.tensor_stats || self.resets || !self.has_final_limits() {
             return None;
         }
-        builder.single_workgroup(batch, kernel, |buffer| match buffer {
+        builder.single_workgroup(batch, &kernel, &|buffer| match buffer {
             Buffer::StepCounts => builder.whole(step_counts.expect("bound only to conclude a step")),
             buffer => self.buffers.get(builder, buffer),
         })
@@ -343,7 +343,7 @@ impl Stages<'_> {
         let unclipped = vec![ClipRecord::UNCLIPPED; table.len()];
         let records = builder.buffer("gradclip.parameter_records", STORAGE, &unclipped);
         let finalize = self.finalize(Output::Record);
-        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
+        self.steps.push(builder.per_workgroup(finalize, self.records, &|buffer| match buffer {
             Buffer::NormParams => builder.whole(norm_params),
             Buffer::Segments => builder.whole(segments),
             Buffer::Records => builder.whole(records),
@@ -365,7 +365,7 @@ impl Stages<'_> {
         let auto_clip = self.norm.auto_clip?;
         let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
         let windows = builder.state("gradclip.norm_windows", STATE, &words);
-        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, |buffer| {
+        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, &|buffer| {
             self.with_own(builder, (Buffer::NormWindows, windows), buffer)
         }));
         Some((auto_clip, windows))
@@ -376,7 +376,7 @@ impl Stages<'_> {
         let Some(step_counts) = step_counts.filter(|_| !self.concluded) else { return };
         // A single workgroup knows when all records are concluded, to update the loss scale.
         let invocations = if self.norm.dynamic_loss_scale.is_some() { 1 } else { self.records };
-        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, |buffer| {
+        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, &|buffer| {
             self.with_own(builder, (Buffer::StepCounts, step_counts), buffer)
         }));
     }
@@ -384,7 +384,7 @@ impl Stages<'_> {
     /// Adds a dispatch of one invocation for each record. `own` is the buffer that only this stage binds.
     fn per_record(&mut self, builder: &Builder, kernel: Kernel, own: (Buffer, usize)) {
         let range = |buffer| self.with_own(builder, own, buffer);
-        self.steps.push(builder.per_invocation(kernel, self.records, range));
+        self.steps.push(builder.per_invocation(kernel, self.records, &range));
     }
 
     /// Returns the range to bind for a buffer in a stage with a buffer of its own.
@@ -410,7 +410,7 @@ impl Stages<'_> {
         let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients);
         let segments = builder.buffer("gradclip.tensor_segments", STORAGE, &table);
         let finalize = self.finalize(Output::TensorStats);
-        self.steps.push(builder.per_workgroup(finalize, gradients, |buffer| match buffer {
+        self.steps.push(builder.per_workgroup(finalize, gradients, &|buffer| match buffer {
             Buffer::Segments => builder.whole(segments),
             Buffer::TensorStats => builder.whole(stats),
             buffer => self.buffers.get(builder, buffer),

@@ -58,7 +58,7 @@ pub(super) fn plan<B>(
         None => Kernel::Clamp { segmented, format, slots },
         Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
     };
-    let scale = builder.batches(&layout.apply, bounds_of, clamp);
+    let scale = builder.batches(&layout.apply, &bounds_of, &clamp);
     Ok(Plan {
         buffers: builder.finish(),
         passes: Passes {
