@@ -117,8 +117,10 @@ impl Builder {
         workgroups: usize,
         range: &dyn Fn(Buffer) -> BoundRange,
     ) -> Dispatch {
-        let buffers = kernel.bindings().into_iter().flat_map(|binding| binding.buffer.elements());
-        let bindings = buffers.map(range).collect();
+        let mut bindings = Vec::new();
+        for binding in kernel.bindings() {
+            bindings.extend(binding.buffer.elements().map(range));
+        }
         Dispatch { kernel, bindings, grid: fold_grid(workgroups, self.limits.workgroups_per_dimension) }
     }
 
