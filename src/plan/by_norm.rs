@@ -111,13 +111,10 @@ pub(super) fn plan<B>(
     Ok(Plan {
         buffers: builder.finish(),
         passes: Passes {
-            parts,
             in_parts: set.parts > 0,
             resets,
-            record: steps,
-            scale,
-            small,
             coefficient_only: norm.coefficient_only,
+            ..Passes::new(parts, steps, scale, small)
         },
         outcome: Some(outcome),
         inverse_scales: None,

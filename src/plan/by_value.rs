@@ -61,15 +61,7 @@ pub(super) fn plan<B>(
     let scale = builder.batches(&layout.apply, &bounds_of, &clamp);
     Ok(Plan {
         buffers: builder.finish(),
-        passes: Passes {
-            parts: Vec::new(),
-            in_parts: false,
-            resets: false,
-            record: Vec::new(),
-            scale,
-            small: None,
-            coefficient_only: false,
-        },
+        passes: Passes::new(Vec::new(), Vec::new(), scale, None),
         outcome: None,
         inverse_scales: inverse_scale.map(|_| tables),
         labels: set.labels.clone(),
