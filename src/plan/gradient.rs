@@ -1,6 +1,5 @@
 //! Gradients and parameters in device buffers, and their input validation.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use super::buffer_range::{BufferRange, DeviceBuffer};
@@ -289,10 +288,12 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
         let groups = operations.len();
         let measured_norm = operations.first().and_then(Operation::measured_norm);
         let with_parameters = operations.first().is_some_and(Operation::needs_parameters);
-        let mut index_of = HashMap::new();
+        let known = distinct(gradients);
+        let mut indices = vec![None; known.len()];
         let mut buffers = Vec::new();
         let mut index_of = |buffer| {
-            *index_of.entry(buffer).or_insert_with(|| {
+            let place = known.binary_search(&buffer).expect("a buffer of the gradients");
+            *indices[place].get_or_insert_with(|| {
                 buffers.push(buffer);
                 buffers.len() - 1
             })
@@ -395,6 +396,19 @@ impl<'a, B: DeviceBuffer> Parameter<'a, B> {
         let (buffer, dtype) = (index_of(self.range.buffer), self.range.dtype);
         Ok(Span { buffer, dtype, start: elements.start, scaled: false, partials: None, ..*gradient })
     }
+}
+
+/// Returns the distinct buffers of the gradients, of their parameters and of their partials, sorted.
+fn distinct<'a, B: DeviceBuffer>(gradients: &[Gradient<'a, B>]) -> Vec<&'a B> {
+    let mut buffers = Vec::with_capacity(gradients.len());
+    for Gradient { range, parameter, partials, .. } in gradients {
+        buffers.push(range.buffer);
+        buffers.extend(parameter.as_ref().map(|parameter| parameter.range.buffer));
+        buffers.extend(partials.map(|partials| partials.buffer));
+    }
+    buffers.sort_unstable();
+    buffers.dedup();
+    buffers
 }
 
 /// Returns the indices of the spans that are not empty, in the order of their addresses.

@@ -15,7 +15,7 @@
 //! use gradclip::{Clip, DType};
 //!
 //! /// A buffer of your API.
-//! #[derive(Debug, PartialEq, Eq, Hash)]
+//! #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 //! struct Buffer {
 //!     id: u32,
 //!     bytes: u64,

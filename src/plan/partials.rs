@@ -21,7 +21,7 @@ use crate::{DType, Error, GradientId};
 /// of that record returns [`Error::PartMissing`]. A new buffer, which is zeroed, counts as not written.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Partials<'a, B> {
-    buffer: &'a B,
+    pub(super) buffer: &'a B,
     offset: u64,
     elements: u64,
 }
