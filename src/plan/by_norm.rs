@@ -1,30 +1,29 @@
 //! The plan of a clip by norm: its buffers and its stages.
 
 use super::builder::{Builder, or_one, window};
-use super::gradient::Set;
+use super::gradient::{Set, Span};
 use super::layout::{Bank, Batch, Layout};
 use super::passes::{BoundRange, Dispatch};
 use super::segment_map::SegmentMap;
 use super::usage::{COPY_DST, COPY_SRC, STATE, STORAGE, UNIFORM};
-use super::{Limits, Origin, Outcome, Passes, Plan, TilePartials};
+use super::{Limits, Outcome, Passes, PlanBuffer, TilePartials};
 use crate::kernels::tables::{NormParams, Segment, block_rows};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
 use crate::operation::{ByNorm, Scope};
 use crate::{AutoClip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
 
 /// Plans a clip with one group for each limit.
-pub(super) fn plan<B>(
+pub(super) fn plan(
     norm: &ByNorm,
     max_norms: &[f32],
-    set: &Set<'_, B>,
+    set: &Set,
     limits: Limits,
-    origin: impl Fn() -> Origin,
-) -> Result<Plan, Error> {
+) -> Result<(Vec<PlanBuffer>, Passes, Outcome), Error> {
     let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
         // One of rows and columns is 1.
-        let units = set.rows.iter().zip(&set.columns).map(|(&rows, &columns)| rows.max(columns));
+        let units = set.spans.iter().map(|span| span.rows.max(span.columns));
         let records = units.fold(0_u64, u64::saturating_add);
         limits.check_scratch(records.saturating_mul(record_bytes as u64))?;
         check_columns(limits, set)?;
@@ -108,29 +107,21 @@ pub(super) fn plan<B>(
         tensor_stats,
         tile_partials,
     };
-    Ok(Plan {
-        buffers: builder.finish(),
-        passes: Passes {
-            in_parts: set.parts > 0,
-            resets,
-            coefficient_only: norm.coefficient_only,
-            ..Passes::new(parts, steps, scale, small)
-        },
-        outcome: Some(outcome),
-        inverse_scales: None,
-        labels: set.labels.clone(),
-        origin: origin(),
-    })
+    let passes = Passes {
+        in_parts: set.parts > 0,
+        resets,
+        coefficient_only: norm.coefficient_only,
+        ..Passes::new(parts, steps, scale, small)
+    };
+    Ok((builder.finish(), passes, outcome))
 }
 
 /// Checks that the blocks of gradients with columns fit into a binding.
-fn check_columns<B>(limits: Limits, set: &Set<'_, B>) -> Result<(), Error> {
+fn check_columns(limits: Limits, set: &Set) -> Result<(), Error> {
     let Limits { binding_bytes, alignment, .. } = limits;
-    let spans = set.spans.iter().zip(&set.columns);
-    let parameters = set.parameters.iter().flatten();
-    let parameters = parameters.map(|parameter| (parameter, &set.columns[parameter.gradient]));
-    for (span, &columns) in spans.chain(parameters).filter(|(_, columns)| **columns > 1) {
-        let needed = span.len.min(block_rows(columns) * columns) * span.dtype.size() + alignment;
+    let spans = set.spans.iter().chain(set.parameters.iter().flatten());
+    for &Span { columns, len, dtype, .. } in spans.filter(|span| span.columns > 1) {
+        let needed = len.min(block_rows(columns) * columns) * dtype.size() + alignment;
         if needed > binding_bytes {
             let name = "max_storage_buffer_binding_size";
             return Err(Error::DeviceLimit {

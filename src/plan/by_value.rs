@@ -4,33 +4,32 @@ use super::builder::Builder;
 use super::gradient::{Set, in_address_order};
 use super::layout::{self, Batch, Request};
 use super::usage::{COPY_DST, STORAGE};
-use super::{Limits, Origin, Passes, Plan};
+use super::{Limits, Passes, PlanBuffer};
 use crate::kernels::Kernel;
 use crate::kernels::tables::{Bounds, UnscaledBounds, tile_elements};
 use crate::operation::Operation;
 use crate::{DType, Error};
 
+/// The buffers of a plan, its passes, and those of its buffers that begin with the inverse loss scale, one for each element type.
+type Planned = (Vec<PlanBuffer>, Passes, Option<[usize; 3]>);
+
 /// Plans a clip by value. `operations` has one operation for each group; they differ only in their bounds.
-pub(super) fn plan<B>(
-    operations: &[Operation],
-    set: &Set<'_, B>,
-    limits: Limits,
-    origin: impl Fn() -> Origin,
-) -> Result<Plan, Error> {
+pub(super) fn plan(operations: &[Operation], set: &Set, limits: Limits) -> Result<Planned, Error> {
     let bounds: Vec<_> = operations.iter().filter_map(Operation::bounds).collect();
     let inverse_scale = match operations.first() {
         Some(Operation::Clamp { inverse_scale, .. }) => *inverse_scale,
         _ => None,
     };
+    let spans = set.joined();
     let request = Request {
-        spans: &set.spans,
-        order: &in_address_order(&set.spans),
-        segment_of: &set.spans.iter().map(|span| span.group).collect::<Vec<_>>(),
+        spans: &spans,
+        order: &in_address_order(&spans),
+        segment_of: &spans.iter().map(|span| span.group).collect::<Vec<_>>(),
         segments: bounds.len(),
         measures: false,
         norm_loads_vectors: false,
         partial_bytes: 0,
-        tile_elements: tile_elements(set.spans.iter().map(|span| span.len).sum()),
+        tile_elements: tile_elements(spans.iter().map(|span| span.len).sum()),
     };
     let layout = layout::lay_out(request, limits);
     limits.check_scratch(size_of_val(&layout.tiles[..]) as u64)?;
@@ -59,12 +58,6 @@ pub(super) fn plan<B>(
         Some(_) => Kernel::UnscaleClamp { segmented, format, slots },
     };
     let scale = builder.batches(&layout.apply, &bounds_of, &clamp);
-    Ok(Plan {
-        buffers: builder.finish(),
-        passes: Passes::new(Vec::new(), Vec::new(), scale, None),
-        outcome: None,
-        inverse_scales: inverse_scale.map(|_| tables),
-        labels: set.labels.clone(),
-        origin: origin(),
-    })
+    let passes = Passes::new(Vec::new(), Vec::new(), scale, None);
+    Ok((builder.finish(), passes, inverse_scale.map(|_| tables)))
 }

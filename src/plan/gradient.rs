@@ -231,7 +231,9 @@ pub(super) struct Span {
     pub(super) group: usize,
     pub(super) measured: bool,
     pub(super) scaled: bool,
-    /// The number of columns that have their own norms, or 1.
+    /// The number of rows; 1 if the span is a row.
+    pub(super) rows: u64,
+    /// The number of columns. In a layout, of those that have their own norms.
     pub(super) columns: u64,
     /// The part of the plan that measures it.
     pub(super) part: usize,
@@ -244,32 +246,31 @@ impl Span {
         self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
     }
 
-    /// Splits the span into `rows` rows of equal length, or marks its columns. One of the two is 1.
-    pub(super) fn split(self, rows: u64, columns: u64) -> impl Iterator<Item = Self> {
-        let len = self.len / rows.max(1);
-        (0..rows).map(move |row| {
+    /// Joins the rows and the columns.
+    pub(super) const fn joined(self) -> Self {
+        Self { rows: 1, columns: 1, ..self }
+    }
+
+    /// Splits the span into its rows, which have equal lengths.
+    pub(super) fn split(self) -> impl Iterator<Item = Self> {
+        let len = self.len / self.rows.max(1);
+        (0..self.rows).map(move |row| {
             let advanced = |partials: PartialRange| PartialRange {
                 first: partials.first + row * partials.count(len),
                 ..partials
             };
             let partials = self.partials.map(advanced);
-            Self { start: self.start + row * len, len, columns, partials, ..self }
+            Self { start: self.start + row * len, len, rows: 1, partials, ..self }
         })
     }
 }
 
 /// Validated gradients.
 #[derive(Debug)]
-pub(super) struct Set<'a, B> {
+pub(super) struct Set {
     pub(super) labels: Labels,
-    /// The distinct buffers, in order of their first appearance.
-    pub(super) buffers: Vec<&'a B>,
     /// The gradients.
     pub(super) spans: Vec<Span>,
-    /// The number of rows of each gradient.
-    pub(super) rows: Vec<u64>,
-    /// The number of columns of each gradient.
-    pub(super) columns: Vec<u64>,
     /// The parameter of each gradient; empty if the clip needs none.
     pub(super) parameters: Vec<Option<Span>>,
     /// The number of parts; 0 unless a gradient is in one.
@@ -278,13 +279,18 @@ pub(super) struct Set<'a, B> {
     pub(super) total_elements: Option<u64>,
 }
 
-impl<'a, B: DeviceBuffer> Set<'a, B> {
-    /// Validates the gradients of the groups of a plan with these operations, and their parameters if the clip needs them.
+impl Set {
+    /// Validates the gradients of the groups of a plan with these operations, and their parameters if the clip needs them. Returns
+    /// them and their distinct buffers, in order of their first appearance.
     ///
     /// # Errors
     ///
     /// An error of phase "gradients and parameters" of [`Error`].
-    pub(super) fn resolve(gradients: &[Gradient<'a, B>], operations: &[Operation]) -> Result<Self, Error> {
+    pub(super) fn resolve<'a, B: DeviceBuffer>(
+        gradients: &[Gradient<'a, B>],
+        operations: &[Operation],
+        total_elements: Option<u64>,
+    ) -> Result<(Self, Vec<&'a B>), Error> {
         let groups = operations.len();
         let measured_norm = operations.first().and_then(Operation::measured_norm);
         let with_parameters = operations.first().is_some_and(Operation::needs_parameters);
@@ -299,8 +305,8 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
             })
         };
         let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
-        let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
-        let columns_of = gradients.iter().map(|gradient| gradient.columns).collect();
+        let is_together = measured_norm.is_none_or(|norm| norm.scope.is_together());
+        let mut spans = Vec::with_capacity(gradients.len());
         let mut parameters = Vec::new();
         let mut row_limit = RowLimit::default();
         let mut parts = 0;
@@ -334,7 +340,8 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
                 group,
                 measured,
                 scaled,
-                columns: 1,
+                rows,
+                columns,
                 part: 0,
                 partials: None,
             };
@@ -345,14 +352,12 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
                     return Err(Error::Part { gradient: id(), given: span.part, gradients: gradients.len() });
                 }
                 parts = parts.max(part.map_or(0, |part| part + 1));
-                let (own_rows, own_columns) = if norm.scope.is_together() { (1, 1) } else { (rows, columns) };
-                let resolve = |partials: Partials<'a, B>| {
-                    partials.resolve(&span, (own_rows, own_columns), norm.reduction(), &id, &mut index_of)
-                };
+                let own = if is_together { span.joined() } else { span };
+                let resolve =
+                    |partials: Partials<'a, B>| partials.resolve(&own, norm.reduction(), &id, &mut index_of);
                 span.partials = partials.filter(|_| measured && len > 0).map(resolve).transpose()?;
             }
             spans.push(span);
-            rows_of.push(rows);
             if with_parameters {
                 parameters.push(match parameter {
                     Some(parameter) => Some(parameter.of(&span, &id, &mut index_of)?),
@@ -363,19 +368,13 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
         }
         check_overlaps(&spans, &labels)?;
         let reduction = measured_norm.map(ByNorm::reduction);
-        let is_together = measured_norm.is_none_or(|norm| norm.scope.is_together());
-        let own_rows: Vec<u64> = rows_of.iter().map(|&rows| if is_together { 1 } else { rows }).collect();
-        check_partials(&spans, &own_rows, &parameters, reduction, &labels)?;
-        Ok(Self {
-            labels,
-            buffers,
-            spans,
-            rows: rows_of,
-            columns: columns_of,
-            parameters,
-            parts,
-            total_elements: None,
-        })
+        check_partials(&spans, is_together, &parameters, reduction, &labels)?;
+        Ok((Self { labels, spans, parameters, parts, total_elements }, buffers))
+    }
+
+    /// Returns the gradients, for a clip that ignores rows and columns.
+    pub(super) fn joined(&self) -> Vec<Span> {
+        self.spans.iter().map(|span| span.joined()).collect()
     }
 }
 
@@ -427,10 +426,10 @@ struct Claim {
 }
 
 /// Checks that the partials of a gradient share no bytes with those of another, and with no gradient and no parameter: the plan
-/// resets them. `rows` has the number of rows of each gradient that are measured on their own.
+/// resets them. `is_together` is false if each row is measured on its own.
 fn check_partials(
     spans: &[Span],
-    rows: &[u64],
+    is_together: bool,
     parameters: &[Option<Span>],
     reduction: Option<Reduction>,
     labels: &Labels,
@@ -439,7 +438,8 @@ fn check_partials(
         return Ok(());
     };
     let size = reduction.partial_bytes() as u64;
-    let of_partials = |(span, &rows): (&Span, &u64)| {
+    let of_partials = |span: &Span| {
+        let rows = if is_together { 1 } else { span.rows };
         let PartialRange { buffer, first, .. } = span.partials?;
         let count = rows * span.partials?.count(span.len / rows.max(1));
         let bytes = first * size..(first + count) * size;
@@ -451,7 +451,7 @@ fn check_partials(
         gradient: span.gradient,
         is_partials: false,
     };
-    let mut claims: Vec<_> = spans.iter().zip(rows).filter_map(of_partials).collect();
+    let mut claims: Vec<_> = spans.iter().filter_map(of_partials).collect();
     claims
         .extend(spans.iter().chain(parameters.iter().flatten()).filter(|span| span.len > 0).map(of_elements));
     claims.sort_by_key(|claim| (claim.buffer, claim.bytes.start));

@@ -24,27 +24,26 @@ pub(super) struct SegmentMap {
 }
 
 impl SegmentMap {
-    pub(super) fn new<B>(scope: Scope, groups: usize, set: &Set<'_, B>) -> Self {
+    pub(super) fn new(scope: Scope, groups: usize, set: &Set) -> Self {
         if scope.is_together() {
             let segment_of = set.spans.iter().map(|span| span.group).collect();
             let limits = (0..groups).map(|group| Limit::Of { group }).collect();
-            let (spans, total_elements) = (set.spans.clone(), set.total_elements);
+            let (spans, total_elements) = (set.joined(), set.total_elements);
             return Self { spans, segment_of, segments: groups, limits, total_elements };
         }
         let mut spans = Vec::with_capacity(set.spans.len());
         let mut limits = Vec::with_capacity(set.spans.len());
-        let units = || set.rows.iter().copied().zip(set.columns.iter().copied());
-        for (gradient, (rows, columns)) in set.spans.iter().zip(units()) {
-            for span in gradient.split(rows, columns) {
+        for gradient in &set.spans {
+            for span in gradient.split() {
                 let limit = scope.limit(span.group, span.len / span.columns, span.measured);
                 limits.extend((0..span.columns).map(|_| limit));
                 spans.push(span);
             }
         }
-        for ((parameter, gradient), (rows, columns)) in set.parameters.iter().zip(&set.spans).zip(units()) {
+        for (parameter, gradient) in set.parameters.iter().zip(&set.spans) {
             // A gradient that is not measured needs no parameter.
             let empty = Span { len: 0, ..*gradient };
-            spans.extend(parameter.unwrap_or(empty).split(rows, columns));
+            spans.extend(parameter.unwrap_or(empty).split());
         }
         let mut segments = 0;
         let segment_of = spans
