@@ -355,9 +355,9 @@ fn apply_pass(chunks: &[Chunk], views: &[View], tile_elements: u64) -> Pass {
 impl Layout {
     /// The number of workgroups of the largest dispatch.
     pub(super) fn largest_dispatch(&self) -> usize {
-        let batches = self.norm.iter().chain(&self.apply).map(Batch::workgroups);
         let gradients = self.gradient_of_partial.iter().max().map_or(0, |&last| last as usize + 1);
-        batches.chain([self.segments.len(), gradients]).max().unwrap_or(0)
+        let most = self.segments.len().max(gradients);
+        self.norm.iter().chain(&self.apply).fold(most, |most, batch| most.max(batch.workgroups()))
     }
 
     /// The batches of one pass: for each kind of tile, as few as the device allows.
