@@ -6,7 +6,7 @@ use super::layout::{self, Batch, Request};
 use super::usage::{COPY_DST, STORAGE};
 use super::{Limits, Passes, PlanBuffer};
 use crate::kernels::Kernel;
-use crate::kernels::tables::{Bounds, UnscaledBounds, tile_elements};
+use crate::kernels::tables::{Bounds, tile_elements};
 use crate::operation::Operation;
 use crate::{DType, Error};
 
@@ -35,17 +35,19 @@ pub(super) fn plan(operations: &[Operation], set: &Set, limits: Limits) -> Resul
     limits.check_scratch(size_of_val(&layout.tiles[..]) as u64)?;
     limits.check_workgroups(layout.largest_dispatch())?;
     let mut builder = Builder::new(limits, &layout.tiles);
-    let table_of = |dtype| match inverse_scale {
-        None => {
-            let bounds: Vec<_> = bounds.iter().map(|&bounds| Bounds::new(bounds, dtype)).collect();
-            builder.kept("gradclip.bounds", STORAGE, &bounds)
-        }
-        Some(inverse) => {
-            let table = UnscaledBounds::new(inverse, &bounds, dtype);
-            builder.kept("gradclip.unscaled_bounds", STORAGE | COPY_DST, table.numbers())
-        }
+    let (label, usage) = match inverse_scale {
+        None => ("gradclip.bounds", STORAGE),
+        Some(_) => ("gradclip.unscaled_bounds", STORAGE | COPY_DST),
     };
-    let tables = [DType::F32, DType::F16, DType::BF16].map(table_of);
+    let tables = [DType::F32, DType::F16, DType::BF16].map(|dtype| {
+        // With an inverse loss scale, the table is that of `UnscaledBounds`.
+        let mut table: Vec<f32> = inverse_scale.into_iter().collect();
+        for &bounds in &bounds {
+            let Bounds { low, high } = Bounds::new(bounds, dtype);
+            table.extend([low, high]);
+        }
+        builder.kept(label, usage, &table)
+    });
     let [f32, f16, bf16] = tables;
     let bounds_of = |_, batch: &Batch| match batch.format.dtype {
         DType::F32 => f32,
