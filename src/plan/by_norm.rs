@@ -30,7 +30,7 @@ pub(super) fn plan(
     }
     let reduction = norm.reduction();
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
-    let layout = map.lay_out(limits, norm.scope != Scope::Supplied, reduction)?;
+    let layout = map.lay_out(limits, (norm.scope != Scope::Supplied).then_some(reduction))?;
     let scratch = size_of_val(&layout.tiles[..])
         + layout.gradient_of_partial.len() * reduction.partial_bytes()
         + size_of_val(&layout.partial_locations[..])

@@ -1,12 +1,13 @@
 //! The plan of a clip by value.
 
 use super::builder::Builder;
-use super::gradient::{Set, in_address_order};
-use super::layout::{self, Batch, Request};
+use super::gradient::Set;
+use super::layout::Batch;
+use super::segment_map::SegmentMap;
 use super::usage::{COPY_DST, STORAGE};
 use super::{Limits, Passes, PlanBuffer};
 use crate::kernels::Kernel;
-use crate::kernels::tables::{Bounds, tile_elements};
+use crate::kernels::tables::Bounds;
 use crate::operation::Operation;
 use crate::{DType, Error};
 
@@ -20,18 +21,7 @@ pub(super) fn plan(operations: &[Operation], set: &Set, limits: Limits) -> Resul
         Some(Operation::Clamp { inverse_scale, .. }) => *inverse_scale,
         _ => None,
     };
-    let spans = set.joined();
-    let request = Request {
-        spans: &spans,
-        order: &in_address_order(&spans),
-        segment_of: &spans.iter().map(|span| span.group).collect::<Vec<_>>(),
-        segments: bounds.len(),
-        measures: false,
-        norm_loads_vectors: false,
-        partial_bytes: 0,
-        tile_elements: tile_elements(spans.iter().map(|span| span.len).sum()),
-    };
-    let layout = layout::lay_out(request, limits);
+    let layout = SegmentMap::of_groups(bounds.len(), set).lay_out(limits, None)?;
     limits.check_scratch(size_of_val(&layout.tiles[..]) as u64)?;
     limits.check_workgroups(layout.largest_dispatch())?;
     let mut builder = Builder::new(limits, &layout.tiles);

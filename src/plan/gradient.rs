@@ -371,11 +371,6 @@ impl Set {
         check_partials(&spans, is_together, &parameters, reduction, &labels)?;
         Ok((Self { labels, spans, parameters, parts, total_elements }, buffers))
     }
-
-    /// Returns the gradients, for a clip that ignores rows and columns.
-    pub(super) fn joined(&self) -> Vec<Span> {
-        self.spans.iter().map(|span| span.joined()).collect()
-    }
 }
 
 impl<'a, B: DeviceBuffer> Parameter<'a, B> {

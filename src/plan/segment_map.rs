@@ -24,12 +24,18 @@ pub(super) struct SegmentMap {
 }
 
 impl SegmentMap {
+    /// The segments of a clip of each group.
+    pub(super) fn of_groups(groups: usize, set: &Set) -> Self {
+        // Rows and columns do not matter.
+        let spans = set.spans.iter().map(|span| span.joined()).collect();
+        let segment_of = set.spans.iter().map(|span| span.group).collect();
+        let limits = (0..groups).map(|group| Limit::Of { group }).collect();
+        Self { spans, segment_of, segments: groups, limits, total_elements: set.total_elements }
+    }
+
     pub(super) fn new(scope: Scope, groups: usize, set: &Set) -> Self {
         if scope.is_together() {
-            let segment_of = set.spans.iter().map(|span| span.group).collect();
-            let limits = (0..groups).map(|group| Limit::Of { group }).collect();
-            let (spans, total_elements) = (set.joined(), set.total_elements);
-            return Self { spans, segment_of, segments: groups, limits, total_elements };
+            return Self::of_groups(groups, set);
         }
         let mut spans = Vec::with_capacity(set.spans.len());
         let mut limits = Vec::with_capacity(set.spans.len());
@@ -57,17 +63,12 @@ impl SegmentMap {
         Self { spans, segment_of, segments, limits, total_elements: set.total_elements }
     }
 
-    /// Lays out the dispatches. `measures` is false if the norm is supplied.
+    /// Lays out the dispatches. `reduction` is that of the norm pass, if the plan has one.
     ///
     /// # Errors
     ///
     /// [`Error::DeviceLimit`] if other kernels leave partials in more or larger buffers than the device can bind.
-    pub(super) fn lay_out(
-        &self,
-        limits: Limits,
-        measures: bool,
-        reduction: Reduction,
-    ) -> Result<Layout, Error> {
+    pub(super) fn lay_out(&self, limits: Limits, reduction: Option<Reduction>) -> Result<Layout, Error> {
         let order = in_address_order(&self.spans);
         let total = self.total_elements.unwrap_or_else(|| self.spans.iter().map(|span| span.len).sum());
         let request = Request {
@@ -75,9 +76,9 @@ impl SegmentMap {
             order: &order,
             segment_of: &self.segment_of,
             segments: self.segments,
-            measures,
-            norm_loads_vectors: reduction.loads_vectors(),
-            partial_bytes: reduction.partial_bytes() as u64,
+            measures: reduction.is_some(),
+            norm_loads_vectors: reduction.is_some_and(Reduction::loads_vectors),
+            partial_bytes: reduction.map_or(0, Reduction::partial_bytes) as u64,
             tile_elements: tile_elements(total),
         };
         layout::check_given(request, limits)?;
