@@ -164,20 +164,17 @@ impl Chunk {
 fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize>>, Vec<u32>) {
     let Request { spans, order, segment_of, .. } = request;
     let tiles_of = |span: &Span| if span.measured { to_usize(partials_of(span, tile_elements)) } else { 0 };
-    let mut counts = vec![0; request.segments];
+    let mut segments = vec![0..0; request.segments];
     for (span, &segment) in spans.iter().zip(segment_of) {
-        counts[segment..segment + to_usize(span.columns)]
-            .iter_mut()
-            .for_each(|count| *count += tiles_of(span));
+        for partials in &mut segments[segment..segment + to_usize(span.columns)] {
+            partials.end += tiles_of(span);
+        }
     }
     let mut end = 0;
-    let segments: Vec<_> = counts
-        .iter()
-        .map(|count| {
-            end += count;
-            end - count..end
-        })
-        .collect();
+    for partials in &mut segments {
+        *partials = end..end + partials.end;
+        end = partials.end;
+    }
 
     let mut gradient_of_partial = vec![0; end];
     let mut next: Vec<usize> = segments.iter().map(|partials| partials.start).collect();
@@ -192,20 +189,22 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
     for &index in order {
         let Span { buffer, dtype, start, len, measured, scaled, columns, part, partials, .. } = spans[index];
         let tile_elements = if columns == 1 { tile_elements } else { block_rows(columns) * columns };
-        let tiles = (0..len).step_by(to_usize(tile_elements)).enumerate();
-        chunks.extend(tiles.map(|(tile, from)| Chunk {
-            buffer,
-            dtype,
-            start: start + from,
-            len: tile_elements.min(len - from),
-            partial: (measured && partials.is_none()).then_some(first_partial[index] + tile),
-            part,
-            segment: segment_of[index],
-            scaled,
-            columns,
-            blocks: if columns == 1 { 1 } else { columns::blocks(len, columns) },
-            origin: start,
-        }));
+        for tile in 0..len.div_ceil(tile_elements) {
+            let from = tile * tile_elements;
+            chunks.push(Chunk {
+                buffer,
+                dtype,
+                start: start + from,
+                len: tile_elements.min(len - from),
+                partial: (measured && partials.is_none()).then_some(first_partial[index] + to_usize(tile)),
+                part,
+                segment: segment_of[index],
+                scaled,
+                columns,
+                blocks: if columns == 1 { 1 } else { columns::blocks(len, columns) },
+                origin: start,
+            });
+        }
     }
     // They are sorted already, except for parameters that several gradients share.
     chunks.sort_by_key(|chunk| (chunk.buffer, chunk.bytes().start));
@@ -343,8 +342,11 @@ fn apply_pass(chunks: &[Chunk], views: &[View], tile_elements: u64) -> Pass {
             let head = start.next_multiple_of(vector).min(end);
             let tail = (end / vector * vector).max(head);
             push(Alignment::Element, start, head);
-            for from in (head..tail).step_by(to_usize(tile_elements)) {
-                push(Alignment::Vector, from, tail.min(from + tile_elements));
+            let mut from = head;
+            while from < tail {
+                let to = tail.min(from + tile_elements);
+                push(Alignment::Vector, from, to);
+                from = to;
             }
             push(Alignment::Element, tail, end);
         }
