@@ -251,17 +251,13 @@ impl Span {
         Self { rows: 1, columns: 1, ..self }
     }
 
-    /// Splits the span into its rows, which have equal lengths.
-    pub(super) fn split(self) -> impl Iterator<Item = Self> {
+    /// Returns a row. All have the same length.
+    pub(super) fn row(&self, row: u64) -> Self {
         let len = self.len / self.rows.max(1);
-        (0..self.rows).map(move |row| {
-            let advanced = |partials: PartialRange| PartialRange {
-                first: partials.first + row * partials.count(len),
-                ..partials
-            };
-            let partials = self.partials.map(advanced);
-            Self { start: self.start + row * len, len, rows: 1, partials, ..self }
-        })
+        let partials = self
+            .partials
+            .map(|partials| PartialRange { first: partials.first + row * partials.count(len), ..partials });
+        Self { start: self.start + row * len, len, rows: 1, partials, ..*self }
     }
 }
 

@@ -527,7 +527,7 @@ fn to_u32(number: u64) -> u32 {
     u32::try_from(number).expect("windows, partials and gradients have indices of 32 bits")
 }
 
-fn to_usize(number: u64) -> usize {
+pub(super) fn to_usize(number: u64) -> usize {
     usize::try_from(number).expect("indices fit into memory")
 }
 

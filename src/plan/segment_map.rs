@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Limits;
 use super::gradient::{Set, Span, in_address_order};
-use super::layout::{self, Layout, Request};
+use super::layout::{self, Layout, Request, to_usize};
 use crate::Error;
 use crate::kernels::Reduction;
 use crate::kernels::tables::{Segment, tile_elements};
@@ -40,23 +40,24 @@ impl SegmentMap {
         let mut spans = Vec::with_capacity(set.spans.len());
         let mut limits = Vec::with_capacity(set.spans.len());
         for gradient in &set.spans {
-            for span in gradient.split() {
+            for row in 0..gradient.rows {
+                let span = gradient.row(row);
                 let limit = scope.limit(span.group, span.len / span.columns, span.measured);
-                limits.extend((0..span.columns).map(|_| limit));
+                limits.resize(limits.len() + to_usize(span.columns), limit);
                 spans.push(span);
             }
         }
         for (parameter, gradient) in set.parameters.iter().zip(&set.spans) {
             // A gradient that is not measured needs no parameter.
-            let empty = Span { len: 0, ..*gradient };
-            spans.extend(parameter.unwrap_or(empty).split());
+            let span = parameter.unwrap_or(Span { len: 0, ..*gradient });
+            spans.extend((0..span.rows).map(|row| span.row(row)));
         }
         let mut segments = 0;
         let segment_of = spans
             .iter()
             .map(|span| {
                 let first = segments;
-                segments += usize::try_from(span.columns).expect("each record takes memory");
+                segments += to_usize(span.columns);
                 first
             })
             .collect();
