@@ -403,9 +403,16 @@ fn distinct<'a, B: DeviceBuffer>(gradients: &[Gradient<'a, B>]) -> Vec<&'a B> {
 
 /// Returns the indices of the spans that are not empty, in the order of their addresses.
 pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..spans.len()).filter(|&index| spans[index].len > 0).collect();
-    order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].bytes().start, index));
+    let mut order = by_address(spans.iter().map(|span| (span.buffer, span.bytes().start)));
+    order.retain(|&index| spans[index].len > 0);
     order
+}
+
+/// Returns the indices of places in the order of their addresses: a buffer and a byte in it. Equal ones keep their order.
+fn by_address(places: impl Iterator<Item = (usize, u64)>) -> Vec<usize> {
+    let mut places: Vec<_> = places.zip(0..).collect();
+    places.sort_unstable();
+    places.into_iter().map(|(_, index)| index).collect()
 }
 
 /// Bytes of a gradient that must not overlap with partials.
@@ -429,26 +436,23 @@ fn check_partials(
         return Ok(());
     };
     let size = reduction.partial_bytes() as u64;
-    let of_partials = |span: &Span| {
+    let mut claims = Vec::new();
+    for span in spans {
+        let Some(partials) = span.partials else { continue };
+        let PartialRange { buffer, first, .. } = partials;
         let rows = if is_together { 1 } else { span.rows };
-        let PartialRange { buffer, first, .. } = span.partials?;
-        let count = rows * span.partials?.count(span.len / rows.max(1));
+        let count = rows * partials.count(span.len / rows.max(1));
         let bytes = first * size..(first + count) * size;
-        Some(Claim { buffer, bytes, gradient: span.gradient, is_partials: true })
-    };
-    let of_elements = |span: &Span| Claim {
-        buffer: span.buffer,
-        bytes: span.bytes(),
-        gradient: span.gradient,
-        is_partials: false,
-    };
-    let mut claims: Vec<_> = spans.iter().filter_map(of_partials).collect();
-    claims
-        .extend(spans.iter().chain(parameters.iter().flatten()).filter(|span| span.len > 0).map(of_elements));
-    claims.sort_by_key(|claim| (claim.buffer, claim.bytes.start));
+        claims.push(Claim { buffer, bytes, gradient: span.gradient, is_partials: true });
+    }
+    for span in spans.iter().chain(parameters.iter().flatten()).filter(|span| span.len > 0) {
+        let Span { buffer, gradient, .. } = *span;
+        claims.push(Claim { buffer, bytes: span.bytes(), gradient, is_partials: false });
+    }
     // The claims so far that end last: of all of them, and of the partials. Parameters may overlap with each other.
     let (mut last, mut last_partials): (Option<&Claim>, Option<&Claim>) = (None, None);
-    for claim in &claims {
+    for index in by_address(claims.iter().map(|claim| (claim.buffer, claim.bytes.start))) {
+        let claim = &claims[index];
         let before = if claim.is_partials { last } else { last_partials };
         if let Some(first) = before.filter(|first| first.buffer == claim.buffer)
             && claim.bytes.start < first.bytes.end
