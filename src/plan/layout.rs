@@ -427,7 +427,8 @@ impl Layout {
             }
         }
         self.locate_given(request, &given, own, banks);
-        self.banks = lens.into_iter().map(Bank::Own).chain(given.into_iter().map(Bank::Given)).collect();
+        self.banks.extend(lens.into_iter().map(Bank::Own));
+        self.banks.extend(given.into_iter().map(Bank::Given));
         self.banks.resize(banks, Bank::Own(0));
         self.own_banks = own;
     }

@@ -66,9 +66,9 @@ impl Passes {
         small: Option<Dispatch>,
     ) -> Self {
         let mut dispatches = Vec::new();
-        let mut append = |section: Vec<Dispatch>| {
+        let mut append = |mut section: Vec<Dispatch>| {
             let start = dispatches.len();
-            dispatches.extend(section);
+            dispatches.append(&mut section);
             start..dispatches.len()
         };
         let parts = parts.into_iter().map(&mut append).collect();
