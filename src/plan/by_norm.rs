@@ -59,9 +59,6 @@ pub(super) fn plan(
         steps: Vec::new(),
     };
 
-    let step_counts = norm
-        .keeps_step_counts()
-        .then(|| builder.results("gradclip.step_counts", STATE, StepCounts::default(), records));
     let (mut supplied, mut tensor_stats) = (None, None);
     if norm.scope == Scope::Supplied {
         supplied = Some(stages.supplied_norm(&mut builder));
@@ -69,13 +66,13 @@ pub(super) fn plan(
         stages.partials(&builder);
         // Before the records, which may update the loss scale.
         tensor_stats = stages.tensor_stats(&mut builder, set.spans.len());
-        stages.records(&builder, step_counts);
+        stages.records(&builder);
     }
     stages.agc(&mut builder);
     let histories = stages.z_clip(&mut builder);
     let norm_windows = stages.auto_clip(&mut builder);
-    stages.conclude(&builder, step_counts);
-    let small = stages.small(&builder, step_counts);
+    stages.conclude(&builder);
+    let small = stages.small(&builder);
 
     let Stages { buffers, parts, steps, .. } = stages;
     let tile_partials =
@@ -103,7 +100,7 @@ pub(super) fn plan(
         supplied,
         histories,
         norm_windows,
-        step_counts,
+        step_counts: buffers.step_counts,
         tensor_stats,
         tile_partials,
     };
@@ -153,6 +150,8 @@ struct Buffers {
     norm_params: usize,
     segments: usize,
     records: usize,
+    /// Only if a rule keeps state.
+    step_counts: Option<usize>,
 }
 
 impl Buffers {
@@ -185,6 +184,9 @@ impl Buffers {
             // The same gradients have the same partials, wherever they are: the table stays, with its limits.
             segments: builder.kept("gradclip.segments", STORAGE | COPY_DST, table),
             records: builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records),
+            step_counts: norm
+                .keeps_step_counts()
+                .then(|| builder.results("gradclip.step_counts", STATE, StepCounts::default(), records)),
         }
     }
 
@@ -200,6 +202,7 @@ impl Buffers {
             Buffer::NormParams => self.norm_params,
             Buffer::Segments => self.segments,
             Buffer::Records => self.records,
+            Buffer::StepCounts => self.step_counts.expect("bound only to conclude a step"),
             buffer => unreachable!("{buffer:?} belongs to a single stage"),
         })
     }
@@ -264,16 +267,16 @@ impl Stages<'_> {
     }
 
     /// Reduces partials to records. If there is one record, and its limit is final, the same dispatch concludes the step.
-    fn records(&mut self, builder: &Builder, step_counts: Option<usize>) {
+    fn records(&mut self, builder: &Builder) {
         let is_final = self.has_final_limits();
         let concluding = self.finalize(Output::RecordAndState);
-        self.concluded =
-            step_counts.is_some() && self.records == 1 && is_final && builder.limits().allows(concluding);
+        self.concluded = self.buffers.step_counts.is_some()
+            && self.records == 1
+            && is_final
+            && builder.limits().allows(concluding);
         let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
-        self.steps.push(builder.per_workgroup(finalize, self.records, &|buffer| match buffer {
-            Buffer::StepCounts => builder.whole(step_counts.expect("bound only if the step is concluded")),
-            buffer => self.buffers.get(builder, buffer),
-        }));
+        let range = |buffer| self.buffers.get(builder, buffer);
+        self.steps.push(builder.per_workgroup(finalize, self.records, &range));
     }
 
     /// Whether no stage changes the limits of the records.
@@ -285,19 +288,16 @@ impl Stages<'_> {
 
     /// Measures, concludes and scales in one dispatch, if the layout, the clip and the device allow that. The plan has the separate
     /// stages too, for the halves of a step.
-    fn small(&self, builder: &Builder, step_counts: Option<usize>) -> Option<Dispatch> {
+    fn small(&self, builder: &Builder) -> Option<Dispatch> {
         let batch = self.layout.small.as_ref()?;
-        let output = if step_counts.is_some() { Output::RecordAndState } else { Output::Record };
+        let output = if self.buffers.step_counts.is_some() { Output::RecordAndState } else { Output::Record };
         let reduction = self.reduction;
         let kernel = |format, slots| Kernel::SmallClip { reduction, output, format, slots };
         // In parts, or with given partials, a missing part must not be measured here.
         if self.norm.coefficient_only || self.norm.tensor_stats || self.resets || !self.has_final_limits() {
             return None;
         }
-        builder.single_workgroup(batch, &kernel, &|buffer| match buffer {
-            Buffer::StepCounts => builder.whole(step_counts.expect("bound only to conclude a step")),
-            buffer => self.buffers.get(builder, buffer),
-        })
+        builder.single_workgroup(batch, &kernel, &|buffer| self.buffers.get(builder, buffer))
     }
 
     fn finalize(&self, output: Output) -> Kernel {
@@ -360,13 +360,14 @@ impl Stages<'_> {
     }
 
     /// Applies the rules that keep state, unless the records have done so.
-    fn conclude(&mut self, builder: &Builder, step_counts: Option<usize>) {
-        let Some(step_counts) = step_counts.filter(|_| !self.concluded) else { return };
+    fn conclude(&mut self, builder: &Builder) {
+        if self.concluded || self.buffers.step_counts.is_none() {
+            return;
+        }
         // A single workgroup knows when all records are concluded, to update the loss scale.
         let invocations = if self.norm.dynamic_loss_scale.is_some() { 1 } else { self.records };
-        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, &|buffer| {
-            self.with_own(builder, (Buffer::StepCounts, step_counts), buffer)
-        }));
+        let range = |buffer| self.buffers.get(builder, buffer);
+        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, &range));
     }
 
     /// Adds a dispatch of one invocation for each record. `own` is the buffer that only this stage binds.
