@@ -351,7 +351,7 @@ impl Stages<'_> {
     /// Auto-clip: replaces the limits by percentiles of the last norms. Returns the buffer of those norms.
     fn auto_clip(&mut self, builder: &mut Builder) -> Option<(AutoClip, usize)> {
         let auto_clip = self.norm.auto_clip?;
-        let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
+        let words = auto_clip.device_words(&[NormWindow::default()]).repeat(self.records);
         let windows = builder.state("gradclip.norm_windows", STATE, &words);
         self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, &|buffer| {
             self.with_own(builder, (Buffer::NormWindows, windows), buffer)
