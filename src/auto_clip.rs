@@ -126,7 +126,7 @@ impl AutoClip {
 
     /// Converts windows to their form on the device. Each record has the length of the window, the number of norms, the index
     /// where the next norm goes, and the norms as a ring.
-    pub(crate) fn device_words<'a>(self, windows: impl IntoIterator<Item = &'a NormWindow>) -> Vec<u32> {
+    pub(crate) fn device_words(self, windows: &[NormWindow]) -> Vec<u32> {
         let mut words = Vec::new();
         for NormWindow { norms } in windows {
             let end = words.len() + self.state_words();

@@ -1,12 +1,12 @@
 //! `BufferRange`: a validated range of elements in a device buffer.
 
-use std::hash::Hash;
 use std::ops::Range;
 
 use crate::{DType, Error, GradientId};
 
-/// A buffer of a GPU API, as far as a plan looks at it. Two references mean the same buffer if they are equal.
-pub trait DeviceBuffer: Eq + Hash {
+/// A buffer of a GPU API, as far as a plan looks at it. Two references mean the same buffer if they are equal. Any order will do: a
+/// plan sorts by it to find equal buffers.
+pub trait DeviceBuffer: Ord {
     /// Returns the size in bytes.
     fn size(&self) -> u64;
 

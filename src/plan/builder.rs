@@ -36,8 +36,12 @@ impl Builder {
 
     /// Adds a buffer with these values.
     pub(super) fn buffer<T: Pod>(&mut self, label: &'static str, usage: u32, values: &[T]) -> usize {
-        let words = bytemuck::cast_slice(values).to_vec();
-        self.add(PlanBuffer { words, ..PlanBuffer::zeroed(label, usage, size_of_val(values)) })
+        self.of_words(label, usage, bytemuck::cast_slice(values))
+    }
+
+    fn of_words(&mut self, label: &'static str, usage: u32, words: &[u32]) -> usize {
+        let buffer = PlanBuffer::zeroed(label, usage, size_of_val(words));
+        self.add(PlanBuffer { words: words.to_vec(), ..buffer })
     }
 
     /// Adds a buffer with these values that a rebound plan keeps.
@@ -56,7 +60,8 @@ impl Builder {
         value: T,
         count: usize,
     ) -> usize {
-        self.kept_readable(label, usage, &vec![value; count.max(1)], count * size_of::<T>())
+        let words = bytemuck::cast_slice(&[value]).repeat(count.max(1));
+        self.kept_readable(label, usage, &words, count * size_of::<T>())
     }
 
     /// Adds a kept buffer with the words, or with a single 0 if there are none, which the host can read.
@@ -64,27 +69,21 @@ impl Builder {
         self.kept_readable(label, usage, or_one(words, &0), size_of_val(words))
     }
 
-    fn kept_readable<T: Pod>(
-        &mut self,
-        label: &'static str,
-        usage: u32,
-        values: &[T],
-        readable: usize,
-    ) -> usize {
-        let buffer = self.readable(label, usage, values, readable);
+    fn kept_readable(&mut self, label: &'static str, usage: u32, words: &[u32], readable: usize) -> usize {
+        let buffer = self.readable(label, usage, words, readable);
         self.buffers[buffer].is_kept = true;
         buffer
     }
 
-    /// Adds a buffer with these values, of which the host can read the first `readable` bytes. There must be at least one value.
-    pub(super) fn readable<T: Pod>(
+    /// Adds a buffer with these words, of which the host can read the first `readable` bytes. There must be at least one word.
+    pub(super) fn readable(
         &mut self,
         label: &'static str,
         usage: u32,
-        values: &[T],
+        words: &[u32],
         readable: usize,
     ) -> usize {
-        let buffer = self.buffer(label, usage, values);
+        let buffer = self.of_words(label, usage, words);
         let PlanBuffer { words, bytes, .. } = &mut self.buffers[buffer];
         words.extend(MARK);
         *bytes += size_of_val(&MARK) as u64;
@@ -116,10 +115,12 @@ impl Builder {
         &self,
         kernel: Kernel,
         workgroups: usize,
-        range: impl Fn(Buffer) -> BoundRange,
+        range: &dyn Fn(Buffer) -> BoundRange,
     ) -> Dispatch {
-        let buffers = kernel.bindings().into_iter().flat_map(|binding| binding.buffer.elements());
-        let bindings = buffers.map(range).collect();
+        let mut bindings = Vec::new();
+        for binding in kernel.bindings() {
+            bindings.extend(binding.buffer.elements().map(range));
+        }
         Dispatch { kernel, bindings, grid: fold_grid(workgroups, self.limits.workgroups_per_dimension) }
     }
 
@@ -128,7 +129,7 @@ impl Builder {
         &self,
         kernel: Kernel,
         invocations: usize,
-        range: impl Fn(Buffer) -> BoundRange,
+        range: &dyn Fn(Buffer) -> BoundRange,
     ) -> Dispatch {
         self.per_workgroup(kernel, invocations.div_ceil(WORKGROUP_SIZE as usize), range)
     }
@@ -138,12 +139,12 @@ impl Builder {
     pub(super) fn batches(
         &self,
         batches: &[Batch],
-        other: impl Fn(usize, &Batch) -> usize,
-        kernel: impl Fn(&Batch, Slots) -> Kernel,
+        other: &dyn Fn(usize, &Batch) -> usize,
+        kernel: &dyn Fn(&Batch, Slots) -> Kernel,
     ) -> Vec<Dispatch> {
         let dispatch = |(index, batch): (usize, &Batch)| {
             let slots = self.limits.slots_for(batch.windows.len());
-            self.per_workgroup(kernel(batch, slots), batch.workgroups(), |buffer| match buffer {
+            self.per_workgroup(kernel(batch, slots), batch.workgroups(), &|buffer| match buffer {
                 Buffer::Tiles | Buffer::ColumnTiles => self.tiles_of(batch),
                 Buffer::Slot(slot) => self.slot(batch, slot),
                 _ => self.whole(other(index, batch)),
@@ -157,8 +158,8 @@ impl Builder {
     pub(super) fn single_workgroup(
         &self,
         batch: &Batch,
-        kernel: impl Fn(TileFormat, Slots) -> Kernel,
-        other: impl Fn(Buffer) -> BoundRange,
+        kernel: &dyn Fn(TileFormat, Slots) -> Kernel,
+        other: &dyn Fn(Buffer) -> BoundRange,
     ) -> Option<Dispatch> {
         let kernel = kernel(batch.format, self.limits.slots_for(batch.windows.len()));
         let range = |buffer| match buffer {
@@ -166,7 +167,7 @@ impl Builder {
             Buffer::Slot(slot) => self.slot(batch, slot),
             buffer => other(buffer),
         };
-        self.limits.allows(kernel).then(|| self.per_workgroup(kernel, 1, range))
+        self.limits.allows(kernel).then(|| self.per_workgroup(kernel, 1, &range))
     }
 
     /// The window in a slot, or a filler for a slot without one.

@@ -1,37 +1,36 @@
 //! The plan of a clip by norm: its buffers and its stages.
 
 use super::builder::{Builder, or_one, window};
-use super::gradient::Set;
+use super::gradient::{Set, Span};
 use super::layout::{Bank, Batch, Layout};
 use super::passes::{BoundRange, Dispatch};
 use super::segment_map::SegmentMap;
 use super::usage::{COPY_DST, COPY_SRC, STATE, STORAGE, UNIFORM};
-use super::{Limits, Origin, Outcome, Passes, Plan, TilePartials};
+use super::{Limits, Outcome, Passes, PlanBuffer, TilePartials};
 use crate::kernels::tables::{NormParams, Segment, block_rows};
 use crate::kernels::{Buffer, Kernel, Output, Reduction};
 use crate::operation::{ByNorm, Scope};
 use crate::{AutoClip, ClipRecord, Error, NonFinite, NormHistory, NormWindow, StepCounts, TensorStats};
 
 /// Plans a clip with one group for each limit.
-pub(super) fn plan<B>(
+pub(super) fn plan(
     norm: &ByNorm,
     max_norms: &[f32],
-    set: &Set<'_, B>,
+    set: &Set,
     limits: Limits,
-    origin: impl Fn() -> Origin,
-) -> Result<Plan, Error> {
+) -> Result<(Vec<PlanBuffer>, Passes, Outcome), Error> {
     let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
         // Checked before the host allocates the table of segments.
         // One of rows and columns is 1.
-        let units = set.rows.iter().zip(&set.columns).map(|(&rows, &columns)| rows.max(columns));
+        let units = set.spans.iter().map(|span| span.rows.max(span.columns));
         let records = units.fold(0_u64, u64::saturating_add);
         limits.check_scratch(records.saturating_mul(record_bytes as u64))?;
         check_columns(limits, set)?;
     }
     let reduction = norm.reduction();
     let map = SegmentMap::new(norm.scope, max_norms.len(), set);
-    let layout = map.lay_out(limits, norm.scope != Scope::Supplied, reduction)?;
+    let layout = map.lay_out(limits, (norm.scope != Scope::Supplied).then_some(reduction))?;
     let scratch = size_of_val(&layout.tiles[..])
         + layout.gradient_of_partial.len() * reduction.partial_bytes()
         + size_of_val(&layout.partial_locations[..])
@@ -60,9 +59,6 @@ pub(super) fn plan<B>(
         steps: Vec::new(),
     };
 
-    let step_counts = norm
-        .keeps_step_counts()
-        .then(|| builder.results("gradclip.step_counts", STATE, StepCounts::default(), records));
     let (mut supplied, mut tensor_stats) = (None, None);
     if norm.scope == Scope::Supplied {
         supplied = Some(stages.supplied_norm(&mut builder));
@@ -70,13 +66,13 @@ pub(super) fn plan<B>(
         stages.partials(&builder);
         // Before the records, which may update the loss scale.
         tensor_stats = stages.tensor_stats(&mut builder, set.spans.len());
-        stages.records(&builder, step_counts);
+        stages.records(&builder);
     }
     stages.agc(&mut builder);
     let histories = stages.z_clip(&mut builder);
     let norm_windows = stages.auto_clip(&mut builder);
-    stages.conclude(&builder, step_counts);
-    let small = stages.small(&builder, step_counts);
+    stages.conclude(&builder);
+    let small = stages.small(&builder);
 
     let Stages { buffers, parts, steps, .. } = stages;
     let tile_partials =
@@ -89,7 +85,7 @@ pub(super) fn plan<B>(
             Kernel::Scale { segmented, format, slots }
         }
     };
-    let scale = builder.batches(&layout.apply, |_, _| buffers.records, scale);
+    let scale = builder.batches(&layout.apply, &|_, _| buffers.records, &scale);
     let outcome = Outcome {
         is_error: norm.non_finite == NonFinite::Error,
         together: norm.scope.is_together(),
@@ -104,36 +100,25 @@ pub(super) fn plan<B>(
         supplied,
         histories,
         norm_windows,
-        step_counts,
+        step_counts: buffers.step_counts,
         tensor_stats,
         tile_partials,
     };
-    Ok(Plan {
-        buffers: builder.finish(),
-        passes: Passes {
-            parts,
-            in_parts: set.parts > 0,
-            resets,
-            record: steps,
-            scale,
-            small,
-            coefficient_only: norm.coefficient_only,
-        },
-        outcome: Some(outcome),
-        inverse_scales: None,
-        labels: set.labels.clone(),
-        origin: origin(),
-    })
+    let passes = Passes {
+        in_parts: set.parts > 0,
+        resets,
+        coefficient_only: norm.coefficient_only,
+        ..Passes::new(parts, steps, scale, small)
+    };
+    Ok((builder.finish(), passes, outcome))
 }
 
 /// Checks that the blocks of gradients with columns fit into a binding.
-fn check_columns<B>(limits: Limits, set: &Set<'_, B>) -> Result<(), Error> {
+fn check_columns(limits: Limits, set: &Set) -> Result<(), Error> {
     let Limits { binding_bytes, alignment, .. } = limits;
-    let spans = set.spans.iter().zip(&set.columns);
-    let parameters = set.parameters.iter().flatten();
-    let parameters = parameters.map(|parameter| (parameter, &set.columns[parameter.gradient]));
-    for (span, &columns) in spans.chain(parameters).filter(|(_, columns)| **columns > 1) {
-        let needed = span.len.min(block_rows(columns) * columns) * span.dtype.size() + alignment;
+    let spans = set.spans.iter().chain(set.parameters.iter().flatten());
+    for &Span { columns, len, dtype, .. } in spans.filter(|span| span.columns > 1) {
+        let needed = len.min(block_rows(columns) * columns) * dtype.size() + alignment;
         if needed > binding_bytes {
             let name = "max_storage_buffer_binding_size";
             return Err(Error::DeviceLimit {
@@ -165,6 +150,8 @@ struct Buffers {
     norm_params: usize,
     segments: usize,
     records: usize,
+    /// Only if a rule keeps state.
+    step_counts: Option<usize>,
 }
 
 impl Buffers {
@@ -197,6 +184,9 @@ impl Buffers {
             // The same gradients have the same partials, wherever they are: the table stays, with its limits.
             segments: builder.kept("gradclip.segments", STORAGE | COPY_DST, table),
             records: builder.results("gradclip.records", record_usage, ClipRecord::NOTHING_MEASURED, records),
+            step_counts: norm
+                .keeps_step_counts()
+                .then(|| builder.results("gradclip.step_counts", STATE, StepCounts::default(), records)),
         }
     }
 
@@ -212,6 +202,7 @@ impl Buffers {
             Buffer::NormParams => self.norm_params,
             Buffer::Segments => self.segments,
             Buffer::Records => self.records,
+            Buffer::StepCounts => self.step_counts.expect("bound only to conclude a step"),
             buffer => unreachable!("{buffer:?} belongs to a single stage"),
         })
     }
@@ -269,23 +260,23 @@ impl Stages<'_> {
             Partials::Own(buffer) => buffer,
             Partials::Given(_) => unreachable!("the first banks are those of the plan"),
         };
-        let dispatches = builder.batches(&self.layout.norm, bank, partials);
+        let dispatches = builder.batches(&self.layout.norm, &bank, &partials);
         for (batch, dispatch) in self.layout.norm.iter().zip(dispatches) {
             self.parts[batch.part].push(dispatch);
         }
     }
 
     /// Reduces partials to records. If there is one record, and its limit is final, the same dispatch concludes the step.
-    fn records(&mut self, builder: &Builder, step_counts: Option<usize>) {
+    fn records(&mut self, builder: &Builder) {
         let is_final = self.has_final_limits();
         let concluding = self.finalize(Output::RecordAndState);
-        self.concluded =
-            step_counts.is_some() && self.records == 1 && is_final && builder.limits().allows(concluding);
+        self.concluded = self.buffers.step_counts.is_some()
+            && self.records == 1
+            && is_final
+            && builder.limits().allows(concluding);
         let finalize = if self.concluded { concluding } else { self.finalize(Output::Record) };
-        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
-            Buffer::StepCounts => builder.whole(step_counts.expect("bound only if the step is concluded")),
-            buffer => self.buffers.get(builder, buffer),
-        }));
+        let range = |buffer| self.buffers.get(builder, buffer);
+        self.steps.push(builder.per_workgroup(finalize, self.records, &range));
     }
 
     /// Whether no stage changes the limits of the records.
@@ -297,19 +288,16 @@ impl Stages<'_> {
 
     /// Measures, concludes and scales in one dispatch, if the layout, the clip and the device allow that. The plan has the separate
     /// stages too, for the halves of a step.
-    fn small(&self, builder: &Builder, step_counts: Option<usize>) -> Option<Dispatch> {
+    fn small(&self, builder: &Builder) -> Option<Dispatch> {
         let batch = self.layout.small.as_ref()?;
-        let output = if step_counts.is_some() { Output::RecordAndState } else { Output::Record };
+        let output = if self.buffers.step_counts.is_some() { Output::RecordAndState } else { Output::Record };
         let reduction = self.reduction;
         let kernel = |format, slots| Kernel::SmallClip { reduction, output, format, slots };
         // In parts, or with given partials, a missing part must not be measured here.
         if self.norm.coefficient_only || self.norm.tensor_stats || self.resets || !self.has_final_limits() {
             return None;
         }
-        builder.single_workgroup(batch, kernel, |buffer| match buffer {
-            Buffer::StepCounts => builder.whole(step_counts.expect("bound only to conclude a step")),
-            buffer => self.buffers.get(builder, buffer),
-        })
+        builder.single_workgroup(batch, &kernel, &|buffer| self.buffers.get(builder, buffer))
     }
 
     fn finalize(&self, output: Output) -> Kernel {
@@ -343,7 +331,7 @@ impl Stages<'_> {
         let unclipped = vec![ClipRecord::UNCLIPPED; table.len()];
         let records = builder.buffer("gradclip.parameter_records", STORAGE, &unclipped);
         let finalize = self.finalize(Output::Record);
-        self.steps.push(builder.per_workgroup(finalize, self.records, |buffer| match buffer {
+        self.steps.push(builder.per_workgroup(finalize, self.records, &|buffer| match buffer {
             Buffer::NormParams => builder.whole(norm_params),
             Buffer::Segments => builder.whole(segments),
             Buffer::Records => builder.whole(records),
@@ -363,28 +351,29 @@ impl Stages<'_> {
     /// Auto-clip: replaces the limits by percentiles of the last norms. Returns the buffer of those norms.
     fn auto_clip(&mut self, builder: &mut Builder) -> Option<(AutoClip, usize)> {
         let auto_clip = self.norm.auto_clip?;
-        let words = auto_clip.device_words(&vec![NormWindow::default(); self.records]);
+        let words = auto_clip.device_words(&[NormWindow::default()]).repeat(self.records);
         let windows = builder.state("gradclip.norm_windows", STATE, &words);
-        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, |buffer| {
+        self.steps.push(builder.per_workgroup(Kernel::AutoClip, self.records, &|buffer| {
             self.with_own(builder, (Buffer::NormWindows, windows), buffer)
         }));
         Some((auto_clip, windows))
     }
 
     /// Applies the rules that keep state, unless the records have done so.
-    fn conclude(&mut self, builder: &Builder, step_counts: Option<usize>) {
-        let Some(step_counts) = step_counts.filter(|_| !self.concluded) else { return };
+    fn conclude(&mut self, builder: &Builder) {
+        if self.concluded || self.buffers.step_counts.is_none() {
+            return;
+        }
         // A single workgroup knows when all records are concluded, to update the loss scale.
         let invocations = if self.norm.dynamic_loss_scale.is_some() { 1 } else { self.records };
-        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, |buffer| {
-            self.with_own(builder, (Buffer::StepCounts, step_counts), buffer)
-        }));
+        let range = |buffer| self.buffers.get(builder, buffer);
+        self.steps.push(builder.per_invocation(Kernel::Conclude, invocations, &range));
     }
 
     /// Adds a dispatch of one invocation for each record. `own` is the buffer that only this stage binds.
     fn per_record(&mut self, builder: &Builder, kernel: Kernel, own: (Buffer, usize)) {
         let range = |buffer| self.with_own(builder, own, buffer);
-        self.steps.push(builder.per_invocation(kernel, self.records, range));
+        self.steps.push(builder.per_invocation(kernel, self.records, &range));
     }
 
     /// Returns the range to bind for a buffer in a stage with a buffer of its own.
@@ -410,7 +399,7 @@ impl Stages<'_> {
         let stats = builder.results("gradclip.tensor_stats", usage, TensorStats::UNMEASURED, gradients);
         let segments = builder.buffer("gradclip.tensor_segments", STORAGE, &table);
         let finalize = self.finalize(Output::TensorStats);
-        self.steps.push(builder.per_workgroup(finalize, gradients, |buffer| match buffer {
+        self.steps.push(builder.per_workgroup(finalize, gradients, &|buffer| match buffer {
             Buffer::Segments => builder.whole(segments),
             Buffer::TensorStats => builder.whole(stats),
             buffer => self.buffers.get(builder, buffer),

@@ -1,6 +1,5 @@
 //! Gradients and parameters in device buffers, and their input validation.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
 use super::buffer_range::{BufferRange, DeviceBuffer};
@@ -232,7 +231,9 @@ pub(super) struct Span {
     pub(super) group: usize,
     pub(super) measured: bool,
     pub(super) scaled: bool,
-    /// The number of columns that have their own norms, or 1.
+    /// The number of rows; 1 if the span is a row.
+    pub(super) rows: u64,
+    /// The number of columns. In a layout, of those that have their own norms.
     pub(super) columns: u64,
     /// The part of the plan that measures it.
     pub(super) part: usize,
@@ -245,32 +246,27 @@ impl Span {
         self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
     }
 
-    /// Splits the span into `rows` rows of equal length, or marks its columns. One of the two is 1.
-    pub(super) fn split(self, rows: u64, columns: u64) -> impl Iterator<Item = Self> {
-        let len = self.len / rows.max(1);
-        (0..rows).map(move |row| {
-            let advanced = |partials: PartialRange| PartialRange {
-                first: partials.first + row * partials.count(len),
-                ..partials
-            };
-            let partials = self.partials.map(advanced);
-            Self { start: self.start + row * len, len, columns, partials, ..self }
-        })
+    /// Joins the rows and the columns.
+    pub(super) const fn joined(self) -> Self {
+        Self { rows: 1, columns: 1, ..self }
+    }
+
+    /// Returns a row. All have the same length.
+    pub(super) fn row(&self, row: u64) -> Self {
+        let len = self.len / self.rows.max(1);
+        let partials = self
+            .partials
+            .map(|partials| PartialRange { first: partials.first + row * partials.count(len), ..partials });
+        Self { start: self.start + row * len, len, rows: 1, partials, ..*self }
     }
 }
 
 /// Validated gradients.
 #[derive(Debug)]
-pub(super) struct Set<'a, B> {
+pub(super) struct Set {
     pub(super) labels: Labels,
-    /// The distinct buffers, in order of their first appearance.
-    pub(super) buffers: Vec<&'a B>,
     /// The gradients.
     pub(super) spans: Vec<Span>,
-    /// The number of rows of each gradient.
-    pub(super) rows: Vec<u64>,
-    /// The number of columns of each gradient.
-    pub(super) columns: Vec<u64>,
     /// The parameter of each gradient; empty if the clip needs none.
     pub(super) parameters: Vec<Option<Span>>,
     /// The number of parts; 0 unless a gradient is in one.
@@ -279,27 +275,34 @@ pub(super) struct Set<'a, B> {
     pub(super) total_elements: Option<u64>,
 }
 
-impl<'a, B: DeviceBuffer> Set<'a, B> {
-    /// Validates the gradients of the groups of a plan with these operations, and their parameters if the clip needs them.
+impl Set {
+    /// Validates the gradients of the groups of a plan with these operations, and their parameters if the clip needs them. Returns
+    /// them and their distinct buffers, in order of their first appearance.
     ///
     /// # Errors
     ///
     /// An error of phase "gradients and parameters" of [`Error`].
-    pub(super) fn resolve(gradients: &[Gradient<'a, B>], operations: &[Operation]) -> Result<Self, Error> {
+    pub(super) fn resolve<'a, B: DeviceBuffer>(
+        gradients: &[Gradient<'a, B>],
+        operations: &[Operation],
+        total_elements: Option<u64>,
+    ) -> Result<(Self, Vec<&'a B>), Error> {
         let groups = operations.len();
         let measured_norm = operations.first().and_then(Operation::measured_norm);
         let with_parameters = operations.first().is_some_and(Operation::needs_parameters);
-        let mut index_of = HashMap::new();
+        let known = distinct(gradients);
+        let mut indices = vec![None; known.len()];
         let mut buffers = Vec::new();
         let mut index_of = |buffer| {
-            *index_of.entry(buffer).or_insert_with(|| {
+            let place = known.binary_search(&buffer).expect("a buffer of the gradients");
+            *indices[place].get_or_insert_with(|| {
                 buffers.push(buffer);
                 buffers.len() - 1
             })
         };
         let labels = Labels::new(gradients.iter().map(|gradient| gradient.label));
-        let (mut spans, mut rows_of) = (Vec::with_capacity(gradients.len()), Vec::new());
-        let columns_of = gradients.iter().map(|gradient| gradient.columns).collect();
+        let is_together = measured_norm.is_none_or(|norm| norm.scope.is_together());
+        let mut spans = Vec::with_capacity(gradients.len());
         let mut parameters = Vec::new();
         let mut row_limit = RowLimit::default();
         let mut parts = 0;
@@ -333,7 +336,8 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
                 group,
                 measured,
                 scaled,
-                columns: 1,
+                rows,
+                columns,
                 part: 0,
                 partials: None,
             };
@@ -344,14 +348,12 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
                     return Err(Error::Part { gradient: id(), given: span.part, gradients: gradients.len() });
                 }
                 parts = parts.max(part.map_or(0, |part| part + 1));
-                let (own_rows, own_columns) = if norm.scope.is_together() { (1, 1) } else { (rows, columns) };
-                let resolve = |partials: Partials<'a, B>| {
-                    partials.resolve(&span, (own_rows, own_columns), norm.reduction(), &id, &mut index_of)
-                };
+                let own = if is_together { span.joined() } else { span };
+                let resolve =
+                    |partials: Partials<'a, B>| partials.resolve(&own, norm.reduction(), &id, &mut index_of);
                 span.partials = partials.filter(|_| measured && len > 0).map(resolve).transpose()?;
             }
             spans.push(span);
-            rows_of.push(rows);
             if with_parameters {
                 parameters.push(match parameter {
                     Some(parameter) => Some(parameter.of(&span, &id, &mut index_of)?),
@@ -362,19 +364,8 @@ impl<'a, B: DeviceBuffer> Set<'a, B> {
         }
         check_overlaps(&spans, &labels)?;
         let reduction = measured_norm.map(ByNorm::reduction);
-        let is_together = measured_norm.is_none_or(|norm| norm.scope.is_together());
-        let own_rows: Vec<u64> = rows_of.iter().map(|&rows| if is_together { 1 } else { rows }).collect();
-        check_partials(&spans, &own_rows, &parameters, reduction, &labels)?;
-        Ok(Self {
-            labels,
-            buffers,
-            spans,
-            rows: rows_of,
-            columns: columns_of,
-            parameters,
-            parts,
-            total_elements: None,
-        })
+        check_partials(&spans, is_together, &parameters, reduction, &labels)?;
+        Ok((Self { labels, spans, parameters, parts, total_elements }, buffers))
     }
 }
 
@@ -397,11 +388,31 @@ impl<'a, B: DeviceBuffer> Parameter<'a, B> {
     }
 }
 
+/// Returns the distinct buffers of the gradients, of their parameters and of their partials, sorted.
+fn distinct<'a, B: DeviceBuffer>(gradients: &[Gradient<'a, B>]) -> Vec<&'a B> {
+    let mut buffers = Vec::with_capacity(gradients.len());
+    for Gradient { range, parameter, partials, .. } in gradients {
+        buffers.push(range.buffer);
+        buffers.extend(parameter.as_ref().map(|parameter| parameter.range.buffer));
+        buffers.extend(partials.map(|partials| partials.buffer));
+    }
+    buffers.sort_unstable();
+    buffers.dedup();
+    buffers
+}
+
 /// Returns the indices of the spans that are not empty, in the order of their addresses.
 pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..spans.len()).filter(|&index| spans[index].len > 0).collect();
-    order.sort_unstable_by_key(|&index| (spans[index].buffer, spans[index].bytes().start, index));
+    let mut order = by_address(spans.iter().map(|span| (span.buffer, span.bytes().start)));
+    order.retain(|&index| spans[index].len > 0);
     order
+}
+
+/// Returns the indices of places in the order of their addresses: a buffer and a byte in it. Equal ones keep their order.
+fn by_address(places: impl Iterator<Item = (usize, u64)>) -> Vec<usize> {
+    let mut places: Vec<_> = places.zip(0..).collect();
+    places.sort_unstable();
+    places.into_iter().map(|(_, index)| index).collect()
 }
 
 /// Bytes of a gradient that must not overlap with partials.
@@ -413,10 +424,10 @@ struct Claim {
 }
 
 /// Checks that the partials of a gradient share no bytes with those of another, and with no gradient and no parameter: the plan
-/// resets them. `rows` has the number of rows of each gradient that are measured on their own.
+/// resets them. `is_together` is false if each row is measured on its own.
 fn check_partials(
     spans: &[Span],
-    rows: &[u64],
+    is_together: bool,
     parameters: &[Option<Span>],
     reduction: Option<Reduction>,
     labels: &Labels,
@@ -425,25 +436,23 @@ fn check_partials(
         return Ok(());
     };
     let size = reduction.partial_bytes() as u64;
-    let of_partials = |(span, &rows): (&Span, &u64)| {
-        let PartialRange { buffer, first, .. } = span.partials?;
-        let count = rows * span.partials?.count(span.len / rows.max(1));
+    let mut claims = Vec::new();
+    for span in spans {
+        let Some(partials) = span.partials else { continue };
+        let PartialRange { buffer, first, .. } = partials;
+        let rows = if is_together { 1 } else { span.rows };
+        let count = rows * partials.count(span.len / rows.max(1));
         let bytes = first * size..(first + count) * size;
-        Some(Claim { buffer, bytes, gradient: span.gradient, is_partials: true })
-    };
-    let of_elements = |span: &Span| Claim {
-        buffer: span.buffer,
-        bytes: span.bytes(),
-        gradient: span.gradient,
-        is_partials: false,
-    };
-    let mut claims: Vec<_> = spans.iter().zip(rows).filter_map(of_partials).collect();
-    claims
-        .extend(spans.iter().chain(parameters.iter().flatten()).filter(|span| span.len > 0).map(of_elements));
-    claims.sort_by_key(|claim| (claim.buffer, claim.bytes.start));
+        claims.push(Claim { buffer, bytes, gradient: span.gradient, is_partials: true });
+    }
+    for span in spans.iter().chain(parameters.iter().flatten()).filter(|span| span.len > 0) {
+        let Span { buffer, gradient, .. } = *span;
+        claims.push(Claim { buffer, bytes: span.bytes(), gradient, is_partials: false });
+    }
     // The claims so far that end last: of all of them, and of the partials. Parameters may overlap with each other.
     let (mut last, mut last_partials): (Option<&Claim>, Option<&Claim>) = (None, None);
-    for claim in &claims {
+    for index in by_address(claims.iter().map(|claim| (claim.buffer, claim.bytes.start))) {
+        let claim = &claims[index];
         let before = if claim.is_partials { last } else { last_partials };
         if let Some(first) = before.filter(|first| first.buffer == claim.buffer)
             && claim.bytes.start < first.bytes.end

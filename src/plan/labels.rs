@@ -10,8 +10,10 @@ pub(super) struct Labels(Arc<[Option<Box<str>>]>);
 
 impl Labels {
     pub(super) fn new<'a>(labels: impl Iterator<Item = Option<&'a str>> + Clone) -> Self {
-        let is_labelled = labels.clone().any(|label| label.is_some());
-        Self(labels.filter(|_| is_labelled).map(|label| label.map(Box::from)).collect())
+        if labels.clone().all(|label| label.is_none()) {
+            return Self::default();
+        }
+        Self(labels.map(|label| label.map(Box::from)).collect())
     }
 
     pub(super) fn get(&self, gradient: usize) -> Option<&str> {

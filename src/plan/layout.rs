@@ -7,7 +7,6 @@
 mod columns;
 mod small;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::Limits;
@@ -102,18 +101,14 @@ pub(super) struct Request<'a> {
 pub(super) fn lay_out(request: Request<'_>, limits: Limits) -> Layout {
     let tile_elements = request.tile_elements;
     let (chunks, segments, gradient_of_partial) = cut(request, tile_elements);
-    let views = views(&chunks, limits, tile_elements, request.norm_loads_vectors);
+    let views = views(&chunks, limits);
 
     let mut layout = Layout { gradient_of_partial, segments, ..Layout::default() };
     if request.measures {
-        layout.norm = layout.batches(&views, limits, |view| &view.norm);
-        let columns = layout.column_batches(&views, limits, |view| &view.norm_columns);
-        layout.norm.extend(columns);
+        layout.norm = layout.batches(&views, limits, norm_pass(&chunks, &views, request.norm_loads_vectors));
     }
     layout.assign_banks(request, limits);
-    layout.apply = layout.batches(&views, limits, |view| &view.apply);
-    let columns = layout.column_batches(&views, limits, |view| &view.apply_columns);
-    layout.apply.extend(columns);
+    layout.apply = layout.batches(&views, limits, apply_pass(&chunks, &views, tile_elements));
     layout.apply.reverse();
     for batch in &layout.apply {
         let tiles = &mut layout.tiles[batch.tiles.clone()];
@@ -169,20 +164,17 @@ impl Chunk {
 fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize>>, Vec<u32>) {
     let Request { spans, order, segment_of, .. } = request;
     let tiles_of = |span: &Span| if span.measured { to_usize(partials_of(span, tile_elements)) } else { 0 };
-    let mut counts = vec![0; request.segments];
+    let mut segments = vec![0..0; request.segments];
     for (span, &segment) in spans.iter().zip(segment_of) {
-        counts[segment..segment + to_usize(span.columns)]
-            .iter_mut()
-            .for_each(|count| *count += tiles_of(span));
+        for partials in &mut segments[segment..segment + to_usize(span.columns)] {
+            partials.end += tiles_of(span);
+        }
     }
     let mut end = 0;
-    let segments: Vec<_> = counts
-        .iter()
-        .map(|count| {
-            end += count;
-            end - count..end
-        })
-        .collect();
+    for partials in &mut segments {
+        *partials = end..end + partials.end;
+        end = partials.end;
+    }
 
     let mut gradient_of_partial = vec![0; end];
     let mut next: Vec<usize> = segments.iter().map(|partials| partials.start).collect();
@@ -197,20 +189,22 @@ fn cut(request: Request<'_>, tile_elements: u64) -> (Vec<Chunk>, Vec<Range<usize
     for &index in order {
         let Span { buffer, dtype, start, len, measured, scaled, columns, part, partials, .. } = spans[index];
         let tile_elements = if columns == 1 { tile_elements } else { block_rows(columns) * columns };
-        let tiles = (0..len).step_by(to_usize(tile_elements)).enumerate();
-        chunks.extend(tiles.map(|(tile, from)| Chunk {
-            buffer,
-            dtype,
-            start: start + from,
-            len: tile_elements.min(len - from),
-            partial: (measured && partials.is_none()).then_some(first_partial[index] + tile),
-            part,
-            segment: segment_of[index],
-            scaled,
-            columns,
-            blocks: if columns == 1 { 1 } else { columns::blocks(len, columns) },
-            origin: start,
-        }));
+        for tile in 0..len.div_ceil(tile_elements) {
+            let from = tile * tile_elements;
+            chunks.push(Chunk {
+                buffer,
+                dtype,
+                start: start + from,
+                len: tile_elements.min(len - from),
+                partial: (measured && partials.is_none()).then_some(first_partial[index] + to_usize(tile)),
+                part,
+                segment: segment_of[index],
+                scaled,
+                columns,
+                blocks: if columns == 1 { 1 } else { columns::blocks(len, columns) },
+                origin: start,
+            });
+        }
     }
     // They are sorted already, except for parameters that several gradients share.
     chunks.sort_by_key(|chunk| (chunk.buffer, chunk.bytes().start));
@@ -226,23 +220,18 @@ fn partials_of(span: &Span, tile_elements: u64) -> u64 {
     }
 }
 
-/// The tiles of one pass in one window, by part and format.
-type Tiles = BTreeMap<(usize, TileFormat), Vec<Tile>>;
-
-/// A window and its tiles.
+/// A window and its chunks.
 #[derive(Debug)]
 struct View {
     window: Window,
     /// The number of windows of the same buffer before it.
     ordinal: usize,
-    norm: Tiles,
-    apply: Tiles,
-    norm_columns: Tiles,
-    apply_columns: Tiles,
+    /// Indices of the chunks.
+    chunks: Range<usize>,
 }
 
 /// Opens a new window for each chunk that does not fit into the current one.
-fn views(chunks: &[Chunk], limits: Limits, tile_elements: u64, norm_loads_vectors: bool) -> Vec<View> {
+fn views(chunks: &[Chunk], limits: Limits) -> Vec<View> {
     let mut views: Vec<View> = Vec::new();
     let mut from = 0;
     while let Some(first) = chunks.get(from) {
@@ -251,106 +240,151 @@ fn views(chunks: &[Chunk], limits: Limits, tile_elements: u64, norm_loads_vector
         let fits = |chunk: &Chunk| chunk.buffer == first.buffer && size_to(chunk) <= limits.binding_bytes;
         let count = chunks[from..].iter().take_while(|chunk| fits(chunk)).count();
         debug_assert!(count > 0, "a tile fits into every binding");
-        let shown = &chunks[from..from + count];
+        let shown = from..from + count;
         let ordinal = match views.last() {
             Some(last) if last.window.buffer == first.buffer => last.ordinal + 1,
             _ => 0,
         };
-        views.push(View {
-            window: Window {
-                buffer: first.buffer,
-                offset,
-                size: shown.iter().map(size_to).max().unwrap_or(0),
-            },
-            ordinal,
-            norm: norm_tiles(shown, offset, norm_loads_vectors),
-            apply: apply_tiles(shown, offset, tile_elements),
-            norm_columns: columns::norm_tiles(shown, offset),
-            apply_columns: columns::apply_tiles(shown, offset, tile_elements),
-        });
-        from += count;
+        let size = chunks[shown.clone()].iter().map(size_to).max().unwrap_or(0);
+        from = shown.end;
+        views.push(View { window: Window { buffer: first.buffer, offset, size }, ordinal, chunks: shown });
     }
     views
 }
 
-/// The tiles of the norm pass: whole chunks, since a sum must not depend on the alignment.
-fn norm_tiles(chunks: &[Chunk], offset: u64, loads_vectors: bool) -> Tiles {
-    let mut tiles = Tiles::new();
-    for chunk in chunks.iter().filter(|chunk| chunk.columns == 1) {
-        let Some(partial) = chunk.partial else { continue };
-        let first = chunk.start - offset / chunk.dtype.size();
-        let vector = elements_per_vector(chunk.dtype);
-        let is_aligned = first.is_multiple_of(vector) && chunk.len.is_multiple_of(vector);
-        let alignment = if is_aligned && loads_vectors { Alignment::Vector } else { Alignment::Element };
-        let format = TileFormat { alignment, dtype: chunk.dtype };
-        tiles.entry((chunk.part, format)).or_default().push(tile(first, chunk.len, partial));
+/// What the tiles of a batch have in common. The order is that of the batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    columns: bool,
+    part: usize,
+    format: TileFormat,
+    /// That of their windows: a batch never binds two windows of one buffer. Windows start at aligned offsets, so two of them can
+    /// overlap, and overlapping bindings must not be written.
+    ordinal: usize,
+}
+
+/// Tiles of one kind in one window.
+#[derive(Debug)]
+struct Piece {
+    kind: Kind,
+    /// The index of the view.
+    view: usize,
+    tiles: Vec<Tile>,
+}
+
+/// The tiles of one pass.
+#[derive(Debug, Default)]
+struct Pass(Vec<Piece>);
+
+impl Pass {
+    /// Adds a tile, or the entries of a column tile.
+    fn push(&mut self, kind: Kind, view: usize, tiles: &[Tile]) {
+        // Formats alternate, at the edges of runs and from gradient to gradient. There are six.
+        const RECENT: usize = 6;
+        let mut recent = self.0.iter_mut().rev().take(RECENT);
+        match recent.find(|piece| piece.kind == kind && piece.view == view) {
+            Some(piece) => piece.tiles.extend_from_slice(tiles),
+            None => self.0.push(Piece { kind, view, tiles: tiles.to_vec() }),
+        }
     }
-    tiles
+}
+
+/// The tiles of the norm pass: whole chunks, since a sum must not depend on the alignment.
+fn norm_pass(chunks: &[Chunk], views: &[View], loads_vectors: bool) -> Pass {
+    let mut pass = Pass::default();
+    for (index, view) in views.iter().enumerate() {
+        for chunk in &chunks[view.chunks.clone()] {
+            let Some(partial) = chunk.partial else { continue };
+            let Chunk { dtype, len, part, .. } = *chunk;
+            let first = chunk.start - view.window.offset / dtype.size();
+            let columns = chunk.columns > 1;
+            let vector = elements_per_vector(dtype);
+            let is_aligned = first.is_multiple_of(vector) && len.is_multiple_of(vector);
+            let alignment =
+                if is_aligned && loads_vectors && !columns { Alignment::Vector } else { Alignment::Element };
+            let format = TileFormat { alignment, dtype };
+            let kind = Kind { columns, part, format, ordinal: view.ordinal };
+            if columns {
+                columns::cut(chunk, first, partial, |entries| pass.push(kind, index, &entries));
+            } else {
+                pass.push(kind, index, &[tile(first, len, partial)]);
+            }
+        }
+    }
+    pass
 }
 
 /// The tiles of the elementwise pass. Adjacent chunks form a run. The whole vectors of a run are cut into aligned tiles; the few
 /// elements before and after them are the edges.
-fn apply_tiles(chunks: &[Chunk], offset: u64, tile_elements: u64) -> Tiles {
-    let mut tiles = Tiles::new();
-    for run in chunks.chunk_by(Chunk::continues).filter(|run| run[0].scaled && run[0].columns == 1) {
-        let Chunk { dtype, segment, .. } = run[0];
-        let mut push = |alignment, from, to| {
-            if from < to {
-                tiles.entry((0, TileFormat { alignment, dtype })).or_default().push(tile(
-                    from,
-                    to - from,
-                    segment,
-                ));
+fn apply_pass(chunks: &[Chunk], views: &[View], tile_elements: u64) -> Pass {
+    let mut pass = Pass::default();
+    for (index, view) in views.iter().enumerate() {
+        let runs = chunks[view.chunks.clone()].chunk_by(Chunk::continues);
+        for run in runs.filter(|run| run[0].scaled) {
+            let Chunk { dtype, segment, columns, origin, .. } = run[0];
+            let base = view.window.offset / dtype.size();
+            let mut push = |alignment, from: u64, to: u64| {
+                if from < to {
+                    let format = TileFormat { alignment, dtype };
+                    let kind = Kind { columns: columns > 1, part: 0, format, ordinal: view.ordinal };
+                    let tile = tile(from, to - from, segment);
+                    if columns > 1 {
+                        let column = (base + from - origin) % columns;
+                        pass.push(kind, index, &columns::from_column(tile, column, columns));
+                    } else {
+                        pass.push(kind, index, &[tile]);
+                    }
+                }
+            };
+            let last = &run[run.len() - 1];
+            let (start, end) = (run[0].start - base, last.start + last.len - base);
+            let vector = elements_per_vector(dtype);
+            let head = start.next_multiple_of(vector).min(end);
+            let tail = (end / vector * vector).max(head);
+            push(Alignment::Element, start, head);
+            let mut from = head;
+            while from < tail {
+                let to = tail.min(from + tile_elements);
+                push(Alignment::Vector, from, to);
+                from = to;
             }
-        };
-        let base = offset / dtype.size();
-        let (start, end) = (run[0].start - base, run[run.len() - 1].start + run[run.len() - 1].len - base);
-        let vector = elements_per_vector(dtype);
-        let head = start.next_multiple_of(vector).min(end);
-        let tail = (end / vector * vector).max(head);
-        push(Alignment::Element, start, head);
-        for from in (head..tail).step_by(to_usize(tile_elements)) {
-            push(Alignment::Vector, from, tail.min(from + tile_elements));
+            push(Alignment::Element, tail, end);
         }
-        push(Alignment::Element, tail, end);
     }
-    tiles
+    pass
 }
 
 impl Layout {
     /// The number of workgroups of the largest dispatch.
     pub(super) fn largest_dispatch(&self) -> usize {
-        let batches = self.norm.iter().chain(&self.apply).map(Batch::workgroups);
         let gradients = self.gradient_of_partial.iter().max().map_or(0, |&last| last as usize + 1);
-        batches.chain([self.segments.len(), gradients]).max().unwrap_or(0)
+        let most = self.segments.len().max(gradients);
+        self.norm.iter().chain(&self.apply).fold(most, |most, batch| most.max(batch.workgroups()))
     }
 
-    /// The batches of one pass: for each part and format, as few as the device allows.
-    ///
-    /// A batch never binds two windows of one buffer. Windows start at aligned offsets, so two of them can overlap, and
-    /// overlapping bindings must not be written.
-    fn batches(&mut self, views: &[View], limits: Limits, tiles: fn(&View) -> &Tiles) -> Vec<Batch> {
-        let mut by_format: BTreeMap<_, Vec<&View>> = BTreeMap::new();
-        for view in views {
-            for &key in tiles(view).keys() {
-                by_format.entry((key, view.ordinal)).or_default().push(view);
+    /// The batches of one pass: for each kind of tile, as few as the device allows.
+    fn batches(&mut self, views: &[View], limits: Limits, pass: Pass) -> Vec<Batch> {
+        let Pass(mut pieces) = pass;
+        let tiles_per_alignment = to_usize(limits.alignment) / size_of::<Tile>();
+        pieces.sort_by_key(|piece| (piece.kind, piece.view));
+        let mut batches = Vec::new();
+        for pieces in pieces.chunk_by(|one, other| one.kind == other.kind) {
+            let Kind { columns, part, format, .. } = pieces[0].kind;
+            let by_view: Vec<_> = pieces.chunk_by(|one, other| one.view == other.view).collect();
+            for shown in by_view.chunks(limits.windows()) {
+                let start = self.tiles.len().next_multiple_of(tiles_per_alignment);
+                self.tiles.resize(start, Tile::default());
+                let mut windows = Vec::with_capacity(shown.len());
+                for (slot, pieces) in (0..).zip(shown) {
+                    windows.push(views[pieces[0].view].window.clone());
+                    for piece in *pieces {
+                        self.tiles.extend(piece.tiles.iter().map(|&tile| Tile { slot, ..tile }));
+                    }
+                }
+                batches.push(Batch { part, format, windows, tiles: start..self.tiles.len(), columns });
             }
         }
-        let mut batches = Vec::new();
-        for ((key @ (part, format), _), shown) in by_format {
-            batches.extend(shown.chunks(limits.windows()).map(|views| {
-                let windows = views.iter().map(|view| view.window.clone()).collect();
-                let tiles = self.table(views.iter().map(|view| &tiles(view)[&key][..]), limits.alignment);
-                Batch { part, format, windows, tiles, columns: false }
-            }));
-        }
         batches
-    }
-
-    /// The batches of one pass over gradients whose columns have their own norms.
-    fn column_batches(&mut self, views: &[View], limits: Limits, tiles: fn(&View) -> &Tiles) -> Vec<Batch> {
-        let batches = self.batches(views, limits, tiles);
-        batches.into_iter().map(|batch| Batch { columns: true, ..batch }).collect()
     }
 
     /// Distributes the batches of the norm pass over banks, and locates the partials that other kernels leave.
@@ -393,7 +427,8 @@ impl Layout {
             }
         }
         self.locate_given(request, &given, own, banks);
-        self.banks = lens.into_iter().map(Bank::Own).chain(given.into_iter().map(Bank::Given)).collect();
+        self.banks.extend(lens.into_iter().map(Bank::Own));
+        self.banks.extend(given.into_iter().map(Bank::Given));
         self.banks.resize(banks, Bank::Own(0));
         self.own_banks = own;
     }
@@ -427,17 +462,6 @@ impl Layout {
     /// Returns the bank that a batch of the norm pass writes.
     pub(super) fn bank_of(&self, batch: usize) -> usize {
         batch % self.own_banks.max(1)
-    }
-
-    /// Appends the tiles of one batch, ordered by slot, to the table.
-    fn table<'a>(&mut self, by_slot: impl Iterator<Item = &'a [Tile]>, alignment: u64) -> Range<usize> {
-        let tiles_per_alignment = to_usize(alignment) / size_of::<Tile>();
-        let start = self.tiles.len().next_multiple_of(tiles_per_alignment);
-        self.tiles.resize(start, Tile::default());
-        for (slot, tiles) in (0..).zip(by_slot) {
-            self.tiles.extend(tiles.iter().map(|&tile| Tile { slot, ..tile }));
-        }
-        start..self.tiles.len()
     }
 }
 
@@ -504,7 +528,7 @@ fn to_u32(number: u64) -> u32 {
     u32::try_from(number).expect("windows, partials and gradients have indices of 32 bits")
 }
 
-fn to_usize(number: u64) -> usize {
+pub(super) fn to_usize(number: u64) -> usize {
     usize::try_from(number).expect("indices fit into memory")
 }
 

@@ -240,7 +240,9 @@ impl Limits {
             return Ok(());
         }
         let name = "max_compute_workgroups_per_dimension";
-        Err(Error::DeviceLimit { what: PLAN, name, needed: workgroups.isqrt() + 1, allowed })
+        // The side of a square with more workgroups.
+        let needed = (allowed..).find(|side| side * side > workgroups).unwrap_or(u64::MAX);
+        Err(Error::DeviceLimit { what: PLAN, name, needed, allowed })
     }
 
     /// Returns whether the device allows the bindings of a kernel.

@@ -15,7 +15,7 @@
 //! use gradclip::{Clip, DType};
 //!
 //! /// A buffer of your API.
-//! #[derive(Debug, PartialEq, Eq, Hash)]
+//! #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 //! struct Buffer {
 //!     id: u32,
 //!     bytes: u64,
@@ -198,19 +198,25 @@ impl Plan {
         limits: Limits,
         total_elements: Option<u64>,
     ) -> Result<(Self, Vec<&'a B>), Error> {
-        let set = Set { total_elements, ..Set::resolve(gradients, operations)? };
-        Ok((Self::build(&set, operations, limits)?, set.buffers))
+        let (set, buffers) = Set::resolve(gradients, operations, total_elements)?;
+        Ok((Self::build(set, operations, limits)?, buffers))
     }
 
-    fn build<B>(set: &Set<'_, B>, operations: &[Operation], limits: Limits) -> Result<Self, Error> {
-        let origin = || Origin::new(set, operations, limits);
-        match operations {
+    fn build(set: Set, operations: &[Operation], limits: Limits) -> Result<Self, Error> {
+        let (buffers, passes, outcome, inverse_scales) = match operations {
             [Operation::Norm(norm), ..] => {
                 let max_norms: Vec<f32> = operations.iter().map(Operation::limit).collect();
-                by_norm::plan(norm, &max_norms, set, limits, origin)
+                let (buffers, passes, outcome) = by_norm::plan(norm, &max_norms, &set, limits)?;
+                (buffers, passes, Some(outcome), None)
             }
-            _ => by_value::plan(operations, set, limits, origin),
-        }
+            _ => {
+                let (buffers, passes, inverse_scales) = by_value::plan(operations, &set, limits)?;
+                (buffers, passes, None, inverse_scales)
+            }
+        };
+        let labels = set.labels.clone();
+        let origin = Origin { operations: operations.into(), limits, set };
+        Ok(Self { buffers, passes, outcome, inverse_scales, labels, origin })
     }
 
     /// Returns the buffers that the plan needs besides those of the gradients.

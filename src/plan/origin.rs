@@ -10,16 +10,9 @@ use crate::{Error, GradientId};
 /// The input of a plan, except for the buffers of the gradients.
 #[derive(Debug)]
 pub(super) struct Origin {
-    operations: Box<[Operation]>,
-    limits: Limits,
-    /// The gradients, followed by their parameters if the clip reads them.
-    spans: Box<[Option<Span>]>,
-    rows: Box<[u64]>,
-    columns: Box<[u64]>,
-    /// The number of parts; 0 unless a gradient is in one.
-    parts: usize,
-    /// See [`Set::total_elements`].
-    total_elements: Option<u64>,
+    pub(super) operations: Box<[Operation]>,
+    pub(super) limits: Limits,
+    pub(super) set: Set,
 }
 
 impl Plan {
@@ -34,36 +27,32 @@ impl Plan {
         &self,
         gradients: &[Gradient<'a, B>],
     ) -> Result<(Self, Vec<&'a B>), Error> {
-        let Origin { operations, limits, total_elements, .. } = &self.origin;
-        let set = Set { total_elements: *total_elements, ..Set::resolve(gradients, operations)? };
-        self.origin.check_same(&set)?;
-        Ok((Self::build(&set, operations, *limits)?, set.buffers))
+        let Origin { operations, limits, set } = &self.origin;
+        let (moved, buffers) = Set::resolve(gradients, operations, set.total_elements)?;
+        moved.check_same(set)?;
+        Ok((Self::build(moved, operations, *limits)?, buffers))
     }
 
     /// Returns the number of elements, the group and the measured flag of each gradient.
     pub(crate) fn spans(&self) -> impl Iterator<Item = (u64, usize, bool)> {
-        let Origin { spans, rows, .. } = &self.origin;
-        spans.iter().take(rows.len()).flatten().map(|span| (span.len, span.group, span.measured))
+        self.origin.set.spans.iter().map(|span| (span.len, span.group, span.measured))
     }
 
     /// Returns the first gradient with more than one row or column.
     pub(crate) fn first_with_units(&self) -> Option<usize> {
-        let Origin { rows, columns, .. } = &self.origin;
-        rows.iter().zip(columns).position(|units| units != (&1, &1))
+        self.origin.set.spans.iter().position(|span| (span.rows, span.columns) != (1, 1))
     }
 
     /// Returns each use of a distinct buffer: the gradient, the kind of use, and the index of the buffer. All gradients come first,
     /// then their parameters, then their partials.
     pub fn uses(&self) -> impl Iterator<Item = (GradientId, Use, usize)> {
-        let Origin { spans, rows, .. } = &self.origin;
-        let (gradients, parameters) = spans.split_at(rows.len());
+        let Set { spans, parameters, .. } = &self.origin.set;
         let of = |what| move |span: &Span| (self.gradient_id(span.gradient), what, span.buffer);
         let is_used = |span: &&Span| span.len > 0;
-        let partials = gradients
+        let partials = spans
             .iter()
-            .flatten()
             .filter_map(|span| Some((self.gradient_id(span.gradient), Use::Partials, span.partials?.buffer)));
-        let gradients = gradients.iter().flatten().filter(is_used).map(of(Use::Gradient));
+        let gradients = spans.iter().filter(is_used).map(of(Use::Gradient));
         gradients.chain(parameters.iter().flatten().filter(is_used).map(of(Use::Parameter))).chain(partials)
     }
 
@@ -97,45 +86,29 @@ impl Use {
     }
 }
 
-fn spans_of<'a, B>(set: &'a Set<'_, B>) -> impl Iterator<Item = Option<Span>> + 'a {
-    set.spans.iter().copied().map(Some).chain(set.parameters.iter().copied())
-}
-
-impl Origin {
-    pub(super) fn new<B>(set: &Set<'_, B>, operations: &[Operation], limits: Limits) -> Self {
-        Self {
-            operations: operations.into(),
-            limits,
-            spans: spans_of(set).collect(),
-            parts: set.parts,
-            total_elements: set.total_elements,
-            rows: set.rows.as_slice().into(),
-            columns: set.columns.as_slice().into(),
+impl Set {
+    /// Checks that gradients differ from those of a plan only in buffers, ranges and labels.
+    fn check_same(&self, planned: &Self) -> Result<(), Error> {
+        let (given, needed) = (self.spans.len(), planned.spans.len());
+        if given != needed {
+            return Err(Error::RebindCount { given, needed });
         }
-    }
-
-    /// Checks that gradients differ from those of the plan only in buffers, ranges and labels.
-    fn check_same<B>(&self, set: &Set<'_, B>) -> Result<(), Error> {
-        if set.rows.len() != self.rows.len() {
-            return Err(Error::RebindCount { given: set.rows.len(), needed: self.rows.len() });
-        }
-        if !set.rows.is_empty() {
+        let labels = &self.labels;
+        if given > 0 {
             // Without a part, a gradient is in part 0, but a plan without parts has no part 0 to encode.
-            same(0, &set.labels, "number of parts", &set.parts, &self.parts)?;
+            same(0, labels, "number of parts", &self.parts, &planned.parts)?;
         }
-        for (index, (given, needed)) in set.rows.iter().zip(&self.rows).enumerate() {
-            same(index, &set.labels, "number of rows", given, needed)?;
+        for (given, needed) in self.spans.iter().zip(&planned.spans) {
+            same(given.gradient, labels, "number of rows", &given.rows, &needed.rows)?;
         }
-        for (index, (given, needed)) in set.columns.iter().zip(&self.columns).enumerate() {
-            same(index, &set.labels, "number of columns", given, needed)?;
+        for (given, needed) in self.spans.iter().zip(&planned.spans) {
+            same(given.gradient, labels, "number of columns", &given.columns, &needed.columns)?;
         }
-        for (given, needed) in spans_of(set).zip(&self.spans) {
-            let (Some(given), Some(needed)) = (given, needed) else {
-                // An unmeasured gradient may have a parameter or not.
-                continue;
-            };
+        // An unmeasured gradient may have a parameter or not.
+        let parameters = self.parameters.iter().zip(&planned.parameters);
+        let parameters = parameters.filter_map(|(given, needed)| given.as_ref().zip(needed.as_ref()));
+        for (given, needed) in self.spans.iter().zip(&planned.spans).chain(parameters) {
             let at = given.gradient;
-            let labels = &set.labels;
             same(at, labels, "number of elements", &given.len, &needed.len)?;
             same(at, labels, "element type", &given.dtype, &needed.dtype)?;
             same(at, labels, "group", &given.group, &needed.group)?;
@@ -143,7 +116,7 @@ impl Origin {
             same(at, labels, "share in the norm", &given.measured, &needed.measured)?;
             same(at, labels, "share in the scaling", &given.scaled, &needed.scaled)?;
             let elements = |span: &Span| span.partials.map(|partials| partials.elements);
-            same(at, labels, "length of partials", &elements(&given), &elements(needed))?;
+            same(at, labels, "length of partials", &elements(given), &elements(needed))?;
         }
         Ok(())
     }

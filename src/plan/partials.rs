@@ -21,7 +21,7 @@ use crate::{DType, Error, GradientId};
 /// of that record returns [`Error::PartMissing`]. A new buffer, which is zeroed, counts as not written.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Partials<'a, B> {
-    buffer: &'a B,
+    pub(super) buffer: &'a B,
     offset: u64,
     elements: u64,
 }
@@ -70,11 +70,10 @@ impl<'a, B> Partials<'a, B> {
 }
 
 impl<'a, B: DeviceBuffer> Partials<'a, B> {
-    /// Validates the partials of a gradient with rows or columns, each with its own norm.
+    /// Validates the partials of a gradient, whose rows or columns have their own norms.
     pub(super) fn resolve(
         &self,
         gradient: &Span,
-        (rows, columns): (u64, u64),
         reduction: Reduction,
         id: &dyn Fn() -> GradientId,
         index_of: &mut impl FnMut(&'a B) -> usize,
@@ -83,7 +82,7 @@ impl<'a, B: DeviceBuffer> Partials<'a, B> {
         if !reduction.has_producer() {
             return Err(Error::PartialsNorm { gradient: id() });
         }
-        if columns > 1 {
+        if gradient.columns > 1 {
             return Err(Error::PartialsAndColumns { gradient: id() });
         }
         if self.elements == 0 {
@@ -94,7 +93,8 @@ impl<'a, B: DeviceBuffer> Partials<'a, B> {
             let (what, given, multiple) = ("offset", self.offset, size);
             return Err(in_partials(Error::Misaligned { gradient: id(), what, given, multiple }));
         }
-        let count = rows.saturating_mul((gradient.len / rows.max(1)).div_ceil(self.elements));
+        let count =
+            gradient.rows.saturating_mul((gradient.len / gradient.rows.max(1)).div_ceil(self.elements));
         let end = self.offset.saturating_add(count.saturating_mul(size));
         let range = BufferRange::whole(self.buffer, DType::F32).with_bytes(self.offset..end);
         range.elements(id).map_err(in_partials)?;

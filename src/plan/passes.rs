@@ -1,5 +1,7 @@
 //! `Passes`: the dispatches of a plan, in the order in which they run.
 
+use std::ops::Range;
+
 use crate::Error;
 use crate::kernels::Kernel;
 
@@ -40,26 +42,53 @@ pub enum Source {
 /// The dispatches of a plan. A host converts them to its own type; see [`try_map`](Self::try_map).
 #[derive(Clone, Debug)]
 pub struct Passes<D = Dispatch> {
-    /// The dispatches that measure each part; a single part unless gradients are in parts. Empty for a clip by value.
-    pub(super) parts: Vec<Vec<D>>,
+    /// All dispatches. The last may be the single dispatch of a small clip, which replaces all others.
+    pub(super) dispatches: Vec<D>,
+    /// The dispatches that measure each part come first; a single part unless gradients are in parts. Empty for a clip by value.
+    pub(super) parts: Vec<Range<usize>>,
+    /// Those that make the records follow; empty for a clip by value.
+    pub(super) record: Range<usize>,
+    /// Then those that write the gradients.
+    pub(super) scale: Range<usize>,
     /// Whether gradients are in parts.
     pub(super) in_parts: bool,
     /// Whether partials are reset after they have been read.
     pub(super) resets: bool,
-    /// The dispatches that make the records; empty for a clip by value.
-    pub(super) record: Vec<D>,
-    /// The dispatches that write the gradients.
-    pub(super) scale: Vec<D>,
-    /// The single dispatch of a small clip, which replaces all others.
-    pub(super) small: Option<D>,
     pub(super) coefficient_only: bool,
+}
+
+impl Passes {
+    /// Puts the dispatches in their order.
+    pub(super) fn new(
+        parts: Vec<Vec<Dispatch>>,
+        record: Vec<Dispatch>,
+        scale: Vec<Dispatch>,
+        small: Option<Dispatch>,
+    ) -> Self {
+        let mut dispatches = Vec::new();
+        let mut append = |mut section: Vec<Dispatch>| {
+            let start = dispatches.len();
+            dispatches.append(&mut section);
+            start..dispatches.len()
+        };
+        let parts = parts.into_iter().map(&mut append).collect();
+        let (record, scale) = (append(record), append(scale));
+        dispatches.extend(small);
+        Self { dispatches, parts, record, scale, in_parts: false, resets: false, coefficient_only: false }
+    }
 }
 
 impl<D> Passes<D> {
     /// Returns all dispatches of a clip.
     pub fn all(&self) -> impl Iterator<Item = &D> {
-        let halves = self.norm().chain(self.second_half()).filter(|_| self.small.is_none());
-        self.small.iter().chain(halves)
+        let all = if self.has_small() {
+            self.scale.end..self.dispatches.len()
+        } else if self.coefficient_only {
+            0..self.record.end
+        } else {
+            0..self.scale.end
+        };
+        self.dispatches[all].iter()
     }
 
     /// Returns whether [`all`](Self::all) is faster as two compute passes, [`norm`](Self::norm) and [`scale`](Self::scale).
@@ -68,12 +97,12 @@ impl<D> Passes<D> {
     /// Between two passes there is one barrier for all.
     #[must_use]
     pub fn wants_two_passes(&self) -> bool {
-        self.small.is_none() && self.second_half().len() > 1
+        !self.has_small() && !self.coefficient_only && self.scale.len() > 1
     }
 
     /// Returns the dispatches of the first half: they measure the norm and write the records. None for a clip by value.
     pub fn norm(&self) -> impl Iterator<Item = &D> {
-        self.parts.iter().flatten().chain(&self.record)
+        self.dispatches[..self.record.end].iter()
     }
 
     /// Returns the number of parts in which the gradients are measured, or 0 if no gradient is in a part.
@@ -89,8 +118,11 @@ impl<D> Passes<D> {
     /// [`Error::NoSuchPart`].
     pub fn part(&self, part: usize) -> Result<&[D], Error> {
         let parts = self.parts();
-        let dispatches = self.parts.get(part).filter(|_| self.in_parts);
-        dispatches.map(Vec::as_slice).ok_or(Error::NoSuchPart { given: part, parts })
+        if part < parts {
+            Ok(&self.dispatches[self.parts[part].clone()])
+        } else {
+            Err(Error::NoSuchPart { given: part, parts })
+        }
     }
 
     /// Returns the dispatches that make the records from the partials of all parts.
@@ -99,13 +131,14 @@ impl<D> Passes<D> {
     ///
     /// [`Error::NoSuchPart`] if the plan does not reset its partials: without parts and without partials of other kernels.
     pub fn record(&self) -> Result<&[D], Error> {
-        if self.resets { Ok(&self.record) } else { Err(Error::NoSuchPart { given: 0, parts: 0 }) }
+        let record = &self.dispatches[self.record.clone()];
+        if self.resets { Ok(record) } else { Err(Error::NoSuchPart { given: 0, parts: 0 }) }
     }
 
     /// Returns the dispatches that scale or clamp the gradients, also those of a clip that computes only the coefficient.
     #[must_use]
     pub fn scale(&self) -> &[D] {
-        &self.scale
+        &self.dispatches[self.scale.clone()]
     }
 
     /// Returns whether partials are reset after they have been read.
@@ -113,8 +146,8 @@ impl<D> Passes<D> {
         self.resets
     }
 
-    fn second_half(&self) -> &[D] {
-        if self.coefficient_only { &[] } else { &self.scale }
+    fn has_small(&self) -> bool {
+        self.dispatches.len() > self.scale.end
     }
 
     /// Converts each dispatch.
@@ -122,15 +155,14 @@ impl<D> Passes<D> {
     /// # Errors
     ///
     /// The first error of `convert`.
-    pub fn try_map<T, E>(&self, mut convert: impl FnMut(&D) -> Result<T, E>) -> Result<Passes<T>, E> {
-        let mut convert_all = |dispatches: &[D]| dispatches.iter().map(&mut convert).collect();
+    pub fn try_map<T, E>(&self, convert: impl FnMut(&D) -> Result<T, E>) -> Result<Passes<T>, E> {
         Ok(Passes {
-            parts: self.parts.iter().map(|part| convert_all(part)).collect::<Result<_, E>>()?,
+            dispatches: self.dispatches.iter().map(convert).collect::<Result<_, E>>()?,
+            parts: self.parts.clone(),
+            record: self.record.clone(),
+            scale: self.scale.clone(),
             in_parts: self.in_parts,
             resets: self.resets,
-            record: convert_all(&self.record)?,
-            scale: convert_all(&self.scale)?,
-            small: self.small.as_ref().map(&mut convert).transpose()?,
             coefficient_only: self.coefficient_only,
         })
     }

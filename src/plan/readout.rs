@@ -88,9 +88,7 @@ impl Plan {
     ///
     /// [`Error::NotEnabled`].
     pub fn dynamic_loss_scale(&self) -> Result<Readout<LossScale>, Error> {
-        let outcome = self.outcome.as_ref().filter(|outcome| outcome.has_dynamic_scale);
-        let error = Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" };
-        Ok(self.readout(outcome.ok_or(error)?.norm_params, |bytes| {
+        Ok(self.readout(self.buffer_of_loss_scale()?, |bytes| {
             LossScale::from_state(bytemuck::pod_read_unaligned(&bytes[..size_of::<LossScaleState>()]))
         }))
     }
@@ -101,9 +99,7 @@ impl Plan {
     ///
     /// [`Error::NotEnabled`].
     pub fn step_counts(&self) -> Result<Readout<Vec<StepCounts>>, Error> {
-        let counts = self.outcome.as_ref().and_then(|outcome| outcome.step_counts);
-        let error = Error::NotEnabled { what: "step counts", with: "count_steps" };
-        Ok(self.readout(counts.ok_or(error)?, |bytes| Ok(all(bytes))))
+        Ok(self.readout(self.buffer_of_step_counts()?, |bytes| Ok(all(bytes))))
     }
 
     /// Returns the norm histories of each record.
@@ -112,9 +108,7 @@ impl Plan {
     ///
     /// [`Error::NotEnabled`].
     pub fn histories(&self) -> Result<Readout<Vec<NormHistory>>, Error> {
-        let histories = self.outcome.as_ref().and_then(|outcome| outcome.histories);
-        let error = Error::NotEnabled { what: "norm histories", with: "z_clip" };
-        Ok(self.readout(histories.ok_or(error)?, |bytes| Ok(all(bytes))))
+        Ok(self.readout(self.buffer_of_histories()?, |bytes| Ok(all(bytes))))
     }
 
     /// Returns the last norms of each record.
@@ -152,6 +146,22 @@ impl Plan {
             None => partial * words,
         };
         (0..count).map(place).collect()
+    }
+
+    pub(super) fn buffer_of_loss_scale(&self) -> Result<usize, Error> {
+        let outcome = self.outcome.as_ref().filter(|outcome| outcome.has_dynamic_scale);
+        let error = Error::NotEnabled { what: "dynamic loss scale", with: "dynamic_loss_scale" };
+        outcome.map(|outcome| outcome.norm_params).ok_or(error)
+    }
+
+    pub(super) fn buffer_of_step_counts(&self) -> Result<usize, Error> {
+        let counts = self.outcome.as_ref().and_then(|outcome| outcome.step_counts);
+        counts.ok_or(Error::NotEnabled { what: "step counts", with: "count_steps" })
+    }
+
+    pub(super) fn buffer_of_histories(&self) -> Result<usize, Error> {
+        let histories = self.outcome.as_ref().and_then(|outcome| outcome.histories);
+        histories.ok_or(Error::NotEnabled { what: "norm histories", with: "z_clip" })
     }
 
     fn readout<R>(&self, buffer: usize, decode: Decode<R>) -> Readout<R> {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Limits;
 use super::gradient::{Set, Span, in_address_order};
-use super::layout::{self, Layout, Request};
+use super::layout::{self, Layout, Request, to_usize};
 use crate::Error;
 use crate::kernels::Reduction;
 use crate::kernels::tables::{Segment, tile_elements};
@@ -24,51 +24,52 @@ pub(super) struct SegmentMap {
 }
 
 impl SegmentMap {
-    pub(super) fn new<B>(scope: Scope, groups: usize, set: &Set<'_, B>) -> Self {
+    /// The segments of a clip of each group.
+    pub(super) fn of_groups(groups: usize, set: &Set) -> Self {
+        // Rows and columns do not matter.
+        let spans = set.spans.iter().map(|span| span.joined()).collect();
+        let segment_of = set.spans.iter().map(|span| span.group).collect();
+        let limits = (0..groups).map(|group| Limit::Of { group }).collect();
+        Self { spans, segment_of, segments: groups, limits, total_elements: set.total_elements }
+    }
+
+    pub(super) fn new(scope: Scope, groups: usize, set: &Set) -> Self {
         if scope.is_together() {
-            let segment_of = set.spans.iter().map(|span| span.group).collect();
-            let limits = (0..groups).map(|group| Limit::Of { group }).collect();
-            let (spans, total_elements) = (set.spans.clone(), set.total_elements);
-            return Self { spans, segment_of, segments: groups, limits, total_elements };
+            return Self::of_groups(groups, set);
         }
         let mut spans = Vec::with_capacity(set.spans.len());
         let mut limits = Vec::with_capacity(set.spans.len());
-        let units = || set.rows.iter().copied().zip(set.columns.iter().copied());
-        for (gradient, (rows, columns)) in set.spans.iter().zip(units()) {
-            for span in gradient.split(rows, columns) {
+        for gradient in &set.spans {
+            for row in 0..gradient.rows {
+                let span = gradient.row(row);
                 let limit = scope.limit(span.group, span.len / span.columns, span.measured);
-                limits.extend((0..span.columns).map(|_| limit));
+                limits.resize(limits.len() + to_usize(span.columns), limit);
                 spans.push(span);
             }
         }
-        for ((parameter, gradient), (rows, columns)) in set.parameters.iter().zip(&set.spans).zip(units()) {
+        for (parameter, gradient) in set.parameters.iter().zip(&set.spans) {
             // A gradient that is not measured needs no parameter.
-            let empty = Span { len: 0, ..*gradient };
-            spans.extend(parameter.unwrap_or(empty).split(rows, columns));
+            let span = parameter.unwrap_or(Span { len: 0, ..*gradient });
+            spans.extend((0..span.rows).map(|row| span.row(row)));
         }
         let mut segments = 0;
         let segment_of = spans
             .iter()
             .map(|span| {
                 let first = segments;
-                segments += usize::try_from(span.columns).expect("each record takes memory");
+                segments += to_usize(span.columns);
                 first
             })
             .collect();
         Self { spans, segment_of, segments, limits, total_elements: set.total_elements }
     }
 
-    /// Lays out the dispatches. `measures` is false if the norm is supplied.
+    /// Lays out the dispatches. `reduction` is that of the norm pass, if the plan has one.
     ///
     /// # Errors
     ///
     /// [`Error::DeviceLimit`] if other kernels leave partials in more or larger buffers than the device can bind.
-    pub(super) fn lay_out(
-        &self,
-        limits: Limits,
-        measures: bool,
-        reduction: Reduction,
-    ) -> Result<Layout, Error> {
+    pub(super) fn lay_out(&self, limits: Limits, reduction: Option<Reduction>) -> Result<Layout, Error> {
         let order = in_address_order(&self.spans);
         let total = self.total_elements.unwrap_or_else(|| self.spans.iter().map(|span| span.len).sum());
         let request = Request {
@@ -76,9 +77,9 @@ impl SegmentMap {
             order: &order,
             segment_of: &self.segment_of,
             segments: self.segments,
-            measures,
-            norm_loads_vectors: reduction.loads_vectors(),
-            partial_bytes: reduction.partial_bytes() as u64,
+            measures: reduction.is_some(),
+            norm_loads_vectors: reduction.is_some_and(Reduction::loads_vectors),
+            partial_bytes: reduction.map_or(0, Reduction::partial_bytes) as u64,
             tile_elements: tile_elements(total),
         };
         layout::check_given(request, limits)?;

@@ -9,7 +9,7 @@ use crate::kernels::{Binding, BindingType, Buffer as Bound};
 use crate::{DType, NormType, ZClip};
 
 /// A buffer by its number. All have the same size.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Buffer(usize);
 
 const BUFFER_BYTES: u64 = 1 << 21;

@@ -110,7 +110,7 @@ impl Plan {
     ///
     /// [`Error::NotEnabled`].
     pub fn set_dynamic_loss_scale(&self, scale: LossScale) -> Result<Write, Error> {
-        let buffer = self.dynamic_loss_scale()?.buffer();
+        let buffer = self.buffer_of_loss_scale()?;
         let inverse = inverse_scale(scale.scale())?;
         let bytes = [bytemuck::bytes_of(&scale.state()), &inverse.to_le_bytes()].concat();
         Ok(Place::start_of(buffer).write(&bytes))
@@ -153,7 +153,7 @@ impl Plan {
     ///
     /// [`Error::NotEnabled`], [`Error::StateCount`] or [`Error::StepCounts`].
     pub fn set_step_counts(&self, counts: &[StepCounts]) -> Result<Write, Error> {
-        let buffer = self.step_counts()?.buffer();
+        let buffer = self.buffer_of_step_counts()?;
         check_step_counts(counts)?;
         self.check_state_count("step counts", counts.len())?;
         Ok(Place::start_of(buffer).write(bytemuck::cast_slice(counts)))
@@ -165,7 +165,7 @@ impl Plan {
     ///
     /// [`Error::NotEnabled`], [`Error::StateCount`] or [`Error::NormHistory`].
     pub fn set_histories(&self, histories: &[NormHistory]) -> Result<Write, Error> {
-        let buffer = self.histories()?.buffer();
+        let buffer = self.buffer_of_histories()?;
         check_norm_histories(histories)?;
         self.check_state_count("norm histories", histories.len())?;
         Ok(Place::start_of(buffer).write(bytemuck::cast_slice(histories)))

@@ -6,7 +6,7 @@ use gradclip::plan::{self, DeviceBuffer, Gradient, Parameter, Partials};
 use crate::message::Request;
 
 /// A buffer of the caller. Two are the same if they are one element of the list.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Buffer {
     index: usize,
     size: u64,

@@ -3,9 +3,9 @@
 //! Such a gradient is cut into blocks of consecutive rows. A block is a chunk: its elements are consecutive. In the norm pass, a
 //! tile is a block of up to 256 of its columns.
 
-use super::{Chunk, Tiles, elements_per_vector, to_u32, to_usize};
+use super::{Chunk, to_u32};
+use crate::kernels::WORKGROUP_SIZE;
 use crate::kernels::tables::{ColumnTile, Tile, block_rows};
-use crate::kernels::{Alignment, TileFormat, WORKGROUP_SIZE};
 
 /// The number of table entries that a column tile takes.
 pub(super) const ENTRIES: usize = size_of::<ColumnTile>() / size_of::<Tile>();
@@ -15,61 +15,26 @@ pub(super) fn blocks(len: u64, columns: u64) -> u64 {
     (len / columns).div_ceil(block_rows(columns))
 }
 
-/// The tiles of the norm pass in one window, as table entries.
-pub(super) fn norm_tiles(chunks: &[Chunk], offset: u64) -> Tiles {
-    let mut tiles = Tiles::new();
-    for chunk in chunks.iter().filter(|chunk| chunk.columns > 1) {
-        let Some(partial) = chunk.partial else { continue };
-        let format = TileFormat { alignment: Alignment::Element, dtype: chunk.dtype };
-        let entries = tiles.entry((chunk.part, format)).or_default();
-        let first = chunk.start - offset / chunk.dtype.size();
-        for column in (0..chunk.columns).step_by(WORKGROUP_SIZE as usize) {
-            entries.extend(entries_of(ColumnTile {
-                first: to_u32(first + column),
-                count: to_u32((chunk.columns - column).min(WORKGROUP_SIZE.into())),
-                target_index: to_u32(partial as u64 + column * chunk.blocks),
-                columns: to_u32(chunk.columns),
-                extent: to_u32(chunk.len / chunk.columns),
-                target_stride: to_u32(chunk.blocks),
-                ..ColumnTile::default()
-            }));
-        }
+/// Cuts a chunk into tiles of the norm pass. `first` is its first element in the window.
+pub(super) fn cut(chunk: &Chunk, first: u64, partial: usize, mut push: impl FnMut([Tile; ENTRIES])) {
+    for column in (0..chunk.columns).step_by(WORKGROUP_SIZE as usize) {
+        push(entries_of(ColumnTile {
+            first: to_u32(first + column),
+            count: to_u32((chunk.columns - column).min(WORKGROUP_SIZE.into())),
+            target_index: to_u32(partial as u64 + column * chunk.blocks),
+            columns: to_u32(chunk.columns),
+            extent: to_u32(chunk.len / chunk.columns),
+            target_stride: to_u32(chunk.blocks),
+            ..ColumnTile::default()
+        }));
     }
-    tiles
 }
 
-/// The tiles of the elementwise pass in one window, as table entries; cut as those of other gradients are.
-pub(super) fn apply_tiles(chunks: &[Chunk], offset: u64, tile_elements: u64) -> Tiles {
-    let mut tiles = Tiles::new();
-    let runs = chunks.chunk_by(Chunk::continues).filter(|run| run[0].scaled && run[0].columns > 1);
-    for run in runs {
-        let Chunk { dtype, segment, columns, origin, .. } = run[0];
-        let base = offset / dtype.size();
-        let mut push = |alignment, from: u64, to: u64| {
-            if from < to {
-                tiles.entry((0, TileFormat { alignment, dtype })).or_default().extend(entries_of(
-                    ColumnTile {
-                        first: to_u32(from),
-                        count: to_u32(to - from),
-                        target_index: to_u32(segment as u64),
-                        columns: to_u32(columns),
-                        extent: to_u32((base + from - origin) % columns),
-                        ..ColumnTile::default()
-                    },
-                ));
-            }
-        };
-        let (start, end) = (run[0].start - base, run[run.len() - 1].start + run[run.len() - 1].len - base);
-        let vector = elements_per_vector(dtype);
-        let head = start.next_multiple_of(vector).min(end);
-        let tail = (end / vector * vector).max(head);
-        push(Alignment::Element, start, head);
-        for from in (head..tail).step_by(to_usize(tile_elements)) {
-            push(Alignment::Vector, from, tail.min(from + tile_elements));
-        }
-        push(Alignment::Element, tail, end);
-    }
-    tiles
+/// A tile of the elementwise pass that begins in column `column` of `columns`.
+pub(super) fn from_column(tile: Tile, column: u64, columns: u64) -> [Tile; ENTRIES] {
+    let Tile { first, count, target_index, .. } = tile;
+    let (columns, extent) = (to_u32(columns), to_u32(column));
+    entries_of(ColumnTile { first, count, target_index, columns, extent, ..ColumnTile::default() })
 }
 
 /// Reverses the order of column tiles in their table entries.

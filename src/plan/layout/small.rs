@@ -1,6 +1,6 @@
 //! The layout of a small clip: all tiles of a plan in one batch, for one workgroup that measures and scales them.
 
-use super::{Batch, Chunk, Layout, Limits, View, elements_per_vector, tile};
+use super::{Chunk, Kind, Layout, Limits, Pass, View, elements_per_vector, tile};
 use crate::DType;
 use crate::kernels::{Alignment, SMALL_CLIP_TILES, TileFormat};
 
@@ -25,21 +25,16 @@ impl Layout {
             (false, DType::F32) => Alignment::Element,
             (false, DType::F16 | DType::BF16) => return,
         };
-        let tiles: Vec<Vec<_>> = views
-            .iter()
-            .map(|view| {
-                let base = view.window.offset / dtype.size();
-                let shown = chunks.iter().filter(|chunk| chunk.buffer == view.window.buffer);
-                shown
-                    .filter_map(|chunk| {
-                        chunk.partial.map(|partial| tile(chunk.start - base, chunk.len, partial))
-                    })
-                    .collect()
-            })
-            .collect();
-        let windows = views.iter().map(|view| view.window.clone()).collect();
-        let tiles = self.table(tiles.iter().map(Vec::as_slice), limits.alignment);
-        self.small =
-            Some(Batch { part: 0, format: TileFormat { alignment, dtype }, windows, tiles, columns: false });
+        let format = TileFormat { alignment, dtype };
+        let kind = Kind { columns: false, part: 0, format, ordinal: 0 };
+        let mut pass = Pass::default();
+        for (index, view) in views.iter().enumerate() {
+            let base = view.window.offset / dtype.size();
+            for chunk in &chunks[view.chunks.clone()] {
+                let Some(partial) = chunk.partial else { continue };
+                pass.push(kind, index, &[tile(chunk.start - base, chunk.len, partial)]);
+            }
+        }
+        self.small = self.batches(views, limits, pass).pop();
     }
 }

@@ -49,6 +49,7 @@ fn span(buffer: usize, dtype: DType, start: u64, len: u64) -> Span {
         group: 0,
         measured: true,
         scaled: true,
+        rows: 1,
         columns: 1,
         part: 0,
         partials: None,
