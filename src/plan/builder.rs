@@ -36,12 +36,12 @@ impl Builder {
 
     /// Adds a buffer with these values.
     pub(super) fn buffer<T: Pod>(&mut self, label: &'static str, usage: u32, values: &[T]) -> usize {
-        self.of_words(label, usage, bytemuck::cast_slice(values))
+        self.of_words(label, usage, bytemuck::cast_slice(values).to_vec())
     }
 
-    fn of_words(&mut self, label: &'static str, usage: u32, words: &[u32]) -> usize {
-        let buffer = PlanBuffer::zeroed(label, usage, size_of_val(words));
-        self.add(PlanBuffer { words: words.to_vec(), ..buffer })
+    fn of_words(&mut self, label: &'static str, usage: u32, words: Vec<u32>) -> usize {
+        let buffer = PlanBuffer::zeroed(label, usage, size_of_val(&words[..]));
+        self.add(PlanBuffer { words, ..buffer })
     }
 
     /// Adds a buffer with these values that a rebound plan keeps.
@@ -61,15 +61,15 @@ impl Builder {
         count: usize,
     ) -> usize {
         let words = bytemuck::cast_slice(&[value]).repeat(count.max(1));
-        self.kept_readable(label, usage, &words, count * size_of::<T>())
+        self.kept_readable(label, usage, words, count * size_of::<T>())
     }
 
     /// Adds a kept buffer with the words, or with a single 0 if there are none, which the host can read.
     pub(super) fn state(&mut self, label: &'static str, usage: u32, words: &[u32]) -> usize {
-        self.kept_readable(label, usage, or_one(words, &0), size_of_val(words))
+        self.kept_readable(label, usage, or_one(words, &0).to_vec(), size_of_val(words))
     }
 
-    fn kept_readable(&mut self, label: &'static str, usage: u32, words: &[u32], readable: usize) -> usize {
+    fn kept_readable(&mut self, label: &'static str, usage: u32, words: Vec<u32>, readable: usize) -> usize {
         let buffer = self.readable(label, usage, words, readable);
         self.buffers[buffer].is_kept = true;
         buffer
@@ -80,7 +80,7 @@ impl Builder {
         &mut self,
         label: &'static str,
         usage: u32,
-        words: &[u32],
+        words: Vec<u32>,
         readable: usize,
     ) -> usize {
         let buffer = self.of_words(label, usage, words);

@@ -219,7 +219,8 @@ impl TilePartials {
         let words = vec![0_u32; usize::try_from(bytes / 4).expect("the partials fit into memory").max(1)];
         // Not kept: gradients that move may be in other banks.
         let usage = COPY_SRC | COPY_DST;
-        let copy = builder.readable("gradclip.tile_partials", usage, &words, size_of_val(&words[..]));
+        let readable = size_of_val(&words[..]);
+        let copy = builder.readable("gradclip.tile_partials", usage, words, readable);
         let locations = layout.partial_locations.clone();
         Self { banks, locations, words: reduction.partial_bytes() / 4, copy }
     }

@@ -241,7 +241,10 @@ impl Limits {
         }
         let name = "max_compute_workgroups_per_dimension";
         // The side of a square with more workgroups.
-        let needed = (allowed..).find(|side| side * side > workgroups).unwrap_or(u64::MAX);
+        let mut needed = allowed;
+        while needed * needed <= workgroups {
+            needed += 1;
+        }
         Err(Error::DeviceLimit { what: PLAN, name, needed, allowed })
     }
 

@@ -203,16 +203,13 @@ impl Plan {
     }
 
     fn build(set: Set, operations: &[Operation], limits: Limits) -> Result<Self, Error> {
-        let (buffers, passes, outcome, inverse_scales) = match operations {
-            [Operation::Norm(norm), ..] => {
-                let max_norms: Vec<f32> = operations.iter().map(Operation::limit).collect();
-                let (buffers, passes, outcome) = by_norm::plan(norm, &max_norms, &set, limits)?;
-                (buffers, passes, Some(outcome), None)
-            }
-            _ => {
-                let (buffers, passes, inverse_scales) = by_value::plan(operations, &set, limits)?;
-                (buffers, passes, None, inverse_scales)
-            }
+        let (buffers, passes, outcome, inverse_scales) = if let [Operation::Norm(norm), ..] = operations {
+            let max_norms: Vec<f32> = operations.iter().map(Operation::limit).collect();
+            let (buffers, passes, outcome) = by_norm::plan(norm, &max_norms, &set, limits)?;
+            (buffers, passes, Some(outcome), None)
+        } else {
+            let (buffers, passes, inverse_scales) = by_value::plan(operations, &set, limits)?;
+            (buffers, passes, None, inverse_scales)
         };
         let labels = set.labels.clone();
         let origin = Origin { operations: operations.into(), limits, set };
