@@ -6,7 +6,7 @@
 // Minifiers of whole modules do not fit: a kernel is put together from several files and from text that src/kernels generates.
 // So the names that files share, those of the module scope and of members, change alike in all files, and the names in the
 // text of src/kernels stay. src/kernels/tests/minified.rs tests that the kernels are the same programs.
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -92,14 +92,16 @@ const filesIn = (folder) => {
   return paths.sort().map((path) => [path, readFileSync(join(folder, path), "utf8")]);
 };
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
+const [, script = "", folder] = process.argv;
+// Node resolves symbolic links in the URL of a module, but not in its arguments.
+if (existsSync(script) && realpathSync(script) === fileURLToPath(import.meta.url)) {
   const root = fileURLToPath(new URL("../..", import.meta.url));
   const rust = filesIn(join(root, "src/kernels")).filter(([path]) => !path.startsWith("tests"));
   const kept = new Set(["main", ...rust.flatMap(([, code]) => wordsInLiterals(code))]);
   const files = filesIn(join(root, "shaders"));
   const texts = minify(files.map(([, text]) => text), kept);
   for (const [index, [path]] of files.entries()) {
-    const file = join(process.argv[2], path);
+    const file = join(folder, path);
     // Cargo compiles again what depends on a newer file.
     if (existsSync(file) && readFileSync(file, "utf8") === texts[index]) continue;
     mkdirSync(dirname(file), { recursive: true });

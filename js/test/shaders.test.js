@@ -1,6 +1,11 @@
 // The tool that minifies the shaders for the planner. A test of the crate compares the kernels (src/kernels/tests/minified.rs).
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 
 import { minify, wordsInLiterals } from "../planner/minify-shaders.js";
 
@@ -47,4 +52,12 @@ test("no short name is a kept name or a word of WGSL", () => {
 test("the words of Rust's literals are kept, not those of comments and paths", () => {
   const code = `/// A "comment".\nlet path = "lib/reduce"; // "another"\npush("fn load_word(at: u32)\\n"); label = "case {slot}u";`;
   assert.deepEqual(wordsInLiterals(code), ["fn", "load_word", "at", "u32", "n", "case", "slot", "u"]);
+});
+
+test("the tool writes all files when its path has spaces and symbolic links", (t) => {
+  const folder = mkdtempSync(join(tmpdir(), "gradclip shaders "));
+  t.after(() => rmSync(folder, { recursive: true }));
+  symlinkSync(fileURLToPath(new URL("..", import.meta.url)), join(folder, "js"));
+  execFileSync(process.execPath, [join(folder, "js/planner/minify-shaders.js"), join(folder, "out")]);
+  assert.ok(existsSync(join(folder, "out/stages/partials.wgsl")));
 });
