@@ -104,7 +104,7 @@ impl Operation {
 }
 
 /// The name of [`Scope`] in messages.
-const KIND: &str = "the kind of clip";
+pub(crate) const KIND: &str = "the kind of clip";
 
 /// Validates the clips of the groups for a call that keeps no state between steps and returns only records.
 ///

@@ -1,6 +1,6 @@
 //! Whether all processes clip alike: the options are compared once, and what may change between steps at every step.
 
-use crate::operation::{ByNorm, Operation, Scope};
+use crate::operation::{ByNorm, KIND, Operation, Scope};
 use crate::shown::Shown as _;
 use crate::{Error, NonFinite};
 
@@ -106,7 +106,7 @@ pub(super) fn options(norm: &ByNorm, groups: usize) -> Vec<Setting> {
         Setting::count("the version of gradclip's protocol", 1),
         Setting::count("the number of groups", groups),
         Setting::choice(
-            "the kind of clip",
+            KIND,
             scope,
             &["by_global_norm", "by_norm", "by_rms", "by_parameter_norm", "by_supplied_norm"],
         ),
