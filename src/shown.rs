@@ -1,7 +1,7 @@
 //! How the messages of errors show values: numbers by their shortest digits, options by their text forms.
 //!
-//! Messages do not use `Debug`, which shows values as Rust code. Its code for floats and for strings is also an eighth of the
-//! planner that a page downloads.
+//! Messages do not use `Debug`, which shows values as Rust code. What it needs for floats and strings would also be an eighth of
+//! the planner that a page downloads.
 
 use std::fmt::{self, Write as _};
 
@@ -15,7 +15,7 @@ pub(crate) trait Shown {
 }
 
 impl Shown for f32 {
-    /// The shortest digits that no other f32 has, with an exponent where zeros would fill the line.
+    /// The shortest digits that identify the f32, with an exponent where zeros would fill the line.
     #[cfg(not(gradclip_planner))]
     fn shown(&self) -> String {
         if *self == 0.0 || !self.is_finite() || (1e-4..1e7).contains(&self.abs()) {
@@ -25,7 +25,7 @@ impl Shown for f32 {
         }
     }
 
-    /// The bits, marked. `js/src/errors.ts` writes the digits: JavaScript has code for that, which is 6 kB here.
+    /// The bits, between two marks. `js/src/errors.ts` replaces them by the digits: the code for that would be 6 kB of the planner.
     #[cfg(gradclip_planner)]
     fn shown(&self) -> String {
         format!("\u{1}{}\u{1}", self.to_bits())
@@ -116,7 +116,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// Whether Unicode has the character only to direct how others are shown: zero-width and bidirectional marks, and tags.
+/// Whether a character is invisible, and only directs how others are shown: zero-width and bidirectional marks, and tags.
 const fn is_invisible(c: char) -> bool {
     matches!(
         c,

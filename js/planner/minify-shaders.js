@@ -1,7 +1,7 @@
 // usage: node minify-shaders.js FOLDER
 //
-// Writes the files of shaders/ to a folder as the planner has them, since a page downloads it: without comments and needless
-// spaces, and with short names. A browser's message about a shader shows these names, and the label of the kernel as always.
+// Writes the files of shaders/ to a folder, minified for the planner, which a page downloads: without comments and needless
+// spaces, and with short names. A browser's message about a shader shows these names and, as always, the label of the kernel.
 //
 // Minifiers of whole modules do not fit: a kernel is put together from several files and from text that src/kernels generates.
 // So the names that files share, those of the module scope and of members, change alike in all files, and the names in the
@@ -52,7 +52,7 @@ function parse(text) {
   return declarations.filter((tokens) => tokens.length > 0).map(declaration);
 }
 
-/** What a declaration declares, and for each token the scope of the name that it may be. A local hides other names in all of its function. */
+/** Returns what a declaration declares and, for each token, the scope of the name that it may be. A local hides other names in all of its function. */
 function declaration(tokens) {
   const start = tokens.findIndex((token) => /^(fn|struct|const|var)$/.test(token));
   const keyword = tokens[start];
@@ -102,7 +102,7 @@ if (existsSync(script) && realpathSync(script) === fileURLToPath(import.meta.url
   const texts = minify(files.map(([, text]) => text), kept);
   for (const [index, [path]] of files.entries()) {
     const file = join(folder, path);
-    // Cargo compiles again what depends on a newer file.
+    // An unchanged file stays as old as it is: Cargo compiles again what depends on a newer file.
     if (existsSync(file) && readFileSync(file, "utf8") === texts[index]) continue;
     mkdirSync(dirname(file), { recursive: true });
     writeFileSync(file, texts[index]);

@@ -4,7 +4,7 @@
 /** The type of a number in a struct of the crate, as `DataView` names it. */
 export type NumberType = "Float32" | "Uint32";
 
-/** The fields of a struct of the crate, in its order. */
+/** The fields of a struct of the crate, in their order. */
 export type Layout<K extends string> = Record<K, NumberType>;
 
 /** A message for the planner. Each method returns the message. */

@@ -16,8 +16,8 @@ macro_rules! compact_str {
 #[cfg(target_family = "wasm")]
 pub(super) use compact_str;
 
-/// Copies a text except for comments and indentation; the header's entries that kernels are put together by stay. Returns the
-/// copy and its length.
+/// Copies a text without comments and indentation, but keeps the entries of the header that put kernels together. Returns the copy
+/// and its length.
 pub(super) const fn without_comments<const N: usize>(text: &[u8]) -> ([u8; N], usize) {
     let mut copy = [0; N];
     let (mut at, mut len) = (0, 0);
@@ -59,7 +59,7 @@ pub(super) const fn first<const N: usize>(from: &[u8]) -> [u8; N] {
     to
 }
 
-/// Returns whether a line is an entry of the header. What a snippet provides is for readers.
+/// Returns whether a line is an entry of the header that puts kernels together. `provides:` is for readers.
 const fn is_entry(text: &[u8], at: usize) -> bool {
     starts_with(text, at, b"// requires:")
         || starts_with(text, at, b"// binds:")
@@ -85,7 +85,7 @@ mod tests {
     use crate::kernels::snippet::{PRODUCER, SNIPPETS, Snippet};
 
     #[test]
-    fn code_and_header_stay() {
+    fn the_macro_removes_comments() {
         const COMPACT: &str = compact_str!("../../shaders/norms/power.wgsl");
         let full = include_str!("../../shaders/norms/power.wgsl");
         assert!(COMPACT.len() < full.len() && !COMPACT.contains("Powers easily leave"));

@@ -23,7 +23,7 @@ pub(super) struct Snippet {
     pub(super) text: &'static str,
 }
 
-// A page downloads the module that plans for it, so that there the texts have no comments.
+// A page downloads a module for wasm, so its texts have no comments.
 #[cfg(target_family = "wasm")]
 use super::compact::compact_str as text_of;
 #[cfg(not(target_family = "wasm"))]
@@ -55,7 +55,7 @@ macro_rules! snippets {
     };
 }
 
-/// The code of a producer, which is part of no kernel. It is not in the table, so that a program without producers lacks it.
+/// The code of a producer, which is part of no kernel. It is not in the table, so a program without producers does not contain it.
 pub(super) static PRODUCER: Snippet = snippet!("lib/producer");
 
 pub(super) static SNIPPETS: &[Snippet] = snippets! {

@@ -21,8 +21,7 @@ pub(super) fn plan(
 ) -> Result<(Vec<PlanBuffer>, Passes, Outcome), Error> {
     let record_bytes = size_of::<ClipRecord>() + norm.auto_clip.map_or(0, AutoClip::state_bytes);
     if !norm.scope.is_together() {
-        // Checked before the host allocates the table of segments.
-        // One of rows and columns is 1.
+        // Checked before the host allocates the table of segments. One of rows and columns is 1.
         let units = set.spans.iter().map(|span| span.rows.max(span.columns));
         let records = units.fold(0_u64, u64::saturating_add);
         limits.check_scratch(records.saturating_mul(record_bytes as u64))?;

@@ -11,7 +11,7 @@ use crate::kernels::tables::Bounds;
 use crate::operation::Operation;
 use crate::{DType, Error};
 
-/// The buffers of a plan, its passes, and those of its buffers that begin with the inverse loss scale, one for each element type.
+/// The buffers of a plan, its passes, and the buffers that begin with the inverse loss scale, one for each element type.
 type Planned = (Vec<PlanBuffer>, Passes, Option<[usize; 3]>);
 
 /// Plans a clip by value. `operations` has one operation for each group; they differ only in their bounds.

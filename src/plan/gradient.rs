@@ -246,12 +246,12 @@ impl Span {
         self.start * self.dtype.size()..(self.start + self.len) * self.dtype.size()
     }
 
-    /// Joins the rows and the columns.
+    /// Returns the span without rows and columns: it has one norm.
     pub(super) const fn joined(self) -> Self {
         Self { rows: 1, columns: 1, ..self }
     }
 
-    /// Returns a row. All have the same length.
+    /// Returns a row. All rows have the same length.
     pub(super) fn row(&self, row: u64) -> Self {
         let len = self.len / self.rows.max(1);
         let partials = self
@@ -408,7 +408,7 @@ pub(super) fn in_address_order(spans: &[Span]) -> Vec<usize> {
     order
 }
 
-/// Returns the indices of places in the order of their addresses: a buffer and a byte in it. Equal ones keep their order.
+/// Returns the indices of places in the order of their addresses: a buffer and a byte in it. Equal places keep their order.
 fn by_address(places: impl Iterator<Item = (usize, u64)>) -> Vec<usize> {
     let mut places: Vec<_> = places.zip(0..).collect();
     places.sort_unstable();

@@ -258,8 +258,8 @@ struct Kind {
     columns: bool,
     part: usize,
     format: TileFormat,
-    /// That of their windows: a batch never binds two windows of one buffer. Windows start at aligned offsets, so two of them can
-    /// overlap, and overlapping bindings must not be written.
+    /// The ordinal of their windows: a batch never binds two windows of one buffer. Windows start at aligned offsets, so two of
+    /// them can overlap, and overlapping bindings must not be written.
     ordinal: usize,
 }
 
@@ -279,7 +279,8 @@ struct Pass(Vec<Piece>);
 impl Pass {
     /// Adds a tile, or the entries of a column tile.
     fn push(&mut self, kind: Kind, view: usize, tiles: &[Tile]) {
-        // Formats alternate, at the edges of runs and from gradient to gradient. There are six.
+        // Six formats alternate, at the edges of runs and from gradient to gradient. So the piece to extend is usually among the
+        // last six. If not, a second piece of its kind and window does as well.
         const RECENT: usize = 6;
         let mut recent = self.0.iter_mut().rev().take(RECENT);
         match recent.find(|piece| piece.kind == kind && piece.view == view) {

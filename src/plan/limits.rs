@@ -240,7 +240,7 @@ impl Limits {
             return Ok(());
         }
         let name = "max_compute_workgroups_per_dimension";
-        // The side of a square with more workgroups.
+        // The side of the smallest square that holds more workgroups.
         let mut needed = allowed;
         while needed * needed <= workgroups {
             needed += 1;

@@ -56,7 +56,6 @@ mod origin;
 mod partials;
 mod passes;
 mod readout;
-
 mod segment_map;
 #[cfg(test)]
 mod tests;

@@ -70,7 +70,7 @@ impl<'a, B> Partials<'a, B> {
 }
 
 impl<'a, B: DeviceBuffer> Partials<'a, B> {
-    /// Validates the partials of a gradient, whose rows or columns have their own norms.
+    /// Validates the partials of a gradient. Its rows and columns are those that have their own norms.
     pub(super) fn resolve(
         &self,
         gradient: &Span,

@@ -44,11 +44,12 @@ pub enum Source {
 pub struct Passes<D = Dispatch> {
     /// All dispatches. The last may be the single dispatch of a small clip, which replaces all others.
     pub(super) dispatches: Vec<D>,
-    /// The dispatches that measure each part come first; a single part unless gradients are in parts. Empty for a clip by value.
+    /// The dispatches that measure each part come first. There is a single part unless gradients are in parts, and none for a clip
+    /// by value.
     pub(super) parts: Vec<Range<usize>>,
-    /// Those that make the records follow; empty for a clip by value.
+    /// The dispatches that make the records follow; empty for a clip by value.
     pub(super) record: Range<usize>,
-    /// Then those that write the gradients.
+    /// The dispatches that write the gradients come next.
     pub(super) scale: Range<usize>,
     /// Whether gradients are in parts.
     pub(super) in_parts: bool,

@@ -24,15 +24,16 @@ pub(super) struct SegmentMap {
 }
 
 impl SegmentMap {
-    /// The segments of a clip of each group.
+    /// Makes a segment of each group.
     pub(super) fn of_groups(groups: usize, set: &Set) -> Self {
-        // Rows and columns do not matter.
+        // Rows and columns have no norms of their own.
         let spans = set.spans.iter().map(|span| span.joined()).collect();
         let segment_of = set.spans.iter().map(|span| span.group).collect();
         let limits = (0..groups).map(|group| Limit::Of { group }).collect();
         Self { spans, segment_of, segments: groups, limits, total_elements: set.total_elements }
     }
 
+    /// Makes the segments of a clip by norm.
     pub(super) fn new(scope: Scope, groups: usize, set: &Set) -> Self {
         if scope.is_together() {
             return Self::of_groups(groups, set);

@@ -4,7 +4,7 @@ use gradclip::{Error, GradientId};
 
 use crate::message::Answer;
 
-/// Writes an error: its message, its name, and what it has of a gradient, of what was given and of what is allowed.
+/// Writes an error: its message, its name and, if it has them, its gradient, what was given and what is allowed.
 pub(crate) fn describe(error: &Error) -> Answer {
     let mut answer = Answer::default();
     answer.text(&error.to_string());
@@ -133,7 +133,7 @@ fn describe_parts(error: &Error, answer: &mut Answer) {
     };
 }
 
-/// The parts of an error: its name, and what else it has. A number says what follows.
+/// The parts of an error: its name, and those that it may have. A number before each of these says which it is.
 impl Answer {
     fn kind(&mut self, kind: &str) -> &mut Self {
         self.text(kind);

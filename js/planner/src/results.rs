@@ -54,7 +54,7 @@ fn write<R>(
     Ok(())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "as the other writers")]
+#[expect(clippy::needless_pass_by_value, reason = "a writer takes the result")]
 fn write_structs<T: Pod>(structs: Vec<T>, answer: &mut Answer) {
     answer.structs(&structs);
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use super::compilers::{for_each, is_installed, most, nameless_spirv, tint_accepts};
 use super::*;
 
-/// Only names differ, and Tint accepts them too.
+/// The kernels differ only in names, and Tint accepts the short ones, too.
 #[test]
 fn minified_kernels_are_the_same_programs() {
     let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/js/planner/minify-shaders.js");

@@ -59,7 +59,7 @@ pub(crate) async fn a_reproducible_norm_has_the_bits_of_a_plain_plan() -> Outcom
     equal(&records[0].total_norm.to_bits(), &expected.to_bits(), || format!("the bits of {expected}"))
 }
 
-/// A rebound plan measures the new buffer; a destroyed one is an error of its rank, and no norm.
+/// A rebound plan measures the new buffer. If that is destroyed, its rank has an error, and there is no norm.
 pub(crate) async fn a_shard_that_cannot_be_measured_is_an_error() -> Outcome {
     let page = Page::open().await?;
     let tensor = Tensor::new(DType::F32, whole_numbers(1, 300));
