@@ -35,7 +35,13 @@ export class GradclipError extends Error {
 
 /** Formats a gradient as the crate's messages do: `3 ("encoder.weight")`. */
 export function nameOf({ index, label }: GradientId): string {
-  return label === undefined ? `${index}` : `${index} (${JSON.stringify(label)})`;
+  return label === undefined ? `${index}` : `${index} (${quoted(label)})`;
+}
+
+/** Quotes a label. Characters that could control a terminal, or hide in it, are escaped. */
+function quoted(label: string): string {
+  const escape = (character: string) => `\\u{${character.codePointAt(0)!.toString(16)}}`;
+  return JSON.stringify(label).replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, escape);
 }
 
 /** Builds the error of a lost device. */
