@@ -77,7 +77,6 @@ use crate::kernels::tables::Segment;
 use crate::operation::{Limit, Operation};
 use crate::{AutoClip, Clip, Error};
 use gradient::Set;
-use labels::Labels;
 use origin::Origin;
 
 /// The usage of a buffer, as flags with the values of WebGPU's `GPUBufferUsage`.
@@ -108,7 +107,6 @@ pub struct Plan {
     outcome: Option<Outcome>,
     /// The buffers of a clip by value that begin with the inverse loss scale, one for each element type.
     inverse_scales: Option<[usize; 3]>,
-    labels: Labels,
     origin: Origin,
 }
 
@@ -210,9 +208,8 @@ impl Plan {
             let (buffers, passes, inverse_scales) = by_value::plan(operations, &set, limits)?;
             (buffers, passes, None, inverse_scales)
         };
-        let labels = set.labels.clone();
         let origin = Origin { operations: operations.into(), limits, set };
-        Ok(Self { buffers, passes, outcome, inverse_scales, labels, origin })
+        Ok(Self { buffers, passes, outcome, inverse_scales, origin })
     }
 
     /// Returns the buffers that the plan needs besides those of the gradients.
@@ -243,7 +240,7 @@ impl Plan {
     /// Returns the label of a gradient.
     #[must_use]
     pub fn label(&self, gradient: usize) -> Option<&str> {
-        self.labels.get(gradient)
+        self.origin.set.labels.get(gradient)
     }
 
     /// Returns the number of records; 0 for a clip by value.

@@ -59,7 +59,7 @@ impl Plan {
     /// Returns the index and the label of a gradient.
     #[must_use]
     pub fn gradient_id(&self, gradient: usize) -> GradientId {
-        GradientId::new(gradient, self.labels.get(gradient))
+        GradientId::new(gradient, self.label(gradient))
     }
 }
 

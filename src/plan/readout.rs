@@ -165,7 +165,7 @@ impl Plan {
     }
 
     fn readout<R>(&self, buffer: usize, decode: Decode<R>) -> Readout<R> {
-        Readout { buffer, decode, labels: self.labels.clone() }
+        Readout { buffer, decode, labels: self.origin.set.labels.clone() }
     }
 }
 
