@@ -1,4 +1,4 @@
-import { GradclipError, nameOf, type GradientId } from "./errors.js";
+import { GradclipError, nameOf, quoted, type GradientId } from "./errors.js";
 import type { NumberType } from "./message.js";
 
 /** What an error about a value names: the gradient, or the group of the clip, that the value belongs to. */
@@ -21,7 +21,7 @@ export function located({ gradient, group }: Where, message: string): { message:
 
 /** Shows a value in a message. Of an object it is the class. */
 export function shown(given: unknown): string {
-  if (typeof given === "string") return JSON.stringify(given);
+  if (typeof given === "string") return quoted(given);
   if (typeof given === "bigint") return `${given}n`;
   if (typeof given === "function") return "a function";
   if (typeof given !== "object" || given === null) return String(given);
@@ -98,7 +98,7 @@ export function fields<K extends string>(
   const entries = Object.entries(given).filter(([, value]) => value !== undefined);
   const unknown = entries.find(([key]) => !(allowed as readonly string[]).includes(key));
   if (unknown === undefined) return Object.fromEntries(entries) as Partial<Record<K, unknown>>;
-  const message = `${what} has the unknown field ${JSON.stringify(unknown[0])}; allowed: ${listed(allowed)}`;
+  const message = `${what} has the unknown field ${quoted(unknown[0])}; allowed: ${listed(allowed)}`;
   throw new GradclipError({ kind: "Option", ...located(where, message), given: unknown[0], allowed: listed(allowed) });
 }
 

@@ -38,10 +38,14 @@ export function nameOf({ index, label }: GradientId): string {
   return label === undefined ? `${index}` : `${index} (${quoted(label)})`;
 }
 
-/** Quotes a label. Characters that could control a terminal, or hide in it, are escaped. */
-function quoted(label: string): string {
-  const escape = (character: string) => `\\u{${character.codePointAt(0)!.toString(16)}}`;
-  return JSON.stringify(label).replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, escape);
+/** Characters that could control a terminal, or hide in it, as in `shown.rs`, and halves of surrogate pairs. */
+const HIDDEN =
+  /["\\\p{Cc}\p{Cs}\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e0fff}]/gu;
+
+/** Puts a text of the caller in quotes, as the crate's messages do. */
+export function quoted(text: string): string {
+  const short: Record<string, string> = { '"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+  return `"${text.replace(HIDDEN, (c) => short[c] ?? `\\u{${c.codePointAt(0)!.toString(16)}}`)}"`;
 }
 
 /** Builds the error of a lost device. */
@@ -58,15 +62,14 @@ export function deviceLost(reason: string): GradclipError {
  * stay as they are.
  */
 export function readError(answer: Answer): GradclipError {
-  const text = () => withDigits(answer.text());
-  const [message, kind] = [inJavaScript(text()), answer.text()];
+  const [message, kind] = [inJavaScript(answer.text()), answer.text()];
   const details: ErrorDetails = { kind, message };
   const parts = [
     () => (details.gradient = gradientId(answer)),
     () => (details.given = answer.number()),
-    () => (details.given = text()),
+    () => (details.given = answer.text()),
     () => (details.allowed = answer.number()),
-    () => (details.allowed = text()),
+    () => (details.allowed = answer.text()),
   ];
   // They are numbered from 1, and there is no number after the last.
   for (let part = answer.number(); part; part = answer.number()) parts[part - 1]!();
@@ -79,27 +82,31 @@ function gradientId(answer: Answer): GradientId {
   return { index, ...(label !== undefined && { label }) };
 }
 
-/** Replaces the numbers that the planner leaves as the bits of an f32 (`shown.rs`) by their shortest unique digits. */
-function withDigits(message: string): string {
-  return message.replace(/\x01(\d+)\x01/g, (_, bits: string) => {
-    const [number] = new Float32Array(Uint32Array.of(Number(bits)).buffer) as unknown as [number];
-    let digits: number;
-    let precision = 1;
-    do digits = Number(number.toPrecision(precision++));
-    while (Math.fround(digits) !== number && !Number.isNaN(number));
-    const size = Math.abs(digits);
-    if (Object.is(number, -0)) return "-0";
-    const isShort = size === 0 || !Number.isFinite(size) || (size >= 1e-4 && size < 1e7);
-    return isShort ? `${digits}`.replace("Infinity", "inf") : digits.toExponential().replace("+", "");
-  });
+/** Returns the shortest digits that no other f32 has, as `shown.rs` does. */
+function digitsOf(number: number): string {
+  if (Object.is(number, -0)) return "-0";
+  // At a power of two there is twice as much room above as below, so the nearest digits may be too low, and the next ones right.
+  const above = number * (1 + 2 ** -25);
+  let digits: number | undefined;
+  for (let precision = 1; digits === undefined; precision++) {
+    const candidates = [number, above].map((near) => Number(near.toPrecision(precision)));
+    digits = candidates.find((candidate) => Object.is(Math.fround(candidate), number));
+  }
+  const size = Math.abs(digits);
+  const isShort = size === 0 || !Number.isFinite(size) || (size >= 1e-4 && size < 1e7);
+  return isShort ? `${digits}`.replace("Infinity", "inf") : digits.toExponential().replace("+", "");
 }
 
-/** Matches quoted text, names in Rust (`Clip::by_norm`, `max_norm`, `Clip::`), and the crate wgpu. */
-const NAMES = /"(?:[^"\\]|\\.)*"|\bwgpu\b|(?:\w+::)?\b[a-z]+(?:_[a-z0-9]+)+\b|\w+::(?=[a-z])/g;
+/**
+ * Matches quoted text, the bits of a number (`shown.rs`), names in Rust (`Clip::by_norm`, `max_norm`, `Clip::`), and the crate
+ * wgpu.
+ */
+const IN_RUST = /"(?:[^"\\]|\\.)*"|\x01\d+\x01|\bwgpu\b|(?:\w+::)?\b[a-z]+(?:_[a-z0-9]+)+\b|\w+::(?=[a-z])/g;
 
 function inJavaScript(message: string): string {
-  return message.replace(NAMES, (text) => {
+  return message.replace(IN_RUST, (text) => {
     if (text.startsWith('"')) return text;
+    if (text.startsWith("\x01")) return digitsOf(new Float32Array(Uint32Array.of(Number(text.slice(1, -1))).buffer)[0]!);
     if (text === "wgpu") return "WebGPU";
     const name = text.replace(/^\w+::/, "").replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
     return name === "byGlobalNorm" ? "maxNorm" : name;

@@ -120,6 +120,7 @@ export class Answer {
   }
 
   text(): string {
-    return new TextDecoder().decode(this.bytes());
+    // A byte order mark is a character like others.
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.bytes());
   }
 }

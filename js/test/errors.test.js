@@ -73,12 +73,40 @@ test("numbers are as short as they can be, as in the crate", async () => {
     [-1e30, "-1e30"],
     [-1e-45, "-1e-45"],
     [-3.4028234663852886e38, "-3.4028235e38"],
+    // The nearest number of 8 digits is too low, and the next one right.
+    [-(2 ** -96), "-1.2621775e-29"],
+    [-(2 ** 87), "-1.5474251e26"],
+    [-(2 ** 90), "-1.2379401e27"],
     [Infinity, "inf"],
     [NaN, "NaN"],
   ];
   for (const [lossScale, text] of numbers) {
     await refused(prepare([gradient()], { ...clip, lossScale }), "LossScale", `the loss scale is ${text}, but`);
   }
+});
+
+test("texts of the caller stay as they are in the fields of an error, and are escaped in its message", async () => {
+  const texts = [
+    ["\u0001123\u0001", "\\u{1}123\\u{1}"],
+    ["\ufeffhead", "\\u{feff}head"],
+    ["\u202ea\u200d\u{e0041}", "\\u{202e}a\\u{200d}\\u{e0041}"],
+    ["\n\u001b[2J\u009b", "\\n\\u{1b}[2J\\u{9b}"],
+    ['größe "max_norm" \\', 'größe \\"max_norm\\" \\\\'],
+  ];
+  for (const [label, escaped] of texts) {
+    // The first is an error of the planner, the second one of this package.
+    for (const [kind, more] of [["OutOfBounds", { length: 3 }], ["Option", { length: -1 }]]) {
+      await refused(prepare([{ ...gradient(), label, ...more }], clip), kind, `gradient 0 ("${escaped}")`, { gradient: { index: 0, label } });
+    }
+    await refused(prepare([gradient()], { ...clip, nonFinite: label }), "Parse", `"${escaped}" is no policy`, { given: label });
+    await refused(prepare([gradient()], { ...clip, epsilon: label }), "Option", `epsilon is "${escaped}"`, { given: label });
+    await refused(prepare([gradient()], { ...clip, [label]: 1 }), "Option", `the unknown field "${escaped}"`, { given: label });
+  }
+  // What WebGPU says is no message of the planner.
+  const label = "\u0001123\u0001";
+  const destroyed = device.createBuffer({ size: 8, usage: GPUBufferUsage.STORAGE, label });
+  destroyed.destroy();
+  await refused(prepare([{ buffer: destroyed }], clip), "BufferRejected", label);
 });
 
 test("gradients are checked, and errors name them", async () => {
