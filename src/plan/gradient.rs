@@ -290,6 +290,7 @@ impl Set {
         let groups = operations.len();
         let measured_norm = operations.first().and_then(Operation::measured_norm);
         let with_parameters = operations.first().is_some_and(Operation::needs_parameters);
+        // Buffers are numbered in the order of their first use: a plan does not depend on where they are.
         let known = distinct(gradients);
         let mut indices = vec![None; known.len()];
         let mut buffers = Vec::new();
