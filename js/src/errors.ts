@@ -67,6 +67,7 @@ export function readError(answer: Answer): GradclipError {
   const parts = [
     () => (details.gradient = gradientId(answer)),
     () => (details.given = answer.number()),
+    () => (details.given = shortest(answer.number())),
     () => (details.given = answer.text()),
     () => (details.allowed = answer.number()),
     () => (details.allowed = answer.text()),
@@ -82,9 +83,9 @@ function gradientId(answer: Answer): GradientId {
   return { index, ...(label !== undefined && { label }) };
 }
 
-/** Returns the shortest digits that no other f32 has, as `shown.rs` does. */
-function digitsOf(number: number): string {
-  if (Object.is(number, -0)) return "-0";
+/** Returns the number with the shortest digits that no other f32 has: -0.1 for the f32 next to it. */
+function shortest(number: number): number {
+  if (number === 0) return number;
   // At a power of two there is twice as much room above as below, so the nearest digits may be too low, and the next ones right.
   const above = number * (1 + 2 ** -25);
   let digits: number | undefined;
@@ -92,6 +93,13 @@ function digitsOf(number: number): string {
     const candidates = [number, above].map((near) => Number(near.toPrecision(precision)));
     digits = candidates.find((candidate) => Object.is(Math.fround(candidate), number));
   }
+  return digits;
+}
+
+/** Formats an f32 as `shown.rs` does. */
+function digitsOf(number: number): string {
+  if (Object.is(number, -0)) return "-0";
+  const digits = shortest(number);
   const size = Math.abs(digits);
   const isShort = size === 0 || !Number.isFinite(size) || (size >= 1e-4 && size < 1e7);
   return isShort ? `${digits}`.replace("Infinity", "inf") : digits.toExponential().replace("+", "");

@@ -81,7 +81,8 @@ test("numbers are as short as they can be, as in the crate", async () => {
     [NaN, "NaN"],
   ];
   for (const [lossScale, text] of numbers) {
-    await refused(prepare([gradient()], { ...clip, lossScale }), "LossScale", `the loss scale is ${text}, but`);
+    const given = Number.isFinite(lossScale) ? Number(text) : lossScale;
+    await refused(prepare([gradient()], { ...clip, lossScale }), "LossScale", `the loss scale is ${text}, but`, { given });
   }
 });
 

@@ -17,31 +17,30 @@ fn describe_parts(error: &Error, answer: &mut Answer) {
     let below = |end: usize| format!("less than {end}");
     let divisor = |of: u64| format!("a divisor of {of}");
     let range = |start: u64, end: u64| format!("{start}..{end}");
-    let real = |number: f32| number.into();
     let count = |number: usize| number as f64;
     let size = |number: u64| number as f64;
     match error {
         Error::Parse { given, allowed, .. } => answer.kind("Parse").given_text(given).allowed_text(allowed),
-        Error::MaxNorm { given } => answer.kind("MaxNorm").given(real(*given)).allowed_text("0 or greater"),
+        Error::MaxNorm { given } => answer.kind("MaxNorm").given_real(*given).allowed_text("0 or greater"),
         Error::ClipValue { given } => {
-            answer.kind("ClipValue").given(real(*given)).allowed_text("0 or greater")
+            answer.kind("ClipValue").given_real(*given).allowed_text("0 or greater")
         }
         Error::ClipRange { .. } => answer.kind("ClipRange").allowed_text("low <= high"),
         Error::Epsilon { given } => {
-            answer.kind("Epsilon").given(real(*given)).allowed_text("finite and not negative")
+            answer.kind("Epsilon").given_real(*given).allowed_text("finite and not negative")
         }
         Error::LossScale { given } => {
-            answer.kind("LossScale").given(real(*given)).allowed_text("positive and finite")
+            answer.kind("LossScale").given_real(*given).allowed_text("positive and finite")
         }
         Error::LossScaleOption { given, allowed, .. } => {
-            answer.kind("LossScaleOption").given(real(*given)).allowed_text(allowed)
+            answer.kind("LossScaleOption").given_real(*given).allowed_text(allowed)
         }
         Error::NormType { .. } => answer.kind("NormType"),
         Error::ParameterFloor { given } => {
-            answer.kind("ParameterFloor").given(real(*given)).allowed_text("finite and not negative")
+            answer.kind("ParameterFloor").given_real(*given).allowed_text("finite and not negative")
         }
         Error::SkipAbove { given } => {
-            answer.kind("SkipAbove").given(real(*given)).allowed_text("0 or greater")
+            answer.kind("SkipAbove").given_real(*given).allowed_text("0 or greater")
         }
         Error::MaxConsecutiveSkips { given, .. } => {
             answer.kind("MaxConsecutiveSkips").given(f64::from(*given))
@@ -123,7 +122,7 @@ fn describe_parts(error: &Error, answer: &mut Answer) {
         Error::DynamicLossScale { .. } => answer.kind("DynamicLossScale"),
         Error::UnexpectedNorm => answer.kind("UnexpectedNorm"),
         Error::NonFinite { gradient, total_norm, .. } => {
-            answer.kind("NonFinite").of_some(gradient.as_ref()).given(real(*total_norm))
+            answer.kind("NonFinite").of_some(gradient.as_ref()).given_real(*total_norm)
         }
         Error::NothingMeasured => answer.kind("NothingMeasured"),
         Error::NormNotSupplied => answer.kind("NormNotSupplied"),
@@ -160,20 +159,26 @@ impl Answer {
         self
     }
 
-    fn given_text(&mut self, given: &str) -> &mut Self {
+    fn given_real(&mut self, given: f32) -> &mut Self {
         self.number(3);
+        self.number(given);
+        self
+    }
+
+    fn given_text(&mut self, given: &str) -> &mut Self {
+        self.number(4);
         self.text(given);
         self
     }
 
     fn allowed(&mut self, allowed: f64) -> &mut Self {
-        self.number(4);
+        self.number(5);
         self.number(allowed);
         self
     }
 
     fn allowed_text(&mut self, allowed: &str) -> &mut Self {
-        self.number(5);
+        self.number(6);
         self.text(allowed);
         self
     }
