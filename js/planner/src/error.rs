@@ -13,7 +13,7 @@ pub(crate) fn describe(error: &Error) -> Answer {
 }
 
 /// Writes what an error has besides its message.
-fn describe_parts(error: &Error, answer: &mut Answer) {
+fn describe_parts<'a>(error: &Error, answer: &'a mut Answer) -> &'a mut Answer {
     let below = |end: usize| format!("less than {end}");
     let divisor = |of: u64| format!("a divisor of {of}");
     let range = |start: u64, end: u64| format!("{start}..{end}");
@@ -72,7 +72,7 @@ fn describe_parts(error: &Error, answer: &mut Answer) {
             answer.kind("ParameterLength").of(gradient).given(size(*given)).allowed(size(*needed))
         }
         Error::InGroup { error, .. } | Error::InParameter { error } | Error::InPartials { error } => {
-            return describe_parts(error, answer);
+            describe_parts(error, answer)
         }
         Error::BufferUsage { gradient, given, needed } => {
             answer.kind("BufferUsage").of(gradient).given_text(given).allowed_text(needed)
@@ -129,7 +129,7 @@ fn describe_parts(error: &Error, answer: &mut Answer) {
         Error::PartMissing { gradient } => answer.kind("PartMissing").of(gradient),
         // Errors of other hosts.
         _ => answer.kind("Error"),
-    };
+    }
 }
 
 /// The parts of an error: its name, and those that it may have. A number before each of these says which it is.
