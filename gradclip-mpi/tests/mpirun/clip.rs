@@ -385,12 +385,12 @@ fn different_options(world: &SimpleCommunicator) -> Result<(), String> {
     let mut rank = Rank::new(world);
     let clip = Clip::by_global_norm(1.0);
     let cases = [
-        (clip, Clip::by_global_norm(2.0), "max_norm (1.0 and 2.0)"),
-        (clip, clip.norm_type(NormType::Inf), "norm_type (2.0 and inf)"),
-        (clip, clip.norm_type(NormType::P(9.0)), "norm_type (2.0 and 9.0)"),
-        (clip, clip.non_finite(NonFinite::Skip), "non_finite (Propagate and Skip)"),
+        (clip, Clip::by_global_norm(2.0), "max_norm (1 and 2)"),
+        (clip, clip.norm_type(NormType::Inf), "norm_type (2 and inf)"),
+        (clip, clip.norm_type(NormType::P(9.0)), "norm_type (2 and 9)"),
+        (clip, clip.non_finite(NonFinite::Skip), "non_finite (propagate and skip)"),
         (clip, Clip::by_norm(1.0), "the kind of clip (by_global_norm and by_norm)"),
-        (clip, clip.loss_scale(4.0), "the inverse of the loss scale (0.25 and 1.0)"),
+        (clip, clip.loss_scale(4.0), "the inverse of the loss scale (0.25 and 1)"),
         (clip, clip.skip_above(7.0), "skip_above"),
     ];
     let shards = vec![vec![vec![3.0, 4.0]]; rank.size()];
