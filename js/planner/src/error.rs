@@ -4,7 +4,7 @@ use gradclip::{Error, GradientId};
 
 use crate::message::Answer;
 
-/// Writes an error: its message, its name and, if it has them, its gradient, what was given and what is allowed.
+/// Writes the message and the name of an error, and the parts that it has: the gradient, what was given, what is allowed.
 pub(crate) fn describe(error: &Error) -> Answer {
     let mut answer = Answer::default();
     answer.text(&error.to_string());
